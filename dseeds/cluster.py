@@ -1,0 +1,235 @@
+"""Dask: a cluster of our own where none is given, what its workers can take, and stages as bounded streams of tasks."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import zarr
+from distributed import Client, LocalCluster, WorkerPlugin, as_completed
+from dask.system import CPU_COUNT
+from distributed.system import MEMORY_LIMIT
+
+from dseeds.report import Progress, StageReport
+
+# Tasks at the scheduler per thread of the cluster: enough that no thread waits, whatever the number of regions.
+IN_FLIGHT = 4
+WORKERS_TIMEOUT = 120
+
+
+class ZarrSettings(WorkerPlugin):  # type: ignore[misc]
+    """Keep zarr's own concurrency low on workers, where Dask's threads already share the cores."""
+
+    name = "dseeds-zarr-settings"
+
+    def setup(self, worker: Any) -> None:  # noqa: ANN401
+        """Set them."""
+        self._before = {key: zarr.config.get(key) for key in ("async.concurrency", "threading.max_workers")}
+        zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})
+
+    def teardown(self, worker: Any) -> None:  # noqa: ANN401
+        """Set back what was there: a worker may live in the user's own process."""
+        zarr.config.set(self._before)
+
+
+@contextmanager
+def connect(client: Client | None, workers: int | None, memory: int | None) -> Iterator[Client]:
+    """Lend the client that is given, or one of a local cluster that is closed at the end.
+
+    Raises
+    ------
+    ValueError
+        If a number of workers is given together with a client.
+    TimeoutError
+        If the client's cluster has no worker for two minutes.
+    """
+    if client is not None:
+        if workers is not None:
+            raise ValueError("workers= makes a local cluster of its own; it cannot be given together with client=.")
+        with _settings(client):
+            yield client
+        return
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    number = workers or CPU_COUNT
+    limit = memory or int(0.9 * MEMORY_LIMIT / number)
+    with (
+        LocalCluster(
+            n_workers=number,
+            threads_per_worker=1,
+            memory_limit=limit,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            # Compiling holds a worker's event loop for a moment; that is no news.
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster) as own,
+        _settings(own),
+    ):
+        print(f"Dask dashboard: {own.dashboard_link}", file=sys.stderr, flush=True)
+        yield own
+
+
+@contextmanager
+def _settings(client: Client) -> Iterator[None]:
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
+    except TimeoutError:
+        raise TimeoutError(
+            f"the cluster at {client.scheduler.address} has had no worker for {WORKERS_TIMEOUT} s."
+        ) from None
+    client.register_plugin(ZarrSettings())
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            client.unregister_worker_plugin(ZarrSettings.name)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster's workers can take.
+
+    Attributes
+    ----------
+    workers, threads : int
+        Over all workers.
+    memory : int
+        Bytes of the smallest worker.
+    threads_per_worker : int
+        Of the worker with the most.
+    """
+
+    workers: int
+    threads: int
+    memory: int
+    threads_per_worker: int
+
+
+def capacity(client: Client) -> Capacity:
+    """Ask a cluster's scheduler for its workers."""
+
+    def ask(dask_scheduler: Any) -> list[tuple[int, int]]:  # noqa: ANN401
+        return [(w.nthreads, w.memory_limit or 0) for w in dask_scheduler.workers.values()]
+
+    found = client.run_on_scheduler(ask)
+    limits = [limit for _, limit in found if limit] or [MEMORY_LIMIT]
+    threads = [n for n, _ in found]
+    return Capacity(len(found), sum(threads), min(limits), max(threads))
+
+
+def peak_memory() -> int:
+    """Give the highest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: after an exec it still knows the parent's peak.
+        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass
+class Stages:
+    """Runs stages on a cluster, tells the progress and keeps the times.
+
+    Attributes
+    ----------
+    client : Client
+        The cluster.
+    totals : dict of str to int
+        The stages to come, in order, and how many tasks each has.
+    progress : Progress or None
+        Who follows.
+    """
+
+    client: Client
+    totals: dict[str, int]
+    progress: Progress | None = None
+    _done: dict[str, int] = field(default_factory=dict)
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[Callable[[], None]]:
+        """Time a piece of a stage, and lend what tells that one of its tasks is done."""
+        if stage not in self._done:
+            self._done[stage], self._seconds[stage] = 0, 0.0
+            if self.progress:
+                self.progress.begin(stage, self.totals[stage])
+
+        def advance() -> None:
+            self._done[stage] += 1
+            if self.progress:
+                self.progress.advance(stage)
+
+        start = time.perf_counter()
+        try:
+            yield advance
+        finally:
+            self._seconds[stage] += time.perf_counter() - start
+        if self.progress and self._done[stage] >= self.totals[stage]:
+            self.progress.end(stage)
+
+    def run(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        numbers: Sequence[int],
+        *args: Any,  # noqa: ANN401
+        job: Any,  # noqa: ANN401
+    ) -> Iterator[Any]:
+        """Run ``function(job, number, *args)`` for every number as tasks; yield the results as they come.
+
+        Only a bounded number of tasks is known to the scheduler at any time. Where one fails, the others are cancelled.
+        """
+        bound = IN_FLIGHT * sum(self.client.nthreads().values())
+        waiting = iter(numbers)
+        running = set()
+        piece = sum(self._done.values())
+
+        def submit(number: int) -> Any:  # noqa: ANN401
+            key = f"{stage}-{self._token}-{piece}-{number}"
+            future = self.client.submit(function, job, number, *args, key=key, pure=False, retries=2)
+            running.add(future)
+            return future
+
+        with self.timed(stage) as advance:
+            finished = as_completed([submit(number) for number in islice(waiting, max(1, bound))])
+            try:
+                for future in finished:
+                    running.discard(future)
+                    result = future.result()
+                    for number in islice(waiting, 1):
+                        finished.add(submit(number))
+                    advance()
+                    yield result
+            finally:
+                if running:
+                    self.client.cancel(list(running), force=True)
+                    self._settle()
+
+    def _settle(self) -> None:
+        """Wait a little for cancelled tasks that were already running, so that they write nothing behind our back."""
+        end = time.monotonic() + 10
+        while self.client.status == "running" and time.monotonic() < end and any(self._executing().values()):
+            time.sleep(0.05)
+
+    def _executing(self) -> dict[str, int]:
+        token = self._token
+
+        def ours(dask_worker: Any) -> int:  # noqa: ANN401
+            return sum(token in str(key) for key in dask_worker.active_keys)
+
+        return dict(self.client.run(ours, on_error="ignore"))
+
+    def reports(self) -> tuple[StageReport, ...]:
+        """Give the stages so far."""
+        return tuple(StageReport(name, self._done[name], round(self._seconds[name], 4)) for name in self._done)

@@ -1,0 +1,21 @@
+"""Images in, labels out: the formats that volumes come in, behind one interface.
+
+No arithmetic happens here: what a file holds is handed on as it is, box by box or slab by slab, and labels go
+back the way the image came.
+"""
+
+from dseeds.io.nifti import NiftiSource, check_nifti_target, write_nifti_labels
+from dseeds.io.source import ArraySource, Source, Spacing, open_source
+from dseeds.io.zarr_image import ZarrSource, ome_label_attributes
+
+__all__ = [
+    "ArraySource",
+    "NiftiSource",
+    "Source",
+    "Spacing",
+    "ZarrSource",
+    "check_nifti_target",
+    "ome_label_attributes",
+    "open_source",
+    "write_nifti_labels",
+]

@@ -1,0 +1,304 @@
+"""Zarr arrays and OME-Zarr images in; the metadata of an OME-Zarr label image out."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.errors import GroupNotFoundError
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore
+
+from dseeds.io.source import (
+    Box,
+    Shape,
+    Spacing,
+    digest,
+    plain_index,
+    require_volume,
+    slab_ranges,
+    spacing_in_mm,
+    volume_index,
+)
+
+# How many make a millimetre: units of length in OME-NGFF's names, and short forms met in the wild.
+_PER_MM = {
+    **dict.fromkeys(("picometer", "pm"), 1e9),
+    "angstrom": 1e7,
+    **dict.fromkeys(("nanometer", "nm"), 1e6),
+    **dict.fromkeys(("micrometer", "micron", "um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"), 1e3),
+    **dict.fromkeys(("millimeter", "mm"), 1.0),
+    **dict.fromkeys(("centimeter", "cm"), 1e-1),
+    "decimeter": 1e-2,
+    **dict.fromkeys(("meter", "m"), 1e-3),
+    "inch": 1 / 25.4,
+}
+_SPACE = ("z", "y", "x")
+# What codecs raise on bytes that are not theirs. Other errors of the system are not the data's fault.
+_DAMAGED = (EOFError, RuntimeError, ValueError, gzip.BadGzipFile, zlib.error)
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrSource:
+    """A volume in a Zarr array.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        The array, of any number of axes.
+    index : tuple of int or slice
+        Selects the volume in it: whole axes for z, y, x, a number for every other.
+    name, spacing
+        See `Source`. An OME-Zarr image is called as its group.
+    """
+
+    array: zarr.Array
+    index: tuple[int | slice, ...]
+    name: str
+    spacing: Spacing | None = None
+    kind: Literal["zarr"] = "zarr"
+
+    @property
+    def shape(self) -> Shape:
+        """See `Source.shape`."""
+        return self._along_zyx(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """See `Source.dtype`."""
+        return np.dtype(self.array.dtype)
+
+    @property
+    def chunks(self) -> Shape:
+        """See `Source.chunks`. Where chunks lie in shards, the smaller are meant."""
+        return self._along_zyx(self.array.chunks)
+
+    @property
+    def readable_by_workers(self) -> bool:
+        """See `Source.readable_by_workers`. True unless the store is this process's memory."""
+        return not _in_this_process(self.array)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """See `Source.identity`. It follows the metadata: chunks overwritten in place go unnoticed."""
+        common = {
+            "kind": self.kind,
+            "index": [axis if isinstance(axis, int) else None for axis in self.index],
+            "shape": list(self.shape),
+            "dtype": self.dtype.str,
+        }
+        if not self.readable_by_workers:
+            return {**common, "digest": digest(self.slabs(self.chunks[0]))}
+        # Attributes are notes in the margin: who adds one has not changed the voxels.
+        stored = {key: value for key, value in self.array.metadata.to_dict().items() if key != "attributes"}
+        text = json.dumps(stored, sort_keys=True, default=str)
+        return {
+            **common,
+            "path": _address(self.array),
+            "metadata": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+        }
+
+    def read(self, box: Box) -> np.ndarray:
+        """See `Source.read`."""
+        along = iter(box)
+        index = tuple(axis if isinstance(axis, int) else next(along) for axis in self.index)
+        try:
+            return np.asarray(self.array[index])
+        except _DAMAGED as error:
+            corner = ", ".join(str(side.start or 0) for side in box)
+            raise ValueError(
+                f"{_address(self.array)} cannot be read from voxel ({corner}) on ({error}): "
+                f"a chunk is damaged, so copy or write the array again"
+            ) from error
+
+    def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
+        """See `Source.slabs`. A `thickness` of whole chunks reads each chunk once."""
+        for z0, z1 in slab_ranges(self.shape[0], thickness):
+            yield z0, self.read((slice(z0, z1), slice(None), slice(None)))
+
+    def _along_zyx(self, sizes: Sequence[int]) -> Shape:
+        z, y, x = (int(size) for size, axis in zip(sizes, self.index, strict=True) if isinstance(axis, slice))
+        return z, y, x
+
+
+def open_zarr(address: Path | str, volume: int | None) -> ZarrSource:
+    """Open what lies at a path or URL; errors as `dseeds.io.open_source` words them."""
+    try:
+        node = zarr.open(address, mode="r")
+    except GroupNotFoundError as error:
+        if isinstance(address, str):
+            raise FileNotFoundError(f"{address} does not exist, or holds neither Zarr array nor group") from error
+        raise ValueError(
+            f"{address} is a folder without Zarr metadata (zarr.json, .zarray or .zgroup): "
+            f"pass the folder of a Zarr array or OME-Zarr image"
+        ) from error
+    except Exception as error:  # damaged metadata can raise anything
+        reason = str(error) if isinstance(error, ValueError | ImportError) else repr(error)
+        raise ValueError(
+            f"{address} cannot be opened as Zarr ({reason}): "
+            f"check its address, and its metadata for damage or a version other than 2 and 3"
+        ) from error
+    return open_zarr_node(node, volume)
+
+
+def open_zarr_node(node: zarr.Array | zarr.Group, volume: int | None) -> ZarrSource:
+    """Open a Zarr array or an OME-Zarr image group; errors as `dseeds.io.open_source` words them."""
+    node = _anywhere(node)
+    where = _address(node)
+    name = where.rpartition("/")[2]
+    if isinstance(node, zarr.Array):
+        require_volume(node.shape, np.dtype(node.dtype), where)
+        return ZarrSource(node, plain_index(node.shape, volume, where), name)
+    image = _full_resolution(node.attrs.asdict(), where)
+    array = _member(node, image.path, where)
+    require_volume(array.shape, np.dtype(array.dtype), where)
+    return ZarrSource(array, _index(image.axes, array.shape, volume, where), name, image.spacing)
+
+
+def ome_label_attributes(*, spacing: Spacing | None, source: str, path: str = "0") -> dict[str, Any]:
+    """Describe a Zarr v3 group as an OME-Zarr label image (OME-NGFF 0.5) of one resolution.
+
+    Parameters
+    ----------
+    spacing : tuple of float or None
+        Size of a voxel along z, y, x in millimetres; None for a scale of 1 without a unit.
+    source : str
+        Name of the image that the labels belong to.
+    path : str
+        Of the label array (z, y, x) within the group.
+
+    Returns
+    -------
+    dict
+        For the group's attribute ``ome``.
+
+    Examples
+    --------
+    >>> ome = ome_label_attributes(spacing=(2.0, 0.5, 0.5), source="ct.nii.gz")
+    >>> ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    [{'type': 'scale', 'scale': [2.0, 0.5, 0.5]}]
+    """
+    unit = {} if spacing is None else {"unit": "millimeter"}
+    scale = [1.0, 1.0, 1.0] if spacing is None else [float(size) for size in spacing]
+    return {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "name": f"supervoxels of {source}",
+                "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
+                "datasets": [{"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}]}],
+            }
+        ],
+        # No "colors": an empty list is not allowed, and viewers have colours of their own for labels.
+        "image-label": {"version": "0.5"},
+    }
+
+
+class _Image(NamedTuple):
+    path: str
+    axes: list[str]
+    spacing: Spacing | None
+
+
+def _full_resolution(attributes: Mapping[str, Any], where: str) -> _Image:
+    ome = attributes.get("ome", attributes)
+    if not isinstance(ome, Mapping) or "multiscales" not in ome:
+        raise ValueError(
+            f"{where} is a Zarr group without an OME-Zarr image (no 'multiscales' in its attributes): "
+            f"pass an array inside it, as {where}/NAME"
+        )
+    try:
+        image = ome["multiscales"][0]
+        dataset = image["datasets"][0]
+        # Version 0.3 lists names only; before that there were always five axes.
+        axes = [{"name": axis} if isinstance(axis, str) else axis for axis in image.get("axes", "tczyx")]
+        names = [str(axis["name"]).lower() for axis in axes]
+        return _Image(str(dataset["path"]), names, _spacing(names, axes, (dataset, image)))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where} has OME metadata that cannot be read ({error!r}): "
+            f"correct 'multiscales' in its attributes, or pass an array inside it"
+        ) from error
+
+
+def _spacing(
+    names: list[str], axes: Sequence[Mapping[str, Any]], scaled: Sequence[Mapping[str, Any]]
+) -> Spacing | None:
+    """Multiply the scales of the dataset and of the whole pyramid, both of which may be given."""
+    space = [place for place, name in enumerate(names) if name in _SPACE]
+    found = [
+        [float(step["scale"][place]) for place in space]
+        for level in scaled
+        for step in level.get("coordinateTransformations", ())
+        if step["type"] == "scale"
+    ]
+    if not found:
+        return None
+    sizes = [math.prod(along) for along in zip(*found, strict=True)]
+    return spacing_in_mm(sizes, [_PER_MM.get(axes[place].get("unit", "")) for place in space])
+
+
+def _index(axes: Sequence[str], shape: Sequence[int], volume: int | None, where: str) -> tuple[int | slice, ...]:
+    if len(axes) != len(shape):
+        raise ValueError(f"{where} names {len(axes)} axes for an array of {len(shape)}: correct its OME metadata")
+    if tuple(axis for axis in axes if axis in _SPACE) != _SPACE:
+        raise ValueError(f"{where} has the axes {', '.join(axes)}: supervoxels need z, y and x, in this order")
+    extra = {axis: size for axis, size in zip(axes, shape, strict=True) if axis not in _SPACE}
+    chosen = dict(zip(extra, volume_index(extra, volume, where), strict=True))
+    return tuple(chosen.get(axis, slice(None)) for axis in axes)
+
+
+def _member(group: zarr.Group, path: str, where: str) -> zarr.Array:
+    try:
+        array = group[path]
+    except Exception as error:  # damaged metadata can raise anything
+        raise ValueError(
+            f"{where} names the array {path!r}, which cannot be opened ({error!r}): copy it again"
+        ) from error
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{where} names {path!r} as its full resolution, which is a group: it must be an array")
+    return array
+
+
+def _anywhere(node: zarr.Array | zarr.Group) -> zarr.Array | zarr.Group:
+    """Reopen a local node by its absolute path: workers may stand in another folder."""
+    store = node.store
+    if type(store) is not LocalStore or store.root.is_absolute():
+        return node
+    return zarr.open(LocalStore(store.root.absolute(), read_only=True), path=node.path, mode="r")
+
+
+def _in_this_process(node: zarr.Array | zarr.Group) -> bool:
+    """Whether no other process can see where the node lies."""
+    store = _unwrapped(node.store)
+    if isinstance(store, FsspecStore):
+        return "memory" in np.atleast_1d(store.fs.protocol)
+    if isinstance(store, ObjectStore):
+        return type(store.store).__name__ == "MemoryStore"
+    return isinstance(store, MemoryStore)
+
+
+def _address(node: zarr.Array | zarr.Group) -> str:
+    """Where a node lies, the same however it was opened."""
+    store = _unwrapped(node.store)
+    if isinstance(store, LocalStore):
+        return str((store.root / node.path).absolute())
+    if isinstance(store, FsspecStore):
+        return str(store.fs.unstrip_protocol(f"{store.path}/{node.path}".rstrip("/")))
+    return "the zarr array" if isinstance(store, MemoryStore) else str(node.store_path)
+
+
+def _unwrapped(store: Store) -> Store:
+    while isinstance(store, WrapperStore):
+        store = store._store
+    return store

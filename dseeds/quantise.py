@@ -1,0 +1,248 @@
+"""The intensity window, and intensities as bins.
+
+The window's percentiles are exact order statistics, found digit by digit: each pass over the image counts one 16-bit digit of
+the values' order-preserving bit patterns, and the counts of any cut of the image simply add up. So the window does not depend on
+the chunking, and takes one pass for 8 and 16 bits, two for 32, four for 64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.kernel import BINS, jit
+
+DIGIT_BITS = 16
+# Per mille of the voxels below the window and, from the other end, above it.
+PER_MILLE = 5
+SLAB_BYTES = 16 << 20
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Refuse what has no intensities.
+
+    Raises
+    ------
+    TypeError
+        If the dtype is neither an integer nor a float of at most 64 bits.
+    """
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise TypeError(f"supervoxels need integer or float intensities of at most 64 bits, but the image is {dtype}.")
+
+
+def check_window(window: Sequence[float]) -> tuple[float, float]:
+    """Check an intensity window given by the user.
+
+    Raises
+    ------
+    ValueError
+        If it is not two finite numbers, the first below the second.
+    """
+    lo, hi = (float(v) for v in window) if len(window) == 2 else (math.nan, math.nan)
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+        raise ValueError(f"window must be two finite intensities (low, high) with low < high, got {tuple(window)}.")
+    return lo, hi
+
+
+def plain(array: NDArray[Any]) -> NDArray[Any]:
+    """Give an array contiguous and in the machine's byte order, float16 as float32; copied only where needed."""
+    native = np.float32 if array.dtype == np.float16 else array.dtype.newbyteorder("=")
+    return np.ascontiguousarray(array, dtype=native)
+
+
+@jit
+def _count_digits(
+    bits: NDArray[Any],
+    sign: np.uint64,
+    infinity: np.uint64,
+    shift: np.uint64,
+    prefixes: NDArray[np.uint64],
+    counts: NDArray[np.int64],
+) -> None:
+    for raw in bits:
+        key = np.uint64(raw)
+        if infinity != 0:
+            if (key & ~sign) >= infinity:
+                continue
+            # Negative floats are ordered backwards.
+            key = (~key & (sign | (sign - np.uint64(1)))) if key & sign else key | sign
+        else:
+            key ^= sign
+        for j in range(len(prefixes)):
+            if (key >> shift) >> np.uint64(DIGIT_BITS) == prefixes[j]:
+                counts[j, (key >> shift) & np.uint64(0xFFFF)] += 1
+
+
+@dataclass
+class OrderStatistics:
+    """Minimum, window and maximum of an image's finite values, found in passes over it.
+
+    Feed `counts` of every part of the image, summed, to `narrow`, until `done`; then ask for `window`.
+
+    Examples
+    --------
+    >>> image = np.arange(1001, dtype=np.int32)
+    >>> search = OrderStatistics(image.dtype)
+    >>> while not search.done:
+    ...     search.narrow(search.counts(image))
+    >>> search.window()
+    (5.0, 995.0)
+    """
+
+    dtype: np.dtype[Any]
+    prefixes: tuple[int, ...] = (0,)
+    ranks: tuple[int, ...] = ()
+    shift: int = field(init=False)
+    which: tuple[int, ...] = (0, 0, 0, 0)
+
+    def __post_init__(self) -> None:
+        self.dtype = np.dtype(np.float32) if self.dtype == np.float16 else self.dtype.newbyteorder("=")
+        self.shift = max(0, 8 * self.dtype.itemsize - DIGIT_BITS)
+
+    @property
+    def passes(self) -> int:
+        """How many passes over the image the search takes."""
+        return max(1, 8 * self.dtype.itemsize // DIGIT_BITS)
+
+    @property
+    def done(self) -> bool:
+        """Whether every digit is known."""
+        return self.shift < 0
+
+    def counts(self, part: NDArray[Any]) -> NDArray[np.int64]:
+        """Count the current digit in a part of the image of any shape and memory order.
+
+        Returns
+        -------
+        ndarray of int64, shape (prefixes, 65536)
+        """
+        counts = np.zeros((len(self.prefixes), 1 << DIGIT_BITS), np.int64)
+        sign, infinity = _sign(self.dtype), _infinity(self.dtype)
+        prefixes = np.array(self.prefixes, np.uint64)
+        for slab in _slabs(part):
+            bits = plain(slab).reshape(-1).view(f"u{self.dtype.itemsize}")
+            _count_digits(bits, sign, infinity, np.uint64(self.shift), prefixes, counts)
+        return counts
+
+    def narrow(self, counts: NDArray[np.int64]) -> None:
+        """Take the next digit of each of the four values from the counts of the whole image.
+
+        Raises
+        ------
+        ValueError
+            If there is no finite value.
+        """
+        if not self.ranks:
+            last = int(counts.sum()) - 1
+            if last < 0:
+                raise ValueError("the image holds no finite value, so there is nothing to cut into supervoxels.")
+            self.ranks = (0, last * PER_MILLE // 1000, last - last * PER_MILLE // 1000, last)
+        found, ranks = [], []
+        for j, rank in zip(self.which, self.ranks, strict=True):
+            below = np.cumsum(counts[j])
+            digit = int(np.searchsorted(below, rank, side="right"))
+            found.append((self.prefixes[j] << DIGIT_BITS) | digit)
+            ranks.append(rank - int(below[digit] - counts[j, digit]))
+        self.prefixes = tuple(sorted(set(found)))
+        self.which = tuple(self.prefixes.index(key) for key in found)
+        self.ranks = tuple(ranks)
+        self.shift -= DIGIT_BITS
+
+    def window(self) -> tuple[float, float]:
+        """Give the values at 0.5 % and 99.5 %; where these are equal, the least and the greatest."""
+        least, low, high, greatest = (self._value(self.prefixes[j]) for j in self.which)
+        return (low, high) if low < high else (least, greatest)
+
+    def _value(self, key: int) -> float:
+        sign = int(_sign(self.dtype))
+        if self.dtype.kind == "f":
+            key = key & ~sign if key & sign else ~key & (2 * sign - 1)
+        else:
+            key ^= sign
+        return float(np.array(key, np.uint64).astype(f"u{self.dtype.itemsize}").view(self.dtype))
+
+
+def _sign(dtype: np.dtype[Any]) -> np.uint64:
+    return np.uint64(0 if dtype.kind == "u" else 1 << (8 * dtype.itemsize - 1))
+
+
+def _infinity(dtype: np.dtype[Any]) -> np.uint64:
+    return np.uint64(np.array(np.inf, dtype).view(f"u{dtype.itemsize}")) if dtype.kind == "f" else np.uint64(0)
+
+
+def _slabs(part: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Cut an array along its slowest axis in memory, so that a copy stays small whatever the memory order."""
+    part = part.transpose(sorted(range(part.ndim), key=lambda axis: -abs(part.strides[axis])))
+    thickness = max(1, SLAB_BYTES * len(part) // max(1, part.nbytes)) if part.ndim else 1
+    for begin in range(0, len(part), thickness):
+        yield part[begin : begin + thickness]
+
+
+def intensity_window(image: NDArray[Any]) -> tuple[float, float]:
+    """Find the default intensity window of an image in memory: its percentiles 0.5 and 99.5.
+
+    Parameters
+    ----------
+    image : ndarray
+        Any shape, integer or float.
+
+    Returns
+    -------
+    tuple of float
+        Low and high; equal for a constant image.
+
+    Raises
+    ------
+    ValueError
+        If there is no finite value.
+    """
+    search = OrderStatistics(image.dtype)
+    while not search.done:
+        search.narrow(search.counts(image))
+    return search.window()
+
+
+@jit
+def _quantise(values: NDArray[Any], lo: float, hi: float, bins: NDArray[np.uint8]) -> None:
+    # Halves, so that the widest float64 window does not overflow.
+    scale = BINS / (0.5 * hi - 0.5 * lo)
+    for z in range(values.shape[0]):
+        for y in range(values.shape[1]):
+            for x in range(values.shape[2]):
+                value = np.float64(values[z, y, x])
+                position = (0.5 * value - 0.5 * lo) * scale
+                if value >= hi or position >= BINS - 1:
+                    bins[z, y, x] = BINS - 1
+                elif value > lo:
+                    bins[z, y, x] = np.uint8(position)
+                else:
+                    # At and below the window, and NaN.
+                    bins[z, y, x] = 0
+
+
+def quantise(image: NDArray[Any], window: tuple[float, float], bins: NDArray[np.uint8]) -> None:
+    """Turn intensities into 64 bins of equal width over the window, in place.
+
+    Values outside go to the first and last bin, NaN to the first.
+
+    Parameters
+    ----------
+    image : ndarray, shape (z, y, x)
+        Any integer or float dtype and memory order.
+    window : tuple of float
+        Low and high.
+    bins : ndarray of uint8, shape (z, y, x)
+        Is filled; may be a view.
+    """
+    if window[0] >= window[1]:
+        bins[:] = 0
+        return
+    thickness = max(1, SLAB_BYTES * len(image) // max(1, image.nbytes))
+    for begin in range(0, len(image), thickness):
+        part = slice(begin, begin + thickness)
+        _quantise(plain(image[part]), *window, bins[part])

@@ -1,0 +1,184 @@
+"""The score tables of a round, in whole numbers.
+
+`log` and `exp` differ in their last bits between machines, and a tie that flips changes the answer. So every table is made
+once per round from integers: the constants by `decimal`, which rounds correctly everywhere, the logarithm from a table with
+linear interpolation. Formulas: section 3 of the design, rule R3.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.kernel import BINS, BLOCK_BINS, BLOCK_UNIT, VOXEL_UNIT, jit
+
+# Logarithms count 2^-20, and the table has 2^11 steps per octave: an error below 2^-19.
+LOG_BITS = 20
+STEP_BITS = 11
+OCTAVE_BITS = 40
+
+
+def _gaussian(sigma: int, radius: int, total: int) -> NDArray[np.int64]:
+    """Sample a Gaussian as integers of sum `total`; the centre takes what rounding leaves over."""
+    with localcontext() as context:
+        context.prec = 30
+        weights = [(Decimal(-d * d) / (2 * sigma * sigma)).exp() for d in range(-radius, radius + 1)]
+        rounded = [int(w / sum(weights) * total + Decimal("0.5")) for w in weights]
+    rounded[radius] += total - sum(rounded)
+    return np.array(rounded)
+
+
+@cache
+def block_smoothing() -> NDArray[np.int32]:
+    """Weights over bins for blocks: sigma 1, sum 256."""
+    return _gaussian(1, 3, 256).astype(np.int32)
+
+
+@cache
+def voxel_smoothing() -> NDArray[np.int64]:
+    """Weights over bins for voxels: sigma 4, sum 2^16."""
+    return _gaussian(4, 16, 1 << 16)
+
+
+@cache
+def log_table() -> NDArray[np.int64]:
+    """Tabulate ln(1 + i / 2^11) for i = 0 .. 2^11 and, at the end, ln 2, in units of 2^-20."""
+    with localcontext() as context:
+        context.prec = 16
+        steps = 1 << STEP_BITS
+        values = [(1 + Decimal(i) / steps).ln() for i in range(steps + 1)]
+        return np.array([int(v * (1 << LOG_BITS) + Decimal("0.5")) for v in values])
+
+
+@cache
+def edge_weights(numerator: int, denominator: int) -> NDArray[np.int16]:
+    """Score a neighbour of the same label by the two bins: lambda exp(-|difference| / 19.2) in voxel units.
+
+    Lambda is ``numerator / denominator``. The result is flat, index ``64 * one + other``.
+    """
+    with localcontext() as context:
+        context.prec = 30
+        factor = Decimal(numerator) / denominator * VOXEL_UNIT
+        weights = [int(factor * (Decimal(-d) / Decimal("19.2")).exp() + Decimal("0.5")) for d in range(BINS)]
+    one, other = np.indices((BINS, BINS))
+    return np.array(weights, np.int16)[np.abs(one - other)].ravel()
+
+
+@jit
+def _log(n: np.int64, table: NDArray[np.int64]) -> np.int64:
+    exponent = np.int64(0)
+    while n >> (exponent + 1):
+        exponent += 1
+    mantissa = n << (OCTAVE_BITS - exponent) if exponent <= OCTAVE_BITS else n >> (exponent - OCTAVE_BITS)
+    fraction = mantissa - (1 << OCTAVE_BITS)
+    i = fraction >> (OCTAVE_BITS - STEP_BITS)
+    rest = fraction - (i << (OCTAVE_BITS - STEP_BITS))
+    return (
+        exponent * table[1 << STEP_BITS] + table[i] + (((table[i + 1] - table[i]) * rest) >> (OCTAVE_BITS - STEP_BITS))
+    )
+
+
+@jit
+def _voxel_table(
+    counts: NDArray[np.uint32], smooth: NDArray[np.int64], logs: NDArray[np.int64], out: NDArray[np.int16]
+) -> None:
+    ln2 = logs[1 << STEP_BITS]
+    padded = np.zeros(BINS + 32, np.int64)
+    blurred = np.zeros(BINS, np.int64)
+    for c in range(counts.shape[0]):
+        size, moment = np.int64(0), np.int64(0)
+        for q in range(BINS):
+            padded[q + 16] = counts[c, q]
+            size += padded[q + 16]
+            moment += q * padded[q + 16]
+        if size == 0:
+            continue
+        blurred[:] = 0
+        for i in range(33):
+            for q in range(BINS):
+                blurred[q] += smooth[i] * padded[q + i]
+        mean = (moment << 8) // size
+        # ln(T + 0.5) + 0.5 ln T
+        by_size = _log(2 * size + 1, logs) - ln2 + (_log(size, logs) >> 1)
+        for q in range(BINS):
+            # ln(S / 2^16 + 0.5 / 64); bins count 1/64, the mean has 8 more bits.
+            likelihood = _log(blurred[q] + 512, logs) - 16 * ln2
+            distance = (q << 8) - mean
+            score = likelihood - by_size - ((5 * distance * distance) >> 8)
+            out[c * BINS + q] = max(np.int64(-32768), (score + (1 << 10)) >> 11)
+
+
+def voxel_table(counts: NDArray[np.uint32]) -> NDArray[np.int16]:
+    """Score every bin in every supervoxel.
+
+    ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.5 ln T[C]``, see the design, section 3.
+
+    Parameters
+    ----------
+    counts : ndarray of uint32, shape (cells, 64)
+        The supervoxels' histograms.
+
+    Returns
+    -------
+    ndarray of int16, shape (cells * 64,)
+        In units of 1/512.
+    """
+    out = np.zeros(counts.shape[0] * BINS, np.int16)
+    _voxel_table(counts, voxel_smoothing(), log_table(), out)
+    return out
+
+
+@jit
+def _block_table(
+    counts: NDArray[np.uint32],
+    smooth: NDArray[np.int32],
+    logs: NDArray[np.int64],
+    cell_size: int,
+    share: NDArray[np.int32],
+    size: NDArray[np.int64],
+    handicap: NDArray[np.int32],
+) -> None:
+    for c in range(counts.shape[0]):
+        for j in range(BLOCK_BINS):
+            size[c] += counts[c, j]
+        if size[c] == 0:
+            continue
+        for j in range(BLOCK_BINS):
+            blurred = np.int64(0)
+            for i in range(max(0, 3 - j), min(7, BLOCK_BINS + 3 - j)):
+                blurred += smooth[i] * np.int64(counts[c, j + i - 3])
+            share[c, j] = (blurred * (BLOCK_UNIT // 256)) // size[c]
+        handicap[c] = ((_log(size[c], logs) - _log(cell_size, logs)) * (BLOCK_UNIT // 8)) // (10 << (LOG_BITS - 3))
+
+
+def block_table(
+    counts: NDArray[np.uint32], cell_size: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """Prepare the supervoxels for the block score.
+
+    ``score(C) = sum_j min(H[C, j] / T[C], h_j / t) + 0.03 n_C - 0.1 ln(T[C] / cell_size)``, see the design, section 3.
+
+    Parameters
+    ----------
+    counts : ndarray of uint32, shape (cells, 32)
+        The supervoxels' histograms.
+    cell_size : int
+        Voxels in a cell.
+
+    Returns
+    -------
+    share : ndarray of int32, shape (cells, 32)
+        ``H / T``, smoothed over bins, in units of 2^-15.
+    size : ndarray of int64, shape (cells,)
+        ``T`` in voxels.
+    handicap : ndarray of int32, shape (cells,)
+        The last term of the score, in units of 2^-15.
+    """
+    share = np.zeros(counts.shape, np.int32)
+    size = np.zeros(len(counts), np.int64)
+    handicap = np.zeros(len(counts), np.int32)
+    _block_table(counts, block_smoothing(), log_table(), cell_size, share, size, handicap)
+    return share, size, handicap

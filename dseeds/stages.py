@@ -1,0 +1,213 @@
+"""What one task does in each stage: pure functions of a job and a region.
+
+Each reads what the stage before it left in scratch and writes only its own region's part, so it can be repeated at any time
+and anywhere. Nothing here knows of Dask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dseeds import kernel, merge, rounds
+from dseeds.io import Source
+from dseeds.lattice import Box, Grid, Lattice, Regions, Triple, Window, triple
+from dseeds.quantise import OrderStatistics, quantise
+from dseeds.store import Scratch, write
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a task needs to know.
+
+    Attributes
+    ----------
+    source : Source
+        The volume; readable by workers.
+    shape, step : tuple of int
+        The lattice, (z, y, x).
+    region : tuple of int
+        Cells per region, (z, y, x).
+    scratch : Path
+        The scratch directory.
+    labels : Path
+        The array of labels to write.
+    window : tuple of float
+        The intensity window; equal numbers for a constant image.
+    """
+
+    source: Source
+    shape: Triple
+    step: Triple
+    region: Triple
+    scratch: Path
+    labels: Path
+    window: tuple[float, float] = (0.0, 0.0)
+
+    @cached_property
+    def lattice(self) -> Lattice:
+        """The lattice."""
+        return Lattice(self.shape, self.step)
+
+    @cached_property
+    def regions(self) -> Regions:
+        """The regions."""
+        return Regions(self.lattice, self.region)
+
+    @cached_property
+    def store(self) -> Scratch:
+        """The arrays in scratch."""
+        return Scratch(self.scratch, self.regions)
+
+    @cached_property
+    def schedule(self) -> tuple[rounds.Round, ...]:
+        """The rounds; none for a constant image, which leaves nothing to climb."""
+        return rounds.schedule(self.lattice) if self.window[0] < self.window[1] else ()
+
+
+def count_digits(job: Job, number: int, search: OrderStatistics) -> NDArray[np.int64]:
+    """Count the digits that the search for the intensity window is at, in a region's voxels."""
+    box = job.lattice.grids[-1].of_cells(job.regions.box(number))
+    return search.counts(job.source.read(box.slices))
+
+
+def quantise_region(job: Job, number: int) -> None:
+    """Write a region's bins, block histograms and the statistics of the lattice's own cells."""
+    grids = job.lattice.grids
+    region = job.regions.box(number)
+    box = grids[-1].of_cells(region)
+    bins = np.empty(box.shape, np.uint8)
+    quantise(job.source.read(box.slices), job.window, bins)
+    write(job.store.bins(), box, bins)
+    if not job.schedule:
+        return
+    values: NDArray[Any] | None = None
+    for level in range(len(grids) - 2, -1, -1):
+        if values is None:
+            values = rounds.histograms(bins, grids[level], grids[level].of_cells(region))
+        else:
+            values = rounds.coarsen(values, grids[level + 1], grids[level + 1].of_cells(region), grids[level])
+            write(job.store.histograms(level), grids[level].of_cells(region), values)
+    first = job.schedule[0]
+    window = Window.around(job.lattice, grids[first.level], region, 0)
+    labels = np.empty([n + 2 for n in window.box.shape], np.int32)
+    kernel.seed(labels, *window.local_cells(), window.cells.shape)
+    counts = rounds.count(first, window, np.pad(bins, 1) if values is None else values, labels)
+    core, _ = merge.split(counts, window.cells, region, job.regions)
+    write(job.store.statistics(0, first), region, core)
+
+
+def sweep_region(job: Job, number: int, turn: int) -> int:
+    """Do a round on a region: write its label codes, and its part of the statistics for the next round.
+
+    Returns
+    -------
+    int
+        How many units moved, the halo's included.
+    """
+    round_ = job.schedule[turn]
+    region = job.regions.box(number)
+    grid = job.lattice.grids[round_.level]
+    window = Window.around(job.lattice, grid, region, round_.halo)
+    labels = _labels(job, turn, window)
+    values = _values(job, round_.level, window.box)
+    statistics = job.store.statistics(turn, round_)[window.cells.slices].reshape(-1, round_.bins)
+    moves = rounds.sweep(round_, job.lattice, window, values, labels, statistics)
+
+    codes = np.empty(window.core.shape, np.uint8)
+    core = window.core.relative_to(window.box.lo)
+    kernel.encode(labels, (core.lo, core.hi), *window.local_cells(), window.cells.shape, codes)
+    write(job.store.codes(turn, round_), window.core, codes)
+    if turn + 1 < len(job.schedule):
+        following = job.schedule[turn + 1]
+        if following.bins != round_.bins:
+            window, labels, values = _as_voxels(job, region, grid, codes)
+        parts = merge.split(rounds.count(following, window, values, labels), window.cells, region, job.regions)
+        write(job.store.core(turn + 1, following), region, parts[0])
+        here = job.regions.index(number)
+        write(
+            job.store.shell(turn + 1, following), Box(here, triple([i + 1 for i in here])), parts[1][None, None, None]
+        )
+    return int(moves)
+
+
+def merge_region(job: Job, number: int, turn: int) -> None:
+    """Add up the parts of the supervoxels of a region's cells to the statistics that a round begins with."""
+    round_ = job.schedule[turn]
+    region = job.regions.box(number)
+    here = job.regions.index(number)
+    around = Box(here, triple([i + 1 for i in here])).grow(1, within=job.regions.counts)
+    core = job.store.core(turn, round_)[region.slices]
+    merge.join(core, job.store.shell(turn, round_)[around.slices], around.lo, number, job.regions)
+    write(job.store.statistics(turn, round_), region, core)
+
+
+def label_region(job: Job, number: int) -> None:
+    """Write a region's labels."""
+    voxels = job.lattice.grids[-1]
+    box = voxels.of_cells(job.regions.box(number))
+    if job.schedule:
+        codes = job.store.codes(len(job.schedule) - 1, job.schedule[-1])[box.slices]
+    else:
+        codes = np.full(box.shape, kernel.OWN, np.uint8)
+    labels = np.empty(box.shape, job.lattice.label_dtype)
+    cells = (c[a:h] for c, a, h in zip(voxels.cells, box.lo, box.hi, strict=True))
+    kernel.number(codes, *cells, job.lattice.cells, labels)
+    write(zarr.open_array(job.labels, mode="r+"), box, labels)
+
+
+def _labels(job: Job, turn: int, window: Window) -> NDArray[np.int32]:
+    """Make the padded labels that a round finds in a window."""
+    labels = np.empty([n + 2 for n in window.box.shape], np.int32)
+    if turn == 0:
+        kernel.seed(labels, *window.local_cells(), window.cells.shape)
+        return labels
+    before = job.schedule[turn - 1]
+    grid = job.lattice.grids[before.level]
+    if grid is window.grid:
+        codes = job.store.codes(turn - 1, before)[window.box.slices]
+        kernel.decode(codes, *window.local_cells(), window.cells.shape, labels)
+        return labels
+    parents = [p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True)]
+    box = Box(triple([p[0] for p in parents]), triple([p[-1] + 1 for p in parents]))
+    coarse = Window(grid, box, box, window.cells)
+    found = np.empty([n + 2 for n in box.shape], np.int32)
+    kernel.decode(job.store.codes(turn - 1, before)[box.slices], *coarse.local_cells(), window.cells.shape, found)
+    kernel.refine(found, *(p - p[0] for p in parents), labels)
+    return labels
+
+
+def _values(job: Job, level: int, box: Box) -> NDArray[Any]:
+    """Read a box of units: padded bins of voxels, or histograms of blocks."""
+    grids = job.lattice.grids
+    if level == len(grids) - 1:
+        padded = np.zeros([n + 2 for n in box.shape], np.uint8)
+        padded[1:-1, 1:-1, 1:-1] = job.store.bins()[box.slices]
+        return padded
+    if level == len(grids) - 2:
+        return rounds.histograms(job.store.bins()[grids[level].voxels_of(box).slices], grids[level], box)
+    return np.asarray(job.store.histograms(level)[box.slices])
+
+
+def _as_voxels(
+    job: Job, region: Box, grid: Grid, codes: NDArray[np.uint8]
+) -> tuple[Window, NDArray[np.int32], NDArray[np.uint8]]:
+    """Refine a region's blocks to its voxels, for the statistics of the first voxel round."""
+    voxels = job.lattice.grids[-1]
+    window = Window.around(job.lattice, voxels, region, 0)
+    box = grid.of_cells(region)
+    blocks = Window(grid, box, box, window.cells)
+    coarse = np.empty([n + 2 for n in box.shape], np.int32)
+    kernel.decode(codes, *blocks.local_cells(), window.cells.shape, coarse)
+    labels = np.empty([n + 2 for n in window.box.shape], np.int32)
+    parents = (
+        p[a:h] - o for p, a, h, o in zip(voxels.parents(grid), window.box.lo, window.box.hi, box.lo, strict=True)
+    )
+    kernel.refine(coarse, *parents, labels)
+    return window, labels, _values(job, len(job.lattice.grids) - 1, window.box)

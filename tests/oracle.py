@@ -1,0 +1,381 @@
+"""A slow supervoxel algorithm in plain Python, written from the rules alone, to test the fast one against.
+
+It shares no code with the package: not the geometry, not the tables, not the loops. It visits every unit in every sweep, one
+after the other, and looks at each as if for the first time. All numbers are Python's own, which do not overflow, but for the
+one place where the rules ask for float32.
+"""
+
+from decimal import Decimal, localcontext
+from functools import cache
+from itertools import pairwise, product
+from math import prod
+
+import numpy as np
+from hypothesis import strategies as st
+
+BLOCK_ROUNDS, BLOCK_SWEEPS = 3, 2
+VOXEL_SWEEPS = 3
+LAMBDAS = (80, 50, 30, 15)  # per cent, one for each voxel round
+NEIGHBOUR_GAIN = (3 * 32768) // 100
+
+OFFSETS = [o for o in product((-1, 0, 1), repeat=3) if 1 <= np.count_nonzero(o) <= 2]
+FACES = [(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
+FACE_NUMBERS = [OFFSETS.index(face) for face in FACES]
+
+
+# Geometry.
+
+
+def cells_along(n, s):
+    """Per voxel of an axis its cell; a rest of under half a step belongs to the cell before it."""
+    s = min(s, n)
+    count = (2 * n + s) // (2 * s)
+    return [min(i // s, count - 1) for i in range(n)]
+
+
+def levels(shape, step):
+    """Per level, from the coarsest blocks to the voxels, and per axis: a list of (first voxel, end, cell), one per unit."""
+    step = [min(s, n) for s, n in zip(step, shape, strict=True)]
+    found, parts = [], [1, 1, 1]
+    while any(s // (2 * p) >= 2 for s, p in zip(step, parts, strict=True)):
+        parts = [2 * p if s // (2 * p) >= 2 else p for s, p in zip(step, parts, strict=True)]
+        found.append([units_along(n, s, p, voxels=False) for n, s, p in zip(shape, step, parts, strict=True)])
+    return [*found, [units_along(n, s, 0, voxels=True) for n, s in zip(shape, step, strict=True)]]
+
+
+def units_along(n, s, p, voxels):
+    cells = cells_along(n, s)
+    if voxels:
+        return [(i, i + 1, cells[i]) for i in range(n)]
+    units = []
+    for cell in range(cells[-1] + 1):
+        begin, length = cells.index(cell), cells.count(cell)
+        edges = [begin + j * length // p for j in range(p + 1)]
+        units += [(a, b, cell) for a, b in pairwise(edges)]
+    return units
+
+
+# Tables.
+
+
+def half_up(value):
+    return int((value + Decimal("0.5")).to_integral_value(rounding="ROUND_FLOOR"))
+
+
+@cache
+def gaussian(sigma, radius, total):
+    """Integer weights for d = -radius .. radius as a dictionary; the centre takes what rounding leaves over."""
+    with localcontext(prec=40):
+        raw = {d: (-Decimal(d * d) / (2 * sigma * sigma)).exp() for d in range(-radius, radius + 1)}
+        weights = {d: half_up(v / sum(raw.values()) * total) for d, v in raw.items()}
+    weights[0] += total - sum(weights.values())
+    return weights
+
+
+@cache
+def edge_weight(lambda_per_cent, difference):
+    with localcontext(prec=40):
+        return half_up(512 * Decimal(lambda_per_cent) / 100 * (-Decimal(difference) / Decimal("19.2")).exp())
+
+
+@cache
+def log_entry(i):
+    with localcontext(prec=40):
+        return half_up((1 + Decimal(i) / 2048).ln() * 2**20)
+
+
+LN2 = log_entry(2048)
+
+
+@cache
+def log(n):
+    """ln(n) in units of 2^-20."""
+    e = n.bit_length() - 1
+    mantissa = n << (40 - e) if e <= 40 else n >> (e - 40)
+    f = mantissa - 2**40
+    i = f >> 29
+    rest = f - (i << 29)
+    return e * LN2 + log_entry(i) + (((log_entry(i + 1) - log_entry(i)) * rest) >> 29)
+
+
+def smooth(histogram, weights):
+    n = len(histogram)
+    return [
+        sum(w * histogram[q + d] for d, w in weights.items() if 0 <= q + d < n and histogram[q + d]) for q in range(n)
+    ]
+
+
+def voxel_scores(histogram):
+    """The score of each bin in a supervoxel, from its 64 counts."""
+    total = sum(histogram)
+    mean = 256 * sum(q * count for q, count in enumerate(histogram)) // total
+    by_size = log(2 * total + 1) - LN2 + (log(total) >> 1)
+    scores = []
+    for q, s in enumerate(smooth(histogram, gaussian(4, 16, 65536))):
+        u = log(s + 512) - 16 * LN2 - by_size - ((5 * (256 * q - mean) ** 2) >> 8)
+        scores.append(max(-32768, (u + 1024) >> 11))
+    return scores
+
+
+# Bins.
+
+
+def to_bins(image, window):
+    lo, hi = map(float, window)
+    bins = np.zeros(image.shape, int)
+    for index in np.ndindex(image.shape):
+        x = float(image[index])
+        if x >= hi:
+            bins[index] = 63
+        elif x > lo:
+            bins[index] = min(63, max(0, int((0.5 * x - 0.5 * lo) * (64 / (0.5 * hi - 0.5 * lo)))))
+    return bins
+
+
+# Moves.
+
+
+@cache
+def is_simple(same):
+    """Whether a unit may leave, by which of its 18 neighbours (a tuple of 18 booleans) carry its label."""
+    todo = {offset for offset, s in zip(OFFSETS, same, strict=True) if s}
+    wanted = {face for face in FACES if face in todo}
+    if not wanted:
+        return False
+    stack = [min(wanted)]
+    todo.discard(stack[0])
+    while stack:
+        here = stack.pop()
+        wanted.discard(here)
+        for step in FACES:
+            there = tuple(a + b for a, b in zip(here, step, strict=True))
+            if there in todo:
+                todo.discard(there)
+                stack.append(there)
+    return not wanted
+
+
+class Level:
+    """The units of one level and their labels: padded by one on each side, flat, -1 where there is nothing."""
+
+    def __init__(self, axes, cells):
+        self.axes, self.cells = axes, cells
+        self.shape = [len(axis) for axis in axes]
+        self.strides = [(self.shape[1] + 2) * (self.shape[2] + 2), self.shape[2] + 2, 1]
+        self.units = list(product(*map(range, self.shape)))
+        self.labels = [-1] * prod(n + 2 for n in self.shape)
+        self.around = [sum(o * stride for o, stride in zip(offset, self.strides, strict=True)) for offset in OFFSETS]
+        self.at = {unit: self.flat(unit) for unit in self.units}
+        self.home = {unit: tuple(axis[i][2] for axis, i in zip(axes, unit, strict=True)) for unit in self.units}
+
+    def flat(self, unit):
+        return sum((i + 1) * stride for i, stride in zip(unit, self.strides, strict=True))
+
+    def size(self, unit):
+        return prod(axis[i][1] - axis[i][0] for axis, i in zip(self.axes, unit, strict=True))
+
+    def number(self, cell):
+        return (cell[0] * self.cells[1] + cell[1]) * self.cells[2] + cell[2]
+
+    def seed(self):
+        for unit in self.units:
+            self.labels[self.at[unit]] = self.number(self.home[unit])
+
+    def inherit(self, coarser):
+        """Take the label of the coarser unit in which a unit's first voxel lies."""
+        parents = [
+            [next(k for k, (a, b, _) in enumerate(theirs) if a <= begin < b) for begin, _, _ in mine]
+            for mine, theirs in zip(self.axes, coarser.axes, strict=True)
+        ]
+        for unit in self.units:
+            parent = tuple(p[i] for p, i in zip(parents, unit, strict=True))
+            self.labels[self.at[unit]] = coarser.labels[coarser.at[parent]]
+
+    def in_reach(self, unit, label):
+        owner = np.unravel_index(label, self.cells)
+        return all(abs(a - b) <= 1 for a, b in zip(owner, self.home[unit], strict=True))
+
+    def sweep(self, score_of, shuffle):
+        """Visit all units once, in four colours. `score_of(unit)` gives a function of a label and the 18 neighbours' labels."""
+        for colour in range(4):
+            a, b = colour & 1, colour >> 1
+            units = [(z, y, x) for z, y, x in self.units if (x + y) & 1 == a and (y + z) & 1 == b]
+            if shuffle is not None:
+                shuffle(units)
+            for unit in units:
+                self.visit(unit, score_of)
+
+    def visit(self, unit, score_of):
+        at = self.at[unit]
+        own = self.labels[at]
+        around = [self.labels[at + o] for o in self.around]
+        candidates = []
+        for face in FACE_NUMBERS:
+            label = around[face]
+            if label not in (-1, own) and self.in_reach(unit, label):
+                candidates.append(label)
+        if not candidates or not is_simple(tuple(label == own for label in around)):
+            return
+        score = score_of(unit)
+        best, best_score = own, score(own, around)
+        for label in candidates:
+            this = score(label, around)
+            if this > best_score:
+                best, best_score = label, this
+        self.labels[at] = best
+
+
+def voxel_round(level, bins, lambda_per_cent, shuffle):
+    counts = {}
+    for unit in level.units:
+        histogram = counts.setdefault(level.labels[level.at[unit]], [0] * 64)
+        histogram[bins[unit]] += 1
+    table = {label: voxel_scores(histogram) for label, histogram in counts.items()}
+    padded = [0] * len(level.labels)
+    for unit in level.units:
+        padded[level.at[unit]] = int(bins[unit])
+
+    def score_of(unit):
+        at = level.at[unit]
+        q = padded[at]
+        weights = [edge_weight(lambda_per_cent, abs(q - padded[at + o])) for o in level.around]
+
+        def score(label, around):
+            return table[label][q] + sum(w for w, other in zip(weights, around, strict=True) if other == label)
+
+        return score
+
+    for _ in range(VOXEL_SWEEPS):
+        level.sweep(score_of, shuffle)
+
+
+def block_histograms(level, bins):
+    found = {}
+    for unit in level.units:
+        z, y, x = (slice(*axis[i][:2]) for axis, i in zip(level.axes, unit, strict=True))
+        found[unit] = np.bincount(bins[z, y, x].ravel() >> 1, minlength=32).tolist()
+    return found
+
+
+def block_round(level, histograms, step, shuffle):
+    g1 = gaussian(1, 3, 256)
+    start = {unit: level.labels[level.at[unit]] for unit in level.units}
+    counts = {}
+    for unit in level.units:
+        before = counts.get(start[unit], [0] * 32)
+        counts[start[unit]] = [a + b for a, b in zip(before, histograms[unit], strict=True)]
+    size = {label: sum(histogram) for label, histogram in counts.items()}
+    share = {label: [128 * s // size[label] for s in smooth(histogram, g1)] for label, histogram in counts.items()}
+    handicap = {label: (log(t) - log(prod(step))) * 4096 // (10 * 2**17) for label, t in size.items()}
+
+    @cache
+    def mine_of(unit):
+        scale = np.float32(128.0) / np.float32(level.size(unit))
+        return [int(np.float32(s) * scale) for s in smooth(histograms[unit], g1)]
+
+    @cache
+    def rest_of(unit):
+        t, label = level.size(unit), start[unit]
+        ratio = (t << 12) // max(1, size[label] - t)
+        return [s + (((s - m) * ratio) >> 12) for s, m in zip(share[label], mine_of(unit), strict=True)]
+
+    @cache
+    def common(unit, label):
+        theirs = rest_of(unit) if label == start[unit] else share[label]
+        return sum(map(min, theirs, mine_of(unit)))
+
+    def score_of(unit):
+        def score(label, around):
+            return common(unit, label) - handicap[label] + around.count(label) * NEIGHBOUR_GAIN
+
+        return score
+
+    for _ in range(BLOCK_SWEEPS):
+        level.sweep(score_of, shuffle)
+
+
+def oracle_supervoxels(image, step, window, shuffle=None):
+    """Labels 1..N of a volume (z, y, x), for a step per axis and an intensity window.
+
+    `shuffle`, if given, puts the list of a colour's units in another order, in place; it must not make a difference.
+    """
+    step = [min(s, n) for s, n in zip(step, image.shape, strict=True)]
+    all_axes = levels(image.shape, step)
+    cells = [axis[-1][2] + 1 for axis in all_axes[-1]]
+    if window[0] >= window[1]:
+        voxels = Level(all_axes[-1], cells)
+        voxels.seed()
+        return _unpadded(voxels) + 1
+    bins = to_bins(image, window)
+    level = None
+    for number, axes in enumerate(all_axes):
+        coarser, level = level, Level(axes, cells)
+        if coarser is None:
+            level.seed()
+        else:
+            level.inherit(coarser)
+        if number < len(all_axes) - 1:
+            histograms = block_histograms(level, bins)
+            for _ in range(BLOCK_ROUNDS):
+                block_round(level, histograms, step, shuffle)
+        else:
+            for lambda_per_cent in LAMBDAS:
+                voxel_round(level, bins, lambda_per_cent, shuffle)
+    return _unpadded(level) + 1
+
+
+def _unpadded(level):
+    return np.reshape(level.labels, [n + 2 for n in level.shape])[1:-1, 1:-1, 1:-1]
+
+
+# Volumes to test with.
+
+
+@st.composite
+def shapes(draw, longest=20, voxels=3000):
+    """Shapes from a single voxel to a cube or a long rod: rows of more than 64 and of more than 128 units are special."""
+    z = draw(st.integers(1, longest))
+    y = draw(st.integers(1, longest))
+    room = max(1, voxels // (z * y))
+    x = draw(st.one_of(st.integers(1, min(longest, room)), st.integers(1, min(170, room))))
+    return tuple(draw(st.permutations((z, y, x))))
+
+
+# Cubes and bricks, some longer than the volume.
+steps = st.one_of(
+    st.integers(2, 9).map(lambda s: (s, s, s)),
+    st.tuples(*[st.integers(2, 9)] * 3),
+    st.tuples(*[st.integers(2, 30)] * 3),
+)
+
+
+@st.composite
+def images(draw, shape):
+    """Noise, smooth blobs, two values, a few grey levels, tissue with noise, heavy tails; all as float64."""
+    kind = draw(st.sampled_from(["noise", "blobs", "two values", "grey levels", "tissue", "tails"]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    noise = rng.normal(size=shape)
+    if kind in ("noise", "tails"):
+        return noise if kind == "noise" else np.exp(3 * noise)
+    if kind == "grey levels":
+        return rng.integers(0, draw(st.integers(2, 6)), shape).astype(float)
+    z, y, x = np.indices(shape)
+    waves = sum(
+        np.sin(a * z + b * y + c * x + phase)
+        for a, b, c, phase in zip(*rng.uniform(0, 0.9, (3, 5)), rng.uniform(0, 6, 5), strict=True)
+    )
+    if kind == "blobs":
+        return waves
+    return (waves > 0).astype(float) + (0 if kind == "two values" else 0.1 * noise)
+
+
+@st.composite
+def cases(draw, longest=20, voxels=3000):
+    """An image, a step, and an intensity window that holds all of it or cuts some off."""
+    shape = draw(shapes(longest, voxels))
+    image = draw(images(shape))
+    lo, hi = float(image.min()), float(image.max())
+    if lo == hi:
+        return image, draw(steps), (lo, lo + 1)
+    a, b = draw(st.sampled_from([(0, 1), (0.02, 0.9), (0.3, 0.6), (-1, 3)]))
+    return image, draw(steps), (lo + a * (hi - lo), lo + b * (hi - lo))
