@@ -1,4 +1,4 @@
-"""Dask: a cluster of our own where none is given, what its workers can take, and stages as bounded streams of tasks."""
+"""Dask: a local cluster where no client is given, what workers can take, and stages as bounded streams of tasks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import zarr
-from distributed import Client, LocalCluster, WorkerPlugin, as_completed
 from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, WorkerPlugin, as_completed
 from distributed.system import MEMORY_LIMIT
 
 from dseeds.report import Progress, StageReport
@@ -24,17 +24,17 @@ IN_FLIGHT = 4
 WORKERS_TIMEOUT = 120
 
 
-class ZarrSettings(WorkerPlugin):  # type: ignore[misc]
+class ZarrSettings(WorkerPlugin):
     """Keep zarr's own concurrency low on workers, where Dask's threads already share the cores."""
 
     name = "dseeds-zarr-settings"
 
-    def setup(self, worker: Any) -> None:  # noqa: ANN401
+    def setup(self, worker: Any) -> None:
         """Set them."""
         self._before = {key: zarr.config.get(key) for key in ("async.concurrency", "threading.max_workers")}
         zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})
 
-    def teardown(self, worker: Any) -> None:  # noqa: ANN401
+    def teardown(self, worker: Any) -> None:
         """Set back what was there: a worker may live in the user's own process."""
         zarr.config.set(self._before)
 
@@ -82,9 +82,7 @@ def _settings(client: Client) -> Iterator[None]:
     try:
         client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
     except TimeoutError:
-        raise TimeoutError(
-            f"the cluster at {client.scheduler.address} has had no worker for {WORKERS_TIMEOUT} s."
-        ) from None
+        raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s.") from None
     client.register_plugin(ZarrSettings())
     try:
         yield
@@ -116,7 +114,7 @@ class Capacity:
 def capacity(client: Client) -> Capacity:
     """Ask a cluster's scheduler for its workers."""
 
-    def ask(dask_scheduler: Any) -> list[tuple[int, int]]:  # noqa: ANN401
+    def ask(dask_scheduler: Any) -> list[tuple[int, int]]:
         return [(w.nthreads, w.memory_limit or 0) for w in dask_scheduler.workers.values()]
 
     found = client.run_on_scheduler(ask)
@@ -183,19 +181,20 @@ class Stages:
         stage: str,
         function: Callable[..., Any],
         numbers: Sequence[int],
-        *args: Any,  # noqa: ANN401
-        job: Any,  # noqa: ANN401
+        *args: Any,
+        job: Any,
     ) -> Iterator[Any]:
         """Run ``function(job, number, *args)`` for every number as tasks; yield the results as they come.
 
-        Only a bounded number of tasks is known to the scheduler at any time. Where one fails, the others are cancelled.
+        Only a bounded number of tasks is known to the scheduler at any time. Where one fails, the others are
+        cancelled.
         """
         bound = IN_FLIGHT * sum(self.client.nthreads().values())
         waiting = iter(numbers)
         running = set()
         piece = sum(self._done.values())
 
-        def submit(number: int) -> Any:  # noqa: ANN401
+        def submit(number: int) -> Any:
             key = f"{stage}-{self._token}-{piece}-{number}"
             future = self.client.submit(function, job, number, *args, key=key, pure=False, retries=2)
             running.add(future)
@@ -225,7 +224,7 @@ class Stages:
     def _executing(self) -> dict[str, int]:
         token = self._token
 
-        def ours(dask_worker: Any) -> int:  # noqa: ANN401
+        def ours(dask_worker: Any) -> int:
             return sum(token in str(key) for key in dask_worker.active_keys)
 
         return dict(self.client.run(ours, on_error="ignore"))

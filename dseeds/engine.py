@@ -1,7 +1,7 @@
 """`segment`: the out-of-core run on Dask.
 
-The client walks through the stages: import, window, quantise, then for each round sweep and merge, then label and export. Within
-a stage every region is one task; tasks hand data to each other through scratch alone.
+The client walks through the stages: import, window, quantise, then for each round sweep and merge, then label and
+export. Within a stage every region is one task; tasks hand data to each other through scratch alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SLAB_BYTES = 64 << 20
 
 
 def segment(
-    source: Any,  # noqa: ANN401
+    source: Any,
     target: str | Path,
     *,
     step: Step | None = None,
@@ -71,13 +71,14 @@ def segment(
     Parameters
     ----------
     source : path, URL, zarr.Array, zarr.Group, nibabel image or ndarray
-        The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image, or a NIfTI file, whose (x, y, z) is turned round.
+        The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image, or a NIfTI file, whose (x, y, z) is
+        turned round.
     target : path
-        Where the labels go: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a name that ends in ``.nii``
-        or ``.nii.gz``.
+        Where the labels go: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a name that ends in
+        ``.nii`` or ``.nii.gz``.
     step, n_segments, spacing, window
-        As for `supervoxels`. A spacing that the source states serves `n_segments` and a step such as ``"12mm"``; a step in
-        voxels is taken as it is.
+        As for `supervoxels`. A spacing that the source states serves `n_segments` and a step such as ``"12mm"``; a
+        step in voxels is taken as it is.
     volume : int, optional
         Which volume of a 4D source, from 0.
     region : int or sequence of int, optional
@@ -281,7 +282,7 @@ def _write_labels(job: Job, run: Stages) -> None:
     _exhaust(run.run("label", stages.label_region, range(len(job.regions)), job=job))
 
 
-def _export(job: Job, run: Stages, source: Any, destination: Path) -> None:  # noqa: ANN401
+def _export(job: Job, run: Stages, source: Any, destination: Path) -> None:
     """Write the labels as NIfTI, with the affine and the header of the source."""
     labels = zarr.open_array(job.labels, mode="r")
 
@@ -318,5 +319,5 @@ def _attributes(job: Job, image: Source, asked: dict[str, Any]) -> dict[str, Any
     }
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else np.asarray(value).tolist()

@@ -2,8 +2,8 @@
 
 Conventions of every loop here:
 
-- `labels` is int32, flattened from a window that is padded by one unit on each side, axes (z, y, x). A label is the number
-  of a cell local to the window; -1 is "nothing there" (outside the volume or the window).
+- `labels` is int32, a window that is padded by one unit on each side, axes (z, y, x). A label is the number of a cell
+  local to the window; -1 is "nothing there" (outside the volume or the window).
 - A voxel's value is its bin, uint8 in 0..63, padded like the labels. A block's value is its histogram over 32 bins.
 - The 18 neighbours of a unit are numbered in the order of `NEIGHBOURS`; the six that share a face are `FACES`.
 - All scores are integers, so that a tie is a tie on every machine; see `scores`.
@@ -13,8 +13,9 @@ Nothing here knows of Dask, Zarr or the volume's size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit, types
@@ -23,7 +24,13 @@ from numpy.typing import NDArray
 
 from dseeds.lattice import Triple
 
-jit = njit(nogil=True)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def jit(function: Function) -> Function:
+    """Compile a kernel: without the GIL, and never cached on disk, where many workers would race for the files."""
+    return cast(Function, njit(nogil=True)(function))
+
 
 # Ascending offsets (z, y, x) with one or two non-zero entries: the faces come as -z, -y, -x, +x, +y, +z,
 # which is the order in which candidates are tried.
@@ -40,16 +47,25 @@ OWN = 14
 # A score's unit: block scores count 1/32768 of a full histogram intersection, voxel scores 1/512 of a log unit.
 BLOCK_UNIT = 1 << 15
 VOXEL_UNIT = 1 << 9
+# A block weighs at most 8 times the rest of its supervoxel, in units of 2^-12: so its product with a share fits 32
+# bits.
+MOST_RATIO = 8 << 12
 
 
-@intrinsic
-def trailing_zeros(typingctx: Any, word: Any) -> Any:
-    """Count the zero bits below a 64-bit word's lowest set bit."""
+def _count_zeros(instruction: str) -> Any:
+    @intrinsic
+    def count(typingctx: Any, word: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(args[0], context.get_constant(types.boolean, True))
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], context.get_constant(types.boolean, True))
+        return types.uint64(types.uint64), codegen
 
-    return types.uint64(types.uint64), codegen
+    return count
+
+
+# The zero bits below a word's lowest set bit, and those above its highest.
+trailing_zeros = _count_zeros("cttz")
+leading_zeros = _count_zeros("ctlz")
 
 
 @jit
@@ -76,8 +92,8 @@ def connectivity_table() -> NDArray[np.uint64]:
     Returns
     -------
     ndarray of uint64, shape (4096,)
-        Bit m of the 2^18 bits is set where, with the neighbours in the bit mask m carrying the unit's label, those that
-        share a face with it exist and are joined to each other by face steps among the neighbours in m.
+        Bit m of the 2^18 bits is set where, with the neighbours in the bit mask m carrying the unit's label, those
+        that share a face with it exist and are joined to each other by face steps among the neighbours in m.
     """
     adjacent = np.zeros(18, np.uint32)
     for a, here in enumerate(NEIGHBOURS):
@@ -178,15 +194,61 @@ def unpad(labels: NDArray[np.int32]) -> None:
 def mark_boundaries(labels: NDArray[np.int32], open_units: NDArray[np.uint64], lo: Triple, hi: Triple) -> None:
     """Set the bits of the units in a box that have a face neighbour of another label; clear all others."""
     open_units[:] = 0
+    differs = np.zeros(64 * open_units.shape[2], np.uint8)
+    eights = differs.view(np.uint64)
+    x0, x1 = lo[2] + 1, hi[2] + 1
+    marks = differs[x0:x1]
     for z in range(lo[0] + 1, hi[0] + 1):
         for y in range(lo[1] + 1, hi[1] + 1):
-            for x in range(lo[2] + 1, hi[2] + 1):
-                own = labels[z, y, x]
-                # Along z, along y, along x: -1 differs as well, and costs one idle visit at the volume's border.
-                differs = (labels[z - 1, y, x] != own) | (labels[z + 1, y, x] != own)
-                differs |= (labels[z, y - 1, x] != own) | (labels[z, y + 1, x] != own)
-                differs |= (labels[z, y, x - 1] != own) | (labels[z, y, x + 1] != own)
-                open_units[z, y, x >> 6] |= np.uint64(differs) << np.uint64(x & 63)
+            own = labels[z, y, x0:x1]
+            above, below = labels[z - 1, y, x0:x1], labels[z + 1, y, x0:x1]
+            before, behind = labels[z, y - 1, x0:x1], labels[z, y + 1, x0:x1]
+            left, right = labels[z, y, x0 - 1 : x1 - 1], labels[z, y, x0 + 1 : x1 + 1]
+            for x in range(len(marks)):
+                # Bitwise, for this vectorises. -1 differs as well, and costs one idle visit at the volume's border.
+                other = (above[x] ^ own[x]) | (below[x] ^ own[x]) | (before[x] ^ own[x])
+                other |= (behind[x] ^ own[x]) | (left[x] ^ own[x]) | (right[x] ^ own[x])
+                marks[x] = np.uint8(other != 0)
+            for word in range(open_units.shape[2]):
+                bits = np.uint64(0)
+                for k in range(8):
+                    # Eight bytes of 0 or 1 times this number have their bits side by side in the topmost byte.
+                    byte = (eights[8 * word + k] * np.uint64(0x0102040810204080)) >> np.uint64(56)
+                    bits |= byte << np.uint64(8 * k)
+                open_units[z, y, word] = bits
+
+
+@jit
+def _neighbour_offsets(rows: int, columns: int) -> NDArray[np.uint64]:
+    """Give the 18 neighbours' distances in memory; negative ones wrap around, as unsigned sums do."""
+    offsets = np.empty(len(NEIGHBOURS), np.uint64)
+    for k, (z, y, x) in enumerate(NEIGHBOURS):
+        offsets[k] = np.uint64(np.int64((z * rows + y) * columns + x))
+    return offsets
+
+
+@jit
+def _open_neighbours(open_units: NDArray[np.uint64], z: int, y: int, x: int) -> None:
+    """Set the bits of a unit's 18 neighbours: one or two in each of nine rows, or three."""
+    one = np.uint64(1)
+    word, bit = x >> 6, one << np.uint64(x & 63)
+    left, left_bit = (x - 1) >> 6, one << np.uint64((x - 1) & 63)
+    right, right_bit = (x + 1) >> 6, one << np.uint64((x + 1) & 63)
+    for dz in range(-1, 2):
+        for dy in range(-1, 2):
+            if dz != 0 or dy != 0:
+                open_units[z + dz, y + dy, word] |= bit
+            if dz == 0 or dy == 0:
+                open_units[z + dz, y + dy, left] |= left_bit
+                open_units[z + dz, y + dy, right] |= right_bit
+
+
+@jit
+def _within_reach(owner: int, cell_z: int, cell_y: int, cell_x: int, cells: Triple) -> bool:
+    """Tell whether an owner's cell is a unit's own cell or one of its 26 neighbours."""
+    owner_z, owner_yx = divmod(owner, cells[1] * cells[2])
+    owner_y, owner_x = divmod(owner_yx, cells[2])
+    return abs(owner_z - cell_z) <= 1 and abs(owner_y - cell_y) <= 1 and abs(owner_x - cell_x) <= 1
 
 
 @jit
@@ -212,8 +274,8 @@ def sweep_voxels(
     bins, labels : ndarray, shape (z + 2, y + 2, x + 2)
         The window.
     open_units : ndarray of uint64, shape (z + 2, y + 2, words)
-        A bit per voxel: to be looked at. A voxel whose neighbours have not changed since its last visit would stay as it
-        is, for the scores are frozen; so its bit is off.
+        A bit per voxel: to be looked at. A voxel whose neighbours have not changed since its last visit would stay as
+        it is, for the scores are frozen; so its bit is off.
     table : ndarray of int16, shape (cells * 64,)
         The score of a bin in a supervoxel.
     edge : ndarray of int16, shape (64 * 64,)
@@ -240,22 +302,15 @@ def sweep_voxels(
     nz, ny, nx = labels.shape[0] - 2, labels.shape[1] - 2, labels.shape[2] - 2
     sy = np.uint64(nx + 2)
     sz = np.uint64((ny + 2) * (nx + 2))
-    offsets = np.empty(18, np.uint64)
-    k = 0
-    for dz in range(-1, 2):
-        for dy in range(-1, 2):
-            for dx in range(-1, 2):
-                if 1 <= abs(dz) + abs(dy) + abs(dx) <= 2:
-                    offsets[k] = np.uint64(np.int64((dz * (ny + 2) + dy) * (nx + 2) + dx))
-                    k += 1
+    offsets = _neighbour_offsets(ny + 2, nx + 2)
     flat_labels, flat_bins = labels.reshape(-1), bins.reshape(-1)
     # Voxels of one colour do not see each other, so they are looked at in batches, with the batch as the inner axis.
     queue = np.empty((ny * nx + 3) // 2, np.uint64)
     near = np.empty((18, BATCH), np.int32)
     gain = np.empty((18, BATCH), np.int32)
     score = np.empty((7, BATCH), np.int32)
-    rises = np.empty(BATCH, np.bool_)
-    own_label = np.empty(BATCH, np.int32)
+    who = np.empty((7, BATCH), np.int32)
+    highest = np.empty(BATCH, np.int32)
     one = np.uint64(1)
     moves = 0
     steps = 4 * sweeps
@@ -288,14 +343,10 @@ def sweep_voxels(
                         todo &= todo - one
                         own = flat_labels[p]
                         queue[length] = p
-                        length += (
-                            (flat_labels[p - sz] != own)
-                            | (flat_labels[p + sz] != own)
-                            | (flat_labels[p - sy] != own)
-                            | (flat_labels[p + sy] != own)
-                            | (flat_labels[p - one] != own)
-                            | (flat_labels[p + one] != own)
-                        )
+                        other = (flat_labels[p - sz] ^ own) | (flat_labels[p + sz] ^ own)
+                        other |= (flat_labels[p - sy] ^ own) | (flat_labels[p + sy] ^ own)
+                        other |= (flat_labels[p - one] ^ own) | (flat_labels[p + one] ^ own)
+                        length += np.int64(other != 0)
             for start in range(0, length, BATCH):
                 batch = min(BATCH, length - start)
                 for i in range(batch):
@@ -306,34 +357,29 @@ def sweep_voxels(
                         u = p + offsets[k]
                         near[k, i] = flat_labels[u]
                         gain[k, i] = edge[pair + np.uint64(flat_bins[u])]
-                    score[6, i] = table[(np.uint64(flat_labels[p]) << np.uint64(6)) + value]
-                    own_label[i] = flat_labels[p]
+                    # The own label first, then those of the six faces.
+                    who[0, i] = flat_labels[p]
+                    score[0, i] = table[(np.uint64(flat_labels[p]) << np.uint64(6)) + value]
                     for f in range(6):
                         other = near[FACES[f], i]
-                        score[f, i] = table[(np.uint64(max(other, 0)) << np.uint64(6)) + value]
-                for f in range(7):
-                    who = own_label if f == 6 else near[FACES[f]]
-                    mine = score[f]
+                        score[f + 1, i] = table[(np.uint64(max(other, 0)) << np.uint64(6)) + value]
+                for f in range(6):
+                    who[f + 1] = near[FACES[f]]
+                for c in range(7):
+                    label, total = who[c], score[c]
                     for i in range(batch):
-                        s = mine[i]
-                        c = who[i]
+                        own, gained = label[i], total[i]
                         for k in range(18):
-                            s += gain[k, i] if near[k, i] == c else np.int32(0)
-                        mine[i] = s
+                            gained += gain[k, i] if near[k, i] == own else np.int32(0)
+                        total[i] = gained
                 for i in range(batch):
-                    top = score[6, i]
-                    rises[i] = (
-                        (score[0, i] > top)
-                        | (score[1, i] > top)
-                        | (score[2, i] > top)
-                        | (score[3, i] > top)
-                        | (score[4, i] > top)
-                        | (score[5, i] > top)
-                    )
+                    highest[i] = score[1, i]
+                    for c in range(2, 7):
+                        highest[i] = max(highest[i], score[c, i])
                 for i in range(batch):
-                    if not rises[i]:
+                    if highest[i] <= score[0, i]:
                         continue
-                    own = own_label[i]
+                    own = who[0, i]
                     mask = np.uint64(0)
                     for k in range(18):
                         mask |= np.uint64(near[k, i] == own) << np.uint64(k)
@@ -343,32 +389,20 @@ def sweep_voxels(
                     rest = np.int64(p) - (z + 1) * (ny + 2) * (nx + 2)
                     yy, xx = divmod(rest, nx + 2)
                     best = own
-                    top = score[6, i]
-                    for f in range(6):
-                        other = near[FACES[f], i]
-                        if other < 0 or score[f, i] <= top:
+                    top = score[0, i]
+                    for c in range(1, 7):
+                        other = who[c, i]
+                        if other < 0 or score[c, i] <= top:
                             continue
-                        oz, oyx = divmod(other, cells[1] * cells[2])
-                        oy, ox = divmod(oyx, cells[2])
-                        if abs(oz - cell_z[z]) > 1 or abs(oy - cell_y[yy - 1]) > 1 or abs(ox - cell_x[xx - 1]) > 1:
+                        if not _within_reach(other, cell_z[z], cell_y[yy - 1], cell_x[xx - 1], cells):
                             continue
                         best = other
-                        top = score[f, i]
+                        top = score[c, i]
                     if best == own:
                         continue
                     flat_labels[p] = best
                     moves += 1
-                    # Open the 18 neighbours: a bit or three in each of nine rows.
-                    word, bit = xx >> 6, one << np.uint64(xx & 63)
-                    left, left_bit = (xx - 1) >> 6, one << np.uint64((xx - 1) & 63)
-                    right, right_bit = (xx + 1) >> 6, one << np.uint64((xx + 1) & 63)
-                    for dz in range(-1, 2):
-                        for dy in range(-1, 2):
-                            if dz != 0 or dy != 0:
-                                open_units[z + 1 + dz, yy + dy, word] |= bit
-                            if dz == 0 or dy == 0:
-                                open_units[z + 1 + dz, yy + dy, left] |= left_bit
-                                open_units[z + 1 + dz, yy + dy, right] |= right_bit
+                    _open_neighbours(open_units, z + 1, yy, xx)
     return moves
 
 
@@ -410,10 +444,12 @@ def coarsen_histograms(
     histograms: NDArray[Any],
 ) -> None:
     """Add the histograms of finer blocks to those of the coarser blocks they lie in."""
+    # The number of bins is not a constant to the compiler, here and below: it would unroll instead of vectorise.
+    bins = finer.shape[3]
     for z in range(finer.shape[0]):
         for y in range(finer.shape[1]):
             for x in range(finer.shape[2]):
-                for j in range(BLOCK_BINS):
+                for j in range(bins):
                     histograms[parent_z[z], parent_y[y], parent_x[x], j] += finer[z, y, x, j]
 
 
@@ -425,11 +461,12 @@ def count_blocks(
     counts: NDArray[np.uint32],
 ) -> None:
     """Add the histograms of the blocks in a box of a padded window to those of their supervoxels."""
+    bins = histograms.shape[3]
     for z in range(core[0][0], core[1][0]):
         for y in range(core[0][1], core[1][1]):
             for x in range(core[0][2], core[1][2]):
                 own = labels[z + 1, y + 1, x + 1]
-                for j in range(BLOCK_BINS):
+                for j in range(bins):
                     counts[own, j] += histograms[z, y, x, j]
 
 
@@ -452,7 +489,9 @@ def sweep_blocks(
     cell_x: NDArray[np.int64],
     cells: Triple,
 ) -> int:
-    """Move blocks between supervoxels for one round, in place; the parameters are those of `sweep_voxels`, but:
+    """Move blocks between supervoxels for one round, in place.
+
+    The parameters are those of `sweep_voxels`, but for these.
 
     Parameters
     ----------
@@ -470,25 +509,19 @@ def sweep_blocks(
         The score of one neighbour of the same label.
     """
     nz, ny, nx = labels.shape[0] - 2, labels.shape[1] - 2, labels.shape[2] - 2
-    sy = np.uint64(nx + 2)
-    sz = np.uint64((ny + 2) * (nx + 2))
-    offsets = np.empty(18, np.uint64)
-    k = 0
-    for dz in range(-1, 2):
-        for dy in range(-1, 2):
-            for dx in range(-1, 2):
-                if 1 <= abs(dz) + abs(dy) + abs(dx) <= 2:
-                    offsets[k] = np.uint64(np.int64((dz * (ny + 2) + dy) * (nx + 2) + dx))
-                    k += 1
+    offsets = _neighbour_offsets(ny + 2, nx + 2)
     before = labels.copy().reshape(-1)
     flat_labels = labels.reshape(-1)
     queue = np.empty((ny * nx + 3) // 2, np.uint64)
+    queue_y = np.empty(len(queue), np.int32)
+    queue_x = np.empty(len(queue), np.int32)
     near = np.empty((18, BATCH), np.int32)
     who = np.empty((7, BATCH), np.int32)
     score = np.empty((7, BATCH), np.int32)
     padded = np.zeros((BATCH, BLOCK_BINS + 6), np.int32)
     mine = np.zeros((BATCH, BLOCK_BINS), np.int32)
     total = np.zeros(BATCH, np.int64)
+    bins = share.shape[1]
     one = np.uint64(1)
     moves = 0
     steps = 4 * sweeps
@@ -514,7 +547,7 @@ def sweep_blocks(
                     mask = np.uint64(0)
                     for k in range(18):
                         mask |= np.uint64(flat_labels[p + offsets[k]] == own) << np.uint64(k)
-                    queue[length] = p
+                    queue[length], queue_y[length], queue_x[length] = p, y + 1, x
                     length += np.int64((simple[mask >> np.uint64(6)] >> (mask & np.uint64(63))) & one)
             for start in range(0, length, BATCH):
                 batch = min(BATCH, length - start)
@@ -522,24 +555,21 @@ def sweep_blocks(
                     p = queue[start + i]
                     for k in range(18):
                         near[k, i] = flat_labels[p + offsets[k]]
-                    who[6, i] = flat_labels[p]
-                    yy, xx = divmod(np.int64(p) - (z + 1) * (ny + 2) * (nx + 2), nx + 2)
+                    who[0, i] = flat_labels[p]
+                    for f in range(6):
+                        who[f + 1, i] = near[FACES[f], i]
+                    yy, xx = np.int64(queue_y[start + i]), np.int64(queue_x[start + i])
                     t = np.int32(0)
-                    for j in range(BLOCK_BINS):
+                    for j in range(bins):
                         h = np.int32(histograms[z, yy - 1, xx - 1, j])
                         padded[i, j + 3] = h
-                        t += h
+                        t = np.int32(t + h)
                     total[i] = t
-                for f in range(6):
+                for c in range(7):
                     for i in range(batch):
-                        who[f, i] = near[FACES[f], i]
-                for f in range(7):
-                    for i in range(batch):
-                        c = who[f, i]
-                        n = np.int32(0)
+                        score[c, i] = 0
                         for k in range(18):
-                            n += np.int32(near[k, i] == c)
-                        score[f, i] = n
+                            score[c, i] += np.int32(neighbour_gain) if near[k, i] == who[c, i] else np.int32(0)
                 for i in range(batch):
                     row_in, row_out = padded[i], mine[i]
                     scale = np.float32(BLOCK_UNIT / 256.0) / np.float32(total[i])
@@ -550,37 +580,33 @@ def sweep_blocks(
                         row_out[j] = np.int32(np.float32(h) * scale)
                 for i in range(batch):
                     p = queue[start + i]
-                    yy, xx = divmod(np.int64(p) - (z + 1) * (ny + 2) * (nx + 2), nx + 2)
+                    yy, xx = np.int64(queue_y[start + i]), np.int64(queue_x[start + i])
                     begun = before[p]
-                    own = who[6, i]
+                    own = who[0, i]
                     best = own
                     top = np.int32(0)
-                    for f in range(6, -7, -1):
-                        # The own label first, then the faces in ascending order.
-                        g = 6 if f == 6 else 5 - f
-                        if f < 0:
-                            break
-                        other = who[g, i]
-                        if g < 6 and (other < 0 or other == own or other == best):
+                    for c in range(7):
+                        other = who[c, i]
+                        if c > 0 and (other < 0 or other in (own, best)):
                             continue
-                        s = score[g, i] * np.int32(neighbour_gain) - handicap[other]
+                        s = np.int32(score[c, i] - handicap[other])
                         if other == begun:
                             # The block's part of its own supervoxel's sum is taken out.
-                            ratio = np.int32((total[i] << 12) // max(np.int64(1), size[begun] - total[i]))
-                            for j in range(BLOCK_BINS):
-                                rest = share[other, j] + (((share[other, j] - mine[i, j]) * ratio) >> 12)
-                                s += min(rest, mine[i, j])
+                            others = max(np.int64(1), size[begun] - total[i])
+                            ratio = np.int32(min(np.int64(MOST_RATIO), (total[i] << 12) // others))
+                            for j in range(bins):
+                                spread = np.int32((share[other, j] - mine[i, j]) * ratio)
+                                rest = np.int32(share[other, j] + (spread >> 12))
+                                s = np.int32(s + min(rest, mine[i, j]))
                         else:
-                            for j in range(BLOCK_BINS):
-                                s += min(share[other, j], mine[i, j])
-                        if g == 6:
+                            for j in range(bins):
+                                s = np.int32(s + min(share[other, j], mine[i, j]))
+                        if c == 0:
                             top = s
                             continue
                         if s <= top:
                             continue
-                        oz, oyx = divmod(other, cells[1] * cells[2])
-                        oy, ox = divmod(oyx, cells[2])
-                        if abs(oz - cell_z[z]) > 1 or abs(oy - cell_y[yy - 1]) > 1 or abs(ox - cell_x[xx - 1]) > 1:
+                        if not _within_reach(other, cell_z[z], cell_y[yy - 1], cell_x[xx - 1], cells):
                             continue
                         best = other
                         top = s
@@ -588,16 +614,7 @@ def sweep_blocks(
                         continue
                     flat_labels[p] = best
                     moves += 1
-                    word, bit = xx >> 6, one << np.uint64(xx & 63)
-                    left, left_bit = (xx - 1) >> 6, one << np.uint64((xx - 1) & 63)
-                    right, right_bit = (xx + 1) >> 6, one << np.uint64((xx + 1) & 63)
-                    for dz in range(-1, 2):
-                        for dy in range(-1, 2):
-                            if dz != 0 or dy != 0:
-                                open_units[z + 1 + dz, yy + dy, word] |= bit
-                            if dz == 0 or dy == 0:
-                                open_units[z + 1 + dz, yy + dy, left] |= left_bit
-                                open_units[z + 1 + dz, yy + dy, right] |= right_bit
+                    _open_neighbours(open_units, z + 1, yy, xx)
     return moves
 
 

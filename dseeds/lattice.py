@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import SupportsInt
 
 import numpy as np
 from numpy.typing import NDArray
 
 Triple = tuple[int, int, int]
+PerAxis = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 AXES = ("z", "y", "x")
+# Voxels in a block: the sums of a block's smoothed histogram stay within 32 bits.
+LARGEST_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,13 @@ class Box:
         )
 
 
-def triple(values: Iterator[int] | Sequence[int] | NDArray) -> Triple:
+def per_axis(arrays: Iterable[NDArray[np.int64]]) -> PerAxis:
+    """Make a (z, y, x) tuple of arrays."""
+    z, y, x = arrays
+    return z, y, x
+
+
+def triple(values: Iterable[SupportsInt]) -> Triple:
     """Make a (z, y, x) tuple of plain integers."""
     z, y, x = (int(v) for v in values)
     return z, y, x
@@ -84,8 +94,8 @@ class Grid:
     """
 
     parts: Triple
-    edges: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-    cells: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    edges: PerAxis
+    cells: PerAxis
 
     @property
     def shape(self) -> Triple:
@@ -115,9 +125,9 @@ class Grid:
         hi = triple(e[h] for e, h in zip(self.edges, box.hi, strict=True))
         return Box(lo, hi)
 
-    def parents(self, coarser: Grid) -> tuple[NDArray[np.int64], ...]:
+    def parents(self, coarser: Grid) -> PerAxis:
         """Give per axis the unit of a coarser grid that each unit lies in."""
-        return tuple(
+        return per_axis(
             np.searchsorted(theirs, mine[:-1], side="right") - 1
             for theirs, mine in zip(coarser.edges, self.edges, strict=True)
         )
@@ -151,6 +161,8 @@ class Lattice:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "step", triple(min(s, n) for s, n in zip(self.step, self.shape, strict=True)))
+        if any(grid.largest > LARGEST_BLOCK for grid in self.grids[:-1]):
+            raise ValueError(f"cells of {self.step} voxels (z, y, x) are too large: take a step of at most 340 or so.")
 
     @property
     def cells(self) -> Triple:
@@ -173,7 +185,7 @@ class Lattice:
 
         Every level halves the axes whose blocks stay at least 2 voxels long; the others wait.
         """
-        grids = []
+        grids: list[Grid] = []
         parts = (1, 1, 1)
         while True:
             finer = triple(2 * p if s // (2 * p) >= 2 else p for p, s in zip(parts, self.step, strict=True))
@@ -190,13 +202,13 @@ class Lattice:
             within = np.arange(p) * lengths[:, None] // p
             edges.append(np.append(begins[:, None] + within, n))
             cells.append(np.repeat(np.arange(count), p))
-        return Grid(parts, tuple(edges), tuple(cells))
+        return Grid(parts, per_axis(edges), per_axis(cells))
 
     def _voxels(self) -> Grid:
         return Grid(
             self.step,
-            tuple(np.arange(n + 1) for n in self.shape),
-            tuple(
+            per_axis(np.arange(n + 1) for n in self.shape),
+            per_axis(
                 np.minimum(np.arange(n) // s, count - 1)
                 for n, s, count in zip(self.shape, self.step, self.cells, strict=True)
             ),
@@ -231,9 +243,9 @@ class Window:
         box = core.grow(halo, within=grid.shape)
         return cls(grid, core, box, grid.cells_of(box).grow(1, within=lattice.cells))
 
-    def local_cells(self) -> tuple[NDArray[np.int64], ...]:
+    def local_cells(self) -> PerAxis:
         """Per axis the cell of each unit of `box`, counted from the first of `cells`."""
-        return tuple(
+        return per_axis(
             c[a:h] - o for c, a, h, o in zip(self.grid.cells, self.box.lo, self.box.hi, self.cells.lo, strict=True)
         )
 
@@ -275,7 +287,7 @@ class Regions:
         """List the numbers of a region and of its up to 26 neighbours, ascending."""
         here = Box(self.index(number), triple(i + 1 for i in self.index(number))).grow(1, within=self.counts)
         ranges = (range(a, h) for a, h in zip(here.lo, here.hi, strict=True))
-        return [int(np.ravel_multi_index(index, self.counts)) for index in itertools.product(*ranges)]
+        return [int(np.ravel_multi_index(triple(index), self.counts)) for index in itertools.product(*ranges)]
 
 
 def check_shape(shape: tuple[int, ...]) -> Triple:

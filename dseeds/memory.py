@@ -24,24 +24,24 @@ def supervoxels(
 ) -> NDArray[np.uint32]:
     """Cut a volume in memory into 3D SEEDS supervoxels.
 
-    Every supervoxel is one 6-connected region, and is named by the cell of a regular lattice that it grew from. `segment` gives
-    the same labels, bit for bit, for volumes of any size.
+    Every supervoxel is one 6-connected region, and is named by the cell of a regular lattice that it grew from.
+    `segment` gives the same labels, bit for bit, for volumes of any size.
 
     Parameters
     ----------
     image : array_like, shape (z, y, x)
         The intensities, of any integer or float dtype and memory order. NaN counts as the lowest intensity.
     step : int, str or sequence of int, default 16
-        The size of a cell in voxels: one number for all axes or one for each of (z, y, x), at least 2; or a length such as
-        ``"12mm"``, which needs `spacing`. One that is longer than the volume makes one cell along that axis.
+        The size of a cell in voxels: one number for all axes or one for each of (z, y, x), at least 2; or a length
+        such as ``"12mm"``, which needs `spacing`. One that is longer than the volume makes one cell along that axis.
     n_segments : int, optional
         The number of supervoxels to come close to, instead of `step`, with cells as isotropic as that allows.
     spacing : sequence of float, optional
-        The size of a voxel along (z, y, x) in millimetres. With it, `n_segments`, a single number as `step` and a length give
-        cells that are isotropic in millimetres.
+        The size of a voxel along (z, y, x) in millimetres. With it, `n_segments`, a single number as `step` and a
+        length give cells that are isotropic in millimetres.
     window : (float, float), optional
-        The intensities between which differences count, for example (-150, 250) for soft tissue in CT. Default: from the
-        percentile 0.5 to the percentile 99.5.
+        The intensities between which differences count, for example (-150, 250) for soft tissue in CT. Default: from
+        the percentile 0.5 to the percentile 99.5.
 
     Returns
     -------
@@ -55,11 +55,9 @@ def supervoxels(
     ValueError
         If the image has not three axes, is empty or holds no finite value, or a parameter is out of range.
 
-    Notes
-    -----
-    SEEDS: M. Van den Bergh et al., "SEEDS: Superpixels extracted via energy-driven sampling", IJCV 111 (2015); in 3D: C. Zhao,
-    C. Jiang, T. Hollon, arXiv:2502.02409. Here, statistics are frozen in rounds and units move in four colours, so that the
-    answer does not depend on the order of the work.
+    Notes ----- SEEDS: M. Van den Bergh et al., "SEEDS: Superpixels extracted via energy-driven sampling", IJCV 111
+    (2015); in 3D: C. Zhao, C. Jiang, T. Hollon, arXiv:2502.02409. Here, statistics are frozen in rounds and units
+    move in four colours, so that the answer does not depend on the order of the work.
 
     Examples
     --------

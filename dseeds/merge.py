@@ -1,13 +1,15 @@
 """The boundary merging: parts of supervoxels that straddle regions are added up.
 
-A supervoxel never leaves its cell and the 26 around it. So what a region's voxels say of supervoxels lies in the region's own
-cells, its *core*, and in a *shell* of one cell around it, in up to 26 pieces, each addressed to one neighbour. Merging a region
-adds to its core the pieces that its neighbours addressed to it: sums of integers, exact and order-free.
+A supervoxel never leaves its cell and the 26 around it. So what a region's voxels say of supervoxels lies in the
+region's own cells, its *core*, and in a *shell* of one cell around it, in up to 26 pieces, each addressed to one
+neighbour. Merging a region adds to its core the pieces that its neighbours addressed to it: sums of integers, exact
+and order-free.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,7 @@ def shell_length(cells: Triple) -> int:
     >>> shell_length((2, 2, 2)) == 4**3 - 2**3
     True
     """
-    return max(slot.stop for slot in _slots(cells).values())
+    return math.prod(k + 2 for k in cells) - math.prod(cells)
 
 
 def split(

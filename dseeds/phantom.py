@@ -364,7 +364,7 @@ def _write_arrays(
 def _describe(root: zarr.Group, spacing: Point, names: list[str], signature: dict[str, Any]) -> None:
     """Write the attributes that make images of the groups, the root's last."""
 
-    def ome(name: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    def ome(name: str, **more: Any) -> dict[str, Any]:
         image = {
             "name": name,
             "axes": [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dask.utils import parse_bytes
 
 from dseeds.lattice import Lattice, Regions, Triple, Window, triple
-from dseeds.rounds import REACH, histogram_dtype, schedule
+from dseeds.rounds import histogram_dtype, schedule
 from dseeds.store import UNIT_CHUNK
 
 # What a worker holds before its first task: the interpreter, the libraries, the compiled kernels.
@@ -80,7 +80,8 @@ def choose_region(
     memory : int
         Bytes that one task may use.
     workers : int
-        Tasks that run at once; the volume is cut into several times as many regions where that leaves these large enough.
+        Tasks that run at once; the volume is cut into several times as many regions where that leaves these large
+        enough.
     region : int or sequence of int, optional
         The user's choice in voxels, along all axes or along (z, y, x); rounded up to whole cells.
 

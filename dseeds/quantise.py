@@ -1,8 +1,8 @@
 """The intensity window, and intensities as bins.
 
-The window's percentiles are exact order statistics, found digit by digit: each pass over the image counts one 16-bit digit of
-the values' order-preserving bit patterns, and the counts of any cut of the image simply add up. So the window does not depend on
-the chunking, and takes one pass for 8 and 16 bits, two for 32, four for 64.
+The window's percentiles are exact order statistics, found digit by digit: each pass over the image counts one 16-bit
+digit of the values' order-preserving bit patterns, and the counts of any cut of the image simply add up. So the
+window does not depend on the chunking, and takes one pass for 8 and 16 bits, two for 32, four for 64.
 """
 
 from __future__ import annotations

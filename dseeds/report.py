@@ -98,7 +98,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.supervoxels} supervoxels of {_by(self.shape)} voxels (z, y, x) at step {_by(self.step)}: {self.target}",
+            f"{self.supervoxels} supervoxels at step {_by(self.step)} in {_by(self.shape)} voxels (z, y, x): "
+            f"{self.target}",
             f"{self.seconds:.1f} s, {self.voxels_per_second / 1e6:.2f} Mvoxel/s, {self.regions} regions of "
             f"{_by(self.region_shape)}, {self.rounds} rounds, {self.workers} workers",
         ]

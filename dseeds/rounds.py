@@ -1,7 +1,7 @@
 """The schedule: which levels, how many sweeps, which halo; and one round on one window.
 
-A round moves units with the supervoxels' statistics frozen. It is the same function for a volume in memory, which is one
-window, and for a region out of core, whose window has a halo as wide as the round's reach.
+A round moves units with the supervoxels' statistics frozen. It is the same function for a volume in memory, which is
+one window, and for a region out of core, whose window has a halo as wide as the round's reach.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds import kernel, scores
-from dseeds.lattice import Box, Grid, Lattice, Window
+from dseeds.lattice import Box, Grid, Lattice, Triple, Window, per_axis
 
 # Four colours a sweep, one unit each.
 REACH = 4
 BLOCK_ROUNDS, BLOCK_SWEEPS = 3, 2
 VOXEL_SWEEPS = 3
-# The weight of the neighbours in each voxel round: from smooth to sharp. It is constant within a round, so that a voxel whose
-# neighbours have not changed need not be looked at again.
+# The weight of the neighbours in each voxel round: from smooth to sharp. It is constant within a round, so that a
+# voxel whose neighbours have not changed need not be looked at again.
 VOXEL_WEIGHTS = ((80, 100), (50, 100), (30, 100), (15, 100))
 NEIGHBOUR_GAIN = (3 * kernel.BLOCK_UNIT) // 100
 
@@ -68,7 +68,7 @@ def schedule(lattice: Lattice) -> tuple[Round, ...]:
     )
 
 
-def _pair(box: Box) -> tuple[Any, Any]:
+def _pair(box: Box) -> tuple[Triple, Triple]:
     return box.lo, box.hi
 
 
@@ -106,7 +106,7 @@ def sweep(
     core = window.core.relative_to(window.box.lo)
     within = core.grow(round_.halo, window.box.shape)
     kernel.mark_boundaries(labels, open_units, within.lo, within.hi)
-    where = (round_.sweeps, _pair(core), window.box.lo, *window.local_cells(), window.cells.shape)
+    where: tuple[Any, ...] = (round_.sweeps, _pair(core), window.box.lo, *window.local_cells(), window.cells.shape)
     if round_.weight is not None:
         return kernel.sweep_voxels(
             values,
@@ -158,7 +158,7 @@ def histograms(bins: NDArray[np.uint8], grid: Grid, box: Box) -> NDArray[Any]:
         The voxels of the box, without padding.
     """
     out = np.zeros((*box.shape, kernel.BLOCK_BINS), histogram_dtype(grid))
-    block = (
+    block = per_axis(
         np.repeat(np.arange(h - a), np.diff(e[a : h + 1])) for e, a, h in zip(grid.edges, box.lo, box.hi, strict=True)
     )
     kernel.block_histograms(bins, *block, out)
@@ -167,7 +167,7 @@ def histograms(bins: NDArray[np.uint8], grid: Grid, box: Box) -> NDArray[Any]:
 
 def coarsen(finer: NDArray[Any], fine: Grid, box: Box, coarse: Grid) -> NDArray[Any]:
     """Add up the histograms of the blocks of a box of whole cells to those of a coarser grid."""
-    parents = [p[a:h] - p[a] for p, a, h in zip(fine.parents(coarse), box.lo, box.hi, strict=True)]
+    parents = per_axis(p[a:h] - p[a] for p, a, h in zip(fine.parents(coarse), box.lo, box.hi, strict=True))
     shape = [p[-1] + 1 for p in parents]
     out = np.zeros((*shape, kernel.BLOCK_BINS), histogram_dtype(coarse))
     kernel.coarsen_histograms(finer, *parents, out)

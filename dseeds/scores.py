@@ -1,8 +1,8 @@
 """The score tables of a round, in whole numbers.
 
-`log` and `exp` differ in their last bits between machines, and a tie that flips changes the answer. So every table is made
-once per round from integers: the constants by `decimal`, which rounds correctly everywhere, the logarithm from a table with
-linear interpolation. Formulas: section 3 of the design, rule R3.
+`log` and `exp` differ in their last bits between machines, and a tie that flips changes the answer. So every table is
+made once per round from integers: the constants by `decimal`, which rounds correctly everywhere, the logarithm from a
+table with linear interpolation. Formulas: section 3 of the design, rule R3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.kernel import BINS, BLOCK_BINS, BLOCK_UNIT, VOXEL_UNIT, jit
+from dseeds.kernel import BINS, BLOCK_BINS, BLOCK_UNIT, VOXEL_UNIT, jit, leading_zeros
 
 # Logarithms count 2^-20, and the table has 2^11 steps per octave: an error below 2^-19.
 LOG_BITS = 20
@@ -68,10 +68,8 @@ def edge_weights(numerator: int, denominator: int) -> NDArray[np.int16]:
 
 
 @jit
-def _log(n: np.int64, table: NDArray[np.int64]) -> np.int64:
-    exponent = np.int64(0)
-    while n >> (exponent + 1):
-        exponent += 1
+def _log(n: int, table: NDArray[np.int64]) -> int:
+    exponent = np.int64(63) - np.int64(leading_zeros(np.uint64(n)))
     mantissa = n << (OCTAVE_BITS - exponent) if exponent <= OCTAVE_BITS else n >> (exponent - OCTAVE_BITS)
     fraction = mantissa - (1 << OCTAVE_BITS)
     i = fraction >> (OCTAVE_BITS - STEP_BITS)
@@ -86,26 +84,28 @@ def _voxel_table(
     counts: NDArray[np.uint32], smooth: NDArray[np.int64], logs: NDArray[np.int64], out: NDArray[np.int16]
 ) -> None:
     ln2 = logs[1 << STEP_BITS]
-    padded = np.zeros(BINS + 32, np.int64)
-    blurred = np.zeros(BINS, np.int64)
+    taps = len(smooth)
+    # Smoothed histogram with room for what goes over the ends.
+    blurred = np.zeros(BINS + taps - 1, np.int64)
     for c in range(counts.shape[0]):
         size, moment = np.int64(0), np.int64(0)
+        blurred[:] = 0
         for q in range(BINS):
-            padded[q + 16] = counts[c, q]
-            size += padded[q + 16]
-            moment += q * padded[q + 16]
+            count = np.int64(counts[c, q])
+            if count == 0:
+                continue
+            size += count
+            moment += q * count
+            for i in range(taps):
+                blurred[q + i] += smooth[i] * count
         if size == 0:
             continue
-        blurred[:] = 0
-        for i in range(33):
-            for q in range(BINS):
-                blurred[q] += smooth[i] * padded[q + i]
         mean = (moment << 8) // size
         # ln(T + 0.5) + 0.5 ln T
         by_size = _log(2 * size + 1, logs) - ln2 + (_log(size, logs) >> 1)
         for q in range(BINS):
             # ln(S / 2^16 + 0.5 / 64); bins count 1/64, the mean has 8 more bits.
-            likelihood = _log(blurred[q] + 512, logs) - 16 * ln2
+            likelihood = _log(blurred[q + taps // 2] + 512, logs) - 16 * ln2
             distance = (q << 8) - mean
             score = likelihood - by_size - ((5 * distance * distance) >> 8)
             out[c * BINS + q] = max(np.int64(-32768), (score + (1 << 10)) >> 11)
@@ -114,7 +114,7 @@ def _voxel_table(
 def voxel_table(counts: NDArray[np.uint32]) -> NDArray[np.int16]:
     """Score every bin in every supervoxel.
 
-    ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.5 ln T[C]``, see the design, section 3.
+    ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.5 ln T[C]``, rule R3 of the design.
 
     Parameters
     ----------
@@ -159,7 +159,8 @@ def block_table(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
     """Prepare the supervoxels for the block score.
 
-    ``score(C) = sum_j min(H[C, j] / T[C], h_j / t) + 0.03 n_C - 0.1 ln(T[C] / cell_size)``, see the design, section 3.
+    ``score(C) = sum_j min(H[C, j] / T[C], h_j / t) + 0.03 n_C - 0.1 ln(T[C] / cell_size)``, see the design, section
+    3.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """What one task does in each stage: pure functions of a job and a region.
 
-Each reads what the stage before it left in scratch and writes only its own region's part, so it can be repeated at any time
-and anywhere. Nothing here knows of Dask.
+Each reads what the stage before it left in scratch and writes only its own region's part, so it can be repeated at
+any time and anywhere. Nothing here knows of Dask.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from dseeds import kernel, merge, rounds
 from dseeds.io import Source
-from dseeds.lattice import Box, Grid, Lattice, Regions, Triple, Window, triple
+from dseeds.lattice import Box, Grid, Lattice, Regions, Triple, Window, per_axis, triple
 from dseeds.quantise import OrderStatistics, quantise
-from dseeds.store import Scratch, write
+from dseeds.store import Scratch, read, write
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def sweep_region(job: Job, number: int, turn: int) -> int:
     window = Window.around(job.lattice, grid, region, round_.halo)
     labels = _labels(job, turn, window)
     values = _values(job, round_.level, window.box)
-    statistics = job.store.statistics(turn, round_)[window.cells.slices].reshape(-1, round_.bins)
+    statistics = read(job.store.statistics(turn, round_), window.cells).reshape(-1, round_.bins)
     moves = rounds.sweep(round_, job.lattice, window, values, labels, statistics)
 
     codes = np.empty(window.core.shape, np.uint8)
@@ -143,8 +143,8 @@ def merge_region(job: Job, number: int, turn: int) -> None:
     region = job.regions.box(number)
     here = job.regions.index(number)
     around = Box(here, triple([i + 1 for i in here])).grow(1, within=job.regions.counts)
-    core = job.store.core(turn, round_)[region.slices]
-    merge.join(core, job.store.shell(turn, round_)[around.slices], around.lo, number, job.regions)
+    core = read(job.store.core(turn, round_), region)
+    merge.join(core, read(job.store.shell(turn, round_), around), around.lo, number, job.regions)
     write(job.store.statistics(turn, round_), region, core)
 
 
@@ -153,11 +153,11 @@ def label_region(job: Job, number: int) -> None:
     voxels = job.lattice.grids[-1]
     box = voxels.of_cells(job.regions.box(number))
     if job.schedule:
-        codes = job.store.codes(len(job.schedule) - 1, job.schedule[-1])[box.slices]
+        codes = read(job.store.codes(len(job.schedule) - 1, job.schedule[-1]), box)
     else:
         codes = np.full(box.shape, kernel.OWN, np.uint8)
     labels = np.empty(box.shape, job.lattice.label_dtype)
-    cells = (c[a:h] for c, a, h in zip(voxels.cells, box.lo, box.hi, strict=True))
+    cells = per_axis(c[a:h] for c, a, h in zip(voxels.cells, box.lo, box.hi, strict=True))
     kernel.number(codes, *cells, job.lattice.cells, labels)
     write(zarr.open_array(job.labels, mode="r+"), box, labels)
 
@@ -171,15 +171,15 @@ def _labels(job: Job, turn: int, window: Window) -> NDArray[np.int32]:
     before = job.schedule[turn - 1]
     grid = job.lattice.grids[before.level]
     if grid is window.grid:
-        codes = job.store.codes(turn - 1, before)[window.box.slices]
+        codes = read(job.store.codes(turn - 1, before), window.box)
         kernel.decode(codes, *window.local_cells(), window.cells.shape, labels)
         return labels
     parents = [p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True)]
     box = Box(triple([p[0] for p in parents]), triple([p[-1] + 1 for p in parents]))
     coarse = Window(grid, box, box, window.cells)
     found = np.empty([n + 2 for n in box.shape], np.int32)
-    kernel.decode(job.store.codes(turn - 1, before)[box.slices], *coarse.local_cells(), window.cells.shape, found)
-    kernel.refine(found, *(p - p[0] for p in parents), labels)
+    kernel.decode(read(job.store.codes(turn - 1, before), box), *coarse.local_cells(), window.cells.shape, found)
+    kernel.refine(found, *per_axis(p - p[0] for p in parents), labels)
     return labels
 
 
@@ -188,11 +188,11 @@ def _values(job: Job, level: int, box: Box) -> NDArray[Any]:
     grids = job.lattice.grids
     if level == len(grids) - 1:
         padded = np.zeros([n + 2 for n in box.shape], np.uint8)
-        padded[1:-1, 1:-1, 1:-1] = job.store.bins()[box.slices]
+        padded[1:-1, 1:-1, 1:-1] = read(job.store.bins(), box)
         return padded
     if level == len(grids) - 2:
-        return rounds.histograms(job.store.bins()[grids[level].voxels_of(box).slices], grids[level], box)
-    return np.asarray(job.store.histograms(level)[box.slices])
+        return rounds.histograms(read(job.store.bins(), grids[level].voxels_of(box)), grids[level], box)
+    return read(job.store.histograms(level), box)
 
 
 def _as_voxels(
@@ -206,7 +206,7 @@ def _as_voxels(
     coarse = np.empty([n + 2 for n in box.shape], np.int32)
     kernel.decode(codes, *blocks.local_cells(), window.cells.shape, coarse)
     labels = np.empty([n + 2 for n in window.box.shape], np.int32)
-    parents = (
+    parents = per_axis(
         p[a:h] - o for p, a, h, o in zip(voxels.parents(grid), window.box.lo, window.box.hi, box.lo, strict=True)
     )
     kernel.refine(coarse, *parents, labels)

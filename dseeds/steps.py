@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,9 @@ def choose_step(
     shape : tuple of int
         The volume's shape (z, y, x) in voxels.
     step : int, str or sequence of int, optional
-        Voxels along every axis; or one number for each of (z, y, x); or a length such as ``"12mm"``. With `spacing`, a single
-        number is the edge of a cube of the same number of voxels, and the cells become isotropic in millimetres. Default 16.
+        Voxels along every axis; or one number for each of (z, y, x); or a length such as ``"12mm"``. With `spacing`, a
+        single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
+        millimetres. Default 16.
     n_segments : int, optional
         The number of supervoxels to come close to, instead of `step`.
     spacing : sequence of float, optional
@@ -94,12 +96,13 @@ def _check_count(n_segments: int, shape: Triple) -> int:
 
 
 def _for_voxels(shape: Triple, step: int | Sequence[int], spacing: tuple[float, float, float] | None) -> Triple:
-    numbers = [step] * 3 if isinstance(step, Real) else list(step)  # type: ignore[arg-type]
-    if len(numbers) != 3 or any(not isinstance(s, Real) or int(s) != s for s in numbers):
+    single = isinstance(step, Real)
+    numbers: list[Any] = [step] * 3 if single else list(step)  # type: ignore[arg-type]
+    if len(numbers) != 3 or not all(isinstance(s, Real) and float(s).is_integer() for s in numbers):
         raise ValueError(f"step must be a whole number of voxels, or three of them for (z, y, x), got {step!r}.")
     if any(s < min(2, n) for s, n in zip(numbers, shape, strict=True)):
         raise ValueError(f"step must be at least 2 voxels along every axis, got {step!r}.")
-    if isinstance(step, Real) and spacing is not None:
+    if single and spacing is not None:
         return _cube(shape, numbers[0] * math.prod(spacing) ** (1 / 3), spacing)
     return _clip(shape, triple(numbers))
 

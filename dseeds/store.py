@@ -1,7 +1,7 @@
 """Zarr scratch and output: which arrays there are, how they are cut, how an output is recognised and published.
 
-Every array is cut so that a region is a whole number of shards: then no two tasks ever write to one file, which would corrupt it
-silently. Within a shard, chunks are small enough for the reading of halos.
+Every array is cut so that a region is a whole number of shards: then no two tasks ever write to one file, which would
+corrupt it silently. Within a shard, chunks are small enough for the reading of halos.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _open(path: Path) -> zarr.Array:
 
 
 def write(array: zarr.Array, box: Box, values: NDArray[Any]) -> None:
-    """Write a box of an array's first three axes.
+    """Write a box of an array's first three axes, as one task's own.
 
     Raises
     ------
@@ -86,6 +86,11 @@ def write(array: zarr.Array, box: Box, values: NDArray[Any]) -> None:
         if begin % length or (end % length and end != n):
             raise RuntimeError(f"{box} is not made up of whole shards of {cut[:3]}.")
     array[box.slices] = values
+
+
+def read(array: zarr.Array, box: Box) -> NDArray[Any]:
+    """Read a box of an array's first three axes."""
+    return np.asarray(array[box.slices])
 
 
 @dataclass(frozen=True)

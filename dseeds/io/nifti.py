@@ -167,7 +167,8 @@ def check_nifti_target(path: Path, overwrite: bool) -> None:
             f"{path} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
         )
     try:
-        written_by = str(_load(path).header.get_intent()[2])
+        header: Any = _load(path).header
+        written_by = str(header.get_intent()[2])
     except (ValueError, AttributeError):
         written_by = ""
     if written_by != _INTENT:
