@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,25 @@ from dseeds.report import Progress, StageReport
 # Tasks at the scheduler per thread of the cluster: enough that no thread waits, whatever the number of regions.
 IN_FLIGHT = 4
 WORKERS_TIMEOUT = 120
+SETTLE_SECONDS = 10
+
+
+def _installed() -> str | None:
+    # Imported here, for this function travels to processes that may not have the package.
+    from importlib import metadata
+
+    try:
+        return metadata.version("dseeds")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 class ZarrSettings(WorkerPlugin):
     """Keep zarr's own concurrency low on workers, where Dask's threads already share the cores."""
 
-    name = "dseeds-zarr-settings"
+    def __init__(self) -> None:
+        # A name per run: another run on the same cluster may end before this one.
+        self.name = f"dseeds-zarr-settings-{uuid.uuid4().hex}"
 
     def setup(self, worker: Any) -> None:
         """Set them."""
@@ -37,58 +52,6 @@ class ZarrSettings(WorkerPlugin):
     def teardown(self, worker: Any) -> None:
         """Set back what was there: a worker may live in the user's own process."""
         zarr.config.set(self._before)
-
-
-@contextmanager
-def connect(client: Client | None, workers: int | None, memory: int | None) -> Iterator[Client]:
-    """Lend the client that is given, or one of a local cluster that is closed at the end.
-
-    Raises
-    ------
-    ValueError
-        If a number of workers is given together with a client.
-    TimeoutError
-        If the client's cluster has no worker for two minutes.
-    """
-    if client is not None:
-        if workers is not None:
-            raise ValueError("workers= makes a local cluster of its own; it cannot be given together with client=.")
-        with _settings(client):
-            yield client
-        return
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}.")
-    number = workers or CPU_COUNT
-    limit = memory or int(0.9 * MEMORY_LIMIT / number)
-    with (
-        LocalCluster(
-            n_workers=number,
-            threads_per_worker=1,
-            memory_limit=limit,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            # Compiling holds a worker's event loop for a moment; that is no news.
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster) as own,
-        _settings(own),
-    ):
-        print(f"Dask dashboard: {own.dashboard_link}", file=sys.stderr, flush=True)
-        yield own
-
-
-@contextmanager
-def _settings(client: Client) -> Iterator[None]:
-    try:
-        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
-    except TimeoutError:
-        raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s.") from None
-    client.register_plugin(ZarrSettings())
-    try:
-        yield
-    finally:
-        if client.status == "running":
-            client.unregister_worker_plugin(ZarrSettings.name)
 
 
 @dataclass(frozen=True)
@@ -111,16 +74,107 @@ class Capacity:
     threads_per_worker: int
 
 
+def local_capacity(workers: int | None, memory: int | None) -> Capacity:
+    """Choose what a local cluster is to have: by default a worker per core, which share the machine's memory.
+
+    Raises
+    ------
+    ValueError
+        If `workers` is not positive.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    number = workers or CPU_COUNT
+    return Capacity(number, number, memory or int(0.9 * MEMORY_LIMIT / number), 1)
+
+
 def capacity(client: Client) -> Capacity:
-    """Ask a cluster's scheduler for its workers."""
+    """Ask a cluster for its workers, and whether they run the same version as this process.
+
+    Raises
+    ------
+    TimeoutError
+        If it has no worker for two minutes.
+    ValueError
+        If a process of it has another version of this package, or none.
+    """
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
+    except TimeoutError:
+        raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s.") from None
+    found = {"the scheduler": client.run_on_scheduler(_installed), **client.run(_installed)}
+    for place, version in found.items():
+        if version != _installed():
+            there = f"dseeds {version}" if version else "no dseeds"
+            raise ValueError(
+                f"{place} of the cluster has {there}, but this process has {_installed()}: install the same."
+            )
 
     def ask(dask_scheduler: Any) -> list[tuple[int, int]]:
         return [(w.nthreads, w.memory_limit or 0) for w in dask_scheduler.workers.values()]
 
-    found = client.run_on_scheduler(ask)
-    limits = [limit for _, limit in found if limit] or [MEMORY_LIMIT]
-    threads = [n for n, _ in found]
-    return Capacity(len(found), sum(threads), min(limits), max(threads))
+    workers = client.run_on_scheduler(ask)
+    limits = [limit for _, limit in workers if limit] or [MEMORY_LIMIT]
+    threads = [n for n, _ in workers]
+    return Capacity(len(workers), sum(threads), min(limits), max(threads))
+
+
+@contextmanager
+def connect(client: Client | None, has: Capacity, progress: Progress | None) -> Iterator[Client]:
+    """Lend the client that is given, or one of a local cluster that is closed at the end."""
+    if client is not None:
+        with _settings(client):
+            yield client
+        return
+    with ExitStack() as stack:
+        with _uninterrupted():
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=has.workers,
+                    threads_per_worker=1,
+                    memory_limit=has.memory,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    # Compiling holds a worker's event loop for a moment; that is no news.
+                    silence_logs=50,
+                )
+            )
+        own = stack.enter_context(Client(cluster))
+        stack.enter_context(_settings(own))
+        if progress:
+            progress.dashboard(own.dashboard_link)
+        else:
+            print(f"Dask dashboard: {own.dashboard_link}", file=sys.stderr, flush=True)
+        yield own
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back, and keep it for good from threads and processes that begin meanwhile.
+
+    It reaches every process of a terminal; but workers are to be closed in good order, not to die of it at length.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Its own start would lift the block.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _settings(client: Client) -> Iterator[None]:
+    settings = ZarrSettings()
+    client.register_plugin(settings)
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            client.unregister_worker_plugin(settings.name)
 
 
 def peak_memory() -> int:
@@ -146,11 +200,14 @@ class Stages:
         The stages to come, in order, and how many tasks each has.
     progress : Progress or None
         Who follows.
+    wait_for_cancelled : bool
+        Whether the cluster lives on when a stage fails.
     """
 
     client: Client
     totals: dict[str, int]
     progress: Progress | None = None
+    wait_for_cancelled: bool = True
     _done: dict[str, int] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
     _token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
@@ -213,21 +270,21 @@ class Stages:
             finally:
                 if running:
                     self.client.cancel(list(running), force=True)
-                    self._settle()
+                    if self.wait_for_cancelled:
+                        self._settle()
 
     def _settle(self) -> None:
         """Wait a little for cancelled tasks that were already running, so that they write nothing behind our back."""
-        end = time.monotonic() + 10
-        while self.client.status == "running" and time.monotonic() < end and any(self._executing().values()):
-            time.sleep(0.05)
-
-    def _executing(self) -> dict[str, int]:
         token = self._token
 
-        def ours(dask_worker: Any) -> int:
-            return sum(token in str(key) for key in dask_worker.active_keys)
+        def ours(dask_worker: Any) -> bool:
+            return any(token in str(key) for key in dask_worker.active_keys)
 
-        return dict(self.client.run(ours, on_error="ignore"))
+        end = time.monotonic() + SETTLE_SECONDS
+        while self.client.status == "running" and time.monotonic() < end:
+            if not any(self.client.run(ours, on_error="ignore").values()):
+                return
+            time.sleep(0.05)
 
     def reports(self) -> tuple[StageReport, ...]:
         """Give the stages so far."""

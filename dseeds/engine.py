@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +22,10 @@ import zarr
 from distributed import Client
 
 from dseeds import stages
-from dseeds.cluster import Stages, capacity, connect, peak_memory
+from dseeds.cluster import Capacity, Stages, capacity, connect, local_capacity, peak_memory
 from dseeds.io import Source, check_nifti_target, ome_label_attributes, open_source, write_nifti_labels
 from dseeds.lattice import AXES, Lattice, check_shape
-from dseeds.plan import choose_region, memory_bytes, task_memory
+from dseeds.plan import choose_region, memory_bytes
 from dseeds.quantise import OrderStatistics, check_dtype, check_window
 from dseeds.report import Progress, Report
 from dseeds.rounds import schedule
@@ -120,7 +120,7 @@ def segment(
     >>> folder = tempfile.TemporaryDirectory()
     >>> image = zarr.create_array(f"{folder.name}/image.zarr", shape=(32, 32, 32), dtype="uint16")
     >>> image[:, 10:20] = 1000
-    >>> with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    >>> with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
     ...     report = dseeds.segment(image, f"{folder.name}/labels.zarr", step=8, client=client)
     >>> report.supervoxels
     64
@@ -135,30 +135,30 @@ def segment(
     shape = check_shape(image.shape)
     size = choose_step(shape, step=step, n_segments=n_segments, spacing=spacing, known_spacing=image.spacing)
     limits = None if window is None else check_window(window)
-    limit = None if memory is None else memory_bytes(memory)
     destination = _check_destination(target, image, overwrite)
     nifti = destination.name.endswith(NIFTI_ENDINGS)
-    with _scratch_folder(scratch, destination) as folder, connect(client, workers, limit) as connected:
-        has = capacity(connected)
-        room = task_memory(min(limit or has.memory, has.memory), has.threads_per_worker)
-        cells = choose_region(
-            Lattice(shape, size), image.dtype.itemsize, memory=room, workers=has.threads, region=region
-        )
+    has = _capacity(client, workers, memory)
+    cells = choose_region(Lattice(shape, size), image.dtype.itemsize, has, region=region)
+    # What is unfinished when something fails is undone, the labels before the scratch folder.
+    with _scratch_folder(scratch, destination) as folder, ExitStack() as undo:
         job = Job(image, shape, size, cells, folder, folder / "labels" if nifti else destination / "0")
-        run = Stages(connected, _totals(job, limits is None, nifti), progress)
-        job.store.create()
-        job = _with_readable_source(job, run)
-        job = replace(job, window=limits or _find_window(job, run))
-        _climb(job, run)
-        if nifti:
+        with connect(client, has, progress) as connected:
+            run = Stages(connected, _totals(job, limits is None, nifti), progress, client is not None)
+            job.store.create()
+            job = _with_readable_source(job, run)
+            job = replace(job, window=limits or _find_window(job, run))
+            _climb(job, run)
+            if not nifti:
+                begin_target(destination)
+                undo.callback(remove_target, destination)
             _write_labels(job, run)
+            peaks = dict(connected.run(peak_memory))
+        if nifti:
             _export(job, run, source, destination)
         else:
             asked = {"step": step, "n_segments": n_segments, "spacing": spacing, "window": window, "volume": volume}
-            with _target(destination):
-                _write_labels(job, run)
-                publish(destination, _attributes(job, image, asked))
-        peaks = dict(connected.run(peak_memory))
+            publish(destination, _attributes(job, image, asked))
+            undo.pop_all()
     seconds = time.perf_counter() - started
     return Report(
         target=str(destination),
@@ -176,6 +176,17 @@ def segment(
         peak_memory=peaks,
         stages=run.reports(),
     )
+
+
+def _capacity(client: Client | None, workers: int | None, memory: int | str | None) -> Capacity:
+    """Find out what there is to work with, before anything starts."""
+    limit = None if memory is None else memory_bytes(memory)
+    if client is None:
+        return local_capacity(workers, limit)
+    if workers is not None:
+        raise ValueError("workers= makes a local cluster of its own; it cannot be given together with client=.")
+    found = capacity(client)
+    return replace(found, memory=min(limit or found.memory, found.memory))
 
 
 def _check_destination(target: str | Path, image: Source, overwrite: bool) -> Path:
@@ -263,17 +274,6 @@ def _climb(job: Job, run: Stages) -> None:
 def _exhaust(results: Iterator[Any]) -> None:
     for _ in results:
         pass
-
-
-@contextmanager
-def _target(destination: Path) -> Iterator[None]:
-    """Make room for the labels, and remove what is unfinished if they fail."""
-    begin_target(destination)
-    try:
-        yield
-    except BaseException:
-        remove_target(destination)
-        raise
 
 
 def _write_labels(job: Job, run: Stages) -> None:

@@ -139,6 +139,17 @@ def refine(
 
 
 @jit
+def _owner_offsets(cells: Triple) -> NDArray[np.int64]:
+    """Give for every label code how far the owner's number is from that of the unit's own cell."""
+    offsets = np.zeros(28, np.int64)
+    for dz in range(-1, 2):
+        for dy in range(-1, 2):
+            for dx in range(-1, 2):
+                offsets[OWN + 9 * dz + 3 * dy + dx] = (dz * cells[1] + dy) * cells[2] + dx
+    return offsets
+
+
+@jit
 def decode(
     codes: NDArray[np.uint8],
     cell_z: NDArray[np.int64],
@@ -147,15 +158,14 @@ def decode(
     cells: Triple,
     labels: NDArray[np.int32],
 ) -> None:
-    """Turn label codes, 1 + 9 dz + 3 dy + dx with each difference plus one, into padded local labels."""
+    """Turn label codes, 14 + 9 dz + 3 dy + dx for an owner that many cells away, into padded local labels."""
     labels[:] = -1
+    owners = _owner_offsets(cells)
     for z in range(codes.shape[0]):
         for y in range(codes.shape[1]):
+            row = (cell_z[z] * cells[1] + cell_y[y]) * cells[2]
             for x in range(codes.shape[2]):
-                dz, dyx = divmod(np.int64(codes[z, y, x]) - 1, 9)
-                dy, dx = divmod(dyx, 3)
-                owner = (cell_z[z] + dz - 1) * cells[1] + cell_y[y] + dy - 1
-                labels[z + 1, y + 1, x + 1] = owner * cells[2] + cell_x[x] + dx - 1
+                labels[z + 1, y + 1, x + 1] = row + cell_x[x] + owners[codes[z, y, x]]
 
 
 @jit
@@ -169,13 +179,17 @@ def encode(
     codes: NDArray[np.uint8],
 ) -> None:
     """Turn the labels in a box of a padded window into codes: the owner's cell relative to the unit's own."""
+    places = np.empty(cells[0] * cells[1] * cells[2], np.int64)
+    for owner_z in range(cells[0]):
+        for owner_y in range(cells[1]):
+            for owner_x in range(cells[2]):
+                places[(owner_z * cells[1] + owner_y) * cells[2] + owner_x] = 9 * owner_z + 3 * owner_y + owner_x
     for z in range(core[0][0], core[1][0]):
         for y in range(core[0][1], core[1][1]):
             for x in range(core[0][2], core[1][2]):
-                owner_z, owner_yx = divmod(np.int64(labels[z + 1, y + 1, x + 1]), cells[1] * cells[2])
-                owner_y, owner_x = divmod(owner_yx, cells[2])
-                code = (owner_z - cell_z[z] + 1) * 9 + (owner_y - cell_y[y] + 1) * 3 + owner_x - cell_x[x] + 2
-                codes[z - core[0][0], y - core[0][1], x - core[0][2]] = code
+                place = places[labels[z + 1, y + 1, x + 1]]
+                here = 9 * cell_z[z] + 3 * cell_y[y] + cell_x[x]
+                codes[z - core[0][0], y - core[0][1], x - core[0][2]] = OWN + place - here
 
 
 @jit
@@ -628,10 +642,9 @@ def number(
     labels: NDArray[Any],
 ) -> None:
     """Turn label codes into global labels, 1 + the owner's number, with global cells."""
+    owners = _owner_offsets(cells)
     for z in range(codes.shape[0]):
         for y in range(codes.shape[1]):
+            row = (cell_z[z] * cells[1] + cell_y[y]) * cells[2] + 1
             for x in range(codes.shape[2]):
-                dz, dyx = divmod(np.int64(codes[z, y, x]) - 1, 9)
-                dy, dx = divmod(dyx, 3)
-                owner = (cell_z[z] + dz - 1) * cells[1] + cell_y[y] + dy - 1
-                labels[z, y, x] = owner * cells[2] + cell_x[x] + dx
+                labels[z, y, x] = row + cell_x[x] + owners[codes[z, y, x]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dseeds import kernel, rounds
-from dseeds.lattice import Box, Lattice, Window, check_shape
+from dseeds.lattice import Box, Grid, Lattice, Window, check_shape
 from dseeds.quantise import check_dtype, check_window, intensity_window, quantise
 from dseeds.steps import Step, choose_step
 
@@ -110,19 +111,23 @@ def climb(lattice: Lattice, bins: NDArray[np.uint8], schedule: tuple[rounds.Roun
     """
     everything = Box((0, 0, 0), lattice.cells)
     blocks = _histograms(lattice, bins[1:-1, 1:-1, 1:-1])
-    grid = lattice.grids[0] if schedule else lattice.grids[-1]
+    grid: Grid = lattice.grids[0] if schedule else lattice.grids[-1]
     labels = np.empty([n + 2 for n in grid.shape], np.int32)
     kernel.seed(labels, *grid.cells, lattice.cells)
-    for round_ in schedule:
-        if lattice.grids[round_.level] is not grid:
-            coarser, grid = grid, lattice.grids[round_.level]
-            coarse = labels
+    for level, turns in itertools.groupby(schedule, key=lambda round_: round_.level):
+        finer: Grid = lattice.grids[level]
+        if finer is not grid:
+            coarse, parents = labels, finer.parents(grid)
+            grid = finer
             labels = np.empty([n + 2 for n in grid.shape], np.int32)
-            kernel.refine(coarse, *grid.parents(coarser), labels)
-            blocks.pop()
-        values: NDArray[Any] = blocks[-1] if blocks else bins
-        window = Window.around(lattice, grid, everything, round_.halo)
-        rounds.sweep(round_, lattice, window, values, labels, rounds.count(round_, window, values, labels))
+            kernel.refine(coarse, *parents, labels)
+            del coarse
+        # Taken off the list, so that a level's histograms are gone before the next level's labels come.
+        values = blocks.pop() if blocks else bins
+        for round_ in turns:
+            window = Window.around(lattice, grid, everything, round_.halo)
+            rounds.sweep(round_, lattice, window, values, labels, rounds.count(round_, window, values, labels))
+        del values
     return labels
 
 

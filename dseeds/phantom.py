@@ -217,7 +217,7 @@ def write_phantom(
     overwrite : bool, optional
         Replace `target` if it is a phantom, finished or not, and holds nothing else.
     progress : callable, optional
-        Called as ``progress(done, total)`` after each shard.
+        Called as ``progress(done, total)`` at the beginning and after each shard.
 
     Raises
     ------
@@ -399,6 +399,8 @@ def _run(
 ) -> None:
     """Do a task for every box, few in flight at a time; return when no thread is at work any more."""
     done = 0
+    if progress is not None:
+        progress(done, total)
     pool = ThreadPoolExecutor(threads)
     try:
         pending = {pool.submit(task, box) for box in itertools.islice(boxes, 2 * threads)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dask.utils import parse_bytes
 
+from dseeds.cluster import Capacity
 from dseeds.lattice import Lattice, Regions, Triple, Window, triple
 from dseeds.rounds import histogram_dtype, schedule
 from dseeds.store import UNIT_CHUNK
@@ -67,9 +68,9 @@ def task_bytes(lattice: Lattice, cells: Triple, itemsize: int) -> int:
 
 
 def choose_region(
-    lattice: Lattice, itemsize: int, *, memory: int, workers: int, region: int | Sequence[int] | None = None
+    lattice: Lattice, itemsize: int, has: Capacity, *, region: int | Sequence[int] | None = None
 ) -> Triple:
-    """Choose the cells per region.
+    """Choose the cells per region: as many as the workers' memory allows, but enough regions for all workers.
 
     Parameters
     ----------
@@ -77,11 +78,8 @@ def choose_region(
         The lattice.
     itemsize : int
         Bytes per voxel of the source.
-    memory : int
-        Bytes that one task may use.
-    workers : int
-        Tasks that run at once; the volume is cut into several times as many regions where that leaves these large
-        enough.
+    has : Capacity
+        What the workers can take.
     region : int or sequence of int, optional
         The user's choice in voxels, along all axes or along (z, y, x); rounded up to whole cells.
 
@@ -93,29 +91,33 @@ def choose_region(
     Raises
     ------
     ValueError
-        If `region` is not positive, or even the smallest region does not fit the memory.
+        If `region` is not positive, or it, or even the smallest region, does not fit the memory.
     """
-    if region is not None:
+    if region is None:
+        candidates = [_cells(lattice, extent) for extent in EXTENTS]
+    else:
         extents = [region] * 3 if isinstance(region, int) else list(region)
         if len(extents) != 3 or any(int(n) != n or n < 1 for n in extents):
             raise ValueError(f"region must be a number of voxels, or three of them for (z, y, x), got {region!r}.")
-        return triple([min(n, -(-int(e) // s)) for n, e, s in zip(lattice.cells, extents, lattice.step, strict=True)])
+        pairs = zip(lattice.cells, extents, lattice.step, strict=True)
+        candidates = [triple([min(n, -(-int(e) // s)) for n, e, s in pairs])]
     needed = 0
-    for extent in EXTENTS:
-        cells = _cells(lattice, extent)
-        needed = task_bytes(lattice, cells, itemsize)
-        spread = len(Regions(lattice, cells)) >= REGIONS_PER_WORKER * workers or extent <= SPREAD_EXTENT
-        if needed <= memory and spread:
+    for cells in candidates:
+        needed = worker_bytes(task_bytes(lattice, cells, itemsize), has.threads_per_worker)
+        spread = len(Regions(lattice, cells)) >= REGIONS_PER_WORKER * has.threads
+        small = max(k * s for k, s in zip(cells, lattice.step, strict=True)) <= SPREAD_EXTENT
+        if needed <= has.memory and (spread or small or region is not None):
             return cells
+    shape = " x ".join(str(k * s) for k, s in zip(candidates[-1], lattice.step, strict=True))
     raise ValueError(
-        f"a single region at step {lattice.step} needs {_mib(needed)} for a task, but a task may use {_mib(memory)}: "
-        "give the workers more memory (--memory) or take a smaller step."
+        f"regions of {shape} voxels (z, y, x) need workers of {_mib(needed)}, but these have {_mib(has.memory)}: "
+        f"give them more memory (--memory), or take {'a smaller step' if region is None else 'smaller regions'}."
     )
 
 
-def task_memory(memory: int, threads: int) -> int:
-    """Give the bytes that one task may use on a worker with so much memory and so many threads."""
-    return max(0, int(memory * SHARE) - WORKER_BYTES) // threads
+def worker_bytes(task: int, threads: int) -> int:
+    """Project the memory that a worker needs for a task of so many bytes in each of its threads."""
+    return int((WORKER_BYTES + task * threads) / SHARE)
 
 
 def memory_bytes(memory: int | str) -> int:

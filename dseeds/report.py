@@ -12,6 +12,9 @@ from dseeds.lattice import Triple
 class Progress(Protocol):
     """Whoever wants to follow a run; all calls come from the thread that called `segment`."""
 
+    def dashboard(self, link: str) -> None:
+        """Tell where the dashboard of a local cluster is."""
+
     def begin(self, stage: str, total: int) -> None:
         """Tell that a stage begins, and how many tasks it has."""
 
@@ -100,8 +103,8 @@ class Report:
         lines = [
             f"{self.supervoxels} supervoxels at step {_by(self.step)} in {_by(self.shape)} voxels (z, y, x): "
             f"{self.target}",
-            f"{self.seconds:.1f} s, {self.voxels_per_second / 1e6:.2f} Mvoxel/s, {self.regions} regions of "
-            f"{_by(self.region_shape)}, {self.rounds} rounds, {self.workers} workers",
+            f"{self.seconds:.1f} s, {self.voxels_per_second / 1e6:.2f} Mvoxel/s, {self.rounds} rounds, "
+            f"regions of {_by(self.region_shape)}: {self.regions}, workers: {self.workers}",
         ]
         if self.peak_memory:
             lines.append(f"peak memory of a worker: {max(self.peak_memory.values()) / 2**20:.0f} MiB")

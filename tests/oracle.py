@@ -1,8 +1,8 @@
 """A slow supervoxel algorithm in plain Python, written from the rules alone, to test the fast one against.
 
-It shares no code with the package: not the geometry, not the tables, not the loops. It visits every unit in every sweep, one
-after the other, and looks at each as if for the first time. All numbers are Python's own, which do not overflow, but for the
-one place where the rules ask for float32.
+It shares no code with the package: not the geometry, not the tables, not the loops. It visits every unit in every
+sweep, one after the other, and looks at each as if for the first time. All numbers are Python's own, which do not
+overflow, but for the one place where the rules ask for float32.
 """
 
 from decimal import Decimal, localcontext
@@ -17,6 +17,7 @@ BLOCK_ROUNDS, BLOCK_SWEEPS = 3, 2
 VOXEL_SWEEPS = 3
 LAMBDAS = (80, 50, 30, 15)  # per cent, one for each voxel round
 NEIGHBOUR_GAIN = (3 * 32768) // 100
+MOST_RATIO = 8 * 4096  # of a block to the rest of its supervoxel
 
 OFFSETS = [o for o in product((-1, 0, 1), repeat=3) if 1 <= np.count_nonzero(o) <= 2]
 FACES = [(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
@@ -34,7 +35,7 @@ def cells_along(n, s):
 
 
 def levels(shape, step):
-    """Per level, from the coarsest blocks to the voxels, and per axis: a list of (first voxel, end, cell), one per unit."""
+    """Per level, from the coarsest blocks to the voxels, and per axis: each unit's (first voxel, end, cell)."""
     step = [min(s, n) for s, n in zip(step, shape, strict=True)]
     found, parts = [], [1, 1, 1]
     while any(s // (2 * p) >= 2 for s, p in zip(step, parts, strict=True)):
@@ -196,7 +197,7 @@ class Level:
         return all(abs(a - b) <= 1 for a, b in zip(owner, self.home[unit], strict=True))
 
     def sweep(self, score_of, shuffle):
-        """Visit all units once, in four colours. `score_of(unit)` gives a function of a label and the 18 neighbours' labels."""
+        """Visit all units, in four colours; `score_of(unit)` gives a function of a label and the 18 labels around."""
         for colour in range(4):
             a, b = colour & 1, colour >> 1
             units = [(z, y, x) for z, y, x in self.units if (x + y) & 1 == a and (y + z) & 1 == b]
@@ -276,7 +277,7 @@ def block_round(level, histograms, step, shuffle):
     @cache
     def rest_of(unit):
         t, label = level.size(unit), start[unit]
-        ratio = (t << 12) // max(1, size[label] - t)
+        ratio = min(MOST_RATIO, (t << 12) // max(1, size[label] - t))
         return [s + (((s - m) * ratio) >> 12) for s, m in zip(share[label], mine_of(unit), strict=True)]
 
     @cache
@@ -333,7 +334,7 @@ def _unpadded(level):
 
 @st.composite
 def shapes(draw, longest=20, voxels=3000):
-    """Shapes from a single voxel to a cube or a long rod: rows of more than 64 and of more than 128 units are special."""
+    """Shapes from a single voxel to a cube or a rod: rows of more than 64 and of more than 128 units are special."""
     z = draw(st.integers(1, longest))
     y = draw(st.integers(1, longest))
     room = max(1, voxels // (z * y))

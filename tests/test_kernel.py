@@ -6,7 +6,7 @@ import random
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import oracle_supervoxels
 from skimage.measure import label as connected_components
@@ -22,9 +22,7 @@ from dseeds.quantise import quantise
 @given(oracle.cases())
 def test_labels_are_the_oracles(case):
     image, step, window = case
-    np.testing.assert_array_equal(
-        supervoxels(image, step=step, window=window), oracle_supervoxels(image, step, window)
-    )
+    np.testing.assert_array_equal(supervoxels(image, step=step, window=window), oracle_supervoxels(image, step, window))
 
 
 @pytest.mark.parametrize(
@@ -46,9 +44,7 @@ def test_labels_are_the_oracles_in_larger_volumes(shape, step, kind):
     image = np.sin(0.5 * z + 0.3) + np.sin(0.4 * y + 0.1 * x) + np.sin(0.37 * x)
     image = rng.normal(size=shape) if kind == "noise" else image + 0.1 * rng.normal(size=shape)
     window = float(image.min()), float(image.max())
-    np.testing.assert_array_equal(
-        supervoxels(image, step=step, window=window), oracle_supervoxels(image, step, window)
-    )
+    np.testing.assert_array_equal(supervoxels(image, step=step, window=window), oracle_supervoxels(image, step, window))
 
 
 def test_a_real_volume_gets_the_oracles_labels(hippocampus):
@@ -85,32 +81,38 @@ def test_the_order_would_matter_without_colours():
     assert found[0] != found[1]
 
 
-@settings(max_examples=25)
-@given(st.data())
-def test_a_round_of_blocks_of_any_size_is_the_oracles(data):
-    """Made-up histograms, for blocks of up to millions of voxels, in few bins or many."""
-    step = data.draw(st.tuples(*[st.integers(4, 140)] * 3))
-    shape = tuple(data.draw(st.integers(s // 2 + 1, 4 * s)) for s in step)
+def _rounds_of_made_up_blocks(seed, steps):
+    """Three rounds of the coarsest blocks by both, from made-up histograms: no volume is needed for them."""
+    rng = np.random.default_rng(seed)
+    step = tuple(int(s) for s in rng.integers(*steps, 3))
+    shape = tuple(int(rng.integers(s // 2 + 1, s * 5 // 2)) for s in step)
     lattice = Lattice(shape, step)
-    number = data.draw(st.integers(0, min(1, len(lattice.grids) - 2)))
-    grid, axes = lattice.grids[number], oracle.levels(shape, step)[number]
-    level = oracle.Level(axes, lattice.cells)
+    grid = lattice.grids[0]
+    level = oracle.Level(oracle.levels(shape, step)[0], lattice.cells)
     level.seed()
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    spread = data.draw(st.sampled_from([0.02, 0.2, 5.0]))
+    prototypes = rng.dirichlet(np.full(32, rng.choice([0.02, 0.2, 5.0])), rng.integers(2, 5))
     histograms = np.zeros((*grid.shape, 32), rounds.histogram_dtype(grid))
     for unit in level.units:
-        histograms[unit] = rng.multinomial(level.size(unit), rng.dirichlet(np.full(32, spread)))
-    labels = np.full([n + 2 for n in grid.shape], -1, np.int32)
+        histograms[unit] = rng.multinomial(level.size(unit), rng.choice(prototypes))
+    labels = np.empty([n + 2 for n in grid.shape], np.int32)
     kernel.seed(labels, *grid.cells, lattice.cells)
     whole = Window.around(lattice, grid, Box((0, 0, 0), lattice.cells), 8)
-    round_ = rounds.Round(number, rounds.BLOCK_SWEEPS)
+    round_ = rounds.Round(0, rounds.BLOCK_SWEEPS)
     plain = {unit: histograms[unit].tolist() for unit in level.units}
     for _ in range(3):
         counts = rounds.count(round_, whole, histograms, labels)
         rounds.sweep(round_, lattice, whole, histograms, labels, counts)
         oracle.block_round(level, plain, lattice.step, None)
-        assert labels.ravel().tolist() == level.labels
+        yield labels.ravel().tolist(), level.labels
+
+
+# Two in which a supervoxel of a single block grows, and that block then may leave.
+@example(1481, (20, 150))
+@example(8373, (20, 150))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 20), (20, 150), (150, 331)]))
+def test_blocks_of_many_voxels_move_as_the_oracles(seed, steps):
+    for ours, theirs in _rounds_of_made_up_blocks(seed, steps):
+        assert ours == theirs
 
 
 @given(oracle.cases(longest=10, voxels=600))
@@ -180,7 +182,8 @@ def _log(n):
 @given(st.one_of(st.integers(1, 5000), st.integers(1, 2**62)))
 def test_logarithms_are_the_oracles_and_accurate(n):
     assert _log(n) == oracle.log(n)
-    assert abs(_log(n) / 2**20 - math.log(n)) < 2**-18
+    # Half a unit from the table, one from rounding down twice, and half from each octave's ln 2.
+    assert abs(_log(n) / 2**20 - math.log(n)) < (2 + n.bit_length() / 2) * 2**-20
 
 
 def test_logarithms_never_fall():
@@ -200,10 +203,11 @@ def test_edge_weights_are_the_oracles(weight):
 
 
 def test_the_schedule_is_the_oracles():
-    assert [numerator for numerator, _ in rounds.VOXEL_WEIGHTS] == oracle.LAMBDAS
+    assert [numerator for numerator, _ in rounds.VOXEL_WEIGHTS] == list(oracle.LAMBDAS)
     assert [rounds.BLOCK_ROUNDS, rounds.BLOCK_SWEEPS] == [oracle.BLOCK_ROUNDS, oracle.BLOCK_SWEEPS]
     assert rounds.VOXEL_SWEEPS == oracle.VOXEL_SWEEPS
     assert rounds.NEIGHBOUR_GAIN == oracle.NEIGHBOUR_GAIN
+    assert kernel.MOST_RATIO == oracle.MOST_RATIO
 
 
 def test_smoothing_weights_are_the_oracles():
@@ -242,7 +246,7 @@ def test_an_empty_supervoxel_has_a_score_but_no_weight():
     empty = np.zeros((1, 64), np.uint32)
     assert (scores.voxel_table(empty) == 0).all()
     share, size, handicap = scores.block_table(empty[:, :32], 512)
-    assert not (share.any() or size.any() or handicap.any())
+    assert [table.any() for table in (share, size, handicap)] == [False] * 3
 
 
 @given(_histograms(32), st.integers(8, 10**8))
@@ -263,8 +267,8 @@ def test_block_tables_are_the_oracles(histogram, cell_size):
 class Cut:
     """A run on a volume cut into regions of whole cells, every region swept by itself in its window.
 
-    Between regions there are only codes and summed-up statistics, as there are out of core. The bins around a window are
-    noise: nothing may depend on them.
+    Between regions there are only codes and summed-up statistics, as there are out of core. The bins around a window
+    are noise: nothing may depend on them.
     """
 
     def __init__(self, image, step, window, cells_per_region, halo=lambda round_: round_.halo):
@@ -294,9 +298,7 @@ class Cut:
         total = np.zeros((*self.lattice.cells, round_.bins), np.int64)
         for number in range(len(self.regions)):
             window = Window.around(self.lattice, grid, self.regions.box(number), 0)
-            part = rounds.count(
-                round_, window, self.values(round_, window.box), self.decode(codes, window)
-            )
+            part = rounds.count(round_, window, self.values(round_, window.box), self.decode(codes, window))
             total[window.cells.slices] += part.reshape(*window.cells.shape, -1)
         return total
 
@@ -309,9 +311,7 @@ class Cut:
         rounds.sweep(round_, self.lattice, window, self.values(round_, window.box), labels, counts)
         core = window.core.relative_to(window.box.lo)
         out = np.zeros(core.shape, np.uint8)
-        kernel.encode(
-            labels, (core.lo, core.hi), *window.local_cells(), window.cells.shape, out
-        )
+        kernel.encode(labels, (core.lo, core.hi), *window.local_cells(), window.cells.shape, out)
         return window.core, out
 
     def run(self):
@@ -352,17 +352,22 @@ def test_a_real_volume_in_regions_gets_the_labels_of_the_whole(ct_3mm):
 
 
 @pytest.mark.parametrize("level", ["blocks", "voxels"])
-def test_a_smaller_halo_is_not_enough(level):
-    """So that the tests before this one can fail: with half the halo, the cuts show."""
+def test_the_halo_of_one_sweep_is_not_enough_for_a_round(level):
+    """So that the tests before this one can fail: with too small a halo, the cuts show."""
 
     def halo(round_):
-        return round_.halo // (2 if (round_.weight is None) == (level == "blocks") else 1)
+        return rounds.REACH if (round_.weight is None) == (level == "blocks") else round_.halo
 
-    image = np.random.default_rng(1).normal(size=(6, 48, 200))
-    step, window = (6, 8, 8), (-2, 2)
+    z, y, x = np.indices((48, 48, 48))
+    rng = np.random.default_rng(1)
+    image = sum(
+        np.sin(a * z + b * y + c * x + phase)
+        for a, b, c, phase in zip(*rng.uniform(0, 0.9, (3, 5)), rng.uniform(0, 6, 5), strict=True)
+    )
+    step, window = (8, 8, 8), (-4, 4)
     whole = supervoxels(image, step=step, window=window)
-    np.testing.assert_array_equal(Cut(image, step, window, (1, 1, 2)).run(), whole)
-    assert (Cut(image, step, window, (1, 1, 2), halo).run() != whole).any()
+    np.testing.assert_array_equal(Cut(image, step, window, (2, 2, 2)).run(), whole)
+    assert (Cut(image, step, window, (2, 2, 2), halo).run() != whole).any()
 
 
 @given(oracle.cases(longest=24, voxels=4000), st.data())
@@ -386,9 +391,7 @@ def test_codes_mean_the_same_in_every_window(case, data):
     kernel.decode(codes[part.box.slices], *part.local_cells(), part.cells.shape, labels)
     local = np.stack(np.unravel_index(labels[1:-1, 1:-1, 1:-1], part.cells.shape))
     origin = np.reshape(part.cells.lo, (3, 1, 1, 1))
-    np.testing.assert_array_equal(
-        np.ravel_multi_index(tuple(local + origin), lattice.cells), owners[part.box.slices]
-    )
+    np.testing.assert_array_equal(np.ravel_multi_index(tuple(local + origin), lattice.cells), owners[part.box.slices])
     labels[1:-1, 1:-1, 1:-1] = -1
     assert (labels == -1).all()
 

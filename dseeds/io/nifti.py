@@ -19,6 +19,7 @@ import nibabel
 import numpy as np
 from nibabel.analyze import AnalyzeHeader
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import FileBasedImage
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 
@@ -148,6 +149,12 @@ def _in_file(
     return NiftiSource(str(path), stored, name, (z, y, x), dtype, spacing, identity)
 
 
+def is_written_by_us(image: FileBasedImage) -> bool:
+    """Tell whether an image holds labels that this program wrote."""
+    header = image.header
+    return isinstance(header, nibabel.Nifti1Header) and header.get_intent()[2] == _INTENT
+
+
 def check_nifti_target(path: Path, overwrite: bool) -> None:
     """Refuse a NIfTI target that would lose something.
 
@@ -167,11 +174,10 @@ def check_nifti_target(path: Path, overwrite: bool) -> None:
             f"{path} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
         )
     try:
-        header: Any = _load(path).header
-        written_by = str(header.get_intent()[2])
-    except (ValueError, AttributeError):
-        written_by = ""
-    if written_by != _INTENT:
+        ours = is_written_by_us(_load(path))
+    except ValueError:
+        ours = False
+    if not ours:
         raise FileExistsError(f"{path} was not written by dseeds; it is not overwritten.")
 
 

@@ -1,0 +1,66 @@
+# make demo    sets everything up in .venv and cuts a real image into supervoxels
+# make test    sets everything up in .venv and runs all checks and tests
+#
+# Another Python: make test PYTHON=python3.13
+
+PYTHON ?= python3
+PYTEST ?= -q --durations=10
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+EXAMPLE := from importlib.resources import files; print(files("nibabel") / "tests/data/example4d.nii.gz")
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint picture figures clean
+
+demo: demo/image.nii.gz
+	@echo '$$ dseeds segment demo/image.nii.gz demo/labels.nii.gz --volume 0 --step 16mm --overwrite'
+	@$(BIN)/dseeds segment demo/image.nii.gz demo/labels.nii.gz --volume 0 --step 16mm --overwrite
+	@echo
+	@echo 'The image is demo/image.nii.gz, its supervoxels are demo/labels.nii.gz: open both in any NIfTI viewer'
+	@echo '(ITK-SNAP, 3D Slicer, FSLeyes), the labels as an overlay. Or go on: $(BIN)/dseeds --help'
+
+# A brain in MR, two volumes of a series, that nibabel brings along.
+demo/image.nii.gz: $(VENV)/.package
+	@mkdir -p demo
+	@cp "$$($(BIN)/python -c '$(EXAMPLE)')" $@
+
+test: lint
+	@$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+# The picture in the README.
+picture: $(VENV)/.dev
+	@$(BIN)/python docs/picture.py
+
+# The out-of-core run in the README: two workers of 1 GiB.
+figures: $(VENV)/.package
+	@mkdir -p demo
+	@test -d demo/body.zarr || $(BIN)/dseeds phantom demo/body.zarr --shape 768,768,768
+	@$(BIN)/dseeds segment demo/body.zarr demo/body-labels.zarr --step 16 --workers 2 --memory 1GiB --overwrite
+
+clean:
+	@rm -rf $(VENV) demo
+
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+		"dseeds needs Python 3.11 or later, not %s: say where, with make PYTHON=..." % sys.version.split()[0])'
+	@echo 'Setting up $(VENV) ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.package: pyproject.toml $(VENV)/.pip
+	@echo 'Installing dseeds ...'
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	@echo 'Installing what the tests need ...'
+	@$(PIP) install --group dev
+	@touch $@

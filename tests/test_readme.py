@@ -1,0 +1,80 @@
+"""What the README says works: its Python runs, its commands and options exist, its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import distributed
+import pytest
+import typer
+
+from dseeds import cluster
+from dseeds.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/algorithm.md", "deploy/README.md"]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    """The command lines of dseeds, without what comes before and after them."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.match(r"\s*(?:docker run .* )?dseeds ((?:segment|info|phantom|evaluate)\b[^#|]*)", line):
+                yield found[1].split()
+
+
+@pytest.fixture
+def one_process(monkeypatch, tmp_path):
+    """Clusters within this process, which has compiled the kernels already, and a folder of its own to write to."""
+    monkeypatch.chdir(tmp_path)
+
+    def local_cluster(**options):
+        return distributed.LocalCluster(**options | {"processes": False, "host": None})
+
+    def client(address):
+        assert address.startswith("tcp://")
+        return cluster.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0")
+
+    monkeypatch.setattr(cluster, "LocalCluster", local_cluster)
+    monkeypatch.setattr(distributed, "Client", client)
+
+
+def test_python(one_process, capsys):
+    names = {"__name__": "__main__"}
+    parts = blocks("README.md", "python")
+    assert len(parts) == 3
+    for part in parts:
+        exec(compile(part, "README.md", "exec"), names)
+    assert names["labels"].max() == 16 * 8 * 8
+    assert 0 < names["figures"]["achievable_dice"] <= 1
+    assert capsys.readouterr().out.startswith("384 supervoxels ")
+    assert names["report"].supervoxels == pytest.approx(200, rel=0.05)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands(page):
+    known = typer.main.get_command(app).commands
+    for name, *arguments in commands(page):
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        used = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+        assert used <= options
+
+
+def test_there_are_commands():
+    assert {name for name, *_ in commands("README.md")} == {"segment", "info", "phantom", "evaluate"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / page).read_text()):
+        if "://" not in link:
+            assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_targets_of_make():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    used = re.findall(r"\bmake ([a-z]+)", " ".join((ROOT / "README.md").read_text().split("```")))
+    assert {"demo", "test", "figures"} <= set(used) <= set(targets)
