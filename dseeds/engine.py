@@ -26,7 +26,7 @@ from dseeds.cluster import Capacity, Stages, capacity, connect, local_capacity, 
 from dseeds.io import Source, check_nifti_target, ome_label_attributes, open_source, write_nifti_labels
 from dseeds.lattice import AXES, Lattice, check_shape
 from dseeds.plan import choose_region, memory_bytes
-from dseeds.quantise import OrderStatistics, check_dtype, check_window
+from dseeds.quantise import NOTHING_FINITE, OrderStatistics, check_dtype, check_window
 from dseeds.report import Progress, Report
 from dseeds.rounds import schedule
 from dseeds.stages import Job
@@ -263,7 +263,8 @@ def _find_window(job: Job, run: Stages) -> tuple[float, float]:
 def _climb(job: Job, run: Stages) -> None:
     """Quantise, then do all rounds; each begins when the one before it is merged."""
     regions = range(len(job.regions))
-    _exhaust(run.run("quantise", stages.quantise_region, regions, job=job))
+    if not any(list(run.run("quantise", stages.quantise_region, regions, job=job))):
+        raise ValueError(NOTHING_FINITE)
     for turn, round_ in enumerate(job.schedule):
         if turn > 0:
             _exhaust(run.run("merge", stages.merge_region, regions, turn, job=job))

@@ -314,7 +314,11 @@ def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
     ValueError
         If it is not three finite positive numbers.
     """
-    values = tuple(float(v) for v in spacing)
-    if len(values) != 3 or not all(math.isfinite(v) and v > 0 for v in values):
-        raise ValueError(f"spacing must be three positive numbers (z, y, x) in millimetres, got {tuple(spacing)}.")
-    return values[0], values[1], values[2]
+    try:
+        z, y, x = (float(v) for v in spacing)
+    except (TypeError, ValueError):
+        z = y = x = math.nan
+    # From an atom to a mountain.
+    if not all(1e-9 < v < 1e9 for v in (z, y, x)):
+        raise ValueError(f"spacing must be three positive numbers (z, y, x) in millimetres, got {spacing!r}.")
+    return z, y, x

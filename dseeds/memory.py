@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dseeds import kernel, rounds
 from dseeds.lattice import Box, Grid, Lattice, Window, check_shape
-from dseeds.quantise import check_dtype, check_window, intensity_window, quantise
+from dseeds.quantise import NOTHING_FINITE, check_dtype, check_window, intensity_window, quantise
 from dseeds.steps import Step, choose_step
 
 
@@ -84,7 +84,8 @@ def supervoxels(
         )
     limits = intensity_window(image) if window is None else check_window(window)
     bins = np.zeros([n + 2 for n in lattice.shape], np.uint8)
-    quantise(image, limits, bins[1:-1, 1:-1, 1:-1])
+    if not quantise(image, limits, bins[1:-1, 1:-1, 1:-1]):
+        raise ValueError(NOTHING_FINITE)
     # A constant image leaves nothing to climb.
     labels = climb(lattice, bins, rounds.schedule(lattice) if limits[0] < limits[1] else ())
     kernel.unpad(labels)

@@ -21,6 +21,7 @@ DIGIT_BITS = 16
 # Per mille of the voxels below the window and, from the other end, above it.
 PER_MILLE = 5
 SLAB_BYTES = 16 << 20
+NOTHING_FINITE = "the image holds no finite value, so there is nothing to cut into supervoxels."
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
@@ -43,16 +44,24 @@ def check_window(window: Sequence[float]) -> tuple[float, float]:
     ValueError
         If it is not two finite numbers, the first below the second.
     """
-    lo, hi = (float(v) for v in window) if len(window) == 2 else (math.nan, math.nan)
+    try:
+        lo, hi = (float(v) for v in window)
+    except (TypeError, ValueError):
+        lo, hi = math.nan, math.nan
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
-        raise ValueError(f"window must be two finite intensities (low, high) with low < high, got {tuple(window)}.")
+        raise ValueError(f"window must be two finite intensities (low, high) with low < high, got {window!r}.")
     return lo, hi
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:
     """Give an array contiguous and in the machine's byte order, float16 as float32; copied only where needed."""
-    native = np.float32 if array.dtype == np.float16 else array.dtype.newbyteorder("=")
-    return np.ascontiguousarray(array, dtype=native)
+    return np.ascontiguousarray(array, dtype=plain_dtype(array.dtype))
+
+
+def plain_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Give a dtype that Numba knows and that holds the same values."""
+    native = dtype.newbyteorder("=")
+    return np.dtype(np.float32) if native == np.float16 else native
 
 
 @jit
@@ -101,7 +110,7 @@ class OrderStatistics:
     which: tuple[int, ...] = (0, 0, 0, 0)
 
     def __post_init__(self) -> None:
-        self.dtype = np.dtype(np.float32) if self.dtype == np.float16 else self.dtype.newbyteorder("=")
+        self.dtype = plain_dtype(self.dtype)
         self.shift = max(0, 8 * self.dtype.itemsize - DIGIT_BITS)
 
     @property
@@ -140,7 +149,7 @@ class OrderStatistics:
         if not self.ranks:
             last = int(counts.sum()) - 1
             if last < 0:
-                raise ValueError("the image holds no finite value, so there is nothing to cut into supervoxels.")
+                raise ValueError(NOTHING_FINITE)
             self.ranks = (0, last * PER_MILLE // 1000, last - last * PER_MILLE // 1000, last)
         found, ranks = [], []
         for j, rank in zip(self.which, self.ranks, strict=True):
@@ -209,23 +218,22 @@ def intensity_window(image: NDArray[Any]) -> tuple[float, float]:
 
 @jit
 def _quantise(values: NDArray[Any], lo: float, hi: float, bins: NDArray[np.uint8]) -> None:
-    # Halves, so that the widest float64 window does not overflow.
-    scale = BINS / (0.5 * hi - 0.5 * lo)
+    # Halved where the widest float64 windows would overflow.
+    unit = 1.0 if np.isfinite(hi - lo) else 0.5
+    width = unit * hi - unit * lo
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
             for x in range(values.shape[2]):
                 value = np.float64(values[z, y, x])
-                position = (0.5 * value - 0.5 * lo) * scale
-                if value >= hi or position >= BINS - 1:
+                # At and below the window, and NaN.
+                bins[z, y, x] = 0
+                if value >= hi:
                     bins[z, y, x] = BINS - 1
                 elif value > lo:
-                    bins[z, y, x] = np.uint8(position)
-                else:
-                    # At and below the window, and NaN.
-                    bins[z, y, x] = 0
+                    bins[z, y, x] = np.uint8(min(BINS - 1.0, (unit * value - unit * lo) / width * BINS))
 
 
-def quantise(image: NDArray[Any], window: tuple[float, float], bins: NDArray[np.uint8]) -> None:
+def quantise(image: NDArray[Any], window: tuple[float, float], bins: NDArray[np.uint8]) -> bool:
     """Turn intensities into 64 bins of equal width over the window, in place.
 
     Values outside go to the first and last bin, NaN to the first.
@@ -238,11 +246,18 @@ def quantise(image: NDArray[Any], window: tuple[float, float], bins: NDArray[np.
         Low and high.
     bins : ndarray of uint8, shape (z, y, x)
         Is filled; may be a view.
+
+    Returns
+    -------
+    bool
+        Whether the image holds a finite value.
     """
     if window[0] >= window[1]:
         bins[:] = 0
-        return
+        return True
     thickness = max(1, SLAB_BYTES * len(image) // max(1, image.nbytes))
     for begin in range(0, len(image), thickness):
         part = slice(begin, begin + thickness)
         _quantise(plain(image[part]), *window, bins[part])
+    # Seldom worth a second look: most images have something above the window's low end.
+    return image.dtype.kind != "f" or bool(bins.any()) or bool(np.isfinite(image).any())

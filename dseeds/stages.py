@@ -77,16 +77,22 @@ def count_digits(job: Job, number: int, search: OrderStatistics) -> NDArray[np.i
     return search.counts(job.source.read(box.slices))
 
 
-def quantise_region(job: Job, number: int) -> None:
-    """Write a region's bins, block histograms and the statistics of the lattice's own cells."""
+def quantise_region(job: Job, number: int) -> bool:
+    """Write a region's bins, block histograms and the statistics of the lattice's own cells.
+
+    Returns
+    -------
+    bool
+        Whether the region holds a finite value.
+    """
     grids = job.lattice.grids
     region = job.regions.box(number)
     box = grids[-1].of_cells(region)
     bins = np.empty(box.shape, np.uint8)
-    quantise(job.source.read(box.slices), job.window, bins)
+    finite = quantise(job.source.read(box.slices), job.window, bins)
     write(job.store.bins(), box, bins)
     if not job.schedule:
-        return
+        return finite
     values: NDArray[Any] | None = None
     for level in range(len(grids) - 2, -1, -1):
         if values is None:
@@ -101,6 +107,7 @@ def quantise_region(job: Job, number: int) -> None:
     counts = rounds.count(first, window, np.pad(bins, 1) if values is None else values, labels)
     core, _ = merge.split(counts, window.cells, region, job.regions)
     write(job.store.statistics(0, first), region, core)
+    return finite
 
 
 def sweep_region(job: Job, number: int, turn: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -74,7 +74,7 @@ def choose_step(
     if n_segments is not None:
         return _for_count(shape, _check_count(n_segments, shape), scale or (1.0, 1.0, 1.0))
     if isinstance(step, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*mm\s*", step)
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*mm\s*", step)
         if match:
             return _for_length(shape, step, float(match[1]), scale)
         try:
@@ -88,16 +88,18 @@ def choose_step(
 
 
 def _check_count(n_segments: int, shape: Triple) -> int:
-    if isinstance(n_segments, bool) or int(n_segments) != n_segments or not 1 <= n_segments <= math.prod(shape):
+    number: Any = n_segments
+    whole = isinstance(number, Real) and number is not True and float(number).is_integer()
+    if not whole or not 1 <= number <= math.prod(shape):
         raise ValueError(
-            f"n_segments must be a whole number from 1 to the number of voxels, {math.prod(shape)}, got {n_segments}."
+            f"n_segments must be a whole number from 1 to the number of voxels, {math.prod(shape)}, got {number!r}."
         )
-    return int(n_segments)
+    return int(number)
 
 
 def _for_voxels(shape: Triple, step: int | Sequence[int], spacing: tuple[float, float, float] | None) -> Triple:
     single = isinstance(step, Real)
-    numbers: list[Any] = [step] * 3 if single else list(step)  # type: ignore[arg-type]
+    numbers: list[Any] = [step] * 3 if single or not isinstance(step, Iterable) else list(step)
     if len(numbers) != 3 or not all(isinstance(s, Real) and float(s).is_integer() for s in numbers):
         raise ValueError(f"step must be a whole number of voxels, or three of them for (z, y, x), got {step!r}.")
     if any(s < min(2, n) for s, n in zip(numbers, shape, strict=True)):

@@ -5,6 +5,7 @@ sweep, one after the other, and looks at each as if for the first time. All numb
 overflow, but for the one place where the rules ask for float32.
 """
 
+import math
 from decimal import Decimal, localcontext
 from functools import cache
 from itertools import pairwise, product
@@ -129,7 +130,8 @@ def to_bins(image, window):
         if x >= hi:
             bins[index] = 63
         elif x > lo:
-            bins[index] = min(63, max(0, int((0.5 * x - 0.5 * lo) * (64 / (0.5 * hi - 0.5 * lo)))))
+            unit = 1 if math.isfinite(hi - lo) else 0.5
+            bins[index] = min(63, int((unit * x - unit * lo) / (unit * hi - unit * lo) * 64))
     return bins
 
 

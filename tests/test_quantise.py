@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from dseeds.quantise import OrderStatistics, check_dtype, check_window, intensity_window, quantise
 
 KINDS = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
-dtypes = st.sampled_from([order + kind for kind in KINDS for order in "<>"] + ["<f2"])
+dtypes = st.sampled_from([order + kind for kind in KINDS for order in "<>"] + ["<f2", ">f2"])
 # float16 in the other byte order has a test of its own.
 
 
@@ -75,7 +75,7 @@ def test_any_cut_of_the_image_gives_the_same_counts(image, data):
         np.testing.assert_array_equal(sum(search.counts(part) for part in parts), whole)
         search.narrow(whole)
         passes += 1
-    bits = 32 if image.dtype == np.float16 else 8 * image.dtype.itemsize
+    bits = 32 if (image.dtype.kind, image.dtype.itemsize) == ("f", 2) else 8 * image.dtype.itemsize
     assert passes == max(1, bits // 16)
     assert search.window() == window_by_sorting(image)
 
@@ -124,7 +124,6 @@ def test_an_image_without_voxels_is_refused():
         intensity_window(np.zeros((0, 4, 4)))
 
 
-@pytest.mark.xfail(raises=NotImplementedError, reason="BUG: `plain`: dtype('>f2') == np.float16 is false")
 def test_float16_in_the_other_byte_order():
     image = np.arange(300, dtype=np.float16).reshape(3, 10, 10)
     other = image.astype(image.dtype.newbyteorder())
@@ -169,8 +168,7 @@ def test_bins_are_the_formula(image, data):
         window = intensity_window(image)
     else:
         window = tuple(sorted(data.draw(st.tuples(*[st.floats(-300, 300)] * 2))))
-    # Windows of a few denormals are a chapter of their own.
-    assume(window[1] - window[0] > 1e-300)
+    assume(window[0] < window[1])
     bins = np.full(image.shape, 99, np.uint8)
     quantise(image, window, bins)
     np.testing.assert_array_equal(bins, oracle.to_bins(image, window))
@@ -178,7 +176,7 @@ def test_bins_are_the_formula(image, data):
 
 @given(hnp.arrays(np.float64, (1, 1, 40), elements=st.floats(allow_nan=False)), st.floats(), st.floats())
 def test_bins_rise_with_the_intensity(image, a, b):
-    assume(math.isfinite(a) and math.isfinite(b) and abs(0.5 * a - 0.5 * b) > 1e-300)
+    assume(math.isfinite(a) and math.isfinite(b) and a != b)
     lo, hi = min(a, b), max(a, b)
     image = np.sort(np.concatenate([image, [[[lo, hi]]]], axis=2))
     bins = np.zeros(image.shape, np.uint8)
@@ -210,7 +208,6 @@ def test_the_widest_window_does_not_overflow():
     assert bins.tolist() == [[[0, 16, 32, 48, 63]]]
 
 
-@pytest.mark.xfail(raises=ZeroDivisionError, reason="BUG: half of the least denormal is 0")
 def test_the_narrowest_window_does_not_divide_by_zero():
     image = np.array([[[0, 5e-324]]])
     bins = np.zeros(image.shape, np.uint8)
