@@ -7,7 +7,8 @@ import pytest
 import zarr
 
 import dseeds.phantom
-from dseeds.phantom import AIR, BONE, MARKER, MUSCLE, ORGANS, TISSUES, VESSEL, phantom, write_phantom
+from dseeds.anatomy import AIR, BONE, MUSCLE, ORGANS, TISSUES, VESSEL
+from dseeds.phantom import MARKER, phantom, write_phantom
 
 
 def read(target):
@@ -133,7 +134,7 @@ def test_is_an_ome_zarr_image(tmp_path):
     assert image.chunks == truth.chunks == (64, 64, 20)
     assert image.shards == truth.shards == (256, 128, 20)
     assert image.metadata.dimension_names == ("z", "y", "x")
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(0, 2), (1, 2), (2, 2)]
     assert group["labels"].attrs["ome"] == {"version": "0.5", "labels": ["organs"]}
     for attributes in (group.attrs["ome"], group["labels/organs"].attrs["ome"]):
         assert attributes["version"] == "0.5"
