@@ -19,22 +19,17 @@ from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, WorkerPlugin, as_completed
 from distributed.system import MEMORY_LIMIT
 
+from dseeds import __version__
 from dseeds.report import Progress, StageReport
 
 # Tasks at the scheduler per thread of the cluster: enough that no thread waits, whatever the number of regions.
 IN_FLIGHT = 4
 WORKERS_TIMEOUT = 120
 SETTLE_SECONDS = 10
-
-
-def _installed() -> str | None:
-    # Imported here, for this function travels to processes that may not have the package.
-    from importlib import metadata
-
-    try:
-        return metadata.version("dseeds")
-    except metadata.PackageNotFoundError:
-        return None
+# Chunks that a worker reads and decodes at once.
+READ_AT_ONCE = 4
+# Workers of a local cluster get at least so much, if nothing else is asked for.
+WORKER_LEAST = 1 << 30
 
 
 class ZarrSettings(WorkerPlugin):
@@ -47,7 +42,7 @@ class ZarrSettings(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Set them."""
         self._before = {key: zarr.config.get(key) for key in ("async.concurrency", "threading.max_workers")}
-        zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})
+        zarr.config.set({"async.concurrency": READ_AT_ONCE, "threading.max_workers": 2})
 
     def teardown(self, worker: Any) -> None:
         """Set back what was there: a worker may live in the user's own process."""
@@ -75,16 +70,18 @@ class Capacity:
 
 
 def local_capacity(workers: int | None, memory: int | None) -> Capacity:
-    """Choose what a local cluster is to have: by default a worker per core, which share the machine's memory.
+    """Choose what a local cluster is to have.
+
+    By default it is a worker per core, but no more than can have 1 GiB each.
 
     Raises
     ------
     ValueError
         If `workers` is not positive.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}.")
-    number = workers or CPU_COUNT
+    if workers is not None and (workers < 1 or int(workers) != workers):
+        raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}.")
+    number = int(workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // (memory or WORKER_LEAST))))
     return Capacity(number, number, memory or int(0.9 * MEMORY_LIMIT / number), 1)
 
 
@@ -102,12 +99,22 @@ def capacity(client: Client) -> Capacity:
         client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
     except TimeoutError:
         raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s.") from None
-    found = {"the scheduler": client.run_on_scheduler(_installed), **client.run(_installed)}
+
+    # Nested functions travel by value, so these run where the package is missing too.
+    def installed() -> str | None:
+        from importlib import import_module
+
+        try:
+            return str(import_module("dseeds").__version__)
+        except ImportError:
+            return None
+
+    found = {"the scheduler": client.run_on_scheduler(installed), **client.run(installed)}
     for place, version in found.items():
-        if version != _installed():
+        if version != __version__:
             there = f"dseeds {version}" if version else "no dseeds"
             raise ValueError(
-                f"{place} of the cluster has {there}, but this process has {_installed()}: install the same."
+                f"{place} of the cluster has {there}, but this process has {__version__}: install the same."
             )
 
     def ask(dask_scheduler: Any) -> list[tuple[int, int]]:

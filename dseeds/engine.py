@@ -21,10 +21,10 @@ import numpy as np
 import zarr
 from distributed import Client
 
-from dseeds import stages
+from dseeds import __version__, stages
 from dseeds.cluster import Capacity, Stages, capacity, connect, local_capacity, peak_memory
 from dseeds.io import Source, check_nifti_target, ome_label_attributes, open_source, write_nifti_labels
-from dseeds.lattice import AXES, Lattice, check_shape
+from dseeds.lattice import AXES, Lattice, Triple, check_shape
 from dseeds.plan import choose_region, memory_bytes
 from dseeds.quantise import NOTHING_FINITE, OrderStatistics, check_dtype, check_window
 from dseeds.report import Progress, Report
@@ -138,7 +138,7 @@ def segment(
     destination = _check_destination(target, image, overwrite)
     nifti = destination.name.endswith(NIFTI_ENDINGS)
     has = _capacity(client, workers, memory)
-    cells = choose_region(Lattice(shape, size), image.dtype.itemsize, has, region=region)
+    cells = choose_region(Lattice(shape, size), image.dtype.itemsize, has, region=region, chunks=image.chunks)
     # What is unfinished when something fails is undone, the labels before the scratch folder.
     with _scratch_folder(scratch, destination) as folder, ExitStack() as undo:
         job = Job(image, shape, size, cells, folder, folder / "labels" if nifti else destination / "0")
@@ -149,12 +149,12 @@ def segment(
             job = replace(job, window=limits or _find_window(job, run))
             _climb(job, run)
             if not nifti:
-                begin_target(destination)
+                begin_target(destination, overwrite)
                 undo.callback(remove_target, destination)
             _write_labels(job, run)
             peaks = dict(connected.run(peak_memory))
         if nifti:
-            _export(job, run, source, destination)
+            _export(job, run, image.path or source, destination, overwrite)
         else:
             asked = {"step": step, "n_segments": n_segments, "spacing": spacing, "window": window, "volume": volume}
             publish(destination, _attributes(job, image, asked))
@@ -194,6 +194,8 @@ def _check_destination(target: str | Path, image: Source, overwrite: bool) -> Pa
     if "://" in str(target):
         raise ValueError(f"{target} is not a local path; labels can be written to a folder that all workers see.")
     path = Path(target).expanduser().absolute()
+    if image.path is not None and path.resolve() in {Path(image.path).resolve(), *Path(image.path).resolve().parents}:
+        raise FileExistsError(f"{path} is the source, or holds it: name another target.")
     if not path.name.endswith(NIFTI_ENDINGS):
         check_target(path, overwrite)
     elif image.kind != "nifti":
@@ -220,19 +222,22 @@ def _totals(job: Job, find_window: bool, nifti: bool) -> dict[str, int]:
     """Count the tasks of every stage to come."""
     regions, rounds = len(job.regions), schedule(job.lattice)
     return {
-        "import": 0 if job.source.readable_by_workers else len(range(0, job.shape[0], _thickness(job.source))),
+        "import": 0
+        if job.source.readable_by_workers
+        else len(range(0, job.shape[0], _thickness(job.shape, job.source.dtype))),
         "window": regions * OrderStatistics(job.source.dtype).passes if find_window else 0,
         "quantise": regions,
         "sweep-blocks": regions * sum(round_.weight is None for round_ in rounds),
         "sweep-voxels": regions * sum(round_.weight is not None for round_ in rounds),
         "merge": regions * (len(rounds) - 1),
         "label": regions,
-        "export": len(range(0, job.shape[0], UNIT_CHUNK)) if nifti else 0,
+        "export": len(range(0, job.shape[0], _thickness(job.shape, job.lattice.label_dtype))) if nifti else 0,
     }
 
 
-def _thickness(source: Source) -> int:
-    plane = source.shape[1] * source.shape[2] * source.dtype.itemsize
+def _thickness(shape: Triple, dtype: np.dtype[Any]) -> int:
+    """Choose how many planes this process holds at once."""
+    plane = shape[1] * shape[2] * dtype.itemsize
     return min(UNIT_CHUNK, max(1, SLAB_BYTES // plane))
 
 
@@ -240,7 +245,7 @@ def _with_readable_source(job: Job, run: Stages) -> Job:
     """Copy a source that only this process can read into scratch."""
     if job.source.readable_by_workers:
         return job
-    thickness = _thickness(job.source)
+    thickness = _thickness(job.shape, job.source.dtype)
     shard = (thickness, *(min(n, 4 * UNIT_CHUNK) for n in job.shape[1:]))
     copy = create_array(job.scratch / "source", job.shape, job.source.dtype.newbyteorder("="), shard, UNIT_CHUNK)
     with run.timed("import") as advance:
@@ -283,17 +288,19 @@ def _write_labels(job: Job, run: Stages) -> None:
     _exhaust(run.run("label", stages.label_region, range(len(job.regions)), job=job))
 
 
-def _export(job: Job, run: Stages, source: Any, destination: Path) -> None:
+def _export(job: Job, run: Stages, source: Any, destination: Path, overwrite: bool) -> None:
     """Write the labels as NIfTI, with the affine and the header of the source."""
     labels = zarr.open_array(job.labels, mode="r")
 
+    thickness = _thickness(job.shape, labels.dtype)
+
     def slabs() -> Iterator[tuple[int, Any]]:
-        for begin in range(0, job.shape[0], UNIT_CHUNK):
-            yield begin, labels[begin : begin + UNIT_CHUNK]
+        for begin in range(0, job.shape[0], thickness):
+            yield begin, labels[begin : begin + thickness]
             advance()
 
     with run.timed("export") as advance:
-        write_nifti_labels(destination, slabs(), source, job.shape, max_label=job.lattice.size)
+        write_nifti_labels(destination, slabs(), source, job.shape, max_label=job.lattice.size, overwrite=overwrite)
 
 
 def _attributes(job: Job, image: Source, asked: dict[str, Any]) -> dict[str, Any]:
@@ -311,7 +318,7 @@ def _attributes(job: Job, image: Source, asked: dict[str, Any]) -> dict[str, Any
             },
             "source": image.identity,
             "versions": {
-                "dseeds": version("dseeds"),
+                "dseeds": __version__,
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("numpy", "numba", "zarr", "dask", "distributed")},
             },

@@ -205,15 +205,15 @@ def unpad(labels: NDArray[np.int32]) -> None:
 
 
 @jit
-def mark_boundaries(labels: NDArray[np.int32], open_units: NDArray[np.uint64], lo: Triple, hi: Triple) -> None:
-    """Set the bits of the units in a box that have a face neighbour of another label; clear all others."""
+def mark_boundaries(labels: NDArray[np.int32], open_units: NDArray[np.uint64]) -> None:
+    """Set the bits of the units that have a face neighbour of another label; clear all others."""
     open_units[:] = 0
     differs = np.zeros(64 * open_units.shape[2], np.uint8)
     eights = differs.view(np.uint64)
-    x0, x1 = lo[2] + 1, hi[2] + 1
+    x0, x1 = 1, labels.shape[2] - 1
     marks = differs[x0:x1]
-    for z in range(lo[0] + 1, hi[0] + 1):
-        for y in range(lo[1] + 1, hi[1] + 1):
+    for z in range(1, labels.shape[0] - 1):
+        for y in range(1, labels.shape[1] - 1):
             own = labels[z, y, x0:x1]
             above, below = labels[z - 1, y, x0:x1], labels[z + 1, y, x0:x1]
             before, behind = labels[z, y - 1, x0:x1], labels[z, y + 1, x0:x1]

@@ -279,13 +279,22 @@ class Regions:
 
     def box(self, number: int) -> Box:
         """Give a region's cells."""
-        lo = triple(i * k for i, k in zip(self.index(number), self.cells, strict=True))
+        return self.box_at(self.index(number))
+
+    def box_at(self, index: Triple) -> Box:
+        """Give the cells of the region with a (z, y, x) index."""
+        lo = triple(i * k for i, k in zip(index, self.cells, strict=True))
         hi = triple(min(n, a + k) for a, k, n in zip(lo, self.cells, self.lattice.cells, strict=True))
         return Box(lo, hi)
 
+    def around(self, number: int, reach: int) -> Box:
+        """Give the box of regions that are at most so many regions away from one."""
+        index = self.index(number)
+        return Box(index, triple(i + 1 for i in index)).grow(reach, within=self.counts)
+
     def neighbours(self, number: int) -> list[int]:
         """List the numbers of a region and of its up to 26 neighbours, ascending."""
-        here = Box(self.index(number), triple(i + 1 for i in self.index(number))).grow(1, within=self.counts)
+        here = self.around(number, 1)
         ranges = (range(a, h) for a, h in zip(here.lo, here.hi, strict=True))
         return [int(np.ravel_multi_index(triple(index), self.counts)) for index in itertools.product(*ranges)]
 

@@ -56,9 +56,11 @@ def supervoxels(
     ValueError
         If the image has not three axes, is empty or holds no finite value, or a parameter is out of range.
 
-    Notes ----- SEEDS: M. Van den Bergh et al., "SEEDS: Superpixels extracted via energy-driven sampling", IJCV 111
-    (2015); in 3D: C. Zhao, C. Jiang, T. Hollon, arXiv:2502.02409. Here, statistics are frozen in rounds and units
-    move in four colours, so that the answer does not depend on the order of the work.
+    Notes
+    -----
+    SEEDS: M. Van den Bergh et al., "SEEDS: Superpixels extracted via energy-driven sampling", IJCV 111 (2015); in 3D:
+    C. Zhao, C. Jiang, T. Hollon, arXiv:2502.02409. Here, statistics are frozen in rounds and units move in four
+    colours, so that the answer does not depend on the order of the work.
 
     Examples
     --------

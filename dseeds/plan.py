@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
 
 from dask.utils import parse_bytes
 
-from dseeds.cluster import Capacity
-from dseeds.lattice import Lattice, Regions, Triple, Window, triple
+from dseeds.cluster import READ_AT_ONCE, Capacity
+from dseeds.lattice import Box, Lattice, Regions, Triple, Window, triple
 from dseeds.rounds import histogram_dtype, schedule
 from dseeds.store import UNIT_CHUNK
 
@@ -22,7 +25,7 @@ SPREAD_EXTENT = 128
 REGIONS_PER_WORKER = 4
 
 
-def task_bytes(lattice: Lattice, cells: Triple, itemsize: int) -> int:
+def task_bytes(lattice: Lattice, cells: Triple, itemsize: int, chunks: Triple | None = None) -> int:
     """Project the peak memory of the largest task.
 
     Parameters
@@ -33,6 +36,8 @@ def task_bytes(lattice: Lattice, cells: Triple, itemsize: int) -> int:
         Cells per region along (z, y, x).
     itemsize : int
         Bytes per voxel of the source.
+    chunks : tuple of int, optional
+        The source's chunks along (z, y, x), which are decoded whole.
 
     Returns
     -------
@@ -40,13 +45,25 @@ def task_bytes(lattice: Lattice, cells: Triple, itemsize: int) -> int:
         Bytes, without those of the worker itself.
     """
     regions = Regions(lattice, cells)
-    # A region in the middle has the widest halo.
-    region = regions.box(int(len(regions) // 2))
+    # The regions of an axis differ in their halos at its ends, and the last ones in their length.
+    telling = [sorted({0, min(1, n - 1), max(0, n - 2), n - 1}) for n in regions.counts]
+    boxes = [regions.box_at(triple(index)) for index in itertools.product(*telling)]
+    return max(_region_bytes(regions, box, itemsize, chunks) for box in boxes)
+
+
+def _region_bytes(regions: Regions, region: Box, itemsize: int, chunks: Triple | None) -> int:
+    lattice = regions.lattice
     voxels = lattice.grids[-1]
-    core = voxels.of_cells(region).size
+    box = voxels.of_cells(region)
     label = lattice.label_dtype.itemsize
-    # The source as read and as decoded; bins and the histograms of the finest blocks.
-    peaks = [core * (2 * itemsize + 2 + 4), core * (2 + 2 * label)]
+    decoded = 0
+    if chunks is not None:
+        touched = math.prod(-(-n // c) + 1 for n, c in zip(box.shape, chunks, strict=True))
+        decoded = min(READ_AT_ONCE, touched) * math.prod(map(min, chunks, lattice.shape)) * itemsize
+    shell = math.prod(n + 2 for n in region.shape) * 64 * 4
+    merging = 30 * (shell - region.size * 64 * 4) + region.size * 64 * 4 * 3
+    # The source as read and as decoded, bins and the histograms of the finest blocks; labels and their codes.
+    peaks = [box.size * (2 * itemsize + 2 + 4) + decoded, box.size * (2 + 3 * label), merging]
     for round_ in {(r.level, r.halo, r.bins): r for r in schedule(lattice)}.values():
         grid = lattice.grids[round_.level]
         window = Window.around(lattice, grid, region, round_.halo)
@@ -59,16 +76,20 @@ def task_bytes(lattice: Lattice, cells: Triple, itemsize: int) -> int:
             if round_.level == len(lattice.grids) - 2:
                 values += grid.voxels_of(window.box).size
             # At the end of the block rounds the region's voxels are counted.
-            values = max(values, core * 8)
+            values = max(values, box.size * 8)
         # Statistics as read, as decoded, their table; those for the next round, split.
-        statistics = window.cells.size * 64 * (4 + 4 + 4) + math.prod(n + 2 for n in cells) * 64 * 4 * 3
-        merging = 30 * (math.prod(n + 2 for n in cells) - math.prod(cells)) * 64 * 4 + math.prod(cells) * 64 * 4 * 3
-        peaks += [units + values + statistics, merging]
+        statistics = window.cells.size * 64 * (4 + 4 + 4) + shell * 3
+        peaks.append(units + values + statistics)
     return max(peaks)
 
 
 def choose_region(
-    lattice: Lattice, itemsize: int, has: Capacity, *, region: int | Sequence[int] | None = None
+    lattice: Lattice,
+    itemsize: int,
+    has: Capacity,
+    *,
+    region: int | Sequence[int] | None = None,
+    chunks: Triple | None = None,
 ) -> Triple:
     """Choose the cells per region: as many as the workers' memory allows, but enough regions for all workers.
 
@@ -82,6 +103,8 @@ def choose_region(
         What the workers can take.
     region : int or sequence of int, optional
         The user's choice in voxels, along all axes or along (z, y, x); rounded up to whole cells.
+    chunks : tuple of int, optional
+        The source's chunks along (z, y, x).
 
     Returns
     -------
@@ -96,22 +119,27 @@ def choose_region(
     if region is None:
         candidates = [_cells(lattice, extent) for extent in EXTENTS]
     else:
-        extents = [region] * 3 if isinstance(region, int) else list(region)
-        if len(extents) != 3 or any(int(n) != n or n < 1 for n in extents):
+        numbers: Any = region
+        extents = list(numbers) if isinstance(numbers, Iterable) else [numbers] * 3
+        if len(extents) != 3 or not all(_is_whole(n) and n >= 1 for n in extents):
             raise ValueError(f"region must be a number of voxels, or three of them for (z, y, x), got {region!r}.")
         pairs = zip(lattice.cells, extents, lattice.step, strict=True)
         candidates = [triple([min(n, -(-int(e) // s)) for n, e, s in pairs])]
-    needed = 0
+    needed, fitting = 0, None
     for cells in candidates:
-        needed = worker_bytes(task_bytes(lattice, cells, itemsize), has.threads_per_worker)
+        needed = worker_bytes(task_bytes(lattice, cells, itemsize, chunks), has.threads_per_worker)
         spread = len(Regions(lattice, cells)) >= REGIONS_PER_WORKER * has.threads
         small = max(k * s for k, s in zip(cells, lattice.step, strict=True)) <= SPREAD_EXTENT
-        if needed <= has.memory and (spread or small or region is not None):
-            return cells
+        fitting = cells if needed <= has.memory else None
+        if fitting and (spread or small):
+            break
+    if fitting:
+        return fitting
     shape = " x ".join(str(k * s) for k, s in zip(candidates[-1], lattice.step, strict=True))
     raise ValueError(
         f"regions of {shape} voxels (z, y, x) need workers of {_mib(needed)}, but these have {_mib(has.memory)}: "
-        f"give them more memory (--memory), or take {'a smaller step' if region is None else 'smaller regions'}."
+        f"give each more memory (--memory), if need be with fewer of them (--workers), or take "
+        f"{'a smaller step' if region is None else 'smaller regions'}; chunks of the source count too."
     )
 
 
@@ -134,8 +162,8 @@ def memory_bytes(memory: int | str) -> int:
     2147483648
     """
     try:
-        number = int(parse_bytes(memory))
-    except (ValueError, KeyError, TypeError):
+        number = int(memory) if _is_whole(memory) else int(parse_bytes(memory))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         number = 0
     if number <= 0:
         raise ValueError(f"memory must be a number of bytes such as 2GiB, got {memory!r}.")
@@ -147,8 +175,12 @@ def _cells(lattice: Lattice, extent: int) -> Triple:
     counts = []
     for n, s in zip(lattice.cells, lattice.step, strict=True):
         chunk = min(n, max(1, round(min(UNIT_CHUNK, extent) / s)))
-        counts.append(min(chunk * max(1, extent // (chunk * s)), -(-n // chunk) * chunk))
+        counts.append(min(chunk * max(1, extent // (chunk * s)), n))
     return triple(counts)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Real) and float(number).is_integer()
 
 
 def _mib(size: int) -> str:

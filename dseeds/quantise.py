@@ -217,20 +217,24 @@ def intensity_window(image: NDArray[Any]) -> tuple[float, float]:
 
 
 @jit
-def _quantise(values: NDArray[Any], lo: float, hi: float, bins: NDArray[np.uint8]) -> None:
+def _quantise(values: NDArray[Any], lo: float, hi: float, bins: NDArray[np.uint8]) -> bool:
     # Halved where the widest float64 windows would overflow.
     unit = 1.0 if np.isfinite(hi - lo) else 0.5
     width = unit * hi - unit * lo
+    finite = False
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
             for x in range(values.shape[2]):
                 value = np.float64(values[z, y, x])
+                # Infinities and NaN give NaN.
+                finite |= value - value == 0
                 # At and below the window, and NaN.
                 bins[z, y, x] = 0
                 if value >= hi:
                     bins[z, y, x] = BINS - 1
                 elif value > lo:
                     bins[z, y, x] = np.uint8(min(BINS - 1.0, (unit * value - unit * lo) / width * BINS))
+    return finite
 
 
 def quantise(image: NDArray[Any], window: tuple[float, float], bins: NDArray[np.uint8]) -> bool:
@@ -255,9 +259,9 @@ def quantise(image: NDArray[Any], window: tuple[float, float], bins: NDArray[np.
     if window[0] >= window[1]:
         bins[:] = 0
         return True
+    finite = False
     thickness = max(1, SLAB_BYTES * len(image) // max(1, image.nbytes))
     for begin in range(0, len(image), thickness):
         part = slice(begin, begin + thickness)
-        _quantise(plain(image[part]), *window, bins[part])
-    # Seldom worth a second look: most images have something above the window's low end.
-    return image.dtype.kind != "f" or bool(bins.any()) or bool(np.isfinite(image).any())
+        finite |= _quantise(plain(image[part]), *window, bins[part])
+    return finite

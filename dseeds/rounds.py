@@ -104,8 +104,7 @@ def sweep(
     """
     open_units = np.empty((labels.shape[0], labels.shape[1], (labels.shape[2] + 63) // 64), np.uint64)
     core = window.core.relative_to(window.box.lo)
-    within = core.grow(round_.halo, window.box.shape)
-    kernel.mark_boundaries(labels, open_units, within.lo, within.hi)
+    kernel.mark_boundaries(labels, open_units)
     where: tuple[Any, ...] = (round_.sweeps, _pair(core), window.box.lo, *window.local_cells(), window.cells.shape)
     if round_.weight is not None:
         return kernel.sweep_voxels(

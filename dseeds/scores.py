@@ -2,7 +2,7 @@
 
 `log` and `exp` differ in their last bits between machines, and a tie that flips changes the answer. So every table is
 made once per round from integers: the constants by `decimal`, which rounds correctly everywhere, the logarithm from a
-table with linear interpolation. Formulas: section 3 of the design, rule R3.
+table with linear interpolation. Formulas: docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _voxel_table(
 def voxel_table(counts: NDArray[np.uint32]) -> NDArray[np.int16]:
     """Score every bin in every supervoxel.
 
-    ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.5 ln T[C]``, rule R3 of the design.
+    ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.5 ln T[C]``.
 
     Parameters
     ----------

@@ -1,12 +1,12 @@
 """What one task does in each stage: pure functions of a job and a region.
 
-Each reads what the stage before it left in scratch and writes only its own region's part, so it can be repeated at
-any time and anywhere. Nothing here knows of Dask.
+Each reads what the stage before it left in scratch and writes only its own region's part, so it can be repeated
+anywhere until the next stage begins. Nothing here knows of Dask.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class Job:
     scratch: Path
     labels: Path
     window: tuple[float, float] = (0.0, 0.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what is cached, which grows with the volume and would travel with every task.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def lattice(self) -> Lattice:
@@ -137,10 +141,7 @@ def sweep_region(job: Job, number: int, turn: int) -> int:
             window, labels, values = _as_voxels(job, region, grid, codes)
         parts = merge.split(rounds.count(following, window, values, labels), window.cells, region, job.regions)
         write(job.store.core(turn + 1, following), region, parts[0])
-        here = job.regions.index(number)
-        write(
-            job.store.shell(turn + 1, following), Box(here, triple([i + 1 for i in here])), parts[1][None, None, None]
-        )
+        write(job.store.shell(turn + 1, following), job.regions.around(number, 0), parts[1][None, None, None])
     return int(moves)
 
 
@@ -148,8 +149,7 @@ def merge_region(job: Job, number: int, turn: int) -> None:
     """Add up the parts of the supervoxels of a region's cells to the statistics that a round begins with."""
     round_ = job.schedule[turn]
     region = job.regions.box(number)
-    here = job.regions.index(number)
-    around = Box(here, triple([i + 1 for i in here])).grow(1, within=job.regions.counts)
+    around = job.regions.around(number, 1)
     core = read(job.store.core(turn, round_), region)
     merge.join(core, read(job.store.shell(turn, round_), around), around.lo, number, job.regions)
     write(job.store.statistics(turn, round_), region, core)

@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def create_array(
     )
 
 
-@cache
+@lru_cache(maxsize=64)
 def _open(path: Path) -> zarr.Array:
     # A scratch path is never used twice, so what it holds does not change its shape.
     return zarr.open_array(path, mode="r+")
@@ -174,10 +174,23 @@ def is_ours(target: Path) -> bool:
     if (target / MARKER).is_file():
         return True
     try:
-        attributes = json.loads((target / "zarr.json").read_text())["attributes"]
+        noted = json.loads((target / "zarr.json").read_text())["attributes"][ATTRIBUTE]
+        return isinstance(noted["supervoxels"], int)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return isinstance(attributes, dict) and "supervoxels" in attributes.get(ATTRIBUTE, ())
+
+
+def _stranger(target: Path) -> Path | None:
+    """Find something in a label group that this program does not write."""
+    for entry in target.iterdir():
+        if entry.name not in {"0", "zarr.json", MARKER} or entry.is_symlink():
+            return entry
+    for entry in (target / "0").rglob("*"):
+        first, *rest = entry.relative_to(target / "0").parts
+        ours = first == "zarr.json" or (first == "c" and all(part.isdecimal() for part in rest))
+        if not ours or entry.is_symlink():
+            return entry
+    return None
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -192,39 +205,51 @@ def check_target(target: Path, overwrite: bool) -> None:
     """
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} for the target does not exist.")
+    if target.is_symlink():
+        raise FileExistsError(f"{target} is a link; name the place that it leads to.")
     if not target.exists():
         return
+    if not (target.is_dir() and is_ours(target)):
+        raise FileExistsError(f"{target} exists and was not written by dseeds; it is not overwritten.")
+    stranger = _stranger(target)
+    if stranger:
+        raise FileExistsError(f"{target} holds {stranger}, which dseeds did not write; it is not overwritten.")
     if not overwrite:
         raise FileExistsError(
             f"{target} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
         )
-    strangers = (
-        sorted({entry.name for entry in target.iterdir()} - {"0", "zarr.json", MARKER}) if target.is_dir() else []
-    )
-    if target.is_dir() and is_ours(target) and strangers:
-        raise FileExistsError(
-            f"{target} holds something that dseeds did not write ({strangers[0]}); it is not overwritten."
-        )
-    if not (target.is_dir() and is_ours(target)):
-        raise FileExistsError(f"{target} exists and was not written by dseeds; it is not overwritten.")
 
 
-def begin_target(target: Path) -> None:
-    """Remove an older output of ours, and mark the target as incomplete."""
+def begin_target(target: Path, overwrite: bool = False) -> None:
+    """Remove an older output of ours, and mark the target as incomplete.
+
+    Raises
+    ------
+    FileExistsError
+        As `check_target`: something may have come to be there since the run began.
+    """
+    check_target(target, overwrite)
     if target.exists():
-        check_target(target, overwrite=True)
         remove_target(target)
     target.mkdir()
+    _mark(target)
+
+
+def _mark(target: Path) -> None:
     (target / MARKER).write_text(json.dumps({"dseeds": "labels are being written here; this is no finished output"}))
 
 
 def remove_target(target: Path) -> None:
     """Remove what this program wrote, and nothing else."""
-    # What makes it an image goes first, so that a half-removed one does not look like one.
-    for name in ("zarr.json", MARKER):
-        (target / name).unlink(missing_ok=True)
+    if not target.is_dir():
+        return
+    # What makes it an image goes first and the marker last: cut short, it is unfinished, but known as ours.
+    _mark(target)
+    (target / "zarr.json").unlink(missing_ok=True)
     shutil.rmtree(target / "0", ignore_errors=True)
-    target.rmdir()
+    (target / MARKER).unlink(missing_ok=True)
+    if not any(target.iterdir()):
+        target.rmdir()
 
 
 def publish(target: Path, attributes: Mapping[str, Any]) -> None:

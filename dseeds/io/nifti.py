@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -188,6 +189,7 @@ def write_nifti_labels(
     shape: Shape,
     *,
     max_label: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a label volume as NIfTI, placed in space like the image that it was made from.
 
@@ -208,6 +210,8 @@ def write_nifti_labels(
     max_label : int, optional
         No label is higher. By default the number of voxels. Labels are stored as int32 if this fits, as many
         viewers read nothing larger, else as uint32 or uint64.
+    overwrite : bool
+        Whether to replace an older output of this program.
 
     Raises
     ------
@@ -216,6 +220,8 @@ def write_nifti_labels(
         shape, the slabs do not make up the volume, or a label is negative or above `max_label`.
     FileNotFoundError
         If the image or the folder to write to does not exist.
+    FileExistsError
+        As `check_nifti_target`.
     """
     target = Path(path)
     if not target.name.endswith((".nii", ".nii.gz")):
@@ -230,15 +236,17 @@ def write_nifti_labels(
     top = math.prod(shape) if max_label is None else max_label
     dtype = np.dtype("<i4" if top < 2**31 else "<u4" if top < 2**32 else "<u8")
     header = _label_header(image, shape, dtype)
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             with _compressed(file) if target.name.endswith(".gz") else nullcontext(file) as stream:
                 header.write_to(stream)
                 for slab in _in_order(slabs, shape, top):
                     stream.write(np.ascontiguousarray(slab, dtype).data)
             file.flush()
             os.fsync(file.fileno())
+        # Again, for something may have come to be there meanwhile.
+        check_nifti_target(target, overwrite)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

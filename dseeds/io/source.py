@@ -34,6 +34,10 @@ class Source(Protocol):
         """The format it comes from."""
 
     @property
+    def path(self) -> str | None:
+        """Where it lies: a path or URL, None where it is in memory."""
+
+    @property
     def shape(self) -> Shape:
         """Voxels along z, y, x."""
 
@@ -114,6 +118,7 @@ class ArraySource:
     name: str = "array"
     kind: Kind = "array"
     spacing: Spacing | None = None
+    path: None = None
     chunks: None = None
     readable_by_workers: bool = False
 

@@ -84,6 +84,11 @@ class ZarrSource:
         return self._along_zyx(self.array.chunks)
 
     @property
+    def path(self) -> str | None:
+        """See `Source.path`."""
+        return _address(self.array) if self.readable_by_workers else None
+
+    @property
     def readable_by_workers(self) -> bool:
         """See `Source.readable_by_workers`. True unless the store is this process's memory."""
         return not _in_this_process(self.array)
