@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import zarr
 from dask.system import CPU_COUNT
@@ -35,18 +36,30 @@ WORKER_LEAST = 1 << 30
 class ZarrSettings(WorkerPlugin):
     """Keep zarr's own concurrency low on workers, where Dask's threads already share the cores."""
 
+    # Several workers, of several runs, may live in one process: the first sets, the last sets back.
+    _lock = threading.Lock()
+    _users = 0
+    _before: ClassVar[dict[str, Any]] = {}
+
     def __init__(self) -> None:
         # A name per run: another run on the same cluster may end before this one.
         self.name = f"dseeds-zarr-settings-{uuid.uuid4().hex}"
 
     def setup(self, worker: Any) -> None:
         """Set them."""
-        self._before = {key: zarr.config.get(key) for key in ("async.concurrency", "threading.max_workers")}
-        zarr.config.set({"async.concurrency": READ_AT_ONCE, "threading.max_workers": 2})
+        low = {"async.concurrency": READ_AT_ONCE, "threading.max_workers": 2}
+        with ZarrSettings._lock:
+            if ZarrSettings._users == 0:
+                ZarrSettings._before = {key: zarr.config.get(key) for key in low}
+                zarr.config.set(low)
+            ZarrSettings._users += 1
 
     def teardown(self, worker: Any) -> None:
         """Set back what was there: a worker may live in the user's own process."""
-        zarr.config.set(self._before)
+        with ZarrSettings._lock:
+            ZarrSettings._users -= 1
+            if ZarrSettings._users == 0:
+                zarr.config.set(ZarrSettings._before)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ def local_capacity(workers: int | None, memory: int | None) -> Capacity:
         If `workers` is not positive.
     """
     if workers is not None and (workers < 1 or int(workers) != workers):
-        raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}.")
+        raise ValueError(f"workers must be at least 1 and whole, got {workers!r}.")
     number = int(workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // (memory or WORKER_LEAST))))
     return Capacity(number, number, memory or int(0.9 * MEMORY_LIMIT / number), 1)
 
@@ -247,8 +260,9 @@ class Stages:
         numbers: Sequence[int],
         *args: Any,
         job: Any,
-    ) -> Iterator[Any]:
-        """Run ``function(job, number, *args)`` for every number as tasks; yield the results as they come.
+        each: Callable[[Any], None] | None = None,
+    ) -> None:
+        """Run ``function(job, number, *args)`` for every number as tasks; hand the results to `each` as they come.
 
         Only a bounded number of tasks is known to the scheduler at any time. Where one fails, the others are
         cancelled.
@@ -265,15 +279,16 @@ class Stages:
             return future
 
         with self.timed(stage) as advance:
-            finished = as_completed([submit(number) for number in islice(waiting, max(1, bound))])
             try:
+                finished = as_completed([submit(number) for number in islice(waiting, max(1, bound))])
                 for future in finished:
                     running.discard(future)
                     result = future.result()
                     for number in islice(waiting, 1):
                         finished.add(submit(number))
+                    if each:
+                        each(result)
                     advance()
-                    yield result
             finally:
                 if running:
                     self.client.cancel(list(running), force=True)
@@ -287,10 +302,11 @@ class Stages:
         def ours(dask_worker: Any) -> bool:
             return any(token in str(key) for key in dask_worker.active_keys)
 
-        end = time.monotonic() + SETTLE_SECONDS
-        while self.client.status == "running" and time.monotonic() < end:
-            if not any(self.client.run(ours, on_error="ignore").values()):
-                return
+        end, idle = time.monotonic() + SETTLE_SECONDS, 0
+        # Seen idle more than once, for a task may be on its way to a worker that has not heard of the cancelling yet.
+        while self.client.status == "running" and time.monotonic() < end and idle < 3:
+            busy = any(self.client.run(ours, on_error="ignore").values())
+            idle = 0 if busy else idle + 1
             time.sleep(0.05)
 
     def reports(self) -> tuple[StageReport, ...]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def segment(
     size = choose_step(shape, step=step, n_segments=n_segments, spacing=spacing, known_spacing=image.spacing)
     limits = None if window is None else check_window(window)
     destination = _check_destination(target, image, overwrite)
-    nifti = destination.name.endswith(NIFTI_ENDINGS)
+    nifti = destination.name.lower().endswith(NIFTI_ENDINGS)
     has = _capacity(client, workers, memory)
     cells = choose_region(Lattice(shape, size), image.dtype.itemsize, has, region=region, chunks=image.chunks)
     # What is unfinished when something fails is undone, the labels before the scratch folder.
@@ -152,7 +153,7 @@ def segment(
                 begin_target(destination, overwrite)
                 undo.callback(remove_target, destination)
             _write_labels(job, run)
-            peaks = dict(connected.run(peak_memory))
+            peaks = dict(connected.run(peak_memory, on_error="ignore"))
         if nifti:
             _export(job, run, image.path or source, destination, overwrite)
         else:
@@ -196,7 +197,7 @@ def _check_destination(target: str | Path, image: Source, overwrite: bool) -> Pa
     path = Path(target).expanduser().absolute()
     if image.path is not None and path.resolve() in {Path(image.path).resolve(), *Path(image.path).resolve().parents}:
         raise FileExistsError(f"{path} is the source, or holds it: name another target.")
-    if not path.name.endswith(NIFTI_ENDINGS):
+    if not path.name.lower().endswith(NIFTI_ENDINGS):
         check_target(path, overwrite)
     elif image.kind != "nifti":
         raise ValueError(f"{path.name} would be NIfTI, but the source is not: name a target such as labels.zarr.")
@@ -259,8 +260,8 @@ def _find_window(job: Job, run: Stages) -> tuple[float, float]:
     search = OrderStatistics(job.source.dtype)
     while not search.done:
         counts = np.zeros((len(search.prefixes), 1 << 16), np.int64)
-        for part in run.run("window", stages.count_digits, range(len(job.regions)), search, job=job):
-            counts += part
+        add = partial(np.add, counts, out=counts)
+        run.run("window", stages.count_digits, range(len(job.regions)), search, job=job, each=add)
         search.narrow(counts)
     return search.window()
 
@@ -268,24 +269,21 @@ def _find_window(job: Job, run: Stages) -> tuple[float, float]:
 def _climb(job: Job, run: Stages) -> None:
     """Quantise, then do all rounds; each begins when the one before it is merged."""
     regions = range(len(job.regions))
-    if not any(list(run.run("quantise", stages.quantise_region, regions, job=job))):
+    finite: list[bool] = []
+    run.run("quantise", stages.quantise_region, regions, job=job, each=finite.append)
+    if not any(finite):
         raise ValueError(NOTHING_FINITE)
     for turn, round_ in enumerate(job.schedule):
         if turn > 0:
-            _exhaust(run.run("merge", stages.merge_region, regions, turn, job=job))
+            run.run("merge", stages.merge_region, regions, turn, job=job)
         stage = "sweep-blocks" if round_.weight is None else "sweep-voxels"
-        _exhaust(run.run(stage, stages.sweep_region, regions, turn, job=job))
-
-
-def _exhaust(results: Iterator[Any]) -> None:
-    for _ in results:
-        pass
+        run.run(stage, stages.sweep_region, regions, turn, job=job)
 
 
 def _write_labels(job: Job, run: Stages) -> None:
     shard = region_units(job.regions, job.lattice.grids[-1])
     create_array(job.labels, job.shape, job.lattice.label_dtype, shard, UNIT_CHUNK, dimension_names=AXES)
-    _exhaust(run.run("label", stages.label_region, range(len(job.regions)), job=job))
+    run.run("label", stages.label_region, range(len(job.regions)), job=job)
 
 
 def _export(job: Job, run: Stages, source: Any, destination: Path, overwrite: bool) -> None:

@@ -63,7 +63,7 @@ def _region_bytes(regions: Regions, region: Box, itemsize: int, chunks: Triple |
     shell = math.prod(n + 2 for n in region.shape) * 64 * 4
     merging = 30 * (shell - region.size * 64 * 4) + region.size * 64 * 4 * 3
     # The source as read and as decoded, bins and the histograms of the finest blocks; labels and their codes.
-    peaks = [box.size * (2 * itemsize + 2 + 4) + decoded, box.size * (2 + 3 * label), merging]
+    peaks = [box.size * (2 * itemsize + 2 + 4) + decoded, box.size * (2 + 4 * label), merging]
     for round_ in {(r.level, r.halo, r.bins): r for r in schedule(lattice)}.values():
         grid = lattice.grids[round_.level]
         window = Window.around(lattice, grid, region, round_.halo)
@@ -162,7 +162,7 @@ def memory_bytes(memory: int | str) -> int:
     2147483648
     """
     try:
-        number = int(memory) if _is_whole(memory) else int(parse_bytes(memory))
+        number = int(memory) if _is_whole(memory) else int(parse_bytes(memory)) * bool(memory)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         number = 0
     if number <= 0:

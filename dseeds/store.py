@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -232,7 +233,11 @@ def begin_target(target: Path, overwrite: bool = False) -> None:
     if target.exists():
         remove_target(target)
     target.mkdir()
-    _mark(target)
+    try:
+        _mark(target)
+    except OSError:
+        remove_target(target)
+        raise
 
 
 def _mark(target: Path) -> None:
@@ -243,8 +248,10 @@ def remove_target(target: Path) -> None:
     """Remove what this program wrote, and nothing else."""
     if not target.is_dir():
         return
-    # What makes it an image goes first and the marker last: cut short, it is unfinished, but known as ours.
-    _mark(target)
+    # What makes it an image goes first and the marker last: cut short, it is unfinished, but known as ours. A full disk
+    # takes no marker, but can be emptied.
+    with suppress(OSError):
+        _mark(target)
     (target / "zarr.json").unlink(missing_ok=True)
     shutil.rmtree(target / "0", ignore_errors=True)
     (target / MARKER).unlink(missing_ok=True)

@@ -71,6 +71,7 @@ def test_a_larger_region_needs_no_less(cut, itemsize, data):
         ((96, 96, 96), (3, 3, 3), (32, 32, 32), "uint8"),
         ((60, 128, 200), (4, 16, 16), (8, 8, 8), "float32"),
         ((90, 90, 90), (45, 45, 45), (2, 2, 2), "int16"),
+        ((112, 112, 112), (16, 16, 16), (6, 6, 6), "uint16"),
     ],
 )
 def test_a_task_needs_what_was_projected(tmp_path, shape, step, cells, dtype):
@@ -110,7 +111,7 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, cells, dtype):
         run()
     finally:
         tracemalloc.stop()
-    projected = task_bytes(job.lattice, cells, np.dtype(dtype).itemsize)
+    projected = task_bytes(job.lattice, cells, np.dtype(dtype).itemsize, (64, 64, 64))
     largest = max(peaks.values())
     # Not more than was projected, but for what does not grow; and not so much less that workers would idle.
     assert largest <= projected + (1 << 18), peaks

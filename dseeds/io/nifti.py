@@ -224,7 +224,7 @@ def write_nifti_labels(
         As `check_nifti_target`.
     """
     target = Path(path)
-    if not target.name.endswith((".nii", ".nii.gz")):
+    if not target.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{target} does not end in .nii or .nii.gz: NIfTI labels need such a name")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist: create the folder to write {target.name} to")
@@ -239,7 +239,7 @@ def write_nifti_labels(
     partial = target.with_name(f".{target.name}-{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
-            with _compressed(file) if target.name.endswith(".gz") else nullcontext(file) as stream:
+            with _compressed(file) if target.name.lower().endswith(".gz") else nullcontext(file) as stream:
                 header.write_to(stream)
                 for slab in _in_order(slabs, shape, top):
                     stream.write(np.ascontiguousarray(slab, dtype).data)
