@@ -127,7 +127,7 @@ Scratch = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder for intermediate data that all workers see; about 4 bytes per voxel.",
+        help="Folder for intermediate data that all workers see; 1 to 6 bytes per voxel.",
         show_default="the target's",
         rich_help_panel=WORK,
     ),

@@ -91,9 +91,10 @@ def segment(
     client : distributed.Client, optional
         The cluster to use. Default: a local one, closed at the end, whose dashboard's address is printed.
     overwrite : bool, default False
-        Replace an older output of this program. Nothing else is ever replaced.
+        Replace an older output of this program, when the new labels begin to be written. Nothing else is ever
+        replaced.
     scratch : path, optional
-        A folder for intermediate data that all workers see; about 4 bytes per voxel. Default: the target's.
+        A folder for intermediate data that all workers see; 1 to 6 bytes per voxel. Default: the target's.
     progress : Progress, optional
         Is told about stages and tasks.
 

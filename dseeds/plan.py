@@ -18,7 +18,7 @@ from dseeds.store import UNIT_CHUNK
 # What a worker holds before its first task: the interpreter, the libraries, the compiled kernels.
 WORKER_BYTES = 350 << 20
 # The share of a worker's memory that tasks are planned for; Dask pauses a worker at 80 %.
-SHARE = 0.6
+SHARE = 0.75
 # Longer regions waste less on halos, shorter ones spread better; in voxels along an axis.
 EXTENTS = (512, 448, 384, 320, 256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2)
 SPREAD_EXTENT = 128
