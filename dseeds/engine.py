@@ -110,9 +110,9 @@ def segment(
     FileExistsError
         If the target exists and is not to be, or must not be, overwritten.
     TypeError
-        If the source has no intensities.
+        If the source's values have more than 64 bits.
     ValueError
-        If the source is no volume or damaged, or a parameter is out of range.
+        If the source is no volume, has no intensities or damaged, or a parameter is out of range.
 
     Examples
     --------
@@ -213,7 +213,7 @@ def _scratch_folder(scratch: str | Path | None, destination: Path) -> Iterator[P
     parent = destination.parent if scratch is None else Path(scratch).expanduser().absolute()
     if not parent.is_dir():
         raise FileNotFoundError(f"the scratch folder {parent} does not exist.")
-    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-scratch-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name[:100]}-scratch-", dir=parent))
     try:
         yield folder
     finally:

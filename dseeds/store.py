@@ -235,7 +235,7 @@ def begin_target(target: Path, overwrite: bool = False) -> None:
     target.mkdir()
     try:
         _mark(target)
-    except OSError:
+    except BaseException:
         remove_target(target)
         raise
 
