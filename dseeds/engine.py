@@ -112,7 +112,7 @@ def segment(
     TypeError
         If the source's values have more than 64 bits.
     ValueError
-        If the source is no volume, has no intensities or damaged, or a parameter is out of range.
+        If the source is no volume, has no intensities or is damaged, or a parameter is out of range.
 
     Examples
     --------
