@@ -443,7 +443,7 @@ def _integers(name: str, array: ArrayLike) -> NDArray[Any]:
     volume = np.asarray(array)
     if volume.ndim != 3:
         raise ValueError(f"{name} must have the three axes (z, y, x), not {volume.ndim}.")
-    if volume.dtype.kind == "f" and np.array_equal(volume, np.trunc(volume)):
+    if volume.dtype.kind == "f" and np.isfinite(volume).all() and np.array_equal(volume, np.trunc(volume)):
         # NIfTI files often hold labels as floats.
         volume = volume.astype(np.int64)
     if volume.dtype.kind not in "bui":

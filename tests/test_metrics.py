@@ -373,8 +373,9 @@ GOOD = np.ones((2, 3, 4), int)
     [
         ({"labels": GOOD[0]}, r"labels must have the three axes \(z, y, x\), not 2\."),
         ({"truth": GOOD[None]}, r"truth must have the three axes \(z, y, x\), not 4\."),
-        ({"labels": GOOD * 1.0}, "labels must be integers, not float64"),
-        ({"truth": GOOD * 1.0}, "truth must be integers, not float64"),
+        ({"labels": GOOD * 0.5}, "labels must be integers, not float64"),
+        ({"truth": GOOD * 0.5}, "truth must be integers, not float64"),
+        ({"truth": GOOD * np.inf}, "truth must be integers, not float64"),
         ({"labels": -GOOD}, "labels must not be negative, but its smallest value is -1"),
         ({"truth": GOOD - 3}, "truth must not be negative, but its smallest value is -2"),
         ({"labels": GOOD * 0}, "labels has no supervoxel"),
@@ -392,3 +393,7 @@ GOOD = np.ones((2, 3, 4), int)
 def test_mistakes_are_explained(arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**{"labels": GOOD, "truth": GOOD, **arguments})
+
+
+def test_whole_numbers_may_be_floats():
+    assert evaluate(GOOD * 1.0, GOOD * 1.0) == evaluate(GOOD, GOOD)
