@@ -47,6 +47,11 @@ class Box:
         return math.prod(self.shape)
 
     @property
+    def bounds(self) -> tuple[Triple, Triple]:
+        """The box as (lo, hi), for kernels."""
+        return self.lo, self.hi
+
+    @property
     def slices(self) -> tuple[slice, slice, slice]:
         """The box as an index of an array, axes (z, y, x)."""
         z, y, x = (slice(a, h) for a, h in zip(self.lo, self.hi, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds import kernel, scores
-from dseeds.lattice import Box, Grid, Lattice, Triple, Window, per_axis
+from dseeds.lattice import Box, Grid, Lattice, Window, per_axis
 
 # Four colours a sweep, one unit each.
 REACH = 4
@@ -68,10 +68,6 @@ def schedule(lattice: Lattice) -> tuple[Round, ...]:
     )
 
 
-def _pair(box: Box) -> tuple[Triple, Triple]:
-    return box.lo, box.hi
-
-
 def sweep(
     round_: Round,
     lattice: Lattice,
@@ -105,7 +101,7 @@ def sweep(
     open_units = np.empty((labels.shape[0], labels.shape[1], (labels.shape[2] + 63) // 64), np.uint64)
     core = window.core.relative_to(window.box.lo)
     kernel.mark_boundaries(labels, open_units)
-    where: tuple[Any, ...] = (round_.sweeps, _pair(core), window.box.lo, *window.local_cells(), window.cells.shape)
+    where: tuple[Any, ...] = (round_.sweeps, core.bounds, window.box.lo, *window.local_cells(), window.cells.shape)
     if round_.weight is not None:
         return kernel.sweep_voxels(
             values,
@@ -138,7 +134,7 @@ def count(round_: Round, window: Window, values: NDArray[Any], labels: NDArray[n
         The histograms of ``window.cells`` over the voxels of the core.
     """
     counts = np.zeros((window.cells.size, round_.bins), np.uint32)
-    core = _pair(window.core.relative_to(window.box.lo))
+    core = window.core.relative_to(window.box.lo).bounds
     (kernel.count_blocks if round_.weight is None else kernel.count_voxels)(values, labels, core, counts)
     return counts
 

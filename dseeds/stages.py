@@ -133,7 +133,7 @@ def sweep_region(job: Job, number: int, turn: int) -> int:
 
     codes = np.empty(window.core.shape, np.uint8)
     core = window.core.relative_to(window.box.lo)
-    kernel.encode(labels, (core.lo, core.hi), *window.local_cells(), window.cells.shape, codes)
+    kernel.encode(labels, core.bounds, *window.local_cells(), window.cells.shape, codes)
     write(job.store.codes(turn, round_), window.core, codes)
     if turn + 1 < len(job.schedule):
         following = job.schedule[turn + 1]
