@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dseeds.kernel import jit
+from dseeds.compilation import jit
 from dseeds.lattice import Triple
 
 Point = tuple[float, float, float]

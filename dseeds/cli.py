@@ -1,4 +1,4 @@
-"""The command line: `dseeds segment`, `info`, `phantom` and `evaluate`.
+"""The command line: `dseeds segment`, `info`, `phantom`, `evaluate` and `compile`.
 
 Standard output carries results alone, progress and errors go to standard error. What computes is imported by the
 commands that need it, so that help is there at once.
@@ -440,6 +440,23 @@ def evaluate(
         print(json.dumps(figures, indent=2))
     else:
         _print_figures(figures)
+
+
+@app.command(
+    "compile",
+    epilog="[bold]Example[/bold]\n\nexport DSEEDS_CACHE_DIR=~/.cache/dseeds\n\ndseeds compile",
+)
+def compile_() -> None:
+    """Compile all there is to compile now, for runs that are to start at once.
+
+    The code goes to the folder that the environment variable DSEEDS_CACHE_DIR names, and runs that have it set find
+    it there. It has to be a folder of your own. Without the variable, every process compiles what it uses.
+    """
+    from dseeds.compilation import compile_kernels
+
+    with Console(stderr=True).status("compiling"):
+        path = compile_kernels()
+    print(path)
 
 
 def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...] | None:

@@ -130,6 +130,10 @@ class Grid:
         hi = triple(e[h] for e, h in zip(self.edges, box.hi, strict=True))
         return Box(lo, hi)
 
+    def edges_of(self, box: Box) -> PerAxis:
+        """Give per axis where the units of a box begin, and where the last ends, in voxels from the box's first."""
+        return per_axis(e[a : h + 1] - e[a] for e, a, h in zip(self.edges, box.lo, box.hi, strict=True))
+
     def parents(self, coarser: Grid) -> PerAxis:
         """Give per axis the unit of a coarser grid that each unit lies in."""
         return per_axis(
@@ -247,12 +251,6 @@ class Window:
         core = grid.of_cells(region)
         box = core.grow(halo, within=grid.shape)
         return cls(grid, core, box, grid.cells_of(box).grow(1, within=lattice.cells))
-
-    def local_cells(self) -> PerAxis:
-        """Per axis the cell of each unit of `box`, counted from the first of `cells`."""
-        return per_axis(
-            c[a:h] - o for c, a, h, o in zip(self.grid.cells, self.box.lo, self.box.hi, self.cells.lo, strict=True)
-        )
 
 
 @dataclass(frozen=True)

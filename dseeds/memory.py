@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dseeds import kernel, rounds
+from dseeds import rounds
+from dseeds.kernel.labels import global_labels, refine, seeds
+from dseeds.kernel.layout import padded
 from dseeds.lattice import Box, Grid, Lattice, Window, check_shape
-from dseeds.quantise import NOTHING_FINITE, check_dtype, check_window, intensity_window, quantise
+from dseeds.quantise import NOTHING_FINITE, check_dtype, check_window, intensity_window, quantise_window
 from dseeds.steps import Step, choose_step
 
 
@@ -85,62 +87,59 @@ def supervoxels(
             f"{lattice.size} supervoxels are too many to number in memory; use segment() or a larger step."
         )
     limits = intensity_window(image) if window is None else check_window(window)
-    bins = np.zeros([n + 2 for n in lattice.shape], np.uint8)
-    if not quantise(image, limits, bins[1:-1, 1:-1, 1:-1]):
+    bins = padded(lattice.shape, 0)
+    if not quantise_window(image, limits, bins):
         raise ValueError(NOTHING_FINITE)
     # A constant image leaves nothing to climb.
     labels = climb(lattice, bins, rounds.schedule(lattice) if limits[0] < limits[1] else ())
-    kernel.unpad(labels)
-    count = int(np.prod(lattice.shape))
-    return labels.reshape(-1)[:count].reshape(lattice.shape).view(np.uint32)
+    del bins
+    out = np.empty(lattice.shape, np.uint32)
+    global_labels(labels, *lattice.grids[-1].cells, lattice.cells, out)
+    return out
 
 
-def climb(lattice: Lattice, bins: NDArray[np.uint8], schedule: tuple[rounds.Round, ...]) -> NDArray[np.int32]:
+def climb(lattice: Lattice, bins: NDArray[np.uint8], schedule: tuple[rounds.Round, ...]) -> NDArray[np.uint8]:
     """Run all rounds on the whole volume.
 
     Parameters
     ----------
     lattice : Lattice
         The lattice.
-    bins : ndarray of uint8, shape (z + 2, y + 2, x + 2)
-        The quantised volume, padded.
+    bins : ndarray of uint8
+        The quantised volume, a window of `kernel.layout`.
     schedule : tuple of Round
         The rounds.
 
     Returns
     -------
-    ndarray of int32, shape (z + 2, y + 2, x + 2)
-        The owner's cell of every voxel, padded with -1.
+    ndarray of uint8
+        The labels, a window of `kernel.layout`.
     """
     everything = Box((0, 0, 0), lattice.cells)
-    blocks = _histograms(lattice, bins[1:-1, 1:-1, 1:-1])
+    values = _values(lattice, bins)
     grid: Grid = lattice.grids[0] if schedule else lattice.grids[-1]
-    labels = np.empty([n + 2 for n in grid.shape], np.int32)
-    kernel.seed(labels, *grid.cells, lattice.cells)
+    labels = seeds(*grid.cells)
     for level, turns in itertools.groupby(schedule, key=lambda round_: round_.level):
         finer: Grid = lattice.grids[level]
         if finer is not grid:
-            coarse, parents = labels, finer.parents(grid)
+            labels = refine(labels, *finer.parents(grid))
             grid = finer
-            labels = np.empty([n + 2 for n in grid.shape], np.int32)
-            kernel.refine(coarse, *parents, labels)
-            del coarse
-        # Taken off the list, so that a level's histograms are gone before the next level's labels come.
-        values = blocks.pop() if blocks else bins
         for round_ in turns:
             window = Window.around(lattice, grid, everything, round_.halo)
-            rounds.sweep(round_, lattice, window, values, labels, rounds.count(round_, window, values, labels))
-        del values
+            counts = rounds.count(round_, lattice, window, values[level], labels)
+            rounds.sweep(round_, lattice, window, values[level], labels, counts)
+        # Histograms that are no longer needed.
+        values[level] = bins
     return labels
 
 
-def _histograms(lattice: Lattice, bins: NDArray[np.uint8]) -> list[NDArray[Any]]:
-    """Take the block histograms of every level, from the finest to the coarsest."""
-    grids = lattice.grids[:-1]
-    found: list[NDArray[Any]] = []
-    for finer, grid in zip((None, *grids[::-1]), grids[::-1], strict=False):
-        if finer is None:
-            found.append(rounds.histograms(bins, grid, Box((0, 0, 0), grid.shape)))
+def _values(lattice: Lattice, bins: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    """Give for each level what its rounds look at: histograms, or for the two finest the bins."""
+    values: list[NDArray[Any]] = [bins] * len(lattice.grids)
+    for level in range(len(values) - 3, -1, -1):
+        grid, finer = lattice.grids[level : level + 2]
+        if level == len(values) - 3:
+            values[level] = rounds.histograms(bins, grid, Box((0, 0, 0), grid.shape))
         else:
-            found.append(rounds.coarsen(found[-1], finer, Box((0, 0, 0), finer.shape), grid))
-    return found
+            values[level] = rounds.coarsen(values[level + 1], finer, Box((0, 0, 0), finer.shape), grid)
+    return values

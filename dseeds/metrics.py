@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from dseeds.compilation import jit
 
 __all__ = [
     "Overlap",
@@ -526,7 +527,7 @@ def _dilated(voxels: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
     return voxels
 
 
-@njit(nogil=True)
+@jit
 def _sizes_and_faces(labels: NDArray[Any], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Voxels and exposed faces of each label below n; none for label 0."""
     sizes, faces = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -549,7 +550,7 @@ def _sizes_and_faces(labels: NDArray[Any], n: int) -> tuple[NDArray[np.int64], N
     return sizes, faces
 
 
-@njit(nogil=True)
+@jit
 def _count_components(labels: NDArray[Any], parents: NDArray[Any], n: int) -> NDArray[np.int64]:
     """6-connected components of each label below n, none for label 0; parents: each voxel its own root."""
     counts = np.zeros(n, np.int64)
@@ -572,7 +573,7 @@ def _count_components(labels: NDArray[Any], parents: NDArray[Any], n: int) -> ND
     return counts
 
 
-@njit(nogil=True)
+@jit
 def _unite(parents: NDArray[Any], a: int, b: int) -> int:
     """Join the trees of two voxels; 1 if they were apart, else 0."""
     a, b = _root(parents, a), _root(parents, b)
@@ -581,7 +582,7 @@ def _unite(parents: NDArray[Any], a: int, b: int) -> int:
     return 1 if a != b else 0
 
 
-@njit(nogil=True)
+@jit
 def _root(parents: NDArray[Any], voxel: int) -> int:
     """Find a voxel's tree, halving the path to its root."""
     while parents[voxel] != voxel:

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.kernel import BINS, jit
+from dseeds.compilation import jit
+from dseeds.kernel.layout import enter
+from dseeds.kernel.voxels import BINS
 
 DIGIT_BITS = 16
 # Per mille of the voxels below the window and, from the other end, above it.
@@ -264,4 +266,16 @@ def quantise(image: NDArray[Any], window: tuple[float, float], bins: NDArray[np.
     for begin in range(0, len(image), thickness):
         part = slice(begin, begin + thickness)
         finite |= _quantise(plain(image[part]), *window, bins[part])
+    return finite
+
+
+def quantise_window(image: NDArray[Any], window: tuple[float, float], bins: NDArray[np.uint8]) -> bool:
+    """Do as `quantise`, but into a window of `kernel.layout`."""
+    finite = False
+    thickness = max(1, SLAB_BYTES * len(image) // max(1, image.nbytes))
+    for begin in range(0, len(image), thickness):
+        part = image[begin : begin + thickness]
+        slab = np.empty(part.shape, np.uint8)
+        finite |= quantise(part, window, slab)
+        enter(slab, begin, bins)
     return finite

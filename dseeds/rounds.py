@@ -6,23 +6,44 @@ one window, and for a region out of core, whose window has a halo as wide as the
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds import kernel, scores
+from dseeds import scores
+from dseeds.kernel.blocks import (
+    BLOCK_BINS,
+    BLOCK_UNIT,
+    block_histograms,
+    coarsen_histograms,
+    count_blocks,
+    count_fine_blocks,
+    profiles,
+    sweep_blocks,
+)
+from dseeds.kernel.connectivity import connectivity_table
+from dseeds.kernel.layout import Place, padded
+from dseeds.kernel.voxels import BINS, OPEN, count_voxels, sweep_voxels
 from dseeds.lattice import Box, Grid, Lattice, Window, per_axis
 
-# Four colours a sweep, one unit each.
-REACH = 4
-BLOCK_ROUNDS, BLOCK_SWEEPS = 3, 2
+COLOURS = 4
+BLOCK_ROUNDS = 3
 VOXEL_SWEEPS = 3
 # The weight of the neighbours in each voxel round: from smooth to sharp. It is constant within a round, so that a
 # voxel whose neighbours have not changed need not be looked at again.
-VOXEL_WEIGHTS = ((80, 100), (50, 100), (30, 100), (15, 100))
-NEIGHBOUR_GAIN = (3 * kernel.BLOCK_UNIT) // 100
+VOXEL_WEIGHTS = ((80, 100), (40, 100), (15, 100))
+NEIGHBOUR_GAIN = (3 * BLOCK_UNIT) // 100
+# Planes that a colour does in one go, and that a thread has at least.
+WAVE, THINNEST = 16, 8
+
+# What a colour does in one go: the colour, how many turns of the round are still to come, the first plane and the end.
+Turn = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -46,12 +67,12 @@ class Round:
     @property
     def halo(self) -> int:
         """How many units around a region its outcome depends on."""
-        return REACH * self.sweeps
+        return COLOURS * self.sweeps
 
     @property
     def bins(self) -> int:
         """Bins of the statistics that this round needs."""
-        return kernel.BLOCK_BINS if self.weight is None else kernel.BINS
+        return BLOCK_BINS if self.weight is None else BINS
 
 
 def schedule(lattice: Lattice) -> tuple[Round, ...]:
@@ -60,12 +81,19 @@ def schedule(lattice: Lattice) -> tuple[Round, ...]:
     Examples
     --------
     >>> [round.level for round in schedule(Lattice((64, 64, 64), (16, 16, 16)))]
-    [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     """
     blocks = len(lattice.grids) - 1
-    return tuple(Round(level, BLOCK_SWEEPS) for level in range(blocks) for _ in range(BLOCK_ROUNDS)) + tuple(
+    return tuple(Round(level, 1) for level in range(blocks) for _ in range(BLOCK_ROUNDS)) + tuple(
         Round(blocks, VOXEL_SWEEPS, weight) for weight in VOXEL_WEIGHTS
     )
+
+
+def place(window: Window) -> Place:
+    """Describe a window to the kernels."""
+    core = window.core.relative_to(window.box.lo)
+    cells = per_axis(c[a:h] for c, a, h in zip(window.grid.cells, window.box.lo, window.box.hi, strict=True))
+    return Place(core.lo, core.hi, window.box.lo, *cells, window.cells.lo, window.cells.shape)
 
 
 def sweep(
@@ -73,8 +101,9 @@ def sweep(
     lattice: Lattice,
     window: Window,
     values: NDArray[Any],
-    labels: NDArray[np.int32],
+    labels: NDArray[np.uint8],
     counts: NDArray[np.uint32],
+    threads: int = 1,
 ) -> int:
     """Do one round on one window, in place; exact in the window's core.
 
@@ -87,46 +116,86 @@ def sweep(
     window : Window
         Where.
     values : ndarray
-        Voxels: the padded bins, uint8, shape (z + 2, y + 2, x + 2). Blocks: their histograms, shape (z, y, x, 32).
-    labels : ndarray of int32, shape (z + 2, y + 2, x + 2)
-        Padded labels, local to ``window.cells``.
+        For voxels and for the finest blocks, the bins of the voxels, uint8, a window of `kernel.layout`. For coarser
+        blocks, their histograms, shape (z, y, x, 32).
+    labels : ndarray of uint8
+        The labels, a window of `kernel.layout`.
     counts : ndarray of uint32, shape (cells, bins)
         The statistics of ``window.cells`` at the round's start.
+    threads : int, default 1
+        How many threads share the work. The result is the same.
 
     Returns
     -------
     int
         How many units moved.
     """
-    open_units = np.empty((labels.shape[0], labels.shape[1], (labels.shape[2] + 63) // 64), np.uint64)
-    core = window.core.relative_to(window.box.lo)
-    kernel.mark_boundaries(labels, open_units)
-    where: tuple[Any, ...] = (round_.sweeps, core.bounds, window.box.lo, *window.local_cells(), window.cells.shape)
+    where = place(window)
+    simple = connectivity_table()
     if round_.weight is not None:
-        return kernel.sweep_voxels(
-            values,
+        state = padded(window.box.shape, OPEN)
+        table = scores.voxel_table(counts, round_.weight)
+        colour = partial(sweep_voxels, values, labels, state, table, simple, where)
+    else:
+        fine = round_.level == len(lattice.grids) - 2
+        profiles_ = np.zeros((0 if fine else window.box.size, BLOCK_BINS), np.uint16)
+        if not fine:
+            profiles(values.reshape(-1, BLOCK_BINS), scores.smoothed_counts(), profiles_)
+        colour = partial(
+            sweep_blocks,
+            values if fine else padded((0, 0, 0), 0),
+            profiles_,
+            *window.grid.edges_of(window.box),
             labels,
-            open_units,
-            scores.voxel_table(counts),
-            scores.edge_weights(*round_.weight),
-            kernel.connectivity_table(),
-            *where,
+            *scores.block_table(counts, math.prod(lattice.step)),
+            NEIGHBOUR_GAIN,
+            scores.smoothed_counts(),
+            simple,
+            where,
         )
-    cell_size = int(np.prod(lattice.step))
-    return kernel.sweep_blocks(
-        values,
-        labels,
-        open_units,
-        *scores.block_table(counts, cell_size),
-        scores.block_smoothing(),
-        NEIGHBOUR_GAIN,
-        kernel.connectivity_table(),
-        *where,
-    )
+    turns = _wave(where, round_.sweeps, WAVE if threads == 1 else lattice.shape[0])
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(_run(colour, turn, pool if threads > 1 else None, threads) for turn in turns)
 
 
-def count(round_: Round, window: Window, values: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.uint32]:
-    """Take the statistics of a window's core.
+def _wave(where: Place, sweeps: int, thickness: int) -> Iterator[Turn]:
+    """List the colours' turns of a round, a few planes each, so that what is in the cache is used by them all.
+
+    A colour's turn at a plane has to come after the turn before it, and before the turn after it, at the planes on
+    both sides. So each follows the one before it two planes behind.
+    """
+    turns = COLOURS * sweeps
+    nz = len(where.cell_z)
+    for begin in range(0, nz + 2 * turns, thickness):
+        for turn in range(turns):
+            spare = turns - 1 - turn
+            z0 = max(0, where.core_lo[0] - spare, begin - 2 * turn)
+            z1 = min(nz, where.core_hi[0] + spare, begin + thickness - 2 * turn)
+            if z0 < z1:
+                yield turn % COLOURS, spare, z0, z1
+
+
+def _run(kernel: Callable[..., int], turn: Turn, pool: Executor | None, threads: int) -> int:
+    """Do a colour's turn at some planes, shared among threads.
+
+    Threads must not come near each other, for a move marks the planes on both sides. So each does its own planes but
+    for the last two, and when all are done, those.
+    """
+    *which, z0, z1 = turn
+    pieces = min(threads, (z1 - z0) // THINNEST)
+    if pool is None or pieces < 2:
+        return kernel(*turn)
+    cuts = [z0 + (z1 - z0) * k // pieces for k in range(pieces + 1)]
+    moves = 0
+    for begins, ends in (cuts[:-1], [c - 2 for c in cuts[1:]]), ([c - 2 for c in cuts[1:]], cuts[1:]):
+        moves += sum(pool.map(partial(kernel, *which), begins, ends))
+    return moves
+
+
+def count(
+    round_: Round, lattice: Lattice, window: Window, values: NDArray[Any], labels: NDArray[np.uint8]
+) -> NDArray[np.uint32]:
+    """Take the statistics of a window's core; values and labels are those of `sweep`.
 
     Returns
     -------
@@ -134,8 +203,12 @@ def count(round_: Round, window: Window, values: NDArray[Any], labels: NDArray[n
         The histograms of ``window.cells`` over the voxels of the core.
     """
     counts = np.zeros((window.cells.size, round_.bins), np.uint32)
-    core = window.core.relative_to(window.box.lo).bounds
-    (kernel.count_blocks if round_.weight is None else kernel.count_voxels)(values, labels, core, counts)
+    if round_.weight is not None:
+        count_voxels(values, labels, place(window), counts)
+    elif round_.level == len(lattice.grids) - 2:
+        count_fine_blocks(values, *window.grid.edges_of(window.box), labels, place(window), counts)
+    else:
+        count_blocks(values, labels, place(window), counts)
     return counts
 
 
@@ -145,18 +218,9 @@ def histogram_dtype(grid: Grid) -> np.dtype[np.unsignedinteger]:
 
 
 def histograms(bins: NDArray[np.uint8], grid: Grid, box: Box) -> NDArray[Any]:
-    """Take the histograms of a box of blocks from its voxels.
-
-    Parameters
-    ----------
-    bins : ndarray of uint8
-        The voxels of the box, without padding.
-    """
-    out = np.zeros((*box.shape, kernel.BLOCK_BINS), histogram_dtype(grid))
-    block = per_axis(
-        np.repeat(np.arange(h - a), np.diff(e[a : h + 1])) for e, a, h in zip(grid.edges, box.lo, box.hi, strict=True)
-    )
-    kernel.block_histograms(bins, *block, out)
+    """Take the histograms of a box of blocks from the window of the voxels that they cover."""
+    out = np.zeros((*box.shape, BLOCK_BINS), histogram_dtype(grid))
+    block_histograms(bins, *grid.edges_of(box), out)
     return out
 
 
@@ -164,6 +228,6 @@ def coarsen(finer: NDArray[Any], fine: Grid, box: Box, coarse: Grid) -> NDArray[
     """Add up the histograms of the blocks of a box of whole cells to those of a coarser grid."""
     parents = per_axis(p[a:h] - p[a] for p, a, h in zip(fine.parents(coarse), box.lo, box.hi, strict=True))
     shape = [p[-1] + 1 for p in parents]
-    out = np.zeros((*shape, kernel.BLOCK_BINS), histogram_dtype(coarse))
-    kernel.coarsen_histograms(finer, *parents, out)
+    out = np.zeros((*shape, BLOCK_BINS), histogram_dtype(coarse))
+    coarsen_histograms(finer, *parents, out)
     return out

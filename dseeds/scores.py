@@ -13,12 +13,20 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.kernel import BINS, BLOCK_BINS, BLOCK_UNIT, VOXEL_UNIT, jit, leading_zeros
+from dseeds.compilation import jit
+from dseeds.kernel.blocks import BLOCK_UNIT, SMOOTHING_SUM
+from dseeds.kernel.lanes import BLOCK_BINS, MOST_WEIGHT, leading_zeros
+from dseeds.kernel.voxels import BINS
 
 # Logarithms count 2^-20, and the table has 2^11 steps per octave: an error below 2^-15 over all sizes.
 LOG_BITS = 20
 STEP_BITS = 11
 OCTAVE_BITS = 40
+# Of the voxel score: what the distance from the mean costs, and the logarithm of the size, in powers of 1/2.
+MEAN_WEIGHT = 5
+SIZE_SHIFT = 2
+# So much above the lowest 16-bit number that even all neighbours together do not lift that to here.
+LARGEST_SCORE = 32000
 
 
 def _gaussian(sigma: int, radius: int, total: int) -> NDArray[np.int64]:
@@ -34,7 +42,7 @@ def _gaussian(sigma: int, radius: int, total: int) -> NDArray[np.int64]:
 @cache
 def block_smoothing() -> NDArray[np.int32]:
     """Weights over bins for blocks: sigma 1, sum 256."""
-    return _gaussian(1, 3, 256).astype(np.int32)
+    return _gaussian(1, 3, SMOOTHING_SUM).astype(np.int32)
 
 
 @cache
@@ -54,17 +62,13 @@ def log_table() -> NDArray[np.int64]:
 
 
 @cache
-def edge_weights(numerator: int, denominator: int) -> NDArray[np.int16]:
-    """Score a neighbour of the same label by the two bins: lambda exp(-|difference| / 19.2) in voxel units.
-
-    Lambda is ``numerator / denominator``. The result is flat, index ``64 * one + other``.
-    """
-    with localcontext() as context:
-        context.prec = 30
-        factor = Decimal(numerator) / denominator * VOXEL_UNIT
-        weights = [int(factor * (Decimal(-d) / Decimal("19.2")).exp() + Decimal("0.5")) for d in range(BINS)]
-    one, other = np.indices((BINS, BINS))
-    return np.array(weights, np.int16)[np.abs(one - other)].ravel()
+def smoothed_counts() -> NDArray[np.uint16]:
+    """Tabulate what smoothing for blocks makes of a count of one in each bin, shape (32, 32)."""
+    taps = block_smoothing()
+    out = np.zeros((BLOCK_BINS, BLOCK_BINS + 6), np.uint16)
+    for bin_ in range(BLOCK_BINS):
+        out[bin_, bin_ : bin_ + 7] = taps
+    return np.ascontiguousarray(out[:, 3:-3])
 
 
 @jit
@@ -81,7 +85,12 @@ def _log(n: int, table: NDArray[np.int64]) -> int:
 
 @jit
 def _voxel_table(
-    counts: NDArray[np.uint32], smooth: NDArray[np.int64], logs: NDArray[np.int64], out: NDArray[np.int16]
+    counts: NDArray[np.uint32],
+    smooth: NDArray[np.int64],
+    logs: NDArray[np.int64],
+    numerator: int,
+    denominator: int,
+    out: NDArray[np.int16],
 ) -> None:
     ln2 = logs[1 << STEP_BITS]
     taps = len(smooth)
@@ -101,33 +110,39 @@ def _voxel_table(
         if size == 0:
             continue
         mean = (moment << 8) // size
-        # ln(T + 0.5) + 0.5 ln T
-        by_size = _log(2 * size + 1, logs) - ln2 + (_log(size, logs) >> 1)
+        # ln(T + 0.5) + ln(T) / 4
+        by_size = _log(2 * size + 1, logs) - ln2 + (_log(size, logs) >> SIZE_SHIFT)
         for q in range(BINS):
             # ln(S / 2^16 + 0.5 / 64); bins count 1/64, the mean has 8 more bits.
             likelihood = _log(blurred[q + taps // 2] + 512, logs) - 16 * ln2
             distance = (q << 8) - mean
-            score = likelihood - by_size - ((5 * distance * distance) >> 8)
-            out[c * BINS + q] = max(np.int64(-32768), (score + (1 << 10)) >> 11)
+            score = likelihood - by_size - ((MEAN_WEIGHT * distance * distance) >> 8)
+            scaled = (score * denominator // numerator + (1 << (LOG_BITS - 1))) >> LOG_BITS
+            out[1 + c * BINS + q] = min(max(scaled, -LARGEST_SCORE), LARGEST_SCORE)
 
 
-def voxel_table(counts: NDArray[np.uint32]) -> NDArray[np.int16]:
+def voxel_table(counts: NDArray[np.uint32], weight: tuple[int, int]) -> NDArray[np.int16]:
     """Score every bin in every supervoxel.
 
-    ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.5 ln T[C]``.
+    ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.25 ln T[C]``.
 
     Parameters
     ----------
     counts : ndarray of uint32, shape (cells, 64)
         The supervoxels' histograms.
+    weight : tuple of int
+        Lambda, the weight of a neighbour of the same bin, as a fraction.
 
     Returns
     -------
-    ndarray of int16, shape (cells * 64,)
-        In units of 1/512.
+    ndarray of int16, shape (1 + cells * 64,)
+        In units of lambda / 14: such a neighbour counts 14, see `kernel.lanes`. Before all stands a score that is lower
+        than every other, whatever the neighbours.
     """
-    out = np.zeros(counts.shape[0] * BINS, np.int16)
-    _voxel_table(counts, voxel_smoothing(), log_table(), out)
+    out = np.zeros(1 + counts.shape[0] * BINS, np.int16)
+    out[0] = np.iinfo(np.int16).min
+    numerator, denominator = weight
+    _voxel_table(counts, voxel_smoothing(), log_table(), numerator, MOST_WEIGHT * denominator, out)
     return out
 
 
@@ -137,7 +152,7 @@ def _block_table(
     smooth: NDArray[np.int32],
     logs: NDArray[np.int64],
     cell_size: int,
-    share: NDArray[np.int32],
+    share: NDArray[np.uint16],
     size: NDArray[np.int64],
     handicap: NDArray[np.int32],
 ) -> None:
@@ -150,13 +165,13 @@ def _block_table(
             blurred = np.int64(0)
             for i in range(max(0, 3 - j), min(7, BLOCK_BINS + 3 - j)):
                 blurred += smooth[i] * np.int64(counts[c, j + i - 3])
-            share[c, j] = (blurred * (BLOCK_UNIT // 256)) // size[c]
+            share[c, j] = blurred * (BLOCK_UNIT // SMOOTHING_SUM) // size[c]
         handicap[c] = ((_log(size[c], logs) - _log(cell_size, logs)) * (BLOCK_UNIT // 8)) // (10 << (LOG_BITS - 3))
 
 
 def block_table(
     counts: NDArray[np.uint32], cell_size: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int32]]:
     """Prepare the supervoxels for the block score.
 
     ``score(C) = sum_j min(H[C, j] / T[C], h_j / t) + 0.03 n_C - 0.1 ln(T[C] / cell_size)``, see the design, section
@@ -171,14 +186,14 @@ def block_table(
 
     Returns
     -------
-    share : ndarray of int32, shape (cells, 32)
+    share : ndarray of uint16, shape (cells, 32)
         ``H / T``, smoothed over bins, in units of 2^-15.
     size : ndarray of int64, shape (cells,)
         ``T`` in voxels.
     handicap : ndarray of int32, shape (cells,)
         The last term of the score, in units of 2^-15.
     """
-    share = np.zeros(counts.shape, np.int32)
+    share = np.zeros(counts.shape, np.uint16)
     size = np.zeros(len(counts), np.int64)
     handicap = np.zeros(len(counts), np.int32)
     _block_table(counts, block_smoothing(), log_table(), cell_size, share, size, handicap)

@@ -15,9 +15,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from dseeds import kernel, merge, rounds
+from dseeds import merge, rounds
 from dseeds.io import Source
-from dseeds.lattice import Box, Grid, Lattice, Regions, Triple, Window, per_axis, triple
+from dseeds.kernel.labels import NOTHING, global_labels, refine, seeds
+from dseeds.kernel.layout import enter, leave, padded
+from dseeds.lattice import Box, Grid, Lattice, PerAxis, Regions, Triple, Window, per_axis, triple
 from dseeds.quantise import OrderStatistics, quantise
 from dseeds.store import Scratch, read, write
 
@@ -97,18 +99,17 @@ def quantise_region(job: Job, number: int) -> bool:
     write(job.store.bins(), box, bins)
     if not job.schedule:
         return finite
-    values: NDArray[Any] | None = None
-    for level in range(len(grids) - 2, -1, -1):
-        if values is None:
-            values = rounds.histograms(bins, grids[level], grids[level].of_cells(region))
+    voxels = _padded(bins, 0)
+    values = voxels
+    for level in range(len(grids) - 3, -1, -1):
+        if level == len(grids) - 3:
+            values = rounds.histograms(voxels, grids[level], grids[level].of_cells(region))
         else:
             values = rounds.coarsen(values, grids[level + 1], grids[level + 1].of_cells(region), grids[level])
-            write(job.store.histograms(level), grids[level].of_cells(region), values)
+        write(job.store.histograms(level), grids[level].of_cells(region), values)
     first = job.schedule[0]
     window = Window.around(job.lattice, grids[first.level], region, 0)
-    labels = np.empty([n + 2 for n in window.box.shape], np.int32)
-    kernel.seed(labels, *window.local_cells(), window.cells.shape)
-    counts = rounds.count(first, window, np.pad(bins, 1) if values is None else values, labels)
+    counts = rounds.count(first, job.lattice, window, values, seeds(*_cells(window)))
     core, _ = merge.split(counts, window.cells, region, job.regions)
     write(job.store.statistics(0, first), region, core)
     return finite
@@ -132,14 +133,15 @@ def sweep_region(job: Job, number: int, turn: int) -> int:
     moves = rounds.sweep(round_, job.lattice, window, values, labels, statistics)
 
     codes = np.empty(window.core.shape, np.uint8)
-    core = window.core.relative_to(window.box.lo)
-    kernel.encode(labels, core.bounds, *window.local_cells(), window.cells.shape, codes)
+    leave(labels, window.core.relative_to(window.box.lo).lo, codes)
     write(job.store.codes(turn, round_), window.core, codes)
     if turn + 1 < len(job.schedule):
         following = job.schedule[turn + 1]
         if following.bins != round_.bins:
+            round_ = following
             window, labels, values = _as_voxels(job, region, grid, codes)
-        parts = merge.split(rounds.count(following, window, values, labels), window.cells, region, job.regions)
+        counts = rounds.count(round_, job.lattice, window, values, labels)
+        parts = merge.split(counts, window.cells, region, job.regions)
         write(job.store.core(turn + 1, following), region, parts[0])
         write(job.store.shell(turn + 1, following), job.regions.around(number, 0), parts[1][None, None, None])
     return int(moves)
@@ -159,62 +161,59 @@ def label_region(job: Job, number: int) -> None:
     """Write a region's labels."""
     voxels = job.lattice.grids[-1]
     box = voxels.of_cells(job.regions.box(number))
-    if job.schedule:
-        codes = read(job.store.codes(len(job.schedule) - 1, job.schedule[-1]), box)
-    else:
-        codes = np.full(box.shape, kernel.OWN, np.uint8)
-    labels = np.empty(box.shape, job.lattice.label_dtype)
     cells = per_axis(c[a:h] for c, a, h in zip(voxels.cells, box.lo, box.hi, strict=True))
-    kernel.number(codes, *cells, job.lattice.cells, labels)
+    if job.schedule:
+        owners = _padded(read(job.store.codes(len(job.schedule) - 1, job.schedule[-1]), box), NOTHING)
+    else:
+        owners = seeds(*cells)
+    labels = np.empty(box.shape, job.lattice.label_dtype)
+    global_labels(owners, *cells, job.lattice.cells, labels)
     write(zarr.open_array(job.labels, mode="r+"), box, labels)
 
 
-def _labels(job: Job, turn: int, window: Window) -> NDArray[np.int32]:
-    """Make the padded labels that a round finds in a window."""
-    labels = np.empty([n + 2 for n in window.box.shape], np.int32)
+def _padded(values: NDArray[np.uint8], fill: int) -> NDArray[np.uint8]:
+    """Make a window of units (z, y, x)."""
+    window = padded(values.shape, fill)
+    enter(values, 0, window)
+    return window
+
+
+def _cells(window: Window) -> PerAxis:
+    """Give per axis the cell of each unit of a window."""
+    return per_axis(c[a:h] for c, a, h in zip(window.grid.cells, window.box.lo, window.box.hi, strict=True))
+
+
+def _labels(job: Job, turn: int, window: Window) -> NDArray[np.uint8]:
+    """Make the window of labels that a round finds."""
     if turn == 0:
-        kernel.seed(labels, *window.local_cells(), window.cells.shape)
-        return labels
+        return seeds(*_cells(window))
     before = job.schedule[turn - 1]
     grid = job.lattice.grids[before.level]
     if grid is window.grid:
-        codes = read(job.store.codes(turn - 1, before), window.box)
-        kernel.decode(codes, *window.local_cells(), window.cells.shape, labels)
-        return labels
+        return _padded(read(job.store.codes(turn - 1, before), window.box), NOTHING)
     parents = [p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True)]
     box = Box(triple([p[0] for p in parents]), triple([p[-1] + 1 for p in parents]))
-    coarse = Window(grid, box, box, window.cells)
-    found = np.empty([n + 2 for n in box.shape], np.int32)
-    kernel.decode(read(job.store.codes(turn - 1, before), box), *coarse.local_cells(), window.cells.shape, found)
-    kernel.refine(found, *per_axis(p - p[0] for p in parents), labels)
-    return labels
+    coarse = _padded(read(job.store.codes(turn - 1, before), box), NOTHING)
+    return refine(coarse, *per_axis(p - p[0] for p in parents))
 
 
 def _values(job: Job, level: int, box: Box) -> NDArray[Any]:
-    """Read a box of units: padded bins of voxels, or histograms of blocks."""
+    """Read what a round looks at in a box of units: see `rounds.sweep`."""
     grids = job.lattice.grids
-    if level == len(grids) - 1:
-        padded = np.zeros([n + 2 for n in box.shape], np.uint8)
-        padded[1:-1, 1:-1, 1:-1] = read(job.store.bins(), box)
-        return padded
-    if level == len(grids) - 2:
-        return rounds.histograms(read(job.store.bins(), grids[level].voxels_of(box)), grids[level], box)
-    return read(job.store.histograms(level), box)
+    if level < len(grids) - 2:
+        return read(job.store.histograms(level), box)
+    return _padded(read(job.store.bins(), grids[level].voxels_of(box)), 0)
 
 
 def _as_voxels(
     job: Job, region: Box, grid: Grid, codes: NDArray[np.uint8]
-) -> tuple[Window, NDArray[np.int32], NDArray[np.uint8]]:
+) -> tuple[Window, NDArray[np.uint8], NDArray[np.uint8]]:
     """Refine a region's blocks to its voxels, for the statistics of the first voxel round."""
     voxels = job.lattice.grids[-1]
     window = Window.around(job.lattice, voxels, region, 0)
     box = grid.of_cells(region)
-    blocks = Window(grid, box, box, window.cells)
-    coarse = np.empty([n + 2 for n in box.shape], np.int32)
-    kernel.decode(codes, *blocks.local_cells(), window.cells.shape, coarse)
-    labels = np.empty([n + 2 for n in window.box.shape], np.int32)
     parents = per_axis(
         p[a:h] - o for p, a, h, o in zip(voxels.parents(grid), window.box.lo, window.box.hi, box.lo, strict=True)
     )
-    kernel.refine(coarse, *parents, labels)
+    labels = refine(_padded(codes, NOTHING), *parents)
     return window, labels, _values(job, len(job.lattice.grids) - 1, window.box)

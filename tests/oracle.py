@@ -14,9 +14,9 @@ from math import prod
 import numpy as np
 from hypothesis import strategies as st
 
-BLOCK_ROUNDS, BLOCK_SWEEPS = 3, 2
+BLOCK_ROUNDS = 3  # of one sweep
 VOXEL_SWEEPS = 3
-LAMBDAS = (80, 50, 30, 15)  # per cent, one for each voxel round
+LAMBDAS = (80, 40, 15)  # per cent, one for each voxel round
 NEIGHBOUR_GAIN = (3 * 32768) // 100
 MOST_RATIO = 8 * 4096  # of a block to the rest of its supervoxel
 
@@ -74,10 +74,8 @@ def gaussian(sigma, radius, total):
     return weights
 
 
-@cache
-def edge_weight(lambda_per_cent, difference):
-    with localcontext(prec=40):
-        return half_up(512 * Decimal(lambda_per_cent) / 100 * (-Decimal(difference) / Decimal("19.2")).exp())
+def edge_weight(difference):
+    return max(0, 14 - difference // 2)
 
 
 @cache
@@ -107,15 +105,15 @@ def smooth(histogram, weights):
     ]
 
 
-def voxel_scores(histogram):
-    """The score of each bin in a supervoxel, from its 64 counts."""
+def voxel_scores(histogram, lambda_per_cent):
+    """The score of each bin in a supervoxel, from its 64 counts, in units of lambda / 14."""
     total = sum(histogram)
     mean = 256 * sum(q * count for q, count in enumerate(histogram)) // total
-    by_size = log(2 * total + 1) - LN2 + (log(total) >> 1)
+    by_size = log(2 * total + 1) - LN2 + (log(total) >> 2)
     scores = []
     for q, s in enumerate(smooth(histogram, gaussian(4, 16, 65536))):
         u = log(s + 512) - 16 * LN2 - by_size - ((5 * (256 * q - mean) ** 2) >> 8)
-        scores.append(max(-32768, (u + 1024) >> 11))
+        scores.append(min(max(-32000, (u * 1400 // lambda_per_cent + 2**19) >> 20), 32000))
     return scores
 
 
@@ -233,7 +231,7 @@ def voxel_round(level, bins, lambda_per_cent, shuffle):
     for unit in level.units:
         histogram = counts.setdefault(level.labels[level.at[unit]], [0] * 64)
         histogram[bins[unit]] += 1
-    table = {label: voxel_scores(histogram) for label, histogram in counts.items()}
+    table = {label: voxel_scores(histogram, lambda_per_cent) for label, histogram in counts.items()}
     padded = [0] * len(level.labels)
     for unit in level.units:
         padded[level.at[unit]] = int(bins[unit])
@@ -241,7 +239,7 @@ def voxel_round(level, bins, lambda_per_cent, shuffle):
     def score_of(unit):
         at = level.at[unit]
         q = padded[at]
-        weights = [edge_weight(lambda_per_cent, abs(q - padded[at + o])) for o in level.around]
+        weights = [edge_weight(abs(q - padded[at + o])) for o in level.around]
 
         def score(label, around):
             return table[label][q] + sum(w for w, other in zip(weights, around, strict=True) if other == label)
@@ -293,8 +291,7 @@ def block_round(level, histograms, step, shuffle):
 
         return score
 
-    for _ in range(BLOCK_SWEEPS):
-        level.sweep(score_of, shuffle)
+    level.sweep(score_of, shuffle)
 
 
 def oracle_supervoxels(image, step, window, shuffle=None):

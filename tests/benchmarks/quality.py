@@ -1,18 +1,21 @@
 """Quality at equal counts on the real volumes: ``python tests/benchmarks/quality.py [--json FILE]``.
 
-Every method gets the same volume, cropped to whole cells, the same window and the same number of supervoxels.
+Every method gets the same volume, cropped to whole cells, the same window and the same number of supervoxels to make;
+the last column is how many it made.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from cases import DATA, cases, methods
+from cases import DATA, Case, cases, methods
 
-from dseeds import evaluate
+from dseeds.metrics import compactness, component_counts, evaluate, explained_variation
 
 FIGURES = {
     "aDice": "achievable_dice",
@@ -21,9 +24,56 @@ FIGURES = {
     "recall": "boundary_recall",
     "EV": "explained_variation",
     "compact": "compactness",
-    "in pieces": "disconnected",
+    "pieces": "components_per_label",
     "count": "supervoxels",
 }
+# Those that say which method is ahead, and whether more is better.
+DECIDE = {"aDice": 1, "UE": -1, "EV": 1}
+
+Row = dict[str, Any]
+
+
+def measure(case: Case, labels: np.ndarray) -> Row:
+    image = np.clip(case.image, *case.window)
+    if case.truth is not None:
+        found = evaluate(labels, case.truth, image=image)
+    else:
+        components = component_counts(labels)
+        found = {
+            "explained_variation": explained_variation(labels, image),
+            "compactness": compactness(labels),
+            "components_per_label": float(components.mean()),
+            "supervoxels": components.size,
+        }
+    return {short: found.get(figure) for short, figure in FIGURES.items()}
+
+
+def line(case: str, step: str, method: str, figures: list[Any]) -> str:
+    words = ("-" if f is None else f"{f:.3f}" if isinstance(f, float) else str(f) for f in figures)
+    return f"{case:<18}{step:>8}  {method:<20}" + "".join(f"{word:>9}" for word in words)
+
+
+def means(rows: list[Row]) -> list[Row]:
+    """Average every figure of a method over the cases that have it."""
+    found = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        figures = {f: [row[f] for row in own if row[f] is not None] for f in FIGURES}
+        found.append({"method": name, **{f: float(np.mean(v)) if v else None for f, v in figures.items()}})
+        found[-1]["count"] = round(found[-1]["count"])
+    return found
+
+
+def ahead(rows: list[Row], peers: set[str]) -> dict[str, list[bool]]:
+    """Tell for each case and figure whether dseeds is ahead of the setting of these peers that is best at it."""
+    found: dict[str, list[bool]] = {figure: [] for figure in DECIDE}
+    for _, group in groupby(rows, lambda row: (row["case"], row["step"])):
+        ours, *others = group
+        for figure, sign in DECIDE.items():
+            if ours[figure] is not None:
+                best = max(sign * row[figure] for row in others if row["peer"] in peers)
+                found[figure].append(sign * ours[figure] > best)
+    return found
 
 
 def main() -> None:
@@ -32,22 +82,26 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name begins with this")
     arguments = parser.parse_args()
     if not DATA.is_dir():
-        raise SystemExit(f"the real volumes are not at {DATA}; set DSEEDS_DATA.")
-    rows = []
-    print(f"{'case':<18}{'step':>5}  {'method':<20}" + "".join(f"{name:>10}" for name in FIGURES))
-    for case in cases():
-        if not case.name.startswith(arguments.only):
-            continue
-        clipped = np.clip(case.image, *case.window)
-        for name, method in methods().items():
-            found = evaluate(method(case), case.truth, image=clipped)
-            row = {short: found[key] for short, key in FIGURES.items()}
-            rows.append({"case": case.name, "step": case.step, "method": name, **row})
-            print(
-                f"{case.name:<18}{case.step:>5}  {name:<20}"
-                + "".join(f"{v:>10.3f}" if isinstance(v, float) else f"{v:>10}" for v in row.values()),
-                flush=True,
-            )
+        raise SystemExit(f"the real volumes are not at {DATA}; set DSEEDS_DATA to their folder.")
+    rows: list[Row] = []
+    compared = methods()
+    heading = line("case", "step", "method", list(FIGURES))
+    print(heading)
+    for case in cases(arguments.only):
+        step = "x".join(map(str, case.step))
+        for method in compared:
+            figures = measure(case, method.cut(case))
+            rows.append({"case": case.name, "step": step, "peer": method.peer, "method": method.name, **figures})
+            print(line(case.name, step, method.name, list(figures.values())), flush=True)
+    print("\n" + heading)
+    for mean in means(rows):
+        print(line("mean", "", mean.pop("method"), list(mean.values())))
+    print()
+    peers = {method.peer: {method.peer} for method in compared[1:]}
+    for peer, same in (peers | {"all peers": set(peers)} if peers else {}).items():
+        wins = ahead(rows, same)
+        each = ", ".join(f"{figure} {sum(won)} of {len(won)}" for figure, won in wins.items() if won)
+        print(f"dseeds is ahead of the best setting of {peer} in {each}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 

@@ -1,7 +1,8 @@
-"""Speed of the run in memory, one thread, against the peers: ``python tests/benchmarks/speed.py [--json FILE]``.
+"""Speed of the run in memory, in one thread, against the peers: ``python tests/benchmarks/speed.py [--json FILE]``.
 
-All are timed in the same run, best of three, without the first run, which compiles. The figure is Mvoxel/s; beside it
-the ratio to scikit-image's SLIC, and for dseeds the peak of the process' memory beyond the image in bytes per voxel.
+All are timed in the same run, best of three, without what is compiled or imported first. A peer's ratio is how many
+times as fast as it dseeds is, that of a number of threads how many times as fast as one thread they are. Memory is the
+peak of a process of its own beyond the image that it holds.
 """
 
 from __future__ import annotations
@@ -10,81 +11,112 @@ import argparse
 import json
 import multiprocessing
 import os
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np
-from cases import Case, methods
+from cases import Case, Method, methods
 
+import dseeds
 from dseeds.cluster import peak_memory
 from dseeds.phantom import phantom
+from dseeds.quantise import intensity_window
 
 BEST_OF = 3
-COMPARED = ("dseeds", "SLIC 0.1", "SimpleITK SLIC 30")
+PEERS = ("SLIC 0.1", "SimpleITK SLIC 30", "3D SEEDS 2")
+WINDOW = (0.0, 3000.0)
+
+Row = dict[str, Any]
 
 
-def volume(size: int, step: int) -> Case:
-    image, truth = phantom((size,) * 3)
-    return Case(f"phantom {size}", step, image, truth, (0.0, 3000.0))
+def timed_phases(image: np.ndarray, step: int) -> dict[str, float]:
+    """Run once in one thread, and give the seconds that every phase takes."""
+    start = time.perf_counter()
+    window = intensity_window(image)
+    found = time.perf_counter()
+    dseeds.supervoxels(image, step=step, window=window, threads=1)
+    return {"window": found - start, "labels": time.perf_counter() - found}
 
 
-def throughput(name: str, case: Case, best_of: int) -> float:
-    """Measure a method in Mvoxel/s."""
-    method = methods()[name]
-    if name == "dseeds":
-        method(Case("warm", case.step, case.image[:32, :32, :32], case.truth[:32, :32, :32], case.window))
+def best(run: Callable[[], Any]) -> float:
+    """Give the least seconds that a call takes."""
     times = []
-    for _ in range(best_of):
+    for _ in range(BEST_OF):
         start = time.perf_counter()
-        method(case)
+        run()
         times.append(time.perf_counter() - start)
-    return case.image.size / min(times) / 1e6
+    return min(times)
 
 
-def _bytes_per_voxel(size: int, step: int) -> float:
-    case = volume(size, step)
-    small = Case("warm", step, case.image[:48, :48, :48].copy(), case.truth[:1], case.window)
-    run = methods()["dseeds"]
-    run(small)
-    del small
+def bytes_per_voxel(file: Path, step: int) -> float:
+    """Measure in a process that has nothing but the image."""
+    image = np.load(file)
+    dseeds.supervoxels(image[:64, :64, :64].copy(), step=step, threads=1)
+    # The peak is the current memory again: compiling takes more than small volumes do.
+    Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
-    resident = _resident()
-    run(case)
-    after = peak_memory()
-    return (after - resident) / case.image.size if after > before else float("nan")
+    dseeds.supervoxels(image, step=step, threads=1)
+    return (peak_memory() - before) / image.size
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Method]) -> list[Row]:
+    """Time everything at one size and step; ``of`` says what."""
+    name = f"phantom {image.shape[0]}"
+
+    def row(of: str, seconds: float, ratio: float | None = None) -> Row:
+        speed = image.size / seconds / 1e6
+        return {"volume": name, "step": step, "of": of, "speed": speed, "ratio": ratio, "memory": None}
+
+    timed_phases(image[:64, :64, :64], step)
+    ours = best(lambda: dseeds.supervoxels(image, step=step, threads=1))
+    phases = min((timed_phases(image, step) for _ in range(BEST_OF)), key=lambda times: sum(times.values()))
+    rows = [row("dseeds", ours), *(row(f"  {phase}", seconds) for phase, seconds in phases.items())]
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
+        file = Path(folder, "image.npy")
+        np.save(file, image)
+        rows[0]["memory"] = pool.apply(bytes_per_voxel, (file, step))
+    if threads:
+        together = best(lambda: dseeds.supervoxels(image, step=step, threads=threads))
+        rows.append(row(f"  {threads} threads", together, ours / together))
+    if peers:
+        case = Case(name, (step,) * 3, image, None, WINDOW)
+        # Not a part of what is timed.
+        _ = case.scaled
+        for peer in peers:
+            seconds = best(lambda peer=peer: peer.cut(case))
+            rows.append(row(peer.name, seconds, seconds / ours))
+    return rows
+
+
+def line(*words: Any) -> str:
+    volume, step, of, *figures = ("" if w is None else f"{w:.2f}" if isinstance(w, float) else str(w) for w in words)
+    return f"{volume:<13}{step:>5}  {of:<20}" + "".join(f"{figure:>14}" for figure in figures)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--sizes", default="160,256", help="voxels along each axis of the phantoms")
+    parser.add_argument("--sizes", default="160,256,512", help="voxels along each axis of the phantoms")
     parser.add_argument("--steps", default="8,16,32")
+    parser.add_argument("--threads", type=int, help="time dseeds with so many threads, too")
+    parser.add_argument("--peers-up-to", type=int, default=256, metavar="SIZE", help="the largest size for the peers")
     arguments = parser.parse_args()
-    names = [name for name in COMPARED if name in methods()]
-    rows = []
-    print(f"{'volume':<14}{'step':>5}" + "".join(f"{name:>20}" for name in names) + f"{'ratio':>8}{'bytes/voxel':>13}")
+    peers = [method for method in methods() if method.name in PEERS]
+    rows: list[Row] = []
+    print(line("volume", "step", "", "Mvoxel/s", "ratio", "bytes/voxel"))
     for size in map(int, arguments.sizes.split(",")):
+        image, _ = phantom((size,) * 3)
         for step in map(int, arguments.steps.split(",")):
-            case = volume(size, step)
-            # The peers take long: once where they take more than some ten seconds.
-            found = {name: throughput(name, case, BEST_OF if size <= 160 or name == "dseeds" else 1) for name in names}
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                memory = pool.apply(_bytes_per_voxel, (size, step))
-            ratio = found["dseeds"] / found.get("SLIC 0.1", np.nan)
-            rows.append({"volume": case.name, "step": step, **found, "ratio": ratio, "bytes_per_voxel": memory})
-            print(
-                f"{case.name:<14}{step:>5}"
-                + "".join(f"{found[name]:>20.2f}" for name in names)
-                + f"{ratio:>8.1f}{memory:>13.1f}",
-                flush=True,
-            )
+            found = measure(image, step, arguments.threads, peers if size <= arguments.peers_up_to else [])
+            for row in found:
+                print(line(*row.values()), flush=True)
+            rows += found
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 

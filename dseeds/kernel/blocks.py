@@ -1,0 +1,269 @@
+"""The sweep of blocks, their histograms and their statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.compilation import jit
+from dseeds.kernel.connectivity import may_leave
+from dseeds.kernel.labels import OUT_OF_REACH, home_and_number, homes_and_numbers, owner_distances
+from dseeds.kernel.lanes import (
+    BLOCK_BINS,
+    add_rows,
+    boundary_lanes,
+    common,
+    common_without,
+    count_neighbours,
+    same_neighbours,
+    trailing_zeros,
+)
+from dseeds.kernel.layout import FACES, LANES, Place, neighbour_distances, row_of_colour
+
+# The sum of the weights that smooth a histogram over its bins.
+SMOOTHING_SUM = 256
+# A score's unit: this is a full histogram intersection.
+BLOCK_UNIT = 1 << 15
+# A block weighs at most 8 times the rest of its supervoxel, in units of 2^-12: so its product with a share fits 32
+# bits.
+MOST_RATIO = 8 << 12
+# Blocks that can be halved no further have up to 4 voxels along an axis, in a cell that took in a remainder up to 6.
+LARGEST_FINE_BLOCK = 6**3
+
+
+@jit
+def block_histograms(
+    bins: NDArray[np.uint8],
+    edge_z: NDArray[np.int64],
+    edge_y: NDArray[np.int64],
+    edge_x: NDArray[np.int64],
+    histograms: NDArray[Any],
+) -> None:
+    """Count the voxels of a window, bins of 64, in the 32-bin histograms, shape (z, y, x, 32), of blocks."""
+    for z in range(len(edge_z) - 1):
+        for y in range(len(edge_y) - 1):
+            for vz in range(edge_z[z], edge_z[z + 1]):
+                for vy in range(edge_y[y], edge_y[y + 1]):
+                    row = bins[vz + 1, vy + 1]
+                    for x in range(len(edge_x) - 1):
+                        histogram = histograms[z, y, x]
+                        for vx in range(edge_x[x] + 1, edge_x[x + 1] + 1):
+                            histogram[row[vx & 1, vx >> 1] >> 1] += 1
+
+
+@jit
+def coarsen_histograms(
+    finer: NDArray[Any],
+    parent_z: NDArray[np.int64],
+    parent_y: NDArray[np.int64],
+    parent_x: NDArray[np.int64],
+    histograms: NDArray[Any],
+) -> None:
+    """Add the histograms of finer blocks to those of the coarser blocks they lie in."""
+    # The number of bins is not a constant to the compiler, here and below: it would unroll instead of vectorise.
+    bins = finer.shape[3]
+    for z in range(finer.shape[0]):
+        for y in range(finer.shape[1]):
+            for x in range(finer.shape[2]):
+                for j in range(bins):
+                    histograms[parent_z[z], parent_y[y], parent_x[x], j] += finer[z, y, x, j]
+
+
+@jit
+def count_blocks(
+    histograms: NDArray[Any], labels: NDArray[np.uint8], place: Place, counts: NDArray[np.uint32]
+) -> None:
+    """Add the histograms of the core's blocks to those of their supervoxels."""
+    owners = owner_distances(place.cells)
+    home_x, number_x = homes_and_numbers(place)
+    bins = histograms.shape[3]
+    for z in range(place.core_lo[0], place.core_hi[0]):
+        for y in range(place.core_lo[1], place.core_hi[1]):
+            own_row, number_row = home_and_number(z, y, place)
+            for x in range(place.core_lo[2], place.core_hi[2]):
+                label = labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1]
+                cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
+                for j in range(bins):
+                    counts[cell, j] += histograms[z, y, x, j]
+
+
+@jit
+def count_fine_blocks(
+    bins: NDArray[np.uint8],
+    edge_z: NDArray[np.int64],
+    edge_y: NDArray[np.int64],
+    edge_x: NDArray[np.int64],
+    labels: NDArray[np.uint8],
+    place: Place,
+    counts: NDArray[np.uint32],
+) -> None:
+    """Do as `count_blocks`, but from the blocks' voxels."""
+    owners = owner_distances(place.cells)
+    home_x, number_x = homes_and_numbers(place)
+    flat = counts.reshape(-1)
+    for z in range(place.core_lo[0], place.core_hi[0]):
+        for y in range(place.core_lo[1], place.core_hi[1]):
+            own_row, number_row = home_and_number(z, y, place)
+            for vz in range(edge_z[z], edge_z[z + 1]):
+                for vy in range(edge_y[y], edge_y[y + 1]):
+                    row = bins[vz + 1, vy + 1]
+                    for x in range(place.core_lo[2], place.core_hi[2]):
+                        label = labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1]
+                        cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
+                        for vx in range(edge_x[x] + 1, edge_x[x + 1] + 1):
+                            flat[np.uint64(BLOCK_BINS * cell + (row[vx & 1, vx >> 1] >> 1))] += np.uint32(1)
+
+
+@jit
+def profiles(histograms: NDArray[Any], smoothed: NDArray[np.uint16], out: NDArray[np.uint16]) -> None:
+    """Smooth blocks' histograms over the bins and divide them by the blocks' sizes, in block units.
+
+    Parameters
+    ----------
+    histograms : ndarray of unsigned int, shape (blocks, 32)
+        Counts.
+    smoothed : ndarray of uint16, shape (32, 32)
+        What smoothing makes of a count of one in each bin.
+    out : ndarray of uint16, shape (blocks, 32)
+        Is filled.
+    """
+    length = smoothed.shape[1]
+    total = np.empty(length, np.uint32)
+    for b in range(histograms.shape[0]):
+        size = np.int64(0)
+        total[:] = 0
+        for j in range(histograms.shape[1]):
+            count = np.uint32(histograms[b, j])
+            if count != 0:
+                size += np.int64(count)
+                for k in range(length):
+                    total[k] += count * np.uint32(smoothed[j, k])
+        scale = np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
+        for k in range(length):
+            out[b, k] = np.uint16(np.float32(total[k]) * scale)
+
+
+@jit
+def _list_voxels(bins: NDArray[np.uint8], edges: tuple[int, int, int, int, int, int], rows: NDArray[np.uint8]) -> int:
+    """List the bins, of 32, of a block's voxels, and say how many there are."""
+    count = 0
+    for z in range(edges[0] + 1, edges[1] + 1):
+        for y in range(edges[2] + 1, edges[3] + 1):
+            row = bins[z, y]
+            for x in range(edges[4] + 1, edges[5] + 1):
+                rows[count] = row[x & 1, x >> 1] >> 1
+                count += 1
+    return count
+
+
+@jit
+def sweep_blocks(
+    bins: NDArray[np.uint8],
+    block_profiles: NDArray[np.uint16],
+    edge_z: NDArray[np.int64],
+    edge_y: NDArray[np.int64],
+    edge_x: NDArray[np.int64],
+    labels: NDArray[np.uint8],
+    shares: NDArray[np.uint16],
+    sizes: NDArray[np.int64],
+    handicaps: NDArray[np.int32],
+    neighbour_gain: int,
+    smoothed: NDArray[np.uint16],
+    simple: NDArray[np.uint64],
+    place: Place,
+    colour: int,
+    spare: int,
+    z0: int,
+    z1: int,
+) -> int:
+    """Move the blocks of one colour between supervoxels, in place.
+
+    Parameters
+    ----------
+    bins : ndarray of uint8
+        For the finest blocks, the window of voxels that they cover; otherwise unused.
+    block_profiles : ndarray of uint16, shape (blocks, 32)
+        For coarser blocks, their `profiles`, in the window's (z, y, x) order; otherwise empty.
+    edge_z, edge_y, edge_x : ndarray of int64
+        Per axis where the blocks begin, in voxels from the window's first.
+    labels : ndarray of uint8
+        The window of blocks.
+    shares : ndarray of uint16, shape (cells, 32)
+        The supervoxels' smoothed histograms as shares of their size, in block units.
+    sizes : ndarray of int64, shape (cells,)
+        The supervoxels' sizes in voxels.
+    handicaps : ndarray of int32, shape (cells,)
+        What a supervoxel's size costs it.
+    neighbour_gain : int
+        The score of one neighbour of the same label.
+    smoothed : ndarray of uint16, shape (32, 32)
+        What smoothing makes of a count of one in each bin.
+    simple : ndarray of uint64
+        From `connectivity_table`.
+    place, colour, spare, z0, z1
+        As for `sweep_voxels`.
+
+    Returns
+    -------
+    int
+        How many blocks moved.
+    """
+    ny, nx = len(place.cell_y), len(place.cell_x)
+    flat_labels = labels.reshape(-1)
+    distances = neighbour_distances(labels)
+    owners = owner_distances(place.cells)
+    votes = np.zeros(7 * LANES, np.int16)
+    home_x, number_x = homes_and_numbers(place)
+    rows, profile = np.empty(LARGEST_FINE_BLOCK, np.uint8), np.empty(BLOCK_BINS, np.uint16)
+    one = np.uint64(1)
+    moves = 0
+    for z in range(z0, z1):
+        for y in range(max(0, place.core_lo[1] - spare), min(ny, place.core_hi[1] + spare)):
+            parity, begin, end = row_of_colour(z, y, colour, place, spare, nx)
+            around = distances[parity]
+            own_row, number_row = home_and_number(z, y, place)
+            row = (((z + 1) * labels.shape[1] + y + 1) * 2 + parity) * labels.shape[3]
+            for i in range(begin, end, LANES):
+                first = np.uint64(row + i)
+                due = boundary_lanes(flat_labels, first, around)
+                due &= (one << np.uint64(min(LANES, end - i))) - one
+                if due == 0:
+                    continue
+                count_neighbours(flat_labels, first, around, votes)
+                while due != 0:
+                    lane = trailing_zeros(due)
+                    due &= due - one
+                    block = first + lane
+                    if not may_leave(same_neighbours(flat_labels, block, around), simple):
+                        continue
+                    x = 2 * (i + np.int64(lane)) + parity - 1
+                    edges = edge_z[z], edge_z[z + 1], edge_y[y], edge_y[y + 1], edge_x[x], edge_x[x + 1]
+                    size = (edges[1] - edges[0]) * (edges[3] - edges[2]) * (edges[5] - edges[4])
+                    if len(block_profiles) == 0:
+                        scale = np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
+                        add_rows(smoothed, rows, _list_voxels(bins, edges, rows), scale, profile)
+                    else:
+                        profile[:] = block_profiles[(z * ny + y) * nx + x]
+                    own, cell = own_row + home_x[x], number_row + number_x[x]
+                    best = flat_labels[block]
+                    owner = np.uint64(cell + owners[own + np.uint64(best)])
+                    ratio = np.int32(min(MOST_RATIO, (size << 12) // max(1, sizes[owner] - size)))
+                    top = common_without(shares, owner, profile, ratio)
+                    top += votes[lane] * neighbour_gain - handicaps[owner]
+                    for f in range(6):
+                        label = flat_labels[block + around[FACES[f]]]
+                        if label == flat_labels[block]:
+                            continue
+                        distance = owners[own + np.uint64(label)]
+                        if distance == OUT_OF_REACH:
+                            continue
+                        owner = np.uint64(cell + distance)
+                        score = common(shares, owner, profile)
+                        score += votes[lane + np.uint64((f + 1) * LANES)] * neighbour_gain - handicaps[owner]
+                        if score > top:
+                            best, top = label, score
+                    moves += np.int64(best != flat_labels[block])
+                    flat_labels[block] = best
+    return moves

@@ -1,0 +1,304 @@
+"""Vectors of bytes, for what is done to many units at once.
+
+Compilers find no vectors of bytes in plain loops of Numba, so these few functions are written as LLVM instructions.
+Each works on `LANES` units of one colour that lie side by side in a window (see `layout`): unit `p`, an index into
+the window's flat memory, and those behind it. LLVM makes of them what the machine has. A set of lanes is a bit mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from dseeds.kernel.layout import FACES, LANES
+
+# The weight of a neighbour of the same bin: 18 of them fit a byte.
+MOST_WEIGHT = 14
+BYTES = ir.VectorType(ir.IntType(8), LANES)
+WORDS = ir.VectorType(ir.IntType(16), LANES)
+BLOCK_BINS = 32
+SHARES = ir.VectorType(ir.IntType(16), BLOCK_BINS)
+SUMS = ir.VectorType(ir.IntType(32), BLOCK_BINS)
+INDEX = ir.IntType(64)
+
+
+class _Code:
+    """Writes instructions of one function: arrays are addressed by their first byte."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> None:
+        self.builder = builder
+        self.arguments = [
+            cgutils.create_struct_proxy(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, arguments, strict=True)
+        ]
+
+    def load(self, array: Any, index: Any, kind: ir.Type | None = None) -> Any:
+        place = self.builder.gep(array, [index])
+        if kind is None:
+            return self.builder.load(place)
+        return self.builder.load(self.builder.bitcast(place, kind.as_pointer()), align=1)
+
+    def store(self, vector: Any, array: Any, index: int) -> None:
+        place = self.builder.gep(array, [ir.Constant(INDEX, index)])
+        self.builder.store(vector, self.builder.bitcast(place, vector.type.as_pointer()), align=1)
+
+    def neighbours(self, unit: Any, distances: Any, which: Sequence[int]) -> list[Any]:
+        return [self.builder.add(unit, self.load(distances, ir.Constant(INDEX, k))) for k in which]
+
+    def all_lanes(self, value: int, kind: ir.VectorType = BYTES) -> Any:
+        return ir.Constant(kind, [value] * LANES)
+
+    def mask(self, bits: Any) -> Any:
+        return self.builder.zext(self.builder.bitcast(bits, ir.IntType(LANES)), INDEX)
+
+
+@intrinsic
+def trailing_zeros(typingctx: Any, word: Any) -> Any:
+    """Count the zero bits below a word's lowest set bit."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.uint64(types.uint64), code
+
+
+@intrinsic
+def leading_zeros(typingctx: Any, word: Any) -> Any:
+    """Count the zero bits above a word's highest set bit."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.uint64(types.uint64), code
+
+
+@intrinsic
+def boundary_lanes(typingctx: Any, labels: Any, unit: Any, distances: Any) -> Any:
+    """Find the units that have a face neighbour of another label: a bit mask. Outside the window is another, too."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        labels, unit, distances = write.arguments
+        own = write.load(labels, unit, BYTES)
+        faces = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, FACES)]
+        differs = reduce(builder.or_, [builder.xor(face, own) for face in faces])
+        return write.mask(builder.icmp_unsigned("!=", differs, write.all_lanes(0)))
+
+    return types.uint64(labels, unit, distances), code
+
+
+@intrinsic
+def marked_lanes(typingctx: Any, marks: Any, unit: Any) -> Any:
+    """Find the units whose lowest bit is set: a bit mask."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        lowest = builder.trunc(write.load(*write.arguments, BYTES), ir.VectorType(ir.IntType(1), LANES))
+        return write.mask(lowest)
+
+    return types.uint64(marks, unit), code
+
+
+@intrinsic
+def clear_marked_lanes(typingctx: Any, marks: Any, unit: Any) -> Any:
+    """Set the bytes of those units to 0 whose lowest bit is set."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        found = write.load(*write.arguments, BYTES)
+        # 1 - 1 keeps nothing, 0 - 1 keeps all.
+        kept = builder.sub(builder.and_(found, write.all_lanes(1)), write.all_lanes(1))
+        place = builder.gep(write.arguments[0], [write.arguments[1]])
+        builder.store(builder.and_(found, kept), builder.bitcast(place, BYTES.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(marks, unit), code
+
+
+@intrinsic
+def same_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any) -> Any:
+    """Find those of a single unit's 18 neighbours that have its label: a bit mask in the order of `NEIGHBOURS`."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        labels, unit, distances = write.arguments
+        own = write.load(labels, unit)
+        found = ir.Constant(INDEX, 0)
+        for k, u in enumerate(write.neighbours(unit, distances, range(18))):
+            same = builder.zext(builder.icmp_unsigned("==", write.load(labels, u), own), INDEX)
+            found = builder.or_(found, builder.shl(same, ir.Constant(INDEX, k)))
+        return found
+
+    return types.uint64(labels, unit, distances), code
+
+
+def _count_votes(write: _Code, labels: Any, unit: Any, distances: Any, weights: Sequence[Any], votes: Any) -> None:
+    """Add up, for the units' own labels and those at their faces, the weights of the neighbours that have them."""
+    builder = write.builder
+    around = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, range(18))]
+    for c, label in enumerate([write.load(labels, unit, BYTES), *(around[f] for f in FACES)]):
+        total = write.all_lanes(0)
+        for neighbour, weight in zip(around, weights, strict=True):
+            same = builder.icmp_unsigned("==", neighbour, label)
+            total = builder.add(total, builder.select(same, weight, write.all_lanes(0)))
+        write.store(builder.zext(total, WORDS), votes, c * LANES)
+
+
+@intrinsic
+def weigh_neighbours(typingctx: Any, labels: Any, bins: Any, unit: Any, distances: Any, votes: Any) -> Any:
+    """Weigh the neighbours of the same label by how close their bins are: ``max(0, 14 - |difference| // 2)``.
+
+    Parameters
+    ----------
+    labels, bins : ndarray of uint8
+        The window, flat.
+    unit : uint64
+        The first lane.
+    distances : ndarray of uint64, shape (18,)
+        See `layout.neighbour_distances`.
+    votes : ndarray of int16, shape (7 * LANES,)
+        Is filled: for the own label, then for those of the six faces, the sum of the weights of the 18 neighbours
+        that have it.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        labels, bins, unit, distances, votes = write.arguments
+        own = write.load(bins, unit, BYTES)
+        weights = []
+        for u in write.neighbours(unit, distances, range(18)):
+            other = write.load(bins, u, BYTES)
+            higher = builder.icmp_unsigned(">", other, own)
+            apart = builder.sub(builder.select(higher, other, own), builder.select(higher, own, other))
+            steps = builder.lshr(apart, write.all_lanes(1))
+            near = builder.icmp_unsigned("<", steps, write.all_lanes(MOST_WEIGHT))
+            steps = builder.select(near, steps, write.all_lanes(MOST_WEIGHT))
+            weights.append(builder.sub(write.all_lanes(MOST_WEIGHT), steps))
+        _count_votes(write, labels, unit, distances, weights, votes)
+        return context.get_dummy_value()
+
+    return types.void(labels, bins, unit, distances, votes), code
+
+
+@intrinsic
+def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, votes: Any) -> Any:
+    """Count the neighbours of the same label: `weigh_neighbours` with a weight of 1."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        labels, unit, distances, votes = write.arguments
+        _count_votes(write, labels, unit, distances, [write.all_lanes(1)] * 18, votes)
+        return context.get_dummy_value()
+
+    return types.void(labels, unit, distances, votes), code
+
+
+@intrinsic
+def better_lanes(typingctx: Any, scores: Any) -> Any:
+    """Find the units for which one of the six faces' labels scores better than their own: a bit mask.
+
+    Parameters
+    ----------
+    scores : ndarray of int16, shape (7 * LANES,)
+        For the own label, then for those of the six faces.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        (scores,) = write.arguments
+        own, *faces = (write.load(scores, ir.Constant(INDEX, c * LANES), WORDS) for c in range(7))
+        better = [builder.icmp_signed(">", face, own) for face in faces]
+        return write.mask(reduce(builder.or_, better))
+
+    return types.uint64(scores), code
+
+
+def _bins(write: _Code, table: Any, row: Any) -> Any:
+    """Load a row of a table of 16-bit numbers, shape (rows, 32)."""
+    return write.load(table, write.builder.mul(row, ir.Constant(INDEX, BLOCK_BINS)), SHARES)
+
+
+def _every(write: _Code, number: Any, kind: ir.VectorType) -> Any:
+    """Put a number into every place of a vector."""
+    first = write.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return write.builder.shuffle_vector(first, first, zeros)
+
+
+def _total(write: _Code, vector: Any) -> Any:
+    kind = ir.FunctionType(vector.type.element, [vector.type])
+    name = f"llvm.vector.reduce.add.v{vector.type.count}i{vector.type.element.width}"
+    return write.builder.call(cgutils.insert_pure_function(write.builder.module, kind, name), [vector])
+
+
+@intrinsic
+def add_rows(typingctx: Any, table: Any, rows: Any, count: Any, scale: Any, profile: Any) -> Any:
+    """Add up so many rows of a table of uint16, shape (rows, 32), and scale the sums, rounded down.
+
+    Parameters
+    ----------
+    table : ndarray of uint16, shape (rows, 32)
+        The table.
+    rows : ndarray of uint8
+        Which rows.
+    count : int64
+        How many of them. Their sums have to fit 16 bits.
+    scale : float32
+        The factor.
+    profile : ndarray of uint16, shape (32,)
+        Is filled.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        table, rows, count, scale, profile = write.arguments
+        total = cgutils.alloca_once_value(builder, ir.Constant(SHARES, [0] * BLOCK_BINS))
+        with cgutils.for_range(builder, count) as loop:
+            row = builder.zext(write.load(rows, loop.index), INDEX)
+            builder.store(builder.add(builder.load(total), _bins(write, table, row)), total)
+        numbers = ir.VectorType(ir.FloatType(), BLOCK_BINS)
+        scaled = builder.fmul(builder.uitofp(builder.load(total), numbers), _every(write, scale, numbers))
+        write.store(builder.fptoui(scaled, SHARES), profile, 0)
+        return context.get_dummy_value()
+
+    return types.void(table, rows, types.int64, types.float32, profile), code
+
+
+@intrinsic
+def common(typingctx: Any, shares: Any, row: Any, profile: Any) -> Any:
+    """Intersect a row of shares, uint16, shape (rows, 32), with a profile, shape (32,): the sum of the minima."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        shares, row, profile = write.arguments
+        one, other = _bins(write, shares, row), write.load(profile, ir.Constant(INDEX, 0), SHARES)
+        least = builder.select(builder.icmp_unsigned("<", one, other), one, other)
+        return _total(write, builder.zext(least, SUMS))
+
+    return types.int32(shares, types.uint64, profile), code
+
+
+@intrinsic
+def common_without(typingctx: Any, shares: Any, row: Any, profile: Any, ratio: Any) -> Any:
+    """Do as `common`, but for the shares that are left when the profile is taken out of them.
+
+    The ratio is that of the profile's size to what is left, in units of 2^-12.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        shares, row, profile, ratio = write.arguments
+        share = builder.zext(_bins(write, shares, row), SUMS)
+        taken = builder.zext(write.load(profile, ir.Constant(INDEX, 0), SHARES), SUMS)
+        spread = builder.mul(builder.sub(share, taken), _every(write, ratio, SUMS))
+        spread = builder.ashr(spread, ir.Constant(SUMS, [12] * BLOCK_BINS))
+        left = builder.add(share, spread)
+        return _total(write, builder.select(builder.icmp_signed("<", left, taken), left, taken))
+
+    return types.int32(shares, types.uint64, profile, types.int32), code

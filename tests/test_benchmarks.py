@@ -1,0 +1,64 @@
+"""The benchmarks run, and tell every figure."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def run(name, *arguments):
+    """Run a benchmark; give what it wrote as JSON and what it printed."""
+    target = arguments[-1]
+    command = [sys.executable, BENCHMARKS / name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(target.read_text()), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("hippocampus")
+def test_quality(tmp_path):
+    rows, said = run("quality.py", "--only", "hippocampus 001", "--json", tmp_path / "quality.json")
+    assert {row["step"] for row in rows} == {"4x4x4", "6x6x6"}
+    assert {"dseeds", "SLIC 0.03", "SLIC 0.1", "SLIC 0.3"} <= {row["method"] for row in rows}
+    for row in rows:
+        names = ["aDice", "ASA", "UE", "recall", "EV", "compact", "pieces", "count"]
+        assert list(row) == ["case", "step", "peer", "method", *names]
+        assert all(row[name] >= 0 for name in names)
+    ours = [row for row in rows if row["method"] == "dseeds"]
+    assert [(row["count"], row["pieces"]) for row in ours] == [(8 * 12 * 8, 1), (5 * 8 * 5, 1)]
+    assert "dseeds is ahead of the best setting of SLIC in aDice" in said
+
+
+@pytest.mark.slow
+def test_speed(tmp_path):
+    rows, said = run(
+        "speed.py",
+        "--sizes",
+        "32",
+        "--steps",
+        "8",
+        "--threads",
+        "2",
+        "--peers-up-to",
+        "32",
+        "--json",
+        tmp_path / "speed.json",
+    )
+    whole, *others = rows
+    assert whole["of"] == "dseeds"
+    assert whole["memory"] > 0
+    assert {"  2 threads", "SLIC 0.1"} <= {row["of"] for row in others}
+    assert len([row for row in others if row["of"].startswith("  ")]) > 2
+    assert all(row["speed"] > 0 and row["of"] in said for row in rows)
+
+
+def test_missing_data_are_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSEEDS_DATA", str(tmp_path / "nowhere"))
+    done = subprocess.run([sys.executable, BENCHMARKS / "quality.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"the real volumes are not at {tmp_path / 'nowhere'}; set DSEEDS_DATA to their folder.\n"
