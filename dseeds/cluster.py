@@ -261,10 +261,11 @@ class Stages:
         *args: Any,
         job: Any,
         each: Callable[[Any], None] | None = None,
+        skipped: int = 0,
     ) -> None:
         """Run ``function(job, number, *args)`` for every number as tasks; hand the results to `each` as they come.
 
-        Only a bounded number of tasks is known to the scheduler at any time. Where one fails, the others are
+        As many tasks as are `skipped` count as done, too. Only a bounded number of tasks is known to the scheduler at any time. Where one fails, the others are
         cancelled.
         """
         bound = IN_FLIGHT * sum(self.client.nthreads().values())
@@ -279,6 +280,8 @@ class Stages:
             return future
 
         with self.timed(stage) as advance:
+            for _ in range(skipped):
+                advance()
             try:
                 finished = as_completed([submit(number) for number in islice(waiting, max(1, bound))])
                 for future in finished:

@@ -29,8 +29,9 @@ from dseeds.lattice import AXES, Lattice, Triple, check_shape
 from dseeds.plan import choose_region, memory_bytes
 from dseeds.quantise import NOTHING_FINITE, OrderStatistics, check_dtype, check_window
 from dseeds.report import Progress, Report
-from dseeds.rounds import schedule
+from dseeds.rounds import may_rest, schedule
 from dseeds.stages import Job
+from dseeds.scores import check_compactness
 from dseeds.steps import Step, choose_step
 from dseeds.store import (
     ATTRIBUTE,
@@ -56,6 +57,7 @@ def segment(
     n_segments: int | None = None,
     spacing: Sequence[float] | None = None,
     window: Sequence[float] | None = None,
+    compactness: float = 0.0,
     volume: int | None = None,
     region: int | Sequence[int] | None = None,
     memory: int | str | None = None,
@@ -77,7 +79,7 @@ def segment(
     target : path
         Where the labels go: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a name that ends in
         ``.nii`` or ``.nii.gz``.
-    step, n_segments, spacing, window
+    step, n_segments, spacing, window, compactness
         As for `supervoxels`. A spacing that the source states serves `n_segments` and a step such as ``"12mm"``; a
         step in voxels is taken as it is.
     volume : int, optional
@@ -137,13 +139,15 @@ def segment(
     shape = check_shape(image.shape)
     size = choose_step(shape, step=step, n_segments=n_segments, spacing=spacing, known_spacing=image.spacing)
     limits = None if window is None else check_window(window)
+    compactness = check_compactness(compactness)
     destination = _check_destination(target, image, overwrite)
     nifti = destination.name.lower().endswith(NIFTI_ENDINGS)
     has = _capacity(client, workers, memory)
     cells = choose_region(Lattice(shape, size), image.dtype.itemsize, has, region=region, chunks=image.chunks)
     # What is unfinished when something fails is undone, the labels before the scratch folder.
     with _scratch_folder(scratch, destination) as folder, ExitStack() as undo:
-        job = Job(image, shape, size, cells, folder, folder / "labels" if nifti else destination / "0")
+        labels = folder / "labels" if nifti else destination / "0"
+        job = Job(image, shape, size, cells, folder, labels, compactness=compactness)
         with connect(client, has, progress) as connected:
             run = Stages(connected, _totals(job, limits is None, nifti), progress, client is not None)
             job.store.create()
@@ -158,7 +162,14 @@ def segment(
         if nifti:
             _export(job, run, image.path or source, destination, overwrite)
         else:
-            asked = {"step": step, "n_segments": n_segments, "spacing": spacing, "window": window, "volume": volume}
+            asked = {
+                "step": step,
+                "n_segments": n_segments,
+                "spacing": spacing,
+                "window": window,
+                "compactness": compactness or None,
+                "volume": volume,
+            }
             publish(destination, _attributes(job, image, asked))
             undo.pop_all()
     seconds = time.perf_counter() - started
@@ -274,11 +285,34 @@ def _climb(job: Job, run: Stages) -> None:
     run.run("quantise", stages.quantise_region, regions, job=job, each=finite.append)
     if not any(finite):
         raise ValueError(NOTHING_FINITE)
+    moved = {number: -1 for number in regions}
     for turn, round_ in enumerate(job.schedule):
         if turn > 0:
             run.run("merge", stages.merge_region, regions, turn, job=job)
+        restless = [number for number in regions if not _rests(job, number, turn, moved)]
+        after = dict(moved)
+
+        def note(result: tuple[int, int], turn: int = turn, after: dict[int, int] = after) -> None:
+            number, moves = result
+            after[number] = turn if moves else after[number]
+
         stage = "sweep-blocks" if round_.weight is None else "sweep-voxels"
-        run.run(stage, stages.sweep_region, regions, turn, job=job)
+        run.run(stage, stages.sweep_region, restless, turn, job=job, each=note, skipped=len(regions) - len(restless))
+        moved = after
+
+
+def _rests(job: Job, number: int, turn: int, moved: dict[int, int]) -> bool:
+    """Tell whether nothing can move in a region in a round, by the last rounds in which regions moved something.
+
+    What moves there depends on the units of its window, and on the statistics of their cells and the cells around;
+    these change with units that lie up to two cells further off.
+    """
+    if not may_rest(job.schedule, turn):
+        return False
+    round_ = job.schedule[turn]
+    parts = job.lattice.grids[round_.level].parts
+    reach = max(-(-(-(-round_.halo // p) + 2) // k) for p, k in zip(parts, job.region, strict=True))
+    return all(moved[near] < turn - 2 for near in job.regions.within(number, reach))
 
 
 def _write_labels(job: Job, run: Stages) -> None:
@@ -313,6 +347,7 @@ def _attributes(job: Job, image: Source, asked: dict[str, Any]) -> dict[str, Any
                 "step": job.step,
                 "cells": job.lattice.cells,
                 "window": job.window,
+                "compactness": job.compactness,
                 "rounds": len(job.schedule),
             },
             "source": image.identity,

@@ -295,9 +295,9 @@ class Regions:
         index = self.index(number)
         return Box(index, triple(i + 1 for i in index)).grow(reach, within=self.counts)
 
-    def neighbours(self, number: int) -> list[int]:
-        """List the numbers of a region and of its up to 26 neighbours, ascending."""
-        here = self.around(number, 1)
+    def within(self, number: int, reach: int) -> list[int]:
+        """List the numbers of the regions that are at most so many regions away from one, ascending, itself included."""
+        here = self.around(number, reach)
         ranges = (range(a, h) for a, h in zip(here.lo, here.hi, strict=True))
         return [int(np.ravel_multi_index(triple(index), self.counts)) for index in itertools.product(*ranges)]
 

@@ -102,7 +102,7 @@ def join(core: NDArray[np.uint32], shells: NDArray[Any], origin: Triple, number:
     """
     slots = _slots(regions.cells)
     here = regions.index(number)
-    for neighbour in regions.neighbours(number):
+    for neighbour in regions.within(number, 1):
         there = regions.index(neighbour)
         # Seen from the neighbour, this region lies at `offset`.
         offset = triple([h - t for h, t in zip(here, there, strict=True)])

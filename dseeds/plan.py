@@ -67,18 +67,19 @@ def _region_bytes(regions: Regions, region: Box, itemsize: int, chunks: Triple |
     for round_ in {(r.level, r.halo, r.bins): r for r in schedule(lattice)}.values():
         grid = lattice.grids[round_.level]
         window = Window.around(lattice, grid, region, round_.halo)
-        # Labels as read, as int32, a copy of these; bits; and what came from the round before.
-        units = window.box.size * (1 + 4 + 4 + 1)
-        if grid is voxels:
-            values = window.box.size * 2
-        else:
+        # Labels as read, without their marks, as a window; the window of states; the core's codes, twice.
+        units = window.box.size * (1 + 1 + 1 + 1) + window.core.size * 2
+        if round_.level < len(lattice.grids) - 2:
+            # Histograms as decoded and as read.
             values = window.box.size * 32 * histogram_dtype(grid).itemsize * 2
-            if round_.level == len(lattice.grids) - 2:
-                values += grid.voxels_of(window.box).size
-            # At the end of the block rounds the region's voxels are counted.
-            values = max(values, box.size * 8)
-        # Statistics as read, as decoded, their table; those for the next round, split.
-        statistics = window.cells.size * 64 * (4 + 4 + 4) + shell * 3
+        else:
+            # Bins as read, as a window.
+            values = grid.voxels_of(window.box).size * 2
+        if round_.weight is None:
+            # At the end of the block rounds the region's voxels are counted: bins as read and as a window, labels.
+            values = max(values, box.size * 3)
+        # Statistics as read, as decoded, their table, their change by one thread and by all; this split.
+        statistics = window.cells.size * 64 * (4 + 4 + 2 + 4 + 4) + shell * 3
         peaks.append(units + values + statistics)
     return max(peaks)
 

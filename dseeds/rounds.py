@@ -24,25 +24,27 @@ from dseeds.kernel.blocks import (
     coarsen_histograms,
     count_blocks,
     count_fine_blocks,
-    profiles,
     sweep_blocks,
 )
 from dseeds.kernel.connectivity import connectivity_table
 from dseeds.kernel.layout import Place, padded
-from dseeds.kernel.voxels import BINS, OPEN, count_voxels, sweep_voxels
+from dseeds.kernel.lanes import OPEN
+from dseeds.kernel.voxels import BINS, count_voxels, sweep_voxels
 from dseeds.lattice import Box, Grid, Lattice, Window, per_axis
 
 COLOURS = 4
-BLOCK_ROUNDS = 3
+# Rounds of blocks, shared out among their levels: more to the coarser ones.
+BLOCK_ROUNDS = 9
+# What a block's neighbour counts, in thousandths of a full histogram intersection: at the first level, and after it.
+BLOCK_GAINS = 50, 25
 VOXEL_SWEEPS = 3
-# The weight of the neighbours in each voxel round: from smooth to sharp. It is constant within a round, so that a
-# voxel whose neighbours have not changed need not be looked at again.
-VOXEL_WEIGHTS = ((80, 100), (40, 100), (15, 100))
-NEIGHBOUR_GAIN = (3 * BLOCK_UNIT) // 100
+# The weight of a voxel's neighbours in each round: from smooth to sharp, and then smoothed a little. It is constant
+# within a round, so that a voxel whose neighbours have not changed need not be looked at again.
+VOXEL_WEIGHTS = ((60, 100), (20, 100), (10, 100), (20, 100))
 # Planes that a colour does in one go, and that a thread has at least.
 WAVE, THINNEST = 16, 8
 
-# What a colour does in one go: the colour, how many turns of the round are still to come, the first plane and the end.
+# What a colour does in one go: the colour, how far around the core units still matter, the first plane and the end.
 Turn = tuple[int, int, int, int]
 
 
@@ -67,7 +69,15 @@ class Round:
     @property
     def halo(self) -> int:
         """How many units around a region its outcome depends on."""
-        return COLOURS * self.sweeps
+        return COLOURS * self.sweeps + self.rim
+
+    @property
+    def rim(self) -> int:
+        """How many units around a region have to be right as well: next to a block that moves, one is to be looked at.
+
+        Voxels are all looked at when a round begins.
+        """
+        return int(self.weight is None)
 
     @property
     def bins(self) -> int:
@@ -81,12 +91,26 @@ def schedule(lattice: Lattice) -> tuple[Round, ...]:
     Examples
     --------
     >>> [round.level for round in schedule(Lattice((64, 64, 64), (16, 16, 16)))]
-    [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
     """
-    blocks = len(lattice.grids) - 1
-    return tuple(Round(level, 1) for level in range(blocks) for _ in range(BLOCK_ROUNDS)) + tuple(
-        Round(blocks, VOXEL_SWEEPS, weight) for weight in VOXEL_WEIGHTS
-    )
+    levels = len(lattice.grids) - 1
+    each, more = divmod(BLOCK_ROUNDS, levels) if levels else (0, 0)
+    blocks = [Round(level, 1) for level in range(levels) for _ in range(max(1, each + (level < more)))]
+    return (*blocks, *(Round(levels, VOXEL_SWEEPS, weight) for weight in VOXEL_WEIGHTS))
+
+
+def may_rest(rounds: tuple[Round, ...], turn: int) -> bool:
+    """Tell whether a round can be left out where nothing has moved since the round two before it began.
+
+    Nothing moves then: a round like it, on the same labels and statistics and with no fewer units to be looked at, has
+    moved nothing. What this round would leave is there already, in the buffers that the round two before it wrote: the
+    same labels, with no unit still to be looked at, and no change of the statistics. So that one has to be of the same
+    level, and the next round must not want other statistics.
+    """
+    if turn < 2 or rounds[turn - 2].level != rounds[turn].level:
+        return False
+    same = rounds[turn] in rounds[turn - 2 : turn]
+    return same and (turn + 1 == len(rounds) or rounds[turn + 1].bins == rounds[turn].bins)
 
 
 def place(window: Window) -> Place:
@@ -102,9 +126,12 @@ def sweep(
     window: Window,
     values: NDArray[Any],
     labels: NDArray[np.uint8],
+    state: NDArray[np.uint8],
     counts: NDArray[np.uint32],
+    *,
+    compactness: float = 0.0,
     threads: int = 1,
-) -> int:
+) -> tuple[int, NDArray[np.uint32]]:
     """Do one round on one window, in place; exact in the window's core.
 
     Parameters
@@ -120,76 +147,83 @@ def sweep(
         blocks, their histograms, shape (z, y, x, 32).
     labels : ndarray of uint8
         The labels, a window of `kernel.layout`.
+    state : ndarray of uint8
+        Which units are to be looked at, a window of `kernel.layout`: all in the first round of a level and in every
+        round of voxels; then what the round before it left.
     counts : ndarray of uint32, shape (cells, bins)
         The statistics of ``window.cells`` at the round's start.
+    compactness : float, default 0
+        See `supervoxels`.
     threads : int, default 1
         How many threads share the work. The result is the same.
 
     Returns
     -------
-    int
-        How many units moved.
+    moves : int
+        How many units moved, those outside the core included.
+    change : ndarray of uint32, shape (cells, bins)
+        What the moves in the core add to the statistics, modulo 2^32.
     """
     where = place(window)
-    simple = connectivity_table()
+    costs = scores.distance_costs(lattice, window.grid, window.box, compactness, round_.weight)
     if round_.weight is not None:
-        state = padded(window.box.shape, OPEN)
         table = scores.voxel_table(counts, round_.weight)
-        colour = partial(sweep_voxels, values, labels, state, table, simple, where)
+        colour = partial(sweep_voxels, values, labels, state, table, connectivity_table(), costs, where)
     else:
         fine = round_.level == len(lattice.grids) - 2
-        profiles_ = np.zeros((0 if fine else window.box.size, BLOCK_BINS), np.uint16)
-        if not fine:
-            profiles(values.reshape(-1, BLOCK_BINS), scores.smoothed_counts(), profiles_)
         colour = partial(
             sweep_blocks,
             values if fine else padded((0, 0, 0), 0),
-            profiles_,
+            np.zeros((0, 0, 0, BLOCK_BINS), np.uint8) if fine else values,
             *window.grid.edges_of(window.box),
             labels,
+            state,
             *scores.block_table(counts, math.prod(lattice.step)),
-            NEIGHBOUR_GAIN,
+            BLOCK_GAINS[min(round_.level, 1)] * BLOCK_UNIT // 1000,
             scores.smoothed_counts(),
-            simple,
+            connectivity_table(),
+            costs,
             where,
         )
-    turns = _wave(where, round_.sweeps, WAVE if threads == 1 else lattice.shape[0])
+    moves, changes = 0, [np.zeros_like(counts) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        return sum(_run(colour, turn, pool if threads > 1 else None, threads) for turn in turns)
+        for turn in _wave(where, round_, WAVE if threads == 1 else lattice.shape[0]):
+            moves += _run(colour, turn, pool, changes)
+    return moves, np.add.reduce(changes, dtype=np.uint32)
 
 
-def _wave(where: Place, sweeps: int, thickness: int) -> Iterator[Turn]:
+def _wave(where: Place, round_: Round, thickness: int) -> Iterator[Turn]:
     """List the colours' turns of a round, a few planes each, so that what is in the cache is used by them all.
 
     A colour's turn at a plane has to come after the turn before it, and before the turn after it, at the planes on
     both sides. So each follows the one before it two planes behind.
     """
-    turns = COLOURS * sweeps
+    turns = COLOURS * round_.sweeps
     nz = len(where.cell_z)
     for begin in range(0, nz + 2 * turns, thickness):
         for turn in range(turns):
-            spare = turns - 1 - turn
+            spare = turns - 1 - turn + round_.rim
             z0 = max(0, where.core_lo[0] - spare, begin - 2 * turn)
             z1 = min(nz, where.core_hi[0] + spare, begin + thickness - 2 * turn)
             if z0 < z1:
                 yield turn % COLOURS, spare, z0, z1
 
 
-def _run(kernel: Callable[..., int], turn: Turn, pool: Executor | None, threads: int) -> int:
-    """Do a colour's turn at some planes, shared among threads.
+def _run(kernel: Callable[..., int], turn: Turn, pool: Executor, changes: list[NDArray[np.uint32]]) -> int:
+    """Do a colour's turn at some planes, shared among as many threads as there are places for their changes.
 
     Threads must not come near each other, for a move marks the planes on both sides. So each does its own planes but
     for the last two, and when all are done, those.
     """
     *which, z0, z1 = turn
-    pieces = min(threads, (z1 - z0) // THINNEST)
-    if pool is None or pieces < 2:
-        return kernel(*turn)
+    pieces = min(len(changes), (z1 - z0) // THINNEST)
+    if pieces < 2:
+        return kernel(*turn, changes[0])
     cuts = [z0 + (z1 - z0) * k // pieces for k in range(pieces + 1)]
-    moves = 0
-    for begins, ends in (cuts[:-1], [c - 2 for c in cuts[1:]]), ([c - 2 for c in cuts[1:]], cuts[1:]):
-        moves += sum(pool.map(partial(kernel, *which), begins, ends))
-    return moves
+    ends = [cut - 2 for cut in cuts[1:]]
+    return sum(
+        sum(pool.map(partial(kernel, *which), *planes, changes)) for planes in ((cuts[:-1], ends), (ends, cuts[1:]))
+    )
 
 
 def count(

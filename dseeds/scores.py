@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from decimal import Decimal, localcontext
 from functools import cache
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.compilation import jit
 from dseeds.kernel.blocks import BLOCK_UNIT, SMOOTHING_SUM
-from dseeds.kernel.lanes import BLOCK_BINS, MOST_WEIGHT, leading_zeros
-from dseeds.kernel.voxels import BINS
+from dseeds.kernel.lanes import BLOCK_BINS, leading_zeros
+from dseeds.kernel.layout import Costs
+from dseeds.kernel.voxels import BINS, VOXEL_UNIT
+from dseeds.lattice import Box, Grid, Lattice
 
 # Logarithms count 2^-20, and the table has 2^11 steps per octave: an error below 2^-15 over all sizes.
 LOG_BITS = 20
@@ -25,8 +28,12 @@ OCTAVE_BITS = 40
 # Of the voxel score: what the distance from the mean costs, and the logarithm of the size, in powers of 1/2.
 MEAN_WEIGHT = 5
 SIZE_SHIFT = 2
-# So much above the lowest 16-bit number that even all neighbours together do not lift that to here.
-LARGEST_SCORE = 32000
+# The three of them fit 16 bits together with all neighbours, and keep their order.
+LARGEST_SCORE, LARGEST_COST, OUT_OF_REACH_SCORE = 12000, 7500, -24000
+# How much of a full histogram intersection is as much as a logarithm's unit is for voxels.
+BLOCK_SHARE = 10
+# What a compactness is rounded to, and the most that fits 64 bits.
+COMPACTNESS_BITS, MOST_COMPACT = 20, 100
 
 
 def _gaussian(sigma: int, radius: int, total: int) -> NDArray[np.int64]:
@@ -131,18 +138,18 @@ def voxel_table(counts: NDArray[np.uint32], weight: tuple[int, int]) -> NDArray[
     counts : ndarray of uint32, shape (cells, 64)
         The supervoxels' histograms.
     weight : tuple of int
-        Lambda, the weight of a neighbour of the same bin, as a fraction.
+        Lambda, the weight of a neighbour, as a fraction.
 
     Returns
     -------
     ndarray of int16, shape (1 + cells * 64,)
-        In units of lambda / 14: such a neighbour counts 14, see `kernel.lanes`. Before all stands a score that is lower
-        than every other, whatever the neighbours.
+        In units of lambda / 16: a neighbour counts 16. Before all stands a score that is lower than every other,
+        whatever the neighbours.
     """
     out = np.zeros(1 + counts.shape[0] * BINS, np.int16)
-    out[0] = np.iinfo(np.int16).min
+    out[0] = OUT_OF_REACH_SCORE
     numerator, denominator = weight
-    _voxel_table(counts, voxel_smoothing(), log_table(), numerator, MOST_WEIGHT * denominator, out)
+    _voxel_table(counts, voxel_smoothing(), log_table(), numerator, VOXEL_UNIT * denominator, out)
     return out
 
 
@@ -198,3 +205,59 @@ def block_table(
     handicap = np.zeros(len(counts), np.int32)
     _block_table(counts, block_smoothing(), log_table(), cell_size, share, size, handicap)
     return share, size, handicap
+
+
+def check_compactness(compactness: float) -> float:
+    """Check a compactness given by the user.
+
+    Raises
+    ------
+    ValueError
+        If it is no number from 0 to 100.
+    """
+    if not (isinstance(compactness, Real) and 0 <= compactness <= MOST_COMPACT):
+        raise ValueError(f"compactness must be a number from 0 to {MOST_COMPACT}, got {compactness!r}.")
+    return float(compactness)
+
+
+def distance_costs(lattice: Lattice, grid: Grid, box: Box, compactness: float, weight: tuple[int, int] | None) -> Costs:
+    """Tabulate what it costs units to be far from the centre of the cell that their supervoxel grew from.
+
+    ``compactness d^2``, in units of a voxel's log-likelihood, where d is the distance of the unit's centre from that of
+    the cell, in steps. Blocks pay a tenth of that, as a share of a full histogram intersection.
+
+    Parameters
+    ----------
+    lattice : Lattice
+        The lattice.
+    grid : Grid
+        The level.
+    box : Box
+        The window's units.
+    compactness : float
+        From 0 to `MOST_COMPACT`.
+    weight : tuple of int or None
+        Lambda of a round of voxels, as a fraction; None for blocks.
+
+    Returns
+    -------
+    Costs
+        In the units of the round's scores; empty for a compactness of 0.
+    """
+    fixed = round(compactness * (1 << COMPACTNESS_BITS))
+    if weight is None:
+        unit, divisor, largest = fixed * BLOCK_UNIT, BLOCK_SHARE << COMPACTNESS_BITS, 1 << 20
+    else:
+        unit, divisor, largest = fixed * VOXEL_UNIT * weight[1], weight[0] << COMPACTNESS_BITS, LARGEST_COST // 3
+    axes = []
+    for axis, (lo, hi) in enumerate(zip(box.lo, box.hi, strict=True)):
+        edges, own = grid.edges[axis], grid.cells[axis][lo:hi]
+        step, last, n = lattice.step[axis], lattice.cells[axis] - 1, lattice.shape[axis]
+        costs = np.zeros((hi - lo, 4) if fixed else (0, 4), np.int32)
+        for cell in (own - 1, own, own + 1) if fixed else ():
+            end = np.where(cell == last, n, (cell + 1) * step)
+            twice = edges[lo:hi] + edges[lo + 1 : hi + 1] - (cell * step + end)
+            cost = unit * twice**2 // (4 * step**2 * divisor)
+            costs[np.arange(hi - lo), cell & 3] = np.minimum(cost, largest)
+        axes.append(costs)
+    return Costs(*axes)

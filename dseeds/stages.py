@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 
 from dseeds import merge, rounds
 from dseeds.io import Source
-from dseeds.kernel.labels import NOTHING, global_labels, refine, seeds
+from dseeds.kernel.labels import global_labels, refine, seeds
+from dseeds.kernel.lanes import NOTHING, OPEN
 from dseeds.kernel.layout import enter, leave, padded
 from dseeds.lattice import Box, Grid, Lattice, PerAxis, Regions, Triple, Window, per_axis, triple
 from dseeds.quantise import OrderStatistics, quantise
 from dseeds.store import Scratch, read, write
+
+# The bit of a label's code that says that its block is still to be looked at.
+OPEN_BIT = 128
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Job:
         The array of labels to write.
     window : tuple of float
         The intensity window; equal numbers for a constant image.
+    compactness : float
+        See `supervoxels`.
     """
 
     source: Source
@@ -51,6 +57,7 @@ class Job:
     scratch: Path
     labels: Path
     window: tuple[float, float] = (0.0, 0.0)
+    compactness: float = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         # Without what is cached, which grows with the volume and would travel with every task.
@@ -115,45 +122,50 @@ def quantise_region(job: Job, number: int) -> bool:
     return finite
 
 
-def sweep_region(job: Job, number: int, turn: int) -> int:
-    """Do a round on a region: write its label codes, and its part of the statistics for the next round.
+def sweep_region(job: Job, number: int, turn: int) -> tuple[int, int]:
+    """Do a round on a region: write its label codes, and its part in how the statistics change.
+
+    Where the next round's statistics have other bins, it writes its part of these instead.
 
     Returns
     -------
-    int
-        How many units moved, the halo's included.
+    number, moves : int
+        The region, and how many units moved, the halo's included.
     """
     round_ = job.schedule[turn]
     region = job.regions.box(number)
     grid = job.lattice.grids[round_.level]
     window = Window.around(job.lattice, grid, region, round_.halo)
-    labels = _labels(job, turn, window)
+    labels, state = _units(job, turn, window)
     values = _values(job, round_.level, window.box)
     statistics = read(job.store.statistics(turn, round_), window.cells).reshape(-1, round_.bins)
-    moves = rounds.sweep(round_, job.lattice, window, values, labels, statistics)
-
-    codes = np.empty(window.core.shape, np.uint8)
-    leave(labels, window.core.relative_to(window.box.lo).lo, codes)
-    write(job.store.codes(turn, round_), window.core, codes)
+    moves, change = rounds.sweep(
+        round_, job.lattice, window, values, labels, state, statistics, compactness=job.compactness
+    )
+    codes = _core(labels, window)
+    marks = _core(state, window) & OPEN if round_.weight is None else 0
+    write(job.store.codes(turn, round_), window.core, codes | OPEN_BIT * marks)
     if turn + 1 < len(job.schedule):
         following = job.schedule[turn + 1]
+        cells = window.cells
         if following.bins != round_.bins:
-            round_ = following
-            window, labels, values = _as_voxels(job, region, grid, codes)
-        counts = rounds.count(round_, job.lattice, window, values, labels)
-        parts = merge.split(counts, window.cells, region, job.regions)
-        write(job.store.core(turn + 1, following), region, parts[0])
-        write(job.store.shell(turn + 1, following), job.regions.around(number, 0), parts[1][None, None, None])
-    return int(moves)
+            voxels, labels, values = _as_voxels(job, region, grid, codes)
+            change, cells = rounds.count(following, job.lattice, voxels, values, labels), voxels.cells
+        core, shell = merge.split(change, cells, region, job.regions)
+        write(job.store.core(turn + 1, following), region, core)
+        write(job.store.shell(turn + 1, following), job.regions.around(number, 0), shell[None, None, None])
+    return number, moves
 
 
 def merge_region(job: Job, number: int, turn: int) -> None:
-    """Add up the parts of the supervoxels of a region's cells to the statistics that a round begins with."""
-    round_ = job.schedule[turn]
+    """Bring the statistics of a region's cells up to date for a round: add up what all regions say of them."""
+    before, round_ = job.schedule[turn - 1], job.schedule[turn]
     region = job.regions.box(number)
     around = job.regions.around(number, 1)
     core = read(job.store.core(turn, round_), region)
     merge.join(core, read(job.store.shell(turn, round_), around), around.lo, number, job.regions)
+    if before.bins == round_.bins:
+        core += read(job.store.statistics(turn - 1, before), region)
     write(job.store.statistics(turn, round_), region, core)
 
 
@@ -183,18 +195,29 @@ def _cells(window: Window) -> PerAxis:
     return per_axis(c[a:h] for c, a, h in zip(window.grid.cells, window.box.lo, window.box.hi, strict=True))
 
 
-def _labels(job: Job, turn: int, window: Window) -> NDArray[np.uint8]:
-    """Make the window of labels that a round finds."""
+def _core(units: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
+    """Take the core's units out of a window."""
+    out = np.empty(window.core.shape, np.uint8)
+    leave(units, window.core.relative_to(window.box.lo).lo, out)
+    return out
+
+
+def _units(job: Job, turn: int, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Make the windows of labels and of states that a round finds."""
+    state = padded(window.box.shape, OPEN)
     if turn == 0:
-        return seeds(*_cells(window))
+        return seeds(*_cells(window)), state
     before = job.schedule[turn - 1]
     grid = job.lattice.grids[before.level]
     if grid is window.grid:
-        return _padded(read(job.store.codes(turn - 1, before), window.box), NOTHING)
+        codes = read(job.store.codes(turn - 1, before), window.box)
+        if before.weight is None:
+            enter(codes // OPEN_BIT, 0, state)
+        return _padded(codes % OPEN_BIT, NOTHING), state
     parents = [p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True)]
     box = Box(triple([p[0] for p in parents]), triple([p[-1] + 1 for p in parents]))
-    coarse = _padded(read(job.store.codes(turn - 1, before), box), NOTHING)
-    return refine(coarse, *per_axis(p - p[0] for p in parents))
+    coarse = _padded(read(job.store.codes(turn - 1, before), box) % OPEN_BIT, NOTHING)
+    return refine(coarse, *per_axis(p - p[0] for p in parents)), state
 
 
 def _values(job: Job, level: int, box: Box) -> NDArray[Any]:

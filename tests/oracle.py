@@ -14,10 +14,10 @@ from math import prod
 import numpy as np
 from hypothesis import strategies as st
 
-BLOCK_ROUNDS = 3  # of one sweep
+BLOCK_ROUNDS = 9  # of one sweep, over all levels
+BLOCK_GAINS = (50 * 32768 // 1000, 25 * 32768 // 1000)  # of a neighbour: at the first level, and after it
 VOXEL_SWEEPS = 3
-LAMBDAS = (80, 40, 15)  # per cent, one for each voxel round
-NEIGHBOUR_GAIN = (3 * 32768) // 100
+LAMBDAS = (60, 20, 10, 20)  # per cent, one for each voxel round
 MOST_RATIO = 8 * 4096  # of a block to the rest of its supervoxel
 
 OFFSETS = [o for o in product((-1, 0, 1), repeat=3) if 1 <= np.count_nonzero(o) <= 2]
@@ -74,10 +74,6 @@ def gaussian(sigma, radius, total):
     return weights
 
 
-def edge_weight(difference):
-    return max(0, 14 - difference // 2)
-
-
 @cache
 def log_entry(i):
     with localcontext(prec=40):
@@ -106,14 +102,14 @@ def smooth(histogram, weights):
 
 
 def voxel_scores(histogram, lambda_per_cent):
-    """The score of each bin in a supervoxel, from its 64 counts, in units of lambda / 14."""
+    """The score of each bin in a supervoxel, from its 64 counts, in units of lambda / 16."""
     total = sum(histogram)
     mean = 256 * sum(q * count for q, count in enumerate(histogram)) // total
     by_size = log(2 * total + 1) - LN2 + (log(total) >> 2)
     scores = []
     for q, s in enumerate(smooth(histogram, gaussian(4, 16, 65536))):
         u = log(s + 512) - 16 * LN2 - by_size - ((5 * (256 * q - mean) ** 2) >> 8)
-        scores.append(min(max(-32000, (u * 1400 // lambda_per_cent + 2**19) >> 20), 32000))
+        scores.append(min(max(-12000, (u * 1600 // lambda_per_cent + 2**19) >> 20), 12000))
     return scores
 
 
@@ -167,6 +163,12 @@ class Level:
         self.labels = [-1] * prod(n + 2 for n in self.shape)
         self.around = [sum(o * stride for o, stride in zip(offset, self.strides, strict=True)) for offset in OFFSETS]
         self.at = {unit: self.flat(unit) for unit in self.units}
+        self.open = set(self.units)
+        # Per axis where each cell begins and ends.
+        self.extents = [
+            [(min(a for a, _, c in axis if c == n), max(b for _, b, c in axis if c == n)) for n in range(count)]
+            for axis, count in zip(axes, cells, strict=True)
+        ]
         self.home = {unit: tuple(axis[i][2] for axis, i in zip(axes, unit, strict=True)) for unit in self.units}
 
     def flat(self, unit):
@@ -192,19 +194,32 @@ class Level:
             parent = tuple(p[i] for p, i in zip(parents, unit, strict=True))
             self.labels[self.at[unit]] = coarser.labels[coarser.at[parent]]
 
+    def distance_costs(self, unit, label, step, price):
+        """What it costs a unit to be far from the centre of a cell: `price(twice the distance, step)` along each axis."""
+        owner = np.unravel_index(label, self.cells)
+        along = zip(self.axes, self.extents, unit, owner, step, strict=True)
+        return sum(price(abs(axis[i][0] + axis[i][1] - sum(extents[c])), s) for axis, extents, i, c, s in along)
+
     def in_reach(self, unit, label):
         owner = np.unravel_index(label, self.cells)
         return all(abs(a - b) <= 1 for a, b in zip(owner, self.home[unit], strict=True))
 
-    def sweep(self, score_of, shuffle):
-        """Visit all units, in four colours; `score_of(unit)` gives a function of a label and the 18 labels around."""
+    def sweep(self, score_of, shuffle, only_open=False):
+        """Visit all units, in four colours; `score_of(unit)` gives a function of a label and the 18 labels around.
+
+        With `only_open`, only those near which something has moved since they were last visited.
+        """
         for colour in range(4):
             a, b = colour & 1, colour >> 1
             units = [(z, y, x) for z, y, x in self.units if (x + y) & 1 == a and (y + z) & 1 == b]
             if shuffle is not None:
                 shuffle(units)
             for unit in units:
-                self.visit(unit, score_of)
+                if only_open and unit not in self.open:
+                    continue
+                self.open.discard(unit)
+                if self.visit(unit, score_of) and only_open:
+                    self.open |= {unit, *(tuple(np.add(unit, offset)) for offset in OFFSETS)}
 
     def visit(self, unit, score_of):
         at = self.at[unit]
@@ -216,7 +231,7 @@ class Level:
             if label not in (-1, own) and self.in_reach(unit, label):
                 candidates.append(label)
         if not candidates or not is_simple(tuple(label == own for label in around)):
-            return
+            return False
         score = score_of(unit)
         best, best_score = own, score(own, around)
         for label in candidates:
@@ -224,25 +239,24 @@ class Level:
             if this > best_score:
                 best, best_score = label, this
         self.labels[at] = best
+        return best != own
 
 
-def voxel_round(level, bins, lambda_per_cent, shuffle):
+def voxel_round(level, bins, lambda_per_cent, step, compactness, shuffle):
     counts = {}
     for unit in level.units:
         histogram = counts.setdefault(level.labels[level.at[unit]], [0] * 64)
         histogram[bins[unit]] += 1
     table = {label: voxel_scores(histogram, lambda_per_cent) for label, histogram in counts.items()}
-    padded = [0] * len(level.labels)
-    for unit in level.units:
-        padded[level.at[unit]] = int(bins[unit])
+    fixed = round(compactness * 2**20)
+
+    def price(twice, s):
+        return min(2500, fixed * 1600 * twice**2 // (4 * s**2 * lambda_per_cent * 2**20))
 
     def score_of(unit):
-        at = level.at[unit]
-        q = padded[at]
-        weights = [edge_weight(abs(q - padded[at + o])) for o in level.around]
-
         def score(label, around):
-            return table[label][q] + sum(w for w, other in zip(weights, around, strict=True) if other == label)
+            far = level.distance_costs(unit, label, step, price) if compactness else 0
+            return table[label][bins[unit]] + 16 * around.count(label) - far
 
         return score
 
@@ -258,7 +272,7 @@ def block_histograms(level, bins):
     return found
 
 
-def block_round(level, histograms, step, shuffle):
+def block_round(level, histograms, step, shuffle, gain=BLOCK_GAINS[0], compactness=0):
     g1 = gaussian(1, 3, 256)
     start = {unit: level.labels[level.at[unit]] for unit in level.units}
     counts = {}
@@ -285,16 +299,22 @@ def block_round(level, histograms, step, shuffle):
         theirs = rest_of(unit) if label == start[unit] else share[label]
         return sum(map(min, theirs, mine_of(unit)))
 
+    fixed = round(compactness * 2**20)
+
+    def price(twice, s):
+        return min(2**20, fixed * 32768 * twice**2 // (4 * s**2 * 10 * 2**20))
+
     def score_of(unit):
         def score(label, around):
-            return common(unit, label) - handicap[label] + around.count(label) * NEIGHBOUR_GAIN
+            far = level.distance_costs(unit, label, step, price) if compactness else 0
+            return common(unit, label) - handicap[label] + around.count(label) * gain - far
 
         return score
 
-    level.sweep(score_of, shuffle)
+    level.sweep(score_of, shuffle, only_open=True)
 
 
-def oracle_supervoxels(image, step, window, shuffle=None):
+def oracle_supervoxels(image, step, window, shuffle=None, compactness=0):
     """Labels 1..N of a volume (z, y, x), for a step per axis and an intensity window.
 
     `shuffle`, if given, puts the list of a colour's units in another order, in place; it must not make a difference.
@@ -316,11 +336,13 @@ def oracle_supervoxels(image, step, window, shuffle=None):
             level.inherit(coarser)
         if number < len(all_axes) - 1:
             histograms = block_histograms(level, bins)
-            for _ in range(BLOCK_ROUNDS):
-                block_round(level, histograms, step, shuffle)
+            for turn in range(max(BLOCK_ROUNDS, len(all_axes) - 1)):
+                # Turns are dealt out to the levels one after the other.
+                if turn % (len(all_axes) - 1) == number:
+                    block_round(level, histograms, step, shuffle, BLOCK_GAINS[number > 0], compactness)
         else:
             for lambda_per_cent in LAMBDAS:
-                voxel_round(level, bins, lambda_per_cent, shuffle)
+                voxel_round(level, bins, lambda_per_cent, step, compactness, shuffle)
     return _unpadded(level) + 1
 
 

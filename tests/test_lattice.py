@@ -208,7 +208,7 @@ def test_regions_cut_the_cells_into_boxes(lattice, size):
     assert math.prod(regions.counts) == len(regions)
     for number in range(len(regions)):
         assert (
-            regions.neighbours(number)
+            regions.within(number, 1)
             == np.unique(owner[regions.box(number).grow(1, within=lattice.cells).slices]).tolist()
         )
 

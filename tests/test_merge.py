@@ -81,7 +81,7 @@ def test_a_region_reads_its_neighbours_shells_alone(regions, seed):
     rng = np.random.default_rng(seed)
     shells = rng.integers(0, 100, (*regions.counts, merge.shell_length(regions.cells), BINS)).astype(np.uint32)
     number = int(rng.integers(len(regions)))
-    neighbours = {regions.index(other) for other in regions.neighbours(number)} - {regions.index(number)}
+    neighbours = {regions.index(other) for other in regions.within(number, 1)} - {regions.index(number)}
     spoilt = shells.copy()
     for index in product(*map(range, regions.counts)):
         if index not in neighbours:

@@ -12,15 +12,17 @@ from dseeds.kernel.connectivity import may_leave
 from dseeds.kernel.labels import OUT_OF_REACH, home_and_number, homes_and_numbers, owner_distances
 from dseeds.kernel.lanes import (
     BLOCK_BINS,
+    OPEN,
     add_rows,
     boundary_lanes,
     common,
     common_without,
     count_neighbours,
     same_neighbours,
+    take_marked,
     trailing_zeros,
 )
-from dseeds.kernel.layout import FACES, LANES, Place, neighbour_distances, row_of_colour
+from dseeds.kernel.layout import FACES, LANES, Costs, Place, cost_of_row, in_core, neighbour_distances, row_of_colour
 
 # The sum of the weights that smooth a histogram over its bins.
 SMOOTHING_SUM = 256
@@ -72,9 +74,7 @@ def coarsen_histograms(
 
 
 @jit
-def count_blocks(
-    histograms: NDArray[Any], labels: NDArray[np.uint8], place: Place, counts: NDArray[np.uint32]
-) -> None:
+def count_blocks(histograms: NDArray[Any], labels: NDArray[np.uint8], place: Place, counts: NDArray[np.uint32]) -> None:
     """Add the histograms of the core's blocks to those of their supervoxels."""
     owners = owner_distances(place.cells)
     home_x, number_x = homes_and_numbers(place)
@@ -117,32 +117,23 @@ def count_fine_blocks(
 
 
 @jit
-def profiles(histograms: NDArray[Any], smoothed: NDArray[np.uint16], out: NDArray[np.uint16]) -> None:
-    """Smooth blocks' histograms over the bins and divide them by the blocks' sizes, in block units.
-
-    Parameters
-    ----------
-    histograms : ndarray of unsigned int, shape (blocks, 32)
-        Counts.
-    smoothed : ndarray of uint16, shape (32, 32)
-        What smoothing makes of a count of one in each bin.
-    out : ndarray of uint16, shape (blocks, 32)
-        Is filled.
-    """
-    length = smoothed.shape[1]
-    total = np.empty(length, np.uint32)
-    for b in range(histograms.shape[0]):
-        size = np.int64(0)
-        total[:] = 0
-        for j in range(histograms.shape[1]):
-            count = np.uint32(histograms[b, j])
-            if count != 0:
-                size += np.int64(count)
-                for k in range(length):
-                    total[k] += count * np.uint32(smoothed[j, k])
-        scale = np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
-        for k in range(length):
-            out[b, k] = np.uint16(np.float32(total[k]) * scale)
+def _profile(
+    histogram: NDArray[Any],
+    smoothed: NDArray[np.uint16],
+    scale: np.float32,
+    total: NDArray[np.uint32],
+    profile: NDArray[np.uint16],
+) -> None:
+    """Smooth a block's histogram over the bins and scale it, rounded down; `total` is room for the sums."""
+    bins = histogram.shape[0]
+    total[:] = 0
+    for j in range(bins):
+        count = np.uint32(histogram[j])
+        if count != 0:
+            for k in range(bins):
+                total[k] += count * np.uint32(smoothed[j, k])
+    for k in range(bins):
+        profile[k] = np.uint16(np.float32(total[k]) * scale)
 
 
 @jit
@@ -161,22 +152,25 @@ def _list_voxels(bins: NDArray[np.uint8], edges: tuple[int, int, int, int, int, 
 @jit
 def sweep_blocks(
     bins: NDArray[np.uint8],
-    block_profiles: NDArray[np.uint16],
+    histograms: NDArray[Any],
     edge_z: NDArray[np.int64],
     edge_y: NDArray[np.int64],
     edge_x: NDArray[np.int64],
     labels: NDArray[np.uint8],
+    state: NDArray[np.uint8],
     shares: NDArray[np.uint16],
     sizes: NDArray[np.int64],
     handicaps: NDArray[np.int32],
     neighbour_gain: int,
     smoothed: NDArray[np.uint16],
     simple: NDArray[np.uint64],
+    costs: Costs,
     place: Place,
     colour: int,
     spare: int,
     z0: int,
     z1: int,
+    change: NDArray[np.uint32],
 ) -> int:
     """Move the blocks of one colour between supervoxels, in place.
 
@@ -184,12 +178,12 @@ def sweep_blocks(
     ----------
     bins : ndarray of uint8
         For the finest blocks, the window of voxels that they cover; otherwise unused.
-    block_profiles : ndarray of uint16, shape (blocks, 32)
-        For coarser blocks, their `profiles`, in the window's (z, y, x) order; otherwise empty.
+    histograms : ndarray of unsigned int, shape (z, y, x, 32)
+        For coarser blocks, their histograms; otherwise empty.
     edge_z, edge_y, edge_x : ndarray of int64
         Per axis where the blocks begin, in voxels from the window's first.
-    labels : ndarray of uint8
-        The window of blocks.
+    labels, state : ndarray of uint8
+        The window of blocks; `state` is `OPEN` for those that are to be looked at.
     shares : ndarray of uint16, shape (cells, 32)
         The supervoxels' smoothed histograms as shares of their size, in block units.
     sizes : ndarray of int64, shape (cells,)
@@ -202,8 +196,8 @@ def sweep_blocks(
         What smoothing makes of a count of one in each bin.
     simple : ndarray of uint64
         From `connectivity_table`.
-    place, colour, spare, z0, z1
-        As for `sweep_voxels`.
+    costs, place, colour, spare, z0, z1, change
+        As for `sweep_voxels`, with histograms of 32 bins.
 
     Returns
     -------
@@ -211,12 +205,15 @@ def sweep_blocks(
         How many blocks moved.
     """
     ny, nx = len(place.cell_y), len(place.cell_x)
-    flat_labels = labels.reshape(-1)
+    flat_labels, flat_state = labels.reshape(-1), state.reshape(-1)
     distances = neighbour_distances(labels)
     owners = owner_distances(place.cells)
-    votes = np.zeros(7 * LANES, np.int16)
+    votes, fresh = np.zeros(7 * LANES, np.uint8), np.zeros(4, np.uint64)
     home_x, number_x = homes_and_numbers(place)
     rows, profile = np.empty(LARGEST_FINE_BLOCK, np.uint8), np.empty(BLOCK_BINS, np.uint16)
+    row_costs = np.zeros(16, np.int32)
+    total = np.empty(BLOCK_BINS, np.uint32)
+    fine, far = histograms.size == 0, len(costs.x) > 0
     one = np.uint64(1)
     moves = 0
     for z in range(z0, z1):
@@ -224,14 +221,15 @@ def sweep_blocks(
             parity, begin, end = row_of_colour(z, y, colour, place, spare, nx)
             around = distances[parity]
             own_row, number_row = home_and_number(z, y, place)
+            cost_of_row(costs, z, y, row_costs)
             row = (((z + 1) * labels.shape[1] + y + 1) * 2 + parity) * labels.shape[3]
             for i in range(begin, end, LANES):
                 first = np.uint64(row + i)
-                due = boundary_lanes(flat_labels, first, around)
-                due &= (one << np.uint64(min(LANES, end - i))) - one
+                due = take_marked(flat_state, first, min(LANES, end - i))
+                due &= boundary_lanes(flat_labels, first, around)
                 if due == 0:
                     continue
-                count_neighbours(flat_labels, first, around, votes)
+                count_neighbours(flat_labels, first, around, votes, fresh)
                 while due != 0:
                     lane = trailing_zeros(due)
                     due &= due - one
@@ -241,29 +239,47 @@ def sweep_blocks(
                     x = 2 * (i + np.int64(lane)) + parity - 1
                     edges = edge_z[z], edge_z[z + 1], edge_y[y], edge_y[y + 1], edge_x[x], edge_x[x + 1]
                     size = (edges[1] - edges[0]) * (edges[3] - edges[2]) * (edges[5] - edges[4])
-                    if len(block_profiles) == 0:
-                        scale = np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
+                    scale = np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
+                    if fine:
                         add_rows(smoothed, rows, _list_voxels(bins, edges, rows), scale, profile)
                     else:
-                        profile[:] = block_profiles[(z * ny + y) * nx + x]
+                        _profile(histograms[z, y, x], smoothed, scale, total, profile)
                     own, cell = own_row + home_x[x], number_row + number_x[x]
-                    best = flat_labels[block]
-                    owner = np.uint64(cell + owners[own + np.uint64(best)])
-                    ratio = np.int32(min(MOST_RATIO, (size << 12) // max(1, sizes[owner] - size)))
-                    top = common_without(shares, owner, profile, ratio)
-                    top += votes[lane] * neighbour_gain - handicaps[owner]
-                    for f in range(6):
-                        label = flat_labels[block + around[FACES[f]]]
-                        if label == flat_labels[block]:
+                    best, top, old, new = flat_labels[block], 0, np.uint64(0), np.uint64(0)
+                    for c in range(7):
+                        if (fresh[c >> 1] >> (lane + np.uint64(LANES * (c & 1)))) & one == 0:
                             continue
+                        label = flat_labels[block + around[FACES[c - 1]]] if c > 0 else best
                         distance = owners[own + np.uint64(label)]
                         if distance == OUT_OF_REACH:
                             continue
                         owner = np.uint64(cell + distance)
-                        score = common(shares, owner, profile)
-                        score += votes[lane + np.uint64((f + 1) * LANES)] * neighbour_gain - handicaps[owner]
-                        if score > top:
-                            best, top = label, score
-                    moves += np.int64(best != flat_labels[block])
+                        if c > 0:
+                            score = np.int64(common(shares, owner, profile))
+                        else:
+                            ratio = np.int32(min(MOST_RATIO, (size << 12) // max(1, sizes[owner] - size)))
+                            score = np.int64(common_without(shares, owner, profile, ratio))
+                        score += np.int64(votes[lane + np.uint64(c * LANES)]) * neighbour_gain - handicaps[owner]
+                        if far:
+                            score -= row_costs[label >> 2] + costs.x[x, label & 3]
+                        if c == 0:
+                            old = owner
+                        if c == 0 or score > top:
+                            best, top, new = label, score, owner
+                    if new == old:
+                        continue
                     flat_labels[block] = best
+                    flat_state[block] = OPEN
+                    for k in range(18):
+                        flat_state[block + around[k]] = OPEN
+                    moves += 1
+                    if in_core(z, y, x, place):
+                        if fine:
+                            for k in range(size):
+                                change[old, rows[k]] -= np.uint32(1)
+                                change[new, rows[k]] += np.uint32(1)
+                        else:
+                            for j in range(histograms.shape[3]):
+                                change[old, j] -= np.uint32(histograms[z, y, x, j])
+                                change[new, j] += np.uint32(histograms[z, y, x, j])
     return moves

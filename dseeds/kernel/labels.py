@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.compilation import jit
+from dseeds.kernel.lanes import NOTHING
 from dseeds.kernel.layout import Place, padded
 from dseeds.lattice import Triple
 
-# Outside the volume or the window.
-NOTHING = 64
 # No cell has a number as low as its own plus this.
-OUT_OF_REACH = -(1 << 40)
+OUT_OF_REACH = -(1 << 31)
 
 
 @jit
@@ -79,7 +78,7 @@ def refine(
 
 
 @jit
-def owner_distances(cells: Triple) -> NDArray[np.int64]:
+def owner_distances(cells: Triple) -> NDArray[np.int32]:
     """Tell by a unit's home label and its label how far the owner's number is from that of the unit's own cell.
 
     Parameters
@@ -89,16 +88,16 @@ def owner_distances(cells: Triple) -> NDArray[np.int64]:
 
     Returns
     -------
-    ndarray of int64, shape (64 * 128,)
-        Index ``128 * home + label``; `OUT_OF_REACH` where no owner within reach has that label.
+    ndarray of int32, shape (64 * 64,)
+        Index ``64 * home + label``; `OUT_OF_REACH` where no owner within reach has that label.
     """
-    distances = np.full(64 * 128, OUT_OF_REACH)
+    distances = np.full(64 * 64, OUT_OF_REACH, np.int32)
     for own in range(64):
         for dz in range(-1, 2):
             for dy in range(-1, 2):
                 for dx in range(-1, 2):
                     label = home((own >> 4) + dz, ((own >> 2) & 3) + dy, (own & 3) + dx)
-                    distances[128 * own + label] = (dz * cells[1] + dy) * cells[2] + dx
+                    distances[64 * own + label] = (dz * cells[1] + dy) * cells[2] + dx
     return distances
 
 
@@ -109,23 +108,23 @@ def homes_and_numbers(place: Place) -> tuple[NDArray[np.uint64], NDArray[np.int6
     Returns
     -------
     home : ndarray of uint64, shape (x,)
-        To 128 times the home label.
+        To 64 times the home label.
     number : ndarray of int64, shape (x,)
         To the cell's number within the window's cells.
     """
     home_x = np.empty(len(place.cell_x), np.uint64)
     number_x = np.empty(len(place.cell_x), np.int64)
     for x in range(len(place.cell_x)):
-        home_x[x] = 128 * home(0, 0, place.cell_x[x])
+        home_x[x] = 64 * home(0, 0, place.cell_x[x])
         number_x[x] = place.cell_x[x] - place.first_cell[2]
     return home_x, number_x
 
 
 @jit
 def home_and_number(z: int, y: int, place: Place) -> tuple[np.uint64, int]:
-    """Give 128 times the home label, and the number within the window's cells, of a row's cell at the least x."""
+    """Give 64 times the home label, and the number within the window's cells, of a row's cell at the least x."""
     row = (place.cell_z[z] - place.first_cell[0]) * place.cells[1] + place.cell_y[y] - place.first_cell[1]
-    return np.uint64(128 * home(place.cell_z[z], place.cell_y[y], 0)), row * place.cells[2]
+    return np.uint64(64 * home(place.cell_z[z], place.cell_y[y], 0)), row * place.cells[2]
 
 
 @jit
@@ -157,6 +156,6 @@ def global_labels(
             own_row = home(cell_z[z], cell_y[y], 0)
             row, window_row = out[z, y], labels[z + 1, y + 1]
             for x in range(len(cell_x)):
-                own = np.uint64(128 * (own_row + (cell_x[x] & 3)))
+                own = np.uint64(64 * (own_row + (cell_x[x] & 3)))
                 label = window_row[(x + 1) & 1, (x + 1) >> 1]
                 row[x] = first + cell_x[x] + distances[own + np.uint64(label)]

@@ -11,15 +11,20 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
+from dseeds.compilation import jit
 from dseeds.kernel.layout import FACES, LANES
 
-# The weight of a neighbour of the same bin: 18 of them fit a byte.
-MOST_WEIGHT = 14
+# The label outside the volume or the window.
+NOTHING = 64
+# A bit of a unit's state: it is to be looked at.
+OPEN = 1
 BYTES = ir.VectorType(ir.IntType(8), LANES)
 WORDS = ir.VectorType(ir.IntType(16), LANES)
 BLOCK_BINS = 32
@@ -53,6 +58,11 @@ class _Code:
 
     def all_lanes(self, value: int, kind: ir.VectorType = BYTES) -> Any:
         return ir.Constant(kind, [value] * LANES)
+
+    def count(self, label: Any, among: Sequence[Any]) -> Any:
+        # All bits of a lane that is the same are set, and that is -1.
+        same = [self.builder.sext(self.builder.icmp_unsigned("==", other, label), BYTES) for other in among]
+        return reduce(self.builder.sub, same, self.all_lanes(0))
 
     def mask(self, bits: Any) -> Any:
         return self.builder.zext(self.builder.bitcast(bits, ir.IntType(LANES)), INDEX)
@@ -94,31 +104,32 @@ def boundary_lanes(typingctx: Any, labels: Any, unit: Any, distances: Any) -> An
 
 
 @intrinsic
-def marked_lanes(typingctx: Any, marks: Any, unit: Any) -> Any:
-    """Find the units whose lowest bit is set: a bit mask."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
-        lowest = builder.trunc(write.load(*write.arguments, BYTES), ir.VectorType(ir.IntType(1), LANES))
-        return write.mask(lowest)
-
-    return types.uint64(marks, unit), code
-
-
-@intrinsic
-def clear_marked_lanes(typingctx: Any, marks: Any, unit: Any) -> Any:
-    """Set the bytes of those units to 0 whose lowest bit is set."""
+def _take_all_marked(typingctx: Any, marks: Any, unit: Any) -> Any:
+    """Do as `take_marked`, for all lanes."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
         found = write.load(*write.arguments, BYTES)
         # 1 - 1 keeps nothing, 0 - 1 keeps all.
-        kept = builder.sub(builder.and_(found, write.all_lanes(1)), write.all_lanes(1))
+        kept = builder.sub(builder.and_(found, write.all_lanes(OPEN)), write.all_lanes(OPEN))
         place = builder.gep(write.arguments[0], [write.arguments[1]])
         builder.store(builder.and_(found, kept), builder.bitcast(place, BYTES.as_pointer()), align=1)
-        return context.get_dummy_value()
+        return write.mask(builder.trunc(found, ir.VectorType(ir.IntType(1), LANES)))
 
-    return types.void(marks, unit), code
+    return types.uint64(marks, unit), code
+
+
+@jit
+def take_marked(marks: NDArray[np.uint8], unit: np.uint64, count: int) -> np.uint64:
+    """Find those of the first lanes whose byte has the bit `OPEN`: a bit mask; their bytes become 0."""
+    if count == LANES:
+        return _take_all_marked(marks, unit)
+    found = np.uint64(0)
+    for lane in range(np.uint64(count)):
+        marked = np.uint64(marks[unit + lane] & OPEN)
+        found |= marked << lane
+        marks[unit + lane] *= np.uint8(marked ^ np.uint64(OPEN))
+    return found
 
 
 @intrinsic
@@ -138,85 +149,45 @@ def same_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any) -> A
     return types.uint64(labels, unit, distances), code
 
 
-def _count_votes(write: _Code, labels: Any, unit: Any, distances: Any, weights: Sequence[Any], votes: Any) -> None:
-    """Add up, for the units' own labels and those at their faces, the weights of the neighbours that have them."""
-    builder = write.builder
-    around = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, range(18))]
-    for c, label in enumerate([write.load(labels, unit, BYTES), *(around[f] for f in FACES)]):
-        total = write.all_lanes(0)
-        for neighbour, weight in zip(around, weights, strict=True):
-            same = builder.icmp_unsigned("==", neighbour, label)
-            total = builder.add(total, builder.select(same, weight, write.all_lanes(0)))
-        write.store(builder.zext(total, WORDS), votes, c * LANES)
-
-
 @intrinsic
-def weigh_neighbours(typingctx: Any, labels: Any, bins: Any, unit: Any, distances: Any, votes: Any) -> Any:
-    """Weigh the neighbours of the same label by how close their bins are: ``max(0, 14 - |difference| // 2)``.
+def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, votes: Any, fresh: Any) -> Any:
+    """Count the neighbours of the units' own labels and of those at their faces.
 
     Parameters
     ----------
-    labels, bins : ndarray of uint8
+    labels : ndarray of uint8
         The window, flat.
     unit : uint64
         The first lane.
     distances : ndarray of uint64, shape (18,)
         See `layout.neighbour_distances`.
-    votes : ndarray of int16, shape (7 * LANES,)
-        Is filled: for the own label, then for those of the six faces, the sum of the weights of the 18 neighbours
-        that have it.
+    votes : ndarray of uint8, shape (7 * LANES,)
+        Is filled: for the own label, then for those of the six faces, how many of the 18 neighbours have it.
+    fresh : ndarray of uint64, shape (4,)
+        Is filled: a bit for each of `votes`, in their order, where the label is one to consider. It is not where a face
+        has the own label, that of a face before it, or nothing.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
-        labels, bins, unit, distances, votes = write.arguments
-        own = write.load(bins, unit, BYTES)
-        weights = []
-        for u in write.neighbours(unit, distances, range(18)):
-            other = write.load(bins, u, BYTES)
-            higher = builder.icmp_unsigned(">", other, own)
-            apart = builder.sub(builder.select(higher, other, own), builder.select(higher, own, other))
-            steps = builder.lshr(apart, write.all_lanes(1))
-            near = builder.icmp_unsigned("<", steps, write.all_lanes(MOST_WEIGHT))
-            steps = builder.select(near, steps, write.all_lanes(MOST_WEIGHT))
-            weights.append(builder.sub(write.all_lanes(MOST_WEIGHT), steps))
-        _count_votes(write, labels, unit, distances, weights, votes)
+        labels, unit, distances, votes, fresh = write.arguments
+        around = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, range(18))]
+        known = [write.load(labels, unit, BYTES)]
+        write.store(write.count(known[0], around), votes, 0)
+        known.append(write.all_lanes(NOTHING))
+        masks = [ir.Constant(INDEX, (1 << LANES) - 1)]
+        for f, face in enumerate(around[k] for k in FACES):
+            is_new = reduce(builder.and_, [builder.icmp_unsigned("!=", face, label) for label in known])
+            known.append(face)
+            masks.append(write.mask(is_new))
+            write.store(write.count(face, around), votes, (f + 1) * LANES)
+        masks.append(ir.Constant(INDEX, 0))
+        for w, (one, other) in enumerate(zip(masks[::2], masks[1::2], strict=True)):
+            word = builder.or_(one, builder.shl(other, ir.Constant(INDEX, LANES)))
+            builder.store(word, builder.gep(fresh, [ir.Constant(INDEX, w)]))
         return context.get_dummy_value()
 
-    return types.void(labels, bins, unit, distances, votes), code
-
-
-@intrinsic
-def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, votes: Any) -> Any:
-    """Count the neighbours of the same label: `weigh_neighbours` with a weight of 1."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
-        labels, unit, distances, votes = write.arguments
-        _count_votes(write, labels, unit, distances, [write.all_lanes(1)] * 18, votes)
-        return context.get_dummy_value()
-
-    return types.void(labels, unit, distances, votes), code
-
-
-@intrinsic
-def better_lanes(typingctx: Any, scores: Any) -> Any:
-    """Find the units for which one of the six faces' labels scores better than their own: a bit mask.
-
-    Parameters
-    ----------
-    scores : ndarray of int16, shape (7 * LANES,)
-        For the own label, then for those of the six faces.
-    """
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
-        (scores,) = write.arguments
-        own, *faces = (write.load(scores, ir.Constant(INDEX, c * LANES), WORDS) for c in range(7))
-        better = [builder.icmp_signed(">", face, own) for face in faces]
-        return write.mask(reduce(builder.or_, better))
-
-    return types.uint64(scores), code
+    return types.void(labels, unit, distances, votes, fresh), code
 
 
 def _bins(write: _Code, table: Any, row: Any) -> Any:

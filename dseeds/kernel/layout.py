@@ -53,6 +53,28 @@ class Place(NamedTuple):
     cells: Triple
 
 
+class Costs(NamedTuple):
+    """What it costs units to be far from the centre of the cell that their supervoxel grew from; empty for nothing.
+
+    Attributes
+    ----------
+    z, y, x : ndarray of int32, shape (units, 4)
+        Along an axis, by the unit and by the cell's place modulo 4; they add up.
+    """
+
+    z: NDArray[np.int32]
+    y: NDArray[np.int32]
+    x: NDArray[np.int32]
+
+
+@jit
+def cost_of_row(costs: Costs, z: int, y: int, out: NDArray[np.int32]) -> None:
+    """Add up what z and y cost in a row, by the cell's place modulo 4 along both, 4 (z & 3) + (y & 3)."""
+    if len(costs.z) > 0:
+        for part in range(16):
+            out[part] = costs.z[z, part >> 2] + costs.y[y, part & 3]
+
+
 def padded(shape: Sequence[int], fill: int) -> NDArray[np.uint8]:
     """Make a window of bytes for units of a shape (z, y, x).
 
@@ -112,6 +134,13 @@ def neighbour_distances(window: NDArray[Any]) -> NDArray[np.uint64]:
                 along = half + (x - 1) // 2 if parity == 0 else (x + 1) // 2 - half
             distances[parity, k] = np.uint64(np.int64(z * plane + y * row + along))
     return distances
+
+
+@jit
+def in_core(z: int, y: int, x: int, place: Place) -> bool:
+    """Tell whether a unit of the window, without its padding, lies in the core."""
+    lo, hi = place.core_lo, place.core_hi
+    return lo[0] <= z < hi[0] and lo[1] <= y < hi[1] and lo[2] <= x < hi[2]
 
 
 @jit

@@ -9,20 +9,20 @@ from dseeds.compilation import jit
 from dseeds.kernel.connectivity import may_leave
 from dseeds.kernel.labels import home_and_number, homes_and_numbers, owner_distances
 from dseeds.kernel.lanes import (
-    better_lanes,
+    OPEN,
     boundary_lanes,
-    clear_marked_lanes,
-    marked_lanes,
+    count_neighbours,
     same_neighbours,
+    take_marked,
     trailing_zeros,
-    weigh_neighbours,
 )
-from dseeds.kernel.layout import FACES, LANES, Place, neighbour_distances, row_of_colour
+from dseeds.kernel.layout import FACES, LANES, Costs, Place, cost_of_row, in_core, neighbour_distances, row_of_colour
 
 BINS = 64
-# What a voxel's byte says: it is to be looked at; or it would move, but would cut its supervoxel.
-OPEN, HELD = 1, 2
-F0, F1, F2, F3, F4, F5 = FACES
+# A score's unit: this is one neighbour of the same label.
+VOXEL_UNIT = 16
+# What a voxel's byte says, besides `OPEN`: it would move, but would cut its supervoxel.
+HELD = 2
 
 
 @jit
@@ -32,11 +32,13 @@ def sweep_voxels(
     state: NDArray[np.uint8],
     table: NDArray[np.int16],
     simple: NDArray[np.uint64],
+    costs: Costs,
     place: Place,
     colour: int,
     spare: int,
     z0: int,
     z1: int,
+    change: NDArray[np.uint32],
 ) -> int:
     """Move the voxels of one colour between supervoxels, in place.
 
@@ -52,12 +54,16 @@ def sweep_voxels(
         The score of a bin in a supervoxel; before all, that of a supervoxel that is out of reach.
     simple : ndarray of uint64
         From `connectivity_table`.
+    costs : Costs
+        What it costs a voxel to be far from the centre of the cell that its supervoxel grew from.
     place : Place
         Where the window lies.
     colour, spare : int
         See `row_of_colour`.
     z0, z1 : int
         The planes to do. Marks reach one plane further.
+    change : ndarray of uint32, shape (cells, 64)
+        To this is added, modulo 2^32, how the moves in the core change the supervoxels' histograms.
 
     Returns
     -------
@@ -66,117 +72,98 @@ def sweep_voxels(
     """
     ny, nx = len(place.cell_y), len(place.cell_x)
     flat_labels, flat_bins, flat_state = labels.reshape(-1), bins.reshape(-1), state.reshape(-1)
+    flat_change = change.reshape(-1)
     distances = neighbour_distances(labels)
     owners = owner_distances(place.cells)
     home_x, number_x = homes_and_numbers(place)
-    # In places of the table.
-    owners *= BINS
-    number_x *= BINS
-    scores = np.zeros(7 * LANES, np.int16)
+    votes, fresh, beside = np.zeros(7 * LANES, np.uint8), np.zeros(4, np.uint64), np.zeros(7, np.uint64)
+    top, best = np.zeros(LANES, np.int64), np.zeros(LANES, np.uint8)
+    far = len(costs.x) > 0
+    row_costs = np.zeros(16, np.int32)
     one = np.uint64(1)
     moves = 0
     for z in range(z0, z1):
         for y in range(max(0, place.core_lo[1] - spare), min(ny, place.core_hi[1] + spare)):
             parity, begin, end = row_of_colour(z, y, colour, place, spare, nx)
             around = distances[parity]
+            for f in range(6):
+                beside[f + 1] = around[FACES[f]]
             own_row, number_row = home_and_number(z, y, place)
+            cost_of_row(costs, z, y, row_costs)
             row = (((z + 1) * labels.shape[1] + y + 1) * 2 + parity) * labels.shape[3]
             for i in range(begin, end, LANES):
                 first = np.uint64(row + i)
-                count = min(LANES, end - i)
-                due = marked_lanes(flat_state, first) & boundary_lanes(flat_labels, first, around)
-                due &= (one << np.uint64(count)) - one
-                if count == LANES:
-                    clear_marked_lanes(flat_state, first)
-                else:
-                    for voxel in range(first, first + np.uint64(count)):
-                        flat_state[voxel] *= (flat_state[voxel] & OPEN) ^ OPEN
+                due = take_marked(flat_state, first, min(LANES, end - i))
+                due &= boundary_lanes(flat_labels, first, around)
                 if due == 0:
                     continue
-                weigh_neighbours(flat_labels, flat_bins, first, around, scores)
+                count_neighbours(flat_labels, first, around, votes, fresh)
                 x = 2 * i + parity - 1
-                _add_fit(
-                    due, flat_labels, flat_bins, first, around, table, owners, own_row, home_x[x::2],
-                    BINS * number_row + 1, number_x[x::2], scores
-                )
-                due &= better_lanes(scores)
-                while due != 0:
-                    lane = trailing_zeros(due)
-                    due &= due - one
-                    moves += _move(first + lane, lane, flat_labels, flat_state, around, scores, simple)
+                better = np.uint64(0)
+                # First the own labels, then those at each face, two at a time: a loop over lanes inside one over labels
+                # is quicker than the other way round, for most lanes have few labels around, and it is hard to tell
+                # which.
+                for w in range(4):
+                    left = fresh[w] & (due | (due << np.uint64(LANES)))
+                    while left != 0:
+                        at = trailing_zeros(left) + np.uint64(2 * LANES * w)
+                        left &= left - one
+                        lane = at & np.uint64(LANES - 1)
+                        label = np.uint64(flat_labels[first + lane + beside[at // np.uint64(LANES)]])
+                        column = np.uint64(x) + (lane << one)
+                        owner = number_row + number_x[column] + owners[own_row + home_x[column] + label]
+                        # What is out of reach has a place before all.
+                        entry = max(0, BINS * owner + np.int64(flat_bins[first + lane]) + 1)
+                        score = np.int64(table[np.uint64(entry)]) + VOXEL_UNIT * np.int64(votes[at])
+                        if far:
+                            score -= np.int64(row_costs[label >> np.uint64(2)]) + costs.x[column, label & np.uint64(3)]
+                        if at < LANES:
+                            top[lane] = score
+                        elif score > top[lane]:
+                            top[lane], best[lane] = score, label
+                            better |= one << lane
+                while better != 0:
+                    lane = trailing_zeros(better)
+                    better &= better - one
+                    before = np.uint64(flat_labels[first + lane])
+                    if not _move(first + lane, best[lane], flat_labels, flat_state, around, simple):
+                        continue
+                    moves += 1
+                    x = 2 * (i + np.int64(lane)) + parity - 1
+                    if in_core(z, y, x, place):
+                        home, first_number = own_row + home_x[x], number_row + number_x[x]
+                        old = first_number + owners[home + before]
+                        new = first_number + owners[home + np.uint64(best[lane])]
+                        bin_ = np.int64(flat_bins[first + lane])
+                        flat_change[np.uint64(BINS * old + bin_)] -= np.uint32(1)
+                        flat_change[np.uint64(BINS * new + bin_)] += np.uint32(1)
     return moves
-
-
-@jit
-def _add_fit(
-    due: np.uint64,
-    labels: NDArray[np.uint8],
-    bins: NDArray[np.uint8],
-    first: np.uint64,
-    around: NDArray[np.uint64],
-    table: NDArray[np.int16],
-    owners: NDArray[np.int64],
-    own_row: np.uint64,
-    home: NDArray[np.uint64],
-    row: int,
-    number: NDArray[np.int64],
-    scores: NDArray[np.int16],
-) -> None:
-    """Add to the scores how well the voxels that are due fit their own supervoxel and those at their faces."""
-    n0, n1, n2, n3, n4, n5 = around[F0], around[F1], around[F2], around[F3], around[F4], around[F5]
-    while due != 0:
-        lane = trailing_zeros(due)
-        due &= due - np.uint64(1)
-        voxel = first + lane
-        own, score = own_row + home[lane], row + number[lane] + np.int64(bins[voxel])
-        # Written out: this is the inmost of all, and a loop over the faces would not be unrolled.
-        scores[lane] += _fit(labels[voxel], own, score, owners, table)
-        scores[lane + np.uint64(LANES)] += _fit(labels[voxel + n0], own, score, owners, table)
-        scores[lane + np.uint64(2 * LANES)] += _fit(labels[voxel + n1], own, score, owners, table)
-        scores[lane + np.uint64(3 * LANES)] += _fit(labels[voxel + n2], own, score, owners, table)
-        scores[lane + np.uint64(4 * LANES)] += _fit(labels[voxel + n3], own, score, owners, table)
-        scores[lane + np.uint64(5 * LANES)] += _fit(labels[voxel + n4], own, score, owners, table)
-        scores[lane + np.uint64(6 * LANES)] += _fit(labels[voxel + n5], own, score, owners, table)
-
-
-@jit
-def _fit(label: np.uint8, home: np.uint64, score: int, owners: NDArray[np.int64], table: NDArray[np.int16]) -> int:
-    """Look up the score of a voxel in the supervoxel of a label; 0 is the place of what is out of reach."""
-    return table[np.uint64(max(np.int64(0), score + owners[home + np.uint64(label)]))]
 
 
 @jit
 def _move(
     voxel: np.uint64,
-    lane: np.uint64,
+    label: np.uint8,
     labels: NDArray[np.uint8],
     state: NDArray[np.uint8],
     around: NDArray[np.uint64],
-    scores: NDArray[np.int16],
     simple: NDArray[np.uint64],
-) -> int:
-    """Give a voxel the best of the labels at its faces, if its own supervoxel stays whole."""
+) -> bool:
+    """Give a voxel another label, if its own supervoxel stays whole; say whether."""
     if not may_leave(same_neighbours(labels, voxel, around), simple):
         state[voxel] = HELD
-        return 0
-    best, top = labels[voxel], scores[lane]
-    for f in range(6):
-        score = scores[lane + np.uint64((f + 1) * LANES)]
-        if score > top:
-            best, top = labels[voxel + around[FACES[f]]], score
-    labels[voxel] = best
+        return False
+    labels[voxel] = label
     for k in range(18):
         neighbour = voxel + around[k]
         # Of those that it joins, only one that was held may now move.
         held = state[neighbour] >> 1
-        state[neighbour] |= np.uint8(labels[neighbour] != best) | np.uint8(held)
-    return 1
+        state[neighbour] |= np.uint8(labels[neighbour] != label) | np.uint8(held)
+    return True
 
 
 @jit
-def count_voxels(
-    bins: NDArray[np.uint8], labels: NDArray[np.uint8], place: Place, counts: NDArray[np.uint32]
-) -> None:
+def count_voxels(bins: NDArray[np.uint8], labels: NDArray[np.uint8], place: Place, counts: NDArray[np.uint32]) -> None:
     """Add the bins of the core's voxels to the histograms of their supervoxels."""
     owners = owner_distances(place.cells)
     home_x, number_x = homes_and_numbers(place)
