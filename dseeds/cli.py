@@ -88,6 +88,14 @@ Window = Annotated[
         rich_help_panel=IMAGE,
     ),
 ]
+Compactness = Annotated[
+    float,
+    typer.Option(
+        metavar="NUMBER",
+        help="From 0, where supervoxels follow the image alone, to 30, where they are all but cells of the lattice.",
+        rich_help_panel=CELLS,
+    ),
+]
 Volume = Annotated[
     int | None, typer.Option(metavar="I", help="Which volume of a 4D image, from 0.", rich_help_panel=IMAGE)
 ]
@@ -286,6 +294,7 @@ def segment(
     n_segments: Segments = None,
     spacing: Spacing = None,
     window: Window = None,
+    compactness: Compactness = 0.0,
     volume: Volume = None,
     region: Region = None,
     workers: Workers = None,
@@ -306,6 +315,7 @@ def segment(
         "n_segments": n_segments,
         "spacing": _numbers("--spacing", spacing, float),
         "window": _numbers("--window", window, float),
+        "compactness": compactness,
         "volume": volume,
         "region": voxels[0] if voxels and len(voxels) == 1 else voxels,
         "memory": memory,

@@ -265,8 +265,8 @@ class Stages:
     ) -> None:
         """Run ``function(job, number, *args)`` for every number as tasks; hand the results to `each` as they come.
 
-        As many tasks as are `skipped` count as done, too. Only a bounded number of tasks is known to the scheduler at any time. Where one fails, the others are
-        cancelled.
+        As many tasks as are `skipped` count as done. Only a bounded number of tasks is known to the scheduler at any
+        time. Where one fails, the others are cancelled.
         """
         bound = IN_FLIGHT * sum(self.client.nthreads().values())
         waiting = iter(numbers)

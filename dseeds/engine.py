@@ -30,8 +30,8 @@ from dseeds.plan import choose_region, memory_bytes
 from dseeds.quantise import NOTHING_FINITE, OrderStatistics, check_dtype, check_window
 from dseeds.report import Progress, Report
 from dseeds.rounds import may_rest, schedule
-from dseeds.stages import Job
 from dseeds.scores import check_compactness
+from dseeds.stages import Job
 from dseeds.steps import Step, choose_step
 from dseeds.store import (
     ATTRIBUTE,
@@ -285,7 +285,7 @@ def _climb(job: Job, run: Stages) -> None:
     run.run("quantise", stages.quantise_region, regions, job=job, each=finite.append)
     if not any(finite):
         raise ValueError(NOTHING_FINITE)
-    moved = {number: -1 for number in regions}
+    moved = dict.fromkeys(regions, -1)
     for turn, round_ in enumerate(job.schedule):
         if turn > 0:
             run.run("merge", stages.merge_region, regions, turn, job=job)

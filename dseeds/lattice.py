@@ -296,7 +296,7 @@ class Regions:
         return Box(index, triple(i + 1 for i in index)).grow(reach, within=self.counts)
 
     def within(self, number: int, reach: int) -> list[int]:
-        """List the numbers of the regions that are at most so many regions away from one, ascending, itself included."""
+        """List the numbers of the regions that are at most so many away from one, ascending, with itself."""
         here = self.around(number, reach)
         ranges = (range(a, h) for a, h in zip(here.lo, here.hi, strict=True))
         return [int(np.ravel_multi_index(triple(index), self.counts)) for index in itertools.product(*ranges)]

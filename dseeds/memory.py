@@ -52,8 +52,8 @@ def supervoxels(
         The intensities between which differences count, for example (-150, 250) for soft tissue in CT. Default: from
         the percentile 0.5 to the percentile 99.5.
     compactness : float, default 0
-        From 0, where supervoxels follow the image alone, to 100, where they are all but the lattice's cells: what it
-        costs a voxel to lie one step away from its cell's centre, in units of log-likelihood. Sensible: 0.1 to 5.
+        From 0, where supervoxels follow the image alone, to 30, where they are all but the lattice's cells: what it
+        costs a voxel to lie one step away from its cell's centre, in units of log-likelihood. Sensible: 0.1 to 3.
     threads : int, optional
         How many threads share the work; the labels are the same. Default: one per core.
 
@@ -116,8 +116,14 @@ def supervoxels(
     return out
 
 
-def check_threads(threads: int | None) -> int:
-    """Refuse a number of threads that is none; as many as there are cores by default."""
+def check_threads(threads: Any) -> int:
+    """Check a number of threads given by the user; None is one per core.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number from 1.
+    """
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from dseeds import scores
 from dseeds.kernel.blocks import (
-    BLOCK_BINS,
     BLOCK_UNIT,
     block_histograms,
     coarsen_histograms,
@@ -27,8 +26,8 @@ from dseeds.kernel.blocks import (
     sweep_blocks,
 )
 from dseeds.kernel.connectivity import connectivity_table
+from dseeds.kernel.lanes import BLOCK_BINS
 from dseeds.kernel.layout import Place, padded
-from dseeds.kernel.lanes import OPEN
 from dseeds.kernel.voxels import BINS, count_voxels, sweep_voxels
 from dseeds.lattice import Box, Grid, Lattice, Window, per_axis
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from decimal import Decimal, localcontext
 from functools import cache
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,9 @@ SIZE_SHIFT = 2
 LARGEST_SCORE, LARGEST_COST, OUT_OF_REACH_SCORE = 12000, 7500, -24000
 # How much of a full histogram intersection is as much as a logarithm's unit is for voxels.
 BLOCK_SHARE = 10
-# What a compactness is rounded to, and the most that fits 64 bits.
-COMPACTNESS_BITS, MOST_COMPACT = 20, 100
+# What a compactness is rounded to; and the most, with which no cost within a cell is limited, so that more is more
+# compact.
+COMPACTNESS_BITS, MOST_COMPACT = 20, 30
 
 
 def _gaussian(sigma: int, radius: int, total: int) -> NDArray[np.int64]:
@@ -207,15 +209,15 @@ def block_table(
     return share, size, handicap
 
 
-def check_compactness(compactness: float) -> float:
+def check_compactness(compactness: Any) -> float:
     """Check a compactness given by the user.
 
     Raises
     ------
     ValueError
-        If it is no number from 0 to 100.
+        If it is no number from 0 to 30.
     """
-    if not (isinstance(compactness, Real) and 0 <= compactness <= MOST_COMPACT):
+    if not (isinstance(compactness, Real) and 0 <= float(compactness) <= MOST_COMPACT):
         raise ValueError(f"compactness must be a number from 0 to {MOST_COMPACT}, got {compactness!r}.")
     return float(compactness)
 

@@ -195,7 +195,7 @@ class Level:
             self.labels[self.at[unit]] = coarser.labels[coarser.at[parent]]
 
     def distance_costs(self, unit, label, step, price):
-        """What it costs a unit to be far from the centre of a cell: `price(twice the distance, step)` along each axis."""
+        """What it costs to be far from the centre of a cell: along each axis `price(twice the distance, step)`."""
         owner = np.unravel_index(label, self.cells)
         along = zip(self.axes, self.extents, unit, owner, step, strict=True)
         return sum(price(abs(axis[i][0] + axis[i][1] - sum(extents[c])), s) for axis, extents, i, c, s in along)

@@ -31,11 +31,12 @@ from nibabel.testing import data_path
 
 import dseeds
 from dseeds import segment, supervoxels
-from dseeds.cluster import IN_FLIGHT
+from dseeds.cluster import IN_FLIGHT, Stages
 from dseeds.lattice import Lattice
 from dseeds.phantom import write_phantom
 from dseeds.plan import task_bytes, worker_bytes
-from dseeds.stages import Job, label_region
+from dseeds.rounds import may_rest, schedule
+from dseeds.stages import Job, label_region, sweep_region
 from dseeds.steps import choose_step
 from dseeds.store import create_array
 
@@ -230,6 +231,54 @@ def test_any_cut_gives_the_labels_of_the_whole(clients, run, stored, threads):
         cells = [-(-e // s) for e, s in zip(region, report.step, strict=True)]
         assert report.regions == prod(-(-n // k) for n, k in zip(report.cells, cells, strict=True))
     assert_told_in_order(progress.told, report)
+
+
+@st.composite
+def mostly_constant(draw):
+    """A volume with small islands of noise in a constant, cut into many regions."""
+    shape = draw(st.permutations((draw(st.integers(90, 150)), 16, draw(st.integers(8, 20)))))
+    image = np.zeros(shape)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    for _ in range(draw(st.integers(1, 3))):
+        lo = [int(rng.integers(0, n - 4)) for n in shape]
+        island = tuple(slice(a, a + int(rng.integers(3, 16))) for a in lo)
+        image[island] = rng.normal(3, 1, image[island].shape)
+    step = draw(st.sampled_from([4, 8, (3, 8, 5)]))
+    return image, {"step": step, "window": (0, 6), "compactness": draw(st.sampled_from([0, 1]))}
+
+
+@pytest.mark.slow
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(mostly_constant(), st.sampled_from([8, 12, (5, 40, 9)]))
+def test_regions_that_rest_are_left_out_and_no_label_changes(clients, tmp_path_factory, case, region):
+    image, asked = case
+    target = tmp_path_factory.mktemp("rest") / "labels.zarr"
+    progress = Recorder()
+    report = segment(image, target, region=region, client=clients[1], progress=progress, **asked)
+    np.testing.assert_array_equal(labels_in(target), supervoxels(image, **asked))
+    assert_told_in_order(progress.told, report)
+
+
+def test_a_background_rests(clients, tmp_path, monkeypatch):
+    """At one end something moves: elsewhere every round that may be left out is, and labels are right."""
+    image = np.zeros((16, 16, 160))
+    image[:, :, :12] = np.random.default_rng(0).normal(3, 1, (16, 16, 12))
+    swept = []
+    run = Stages.run
+
+    def counted(self, stage, function, numbers, *args, **options):
+        if function is sweep_region:
+            swept.append((args[0], len(numbers)))
+        run(self, stage, function, numbers, *args, **options)
+
+    monkeypatch.setattr(Stages, "run", counted)
+    report = segment(image, tmp_path / "labels.zarr", step=8, region=16, window=(0, 6), client=clients[1])
+    np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), supervoxels(image, step=8, window=(0, 6)))
+    rounds = schedule(Lattice(image.shape, (8, 8, 8)))
+    assert [turn for turn, count in swept if count < report.regions] == [
+        turn for turn in range(len(rounds)) if may_rest(rounds, turn)
+    ]
+    assert min(count for _, count in swept) < report.regions // 2
 
 
 def assert_told_in_order(told, report):
@@ -528,6 +577,7 @@ def test_the_output_says_what_it_is(tmp_path, client):
         "step": [7, 7, 7],
         "cells": [3, 4, 5],
         "window": [-90, 150.5],
+        "compactness": 0,
         "rounds": report.rounds,
     }
     assert Path(ours["source"]["path"]) == source

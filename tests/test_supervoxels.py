@@ -15,7 +15,7 @@ from skimage.segmentation import slic
 from threadpoolctl import threadpool_limits
 
 from dseeds import supervoxels
-from dseeds.metrics import evaluate
+from dseeds.metrics import compactness, evaluate
 
 
 def lattice(shape, step):
@@ -334,6 +334,13 @@ def test_an_image_that_cannot_be_cut_is_refused(image, error, says):
         ({"step": 4, "window": (0, np.inf)}, "two finite"),
         ({"step": 4, "window": (0, 1, 2)}, "two finite"),
         ({"step": 4, "window": ()}, "two finite"),
+        ({"step": 4, "compactness": -0.1}, "from 0 to 30, got -0.1"),
+        ({"step": 4, "compactness": 31}, "got 31"),
+        ({"step": 4, "compactness": np.nan}, "got nan"),
+        ({"step": 4, "compactness": "round"}, "got 'round'"),
+        ({"step": 4, "threads": 0}, "at least 1, got 0"),
+        ({"step": 4, "threads": 1.5}, "whole number"),
+        ({"step": 4, "threads": True}, "whole number"),
     ],
 )
 def test_nonsense_is_refused(asked, says):
@@ -358,19 +365,49 @@ def test_quality_on_a_real_ct(ct_3mm):
     assert figures["supervoxels"] == 2520
     assert figures["disconnected"] == 0
     assert len(figures["achievable_dice_per_structure"]) == 61
-    assert figures["achievable_dice"] >= 0.58
-    assert figures["undersegmentation_error"] <= 0.155
-    assert figures["explained_variation"] >= 0.91
-    assert evaluate(labels, organs, image=image)["explained_variation"] >= 0.91
+    assert figures["achievable_dice"] >= 0.6
+    assert figures["undersegmentation_error"] <= 0.15
+    assert figures["explained_variation"] >= 0.92
+    assert evaluate(labels, organs, image=image)["explained_variation"] >= 0.92
+
+
+def test_supervoxels_are_better_than_those_of_slic(ct_3mm, hippocampus):
+    """At equal counts, on volumes of two modalities; all three figures at once, with what a flip of an axis moves."""
+    for (volume, structures), step, window in ((ct_3mm, 16, (-150, 250)), (hippocampus, 4, None)):
+        whole = tuple(slice(n // step * step) for n in volume.shape)
+        truth = structures[whole]
+        lo, hi = window or np.percentile(volume[whole], [0.5, 99.5])
+        image = np.clip((volume[whole] - lo) / (hi - lo), 0, 1).astype(np.float32)
+        count = image.size // step**3
+        ours = evaluate(supervoxels(image, step=step, window=(0, 1)), truth, image=image)
+        theirs = [
+            evaluate(slic(image, n_segments=count, compactness=c, channel_axis=None), truth, image=image)
+            for c in (0.1, 0.3)
+        ]
+        assert ours["achievable_dice"] > max(f["achievable_dice"] for f in theirs) - 0.01
+        assert ours["undersegmentation_error"] < min(f["undersegmentation_error"] for f in theirs)
+        assert ours["explained_variation"] > max(f["explained_variation"] for f in theirs) + 0.02
+
+
+def test_compactness_goes_from_ragged_to_cells(ct_3mm):
+    image = ct_3mm[0][:64, :64, :64]
+    wanted = 0, 0.1, 0.3, 1, 3, 10, 30
+    found = [supervoxels(image, step=8, window=(-150, 250), compactness=c) for c in wanted]
+    shapes = [compactness(labels) for labels in found]
+    assert shapes == sorted(shapes)
+    assert shapes[-1] > 2 * shapes[0]
+    cells = supervoxels(np.zeros((64, 64, 64)), step=8)
+    assert (found[-1] == cells).mean() > 0.99 > 0.8 > (found[0] == cells).mean()
+    np.testing.assert_array_equal(found[0], supervoxels(image, step=8, window=(-150, 250)))
 
 
 @pytest.mark.slow
 def test_speed_against_slic(ct_3mm):
-    """The same number of supervoxels, one thread each, turn by turn, and the best of three; measured: some 9 times."""
+    """The same number of supervoxels, one thread each, turn by turn, and the best of three; measured: some 15 times."""
     image = ct_3mm[0]
     scaled = ((np.clip(image, -150, 250) + 150) / 400).astype(np.float32)
     runs = {
-        "dseeds": lambda: supervoxels(image, step=8, window=(-150, 250)),
+        "dseeds": lambda: supervoxels(image, step=8, window=(-150, 250), threads=1),
         "slic": lambda: slic(scaled, n_segments=2520, compactness=0.1, channel_axis=None),
     }
     best = dict.fromkeys(runs, np.inf)
@@ -381,4 +418,4 @@ def test_speed_against_slic(ct_3mm):
                 begin = time.perf_counter()
                 run()
                 best[name] = min(best[name], time.perf_counter() - begin)
-    assert best["slic"] >= 3 * best["dseeds"], best
+    assert best["slic"] >= 6 * best["dseeds"], best

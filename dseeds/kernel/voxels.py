@@ -9,7 +9,6 @@ from dseeds.compilation import jit
 from dseeds.kernel.connectivity import may_leave
 from dseeds.kernel.labels import home_and_number, homes_and_numbers, owner_distances
 from dseeds.kernel.lanes import (
-    OPEN,
     boundary_lanes,
     count_neighbours,
     same_neighbours,

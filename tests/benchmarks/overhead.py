@@ -1,0 +1,161 @@
+"""What the run out of core adds to its kernels, round by round: ``python tests/benchmarks/overhead.py [SOURCE]``.
+
+Workers have one thread each, and every second of every worker counts once: in a kernel, in reading and writing with
+their codecs, in what else a task does, or idle, where the worker waits for the scheduler or for the last task of a
+stage. A round is its sweep and the merge before it; what is compiled is compiled first. All but the kernels is
+overhead; 1.0 is as much again as the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import zarr
+from distributed import Client, LocalCluster, WorkerPlugin
+
+import dseeds
+from dseeds import rounds, stages
+from dseeds.cluster import Stages
+from dseeds.phantom import phantom, write_phantom
+
+KINDS = ("kernel", "io", "other")
+COLUMNS = ("wall", *KINDS, "idle", "overhead")
+
+Seconds = Counter[tuple[str, str]]
+
+
+class Clocks(WorkerPlugin):
+    """Times a worker's tasks, and in them kernels, reads and writes, by round."""
+
+    name = "clocks"
+
+    def setup(self, worker: Any) -> None:
+        """Wrap what is to be timed, in the worker's process."""
+        worker.clocks = seconds = Counter()
+        doing = [""]
+
+        def timed(function: Callable, kind: str) -> Callable:
+            @wraps(function)
+            def call(*args: Any, **options: Any) -> Any:
+                start = time.perf_counter()
+                try:
+                    return function(*args, **options)
+                finally:
+                    spent = time.perf_counter() - start
+                    seconds[doing[0], kind] += spent
+                    seconds[doing[0], "other"] -= spent
+
+            return call
+
+        def task(function: Callable, stage: str) -> Callable:
+            @wraps(function)
+            def call(job: Any, number: int, *args: Any) -> Any:
+                doing[0], start = key(stage, args), time.perf_counter()
+                try:
+                    return function(job, number, *args)
+                finally:
+                    seconds[doing[0], "other"] += time.perf_counter() - start
+
+            return call
+
+        for name in ("sweep", "count", "histograms", "coarsen"):
+            setattr(rounds, name, timed(getattr(rounds, name), "kernel"))
+        for name in ("quantise", "global_labels"):
+            setattr(stages, name, timed(getattr(stages, name), "kernel"))
+        for name in ("read", "write"):
+            setattr(stages, name, timed(getattr(stages, name), "io"))
+        for stage in ("count_digits", "quantise_region", "sweep_region", "merge_region", "label_region"):
+            setattr(stages, stage, task(getattr(stages, stage), stage))
+
+
+def key(stage: str, args: tuple[Any, ...]) -> str:
+    """Name a round by its number, any other stage by its function."""
+    return f"round {args[0]:2}" if stage in ("sweep_region", "merge_region") else stage
+
+
+@contextmanager
+def timed_stages() -> Iterator[Counter[str]]:
+    """Lend the seconds that pass in every stage, as this process sees them."""
+    seconds: Counter[str] = Counter()
+    run = Stages.run
+
+    def timed(self: Stages, stage: str, function: Callable, numbers: Any, *args: Any, **options: Any) -> None:
+        start = time.perf_counter()
+        run(self, stage, function, numbers, *args, **options)
+        seconds[key(function.__name__, args)] += time.perf_counter() - start
+
+    Stages.run = timed
+    try:
+        yield seconds
+    finally:
+        Stages.run = run
+
+
+def measure(client: Client, source: Any, step: int, folder: str) -> tuple[dict[str, dict[str, float]], dseeds.Report]:
+    """Run once, and give the seconds of every round and every other stage."""
+    client.run(lambda dask_worker: dask_worker.clocks.clear())
+    with timed_stages() as walls:
+        report = dseeds.segment(source, f"{folder}/labels.zarr", step=step, client=client, overwrite=True)
+    busy: Seconds = sum(client.run(lambda dask_worker: dask_worker.clocks).values(), Counter())
+    rows = {name: {"wall": wall, **{kind: busy[name, kind] for kind in KINDS}} for name, wall in walls.items()}
+    for row in rows.values():
+        row["idle"] = row["wall"] * report.workers - sum(row[kind] for kind in KINDS)
+    names = [name for name in rows if name.startswith("round")]
+    rows["all rounds"] = {column: sum(rows[name][column] for name in names) for column in COLUMNS[:-1]}
+    for row in rows.values():
+        row["overhead"] = row["wall"] * report.workers / max(row["kernel"], 1e-9) - 1
+    return rows, report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", nargs="?", help="a Zarr image, by default a phantom of --size")
+    parser.add_argument("--size", type=int, default=768, help="voxels along each axis of the phantom")
+    parser.add_argument("--step", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--memory", default="1GiB")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LocalCluster(
+            n_workers=arguments.workers,
+            threads_per_worker=1,
+            memory_limit=arguments.memory,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        source = arguments.source
+        if source is None:
+            source = f"{folder}/phantom.zarr"
+            write_phantom(source, shape=(arguments.size,) * 3)
+        client.register_plugin(Clocks())
+        small, _ = phantom((64,) * 3)
+        # Every worker compiles what it calls: so small regions, many of them.
+        dtype = zarr.open(source, mode="r")
+        image = dtype["0"] if isinstance(dtype, zarr.Group) else dtype
+        dseeds.segment(
+            small.astype(image.dtype), f"{folder}/small.zarr", step=arguments.step, region=arguments.step, client=client
+        )
+        rows, report = measure(client, source, arguments.step, folder)
+    print(report)
+    print(f"{'seconds':<16}" + "".join(f"{column:>10}" for column in COLUMNS))
+    for name, row in rows.items():
+        print(f"{name:<16}" + "".join(f"{row[column]:>10.2f}" for column in COLUMNS))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": rows, "report": report.to_dict()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
