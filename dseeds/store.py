@@ -25,9 +25,14 @@ from dseeds import merge
 from dseeds.lattice import Box, Grid, Regions, Triple, triple
 from dseeds.rounds import Round, histogram_dtype, schedule
 
-# Chunks per axis, in voxels or blocks and in cells: what a halo read wastes against what a file's index costs.
+# Chunks per axis, in voxels, in blocks with their histograms and in cells: what a halo read wastes against what every
+# chunk costs.
 UNIT_CHUNK = 64
+HISTOGRAM_CHUNK = 16
 CELL_CHUNK = 8
+# Scratch is read many times and soon gone: what is quick to decode is better than what is small.
+QUICK = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
+QUICK_BITS = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
 MARKER = "dseeds-incomplete.json"
 ATTRIBUTE = "dseeds"
 
@@ -50,7 +55,13 @@ def region_units(regions: Regions, grid: Grid) -> Triple:
 
 
 def create_array(
-    path: Path, shape: tuple[int, ...], dtype: DTypeLike, shard: tuple[int, ...], wanted: int, **more: Any
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    shard: tuple[int, ...],
+    wanted: int,
+    codec: BloscCodec | ZstdCodec | None = None,
+    **more: Any,
 ) -> zarr.Array:
     """Create an array in Zarr v3 whose first three axes are cut into shards and chunks, other axes into neither."""
     chunks = tuple(chunk_length(n, wanted) for n in shard[:3]) + shard[3:]
@@ -61,7 +72,7 @@ def create_array(
         dtype=dtype,
         chunks=chunks,
         shards=shard if shard != chunks else None,
-        compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle") if wide else ZstdCodec(level=1),
+        compressors=codec or (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle") if wide else ZstdCodec(level=1)),
         fill_value=0,
         zarr_format=3,
         **more,
@@ -113,18 +124,21 @@ class Scratch:
         """Create all arrays, empty."""
         lattice, rounds = self.regions.lattice, schedule(self.regions.lattice)
         voxels = lattice.grids[-1]
-        create_array(self.path / "bins", lattice.shape, np.uint8, region_units(self.regions, voxels), UNIT_CHUNK)
+        create_array(
+            self.path / "bins", lattice.shape, np.uint8, region_units(self.regions, voxels), UNIT_CHUNK, QUICK_BITS
+        )
         for level, grid in enumerate(lattice.grids):
             shard = region_units(self.regions, grid)
             for parity in "01":
-                create_array(self.path / f"codes-{level}-{parity}", grid.shape, np.uint8, shard, UNIT_CHUNK)
+                create_array(self.path / f"codes-{level}-{parity}", grid.shape, np.uint8, shard, UNIT_CHUNK, QUICK)
             if level < len(lattice.grids) - 2:
                 create_array(
                     self.path / f"histograms-{level}",
                     (*grid.shape, 32),
                     histogram_dtype(grid),
                     (*shard, 32),
-                    CELL_CHUNK,
+                    HISTOGRAM_CHUNK,
+                    QUICK,
                 )
         shell = merge.shell_length(self.regions.cells)
         for bins in {round_.bins for round_ in rounds}:
