@@ -128,7 +128,9 @@ def _call_all() -> None:
     ):
         for dtype in DTYPES:
             volume = (image % 100).astype(dtype)
-            labels = dseeds.supervoxels(volume, step=16)
+            # With one level of blocks, with two and with three: their histograms differ in dtype.
+            for step in (4, 8, 16):
+                labels = dseeds.supervoxels(volume, step=step)
             dseeds.segment(volume, Path(folder, dtype), step=16, client=client)
     dseeds.evaluate(labels, truth, image=volume)
 
