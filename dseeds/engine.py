@@ -290,15 +290,13 @@ def _climb(job: Job, run: Stages) -> None:
         if turn > 0:
             run.run("merge", stages.merge_region, regions, turn, job=job)
         restless = [number for number in regions if not _rests(job, number, turn, moved)]
-        after = dict(moved)
 
-        def note(result: tuple[int, int], turn: int = turn, after: dict[int, int] = after) -> None:
+        def note(result: tuple[int, int], turn: int = turn) -> None:
             number, moves = result
-            after[number] = turn if moves else after[number]
+            moved[number] = turn if moves else moved[number]
 
         stage = "sweep-blocks" if round_.weight is None else "sweep-voxels"
         run.run(stage, stages.sweep_region, restless, turn, job=job, each=note, skipped=len(regions) - len(restless))
-        moved = after
 
 
 def _rests(job: Job, number: int, turn: int, moved: dict[int, int]) -> bool:

@@ -134,6 +134,10 @@ class Grid:
         """Give per axis where the units of a box begin, and where the last ends, in voxels from the box's first."""
         return per_axis(e[a : h + 1] - e[a] for e, a, h in zip(self.edges, box.lo, box.hi, strict=True))
 
+    def homes_of(self, box: Box) -> PerAxis:
+        """Give per axis the cell that each unit of a box lies in."""
+        return per_axis(c[a:h] for c, a, h in zip(self.cells, box.lo, box.hi, strict=True))
+
     def parents(self, coarser: Grid) -> PerAxis:
         """Give per axis the unit of a coarser grid that each unit lies in."""
         return per_axis(

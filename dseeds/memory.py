@@ -158,7 +158,10 @@ def climb(
         The labels, a window of `kernel.layout`.
     """
     everything = Box((0, 0, 0), lattice.cells)
-    values = _values(lattice, bins)
+    # What the rounds of each level look at: histograms, or for the two finest the bins.
+    values: list[NDArray[Any]] = [bins] * len(lattice.grids)
+    for level, histograms in rounds.stored_histograms(lattice, bins, everything):
+        values[level] = histograms
     grid: Grid = lattice.grids[0] if schedule else lattice.grids[-1]
     labels = seeds(*grid.cells)
     counts = np.zeros((0, 0), np.uint32)
@@ -181,15 +184,3 @@ def climb(
         # Histograms that are no longer needed.
         values[level] = bins
     return labels
-
-
-def _values(lattice: Lattice, bins: NDArray[np.uint8]) -> list[NDArray[Any]]:
-    """Give for each level what its rounds look at: histograms, or for the two finest the bins."""
-    values: list[NDArray[Any]] = [bins] * len(lattice.grids)
-    for level in range(len(values) - 3, -1, -1):
-        grid, finer = lattice.grids[level : level + 2]
-        if level == len(values) - 3:
-            values[level] = rounds.histograms(bins, grid, Box((0, 0, 0), grid.shape))
-        else:
-            values[level] = rounds.coarsen(values[level + 1], finer, Box((0, 0, 0), finer.shape), grid)
-    return values

@@ -115,8 +115,8 @@ def may_rest(rounds: tuple[Round, ...], turn: int) -> bool:
 def place(window: Window) -> Place:
     """Describe a window to the kernels."""
     core = window.core.relative_to(window.box.lo)
-    cells = per_axis(c[a:h] for c, a, h in zip(window.grid.cells, window.box.lo, window.box.hi, strict=True))
-    return Place(core.lo, core.hi, window.box.lo, *cells, window.cells.lo, window.cells.shape)
+    homes = window.grid.homes_of(window.box)
+    return Place(core.lo, core.hi, window.box.lo, *homes, window.cells.lo, window.cells.shape)
 
 
 def sweep(
@@ -264,3 +264,34 @@ def coarsen(finer: NDArray[Any], fine: Grid, box: Box, coarse: Grid) -> NDArray[
     out = np.zeros((*shape, BLOCK_BINS), histogram_dtype(coarse))
     coarsen_histograms(finer, *parents, out)
     return out
+
+
+def stored_histograms(lattice: Lattice, bins: NDArray[np.uint8], region: Box) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Take the histograms of the blocks of a box of cells, level by level: for all but the two finest levels.
+
+    Parameters
+    ----------
+    lattice : Lattice
+        The lattice.
+    bins : ndarray of uint8
+        The bins of the region's voxels, a window of `kernel.layout`.
+    region : Box
+        The cells.
+
+    Yields
+    ------
+    level : int
+        From the finest to the coarsest.
+    histograms : ndarray of unsigned int, shape (z, y, x, 32)
+        Of the level's blocks.
+    """
+    finest = len(lattice.grids) - 3
+    values: NDArray[Any] = bins
+    for level in range(finest, -1, -1):
+        grid = lattice.grids[level]
+        if level == finest:
+            values = histograms(bins, grid, grid.of_cells(region))
+        else:
+            finer = lattice.grids[level + 1]
+            values = coarsen(values, finer, finer.of_cells(region), grid)
+        yield level, values

@@ -20,7 +20,7 @@ from dseeds.io import Source
 from dseeds.kernel.labels import global_labels, refine, seeds
 from dseeds.kernel.lanes import NOTHING, OPEN
 from dseeds.kernel.layout import enter, leave, padded
-from dseeds.lattice import Box, Grid, Lattice, PerAxis, Regions, Triple, Window, per_axis, triple
+from dseeds.lattice import Box, Grid, Lattice, Regions, Triple, Window, per_axis, triple
 from dseeds.quantise import OrderStatistics, quantise
 from dseeds.store import Scratch, read, write
 
@@ -107,16 +107,12 @@ def quantise_region(job: Job, number: int) -> bool:
     if not job.schedule:
         return finite
     voxels = _padded(bins, 0)
-    values = voxels
-    for level in range(len(grids) - 3, -1, -1):
-        if level == len(grids) - 3:
-            values = rounds.histograms(voxels, grids[level], grids[level].of_cells(region))
-        else:
-            values = rounds.coarsen(values, grids[level + 1], grids[level + 1].of_cells(region), grids[level])
+    values: NDArray[Any] = voxels
+    for level, values in rounds.stored_histograms(job.lattice, voxels, region):
         write(job.store.histograms(level), grids[level].of_cells(region), values)
     first = job.schedule[0]
     window = Window.around(job.lattice, grids[first.level], region, 0)
-    counts = rounds.count(first, job.lattice, window, values, seeds(*_cells(window)))
+    counts = rounds.count(first, job.lattice, window, values, seeds(*window.grid.homes_of(window.box)))
     core, _ = merge.split(counts, window.cells, region, job.regions)
     write(job.store.statistics(0, first), region, core)
     return finite
@@ -173,7 +169,7 @@ def label_region(job: Job, number: int) -> None:
     """Write a region's labels."""
     voxels = job.lattice.grids[-1]
     box = voxels.of_cells(job.regions.box(number))
-    cells = per_axis(c[a:h] for c, a, h in zip(voxels.cells, box.lo, box.hi, strict=True))
+    cells = voxels.homes_of(box)
     if job.schedule:
         owners = _padded(read(job.store.codes(len(job.schedule) - 1, job.schedule[-1]), box), NOTHING)
     else:
@@ -190,11 +186,6 @@ def _padded(values: NDArray[np.uint8], fill: int) -> NDArray[np.uint8]:
     return window
 
 
-def _cells(window: Window) -> PerAxis:
-    """Give per axis the cell of each unit of a window."""
-    return per_axis(c[a:h] for c, a, h in zip(window.grid.cells, window.box.lo, window.box.hi, strict=True))
-
-
 def _core(units: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
     """Take the core's units out of a window."""
     out = np.empty(window.core.shape, np.uint8)
@@ -206,7 +197,7 @@ def _units(job: Job, turn: int, window: Window) -> tuple[NDArray[np.uint8], NDAr
     """Make the windows of labels and of states that a round finds."""
     state = padded(window.box.shape, OPEN)
     if turn == 0:
-        return seeds(*_cells(window)), state
+        return seeds(*window.grid.homes_of(window.box)), state
     before = job.schedule[turn - 1]
     grid = job.lattice.grids[before.level]
     if grid is window.grid:

@@ -26,7 +26,6 @@ NOTHING = 64
 # A bit of a unit's state: it is to be looked at.
 OPEN = 1
 BYTES = ir.VectorType(ir.IntType(8), LANES)
-WORDS = ir.VectorType(ir.IntType(16), LANES)
 BLOCK_BINS = 32
 SHARES = ir.VectorType(ir.IntType(16), BLOCK_BINS)
 SUMS = ir.VectorType(ir.IntType(32), BLOCK_BINS)
@@ -56,8 +55,8 @@ class _Code:
     def neighbours(self, unit: Any, distances: Any, which: Sequence[int]) -> list[Any]:
         return [self.builder.add(unit, self.load(distances, ir.Constant(INDEX, k))) for k in which]
 
-    def all_lanes(self, value: int, kind: ir.VectorType = BYTES) -> Any:
-        return ir.Constant(kind, [value] * LANES)
+    def all_lanes(self, value: int) -> Any:
+        return ir.Constant(BYTES, [value] * LANES)
 
     def count(self, label: Any, among: Sequence[Any]) -> Any:
         # All bits of a lane that is the same are set, and that is -1.
