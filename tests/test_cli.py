@@ -117,8 +117,9 @@ def save(path, data):
 # What it says
 
 
-def test_version():
-    done = run("--version")
+@pytest.mark.parametrize("command", [[SCRIPT], [sys.executable, "-m", "dseeds"]])
+def test_version(command):
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"dseeds {dseeds.__version__}\n", "")
 
 
@@ -317,7 +318,7 @@ def test_an_option_that_does_not_suit_the_cluster_is_refused(call, cluster, tmp_
 
 
 def test_a_scheduler_that_does_not_answer(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr("dseeds.cli.cluster.CONNECT_SECONDS", 1)
     save(tmp_path / "image.zarr", image())
     code, out, err = call(
         "segment", tmp_path / "image.zarr", tmp_path / "labels.zarr", "--scheduler", "tcp://127.0.0.1:1"
@@ -378,7 +379,7 @@ def test_errors_of_a_run_are_one_sentence(call, monkeypatch, error, words):
     assert (code, out) == (1, "")
     assert_one_sentence(err)
     assert words in err
-    monkeypatch.setenv(cli.DEBUG, "1")
+    monkeypatch.setenv(cli.errors.DEBUG, "1")
     with pytest.raises(type(error)):
         call("segment", "a", "b")
 

@@ -1,0 +1,74 @@
+"""The command line: `dseeds` with its commands, one module for each.
+
+Standard output carries results alone, progress and errors go to standard error. What computes is imported by the
+commands that need it, so that help is there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from dseeds import __version__
+from dseeds.cli import compile, errors, evaluate, info, phantom, segment
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"Errors are one sentence and exit code {errors.FAILED}; set {errors.DEBUG}=1 to see where they come from.",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Default: those that the process was called with.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 1 for an error, 2 for arguments that make no command, 130 after Ctrl-C.
+    """
+    with errors.good_manners():
+        try:
+            code = app(arguments, prog_name="dseeds", standalone_mode=False) or 0
+        except (KeyboardInterrupt, typer.Abort):
+            code = errors.INTERRUPTED
+        except Exception as error:
+            sentence = errors.sentence(error)
+            if sentence is None or errors.debugging():
+                raise
+            errors.say(f"error: {sentence}")
+            return errors.MISUSED if isinstance(error, errors.UsageError) else errors.FAILED
+    if code == errors.INTERRUPTED:
+        errors.say("interrupted; nothing was published")
+    return int(code)
+
+
+@app.callback(invoke_without_command=True)
+def _dseeds(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """3D SEEDS supervoxels for volumes of any size: one answer, however the volume is cut."""
+    if version:
+        print(f"dseeds {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+    else:
+        return
+    raise typer.Exit
+
+
+app.command(epilog=segment.EXAMPLES)(segment.segment)
+app.command(epilog=info.EXAMPLES)(info.info)
+app.command(epilog=phantom.EXAMPLES)(phantom.phantom)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("compile", epilog=compile.EXAMPLES)(compile.compile_)

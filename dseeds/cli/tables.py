@@ -1,0 +1,59 @@
+"""Results for people: tables, and numbers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Structures in a table of figures.
+SHOWN = 100
+HEADINGS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)"}
+
+
+def print_description(description: Mapping[str, Any]) -> None:
+    """Print what `dseeds.info.describe` gives."""
+    table = Table.grid(padding=(0, 2))
+    for key, value in description.items():
+        table.add_row(Text(HEADINGS.get(key, key), style="bold"), Text(_words(key, value), overflow="fold"))
+    Console().print(table)
+
+
+def _words(key: str, value: Any) -> str:
+    if value is None:
+        return "none" if key == "shards" else "unknown"
+    if key == "window":
+        return " to ".join(f"{limit:g}" for limit in value)
+    if key == "source":
+        return str(value.get("path", value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(name, item)}" for name, item in value.items())
+    return by(value) if isinstance(value, list) else str(value)
+
+
+def by(values: Sequence[float]) -> str:
+    """Write sizes along the axes.
+
+    >>> by([3, 0.5, 0.5])
+    '3 x 0.5 x 0.5'
+    """
+    return " x ".join(f"{value:g}" for value in values)
+
+
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """Print what `dseeds.evaluate` gives."""
+    structures = figures["achievable_dice_per_structure"]
+    table = Table("figure", "value")
+    table.columns[1].justify = "right"
+    for name, value in figures.items():
+        if value is not structures:
+            table.add_row(name.replace("_", " "), f"{value:g}" if value == int(value) else f"{value:.4f}")
+    table.add_section()
+    for structure, dice in list(structures.items())[:SHOWN]:
+        table.add_row(f"achievable dice of {structure}", f"{dice:.4f}")
+    if len(structures) > SHOWN:
+        table.add_row(f"{len(structures) - SHOWN} more, see --json", "")
+    Console().print(table)
