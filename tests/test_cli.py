@@ -140,8 +140,8 @@ def test_help_names_the_commands(call, arguments):
     [
         (
             "segment",
-            "--step --n-segments --spacing --window --volume --region --workers --memory --scheduler --scratch "
-            "--overwrite --json --quiet",
+            "--step --n-segments --spacing --window --volume --region --workers --memory --scheduler "
+            "--tls-ca-file --tls-cert --tls-key --scratch --overwrite --json --quiet",
         ),
         ("info", "--volume --json"),
         ("phantom", "--shape --spacing --dtype --noise --organs --seed --chunk --threads --overwrite --quiet"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -13,16 +16,48 @@ CONNECT_SECONDS = 15
 
 
 @contextmanager
-def client_at(address: str | None) -> Iterator[Client | None]:
-    """Lend a client of the cluster at an address, or None."""
+def client_at(
+    address: str | None, tls_ca_file: Path | None = None, tls_cert: Path | None = None, tls_key: Path | None = None
+) -> Iterator[Client | None]:
+    """Lend a client of the cluster at an address, or None.
+
+    The files of TLS that are not given are those of Dask's configuration.
+    """
+    files = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert, "tls_client_key": tls_key}
+    given = {name: str(path) for name, path in files.items() if path}
+    if given and not (address or "").startswith("tls://"):
+        raise typer.BadParameter(
+            "it needs a --scheduler at a tls:// address", param_hint="'--tls-ca-file' / '--tls-cert' / '--tls-key'"
+        )
     if address is None:
         yield None
-        return
-    from distributed import Client
+    else:
+        with _connect(address, given) as client:
+            yield client
+
+
+def _connect(address: str, files: dict[str, str]) -> Client:
+    import ssl
+
+    from distributed import Client, Security
+    from distributed.comm.core import CommClosedError
 
     try:
-        client = Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, TypeError) as error:
+        # Without files the choice is Dask's, whose configuration may name what finds them.
+        security = Security(require_encryption=True, **files) if files else None
+        return Client(address, timeout=CONNECT_SECONDS, security=security)
+    except TypeError as error:
+        # Dask's way to say so.
+        raise ValueError(
+            f"{address} is reached with certificates: give --tls-ca-file, --tls-cert and --tls-key, or set them in "
+            "Dask's configuration"
+        ) from error
+    except (FileNotFoundError, PermissionError, ssl.SSLError) as error:
+        raise ValueError(f"the certificates or the key for {address} cannot be used: {error}") from error
+    except (CommClosedError, RuntimeError) as error:
+        raise ConnectionError(
+            f"the connection to {address} failed, most likely because the certificates do not belong together or only "
+            f"one side uses TLS: {error.__cause__ or error}"
+        ) from error
+    except (OSError, ValueError) as error:
         raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
-    with client:
-        yield client

@@ -89,6 +89,42 @@ Scheduler = Annotated[
         rich_help_panel=WORK,
     ),
 ]
+TlsCaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-ca-file",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Whom to trust at a tls:// address: certificates of authorities, PEM.",
+        show_default="what Dask's configuration says",
+        rich_help_panel=WORK,
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Who we are at a tls:// address: our certificate, PEM.",
+        show_default="what Dask's configuration says",
+        rich_help_panel=WORK,
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="The private key of --tls-cert, where that file does not hold it, PEM.",
+        show_default="what Dask's configuration says",
+        rich_help_panel=WORK,
+    ),
+]
 Scratch = Annotated[
     Path | None,
     typer.Option(

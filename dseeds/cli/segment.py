@@ -20,6 +20,9 @@ from dseeds.cli.options import (
     Segments,
     Spacing,
     Step,
+    TlsCaFile,
+    TlsCert,
+    TlsKey,
     Volume,
     Window,
     Workers,
@@ -56,6 +59,9 @@ def segment(
     workers: Workers = None,
     memory: Memory = None,
     scheduler: Scheduler = None,
+    tls_ca_file: TlsCaFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     scratch: Scratch = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -84,7 +90,7 @@ def segment(
 
     from dseeds.engine import segment as run
 
-    with client_at(scheduler) as client, following(quiet) as progress:
+    with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
         report = run(source, target, client=client, progress=progress, **options)
     if as_json:
         print(report.to_json())
