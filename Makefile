@@ -4,7 +4,8 @@
 # Another Python: make test PYTHON=python3.13
 
 PYTHON ?= python3
-PYTEST ?= -q --durations=10
+# Two processes, a file each at a time: much of the time goes into waiting.
+PYTEST ?= -q --durations=10 -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin

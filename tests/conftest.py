@@ -1,6 +1,8 @@
 """Settings and real volumes for all tests."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -45,3 +47,44 @@ def mr_sarcoma():
 def hippocampus():
     """A brain crop at 1 mm and its hippocampus, anterior and posterior."""
     return _load("hippocampus", "image_001.nii.gz"), _load("hippocampus", "label_001.nii.gz")
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """URL of an S3 in this process; `faulty_store` stands in front of it."""
+    from faulty_store import moto
+
+    with moto() as url:
+        yield url
+
+
+@pytest.fixture
+def faulty_store(object_store, monkeypatch):
+    """An S3 that goes wrong as told, at first not at all, and is this process's and its children's one and only."""
+    from faulty_store import FaultyStore
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with FaultyStore(object_store) as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        yield store
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A folder with compiled code for processes: the user's own, or a new one."""
+    folder = os.environ.get("DSEEDS_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
+    command = [sys.executable, "-m", "dseeds", "compile"]
+    subprocess.run(command, env={**os.environ, "DSEEDS_CACHE_DIR": folder}, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def environment(compiled):
+    """What a batch job finds set, but for which job it is."""
+    from dseeds.batch import ARRAYS
+
+    array = {name for names in ARRAYS for name in names}
+    kept = {name: value for name, value in os.environ.items() if name not in array}
+    return {**kept, "DSEEDS_CACHE_DIR": compiled, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -4,7 +4,7 @@ No arithmetic happens here: what a file holds is handed on as it is, box by box 
 back the way the image came.
 """
 
-from dseeds.io.nifti import NiftiSource, check_nifti_target, write_nifti_labels
+from dseeds.io.nifti import NiftiSource, check_nifti_target, nifti_run, remove_partial_nifti, write_nifti_labels
 from dseeds.io.source import ArraySource, Source, Spacing, open_source
 from dseeds.io.zarr_image import ZarrSource, ome_label_attributes
 
@@ -15,7 +15,9 @@ __all__ = [
     "Spacing",
     "ZarrSource",
     "check_nifti_target",
+    "nifti_run",
     "ome_label_attributes",
     "open_source",
+    "remove_partial_nifti",
     "write_nifti_labels",
 ]

@@ -6,13 +6,15 @@ order, and a slab of planes is one run of bytes.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -20,7 +22,6 @@ import nibabel
 import numpy as np
 from nibabel.analyze import AnalyzeHeader
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import FileBasedImage
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 
@@ -30,6 +31,7 @@ from dseeds.io.source import (
     Shape,
     Source,
     Spacing,
+    reason,
     require_volume,
     slab_ranges,
     spacing_in_mm,
@@ -41,9 +43,12 @@ Stored: TypeAlias = tuple[tuple[int, ...], np.dtype, int, float, float]
 
 # The lowest three bits of `xyzt_units`; a header that says nothing means millimetres.
 _PER_MM = {0: 1.0, 1: 1e-3, 2: 1.0, 3: 1e3}
-_COMPRESSED = (".gz", ".bz2", ".zst")
+_GZIP = (".gz", ".mgz")
+_COMPRESSED = (*_GZIP, ".bz2", ".zst")
 # Measured on labels of 12 voxels a side: a third of level 4's size for a quarter more time; 9 takes six times as long.
 _GZIP_LEVEL = 6
+# Deflate makes no more than this of a byte.
+_GZIP_RATIO = 1032
 # By this the program knows its own files again.
 _INTENT = "dseeds"
 
@@ -71,7 +76,13 @@ class NiftiSource:
     identity: dict[str, Any]
     kind: Literal["nifti"] = "nifti"
     chunks: None = None
+    shards: None = None
     readable_by_workers: bool = False
+
+    def reopened(self) -> NiftiSource:
+        """See `Source.reopened`."""
+        status = Path(self.path).stat()
+        return replace(self, identity={**self.identity, "size": status.st_size, "mtime_ns": status.st_mtime_ns})
 
     def read(self, box: Box) -> np.ndarray:
         """See `Source.read`. From a compressed file, all planes before the box are decompressed too."""
@@ -145,15 +156,36 @@ def _in_file(
         "dtype": dtype.str,
         "scaling": [float(voxels.slope), float(voxels.inter)],
     }
-    offset = voxels.offset + volume * math.prod(xyz) * voxels.dtype.itemsize
+    length = math.prod(xyz) * voxels.dtype.itemsize
+    offset = voxels.offset + volume * length
+    _check_length(path, offset + length)
     stored = (xyz, voxels.dtype, offset, voxels.slope, voxels.inter)
     return NiftiSource(str(path), stored, name, (z, y, x), dtype, spacing, identity)
 
 
-def is_written_by_us(image: FileBasedImage) -> bool:
-    """Tell whether an image holds labels that this program wrote."""
-    header = image.header
+def _check_length(path: Path, needed: int) -> None:
+    """Refuse a header that promises more than its file can hold, before anything is allocated for it."""
+    ending, size = path.suffix.lower(), path.stat().st_size
+    most = size * _GZIP_RATIO if ending in _GZIP else math.inf if ending in _COMPRESSED else size
+    if needed > most:
+        raise ValueError(
+            f"{path} is incomplete: its header promises {needed} bytes, more than the {size} bytes of the file can "
+            f"hold, so copy or export it again"
+        )
+
+
+def is_written_by_us(path: Path) -> bool:
+    """Tell whether an image that nibabel can read holds labels that this program wrote."""
+    header = _load(path).header
     return isinstance(header, nibabel.Nifti1Header) and header.get_intent()[2] == _INTENT
+
+
+def nifti_run(path: Path) -> str | None:
+    """Give what `write_nifti_labels` was told that a file is to be known by; None if it is not this program's."""
+    if not (path.is_file() and is_written_by_us(path)):
+        return None
+    header: Any = _load(path).header
+    return bytes(header["aux_file"].item()).decode(errors="replace")
 
 
 def check_nifti_target(path: Path, overwrite: bool) -> None:
@@ -175,7 +207,7 @@ def check_nifti_target(path: Path, overwrite: bool) -> None:
             f"{path} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
         )
     try:
-        ours = is_written_by_us(_load(path))
+        ours = is_written_by_us(path)
     except ValueError:
         ours = False
     if not ours:
@@ -190,6 +222,7 @@ def write_nifti_labels(
     *,
     max_label: int | None = None,
     overwrite: bool = False,
+    run: str = "",
 ) -> None:
     """Write a label volume as NIfTI, placed in space like the image that it was made from.
 
@@ -212,6 +245,8 @@ def write_nifti_labels(
         viewers read nothing larger, else as uint32 or uint64.
     overwrite : bool
         Whether to replace an older output of this program.
+    run : str
+        What the file is to be known by, up to 24 characters; see `nifti_run`.
 
     Raises
     ------
@@ -236,6 +271,7 @@ def write_nifti_labels(
     top = math.prod(shape) if max_label is None else max_label
     dtype = np.dtype("<i4" if top < 2**31 else "<u4" if top < 2**32 else "<u8")
     header = _label_header(image, shape, dtype)
+    header["aux_file"] = run.encode()
     partial = target.with_name(f".{target.name}-{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
@@ -250,6 +286,14 @@ def write_nifti_labels(
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial_nifti(path: Path) -> None:
+    """Remove what `write_nifti_labels` leaves of files of this name when its process is killed."""
+    partial = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{32}}\.partial")
+    for found in path.parent.iterdir():
+        if partial.fullmatch(found.name):
+            found.unlink(missing_ok=True)
 
 
 def _compressed(file: BinaryIO) -> gzip.GzipFile:
@@ -294,12 +338,14 @@ def _load(path: Path) -> SpatialImage:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        image = nibabel.load(path.absolute())
+        # An affine of nonsense is no reason to warn: no voxel depends on it.
+        with np.errstate(all="ignore"):
+            image = nibabel.load(path.absolute())
         if not isinstance(image, SpatialImage):
             raise ValueError(f"it holds a {type(image).__name__}")
     except Exception as error:  # a damaged header can raise anything
         raise ValueError(
-            f"{path} cannot be opened as an image ({_reason(error)}): "
+            f"{path} cannot be opened as an image ({reason(error)}): "
             f"pass an undamaged NIfTI file (.nii, .nii.gz), a Zarr array or an OME-Zarr image"
         ) from error
     return image
@@ -319,15 +365,18 @@ def _as_written(image: SpatialImage) -> SpatialHeader:
 def _worded(where: str) -> Iterator[None]:
     """Word what goes wrong while voxels are read: nibabel, gzip, zlib and the system each raise their own."""
     try:
-        yield
+        # Scaling may overflow: it is infinite then, as it is to nibabel.
+        with np.errstate(all="ignore"):
+            yield
+    except MemoryError:
+        raise
     except Exception as error:
+        # The disk's fault, or the network's, not the file's.
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+            raise
         raise ValueError(
-            f"{where} cannot be read ({_reason(error)}): the file is damaged or incomplete, so copy or export it again"
+            f"{where} cannot be read ({reason(error)}): the file is damaged or incomplete, so copy or export it again"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check_to_end(stream: ImageOpener) -> None:

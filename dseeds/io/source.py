@@ -6,6 +6,7 @@ import hashlib
 import math
 import operator
 import os
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,12 +55,19 @@ class Source(Protocol):
         """Voxels along z, y, x that are stored together, None where plane follows plane."""
 
     @property
+    def shards(self) -> Shape | None:
+        """Voxels along z, y, x of the shards that chunks lie in, None where they lie in none."""
+
+    @property
     def readable_by_workers(self) -> bool:
         """Whether another process can `read` any box at a fair price. If not, take the `slabs`, once."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells this source from another, or from a later state of itself. Goes into JSON."""
+
+    def reopened(self) -> Source:
+        """Open the same source anew, as it is now."""
 
     def read(self, box: Box) -> np.ndarray:
         """Read the voxels in a box.
@@ -120,6 +128,7 @@ class ArraySource:
     spacing: Spacing | None = None
     path: None = None
     chunks: None = None
+    shards: None = None
     readable_by_workers: bool = False
 
     @property
@@ -139,6 +148,10 @@ class ArraySource:
         known = {"kind": self.kind, "shape": list(self.shape), "dtype": self.dtype.str}
         return {**known, "digest": digest(self.slabs(16))}
 
+    def reopened(self) -> ArraySource:
+        """See `Source.reopened`."""
+        return self
+
     def read(self, box: Box) -> np.ndarray:
         """See `Source.read`."""
         return self.array[box]
@@ -157,6 +170,7 @@ def open_source(source: object, *, volume: int | None = None) -> Source:
     source : str, path, ndarray, zarr.Array, zarr.Group or nibabel image
         A path to a NIfTI file (``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``); a path or URL of a Zarr array
         (v2 or v3) or of an OME-Zarr image, whose first, full resolution is taken; or such an image, open.
+        URLs are ``s3://``, ``gs://`` and ``az://``, see `dseeds.io.place`, and those that fsspec knows.
         Other formats that nibabel knows are loaded whole.
         Axes are (x, y, z, ...) in NIfTI, those of its metadata in OME-Zarr, and (..., z, y, x) elsewhere.
         Further axes of size 1, leading or trailing, are dropped.
@@ -172,6 +186,8 @@ def open_source(source: object, *, volume: int | None = None) -> Source:
     ------
     FileNotFoundError
         If the path leads nowhere.
+    PermissionError, ConnectionError
+        If it may not be read, or its store cannot be reached.
     ValueError
         If the image cannot be read, is not a 3D volume of real numbers, or holds several volumes and `volume`
         does not say which.
@@ -300,6 +316,27 @@ def slab_ranges(depth: int, thickness: int) -> Iterator[tuple[int, int]]:
         raise ValueError(f"a slab holds at least 1 plane, not {thickness}")
     for z0 in range(0, depth, thickness):
         yield z0, min(z0 + thickness, depth)
+
+
+def reason(error: Exception) -> str:
+    """Word another library's error as part of a sentence: what it says if that helps who has the file, and no more.
+
+    >>> reason(ValueError("Invalid zarr_format. Expected one of 2 or 3."))
+    'Invalid zarr_format; Expected one of 2 or 3'
+    >>> reason(KeyError("datasets")), reason(TypeError("'int' object is not iterable"))
+    ("'datasets' is missing", 'a value in it is of the wrong kind')
+    """
+    text = str(error)
+    if isinstance(error, KeyError):
+        text += " is missing"
+    elif isinstance(error, TypeError | AttributeError | ArithmeticError | IndexError) or "convert" in text:
+        text = "a value in it is of the wrong kind"
+    return shortened(text).replace(". ", "; ").rstrip(".") or type(error).__name__
+
+
+def shortened(text: str, width: int = 150) -> str:
+    """Put what a file holds into one line of an error: it may be anything, of any length."""
+    return textwrap.shorten(text, width, placeholder=" ...")
 
 
 def digest(slabs: Iterable[tuple[int, np.ndarray]]) -> str:

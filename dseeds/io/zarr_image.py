@@ -1,4 +1,8 @@
-"""Zarr arrays and OME-Zarr images in; the metadata of an OME-Zarr label image out."""
+"""Zarr arrays and OME-Zarr images in; the metadata of an OME-Zarr label image out.
+
+No program that lies in a file is run: zarr opens no array of numbers that is coded with pickle, and no other array is
+read. Paths in OME metadata stay within their group; links in the file system are followed, wherever they lead.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import gzip
 import hashlib
 import json
 import math
+import os
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,13 +26,17 @@ from zarr.abc.store import Store
 from zarr.errors import GroupNotFoundError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore
 
+from dseeds.io.bucket import PrefixStore, listed, url_of, worded
+from dseeds.io.place import is_remote, open_place
 from dseeds.io.source import (
     Box,
     Shape,
     Spacing,
     digest,
     plain_index,
+    reason,
     require_volume,
+    shortened,
     slab_ranges,
     spacing_in_mm,
     volume_index,
@@ -44,8 +55,11 @@ _PER_MM = {
     "inch": 1 / 25.4,
 }
 _SPACE = ("z", "y", "x")
+_METADATA = re.compile(r"zarr\.json|\.z\w+")
 # What codecs raise on bytes that are not theirs. Other errors of the system are not the data's fault.
-_DAMAGED = (EOFError, RuntimeError, ValueError, gzip.BadGzipFile, zlib.error)
+_DAMAGED = (ArithmeticError, EOFError, LookupError, RuntimeError, TypeError, ValueError, gzip.BadGzipFile, zlib.error)
+# Zarr divides by the length of a chunk in floating point, which is wrong beyond this.
+_LONGEST = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +98,11 @@ class ZarrSource:
         return self._along_zyx(self.array.chunks)
 
     @property
+    def shards(self) -> Shape | None:
+        """See `Source.shards`."""
+        return None if self.array.shards is None else self._along_zyx(self.array.shards)
+
+    @property
     def path(self) -> str | None:
         """See `Source.path`."""
         return _address(self.array) if self.readable_by_workers else None
@@ -95,7 +114,7 @@ class ZarrSource:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """See `Source.identity`. It follows the metadata: chunks overwritten in place go unnoticed."""
+        """See `Source.identity`. It follows the metadata and, but for http, the sizes and dates of chunks."""
         common = {
             "kind": self.kind,
             "index": [axis if isinstance(axis, int) else None for axis in self.index],
@@ -111,18 +130,26 @@ class ZarrSource:
             **common,
             "path": _address(self.array),
             "metadata": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+            "chunks": _state(self.array),
         }
+
+    def reopened(self) -> ZarrSource:
+        """See `Source.reopened`."""
+        if not self.readable_by_workers:
+            return self
+        return replace(self, array=zarr.open_array(self.array.store_path, mode="r"))
 
     def read(self, box: Box) -> np.ndarray:
         """See `Source.read`."""
         along = iter(box)
         index = tuple(axis if isinstance(axis, int) else next(along) for axis in self.index)
         try:
-            return np.asarray(self.array[index])
+            with worded(_address(self.array)):
+                return np.asarray(self.array[index])
         except _DAMAGED as error:
             corner = ", ".join(str(side.start or 0) for side in box)
             raise ValueError(
-                f"{_address(self.array)} cannot be read from voxel ({corner}) on ({error}): "
+                f"{_address(self.array)} cannot be read from voxel ({corner}) on ({reason(error)}): "
                 f"a chunk is damaged, so copy or write the array again"
             ) from error
 
@@ -138,22 +165,30 @@ class ZarrSource:
 
 def open_zarr(address: Path | str, volume: int | None) -> ZarrSource:
     """Open what lies at a path or URL; errors as `dseeds.io.open_source` words them."""
+    place = open_place(address) if is_remote(address) else None
     try:
-        node = zarr.open(address, mode="r")
-    except GroupNotFoundError as error:
-        if isinstance(address, str):
-            raise FileNotFoundError(f"{address} does not exist, or holds neither Zarr array nor group") from error
-        raise ValueError(
-            f"{address} is a folder without Zarr metadata (zarr.json, .zarray or .zgroup): "
-            f"pass the folder of a Zarr array or OME-Zarr image"
-        ) from error
+        node = zarr.open(place.zarr() if place else address, mode="r")
+    except (ConnectionError, PermissionError):
+        raise
+    except GroupNotFoundError:
+        # Which cannot be sent from a worker, not even as the context of another error.
+        node = None
     except Exception as error:  # damaged metadata can raise anything
-        reason = str(error) if isinstance(error, ValueError | ImportError) else repr(error)
         raise ValueError(
-            f"{address} cannot be opened as Zarr ({reason}): "
+            f"{address} cannot be opened as Zarr ({reason(error)}): "
             f"check its address, and its metadata for damage or a version other than 2 and 3"
         ) from error
-    return open_zarr_node(node, volume)
+    if node is not None:
+        return open_zarr_node(node, volume)
+    if place:
+        # Zarr does not tell a bucket that is missing from one that is empty.
+        place.read("zarr.json")
+    if isinstance(address, str):
+        raise FileNotFoundError(f"{address} does not exist, or holds neither Zarr array nor group")
+    raise ValueError(
+        f"{address} is a folder without Zarr metadata (zarr.json, .zarray or .zgroup): "
+        f"pass the folder of a Zarr array or OME-Zarr image"
+    )
 
 
 def open_zarr_node(node: zarr.Array | zarr.Group, volume: int | None) -> ZarrSource:
@@ -162,11 +197,11 @@ def open_zarr_node(node: zarr.Array | zarr.Group, volume: int | None) -> ZarrSou
     where = _address(node)
     name = where.rpartition("/")[2]
     if isinstance(node, zarr.Array):
-        require_volume(node.shape, np.dtype(node.dtype), where)
+        _require_readable(node, where)
         return ZarrSource(node, plain_index(node.shape, volume, where), name)
     image = _full_resolution(node.attrs.asdict(), where)
     array = _member(node, image.path, where)
-    require_volume(array.shape, np.dtype(array.dtype), where)
+    _require_readable(array, where)
     return ZarrSource(array, _index(image.axes, array.shape, volume, where), name, image.spacing)
 
 
@@ -229,9 +264,9 @@ def _full_resolution(attributes: Mapping[str, Any], where: str) -> _Image:
         axes = [{"name": axis} if isinstance(axis, str) else axis for axis in image.get("axes", "tczyx")]
         names = [str(axis["name"]).lower() for axis in axes]
         return _Image(str(dataset["path"]), names, _spacing(names, axes, (dataset, image)))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{where} has OME metadata that cannot be read ({error!r}): "
+            f"{where} has OME metadata that cannot be read ({reason(error)}): "
             f"correct 'multiscales' in its attributes, or pass an array inside it"
         ) from error
 
@@ -257,22 +292,41 @@ def _index(axes: Sequence[str], shape: Sequence[int], volume: int | None, where:
     if len(axes) != len(shape):
         raise ValueError(f"{where} names {len(axes)} axes for an array of {len(shape)}: correct its OME metadata")
     if tuple(axis for axis in axes if axis in _SPACE) != _SPACE:
-        raise ValueError(f"{where} has the axes {', '.join(axes)}: supervoxels need z, y and x, in this order")
+        named = shortened(", ".join(axes))
+        raise ValueError(f"{where} has the axes {named}: supervoxels need z, y and x, in this order")
     extra = {axis: size for axis, size in zip(axes, shape, strict=True) if axis not in _SPACE}
     chosen = dict(zip(extra, volume_index(extra, volume, where), strict=True))
     return tuple(chosen.get(axis, slice(None)) for axis in axes)
 
 
 def _member(group: zarr.Group, path: str, where: str) -> zarr.Array:
+    name = shortened(repr(path), 80)
+    # Both kinds of slashes and Windows' drives: what is refused here is refused everywhere.
+    if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
+        raise ValueError(f"{where} names the array {name}, which would lie outside of it: correct its OME metadata")
     try:
         array = group[path]
+    except (ConnectionError, PermissionError):
+        raise
     except Exception as error:  # damaged metadata can raise anything
         raise ValueError(
-            f"{where} names the array {path!r}, which cannot be opened ({error!r}): copy it again"
+            f"{where} names the array {name}, which cannot be opened ({reason(error)}): copy it again"
         ) from error
     if not isinstance(array, zarr.Array):
-        raise ValueError(f"{where} names {path!r} as its full resolution, which is a group: it must be an array")
+        raise ValueError(f"{where} names {name} as its full resolution, which is a group: it must be an array")
     return array
+
+
+def _require_readable(array: zarr.Array, where: str) -> None:
+    """Refuse what is no volume, or is cut so that zarr would fail, never end or read other voxels than those asked."""
+    require_volume(array.shape, np.dtype(array.dtype), where)
+    if max(array.shape) > _LONGEST:
+        raise ValueError(
+            f"{where} has shape {array.shape}: an axis is longer than {_LONGEST} voxels, "
+            f"so check its metadata for damage"
+        )
+    if min(array.chunks) < 1:
+        raise ValueError(f"{where} has chunks of shape {array.chunks}: an axis is empty, so write the array again")
 
 
 def _anywhere(node: zarr.Array | zarr.Group) -> zarr.Array | zarr.Group:
@@ -300,7 +354,47 @@ def _address(node: zarr.Array | zarr.Group) -> str:
         return str((store.root / node.path).absolute())
     if isinstance(store, FsspecStore):
         return str(store.fs.unstrip_protocol(f"{store.path}/{node.path}".rstrip("/")))
+    if isinstance(store, ObjectStore) and not isinstance(store, PrefixStore):
+        return url_of(store.store, node.path) or str(node.store_path)
     return "the zarr array" if isinstance(store, MemoryStore) else str(node.store_path)
+
+
+def _state(array: zarr.Array) -> str | None:
+    """Hash the names, sizes and dates of an array's stored chunks, in whatever order; None where there are no dates."""
+    store, together = _unwrapped(array.store), 0
+    stored: Iterable[tuple[Any, ...]]
+    if isinstance(store, LocalStore):
+        stored = _files(store.root / array.path, "")
+    elif isinstance(store, ObjectStore):
+        stored = _objects(store.store, array.path)
+    else:
+        return None
+    for name, *state in stored:
+        if not _METADATA.fullmatch(name.rpartition("/")[2]):
+            text = repr((name, *state)).encode()
+            together ^= int.from_bytes(hashlib.blake2b(text, digest_size=16).digest())
+    return f"{together:032x}"
+
+
+def _files(folder: Path, prefix: str) -> Iterator[tuple[str, int, int]]:
+    """List the files that may be chunks: a folder of another name may be anything, such as labels."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if entry.is_dir():
+                if entry.name == "c" or entry.name.isdecimal():
+                    yield from _files(Path(entry.path), f"{name}/")
+            else:
+                status = entry.stat()
+                yield name, status.st_size, status.st_mtime_ns
+
+
+def _objects(store: Any, path: str) -> Iterator[tuple[str, int, str]]:
+    """List the objects that may be chunks, as `_files` does."""
+    for key, size, tag in listed(store, path):
+        name = key.removeprefix(f"{path}/") if path else key
+        if all(folder == "c" or folder.isdecimal() for folder in name.split("/")[:-1]):
+            yield name, size, tag
 
 
 def _unwrapped(store: Store) -> Store:
