@@ -7,14 +7,22 @@ if TYPE_CHECKING:
     from dseeds.engine import segment
     from dseeds.memory import supervoxels
     from dseeds.metrics import evaluate
+    from dseeds.planning import Plan, plan
     from dseeds.report import Report
 
 __version__ = "0.1.0"
 
-__all__ = ["Report", "__version__", "evaluate", "segment", "supervoxels"]
+__all__ = ["Plan", "Report", "__version__", "evaluate", "plan", "segment", "supervoxels"]
 
 # Numba and Dask take a second to import, which the command line's help need not wait for.
-_HOMES = {"Report": "report", "evaluate": "metrics", "segment": "engine", "supervoxels": "memory"}
+_HOMES = {
+    "Plan": "planning",
+    "Report": "report",
+    "evaluate": "metrics",
+    "plan": "planning",
+    "segment": "engine",
+    "supervoxels": "memory",
+}
 
 
 def __getattr__(name: str) -> object:

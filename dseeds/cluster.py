@@ -1,34 +1,33 @@
-"""Dask: a local cluster where no client is given, what workers can take, and stages as bounded streams of tasks."""
+"""Dask: a local cluster where no client is given, and what workers can take."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any, ClassVar
 
+import dask
 import zarr
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, WorkerPlugin, as_completed
+from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from dseeds import __version__
-from dseeds.report import Progress, StageReport
+from dseeds.report import Progress
 
-# Tasks at the scheduler per thread of the cluster: enough that no thread waits, whatever the number of regions.
-IN_FLIGHT = 4
 WORKERS_TIMEOUT = 120
-SETTLE_SECONDS = 10
+# How many workers more Dask itself gives a task to that took one down: it is to be tried alone.
+WORKERS_LOST = 0
 # Chunks that a worker reads and decodes at once.
 READ_AT_ONCE = 4
+# Freed memory that a local worker's allocator keeps for the next window.
+KEPT_BYTES = 256 << 20
 # Workers of a local cluster get at least so much, if nothing else is asked for.
 WORKER_LEAST = 1 << 30
 
@@ -147,7 +146,11 @@ def connect(client: Client | None, has: Capacity, progress: Progress | None) -> 
             yield client
         return
     with ExitStack() as stack:
-        with _uninterrupted():
+        settings = {
+            "distributed.scheduler.allowed-failures": WORKERS_LOST,
+            "distributed.nanny.pre-spawn-environ": worker_environment(),
+        }
+        with _uninterrupted(), dask.config.set(settings):
             cluster = stack.enter_context(
                 LocalCluster(
                     n_workers=has.workers,
@@ -166,6 +169,17 @@ def connect(client: Client | None, has: Capacity, progress: Progress | None) -> 
         else:
             print(f"Dask dashboard: {own.dashboard_link}", file=sys.stderr, flush=True)
         yield own
+
+
+def worker_environment() -> dict[str, Any]:
+    """Give what Dask sets before a worker's process begins, but for its memory.
+
+    Dask lets workers give back every freed page at once, so that all of a task's windows, megabytes each, would be
+    new pages that the kernel clears first: half of the time of reading and writing. What a worker holds on to is what
+    its tasks need at most, which is planned for.
+    """
+    keep = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), KEPT_BYTES)
+    return {**dask.config.get("distributed.nanny.pre-spawn-environ"), **keep}
 
 
 @contextmanager
@@ -195,123 +209,3 @@ def _settings(client: Client) -> Iterator[None]:
     finally:
         if client.status == "running":
             client.unregister_worker_plugin(settings.name)
-
-
-def peak_memory() -> int:
-    """Give the highest resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: after an exec it still knows the parent's peak.
-        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@dataclass
-class Stages:
-    """Runs stages on a cluster, tells the progress and keeps the times.
-
-    Attributes
-    ----------
-    client : Client
-        The cluster.
-    totals : dict of str to int
-        The stages to come, in order, and how many tasks each has.
-    progress : Progress or None
-        Who follows.
-    wait_for_cancelled : bool
-        Whether the cluster lives on when a stage fails.
-    """
-
-    client: Client
-    totals: dict[str, int]
-    progress: Progress | None = None
-    wait_for_cancelled: bool = True
-    _done: dict[str, int] = field(default_factory=dict)
-    _seconds: dict[str, float] = field(default_factory=dict)
-    _token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[Callable[[], None]]:
-        """Time a piece of a stage, and lend what tells that one of its tasks is done."""
-        if stage not in self._done:
-            self._done[stage], self._seconds[stage] = 0, 0.0
-            if self.progress:
-                self.progress.begin(stage, self.totals[stage])
-
-        def advance() -> None:
-            self._done[stage] += 1
-            if self.progress:
-                self.progress.advance(stage)
-
-        start = time.perf_counter()
-        try:
-            yield advance
-        finally:
-            self._seconds[stage] += time.perf_counter() - start
-        if self.progress and self._done[stage] >= self.totals[stage]:
-            self.progress.end(stage)
-
-    def run(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        numbers: Sequence[int],
-        *args: Any,
-        job: Any,
-        each: Callable[[Any], None] | None = None,
-        skipped: int = 0,
-    ) -> None:
-        """Run ``function(job, number, *args)`` for every number as tasks; hand the results to `each` as they come.
-
-        As many tasks as are `skipped` count as done. Only a bounded number of tasks is known to the scheduler at any
-        time. Where one fails, the others are cancelled.
-        """
-        bound = IN_FLIGHT * sum(self.client.nthreads().values())
-        waiting = iter(numbers)
-        running = set()
-        piece = sum(self._done.values())
-
-        def submit(number: int) -> Any:
-            key = f"{stage}-{self._token}-{piece}-{number}"
-            future = self.client.submit(function, job, number, *args, key=key, pure=False, retries=2)
-            running.add(future)
-            return future
-
-        with self.timed(stage) as advance:
-            for _ in range(skipped):
-                advance()
-            try:
-                finished = as_completed([submit(number) for number in islice(waiting, max(1, bound))])
-                for future in finished:
-                    running.discard(future)
-                    result = future.result()
-                    for number in islice(waiting, 1):
-                        finished.add(submit(number))
-                    if each:
-                        each(result)
-                    advance()
-            finally:
-                if running:
-                    self.client.cancel(list(running), force=True)
-                    if self.wait_for_cancelled:
-                        self._settle()
-
-    def _settle(self) -> None:
-        """Wait a little for cancelled tasks that were already running, so that they write nothing behind our back."""
-        token = self._token
-
-        def ours(dask_worker: Any) -> bool:
-            return any(token in str(key) for key in dask_worker.active_keys)
-
-        end, idle = time.monotonic() + SETTLE_SECONDS, 0
-        # Seen idle more than once, for a task may be on its way to a worker that has not heard of the cancelling yet.
-        while self.client.status == "running" and time.monotonic() < end and idle < 3:
-            busy = any(self.client.run(ours, on_error="ignore").values())
-            idle = 0 if busy else idle + 1
-            time.sleep(0.05)
-
-    def reports(self) -> tuple[StageReport, ...]:
-        """Give the stages so far."""
-        return tuple(StageReport(name, self._done[name], round(self._seconds[name], 4)) for name in self._done)

@@ -1,52 +1,43 @@
 """`segment`: the out-of-core run on Dask.
 
-The client walks through the stages: import, window, quantise, then for each round sweep and merge, then label and
-export. Within a stage every region is one task; tasks hand data to each other through scratch alone.
+The client walks through the phases of a run. Within a phase every region is one task; tasks hand data to each other
+through scratch alone. What is done is noted in a journal, so that another process can go on.
 """
 
 from __future__ import annotations
 
-import platform
-import shutil
-import tempfile
+import pickle
+import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from distributed import Client
 
-from dseeds import __version__, stages
-from dseeds.cluster import Capacity, Stages, capacity, connect, local_capacity, peak_memory
-from dseeds.io import Source, check_nifti_target, ome_label_attributes, open_source, write_nifti_labels
-from dseeds.lattice import AXES, Lattice, Triple, check_shape
-from dseeds.plan import choose_region, memory_bytes
-from dseeds.quantise import NOTHING_FINITE, OrderStatistics, check_dtype, check_window
-from dseeds.report import Progress, Report
-from dseeds.rounds import may_rest, schedule
-from dseeds.scores import check_compactness
-from dseeds.stages import Job
-from dseeds.steps import Step, choose_step
-from dseeds.store import (
-    ATTRIBUTE,
-    UNIT_CHUNK,
-    begin_target,
-    check_target,
-    create_array,
-    publish,
-    region_units,
-    remove_target,
-)
-
-NIFTI_ENDINGS = (".nii", ".nii.gz")
-# A slab of a source that workers cannot read themselves.
-SLAB_BYTES = 64 << 20
+from dseeds import runs
+from dseeds.budget import available
+from dseeds.cluster import connect
+from dseeds.course import Course
+from dseeds.ends import SourceChanged, SourceDamaged, finish, import_source, slab_count
+from dseeds.io.place import open_place
+from dseeds.lease import LeaseLost, RunInUse, lease
+from dseeds.needs import check_disk
+from dseeds.phases import LABEL, Phase
+from dseeds.prepare import prepare
+from dseeds.quantise import NothingFinite
+from dseeds.repair import BeyondRepair, mend
+from dseeds.report import Progress, Report, peak_memory
+from dseeds.run import Asked, Run
+from dseeds.stages import Job, Result, perform, perform_packed
+from dseeds.steps import Step
+from dseeds.store import Damage, region_units
+from dseeds.streams import RETRIES, RegionFailed, Stages
+from dseeds.target import begin_target
 
 
 def segment(
@@ -57,14 +48,18 @@ def segment(
     n_segments: int | None = None,
     spacing: Sequence[float] | None = None,
     window: Sequence[float] | None = None,
-    compactness: float = 0.0,
+    compactness: float | None = None,
     volume: int | None = None,
     region: int | Sequence[int] | None = None,
+    chunks: int | Sequence[int] | None = None,
+    shards: int | Sequence[int] | None = None,
     memory: int | str | None = None,
     workers: int | None = None,
     client: Client | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     scratch: str | Path | None = None,
+    keep_scratch: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Cut a volume of any size into 3D SEEDS supervoxels, out of core, on Dask.
@@ -76,9 +71,9 @@ def segment(
     source : path, URL, zarr.Array, zarr.Group, nibabel image or ndarray
         The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image, or a NIfTI file, whose (x, y, z) is
         turned round.
-    target : path
-        Where the labels go: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a name that ends in
-        ``.nii`` or ``.nii.gz``.
+    target : path or URL
+        Where the labels go: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a local file whose
+        name ends in ``.nii`` or ``.nii.gz``.
     step, n_segments, spacing, window, compactness
         As for `supervoxels`. A spacing that the source states serves `n_segments` and a step such as ``"12mm"``; a
         step in voxels is taken as it is.
@@ -86,6 +81,9 @@ def segment(
         Which volume of a 4D source, from 0.
     region : int or sequence of int, optional
         Voxels along (z, y, x) that one task works on, rounded up to whole cells. Default: what the memory allows.
+    chunks, shards : int or sequence of int, optional
+        How the labels are cut, in voxels along (z, y, x). A region is made up of whole shards, a shard of whole chunks.
+        Default: a shard is a region, and chunks are about 64 voxels long.
     memory : int or str, optional
         What one worker may use, such as ``"2GiB"``. Default: the workers' limit.
     workers : int, optional
@@ -93,10 +91,15 @@ def segment(
     client : distributed.Client, optional
         The cluster to use. Default: a local one, closed at the end, whose dashboard's address is printed.
     overwrite : bool, default False
-        Replace an older output of this program, when the new labels begin to be written. Nothing else is ever
-        replaced.
-    scratch : path, optional
-        A folder for intermediate data that all workers see; 1 to 6 bytes per voxel. Default: the target's.
+        Replace an older output of this program, when the new labels begin to be written, and an unfinished run. Nothing
+        else is ever replaced.
+    resume : bool, default False
+        Go on with the unfinished run of this target, if there is one. What is not said is taken from it; what is said
+        has to be the same. The labels are those of a run that was never interrupted.
+    scratch : path or URL, optional
+        Where intermediate data go, which all workers see; 1 to 6 bytes per voxel. Default: beside the target.
+    keep_scratch : bool, default False
+        Leave the intermediate data, and all that is known of the run, where they are.
     progress : Progress, optional
         Is told about stages and tasks.
 
@@ -110,11 +113,15 @@ def segment(
     FileNotFoundError
         If the source or the target's folder does not exist.
     FileExistsError
-        If the target exists and is not to be, or must not be, overwritten.
+        If the target exists and is not to be, or must not be, overwritten; if there is an unfinished run of it; or if
+        another process is at work on it.
     TypeError
         If the source's values have more than 64 bits.
     ValueError
-        If the source is no volume, has no intensities or is damaged, or a parameter is out of range.
+        If the source is no volume, has no intensities or is damaged, a parameter is out of range, the memory or the
+        disk is too small, or the unfinished run to be gone on with is another one.
+    RegionFailed
+        If a region's task fails again and again. The run can be gone on with.
 
     Examples
     --------
@@ -134,230 +141,163 @@ def segment(
     >>> folder.cleanup()
     """
     started = time.perf_counter()
-    image = open_source(source, volume=volume)
-    check_dtype(image.dtype)
-    shape = check_shape(image.shape)
-    size = choose_step(shape, step=step, n_segments=n_segments, spacing=spacing, known_spacing=image.spacing)
-    limits = None if window is None else check_window(window)
-    compactness = check_compactness(compactness)
-    destination = _check_destination(target, image, overwrite)
-    nifti = destination.name.lower().endswith(NIFTI_ENDINGS)
-    has = _capacity(client, workers, memory)
-    cells = choose_region(Lattice(shape, size), image.dtype.itemsize, has, region=region, chunks=image.chunks)
-    # What is unfinished when something fails is undone, the labels before the scratch folder.
-    with _scratch_folder(scratch, destination) as folder, ExitStack() as undo:
-        labels = folder / "labels" if nifti else destination / "0"
-        job = Job(image, shape, size, cells, folder, labels, compactness=compactness)
-        with connect(client, has, progress) as connected:
-            run = Stages(connected, _totals(job, limits is None, nifti), progress, client is not None)
-            job.store.create()
-            job = _with_readable_source(job, run)
-            job = replace(job, window=limits or _find_window(job, run))
-            _climb(job, run)
-            if not nifti:
-                begin_target(destination, overwrite)
-                undo.callback(remove_target, destination)
-            _write_labels(job, run)
+    asked = Asked(step, n_segments, spacing, window, compactness, volume, region, chunks, shards, scratch)
+    run, has = prepare(
+        source, target, asked, partial(available, client, workers, memory), overwrite=overwrite, resume=resume
+    )
+    check_disk(run)
+    resumed = runs.begin(run, resume)
+    with _resumable(run):
+        with lease(run.folder) as held, connect(client, has, progress) as connected:
+            course = run.course()
+            stages = Stages(connected, _totals(run, course), progress, client is not None, held.check, held.confirm)
+            if not runs.is_published(run):
+                walk(run, course, stages)
             peaks = dict(connected.run(peak_memory, on_error="ignore"))
-        if nifti:
-            _export(job, run, image.path or source, destination, overwrite)
-        else:
-            asked = {
-                "step": step,
-                "n_segments": n_segments,
-                "spacing": spacing,
-                "window": window,
-                "compactness": compactness or None,
-                "volume": volume,
-            }
-            publish(destination, _attributes(job, image, asked))
-            undo.pop_all()
+            held.confirm()
+            publish(run, course, stages)
+        # Not before the lease is given back, which lies there too.
+        if not keep_scratch:
+            runs.forget(run)
     seconds = time.perf_counter() - started
+    job = course.job
+    reports = stages.reports()
     return Report(
-        target=str(destination),
-        shape=shape,
-        step=size,
+        target=run.target,
+        shape=job.shape,
+        step=job.step,
         cells=job.lattice.cells,
         window=job.window,
         supervoxels=job.lattice.size,
         regions=len(job.regions),
+        skipped=sum(report.skipped for report in reports),
+        retried=sum(report.retried for report in reports),
+        resumed=resumed,
         region_shape=region_units(job.regions, job.lattice.grids[-1]),
         rounds=len(job.schedule),
         workers=has.workers,
         seconds=round(seconds, 4),
-        voxels_per_second=round(float(np.prod(shape)) / seconds, 1),
+        voxels_per_second=round(float(np.prod(job.shape)) / seconds, 1),
         peak_memory=peaks,
-        stages=run.reports(),
+        stages=reports,
     )
 
 
-def _capacity(client: Client | None, workers: int | None, memory: int | str | None) -> Capacity:
-    """Find out what there is to work with, before anything starts."""
-    limit = None if memory is None else memory_bytes(memory)
-    if client is None:
-        return local_capacity(workers, limit)
-    if workers is not None:
-        raise ValueError("workers= makes a local cluster of its own; it cannot be given together with client=.")
-    found = capacity(client)
-    return replace(found, memory=min(limit or found.memory, found.memory))
+def create_arrays(run: Run, course: Course) -> None:
+    """Create all arrays in scratch, empty."""
+    course.job.store.create()
+    course.job.store.create({**run.layouts, **course.layouts})
 
 
-def _check_destination(target: str | Path, image: Source, overwrite: bool) -> Path:
-    """Refuse a target that cannot or must not be written, before anything is computed."""
-    if "://" in str(target):
-        raise ValueError(f"{target} is not a local path; labels can be written to a folder that all workers see.")
-    path = Path(target).expanduser().absolute()
-    if image.path is not None and path.resolve() in {Path(image.path).resolve(), *Path(image.path).resolve().parents}:
-        raise FileExistsError(f"{path} is the source, or holds it: name another target.")
-    if not path.name.lower().endswith(NIFTI_ENDINGS):
-        check_target(path, overwrite)
-    elif image.kind != "nifti":
-        raise ValueError(f"{path.name} would be NIfTI, but the source is not: name a target such as labels.zarr.")
-    else:
-        check_nifti_target(path, overwrite)
-    return path
+def walk(run: Run, course: Course, stages: Stages) -> None:
+    """Do all phases of a run that are not done."""
+    if not course.done:
+        create_arrays(run, course)
+    if not run.image.readable_by_workers and not course.done:
+        with stages.timed("import") as advance:
+            import_source(run, course.job, advance)
+    mending = partial(_mend, run, course, stages)
+    while (phase := course.current) is not None and phase != LABEL:
+        marks = do_phase(course, phase, stages, mending)
+        stages.confirm()
+        _mending(run, course, stages, partial(course.close, phase, marks))
+    if not run.nifti:
+        stages.confirm()
+        begin_labels(run, course.job)
+    do_phase(course, LABEL, stages, mending)
+
+
+def begin_labels(run: Run, job: Job) -> None:
+    """Make room for the labels in the target."""
+    begin_target(open_place(run.target), run.identity, run.overwrite)
+    job.labels.create(run.labels_layout)
+
+
+def publish(run: Run, course: Course, stages: Stages) -> None:
+    """Publish the labels."""
+    with stages.timed("export") if run.nifti else nullcontext(lambda: None) as advance:
+        _mending(run, course, stages, partial(finish, run, course.job, advance))
+
+
+def do_phase(course: Course, phase: Phase, stages: Stages, mending: Callable[[Damage], None]) -> dict[int, str]:
+    """Do a phase where it is not done, and give its marks."""
+    job = course.job
+    marks = job.journal.marks(phase)
+    # Labels that are marked are looked at once more: nothing that comes after would notice what is wrong with them.
+    left = [number for number in course.regions(phase) if phase == LABEL or number not in marks]
+    if len(left) < len(job.regions):
+        stages.skip(phase.stage, len(job.regions) - len(left))
+    before, packed = set(marks), pickle.dumps(job)
+
+    def call(number: int) -> tuple[Any, ...]:
+        return perform_packed, packed, phase, number, course.known(phase, number), number in before
+
+    def note(result: Result) -> None:
+        marks[result.number] = result.found
+
+    stages.run(phase, left, call, each=note, mend=mending)
+    return marks
+
+
+def _mend(run: Run, course: Course, stages: Stages, damage: Damage) -> None:
+    # Whoever has taken the run over tidies up.
+    stages.confirm()
+
+    def again(phase: Phase, number: int) -> None:
+        stages.once(phase, perform, course.job, phase, number, course.known(phase, number))
+
+    mend(course, damage, again, partial(import_source, run, course.job, lambda: None, again=True))
+
+
+def _mending(run: Run, course: Course, stages: Stages, function: Callable[[], None]) -> None:
+    """Do something that reads scratch in this process, after mending what is damaged."""
+    for _ in range(RETRIES):
+        try:
+            return function()
+        except Damage as damage:
+            _mend(run, course, stages, damage)
+    return function()
 
 
 @contextmanager
-def _scratch_folder(scratch: str | Path | None, destination: Path) -> Iterator[Path]:
-    """Lend a new folder, readable by its owner alone, that is gone at the end."""
-    parent = destination.parent if scratch is None else Path(scratch).expanduser().absolute()
-    if not parent.is_dir():
-        raise FileNotFoundError(f"the scratch folder {parent} does not exist.")
-    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name[:100]}-scratch-", dir=parent))
+def _resumable(run: Run) -> Iterator[None]:
+    """Leave a run that fails so that it can be gone on with, and say how; or leave nothing, where that is no use."""
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        yield
+    except (RunInUse, LeaseLost):
+        raise
+    except (NothingFinite, SourceDamaged):
+        runs.abandon(run)
+        raise
+    except BaseException as error:
+        if not runs.may_be_begun(run):
+            runs.abandon(run)
+            raise
+        if isinstance(error, RegionFailed):
+            runs.note_failure(run, error.to_dict())
+            error.add_note(f"try that region alone with: {debug_command(run, error)}")
+        if not isinstance(error, SourceChanged | BeyondRepair):
+            error.add_note(f"go on with: {resume_command(run)}")
+        raise
 
 
-def _totals(job: Job, find_window: bool, nifti: bool) -> dict[str, int]:
+def resume_command(run: Run) -> str:
+    """Give the command that goes on with a run."""
+    source = run.document["given"] or "SOURCE"
+    return shlex.join(["dseeds", "segment", source, run.target, "--resume"])
+
+
+def debug_command(run: Run, failed: RegionFailed) -> str:
+    """Give the command that does a region's task alone."""
+    return shlex.join(
+        ["dseeds", "debug-region", run.folder.address, "--phase", failed.phase, "--region", str(failed.region)]
+    )
+
+
+def _totals(run: Run, course: Course) -> dict[str, int]:
     """Count the tasks of every stage to come."""
-    regions, rounds = len(job.regions), schedule(job.lattice)
-    return {
-        "import": 0
-        if job.source.readable_by_workers
-        else len(range(0, job.shape[0], _thickness(job.shape, job.source.dtype))),
-        "window": regions * OrderStatistics(job.source.dtype).passes if find_window else 0,
-        "quantise": regions,
-        "sweep-blocks": regions * sum(round_.weight is None for round_ in rounds),
-        "sweep-voxels": regions * sum(round_.weight is not None for round_ in rounds),
-        "merge": regions * (len(rounds) - 1),
-        "label": regions,
-        "export": len(range(0, job.shape[0], _thickness(job.shape, job.lattice.label_dtype))) if nifti else 0,
-    }
-
-
-def _thickness(shape: Triple, dtype: np.dtype[Any]) -> int:
-    """Choose how many planes this process holds at once."""
-    plane = shape[1] * shape[2] * dtype.itemsize
-    return min(UNIT_CHUNK, max(1, SLAB_BYTES // plane))
-
-
-def _with_readable_source(job: Job, run: Stages) -> Job:
-    """Copy a source that only this process can read into scratch."""
-    if job.source.readable_by_workers:
-        return job
-    thickness = _thickness(job.shape, job.source.dtype)
-    shard = (thickness, *(min(n, 4 * UNIT_CHUNK) for n in job.shape[1:]))
-    copy = create_array(job.scratch / "source", job.shape, job.source.dtype.newbyteorder("="), shard, UNIT_CHUNK)
-    with run.timed("import") as advance:
-        for begin, slab in job.source.slabs(thickness):
-            copy[begin : begin + len(slab)] = slab
-            advance()
-    return replace(job, source=open_source(copy))
-
-
-def _find_window(job: Job, run: Stages) -> tuple[float, float]:
-    search = OrderStatistics(job.source.dtype)
-    while not search.done:
-        counts = np.zeros((len(search.prefixes), 1 << 16), np.int64)
-        add = partial(np.add, counts, out=counts)
-        run.run("window", stages.count_digits, range(len(job.regions)), search, job=job, each=add)
-        search.narrow(counts)
-    return search.window()
-
-
-def _climb(job: Job, run: Stages) -> None:
-    """Quantise, then do all rounds; each begins when the one before it is merged."""
-    regions = range(len(job.regions))
-    finite: list[bool] = []
-    run.run("quantise", stages.quantise_region, regions, job=job, each=finite.append)
-    if not any(finite):
-        raise ValueError(NOTHING_FINITE)
-    moved = dict.fromkeys(regions, -1)
-    for turn, round_ in enumerate(job.schedule):
-        if turn > 0:
-            run.run("merge", stages.merge_region, regions, turn, job=job)
-        restless = [number for number in regions if not _rests(job, number, turn, moved)]
-
-        def note(result: tuple[int, int], turn: int = turn) -> None:
-            number, moves = result
-            moved[number] = turn if moves else moved[number]
-
-        stage = "sweep-blocks" if round_.weight is None else "sweep-voxels"
-        run.run(stage, stages.sweep_region, restless, turn, job=job, each=note, skipped=len(regions) - len(restless))
-
-
-def _rests(job: Job, number: int, turn: int, moved: dict[int, int]) -> bool:
-    """Tell whether nothing can move in a region in a round, by the last rounds in which regions moved something.
-
-    What moves there depends on the units of its window, and on the statistics of their cells and the cells around;
-    these change with units that lie up to two cells further off.
-    """
-    if not may_rest(job.schedule, turn):
-        return False
-    round_ = job.schedule[turn]
-    parts = job.lattice.grids[round_.level].parts
-    reach = max(-(-(-(-round_.halo // p) + 2) // k) for p, k in zip(parts, job.region, strict=True))
-    return all(moved[near] < turn - 2 for near in job.regions.within(number, reach))
-
-
-def _write_labels(job: Job, run: Stages) -> None:
-    shard = region_units(job.regions, job.lattice.grids[-1])
-    create_array(job.labels, job.shape, job.lattice.label_dtype, shard, UNIT_CHUNK, dimension_names=AXES)
-    run.run("label", stages.label_region, range(len(job.regions)), job=job)
-
-
-def _export(job: Job, run: Stages, source: Any, destination: Path, overwrite: bool) -> None:
-    """Write the labels as NIfTI, with the affine and the header of the source."""
-    labels = zarr.open_array(job.labels, mode="r")
-
-    thickness = _thickness(job.shape, labels.dtype)
-
-    def slabs() -> Iterator[tuple[int, Any]]:
-        for begin in range(0, job.shape[0], thickness):
-            yield begin, labels[begin : begin + thickness]
-            advance()
-
-    with run.timed("export") as advance:
-        write_nifti_labels(destination, slabs(), source, job.shape, max_label=job.lattice.size, overwrite=overwrite)
-
-
-def _attributes(job: Job, image: Source, asked: dict[str, Any]) -> dict[str, Any]:
-    """Describe the labels: how they came about, for us, and where they lie in space, for every reader of OME-Zarr."""
-    spacing = image.spacing if asked["spacing"] is None else tuple(asked["spacing"])
-    return {
-        ATTRIBUTE: {
-            "supervoxels": job.lattice.size,
-            "parameters": {
-                "asked": {key: _plain(value) for key, value in asked.items() if value is not None},
-                "step": job.step,
-                "cells": job.lattice.cells,
-                "window": job.window,
-                "compactness": job.compactness,
-                "rounds": len(job.schedule),
-            },
-            "source": image.identity,
-            "versions": {
-                "dseeds": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("numpy", "numba", "zarr", "dask", "distributed")},
-            },
-        },
-        "ome": ome_label_attributes(spacing=spacing, source=image.name),
-    }
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int | float | str) else np.asarray(value).tolist()
+    totals = Counter({"import": 0 if run.image.readable_by_workers else slab_count(run, run.image.dtype.itemsize)})
+    for phase in course.phases:
+        totals[phase.stage] += len(course.job.regions)
+    totals["export"] = slab_count(run, course.job.lattice.label_dtype.itemsize) if run.nifti else 0
+    return dict(totals)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import zarr
 
-from dseeds import phantom, store
+from dseeds import phantom
+from dseeds import target as labels
 from dseeds.io import Source, ZarrSource, open_source
 from dseeds.io.nifti import is_written_by_us
-from dseeds.store import ATTRIBUTE
+from dseeds.io.place import Place, open_place
+from dseeds.target import ATTRIBUTE
 
 Description = dict[str, Any]
 
@@ -53,8 +54,15 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None) -> De
     >>> description["kind"], description["spacing"], description["seed"]
     ('phantom', [2.0, 1.5, 1.5], 3)
     """
-    _refuse_unfinished(Path(target))
-    source = open_source(target, volume=volume)
+    place = _place(target)
+    if place:
+        _refuse_unfinished(place)
+    try:
+        source = open_source(target, volume=volume)
+    except FileNotFoundError:
+        if place:
+            _refuse_begun(place)
+        raise
     return {
         "kind": "image",
         "path": os.fspath(target),
@@ -63,17 +71,38 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None) -> De
         "dtype": str(source.dtype),
         "spacing": None if source.spacing is None else list(source.spacing),
         **_storage(source),
-        **(_of_group(target) if source.kind == "zarr" else _of_nifti(Path(target))),
+        **(_of_group(place.zarr() if place else target) if source.kind == "zarr" else _of_nifti(Path(target))),
     }
 
 
-def _refuse_unfinished(path: Path) -> None:
-    for marker in (store.MARKER, phantom.MARKER):
-        if (path / marker).is_file():
+def _place(target: str | os.PathLike[str]) -> Place | None:
+    """Give the place of a target; None for those that can only be read."""
+    try:
+        return open_place(target)
+    except ValueError:
+        return None
+
+
+def _refuse_unfinished(place: Place) -> None:
+    for marker in (labels.MARKER, phantom.MARKER):
+        if place.read(marker) is not None:
+            _refuse_begun(place)
             raise ValueError(
-                f"{path} is unfinished: its run is still at work or was killed; in the latter case, "
-                "run it again with --overwrite."
+                f"{place.address} is unfinished: it is still being written, or was left; in the latter case, write it "
+                f"again with --overwrite."
             )
+
+
+def _refuse_begun(place: Place) -> None:
+    # It imports Dask, for which only those wait who need it.
+    from dseeds.run import SUFFIX
+    from dseeds.runs import DOCUMENT
+
+    if open_place(place.address + SUFFIX).read(DOCUMENT) is not None:
+        raise ValueError(
+            f"{place.address} is unfinished: see how far its run is with dseeds status {place.address}, and go on with "
+            f"it with dseeds segment and --resume, or dseeds step if it is one of batch jobs."
+        )
 
 
 def _storage(source: Source) -> Description:
@@ -83,16 +112,16 @@ def _storage(source: Source) -> Description:
     return {"chunks": list(source.array.chunks), "shards": None if shards is None else list(shards)}
 
 
-def _of_group(target: str | os.PathLike[str]) -> Description:
+def _of_group(where: Any) -> Description:
     """Read what this program noted in a group's attributes."""
-    node = zarr.open(target, mode="r")
+    node = zarr.open(where, mode="r")
     noted: Any = node.attrs.get(ATTRIBUTE) if isinstance(node, zarr.Group) else None
     if not isinstance(noted, Mapping):
         return {}
     if "phantom" in noted:
-        recipe = noted["phantom"]
+        recipe = _mapping(noted["phantom"])
         return {"kind": "phantom", **{key: recipe.get(key) for key in ("noise", "organs", "seed")}}
-    parameters = noted.get("parameters", {})
+    parameters = _mapping(noted.get("parameters"))
     return {
         "kind": "labels",
         "supervoxels": noted.get("supervoxels"),
@@ -101,6 +130,11 @@ def _of_group(target: str | os.PathLike[str]) -> Description:
     }
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Take what others may have changed for nothing where it makes no sense."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _of_nifti(path: Path) -> Description:
     """Recognise labels by the header's intent: there is room for nothing more."""
-    return {"kind": "labels"} if is_written_by_us(nibabel.load(path)) else {}
+    return {"kind": "labels"} if is_written_by_us(path) else {}

@@ -64,6 +64,10 @@ class Box:
             triple(min(n, h + by) for h, n in zip(self.hi, within, strict=True)),
         )
 
+    def overlap(self, other: Box) -> Box:
+        """Give what two boxes share; meaningless if they share nothing."""
+        return Box(triple(map(max, self.lo, other.lo)), triple(map(min, self.hi, other.hi)))
+
     def relative_to(self, origin: Triple) -> Box:
         """Give the same box, counted from `origin`."""
         return Box(
@@ -284,6 +288,10 @@ class Regions:
         """Give the (z, y, x) index of a region from its number."""
         return triple(np.unravel_index(number, self.counts))
 
+    def number(self, index: Triple) -> int:
+        """Give the number of the region with a (z, y, x) index."""
+        return int(np.ravel_multi_index(index, self.counts))
+
     def box(self, number: int) -> Box:
         """Give a region's cells."""
         return self.box_at(self.index(number))
@@ -301,9 +309,17 @@ class Regions:
 
     def within(self, number: int, reach: int) -> list[int]:
         """List the numbers of the regions that are at most so many away from one, ascending, with itself."""
-        here = self.around(number, reach)
-        ranges = (range(a, h) for a, h in zip(here.lo, here.hi, strict=True))
-        return [int(np.ravel_multi_index(triple(index), self.counts)) for index in itertools.product(*ranges)]
+        return self.numbers(self.around(number, reach))
+
+    def touching(self, cells: Box) -> list[int]:
+        """List the numbers of the regions that have cells in a box, ascending."""
+        lo = triple(a // k for a, k in zip(cells.lo, self.cells, strict=True))
+        hi = triple(-(-h // k) for h, k in zip(cells.hi, self.cells, strict=True))
+        return self.numbers(Box(lo, hi))
+
+    def numbers(self, box: Box) -> list[int]:
+        """List the numbers of a box of regions, ascending."""
+        return [self.number(triple(index)) for index in itertools.product(*map(range, box.lo, box.hi))]
 
 
 def check_shape(shape: tuple[int, ...]) -> Triple:

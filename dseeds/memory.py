@@ -16,7 +16,7 @@ from dseeds.kernel.labels import global_labels, refine, seeds
 from dseeds.kernel.lanes import OPEN
 from dseeds.kernel.layout import padded
 from dseeds.lattice import Box, Grid, Lattice, Window, check_shape
-from dseeds.quantise import NOTHING_FINITE, check_dtype, check_window, intensity_window, quantise_window
+from dseeds.quantise import NothingFinite, check_dtype, check_window, intensity_window, quantise_window
 from dseeds.scores import check_compactness
 from dseeds.steps import Step, choose_step
 
@@ -101,7 +101,7 @@ def supervoxels(
     limits = intensity_window(image) if window is None else check_window(window)
     bins = padded(lattice.shape, 0)
     if not quantise_window(image, limits, bins):
-        raise ValueError(NOTHING_FINITE)
+        raise NothingFinite
     # A constant image leaves nothing to climb.
     labels = climb(
         lattice,

@@ -8,7 +8,7 @@ window does not depend on the chunking, and takes one pass for 8 and 16 bits, tw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,13 @@ DIGIT_BITS = 16
 # Per mille of the voxels below the window and, from the other end, above it.
 PER_MILLE = 5
 SLAB_BYTES = 16 << 20
-NOTHING_FINITE = "the image holds no finite value, so there is nothing to cut into supervoxels."
+
+
+class NothingFinite(ValueError):
+    """The image holds no finite value."""
+
+    def __init__(self) -> None:
+        super().__init__("the image holds no finite value, so there is nothing to cut into supervoxels.")
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
@@ -151,7 +157,7 @@ class OrderStatistics:
         if not self.ranks:
             last = int(counts.sum()) - 1
             if last < 0:
-                raise ValueError(NOTHING_FINITE)
+                raise NothingFinite
             self.ranks = (0, last * PER_MILLE // 1000, last - last * PER_MILLE // 1000, last)
         found, ranks = [], []
         for j, rank in zip(self.which, self.ranks, strict=True):
@@ -163,6 +169,15 @@ class OrderStatistics:
         self.which = tuple(self.prefixes.index(key) for key in found)
         self.ranks = tuple(ranks)
         self.shift -= DIGIT_BITS
+
+    def state(self) -> dict[str, Any]:
+        """Give what has been found so far as plain values."""
+        return {name: getattr(self, name) for name in ("prefixes", "ranks", "shift", "which")}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another search has come to."""
+        self.prefixes, self.ranks, self.which = (tuple(state[name]) for name in ("prefixes", "ranks", "which"))
+        self.shift = state["shift"]
 
     def window(self) -> tuple[float, float]:
         """Give the values at 0.5 % and 99.5 %; where these are equal, the least and the greatest."""

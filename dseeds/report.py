@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dseeds.lattice import Triple
+
+if TYPE_CHECKING:
+    from dseeds.stages import Result
 
 
 class Progress(Protocol):
@@ -25,6 +30,17 @@ class Progress(Protocol):
         """Tell that a stage is done."""
 
 
+def peak_memory() -> int:
+    """Give the highest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: after an exec it still knows the parent's peak.
+        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 @dataclass(frozen=True)
 class StageReport:
     """One stage of a run.
@@ -35,13 +51,45 @@ class StageReport:
         The stage; the tasks on the Dask dashboard bear the same name.
     tasks : int
         Tasks done.
+    skipped : int
+        Tasks that need not be done: where nothing can move, or where they were done before the run was gone on with.
+    retried : int
+        Tasks that failed and were tried again.
     seconds : float
         Time that passed in the stage.
+    read, written : int
+        Bytes that its tasks have read and written, as they are in memory.
+    peak_memory : int
+        The highest resident memory, until the stage's end, of a process that did one of its tasks, in bytes.
     """
 
     name: str
-    tasks: int
-    seconds: float
+    tasks: int = 0
+    skipped: int = 0
+    retried: int = 0
+    seconds: float = 0.0
+    read: int = 0
+    written: int = 0
+    peak_memory: int = 0
+
+    def with_task(self, result: Result | None) -> StageReport:
+        """Count one more task."""
+        if result is None:
+            return replace(self, tasks=self.tasks + 1)
+        return replace(
+            self,
+            tasks=self.tasks + 1,
+            read=self.read + result.read,
+            written=self.written + result.written,
+            peak_memory=max(self.peak_memory, result.peak_memory),
+        )
+
+    def line(self, width: int) -> str:
+        """Say it in a line, the name as wide as is given."""
+        return (
+            f"  {self.name:<{width}}  {self.tasks:>6} tasks  {self.seconds:8.2f} s  "
+            f"{self.read / 2**20:8.0f} MiB read  {self.written / 2**20:8.0f} MiB written"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +108,10 @@ class Report:
         How many there are.
     regions : int
         How many the volume was cut into.
+    skipped, retried : int
+        Tasks that need not be done, and tasks that failed and were tried again; see `StageReport`.
+    resumed : bool
+        Whether an unfinished run was gone on with.
     region_shape : tuple of int
         Voxels in a region, (z, y, x).
     rounds : int
@@ -83,6 +135,9 @@ class Report:
     window: tuple[float, float]
     supervoxels: int
     regions: int
+    skipped: int
+    retried: int
+    resumed: bool
     region_shape: Triple
     rounds: int
     workers: int
@@ -106,10 +161,11 @@ class Report:
             f"{self.seconds:.1f} s, {self.voxels_per_second / 1e6:.2f} Mvoxel/s, {self.rounds} rounds, "
             f"regions of {_by(self.region_shape)}: {self.regions}, workers: {self.workers}",
         ]
+        lines.append(f"tasks tried again: {self.retried}, not needed: {self.skipped}, failed: 0")
         if self.peak_memory:
             lines.append(f"peak memory of a worker: {max(self.peak_memory.values()) / 2**20:.0f} MiB")
         width = max((len(stage.name) for stage in self.stages), default=0)
-        lines += [f"  {s.name:<{width}}  {s.tasks:>6} tasks  {s.seconds:8.2f} s" for s in self.stages]
+        lines += [stage.line(width) for stage in self.stages]
         return "\n".join(lines)
 
 

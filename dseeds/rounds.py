@@ -102,9 +102,9 @@ def may_rest(rounds: tuple[Round, ...], turn: int) -> bool:
     """Tell whether a round can be left out where nothing has moved since the round two before it began.
 
     Nothing moves then: a round like it, on the same labels and statistics and with no fewer units to be looked at, has
-    moved nothing. What this round would leave is there already, in the buffers that the round two before it wrote: the
-    same labels, with no unit still to be looked at, and no change of the statistics. So that one has to be of the same
-    level, and the next round must not want other statistics.
+    moved nothing. What this round would leave is what the round before it left: the same labels, with no unit still to
+    be looked at, and no change of the statistics. So that one has to be of the same level, and the next round must not
+    want other statistics.
     """
     if turn < 2 or rounds[turn - 2].level != rounds[turn].level:
         return False
@@ -188,7 +188,10 @@ def sweep(
     with ThreadPoolExecutor(threads) as pool:
         for turn in _wave(where, round_, WAVE if threads == 1 else lattice.shape[0]):
             moves += _run(colour, turn, pool, changes)
-    return moves, np.add.reduce(changes, dtype=np.uint32)
+    change, *others = changes
+    for other in others:
+        change += other
+    return moves, change
 
 
 def _wave(where: Place, round_: Round, thickness: int) -> Iterator[Turn]:

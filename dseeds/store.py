@@ -1,29 +1,42 @@
-"""Zarr scratch and output: which arrays there are, how they are cut, how an output is recognised and published.
+"""Zarr scratch: which arrays there are, how they are cut, and how what is damaged is noticed.
 
 Every array is cut so that a region is a whole number of shards: then no two tasks ever write to one file, which would
 corrupt it silently. Within a shard, chunks are small enough for the reading of halos.
+
+What a phase leaves lies in arrays of its own, so that nothing in scratch ever changes: a task that is done twice, or
+that was believed dead and comes back, writes what is there already. Everything is written, zeros too, and with a
+checksum: what is missing, torn or rotten is noticed when it is read, and the phase that wrote it is known.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import ByteRequest, Store
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.errors import ArrayNotFoundError, ContainsArrayError
+from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from dseeds import merge
+from dseeds.io.bucket import worded
+from dseeds.io.place import Place, is_remote, open_place
 from dseeds.lattice import Box, Grid, Regions, Triple, triple
-from dseeds.rounds import Round, histogram_dtype, schedule
+from dseeds.phases import QUANTISE, Phase, sweep_phase
+from dseeds.rounds import histogram_dtype, schedule
 
 # Chunks per axis, in voxels, in blocks with their histograms and in cells: what a halo read wastes against what every
 # chunk costs.
@@ -33,8 +46,47 @@ CELL_CHUNK = 8
 # Scratch is read many times and soon gone: what is quick to decode is better than what is small.
 QUICK = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
 QUICK_BITS = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
-MARKER = "dseeds-incomplete.json"
-ATTRIBUTE = "dseeds"
+WIDE = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+# What codecs raise on bytes that are not theirs. Errors of the system are not the data's fault.
+_DAMAGED = (ValueError, RuntimeError, EOFError, LookupError, TypeError)
+
+
+class Damage(Exception):
+    """Something in scratch is missing, torn or rotten.
+
+    Attributes
+    ----------
+    name : str
+        The array.
+    box : Box
+        What was to be read of it, along its first three axes.
+    """
+
+    def __init__(self, name: str, box: Box, reason: str) -> None:
+        super().__init__(name, box, reason)
+        self.name, self.box = name, box
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} in scratch is damaged: {self.args[2]}"
+
+
+@dataclass
+class Traffic:
+    """Bytes that a task has read and written, as they are in memory."""
+
+    read: int = 0
+    written: int = 0
+
+
+traffic: ContextVar[Traffic | None] = ContextVar("traffic", default=None)
+
+
+def tally(*, read: int = 0, written: int = 0) -> None:
+    """Add to what the task at work has read and written."""
+    current = traffic.get()
+    if current is not None:
+        current.read += read
+        current.written += written
 
 
 def chunk_length(extent: int, wanted: int) -> int:
@@ -54,38 +106,145 @@ def region_units(regions: Regions, grid: Grid) -> Triple:
     return triple([k * p for k, p in zip(regions.cells, grid.parts, strict=True)])
 
 
-def create_array(
-    path: Path,
-    shape: tuple[int, ...],
-    dtype: DTypeLike,
-    shard: tuple[int, ...],
-    wanted: int,
-    codec: BloscCodec | ZstdCodec | None = None,
-    **more: Any,
-) -> zarr.Array:
-    """Create an array in Zarr v3 whose first three axes are cut into shards and chunks, other axes into neither."""
-    chunks = tuple(chunk_length(n, wanted) for n in shard[:3]) + shard[3:]
-    wide = np.dtype(dtype).itemsize > 1
-    return zarr.create_array(
-        path,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks,
-        shards=shard if shard != chunks else None,
-        compressors=codec or (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle") if wide else ZstdCodec(level=1)),
-        fill_value=0,
-        zarr_format=3,
-        **more,
-    )
+@dataclass(frozen=True)
+class Layout:
+    """How an array is cut and coded.
+
+    Attributes
+    ----------
+    shape, shard, chunk : tuple of int
+        The first three axes are cut as regions are, others not at all.
+    dtype : dtype
+        Of its values.
+    codec : codec
+        Compresses its chunks.
+    checked : bool
+        Whether chunks get a checksum.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...]
+    codec: BytesBytesCodec
+    checked: bool = True
+
+    @classmethod
+    def cut(
+        cls,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        shard: tuple[int, ...],
+        wanted: int,
+        codec: BytesBytesCodec = WIDE,
+        *,
+        checked: bool = True,
+    ) -> Layout:
+        """Cut shards into chunks of about the wanted length."""
+        chunk = tuple(chunk_length(n, wanted) for n in shard[:3]) + shard[3:]
+        return cls(shape, np.dtype(dtype), shard, chunk, codec, checked)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array, uncompressed."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def create(self, where: Any, **more: Any) -> None:
+        """Create the array in Zarr v3, empty, unless it is there already."""
+        try:
+            zarr.create_array(
+                where,
+                shape=self.shape,
+                dtype=self.dtype,
+                chunks=self.chunk,
+                shards=self.shard if self.shard != self.chunk else None,
+                compressors=[self.codec, Crc32cCodec()] if self.checked else self.codec,
+                fill_value=0,
+                zarr_format=3,
+                **more,
+            )
+        except ContainsArrayError:
+            return
 
 
-@lru_cache(maxsize=64)
-def _open(path: Path) -> zarr.Array:
-    # A scratch path is never used twice, so what it holds does not change its shape.
-    return zarr.open_array(path, mode="r+")
+def check_whole_shards(array: zarr.Array, box: Box) -> None:
+    """Assert that a box of an array's first three axes is made up of whole shards.
+
+    Raises
+    ------
+    RuntimeError
+        If it is not.
+    """
+    cut = array.shards or array.chunks
+    for begin, end, n, length in zip(box.lo, box.hi, array.shape, cut, strict=False):
+        if begin % length or (end % length and end != n):
+            raise RuntimeError(f"{box} is not made up of whole shards of {cut[:3]}.")
 
 
-def write(array: zarr.Array, box: Box, values: NDArray[Any]) -> None:
+def shard_keys(array: zarr.Array, box: Box) -> Iterator[str]:
+    """List the keys of the shards that a box of an array's first three axes touches, relative to the array."""
+    cut = (array.shards or array.chunks)[:3]
+    ranges = [range(a // c, -(-h // c)) for a, h, c in zip(box.lo, box.hi, cut, strict=True)]
+    for index in itertools.product(*ranges):
+        yield array.metadata.encode_chunk_key((*index, *(0,) * (array.ndim - 3)))
+
+
+class Complete(WrapperStore[Store]):
+    """A store in which every chunk that is asked for has to be there: zarr takes what is missing or empty for zeros."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """See `Store.get`."""
+        value = await super().get(key, prototype, byte_range)
+        if key.startswith("c/") and not value:
+            raise LookupError(f"{key} is missing or empty")
+        return value
+
+
+@lru_cache(maxsize=256)
+def _open(address: str, name: str, run: str | None) -> tuple[zarr.Array, zarr.Array]:
+    """Open an array to be read, and to be written; once in a process, for a run never makes two arrays of one name."""
+    where = open_place(address).zarr(name)
+    store = LocalStore(where) if isinstance(where, Path) else where
+    # Without a version to look for, zarr would look for all, with a request for each.
+    try:
+        writable = zarr.open_array(store, mode="r+", zarr_format=3).with_config({"write_empty_chunks": True})
+    except ArrayNotFoundError:
+        # Zarr's own error cannot be sent from a worker.
+        raise FileNotFoundError(
+            f"the array {name} of a run is gone from {address}: begin anew with overwrite=True (--overwrite)."
+        ) from None
+    readable = zarr.Array.from_dict(StorePath(Complete(store)), writable.metadata.to_dict())
+    return readable, writable
+
+
+def read(address: str, name: str, box: Box, run: str | None = None) -> NDArray[Any]:
+    """Read a box of an array's first three axes.
+
+    Parameters
+    ----------
+    address, name : str
+        The place, and the array in it.
+    box : Box
+        What to read.
+    run : str, optional
+        The run that made the array, where the address does not tell.
+
+    Raises
+    ------
+    Damage
+        If it is not all there and as it was written.
+    """
+    with worded(address):
+        array, _ = _open(address, name, run)
+        try:
+            values = np.asarray(array[box.slices])
+        except _DAMAGED as error:
+            raise Damage(name, box, str(error)) from error
+    tally(read=values.nbytes)
+    return values
+
+
+def write(address: str, name: str, box: Box, values: NDArray[Any], run: str | None = None) -> None:
     """Write a box of an array's first three axes, as one task's own.
 
     Raises
@@ -93,16 +252,66 @@ def write(array: zarr.Array, box: Box, values: NDArray[Any]) -> None:
     RuntimeError
         If the box is not made up of whole shards.
     """
-    cut = array.shards or array.chunks
-    for begin, end, n, length in zip(box.lo, box.hi, array.shape, cut, strict=False):
-        if begin % length or (end % length and end != n):
-            raise RuntimeError(f"{box} is not made up of whole shards of {cut[:3]}.")
-    array[box.slices] = values
+    with worded(address):
+        _, array = _open(address, name, run)
+        check_whole_shards(array, box)
+        try:
+            array[box.slices] = values
+        except _DAMAGED:
+            # At the volume's end zarr reads a shard before it writes it, which may have been torn.
+            open_place(address).delete(f"{name}/{key}" for key in shard_keys(array, box))
+            array[box.slices] = values
+    tally(written=values.nbytes)
 
 
-def read(array: zarr.Array, box: Box) -> NDArray[Any]:
-    """Read a box of an array's first three axes."""
-    return np.asarray(array[box.slices])
+def settle(address: str, name: str, box: Box, run: str = "") -> None:
+    """Have the disk keep what was written in a box, whatever happens to the machine."""
+    if is_remote(address):
+        return
+    _, array = _open(address, name, run)
+    folders = set()
+    for key in shard_keys(array, box):
+        path = Path(address, name, key)
+        folders.add(path.parent)
+        _sync(path)
+    for folder in folders:
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    # Windows keeps no folder open.
+    with suppress(PermissionError):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+@dataclass(frozen=True)
+class ImportedSource:
+    """A source that was copied into scratch.
+
+    Attributes
+    ----------
+    address : str
+        The scratch.
+    type : str
+        The dtype's name.
+    """
+
+    address: str
+    type: str
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels."""
+        return np.dtype(self.type)
+
+    def read(self, box: tuple[slice, slice, slice]) -> NDArray[Any]:
+        """Read the voxels in a box (z, y, x)."""
+        lo, hi = triple(side.start for side in box), triple(side.stop for side in box)
+        return read(self.address, "source", Box(lo, hi))
 
 
 @dataclass(frozen=True)
@@ -111,170 +320,94 @@ class Scratch:
 
     Attributes
     ----------
-    path : Path
-        A directory of its own.
+    address : str
+        A folder or a prefix in a bucket, of its own.
     regions : Regions
         The regions, which every array is cut by.
     """
 
-    path: Path
+    address: str
     regions: Regions
 
-    def create(self) -> None:
-        """Create all arrays, empty."""
+    @property
+    def place(self) -> Place:
+        """Where they lie."""
+        return open_place(self.address)
+
+    @cached_property
+    def layouts(self) -> dict[str, tuple[Phase, Layout]]:
+        """All arrays that a run may need: what phase writes them, and how they are cut."""
         lattice, rounds = self.regions.lattice, schedule(self.regions.lattice)
-        voxels = lattice.grids[-1]
-        create_array(
-            self.path / "bins", lattice.shape, np.uint8, region_units(self.regions, voxels), UNIT_CHUNK, QUICK_BITS
-        )
-        for level, grid in enumerate(lattice.grids):
-            shard = region_units(self.regions, grid)
-            for parity in "01":
-                create_array(self.path / f"codes-{level}-{parity}", grid.shape, np.uint8, shard, UNIT_CHUNK, QUICK)
-            if level < len(lattice.grids) - 2:
-                create_array(
-                    self.path / f"histograms-{level}",
-                    (*grid.shape, 32),
-                    histogram_dtype(grid),
-                    (*shard, 32),
-                    HISTOGRAM_CHUNK,
-                    QUICK,
-                )
-        shell = merge.shell_length(self.regions.cells)
-        for bins in {round_.bins for round_ in rounds}:
-            for parity in "01":
-                for kind in ("core", "statistics"):
-                    create_array(
-                        self.path / f"{kind}-{bins}-{parity}",
-                        (*lattice.cells, bins),
-                        np.uint32,
-                        (*self.regions.cells, bins),
-                        CELL_CHUNK,
-                    )
-                create_array(
-                    self.path / f"shell-{bins}-{parity}",
-                    (*self.regions.counts, shell, bins),
-                    np.uint32,
-                    (1, 1, 1, shell, bins),
-                    1,
-                )
+        cells, counts = self.regions.cells, self.regions.counts
+        grids = lattice.grids
+        units = [region_units(self.regions, grid) for grid in grids]
+        found = {"bins": (QUANTISE, Layout.cut(lattice.shape, np.uint8, units[-1], UNIT_CHUNK, QUICK_BITS))}
+        for level, grid in enumerate(grids[:-2]):
+            layout = Layout.cut((*grid.shape, 32), histogram_dtype(grid), (*units[level], 32), HISTOGRAM_CHUNK, QUICK)
+            found[histograms(level)] = QUANTISE, layout
+        shell = merge.shell_length(cells)
+        for turn, round_ in enumerate(rounds):
+            sweep, level, bins = sweep_phase(rounds, turn), round_.level, round_.bins
+            found[codes(turn)] = sweep, Layout.cut(grids[level].shape, np.uint8, units[level], UNIT_CHUNK, QUICK)
+            of_cells = Layout.cut((*lattice.cells, bins), np.uint32, (*cells, bins), CELL_CHUNK)
+            found[statistics(turn)] = Phase("merge", turn) if turn else QUANTISE, of_cells
+            if turn > 0:
+                before = sweep_phase(rounds, turn - 1)
+                found[core(turn)] = before, of_cells
+                found[shells(turn)] = before, Layout.cut((*counts, shell, bins), np.uint32, (1, 1, 1, shell, bins), 1)
+        return found
 
-    def bins(self) -> zarr.Array:
-        """Open the quantised volume, uint8, shape (z, y, x)."""
-        return _open(self.path / "bins")
+    def create(self, layouts: dict[str, Layout] | None = None) -> None:
+        """Create arrays, empty: those given, by default all that rounds need."""
+        given = {name: layout for name, (_, layout) in self.layouts.items()} if layouts is None else layouts
+        with worded(self.address):
+            for name, layout in given.items():
+                layout.create(self.place.zarr(name))
 
-    def histograms(self, level: int) -> zarr.Array:
-        """Open the block histograms of a level that is not the finest, shape (z, y, x, 32)."""
-        return _open(self.path / f"histograms-{level}")
+    def read(self, name: str, box: Box) -> NDArray[Any]:
+        """Read a box of an array's first three axes; `Damage` if it is not all there and as it was written."""
+        return read(self.address, name, box)
 
-    def codes(self, number: int, round_: Round) -> zarr.Array:
-        """Open the label codes that a round leaves, uint8, shape (z, y, x) in units."""
-        return _open(self.path / f"codes-{round_.level}-{number % 2}")
+    def write(self, name: str, box: Box, values: NDArray[Any]) -> None:
+        """Write a box of an array's first three axes, of whole shards, as one task's own."""
+        write(self.address, name, box, values)
 
-    def statistics(self, number: int, round_: Round) -> zarr.Array:
-        """Open the merged statistics that a round begins with, uint32, shape (z, y, x, bins) in cells."""
-        return _open(self.path / f"statistics-{round_.bins}-{number % 2}")
-
-    def core(self, number: int, round_: Round) -> zarr.Array:
-        """Open the regions' own part of the statistics that a round will begin with."""
-        return _open(self.path / f"core-{round_.bins}-{number % 2}")
-
-    def shell(self, number: int, round_: Round) -> zarr.Array:
-        """Open the regions' part in their neighbours' statistics, shape (z, y, x, shell, bins) in regions."""
-        return _open(self.path / f"shell-{round_.bins}-{number % 2}")
+    def remove(self, name: str) -> None:
+        """Remove an array's values."""
+        # What describes it stays: a task that is done again may have to write it.
+        self.place.clear(f"{name}/c")
 
 
-def is_ours(target: Path) -> bool:
-    """Tell whether a directory is a label group that this program wrote, finished or not."""
-    if (target / MARKER).is_file():
-        return True
-    try:
-        noted = json.loads((target / "zarr.json").read_text())["attributes"][ATTRIBUTE]
-        return isinstance(noted["supervoxels"], int)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def digits(turn: int) -> str:
+    """Name the counts of a pass of the search for the intensity window."""
+    return f"digits-{turn}"
 
 
-def _stranger(target: Path) -> Path | None:
-    """Find something in a label group that this program does not write."""
-    for entry in target.iterdir():
-        if entry.name not in {"0", "zarr.json", MARKER} or entry.is_symlink():
-            return entry
-    for entry in (target / "0").rglob("*"):
-        first, *rest = entry.relative_to(target / "0").parts
-        ours = first == "zarr.json" or (first == "c" and all(part.isdecimal() for part in rest))
-        if not ours or entry.is_symlink():
-            return entry
-    return None
+def digit_rows(turn: int) -> int:
+    """Tell for how many values at most a pass counts digits: for all at first, then for those of the window's ends."""
+    return 1 if turn == 0 else 4
 
 
-def check_target(target: Path, overwrite: bool) -> None:
-    """Refuse a target that would lose something.
-
-    Raises
-    ------
-    FileExistsError
-        If the target exists and is not to be overwritten, or is not this program's output.
-    FileNotFoundError
-        If the folder that it is to lie in does not exist.
-    """
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {target.parent} for the target does not exist.")
-    if target.is_symlink():
-        raise FileExistsError(f"{target} is a link; name the place that it leads to.")
-    if not target.exists():
-        return
-    if not (target.is_dir() and is_ours(target)):
-        raise FileExistsError(f"{target} exists and was not written by dseeds; it is not overwritten.")
-    stranger = _stranger(target)
-    if stranger:
-        raise FileExistsError(f"{target} holds {stranger}, which dseeds did not write; it is not overwritten.")
-    if not overwrite:
-        raise FileExistsError(
-            f"{target} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
-        )
+def histograms(level: int) -> str:
+    """Name the block histograms of a level that is not the finest, shape (z, y, x, 32)."""
+    return f"histograms-{level}"
 
 
-def begin_target(target: Path, overwrite: bool = False) -> None:
-    """Remove an older output of ours, and mark the target as incomplete.
-
-    Raises
-    ------
-    FileExistsError
-        As `check_target`: something may have come to be there since the run began.
-    """
-    check_target(target, overwrite)
-    if target.exists():
-        remove_target(target)
-    target.mkdir()
-    try:
-        _mark(target)
-    except BaseException:
-        remove_target(target)
-        raise
+def codes(turn: int) -> str:
+    """Name the label codes that a round leaves, uint8, shape (z, y, x) in units."""
+    return f"codes-{turn:02}"
 
 
-def _mark(target: Path) -> None:
-    (target / MARKER).write_text(json.dumps({"dseeds": "labels are being written here; this is no finished output"}))
+def statistics(turn: int) -> str:
+    """Name the merged statistics that a round begins with, uint32, shape (z, y, x, bins) in cells."""
+    return f"statistics-{turn:02}"
 
 
-def remove_target(target: Path) -> None:
-    """Remove what this program wrote, and nothing else."""
-    if not target.is_dir():
-        return
-    # What makes it an image goes first and the marker last: cut short, it is unfinished, but known as ours. A full disk
-    # takes no marker, but can be emptied.
-    with suppress(OSError):
-        _mark(target)
-    (target / "zarr.json").unlink(missing_ok=True)
-    shutil.rmtree(target / "0", ignore_errors=True)
-    (target / MARKER).unlink(missing_ok=True)
-    if not any(target.iterdir()):
-        target.rmdir()
+def core(turn: int) -> str:
+    """Name the regions' own part of the statistics that a round will begin with."""
+    return f"core-{turn:02}"
 
 
-def publish(target: Path, attributes: Mapping[str, Any]) -> None:
-    """Make the target a group with these attributes: the last thing that is written."""
-    document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-    (target / "zarr.json").write_text(json.dumps(document, indent=2))
-    (target / MARKER).unlink()
+def shells(turn: int) -> str:
+    """Name the regions' part in their neighbours' statistics, shape (z, y, x, shell, bins) in regions."""
+    return f"shells-{turn:02}"

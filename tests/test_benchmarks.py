@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.scheduler import measure
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -63,3 +64,26 @@ def test_missing_data_are_a_sentence(tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, BENCHMARKS / "quality.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"the real volumes are not at {tmp_path / 'nowhere'}; set DSEEDS_DATA to their folder.\n"
+
+
+@pytest.mark.slow
+def test_overhead(tmp_path):
+    written, said = run("overhead.py", "--size", "96", "--memory", "1GiB", "--json", tmp_path / "overhead.json")
+    rows = written["rows"]
+    rounds = written["report"]["rounds"]
+    assert [f"round {turn:2}" in rows for turn in range(rounds + 1)] == [True] * rounds + [False]
+    for name in ("quantise", "label", "all rounds"):
+        assert rows[name]["kernel"] > 0
+        assert rows[name]["io"] > 0
+        assert name in said
+    assert sum(row["wall"] for name, row in rows.items() if name != "all rounds") < written["report"]["seconds"]
+
+
+@pytest.mark.slow
+def test_a_task_costs_little_beside_its_kernel(tmp_path):
+    """Ten thousand tasks here, two hundred thousand with the benchmark: memory stays where it is."""
+    figures = measure(tmp_path, regions=5000, workers=1)
+    assert figures["tasks"] == 2 * 17**3
+    # Measured: 2 ms on a quiet machine.
+    assert figures["milliseconds_per_task"] < 30
+    assert figures["growth_bytes"] < 64 << 20

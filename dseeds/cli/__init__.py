@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dseeds import __version__
-from dseeds.cli import compile, errors, evaluate, info, phantom, segment
+from dseeds.cli import batch, compile, errors, evaluate, info, phantom, plan, segment
 
 app = typer.Typer(
     add_completion=False,
@@ -34,21 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0, 1 for an error, 2 for arguments that make no command, 130 after Ctrl-C.
+        The exit code: 0, 1 for an error, 2 for arguments that make no command, 75 where other batch jobs have to come
+        first, 130 after Ctrl-C.
     """
     with errors.good_manners():
         try:
+            interruption: BaseException = KeyboardInterrupt()
             code = app(arguments, prog_name="dseeds", standalone_mode=False) or 0
-        except (KeyboardInterrupt, typer.Abort):
-            code = errors.INTERRUPTED
+        except (KeyboardInterrupt, typer.Abort) as stop:
+            code, interruption = errors.INTERRUPTED, stop
         except Exception as error:
             sentence = errors.sentence(error)
             if sentence is None or errors.debugging():
                 raise
             errors.say(f"error: {sentence}")
-            return errors.MISUSED if isinstance(error, errors.UsageError) else errors.FAILED
+            errors.say_notes(error)
+            return errors.exit_code(error)
     if code == errors.INTERRUPTED:
         errors.say("interrupted; nothing was published")
+        errors.say_notes(interruption)
     return int(code)
 
 
@@ -68,7 +72,13 @@ def _dseeds(
 
 
 app.command(epilog=segment.EXAMPLES)(segment.segment)
+app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=info.EXAMPLES)(info.info)
 app.command(epilog=phantom.EXAMPLES)(phantom.phantom)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("compile", epilog=compile.EXAMPLES)(compile.compile_)
+app.command(epilog=batch.INIT_EXAMPLES, rich_help_panel=batch.PANEL)(batch.init)
+app.command(epilog=batch.STEP_EXAMPLES, rich_help_panel=batch.PANEL)(batch.step)
+app.command(epilog=batch.STATUS_EXAMPLES, rich_help_panel=batch.PANEL)(batch.status)
+app.command(epilog=batch.FINALIZE_EXAMPLES, rich_help_panel=batch.PANEL)(batch.finalize)
+app.command("debug-region", epilog=batch.DEBUG_EXAMPLES, rich_help_panel=batch.PANEL)(batch.debug_region)

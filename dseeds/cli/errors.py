@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,10 +15,18 @@ from typing import Any
 import typer
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+# As of the system's own programs: try again later.
+NOT_YET = 75
 # Set in the environment, it lets errors show their traceback.
 DEBUG = "DSEEDS_DEBUG"
 # typer takes click's exceptions from click or from a copy of its own, depending on its version.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+# How the notes begin that this package adds to errors.
+NOTES = ("go on with: ", "try that region alone with: ")
+# Errors of this package that are to be expected; by name, for importing what raises them takes longer than help should.
+EXPECTED = {"RegionFailed", "BeyondRepair", "LeaseLost", "NotYet", "Damage"}
 
 
 @contextmanager
@@ -29,7 +38,10 @@ def good_manners() -> Iterator[None]:
         os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with warnings.catch_warnings():
+            if not debugging():
+                warnings.simplefilter("ignore")
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -55,6 +67,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def say_notes(error: BaseException) -> None:
+    """Print what else there is to say of an error: how to go on."""
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(NOTES):
+            say(note)
+
+
 def sentence(error: Exception) -> str | None:
     """Put an error that is to be expected into one line; None for others, which are bugs."""
     if isinstance(error, UsageError):
@@ -70,7 +89,15 @@ def sentence(error: Exception) -> str | None:
         return _line(f"out of memory: {error}" if str(error) else "out of memory")
     if isinstance(error, OSError) and error.strerror:
         return _line(_of_system(error))
-    return _line(str(error)) if isinstance(error, OSError | ValueError | TypeError) else None
+    expected = isinstance(error, OSError | ValueError | TypeError) or type(error).__name__ in EXPECTED
+    return _line(str(error)) if expected else None
+
+
+def exit_code(error: Exception) -> int:
+    """Choose the exit code of an error."""
+    if type(error).__name__ == "NotYet":
+        return NOT_YET
+    return MISUSED if isinstance(error, UsageError) else FAILED
 
 
 def _of_usage(error: Any) -> str:

@@ -47,9 +47,10 @@ Window = Annotated[
     ),
 ]
 Compactness = Annotated[
-    float,
+    float | None,
     typer.Option(
         metavar="NUMBER",
+        show_default="0",
         help="From 0, where supervoxels follow the image alone, to 30, where they are all but cells of the lattice.",
         rich_help_panel=CELLS,
     ),
@@ -126,24 +127,70 @@ TlsKey = Annotated[
     ),
 ]
 Scratch = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         metavar="DIR",
-        help="Folder for intermediate data that all workers see; 1 to 6 bytes per voxel.",
-        show_default="the target's",
+        help="Folder or URL for intermediate data that all workers see; 1 to 6 bytes per voxel.",
+        show_default="beside the target",
         rich_help_panel=WORK,
+    ),
+]
+KeepScratch = Annotated[
+    bool,
+    typer.Option("--keep-scratch", help="Leave the intermediate data where they are.", rich_help_panel=WORK),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the unfinished run of this target, if there is one; what is not said is taken from it.",
+        rich_help_panel=WORK,
+    ),
+]
+Chunks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|Z,Y,X",
+        help="Voxels along the axes of a chunk of the labels.",
+        show_default="about 64",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Shards = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|Z,Y,X",
+        help="Voxels along the axes of a shard of the labels, which is one file; multiples of the step.",
+        show_default="a region",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Overwrite = Annotated[
     bool,
     typer.Option(
-        "--overwrite", help="Replace an older output of dseeds; nothing else is ever replaced.", rich_help_panel=OUTPUT
+        "--overwrite",
+        help="Replace an older output of dseeds and an unfinished run; nothing else is ever replaced.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.", rich_help_panel=OUTPUT)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.", rich_help_panel=OUTPUT)]
+
+
+def asked(context: typer.Context) -> dict[str, Any]:
+    """Read what a run is to do from a command's options, which bear the names that `dseeds.segment` has for them."""
+    said = context.params
+    plain = {name: said[name] for name in ("step", "n_segments", "compactness", "volume", "scratch")}
+    floats = {name: numbers(f"--{name}", said[name], float) for name in ("spacing", "window")}
+    return {**plain, **floats, **{name: lengths(f"--{name}", said[name]) for name in ("region", "chunks", "shards")}}
+
+
+def lengths(option: str, text: str | None) -> int | tuple[int, ...] | None:
+    """Read a number of voxels, or several with commas between them."""
+    found = numbers(option, text, int)
+    return found[0] if found and len(found) == 1 else found
 
 
 def numbers(option: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...] | None:

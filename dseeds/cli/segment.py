@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dseeds.cli.cluster import client_at
 from dseeds.cli.options import (
     AsJson,
+    Chunks,
     Compactness,
+    KeepScratch,
     Memory,
     Overwrite,
     Quiet,
     Region,
+    Resume,
     Scheduler,
     Scratch,
     Segments,
+    Shards,
     Spacing,
     Step,
     TlsCaFile,
@@ -26,7 +29,7 @@ from dseeds.cli.options import (
     Volume,
     Window,
     Workers,
-    numbers,
+    asked,
 )
 from dseeds.cli.progress import following
 
@@ -34,16 +37,18 @@ EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "dseeds segment ct.nii.gz labels.nii.gz --step 8mm --window -150,250\n\n"
     "dseeds segment brain.ome.zarr labels.zarr --n-segments 5000 --workers 4 --memory 2GiB\n\n"
-    "dseeds segment embryo.zarr labels.zarr --step 4,16,16 --scheduler tcp://10.0.0.1:8786"
+    "dseeds segment embryo.zarr labels.zarr --step 4,16,16 --scheduler tcp://10.0.0.1:8786\n\n"
+    "dseeds segment s3://lab/embryo.zarr s3://lab/labels.zarr --scratch s3://fast/tmp --resume"
 )
 
 
 def segment(
+    context: typer.Context,
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A NIfTI file, or path or URL of a Zarr array or OME-Zarr image.")
     ],
     target: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="TARGET",
             help="Where the labels go: a new OME-Zarr group, or .nii or .nii.gz where the source is NIfTI.",
@@ -53,7 +58,7 @@ def segment(
     n_segments: Segments = None,
     spacing: Spacing = None,
     window: Window = None,
-    compactness: Compactness = 0.0,
+    compactness: Compactness = None,
     volume: Volume = None,
     region: Region = None,
     workers: Workers = None,
@@ -63,6 +68,10 @@ def segment(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     scratch: Scratch = None,
+    keep_scratch: KeepScratch = False,
+    resume: Resume = False,
+    chunks: Chunks = None,
+    shards: Shards = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -71,18 +80,12 @@ def segment(
 
     The labels are the same, bit for bit, with any number of workers and any amount of memory.
     """
-    voxels = numbers("--region", region, int)
-    options: dict[str, Any] = {
-        "step": step,
-        "n_segments": n_segments,
-        "spacing": numbers("--spacing", spacing, float),
-        "window": numbers("--window", window, float),
-        "compactness": compactness,
-        "volume": volume,
-        "region": voxels[0] if voxels and len(voxels) == 1 else voxels,
+    options = {
+        **asked(context),
         "memory": memory,
         "workers": workers,
-        "scratch": scratch,
+        "keep_scratch": keep_scratch,
+        "resume": resume,
         "overwrite": overwrite,
     }
     if scheduler and workers is not None:

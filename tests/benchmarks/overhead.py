@@ -23,9 +23,10 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 import dseeds
-from dseeds import rounds, stages
-from dseeds.cluster import Stages
+from dseeds import rounds, stages, store
 from dseeds.phantom import phantom, write_phantom
+from dseeds.phases import Phase
+from dseeds.streams import Stages
 
 KINDS = ("kernel", "io", "other")
 COLUMNS = ("wall", *KINDS, "idle", "overhead")
@@ -56,12 +57,12 @@ class Clocks(WorkerPlugin):
 
             return call
 
-        def task(function: Callable, stage: str) -> Callable:
+        def task(function: Callable) -> Callable:
             @wraps(function)
-            def call(job: Any, number: int, *args: Any) -> Any:
-                doing[0], start = key(stage, args), time.perf_counter()
+            def call(job: Any, phase: Phase, *args: Any) -> Any:
+                doing[0], start = key(phase), time.perf_counter()
                 try:
-                    return function(job, number, *args)
+                    return function(job, phase, *args)
                 finally:
                     seconds[doing[0], "other"] += time.perf_counter() - start
 
@@ -72,14 +73,13 @@ class Clocks(WorkerPlugin):
         for name in ("quantise", "global_labels"):
             setattr(stages, name, timed(getattr(stages, name), "kernel"))
         for name in ("read", "write"):
-            setattr(stages, name, timed(getattr(stages, name), "io"))
-        for stage in ("count_digits", "quantise_region", "sweep_region", "merge_region", "label_region"):
-            setattr(stages, stage, task(getattr(stages, stage), stage))
+            setattr(store, name, timed(getattr(store, name), "io"))
+        stages.perform = task(stages.perform)
 
 
-def key(stage: str, args: tuple[Any, ...]) -> str:
-    """Name a round by its number, any other stage by its function."""
-    return f"round {args[0]:2}" if stage in ("sweep_region", "merge_region") else stage
+def key(phase: Phase) -> str:
+    """Name a round by its number, any other stage by its name."""
+    return f"round {phase.turn:2}" if phase.stage.startswith(("sweep", "merge")) else phase.stage
 
 
 @contextmanager
@@ -88,10 +88,10 @@ def timed_stages() -> Iterator[Counter[str]]:
     seconds: Counter[str] = Counter()
     run = Stages.run
 
-    def timed(self: Stages, stage: str, function: Callable, numbers: Any, *args: Any, **options: Any) -> None:
+    def timed(self: Stages, phase: Phase, *args: Any, **options: Any) -> None:
         start = time.perf_counter()
-        run(self, stage, function, numbers, *args, **options)
-        seconds[key(function.__name__, args)] += time.perf_counter() - start
+        run(self, phase, *args, **options)
+        seconds[key(phase)] += time.perf_counter() - start
 
     Stages.run = timed
     try:

@@ -24,9 +24,9 @@ import numpy as np
 from cases import Case, Method, methods
 
 import dseeds
-from dseeds.cluster import peak_memory
 from dseeds.phantom import phantom
 from dseeds.quantise import intensity_window
+from dseeds.report import peak_memory
 
 BEST_OF = 3
 PEERS = ("SLIC 0.1", "SimpleITK SLIC 30", "3D SEEDS 2")

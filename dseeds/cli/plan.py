@@ -1,0 +1,88 @@
+"""`dseeds plan`: what a run will take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dseeds.cli.cluster import client_at
+from dseeds.cli.options import (
+    WORK,
+    AsJson,
+    Chunks,
+    Compactness,
+    Memory,
+    Overwrite,
+    Region,
+    Scheduler,
+    Scratch,
+    Segments,
+    Shards,
+    Spacing,
+    Step,
+    TlsCaFile,
+    TlsCert,
+    TlsKey,
+    Volume,
+    Window,
+    Workers,
+    asked,
+)
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "dseeds plan embryo.zarr labels.zarr --step 16 --workers 4 --memory 2GiB\n\n"
+    "dseeds plan embryo.zarr labels.zarr --no-calibrate --json | jq .scratch_bytes"
+)
+
+
+def plan(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A NIfTI file, or path or URL of a Zarr array or OME-Zarr image.")
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the labels would go; nothing is written.")],
+    step: Step = None,
+    n_segments: Segments = None,
+    spacing: Spacing = None,
+    window: Window = None,
+    compactness: Compactness = None,
+    volume: Volume = None,
+    region: Region = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    tls_ca_file: TlsCaFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    scratch: Scratch = None,
+    chunks: Chunks = None,
+    shards: Shards = None,
+    overwrite: Overwrite = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Estimate the time from a trial on a small part, which takes some seconds.",
+            rich_help_panel=WORK,
+        ),
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what `segment` would take with the same options: tasks, memory, room on the disk and time."""
+    options = {
+        **asked(context),
+        "memory": memory,
+        "workers": workers,
+        "overwrite": overwrite,
+        "calibrate": calibrate,
+    }
+    if scheduler and workers is not None:
+        raise typer.BadParameter("it is for this machine, and cannot go with --scheduler", param_hint="'--workers'")
+
+    from dseeds.planning import plan as make
+
+    with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client:
+        found = make(source, target, client=client, **options)
+    print(found.to_json() if as_json else found)

@@ -1,0 +1,225 @@
+"""What a run needs: the tasks, the bytes that they read and write, and room on the disk, all before anything runs."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dseeds.budget import share
+from dseeds.course import Course
+from dseeds.ends import slab_count
+from dseeds.io.place import is_remote, open_place
+from dseeds.lattice import Box, Grid, Window, triple
+from dseeds.phases import Phase
+from dseeds.rounds import histogram_dtype, schedule
+from dseeds.run import Run
+from dseeds.runs import DOCUMENT
+from dseeds.store import Layout, codes, core, digits, histograms, shells, statistics
+
+# What a file takes at least on most disks, and a chunk in its shard's index, with the headers of its codecs.
+DISK_BLOCK, CHUNK_BYTES = 4096, 40
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run to come; see `StageReport`.
+
+    Attributes
+    ----------
+    name : str
+        The stage.
+    tasks : int
+        Its tasks. Where nothing moves any more, fewer are done.
+    read, written : int
+        Bytes that they will read and write, as they are in memory.
+    """
+
+    name: str
+    tasks: int
+    read: int
+    written: int
+
+    def line(self, width: int) -> str:
+        """Say it in a line, the name as wide as is given."""
+        return (
+            f"  {self.name:<{width}}  {self.tasks:>6} tasks  {self.read / 2**20:8.0f} MiB read  "
+            f"{self.written / 2**20:8.0f} MiB written"
+        )
+
+
+class Needs:
+    """What tasks read and write, and what that takes on the disk."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.course = Course(run.job(), run.document["window"] is None)
+        self.job = self.course.job
+        self.lattice, self.regions = self.job.lattice, self.job.regions
+        self.rounds = schedule(self.lattice)
+        self.image = math.prod(run.image.shape) * run.image.dtype.itemsize
+        self.labels = run.labels_layout.nbytes
+
+    # Tasks, and bytes as they are in memory.
+
+    @cached_property
+    def stages(self) -> tuple[StagePlan, ...]:
+        """All stages in order of their beginning."""
+        found: dict[str, StagePlan] = {}
+
+        def add(stage: str, tasks: int, read: int, written: int) -> None:
+            before = found.get(stage, StagePlan(stage, 0, 0, 0))
+            found[stage] = StagePlan(stage, before.tasks + tasks, before.read + read, before.written + written)
+
+        if not self.run.image.readable_by_workers:
+            add("import", slab_count(self.run, self.run.image.dtype.itemsize), self.image, self.image)
+        for phase in self.course.phases:
+            add(phase.stage, len(self.regions), *self._traffic(phase))
+        if self.run.nifti:
+            add("export", slab_count(self.run, self.lattice.label_dtype.itemsize), self.labels, self.labels)
+        return tuple(found.values())
+
+    def _traffic(self, phase: Phase) -> tuple[int, int]:
+        """Tell what all regions' tasks of a phase read and write."""
+        voxels, layouts = math.prod(self.job.shape), self.job.store.layouts
+        if phase.stage == "window":
+            return self.image, self.course.layouts[digits(phase.turn)].nbytes
+        if phase.stage == "quantise":
+            first = [name for name, (writer, _) in layouts.items() if writer == phase]
+            return self.image, sum(layouts[name][1].nbytes for name in first)
+        if phase.stage == "label":
+            return voxels, self.labels
+        written = sum(layout.nbytes for writer, layout in layouts.values() if writer == phase)
+        return (self._merged if phase.stage == "merge" else self._swept)(phase.turn), written
+
+    def _swept(self, turn: int) -> int:
+        """Tell what a round reads."""
+        round_, grids = self.rounds[turn], self.lattice.grids
+        grid, last = grids[round_.level], self.rounds[turn - 1]
+
+        def window(region: Box) -> Window:
+            return Window.around(self.lattice, grid, region, round_.halo)
+
+        read = self._sum(lambda region: window(region).cells) * round_.bins * 4
+        if turn > 0 and last.level == round_.level:
+            read += self._sum(lambda region: window(region).box)
+        elif turn > 0:
+            read += self._sum(lambda region: _parents(grid, grids[last.level], window(region).box))
+        if round_.level < len(grids) - 2:
+            read += self._sum(lambda region: window(region).box) * 32 * histogram_dtype(grid).itemsize
+        else:
+            read += self._sum(lambda region: grid.voxels_of(window(region).box))
+        if turn + 1 < len(self.rounds) and self.rounds[turn + 1].bins != round_.bins:
+            read += math.prod(self.job.shape)
+        return read
+
+    def _merged(self, turn: int) -> int:
+        """Tell what merging before a round reads."""
+        layouts = self.job.store.layouts
+        around = self._sum(lambda region: self.regions.around(self._number(region), 1))
+        read = around * layouts[shells(turn)][1].nbytes // len(self.regions) + layouts[core(turn)][1].nbytes
+        same = self.rounds[turn - 1].bins == self.rounds[turn].bins
+        return read + same * layouts[statistics(turn - 1)][1].nbytes
+
+    def _number(self, region: Box) -> int:
+        return self.regions.touching(region)[0]
+
+    def _sum(self, box: Callable[[Box], Box]) -> int:
+        """Add up the sizes of a box that belongs to each region.
+
+        Its extent along an axis follows from the region's place along that axis, so that the sum is a product of sums.
+        """
+        sums = []
+        for axis, count in enumerate(self.regions.counts):
+            places = [triple([i if a == axis else 0 for a in range(3)]) for i in range(count)]
+            sums.append(sum(box(self.regions.box_at(place)).shape[axis] for place in places))
+        return math.prod(sums)
+
+    # Room on the disk.
+
+    @cached_property
+    def scratch(self) -> int:
+        """What scratch takes at the most; what is there when is `Course`'s to say."""
+        last = len(self.rounds) - 1
+        always = ["bins", "source", *(histograms(level) for level in range(len(self.lattice.grids)))]
+        moments = [[*self.course.layouts, statistics(0)], [codes(last - 1), codes(last), statistics(last), "labels"]]
+        for turn in range(last + 1):
+            both = [name for t in (turn, turn + 1) for name in (core(t), shells(t))]
+            moments.append(
+                [statistics(turn - 1), statistics(turn), *both, *(codes(t) for t in (turn - 2, turn - 1, turn))]
+            )
+        return max(self._encoded(*always, *moment) for moment in moments) + DISK_BLOCK * len(self._layouts)
+
+    @cached_property
+    def output(self) -> int:
+        """What the labels take at the most."""
+        if not self.run.nifti:
+            # With the metadata of the array and of its group.
+            return self._size_of("labels", self.run.labels_layout) + 2 * DISK_BLOCK
+        # Gzip knows nothing of the neighbours above.
+        return int(self.labels * (min(1.0, 2 * share("labels", self.lattice)) if self.run.target.endswith("gz") else 1))
+
+    @cached_property
+    def _layouts(self) -> dict[str, Layout]:
+        stored = {name: layout for name, (_, layout) in self.job.store.layouts.items()}
+        return {**stored, **self.run.layouts, **self.course.layouts}
+
+    def _encoded(self, *names: str) -> int:
+        return sum(self._size_of(name, self._layouts[name]) for name in names if name in self._layouts)
+
+    def _size_of(self, name: str, layout: Layout) -> int:
+        pairs = list(zip(layout.shape, layout.shard, layout.chunk, strict=True))
+        shards = math.prod(-(-n // s) for n, s, _ in pairs)
+        chunks = shards * math.prod(s // c for _, s, c in pairs)
+        size = float(layout.nbytes * share(name, self.lattice))
+        if name.startswith("digits"):
+            # There are no more counts than voxels.
+            size = min(size, 3 * math.prod(self.job.shape))
+        return int(size) + DISK_BLOCK * shards + CHUNK_BYTES * chunks
+
+
+def _parents(grid: Grid, coarser: Grid, box: Box) -> Box:
+    """Find the box of coarser units that units lie in."""
+    found = [p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True)]
+    return Box(triple([p[0] for p in found]), triple([p[-1] + 1 for p in found]))
+
+
+def check_disk(run: Run) -> None:
+    """Refuse a run whose scratch and labels the disk has no room for.
+
+    Raises
+    ------
+    ValueError
+        That says what is needed and what is free.
+    """
+    # A run that is gone on with, or that makes way for this one, has what it takes already.
+    if run.folder.read(DOCUMENT) is not None:
+        return
+    needs = Needs(run)
+    # An older output in Zarr goes before the new one comes.
+    replaced = not run.nifti and open_place(run.target).read("zarr.json") is not None
+    wanted: dict[int, list[tuple[Path, int]]] = {}
+    for address, size in ((run.scratch, needs.scratch), (run.target, 0 if replaced else needs.output)):
+        if not is_remote(address):
+            folder = next(path for path in Path(address).parents if path.is_dir())
+            wanted.setdefault(folder.stat().st_dev, []).append((folder, size))
+    for places in wanted.values():
+        needed, free = sum(size for _, size in places), shutil.disk_usage(places[0][0]).free
+        if needed > free:
+            raise ValueError(
+                f"the run may need {in_words(needed)} on the disk of {places[0][0]} (scratch takes up to "
+                f"{in_words(needs.scratch)}, the labels {in_words(needs.output)}), but "
+                f"{in_words(free)} are free: free some, or put scratch (--scratch) or the target elsewhere."
+            )
+
+
+def in_words(size: int) -> str:
+    """Write a number of bytes.
+
+    >>> in_words(3 << 20), in_words(5 << 30)
+    ('3.0 MiB', '5.0 GiB')
+    """
+    return f"{size / 2**20:.1f} MiB" if size < 1 << 30 else f"{size / 2**30:.1f} GiB"

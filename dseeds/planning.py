@@ -1,0 +1,225 @@
+"""`plan`: what a run will take, before anything runs."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from dseeds.budget import available, task_bytes, worker_bytes
+from dseeds.cluster import Capacity
+from dseeds.lattice import Triple, triple
+from dseeds.needs import Needs, StagePlan, in_words
+from dseeds.prepare import prepare
+from dseeds.run import Asked, Run, memory_cut
+from dseeds.steps import Step
+from dseeds.store import region_units
+from dseeds.trial import Trial
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What a run will take.
+
+    Attributes
+    ----------
+    target : str
+        Where the labels will be.
+    shape, step, cells : tuple of int
+        The volume, a cell and the lattice, (z, y, x).
+    supervoxels : int
+        How many there will be.
+    regions : int
+        How many the volume is cut into.
+    region_shape : tuple of int
+        Voxels in a region, (z, y, x).
+    rounds : int
+        Rounds to be done.
+    workers, threads : int
+        Workers, and the threads of them all.
+    scratch : str
+        Where intermediate data go.
+    scratch_bytes : int
+        What these take at the most at any time. A copy of the source counts as it is in memory; all else is taken to be
+        compressed as little as noise is: images that are not noise need about half.
+    output_bytes : int
+        What the labels take at the most, compressed as those of noise are.
+    task_memory : int
+        The projected peak memory of the largest task, in bytes.
+    worker_memory, worker_limit : int
+        What a worker needs for its tasks at once, and what it may use.
+    seconds : float or None
+        How long the stages will take, once the workers are up and their kernels compiled; None where no trial was made.
+    stages : tuple of StagePlan
+        In order of their beginning.
+    """
+
+    target: str
+    shape: Triple
+    step: Triple
+    cells: Triple
+    supervoxels: int
+    regions: int
+    region_shape: Triple
+    rounds: int
+    workers: int
+    threads: int
+    scratch: str
+    scratch_bytes: int
+    output_bytes: int
+    task_memory: int
+    worker_memory: int
+    worker_limit: int
+    seconds: float | None
+    stages: tuple[StagePlan, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the plan as plain values."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Give the plan as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        lines = [f"{self._title}: {self.target}", *(f"{name}: {value}" for name, value in self._figures)]
+        width = max(len(stage.name) for stage in self.stages)
+        return "\n".join([*lines, *(stage.line(width) for stage in self.stages)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        stages = [(s.name, s.tasks, f"{s.read / 2**20:.0f}", f"{s.written / 2**20:.0f}") for s in self.stages]
+        head = ("stage", "tasks", "MiB read", "MiB written")
+        return f"<p>{html.escape(self._title)}</p>{_table([('target', self.target), *self._figures])}" + _table(
+            [head, *stages]
+        )
+
+    @property
+    def _title(self) -> str:
+        return f"{self.supervoxels} supervoxels at step {_by(self.step)} in {_by(self.shape)} voxels (z, y, x)"
+
+    @property
+    def _figures(self) -> list[tuple[str, str]]:
+        return [
+            ("lattice", f"{_by(self.cells)} cells, {self.rounds} rounds"),
+            ("regions", f"{self.regions} of {_by(self.region_shape)} voxels"),
+            ("workers", f"{self.workers} with {self.threads} threads"),
+            (
+                "memory of a worker",
+                f"{in_words(self.worker_memory)} needed, {in_words(self.worker_limit)} allowed",
+            ),
+            ("memory of a task", in_words(self.task_memory)),
+            ("scratch", f"up to {in_words(self.scratch_bytes)} in {self.scratch}"),
+            ("labels", f"up to {in_words(self.output_bytes)}"),
+            ("time", "not estimated" if self.seconds is None else f"about {_duration(self.seconds)}"),
+        ]
+
+
+def plan(
+    source: Any,
+    target: str | Path,
+    *,
+    step: Step | None = None,
+    n_segments: int | None = None,
+    spacing: Sequence[float] | None = None,
+    window: Sequence[float] | None = None,
+    compactness: float | None = None,
+    volume: int | None = None,
+    region: int | Sequence[int] | None = None,
+    chunks: int | Sequence[int] | None = None,
+    shards: int | Sequence[int] | None = None,
+    memory: int | str | None = None,
+    workers: int | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    scratch: str | Path | None = None,
+    calibrate: bool = True,
+) -> Plan:
+    """Tell what `segment` would take with the same arguments; nothing is written to the target or to scratch.
+
+    Parameters
+    ----------
+    source, target, step, n_segments, spacing, window, compactness, volume, region, chunks, shards, memory, workers
+        As for `segment`.
+    client, overwrite, scratch
+        As for `segment`.
+    calibrate : bool, default True
+        Estimate the time, from a trial on a small part of the volume in this process, which takes some seconds.
+
+    Returns
+    -------
+    Plan
+        What the run would take.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError, TypeError, ValueError
+        As `segment`, but for the room on the disk, which is told and not checked.
+
+    Examples
+    --------
+    >>> import dseeds, numpy
+    >>> plan = dseeds.plan(numpy.zeros((64, 64, 64), "uint16"), "labels.zarr", step=16, calibrate=False)
+    >>> plan.supervoxels, plan.rounds
+    (64, 13)
+    """
+    asked = Asked(step, n_segments, spacing, window, compactness, volume, region, chunks, shards, scratch)
+    run, has = prepare(source, target, asked, partial(available, client, workers, memory), overwrite=overwrite)
+    return plan_of(run, has, Trial(run).seconds(has) if calibrate else None)
+
+
+def plan_of(run: Run, has: Capacity, seconds: float | None) -> Plan:
+    """Tell what a run takes that has been checked."""
+    needs = Needs(run)
+    lattice, regions = needs.job.lattice, needs.job.regions
+    cut = memory_cut(run.image, triple(run.labels_layout.chunk))
+    task = task_bytes(lattice, regions.cells, run.image.dtype.itemsize, *cut)
+    return Plan(
+        target=run.target,
+        shape=needs.job.shape,
+        step=needs.job.step,
+        cells=lattice.cells,
+        supervoxels=lattice.size,
+        regions=len(regions),
+        region_shape=region_units(regions, lattice.grids[-1]),
+        rounds=len(needs.rounds),
+        workers=has.workers,
+        threads=has.threads,
+        scratch=run.scratch,
+        scratch_bytes=needs.scratch,
+        output_bytes=needs.output,
+        task_memory=task,
+        worker_memory=worker_bytes(task, has.threads_per_worker),
+        worker_limit=has.memory,
+        seconds=seconds,
+        stages=needs.stages,
+    )
+
+
+def _table(rows: Sequence[Sequence[object]]) -> str:
+    """Make a table in HTML."""
+    cells = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def _by(values: Triple) -> str:
+    return " x ".join(map(str, values))
+
+
+def _duration(seconds: float) -> str:
+    """Write a time.
+
+    >>> _duration(3.21), _duration(200), _duration(80000)
+    ('3 s', '3.3 min', '22.2 h')
+    """
+    for length, unit in ((3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,205 @@
+"""Runs as they lie in their folders: begun, read, gone on with and removed; see `dseeds.run`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dseeds import __version__
+from dseeds.io import ArraySource, nifti_run, open_source
+from dseeds.io.place import Place, is_remote, open_place
+from dseeds.journal import sealed, unsealed
+from dseeds.lease import FOLDER as LEASE
+from dseeds.lease import check_free
+from dseeds.run import SUFFIX, Run, identity, scratch_elsewhere
+from dseeds.target import published_by, remove_target, written_by
+
+FORMAT = 1
+# Files in the run's folder: what it is, that its output is about to appear, and why it failed.
+DOCUMENT, PUBLISHING, FAILURE = "run.json", "publishing", "failure.json"
+# What tasks that come late leave of a run that is gone.
+_REMAINS = re.compile(rf"[0-9a-f]{{16}}/(?:done|scratch)/.+|{LEASE}/\d+\.json|{PUBLISHING}|{FAILURE}")
+
+
+class Mismatch(ValueError):
+    """What is asked for is not what the unfinished run was begun with."""
+
+
+def read_document(folder: Place) -> dict[str, Any] | None:
+    """Read what an unfinished run is; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or of another version of this program.
+    """
+    content = folder.read(DOCUMENT)
+    if content is None:
+        return None
+    try:
+        document = unsealed(content)
+    except ValueError as error:
+        raise ValueError(f"{folder.address}/{DOCUMENT} is damaged; remove {folder.address} to begin anew.") from error
+    if document.get("format") != FORMAT or document.get("dseeds") != __version__:
+        raise Mismatch(
+            f"the unfinished run at {folder.address} is of dseeds {document.get('dseeds')}, this is {__version__}: go "
+            f"on with that version, or begin anew with overwrite=True (--overwrite)."
+        )
+    return document
+
+
+def load(folder: str, *, with_source: bool = True) -> Run:
+    """Read an unfinished run from its folder, and open its source; or put nothing but its shape and dtype in its place.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is damaged, or its source cannot be opened.
+    """
+    document = read_document(open_place(folder))
+    if document is None:
+        raise FileNotFoundError(f"there is no unfinished run at {folder}.")
+    given = document["given"]
+    if not with_source:
+        nothing = np.broadcast_to(np.zeros((), document["source"]["dtype"]), document["shape"])
+        return Run(ArraySource(nothing), given, folder.removesuffix(SUFFIX), document, document["overwrite"])
+    if given is None:
+        raise ValueError(f"the source of the run at {folder} was in the memory of the process that began it.")
+    image = open_source(given, volume=document["asked"].get("volume"))
+    return Run(image, given, folder.removesuffix(SUFFIX), document, document["overwrite"])
+
+
+def stands(run: Run) -> bool:
+    """Tell whether a run has been neither published nor begun anew."""
+    document = read_document(run.folder)
+    return document is not None and identity(document) == run.identity
+
+
+def failure(run: Run) -> dict[str, Any] | None:
+    """Give why a run failed the last time it did."""
+    with suppress(ValueError):
+        return dict(json.loads(run.folder.read(FAILURE) or b""))
+    return None
+
+
+def begin(run: Run, resume: bool) -> bool:
+    """Write down a run; or find that it has been begun, and go on.
+
+    Returns
+    -------
+    bool
+        Whether the run goes on.
+
+    Raises
+    ------
+    FileExistsError
+        If there is an unfinished run, and `resume` is not set, nor overwriting allowed; or if the folder is not ours.
+    """
+    folder = run.folder
+    if folder.read(DOCUMENT) is None:
+        remains = list(folder.names())
+        if not all(_REMAINS.fullmatch(name) for name in remains):
+            raise FileExistsError(
+                f"{folder.address} exists and was not written by dseeds; name another target, or move it away."
+            )
+    elif resume:
+        return True
+    else:
+        check_free(folder)
+        if not run.overwrite:
+            raise FileExistsError(
+                f"there is an unfinished run at {folder.address}: go on with it with resume=True (--resume), or begin "
+                f"anew with overwrite=True (--overwrite)."
+            )
+        remove(folder)
+        remains = []
+    if not folder.create(DOCUMENT, sealed(run.document)):
+        raise FileExistsError(f"another process has just begun a run at {folder.address}: name another target.")
+    folder.delete(remains)
+    return False
+
+
+def forget(run: Run) -> None:
+    """Remove all that is known of a run, unless another has been begun in its place."""
+    if stands(run):
+        remove(run.folder)
+
+
+def remove(folder: Place) -> None:
+    """Remove an unfinished run with its scratch, and nothing else."""
+    try:
+        document = unsealed(folder.read(DOCUMENT) or b"")
+        mine = identity(document)
+    except ValueError:
+        raise FileExistsError(f"{folder.address} holds no run of dseeds that can be read: remove it by hand.") from None
+    folder.clear(LEASE)
+    _clear(folder, document.get("scratch"), mine)
+    # Last what tells that the labels are there: cut short, this can be done again.
+    folder.delete([FAILURE, DOCUMENT])
+    folder.delete([PUBLISHING])
+    _remove_empty(folder)
+
+
+def clear(run: Run) -> None:
+    """Remove what was written of a run after it had been removed."""
+    _clear(run.folder, run.document["scratch"], run.identity)
+
+
+def _clear(folder: Place, elsewhere: str | None, mine: str) -> None:
+    # First what tells that something is done: cut short, nothing is believed to be there that is not.
+    folder.clear(f"{mine}/done")
+    if elsewhere is not None:
+        place = scratch_elsewhere(elsewhere, folder)
+        place.clear(mine)
+        _remove_empty(place)
+    folder.clear(mine)
+    _remove_empty(folder)
+
+
+def is_begun(run: Run) -> bool:
+    """Tell whether anything of a run is done that would be lost with it."""
+    return next(run.folder.names(f"{run.identity}/done"), None) is not None
+
+
+def may_be_begun(run: Run) -> bool:
+    """Tell whether anything of a run may be done: that it cannot be reached does not mean that there is nothing."""
+    try:
+        return is_begun(run)
+    except OSError:
+        return True
+
+
+def is_published(run: Run) -> bool:
+    """Tell whether the labels are there and right, so that only what is known of the run is left to be removed."""
+    if run.folder.read(PUBLISHING) is None:
+        return False
+    found = nifti_run(Path(run.target)) if run.nifti else published_by(open_place(run.target))
+    return found == run.identity
+
+
+def abandon(run: Run) -> None:
+    """Remove all that a run has written."""
+    target = open_place(run.target)
+    if not run.nifti and written_by(target) == run.identity:
+        remove_target(target)
+    remove(run.folder)
+
+
+def note_failure(run: Run, failure: Mapping[str, Any]) -> None:
+    """Leave word of why a run failed, for whoever looks at it later."""
+    with suppress(OSError):
+        run.folder.write(FAILURE, json.dumps(failure, indent=2).encode())
+
+
+def _remove_empty(place: Place) -> None:
+    if not is_remote(place.address):
+        with suppress(OSError):
+            Path(place.address).rmdir()

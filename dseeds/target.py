@@ -1,0 +1,205 @@
+"""The output: how labels are written, how an output of ours is recognised, begun, published and removed.
+
+What makes a target an image is written last, and what is not this program's is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dseeds import store
+from dseeds.io.place import Place, is_remote, open_place
+from dseeds.lattice import AXES, Box
+from dseeds.store import Damage, Layout
+
+MARKER = "dseeds-incomplete.json"
+ATTRIBUTE = "dseeds"
+# What zarr leaves of a file that it was writing when it was killed.
+_PARTIAL = re.compile(r"(?:zarr|\d+)\.[0-9a-f]{32}\.partial")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The array that labels are written to: in the target or, on their way to NIfTI, in scratch.
+
+    Attributes
+    ----------
+    address : str
+        The folder or bucket's prefix that holds it.
+    name : str
+        The array in it.
+    run : str, optional
+        The run whose unfinished output it has to be to be written to: a task that comes late finds another's there.
+    """
+
+    address: str
+    name: str = "0"
+    run: str = ""
+
+    def create(self, layout: Layout) -> None:
+        """Create the array, empty, unless it is there."""
+        layout.create(open_place(self.address).zarr(self.name), dimension_names=AXES)
+
+    def write(self, box: Box, values: NDArray[Any]) -> None:
+        """Write labels in a box (z, y, x) of whole shards.
+
+        Raises
+        ------
+        RuntimeError
+            If the output is not the run's, or is no longer unfinished.
+        """
+        if self.run and written_by(open_place(self.address)) != self.run:
+            raise RuntimeError(f"{self.address} is no longer this run's to write to.")
+        store.write(self.address, self.name, box, values, self.run)
+        # Scratch is noticed to be damaged when it is read. Labels are read by nobody before they are published.
+        store.settle(self.address, self.name, box, self.run)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Read labels; `Damage` if they are not all there."""
+        return store.read(self.address, self.name, box, self.run)
+
+    def whole(self, box: Box) -> bool:
+        """Tell whether all labels in a box are there and can be read."""
+        try:
+            return bool(self.read(box).all())
+        except (Damage, FileNotFoundError):
+            return False
+
+
+def is_ours(target: Place) -> bool:
+    """Tell whether a group of labels was written by this program, finished or not."""
+    if target.read(MARKER) is not None:
+        return True
+    try:
+        noted = json.loads(target.read("zarr.json") or b"")["attributes"][ATTRIBUTE]
+        return isinstance(noted["supervoxels"], int)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_our_name(name: str) -> bool:
+    first, *rest = name.split("/")
+    if not rest:
+        return first in {"zarr.json", MARKER}
+    if _PARTIAL.fullmatch(rest[-1]):
+        rest[-1] = rest[-1].partition(".")[0]
+    chunk = rest[0] == "c" and all(part.isdecimal() for part in rest[1:])
+    return first == "0" and (rest in (["zarr.json"], ["zarr"]) or chunk)
+
+
+def _stranger(target: Place) -> str | None:
+    """Find something in a group of labels that this program does not write."""
+    if is_remote(target.address):
+        return next((name for name in target.names() if not _is_our_name(name)), None)
+    folder = Path(target.address)
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (name == "0" or _is_our_name(name)):
+            return name
+    return None
+
+
+def check_target(target: Place, overwrite: bool) -> None:
+    """Refuse a target that would lose something.
+
+    Raises
+    ------
+    FileExistsError
+        If the target exists and is not to be overwritten, or is not this program's output.
+    FileNotFoundError
+        If the folder that it is to lie in does not exist.
+    """
+    where = target.address
+    if not is_remote(where):
+        _check_local(Path(where))
+    elif target.read("zarr.json") is None and next(target.names(), None) is None:
+        return
+    if not is_remote(where) and not Path(where).exists():
+        return
+    if not is_ours(target):
+        raise FileExistsError(f"{where} exists and was not written by dseeds; it is not overwritten.")
+    stranger = _stranger(target)
+    if stranger:
+        raise FileExistsError(f"{where} holds {stranger}, which dseeds did not write; it is not overwritten.")
+    if not overwrite:
+        raise FileExistsError(
+            f"{where} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
+        )
+
+
+def _check_local(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder {target.parent} for the target does not exist.")
+    if target.is_symlink():
+        raise FileExistsError(f"{target} is a link; name the place that it leads to.")
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target} exists and was not written by dseeds; it is not overwritten.")
+
+
+def begin_target(target: Place, run: str, overwrite: bool = False) -> None:
+    """Remove an older output of ours, and mark the target as incomplete and a run's; not if it is that run's already.
+
+    Raises
+    ------
+    FileExistsError
+        As `check_target`: something may have come to be there since the run began.
+    """
+    if written_by(target) == run:
+        return
+    check_target(target, overwrite)
+    remove_target(target)
+    _mark(target, run)
+
+
+def written_by(target: Place) -> str | None:
+    """Give the run that a target is unfinished of."""
+    try:
+        return str(json.loads(target.read(MARKER) or b"")["run"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def published_by(target: Place) -> str | None:
+    """Give the run that a target is the finished output of."""
+    if target.read(MARKER) is not None:
+        return None
+    try:
+        return str(json.loads(target.read("zarr.json") or b"")["attributes"][ATTRIBUTE]["run"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _mark(target: Place, run: str) -> None:
+    text = {"dseeds": "labels are being written here; this is no finished output", "run": run}
+    target.write(MARKER, json.dumps(text).encode())
+
+
+def remove_target(target: Place) -> None:
+    """Remove what this program wrote, and nothing else."""
+    if next(target.names(), None) is None:
+        return
+    # What makes it an image goes first and the marker last: cut short, it is unfinished, but known as ours. A full disk
+    # takes no marker, but can be emptied.
+    with suppress(OSError):
+        _mark(target, "")
+    target.delete(["zarr.json"])
+    target.clear("0")
+    target.delete([MARKER])
+    if not is_remote(target.address):
+        with suppress(OSError):
+            Path(target.address).rmdir()
+
+
+def publish(target: Place, attributes: Mapping[str, Any]) -> None:
+    """Make the target a group with these attributes: the last thing that is written."""
+    document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    target.write("zarr.json", json.dumps(document, indent=2).encode())
+    target.delete([MARKER])

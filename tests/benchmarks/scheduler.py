@@ -1,0 +1,114 @@
+"""What a task costs beside its kernel, and what is remembered of it: ``python tests/benchmarks/scheduler.py``.
+
+A run of very many regions whose tasks do nothing but mark themselves as done, on a local cluster with the scheduler and
+the client in this process. Everything else is real: the course, the journal, the bounded stream of tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import zarr
+from distributed import Client, LocalCluster, WorkerPlugin
+
+from dseeds import stages
+from dseeds.course import Course
+from dseeds.engine import do_phase
+from dseeds.io import open_source
+from dseeds.journal import Journal
+from dseeds.stages import Job
+from dseeds.streams import Stages
+from dseeds.target import Labels
+
+CELL = 16
+
+
+class Trivial(WorkerPlugin):
+    """Has tasks do nothing."""
+
+    name = "trivial"
+
+    def setup(self, worker: Any) -> None:
+        """Replace what tasks do."""
+        stages._TASKS.update(dict.fromkeys(stages._TASKS, nothing))
+
+
+def nothing(_job: Job, _number: int, _turn: int, _known: Any) -> str:
+    """Do as a region without a move."""
+    return "finite"
+
+
+def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
+    """Run so many regions through the two phases of a constant volume, and give seconds and bytes."""
+    side = round(regions ** (1 / 3))
+    shape = (side * CELL,) * 3
+    # No chunk of it is stored.
+    image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELL,) * 3)
+    address = str(folder)
+    job = Job(
+        open_source(image), shape, (CELL,) * 3, (1, 1, 1), address, Journal(address, "run"), Labels(address), (0.0, 0.0)
+    )
+    course = Course(job, find_window=False)
+    process, seen = psutil.Process(), []
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(Trivial())
+        totals = {str(phase): len(job.regions) for phase in course.phases}
+        run = Stages(client, totals, Watch(lambda: seen.append(process.memory_info().rss)))
+        start = time.perf_counter()
+        while (phase := course.current) is not None:
+            course.close(phase, do_phase(course, phase, run, mending=None))
+        seconds = time.perf_counter() - start
+    tasks = 2 * len(job.regions)
+    # What is allocated once is there after a tenth.
+    return {
+        "regions": len(job.regions),
+        "tasks": tasks,
+        "milliseconds_per_task": 1000 * seconds / tasks,
+        "growth_bytes": max(seen) - seen[len(seen) // 10],
+        "peak_bytes": max(seen),
+    }
+
+
+class Watch:
+    """Looks after every hundredth task."""
+
+    def __init__(self, look: Any) -> None:
+        self.look, self.count = look, 0
+
+    def dashboard(self, link: str) -> None:
+        """See `Progress`."""
+
+    def begin(self, stage: str, total: int) -> None:
+        """See `Progress`."""
+
+    def advance(self, stage: str) -> None:
+        """See `Progress`."""
+        self.count += 1
+        if self.count % 100 == 0:
+            self.look()
+
+    def end(self, stage: str) -> None:
+        """See `Progress`."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--regions", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(Path(folder), arguments.regions, arguments.workers), indent=2))
+
+
+if __name__ == "__main__":
+    main()
