@@ -1,0 +1,6 @@
+#!/bin/sh
+#PBS -N dseeds
+#PBS -l select=1:ncpus=1:mem=3gb
+#PBS -l walltime=24:00:00
+#PBS -r y
+PATH=$PBS_O_PATH exec dseeds step "$PLAN" --wait --count "$JOBS"
