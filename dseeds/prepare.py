@@ -124,8 +124,7 @@ def check_same(begun: Mapping[str, Any], now: Mapping[str, Any], target: str) ->
         return
     said = "; ".join(_difference(key, begun.get(key), now[key]) for key in differing)
     raise Mismatch(
-        f"the unfinished run at {target}{SUFFIX} is another one ({said}): ask for the same, or begin anew with "
-        f"overwrite=True (--overwrite)."
+        f"the unfinished run at {target}{SUFFIX} is another one ({said}): ask for the same, or overwrite it."
     )
 
 

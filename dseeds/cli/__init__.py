@@ -39,10 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with errors.good_manners():
         try:
-            interruption: BaseException = KeyboardInterrupt()
             code = app(arguments, prog_name="dseeds", standalone_mode=False) or 0
-        except (KeyboardInterrupt, typer.Abort) as stop:
-            code, interruption = errors.INTERRUPTED, stop
+        except (KeyboardInterrupt, typer.Abort):
+            code = errors.INTERRUPTED
         except Exception as error:
             sentence = errors.sentence(error)
             if sentence is None or errors.debugging():
@@ -52,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return errors.exit_code(error)
     if code == errors.INTERRUPTED:
         errors.say("interrupted; nothing was published")
-        errors.say_notes(interruption)
     return int(code)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dseeds.cli import errors
 from dseeds.cli.cluster import client_at
 from dseeds.cli.options import (
     AsJson,
@@ -93,8 +94,13 @@ def segment(
 
     from dseeds.engine import segment as run
 
-    with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
-        report = run(source, target, client=client, progress=progress, **options)
+    try:
+        with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
+            report = run(source, target, client=client, progress=progress, **options)
+    except KeyboardInterrupt as stop:
+        # Here, for what comes of it further up has no notes.
+        errors.say_notes(stop)
+        raise
     if as_json:
         print(report.to_json())
     elif not quiet:
