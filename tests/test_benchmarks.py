@@ -84,6 +84,6 @@ def test_a_task_costs_little_beside_its_kernel(tmp_path):
     """Ten thousand tasks here, two hundred thousand with the benchmark: memory stays where it is."""
     figures = measure(tmp_path, regions=5000, workers=1)
     assert figures["tasks"] == 2 * 17**3
-    # Measured: 2 ms on a quiet machine.
+    # Measured: 6 to 9 ms where both cores are busy.
     assert figures["milliseconds_per_task"] < 30
     assert figures["growth_bytes"] < 64 << 20
