@@ -230,12 +230,12 @@ def do_phase(course: Course, phase: Phase, stages: Stages, mending: Callable[[Da
     before, packed = set(marks), pickle.dumps(job)
 
     def call(number: int) -> tuple[Any, ...]:
-        return perform_packed, packed, phase, number, course.known(phase, number), number in before
+        return packed, phase, number, course.known(phase, number), number in before
 
     def note(result: Result) -> None:
         marks[result.number] = result.found
 
-    stages.run(phase, left, call, each=note, mend=mending)
+    stages.run(phase, left, perform_packed, call, each=note, mend=mending)
     return marks
 
 

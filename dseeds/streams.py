@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from dseeds.stages import Result
 from dseeds.store import Damage, Traffic, traffic
 
 # Tasks at the scheduler per thread of the cluster: enough that no thread waits, whatever the number of regions.
-IN_FLIGHT = 4
+IN_FLIGHT = 8
 SETTLE_SECONDS = 10
 # How often a task is tried again.
 RETRIES = 2
@@ -124,6 +124,7 @@ class Stages:
         self,
         phase: Phase,
         numbers: Iterable[int],
+        function: Callable[..., Result],
         call: Callable[[int], tuple[Any, ...]],
         *,
         each: Callable[[Result], None],
@@ -140,8 +141,8 @@ class Stages:
             The phase.
         numbers : iterable of int
             The regions.
-        call : callable
-            Gives the function for a region, and its arguments.
+        function, call : callable
+            A task, and what gives its arguments for a region.
         each, mend : callable
             See above.
 
@@ -154,32 +155,32 @@ class Stages:
         running: dict[Any, int] = {}
         attempts: Counter[int] = Counter()
 
-        def submit(number: int) -> Any:
-            attempts[number] += 1
-            key = f"{phase.stage}-{self._token}-{phase.turn}-{number}-{attempts[number]}"
-            function, *arguments = call(number)
-            future = self.client.submit(function, *arguments, key=key, pure=False, retries=0)
-            running[future] = number
-            return future
+        def submit(numbers: list[int]) -> list[Any]:
+            attempts.update(numbers)
+            keys = [f"{phase.stage}-{self._token}-{phase.turn}-{number}-{attempts[number]}" for number in numbers]
+            calls = list(zip(*map(call, numbers), strict=True))
+            # One message to the scheduler, for one for each task costs as much as the task itself.
+            futures = self.client.map(function, *calls, key=keys, pure=False, retries=0) if numbers else []
+            running.update(zip(futures, numbers, strict=True))
+            return futures  # type: ignore[no-any-return]
 
         def collect(first: Iterable[int], following: Iterator[int], by_itself: bool = False) -> None:
-            finished = as_completed([submit(number) for number in first])
-            for future in finished:
-                number = running.pop(future)
-                error = self._error(future)
-                if error is None:
-                    result = future.result()
-                    each(result)
-                    advance(result)
-                    self.check()
-                    again = list(islice(following, 1))
-                else:
-                    if by_itself and isinstance(error, KilledWorker):
-                        # Dask has given it to so many workers as the cluster says.
-                        attempts[number] += error.allowed_failures
-                    again = self._again(phase, number, attempts[number], error, mend, alone)
-                for other in again:
-                    finished.add(submit(other))
+            finished = as_completed(submit(list(first)))
+            for batch in finished.batches():
+                again: list[int] = []
+                for future, result in zip(batch, self._results(batch), strict=True):
+                    number = running.pop(future)
+                    if isinstance(result, Result):
+                        each(result)
+                        advance(result)
+                        self.check()
+                        again += islice(following, 1)
+                    else:
+                        if by_itself and isinstance(result, KilledWorker):
+                            # Dask has given it to so many workers as the cluster says.
+                            attempts[number] += result.allowed_failures
+                        again += self._again(phase, number, attempts[number], result, mend, alone)
+                finished.update(submit(again))
 
         with self.timed(phase.stage) as advance:
             try:
@@ -206,7 +207,15 @@ class Stages:
     def _bound(self) -> int:
         return max(1, IN_FLIGHT * int(sum(self.client.nthreads().values())))
 
-    def _error(self, future: Any) -> BaseException | None:
+    def _results(self, futures: list[Any]) -> list[Result | BaseException]:
+        """Fetch what tasks that are done have to tell, or why they failed."""
+        # A question for all of them costs as much as one for each: it is only where one failed that each is asked.
+        if all(future.status == "finished" for future in futures):
+            with suppress(Exception):
+                return list(self.client.gather(futures))
+        return [self._result(future) for future in futures]
+
+    def _result(self, future: Any) -> Result | BaseException:
         # Where the worker that holds the result has died meanwhile, this waits until another has done the task.
         error = future.exception()
         # A cancelled task is one whose scheduler is gone: that is not the task's fault.
@@ -214,7 +223,7 @@ class Stages:
             raise ConnectionError(
                 "the Dask cluster is gone or has dropped the run's tasks: see its scheduler's and workers' logs."
             )
-        return error  # type: ignore[no-any-return]
+        return error if error is not None else future.result()  # type: ignore[no-any-return]
 
     def _again(
         self,
