@@ -162,14 +162,16 @@ class Stages:
             # One message to the scheduler, for one for each task costs as much as the task itself.
             futures = self.client.map(function, *calls, key=keys, pure=False, retries=0) if numbers else []
             running.update(zip(futures, numbers, strict=True))
-            return futures  # type: ignore[no-any-return]
+            return list(futures)
 
         def collect(first: Iterable[int], following: Iterator[int], by_itself: bool = False) -> None:
             finished = as_completed(submit(list(first)))
             for batch in finished.batches():
+                done = list(zip(map(running.pop, batch), self._results(batch), strict=True))
+                # What nobody holds any more the scheduler forgets.
+                batch.clear()
                 again: list[int] = []
-                for future, result in zip(batch, self._results(batch), strict=True):
-                    number = running.pop(future)
+                for number, result in done:
                     if isinstance(result, Result):
                         each(result)
                         advance(result)

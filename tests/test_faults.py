@@ -970,11 +970,11 @@ def test_tasks_of_older_phases_that_run_again_late(out, client, monkeypatch):
     """Every task of every phase, again when later rounds are done, and again when all is: nothing changes."""
     target, late, run = out / "labels.zarr", [], Stages.run
 
-    def noting(self, phase, numbers, call, **options):
+    def noting(self, phase, numbers, function, call, **options):
         numbers = list(numbers)
         # As they would be on another machine.
-        late.extend(pickle.dumps(call(number)) for number in numbers)
-        run(self, phase, numbers, call, **options)
+        late.extend(pickle.dumps((function, *call(number))) for number in numbers)
+        run(self, phase, numbers, function, call, **options)
 
     def again():
         for function, *arguments in map(pickle.loads, late):
