@@ -1,0 +1,173 @@
+"""The region adjacency graph, in pieces that add up.
+
+A region counts the voxels of its own and the faces at their upper sides, so that every voxel and every face of the
+volume is counted once, however the volume is cut: the regions' graphs add up to that of the whole.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.kernel.contacts import count_voxels_and_faces, list_neighbours
+from dseeds.lattice import Box
+
+FIELDS = ("ids", "sizes", "sums", "pairs", "contacts")
+DIGEST = sha256().digest_size
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Supervoxels and which of them touch: both sorted, each once.
+
+    Attributes
+    ----------
+    ids : ndarray of int64, shape (n,)
+        The supervoxels that have a voxel here.
+    sizes : ndarray of int64, shape (n,)
+        Their voxels.
+    sums : ndarray of int64, shape (n, channels)
+        The sums of their voxels' bins.
+    pairs : ndarray of int64, shape (m, 2)
+        Supervoxels that touch, the lower id first. They may have their voxels elsewhere.
+    contacts : ndarray of int64, shape (m,)
+        The voxel faces at which they do.
+    """
+
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    sums: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+    contacts: NDArray[np.int64]
+
+    def renamed(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> Graph:
+        """Give the graph that comes of other ids; what gets one and the same is added up.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (n,)
+            For each of `ids` another.
+        pairs : ndarray of int64, shape (m, 2)
+            For each of `pairs` the same.
+        """
+        pairs = np.sort(pairs, axis=1)
+        apart = pairs[:, 0] != pairs[:, 1]
+        return _added(ids, self.sizes, self.sums, pairs[apart], self.contacts[apart])
+
+    def to_bytes(self) -> bytes:
+        """Write the graph, with a checksum."""
+        file = io.BytesIO()
+        np.savez_compressed(file, **{name: getattr(self, name) for name in FIELDS})
+        content = file.getvalue()
+        return sha256(content).digest() + content
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Graph:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged.
+        """
+        content = data[DIGEST:]
+        if sha256(content).digest() != data[:DIGEST]:
+            raise ValueError("the graph is damaged: its checksum is wrong; do the region again that it is of.")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return cls(*(arrays[name] for name in FIELDS))
+
+
+def combine(graphs: Iterable[Graph]) -> Graph:
+    """Add graphs up: at least one, of the same channels.
+
+    Examples
+    --------
+    >>> labels = np.array([[[1, 1, 2, 0]]])
+    >>> bins = np.array([[[[10, 20, 30, 64]]]], np.uint8)
+    >>> cut = [Box((0, 0, 0), (1, 1, 2)), Box((0, 0, 2), (1, 1, 4))]
+    >>> whole = combine(tabulate(labels, box, bins[..., box.slices[2]]) for box in cut)
+    >>> whole.ids, whole.sizes, whole.sums[:, 0], whole.pairs, whole.contacts
+    (array([1, 2]), array([2, 1]), array([30, 30]), array([[1, 2]]), array([1]))
+    """
+    pieces = list(graphs)
+    return _added(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in FIELDS))
+
+
+def tabulate(labels: NDArray[Any], core: Box, bins: NDArray[np.uint8]) -> Graph:
+    """Make a region's part of the graph: its voxels, and their faces towards higher z, y and x.
+
+    Parameters
+    ----------
+    labels : ndarray of unsigned int, shape (z, y, x)
+        A window of global labels, 0 where masked out: the region and, along each axis where the volume goes on, one
+        voxel more at the upper end.
+    core : Box
+        The region's voxels, within the window.
+    bins : ndarray of uint8, shape (channels, z, y, x)
+        The quantised voxels of the region alone.
+
+    Returns
+    -------
+    Graph
+        With the faces between different labels of which none is 0.
+    """
+    nodes, totals, edges, faces = count_voxels_and_faces(labels, core.lo, bins)
+    return _added(nodes[:, 0], totals[:, 0], totals[:, 1:], edges, faces[:, 0])
+
+
+def neighbours(
+    count: int, pairs: NDArray[np.int64], contacts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """List for each of `count` nodes, numbered from 0, which others it touches.
+
+    Returns
+    -------
+    starts : ndarray of int64, shape (count + 1,)
+        Where a node's list begins, and where the last one ends.
+    others, contacts : ndarray of int64, shape (2 * pairs,)
+        The nodes that it touches, and at how many faces; in order, if the pairs are.
+    """
+    starts = np.zeros(count + 1, np.int64)
+    starts[1:] = np.cumsum(np.bincount(pairs.reshape(-1), minlength=count))
+    others, faces = np.empty((2, 2 * len(pairs)), np.int64)
+    list_neighbours(pairs, contacts, starts[:-1].copy(), others, faces)
+    return starts, others, faces
+
+
+def _added(
+    ids: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    sums: NDArray[np.int64],
+    pairs: NDArray[np.int64],
+    contacts: NDArray[np.int64],
+) -> Graph:
+    """Sort nodes and edges, and add up those that are the same."""
+    order = np.argsort(ids, kind="stable")
+    first = _firsts(ids[order, None])
+    edges = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    first_edge = _firsts(pairs[edges])
+    return Graph(
+        ids[order[first]],
+        _sums(sizes[order], first),
+        _sums(sums[order], first),
+        pairs[edges[first_edge]],
+        _sums(contacts[edges], first_edge),
+    )
+
+
+def _firsts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find the first of equal rows that follow each other."""
+    fresh = np.ones(len(rows), bool)
+    fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    return np.flatnonzero(fresh)
+
+
+def _sums(values: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:
+    # `reduceat` refuses to add nothing.
+    return np.add.reduceat(values, firsts, axis=0) if len(firsts) else values
