@@ -60,6 +60,10 @@ class Graph:
         apart = pairs[:, 0] != pairs[:, 1]
         return _added(ids, self.sizes, self.sums, pairs[apart], self.contacts[apart])
 
+    def part(self, nodes: NDArray[np.bool_] | slice, edges: NDArray[np.bool_] | slice) -> Graph:
+        """Give some of the nodes and some of the edges."""
+        return Graph(self.ids[nodes], self.sizes[nodes], self.sums[nodes], self.pairs[edges], self.contacts[edges])
+
     def to_bytes(self) -> bytes:
         """Write the graph, with a checksum."""
         file = io.BytesIO()
