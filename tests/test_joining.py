@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -115,6 +116,18 @@ def test_what_is_left_is_connected_and_large_enough(case):
     assert all(own in alone for own in final.ids[final.sizes < min_size].tolist())
     labels = joined.final(labels)
     assert all(ndimage.label(labels == own)[1] == 1 for own in final.ids)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_steps(seed):
+    """Single voxels grow to what is large enough, so that what joined has joined before."""
+    rng = np.random.default_rng(seed)
+    labels = (1 + rng.permutation(90)).reshape(1, 9, 10).astype(np.uint32)
+    bins = rng.integers(0, 64, (2, *labels.shape)).astype(np.uint8)
+    graph = tabulate(labels, Box((0, 0, 0), labels.shape), bins)
+    final = join_small(90, lambda: [graph], 20, (2, 1)).final(labels)
+    expected = slowly(labels, bins, 20, (2, 1))
+    np.testing.assert_array_equal(final, np.unique(expected, return_inverse=True)[1].reshape(labels.shape) + 1)
 
 
 def test_ids_of_any_type_and_order():

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.compilation import jit
+from dseeds.kernel.parts import root
 
 # Means of bins count 2^-16.
 MEAN_BITS = 16
@@ -62,7 +63,7 @@ def join(
         member = node
         while member >= 0:
             for k in range(starts[member], starts[member + 1]):
-                other = _end(ends, others[k])
+                other = root(ends, others[k])
                 if other == node:
                     continue
                 if shared[other] == 0:
@@ -86,7 +87,7 @@ def join(
         if sizes[best] < limits[best]:
             heappush(due, (sizes[best], best))
     for node in range(count):
-        ends[node] = _end(ends, node)
+        ends[node] = root(ends, node)
     return ends
 
 
@@ -100,14 +101,6 @@ def unlikeness(
         difference = (sums[one, c] << MEAN_BITS) // sizes[one] - (sums[other, c] << MEAN_BITS) // sizes[other]
         total += weights[c] * abs(difference)
     return total
-
-
-@jit
-def _end(ends: NDArray[np.int64], node: int) -> int:
-    while ends[node] != node:
-        ends[node] = ends[ends[node]]
-        node = ends[node]
-    return node
 
 
 @jit

@@ -104,23 +104,25 @@ def _link(codes: NDArray[np.uint8], parents: NDArray[Any]) -> None:
                     parents[voxel] = parents[voxel - 1]
                 # Where the voxel to the left has the same neighbour, the two are linked already.
                 if y > 0 and above[x] == code and not (left and above[x - 1] == code):
-                    _unite(parents, voxel, voxel - nx)
+                    unite(parents, voxel, voxel - nx)
                 if z > 0 and below[x] == code and not (left and below[x - 1] == code):
-                    _unite(parents, voxel, voxel - ny * nx)
+                    unite(parents, voxel, voxel - ny * nx)
 
 
 @jit
-def _unite(parents: NDArray[Any], a: int, b: int) -> None:
-    a, b = _root(parents, a), _root(parents, b)
+def unite(parents: NDArray[Any], a: int, b: int) -> None:
+    """Link two items' roots, so that the lower one is the root of both."""
+    a, b = root(parents, a), root(parents, b)
     parents[max(a, b)] = min(a, b)
 
 
 @jit
-def _root(parents: NDArray[Any], voxel: int) -> int:
-    while parents[voxel] != voxel:
-        parents[voxel] = parents[parents[voxel]]
-        voxel = parents[voxel]
-    return voxel
+def root(parents: NDArray[Any], item: int) -> int:
+    """Find the end of an item's links, and shorten them."""
+    while parents[item] != item:
+        parents[item] = parents[parents[item]]
+        item = parents[item]
+    return item
 
 
 @jit
