@@ -4,12 +4,14 @@ No arithmetic happens here: what a file holds is handed on as it is, box by box 
 back the way the image came.
 """
 
+from dseeds.io.channels import Image, open_image
 from dseeds.io.nifti import NiftiSource, check_nifti_target, nifti_run, remove_partial_nifti, write_nifti_labels
 from dseeds.io.source import ArraySource, Source, Spacing, open_source
 from dseeds.io.zarr_image import ZarrSource, ome_label_attributes
 
 __all__ = [
     "ArraySource",
+    "Image",
     "NiftiSource",
     "Source",
     "Spacing",
@@ -17,6 +19,7 @@ __all__ = [
     "check_nifti_target",
     "nifti_run",
     "ome_label_attributes",
+    "open_image",
     "open_source",
     "remove_partial_nifti",
     "write_nifti_labels",

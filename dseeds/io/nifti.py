@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import gzip
+import itertools
 import math
+import operator
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +33,11 @@ from dseeds.io.source import (
     Shape,
     Source,
     Spacing,
+    Wanted,
+    channel_number,
     reason,
+    refuse_labels,
+    require_channels,
     require_volume,
     slab_ranges,
     spacing_in_mm,
@@ -51,6 +57,9 @@ _GZIP_LEVEL = 6
 _GZIP_RATIO = 1032
 # By this the program knows its own files again.
 _INTENT = "dseeds"
+# NIfTI's code for labels, and what nibabel calls the channels of its colours.
+_LABEL = 1002
+_RGB = ("R", "G", "B")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +72,7 @@ class NiftiSource:
         The file that holds the voxels.
     stored : tuple
         Where they are in it.
-    name, shape, dtype, spacing, identity
+    name, shape, dtype, spacing, identity, affine, channels
         See `Source`. Voxels are delivered as nibabel scales them, by ``scl_slope`` and ``scl_inter``.
     """
 
@@ -75,6 +84,8 @@ class NiftiSource:
     spacing: Spacing | None
     identity: dict[str, Any]
     kind: Literal["nifti"] = "nifti"
+    affine: np.ndarray | None = None
+    channels: int | None = None
     chunks: None = None
     shards: None = None
     readable_by_workers: bool = False
@@ -87,7 +98,7 @@ class NiftiSource:
     def read(self, box: Box) -> np.ndarray:
         """See `Source.read`. From a compressed file, all planes before the box are decompressed too."""
         with self._stream() as stream, _worded(self.path):
-            return np.asarray(ArrayProxy(stream, self.stored, mmap=False)[box[::-1]]).T
+            return _delivered(ArrayProxy(stream, self.stored, mmap=False)[box[::-1]])
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
         """See `Source.slabs`. The file is opened once, read forwards, and decompressed once, to its end."""
@@ -95,7 +106,7 @@ class NiftiSource:
             voxels = ArrayProxy(stream, self.stored, mmap=False)
             for z0, z1 in slab_ranges(self.shape[0], thickness):
                 with _worded(self.path):
-                    slab = np.asarray(voxels[:, :, z0:z1]).T
+                    slab = _delivered(voxels[:, :, z0:z1])
                 yield z0, slab
             if self.path.lower().endswith(_COMPRESSED):
                 with _worded(self.path):
@@ -109,18 +120,18 @@ class NiftiSource:
             yield stream
 
 
-def open_nifti_file(path: Path, volume: int | None) -> Source:
+def open_nifti_file(path: Path, wanted: Wanted) -> tuple[Source, ...]:
     """Open a file that nibabel can read; errors as `dseeds.io.open_source` words them."""
     image = _load(path)
-    return _open(image, _as_written(image), volume)
+    return _open(image, _as_written(image), wanted)
 
 
-def open_nifti_image(image: SpatialImage, volume: int | None) -> Source:
+def open_nifti_image(image: SpatialImage, wanted: Wanted) -> tuple[Source, ...]:
     """Open a nibabel image, from its file if it has one; errors as `dseeds.io.open_source` words them."""
-    return _open(image, image.header, volume)
+    return _open(image, image.header, wanted)
 
 
-def _open(image: SpatialImage, header: SpatialHeader, volume: int | None) -> Source:
+def _open(image: SpatialImage, header: SpatialHeader, wanted: Wanted) -> tuple[Source, ...]:
     filename = image.get_filename()
     where, name = (str(filename), Path(filename).name) if filename else ("the nibabel image", "nibabel image")
     voxels = image.dataobj
@@ -129,20 +140,65 @@ def _open(image: SpatialImage, header: SpatialHeader, volume: int | None) -> Sou
         # One voxel tells the type after scaling, and whether there is anything to read.
         first = (slice(0, 1),) * len(shape)
         dtype = np.asarray(voxels[first]).dtype if min(shape, default=0) > 0 else np.dtype("u1")
-    require_volume(shape, dtype, where)
-    extra = volume_index({f"axis {axis}": shape[axis] for axis in range(3, len(shape))}, volume, where)
-    spacing = _spacing(header)
+    if isinstance(header, nibabel.Nifti1Header) and header["intent_code"] == _LABEL:
+        refuse_labels(where, wanted)
+    rgb = dtype.names == _RGB and wanted.purpose == "image"
+    require_volume(shape, np.dtype("u1") if rgb else dtype, where, wanted)
+    if rgb and wanted.channel_axis is not None:
+        raise ValueError(f"{where} has three channels in every voxel: leave out channel_axis (--channel-axis)")
+    extra = _extra(shape, wanted, where)
+    space = (_spacing(header), _affine(image, header))
     if type(voxels) is ArrayProxy and voxels.order == "F" and isinstance(voxels.file_like, str):
-        # At most one of `extra` is not 0, and no other axis from the fourth on is longer than 1.
-        return _in_file(voxels, shape[:3], max(extra, default=0), name, dtype, spacing)
+        return tuple(_in_file(voxels, shape[:3], number, name, dtype, *space) for number in _numbers(shape[3:], extra))
     with _worded(where):
         whole: np.ndarray = np.asanyarray(voxels)
-    index: tuple[int | slice, ...] = (*(slice(None),) * 3, *extra)
-    return ArraySource(whole[index].T, name=name, kind="nifti", spacing=spacing)
+    found = _delivered(whole[(*(slice(None),) * 3, *extra)])
+    channels = found if found.ndim > 3 else (found,)
+    return tuple(ArraySource(one, name, "nifti", *space) for one in channels)
+
+
+def _extra(shape: Sequence[int], wanted: Wanted, where: str) -> tuple[int | slice, ...]:
+    """Choose along the axes from the fourth on: one position, or all where the channels are."""
+    # NIfTI's axes are (x, y, z, ...), those that people see are turned round.
+    turned = channel_number(shape[::-1], wanted, where)
+    channels = None if turned is None else len(shape) - 1 - turned
+    if channels is not None and channels < 3:
+        raise ValueError(
+            f"{where} has shape {tuple(shape[::-1])}, the last three of which are z, y and x: "
+            f"pass channel_axis= (--channel-axis) as one of those before, if there are any"
+        )
+    if channels is not None:
+        require_channels(shape[channels], where)
+    others = [axis for axis in range(3, len(shape)) if axis != channels]
+    chosen = dict(zip(others, volume_index({f"axis {n}": shape[n] for n in others}, wanted, where), strict=True))
+    return tuple(chosen.get(axis, slice(None)) for axis in range(3, len(shape)))
+
+
+def _numbers(sizes: Sequence[int], extra: Sequence[int | slice]) -> list[int]:
+    """Tell which volumes of their file are chosen, in the order in which they lie there.
+
+    >>> _numbers((4, 3), (2, slice(None)))
+    [2, 6, 10]
+    """
+    along = [[taken] if isinstance(taken, int) else range(size) for size, taken in zip(sizes, extra, strict=True)]
+    strides = [math.prod(sizes[:axis]) for axis in range(len(sizes))]
+    return [sum(map(operator.mul, position, strides)) for position in itertools.product(*along)]
+
+
+def _delivered(voxels: Any) -> np.ndarray:
+    """Turn axes round to (z, y, x), with channels before them."""
+    found = np.asarray(voxels).T
+    return np.stack([found[colour] for colour in _RGB]) if found.dtype.names else found
 
 
 def _in_file(
-    voxels: ArrayProxy, xyz: tuple[int, ...], volume: int, name: str, dtype: np.dtype, spacing: Spacing | None
+    voxels: ArrayProxy,
+    xyz: tuple[int, ...],
+    volume: int,
+    name: str,
+    dtype: np.dtype,
+    spacing: Spacing | None,
+    affine: np.ndarray | None,
 ) -> NiftiSource:
     path = Path(voxels.file_like).absolute()
     x, y, z = xyz
@@ -160,7 +216,9 @@ def _in_file(
     offset = voxels.offset + volume * length
     _check_length(path, offset + length)
     stored = (xyz, voxels.dtype, offset, voxels.slope, voxels.inter)
-    return NiftiSource(str(path), stored, name, (z, y, x), dtype, spacing, identity)
+    channels = len(dtype.names) if dtype.names else None
+    delivered = np.dtype("u1") if dtype.names else dtype
+    return NiftiSource(str(path), stored, name, (z, y, x), delivered, spacing, identity, "nifti", affine, channels)
 
 
 def _check_length(path: Path, needed: int) -> None:
@@ -386,7 +444,24 @@ def _check_to_end(stream: ImageOpener) -> None:
 
 
 def _spacing(header: SpatialHeader) -> Spacing | None:
-    zooms = np.abs(header.get_zooms()[2::-1])
-    code = int(header["xyzt_units"]) % 8 if isinstance(header, nibabel.Nifti1Header) else 2
     # Through text: the header's float32 3.27 is to become 3.27, not 3.2699999809.
-    return spacing_in_mm([float(str(zoom)) for zoom in zooms], [_PER_MM.get(code)] * 3)
+    return spacing_in_mm([float(str(zoom)) for zoom in np.abs(header.get_zooms()[2::-1])], [_per_mm(header)] * 3)
+
+
+def _affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | None:
+    """Give the affine in millimetres; None where the header says nothing of it, or nonsense."""
+    if isinstance(header, AnalyzeHeader):
+        nifti = isinstance(header, nibabel.Nifti1Header)
+        if not nifti or (header["qform_code"] == 0 and header["sform_code"] == 0):
+            return None
+    per_mm, affine = _per_mm(header), image.affine
+    if per_mm is None or affine is None:
+        return None
+    with np.errstate(all="ignore"):
+        in_mm = np.asarray(np.diag([1 / per_mm] * 3 + [1.0]) @ affine)
+        volume = np.linalg.det(in_mm[:3, :3])
+    return in_mm if np.isfinite(in_mm).all() and np.isfinite(volume) and volume != 0 else None
+
+
+def _per_mm(header: SpatialHeader) -> float | None:
+    return _PER_MM.get(int(header["xyzt_units"]) % 8 if isinstance(header, nibabel.Nifti1Header) else 2)

@@ -22,9 +22,31 @@ Shape: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[slice, slice, slice]
 Kind: TypeAlias = Literal["nifti", "zarr", "array"]
 
+MOST_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to take of a file or array that may hold several things, and what for.
+
+    Parameters
+    ----------
+    volume, channel_axis
+        See `dseeds.io.open_image`.
+    purpose : {"volume", "image", "mask"}
+        A volume may be anything but truth values, an image is neither these nor labels, a mask may be both.
+    """
+
+    volume: int | None = None
+    channel_axis: int | str | None = None
+    purpose: Literal["volume", "image", "mask"] = "volume"
+
 
 class Source(Protocol):
-    """One 3D volume that can be read, axes (z, y, x). Every source pickles."""
+    """One 3D volume that can be read, axes (z, y, x). Every source pickles.
+
+    Within an image, a source may also be several channels that are stored together: arrays are (c, z, y, x) then.
+    """
 
     @property
     def name(self) -> str:
@@ -49,6 +71,14 @@ class Source(Protocol):
     @property
     def spacing(self) -> Spacing | None:
         """Size of a voxel along z, y, x in millimetres, None where the source does not say."""
+
+    @property
+    def channels(self) -> int | None:
+        """How many channels are read at once, along a first axis; None where there is no such axis."""
+
+    @property
+    def affine(self) -> np.ndarray | None:
+        """From a voxel (x, y, z) to its place in millimetres, (4, 4), as in NIfTI; None where the source is nowhere."""
 
     @property
     def chunks(self) -> Shape | None:
@@ -118,7 +148,7 @@ class ArraySource:
     ----------
     array : ndarray, (z, y, x)
         The voxels, not copied.
-    name, kind, spacing
+    name, kind, spacing, affine
         See `Source`.
     """
 
@@ -126,7 +156,9 @@ class ArraySource:
     name: str = "array"
     kind: Kind = "array"
     spacing: Spacing | None = None
+    affine: np.ndarray | None = None
     path: None = None
+    channels: None = None
     chunks: None = None
     shards: None = None
     readable_by_workers: bool = False
@@ -203,20 +235,25 @@ def open_source(source: object, *, volume: int | None = None) -> Source:
     Traceback (most recent call last):
     ValueError: the array holds 2 volumes: pass volume= (--volume on the command line), 0 to 1, to say which
     """
+    [found] = opened(source, Wanted(volume))
+    return found
+
+
+def opened(source: object, wanted: Wanted) -> tuple[Source, ...]:
+    """Open what `open_source` takes: one source or, of an image, one for all channels that are stored together."""
     # Here, not above: the formats build on this module.
     import zarr
     from nibabel.spatialimages import SpatialImage
 
-    from dseeds.io.nifti import open_nifti_file, open_nifti_image
+    from dseeds.io.nifti import open_nifti_image
     from dseeds.io.zarr_image import open_zarr, open_zarr_node
 
     if isinstance(source, np.ndarray):
-        require_volume(source.shape, source.dtype, "the array")
-        return ArraySource(source[plain_index(source.shape, volume, "the array")])
+        return _opened_array(source, wanted)
     if isinstance(source, zarr.Array | zarr.Group):
-        return open_zarr_node(source, volume)
+        return (open_zarr_node(source, wanted),)
     if isinstance(source, SpatialImage):
-        return open_nifti_image(source, volume)
+        return open_nifti_image(source, wanted)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
             f"a source is a path or URL, a numpy array, a zarr array or group, or a nibabel image, "
@@ -224,10 +261,27 @@ def open_source(source: object, *, volume: int | None = None) -> Source:
         )
     address = _local_path(str(os.fspath(source)))
     if isinstance(address, str):
-        return open_zarr(address, volume)
+        return (open_zarr(address, wanted),)
     if not address.exists():
         raise FileNotFoundError(f"{address} does not exist")
-    return open_zarr(address, volume) if address.is_dir() else open_nifti_file(address, volume)
+    return _opened_path(address, wanted)
+
+
+def _opened_array(array: np.ndarray, wanted: Wanted) -> tuple[Source, ...]:
+    where = "the mask" if wanted.purpose == "mask" else "the array"
+    require_volume(array.shape, array.dtype, where, wanted)
+    index, channels = plain_index(array.shape, wanted, where)
+    found = array[index]
+    if channels is None:
+        return (ArraySource(found),)
+    return tuple(ArraySource(channel) for channel in channels_first(found, index, channels))
+
+
+def _opened_path(path: Path, wanted: Wanted) -> tuple[Source, ...]:
+    from dseeds.io.nifti import open_nifti_file
+    from dseeds.io.zarr_image import open_zarr
+
+    return (open_zarr(path, wanted),) if path.is_dir() else open_nifti_file(path, wanted)
 
 
 def _local_path(address: str) -> Path | str:
@@ -242,14 +296,14 @@ def _local_path(address: str) -> Path | str:
     return address
 
 
-def require_volume(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
-    """Refuse, with a ValueError that calls the image `where`, what cannot be cut into supervoxels."""
+def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, wanted: Wanted) -> None:
+    """Refuse, with a ValueError that calls the image `where`, what cannot be cut into supervoxels or mask some."""
     shape = tuple(shape)
     if len(shape) < 3:
         raise ValueError(f"{where} has shape {shape}: supervoxels need three axes, z, y and x")
     if min(shape) < 1:
         raise ValueError(f"{where} has shape {shape}: an axis is empty, there is nothing to cut into supervoxels")
-    if dtype.kind in "iuf":
+    if dtype.kind in ("iufb" if wanted.purpose == "mask" else "iuf"):
         return
     held, advice = {
         "b": ("is boolean", "pass the image that it belongs to"),
@@ -259,33 +313,91 @@ def require_volume(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
     raise ValueError(f"{where} {held}; supervoxels need intensities: {advice}")
 
 
-def plain_index(shape: Sequence[int], volume: int | None, where: str) -> tuple[int | slice, ...]:
-    """Find the volume in an array whose axes have no names: whole axes for z, y, x, a number for all others.
+def refuse_labels(where: str, wanted: Wanted) -> None:
+    """Refuse labels, with a ValueError, where intensities are wanted."""
+    if wanted.purpose == "image":
+        raise ValueError(f"{where} holds labels, not intensities: pass the image that they belong to")
 
-    >>> plain_index((1, 5, 30, 40, 50), 4, "the array")
-    (0, 4, slice(None, None, None), slice(None, None, None), slice(None, None, None))
+
+def require_channels(count: int, where: str) -> None:
+    """Refuse, with a ValueError, more channels than there can be."""
+    if count > MOST_CHANNELS:
+        raise ValueError(
+            f"{where} has {count} channels, and no more than {MOST_CHANNELS} can be taken together: "
+            f"store those that you want on their own"
+        )
+
+
+def plain_index(shape: Sequence[int], wanted: Wanted, where: str) -> tuple[tuple[int | slice, ...], int | None]:
+    """Find the volume in an array whose axes have no names: whole axes for z, y, x and channels, numbers for others.
+
+    >>> plain_index((1, 5, 30, 40, 50), Wanted(volume=4), "the array")
+    ((0, 4, slice(None, None, None), slice(None, None, None), slice(None, None, None)), None)
+    >>> plain_index((30, 40, 50, 3), Wanted(channel_axis=-1), "the array")[1]
+    3
     """
-    last = len(shape)
-    while last > 3 and shape[last - 1] == 1:
-        last -= 1
-    extra = {f"axis {axis}": shape[axis] for axis in range(last - 3)}
-    return (*volume_index(extra, volume, where), *(slice(None),) * 3, *(0,) * (len(shape) - last))
+    channels = channel_number(shape, wanted, where)
+    axes = [axis for axis in range(len(shape)) if axis != channels]
+    if len(axes) < 3:
+        raise ValueError(
+            f"{where} has shape {tuple(shape)}: beside channels, supervoxels need three axes, z, y and x, "
+            f"so leave out channel_axis (--channel-axis)"
+        )
+    if channels is not None:
+        require_channels(shape[channels], where)
+    while len(axes) > 3 and shape[axes[-1]] == 1:
+        axes.pop()
+    chosen = volume_index({f"axis {axis}": shape[axis] for axis in axes[:-3]}, wanted, where)
+    index: list[int | slice] = [0] * len(shape)
+    for axis, number in zip(axes[:-3], chosen, strict=True):
+        index[axis] = number
+    for axis in (*axes[-3:], *(() if channels is None else (channels,))):
+        index[axis] = slice(None)
+    return tuple(index), channels
 
 
-def volume_index(extra: Mapping[str, int], volume: int | None, where: str) -> tuple[int, ...]:
-    """Choose a position on each axis, by name and size, that is not z, y or x. At most one is not 0."""
+def channel_number(shape: Sequence[int], wanted: Wanted, where: str) -> int | None:
+    """Give the axis that channels lie along as a number from 0, None where there is none."""
+    axis = wanted.channel_axis
+    if axis is None:
+        return None
+    if isinstance(axis, str):
+        raise ValueError(
+            f"{where} has no names for its axes, so none of them is {shortened(axis, 40)!r}: "
+            f"pass channel_axis (--channel-axis) as a number"
+        )
+    number = operator.index(axis)
+    if not -len(shape) <= number < len(shape):
+        raise ValueError(f"{where} has no axis {number} for channels: it has {len(shape)}, numbered from 0")
+    return number % len(shape)
+
+
+def channels_first(values: np.ndarray, index: Sequence[int | slice], channels: int) -> np.ndarray:
+    """Move channels to the front of what an index has found: `channels` is their axis in what it was taken from."""
+    return np.moveaxis(values, sum(isinstance(axis, slice) for axis in index[:channels]), 0)
+
+
+def volume_index(extra: Mapping[str, int], wanted: Wanted, where: str) -> tuple[int, ...]:
+    """Choose a position on each axis, by name and size, that is not z, y, x or channels. At most one is not 0."""
     longer = {name: size for name, size in extra.items() if size > 1}
+    as_channels = wanted.purpose == "image" and wanted.channel_axis is None
+    axis = "channel_axis='c' (--channel-axis c)" if "c" in longer else "channel_axis= (--channel-axis)"
     if len(longer) > 1:
         sizes = " and ".join(f"{size} along {name}" for name, size in longer.items())
+        advice = f"name the axis of channels with {axis}, or " if as_channels else ""
         raise ValueError(
-            f"{where} holds volumes in more than one way ({sizes}): store the one that you want on its own"
+            f"{where} holds volumes in more than one way ({sizes}): {advice}store the one that you want on its own"
         )
     count = math.prod(longer.values())
+    volume = wanted.volume
     if volume is None:
+        if count > 1 and wanted.purpose == "mask":
+            raise ValueError(f"{where} holds {count} volumes: a mask is one, so store the one that you want on its own")
         if count > 1:
+            advice = f", or {axis} to take all of them together" if as_channels else ""
             raise ValueError(
                 f"{where} holds {count} volumes: pass volume= (--volume on the command line), "
-                f"0 to {count - 1}, to say which"
+                f"0 to {count - 1}, to say which{advice}"
             )
         volume = 0
     volume = operator.index(volume)

@@ -32,9 +32,14 @@ from dseeds.io.source import (
     Box,
     Shape,
     Spacing,
+    Wanted,
+    channel_number,
+    channels_first,
     digest,
     plain_index,
     reason,
+    refuse_labels,
+    require_channels,
     require_volume,
     shortened,
     slab_ranges,
@@ -71,16 +76,20 @@ class ZarrSource:
     array : zarr.Array
         The array, of any number of axes.
     index : tuple of int or slice
-        Selects the volume in it: whole axes for z, y, x, a number for every other.
+        Selects the volume in it: whole axes for z, y, x and channels, a number for every other.
     name, spacing
         See `Source`. An OME-Zarr image is called as its group.
+    channel_axis : int, optional
+        Which axis of the array has the channels, if any.
     """
 
     array: zarr.Array
     index: tuple[int | slice, ...]
     name: str
     spacing: Spacing | None = None
+    channel_axis: int | None = None
     kind: Literal["zarr"] = "zarr"
+    affine: None = None
 
     @property
     def shape(self) -> Shape:
@@ -91,6 +100,11 @@ class ZarrSource:
     def dtype(self) -> np.dtype:
         """See `Source.dtype`."""
         return np.dtype(self.array.dtype)
+
+    @property
+    def channels(self) -> int | None:
+        """See `Source.channels`."""
+        return None if self.channel_axis is None else int(self.array.shape[self.channel_axis])
 
     @property
     def chunks(self) -> Shape:
@@ -117,7 +131,10 @@ class ZarrSource:
         """See `Source.identity`. It follows the metadata and, but for http, the sizes and dates of chunks."""
         common = {
             "kind": self.kind,
-            "index": [axis if isinstance(axis, int) else None for axis in self.index],
+            "index": [
+                taken if isinstance(taken, int) else "channels" if axis == self.channel_axis else None
+                for axis, taken in enumerate(self.index)
+            ],
             "shape": list(self.shape),
             "dtype": self.dtype.str,
         }
@@ -141,17 +158,19 @@ class ZarrSource:
 
     def read(self, box: Box) -> np.ndarray:
         """See `Source.read`."""
-        along = iter(box)
-        index = tuple(axis if isinstance(axis, int) else next(along) for axis in self.index)
+        index = list(self.index)
+        for axis, side in zip(self._zyx, box, strict=True):
+            index[axis] = side
         try:
             with worded(_address(self.array)):
-                return np.asarray(self.array[index])
+                values = np.asarray(self.array[tuple(index)])
         except _DAMAGED as error:
             corner = ", ".join(str(side.start or 0) for side in box)
             raise ValueError(
                 f"{_address(self.array)} cannot be read from voxel ({corner}) on ({reason(error)}): "
                 f"a chunk is damaged, so copy or write the array again"
             ) from error
+        return values if self.channel_axis is None else channels_first(values, self.index, self.channel_axis)
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
         """See `Source.slabs`. A `thickness` of whole chunks reads each chunk once."""
@@ -159,11 +178,16 @@ class ZarrSource:
             yield z0, self.read((slice(z0, z1), slice(None), slice(None)))
 
     def _along_zyx(self, sizes: Sequence[int]) -> Shape:
-        z, y, x = (int(size) for size, axis in zip(sizes, self.index, strict=True) if isinstance(axis, slice))
+        z, y, x = (int(sizes[axis]) for axis in self._zyx)
         return z, y, x
 
+    @property
+    def _zyx(self) -> list[int]:
+        """Which axes of the array are z, y and x."""
+        return [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice) and axis != self.channel_axis]
 
-def open_zarr(address: Path | str, volume: int | None) -> ZarrSource:
+
+def open_zarr(address: Path | str, wanted: Wanted) -> ZarrSource:
     """Open what lies at a path or URL; errors as `dseeds.io.open_source` words them."""
     place = open_place(address) if is_remote(address) else None
     try:
@@ -179,7 +203,7 @@ def open_zarr(address: Path | str, volume: int | None) -> ZarrSource:
             f"check its address, and its metadata for damage or a version other than 2 and 3"
         ) from error
     if node is not None:
-        return open_zarr_node(node, volume)
+        return open_zarr_node(node, wanted)
     if place:
         # Zarr does not tell a bucket that is missing from one that is empty.
         place.read("zarr.json")
@@ -191,18 +215,20 @@ def open_zarr(address: Path | str, volume: int | None) -> ZarrSource:
     )
 
 
-def open_zarr_node(node: zarr.Array | zarr.Group, volume: int | None) -> ZarrSource:
+def open_zarr_node(node: zarr.Array | zarr.Group, wanted: Wanted) -> ZarrSource:
     """Open a Zarr array or an OME-Zarr image group; errors as `dseeds.io.open_source` words them."""
     node = _anywhere(node)
     where = _address(node)
     name = where.rpartition("/")[2]
     if isinstance(node, zarr.Array):
-        _require_readable(node, where)
-        return ZarrSource(node, plain_index(node.shape, volume, where), name)
-    image = _full_resolution(node.attrs.asdict(), where)
+        _require_readable(node, where, wanted)
+        index, channels = plain_index(node.shape, wanted, where)
+        return ZarrSource(node, index, name, channel_axis=channels)
+    image = _full_resolution(node.attrs.asdict(), where, wanted)
     array = _member(node, image.path, where)
-    _require_readable(array, where)
-    return ZarrSource(array, _index(image.axes, array.shape, volume, where), name, image.spacing)
+    _require_readable(array, where, wanted)
+    index, channels = _index(image.axes, array.shape, wanted, where)
+    return ZarrSource(array, index, name, image.spacing, channels)
 
 
 def ome_label_attributes(*, spacing: Spacing | None, source: str, path: str = "0") -> dict[str, Any]:
@@ -250,13 +276,15 @@ class _Image(NamedTuple):
     spacing: Spacing | None
 
 
-def _full_resolution(attributes: Mapping[str, Any], where: str) -> _Image:
+def _full_resolution(attributes: Mapping[str, Any], where: str, wanted: Wanted) -> _Image:
     ome = attributes.get("ome", attributes)
     if not isinstance(ome, Mapping) or "multiscales" not in ome:
         raise ValueError(
             f"{where} is a Zarr group without an OME-Zarr image (no 'multiscales' in its attributes): "
             f"pass an array inside it, as {where}/NAME"
         )
+    if "image-label" in ome:
+        refuse_labels(where, wanted)
     try:
         image = ome["multiscales"][0]
         dataset = image["datasets"][0]
@@ -288,15 +316,38 @@ def _spacing(
     return spacing_in_mm(sizes, [_PER_MM.get(axes[place].get("unit", "")) for place in space])
 
 
-def _index(axes: Sequence[str], shape: Sequence[int], volume: int | None, where: str) -> tuple[int | slice, ...]:
+def _index(
+    axes: Sequence[str], shape: Sequence[int], wanted: Wanted, where: str
+) -> tuple[tuple[int | slice, ...], int | None]:
     if len(axes) != len(shape):
         raise ValueError(f"{where} names {len(axes)} axes for an array of {len(shape)}: correct its OME metadata")
     if tuple(axis for axis in axes if axis in _SPACE) != _SPACE:
         named = shortened(", ".join(axes))
         raise ValueError(f"{where} has the axes {named}: supervoxels need z, y and x, in this order")
-    extra = {axis: size for axis, size in zip(axes, shape, strict=True) if axis not in _SPACE}
-    chosen = dict(zip(extra, volume_index(extra, volume, where), strict=True))
-    return tuple(chosen.get(axis, slice(None)) for axis in axes)
+    channels = _channel_axis(axes, shape, wanted, where)
+    extra = {axis: shape[n] for n, axis in enumerate(axes) if axis not in _SPACE and n != channels}
+    chosen = dict(zip(extra, volume_index(extra, wanted, where), strict=True))
+    return tuple(chosen.get(axis, slice(None)) for axis in axes), channels
+
+
+def _channel_axis(axes: Sequence[str], shape: Sequence[int], wanted: Wanted, where: str) -> int | None:
+    number = wanted.channel_axis
+    if isinstance(number, str):
+        if number not in axes:
+            raise ValueError(
+                f"{where} has no axis {shortened(number, 40)!r} for channels: its axes are {shortened(', '.join(axes))}"
+            )
+        number = axes.index(number)
+    number = channel_number(shape, replace(wanted, channel_axis=number), where)
+    if number is None:
+        return None
+    if axes[number] in _SPACE:
+        raise ValueError(
+            f"{where} has {axes[number]} as its axis {number}, which cannot be that of channels: "
+            f"pass channel_axis= (--channel-axis) as another, or leave it out"
+        )
+    require_channels(shape[number], where)
+    return number
 
 
 def _member(group: zarr.Group, path: str, where: str) -> zarr.Array:
@@ -317,9 +368,9 @@ def _member(group: zarr.Group, path: str, where: str) -> zarr.Array:
     return array
 
 
-def _require_readable(array: zarr.Array, where: str) -> None:
+def _require_readable(array: zarr.Array, where: str, wanted: Wanted) -> None:
     """Refuse what is no volume, or is cut so that zarr would fail, never end or read other voxels than those asked."""
-    require_volume(array.shape, np.dtype(array.dtype), where)
+    require_volume(array.shape, np.dtype(array.dtype), where, wanted)
     if max(array.shape) > _LONGEST:
         raise ValueError(
             f"{where} has shape {array.shape}: an axis is longer than {_LONGEST} voxels, "
