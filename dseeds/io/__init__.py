@@ -5,6 +5,7 @@ back the way the image came.
 """
 
 from dseeds.io.channels import Image, open_image
+from dseeds.io.mask import Mask, Stretched, open_mask
 from dseeds.io.nifti import NiftiSource, check_nifti_target, nifti_run, remove_partial_nifti, write_nifti_labels
 from dseeds.io.source import ArraySource, Source, Spacing, open_source
 from dseeds.io.zarr_image import ZarrSource, ome_label_attributes
@@ -12,14 +13,17 @@ from dseeds.io.zarr_image import ZarrSource, ome_label_attributes
 __all__ = [
     "ArraySource",
     "Image",
+    "Mask",
     "NiftiSource",
     "Source",
     "Spacing",
+    "Stretched",
     "ZarrSource",
     "check_nifti_target",
     "nifti_run",
     "ome_label_attributes",
     "open_image",
+    "open_mask",
     "open_source",
     "remove_partial_nifti",
     "write_nifti_labels",
