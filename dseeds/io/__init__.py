@@ -5,6 +5,7 @@ back the way the image came.
 """
 
 from dseeds.io.channels import Image, open_image
+from dseeds.io.dicom import DicomSource
 from dseeds.io.mask import Mask, Stretched, open_mask
 from dseeds.io.nifti import NiftiSource, check_nifti_target, nifti_run, remove_partial_nifti, write_nifti_labels
 from dseeds.io.source import ArraySource, Source, Spacing, open_source
@@ -12,6 +13,7 @@ from dseeds.io.zarr_image import ZarrSource, ome_label_attributes
 
 __all__ = [
     "ArraySource",
+    "DicomSource",
     "Image",
     "Mask",
     "NiftiSource",

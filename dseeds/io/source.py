@@ -20,9 +20,11 @@ import numpy as np
 Spacing: TypeAlias = tuple[float, float, float]
 Shape: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[slice, slice, slice]
-Kind: TypeAlias = Literal["nifti", "zarr", "array"]
+Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "array"]
 
 MOST_CHANNELS = 16
+# What makes a folder Zarr's.
+_ZARR = ("zarr.json", ".zarray", ".zgroup")
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ def open_source(source: object, *, volume: int | None = None) -> Source:
     ----------
     source : str, path, ndarray, zarr.Array, zarr.Group or nibabel image
         A path to a NIfTI file (``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``); a path or URL of a Zarr array
-        (v2 or v3) or of an OME-Zarr image, whose first, full resolution is taken; or such an image, open.
+        (v2 or v3) or of an OME-Zarr image, whose first, full resolution is taken; or such an image, open; or a
+        folder with a series of DICOM, or one file of DICOM, whose frames are the planes.
         URLs are ``s3://``, ``gs://`` and ``az://``, see `dseeds.io.place`, and those that fsspec knows.
         Other formats that nibabel knows are loaded whole.
         Axes are (x, y, z, ...) in NIfTI, those of its metadata in OME-Zarr, and (..., z, y, x) elsewhere.
@@ -278,9 +281,15 @@ def _opened_array(array: np.ndarray, wanted: Wanted) -> tuple[Source, ...]:
 
 
 def _opened_path(path: Path, wanted: Wanted) -> tuple[Source, ...]:
+    from dseeds.io.dicom import dicom_files, open_dicom
     from dseeds.io.nifti import open_nifti_file
     from dseeds.io.zarr_image import open_zarr
 
+    if any((path / name).exists() for name in _ZARR):
+        return (open_zarr(path, wanted),)
+    files = dicom_files(path)
+    if files:
+        return (open_dicom(path, files, wanted),)
     return (open_zarr(path, wanted),) if path.is_dir() else open_nifti_file(path, wanted)
 
 
