@@ -1,6 +1,7 @@
 """The adapters: what they open, what they refuse and how they say so, and what they write."""
 
 import gzip
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from dseeds.io import (
     open_source,
     write_nifti_labels,
 )
+from dseeds.steps import choose_step
 
 NIBABEL = Path(data_path)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -192,6 +194,81 @@ def test_a_senseless_spacing_is_unknown(tmp_path, ending, size, expected):
         path = path.with_suffix(ending)
         path.write_bytes(gzip.compress(raw))
     assert open_source(path).spacing == expected
+
+
+def oriented(order, signs, angles=(0, 0, 0), spacing=(0.5, 0.75, 3.25)):
+    """An affine whose voxels' axes are those of the room, permuted, reversed and turned."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[list(order)] * signs
+    for axis, angle in enumerate(angles):
+        turn = np.eye(3)
+        one, other = (n for n in range(3) if n != axis)
+        turn[[one, other], [one, other]] = np.cos(angle)
+        turn[one, other], turn[other, one] = np.sin(angle), -np.sin(angle)
+        affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, :3] *= spacing
+    affine[:3, 3] = (-90, 126, 7)
+    return affine
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (0.3, -0.5, 1.2)])
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_orientation_changes_neither_order_nor_spacing(tmp_path, order, signs, angles):
+    # Left-handed ones among them: half of these.
+    affine = oriented(order, signs, angles)
+    source = open_source(save_nifti(tmp_path / "a.nii", volume().T, affine=affine))
+    np.testing.assert_array_equal(whole(source), volume())
+    assert source.spacing == (3.25, 0.75, 0.5)
+    np.testing.assert_allclose(source.affine, affine, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["qform", "sform"])
+def test_either_form_of_orientation_will_do(tmp_path, form):
+    affine = oriented((1, 0, 2), (1, -1, 1), (0.3, -0.5, 1.2))
+    image = nibabel.Nifti1Image(volume().T, None)
+    getattr(image, f"set_{form}")(affine, 1)
+    image.header.set_zooms((0.5, 0.75, 3.25))
+    nibabel.save(image, tmp_path / "a.nii")
+    source = open_source(tmp_path / "a.nii")
+    assert source.spacing == (3.25, 0.75, 0.5)
+    np.testing.assert_allclose(source.affine, affine, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sheared_affine(tmp_path):
+    # A gantry that was tilted: no qform can say so, the sform does.
+    affine = np.diag([0.5, 0.75, 3.25, 1])
+    affine[1, 2] = 0.4
+    image = nibabel.Nifti1Image(volume().T, None)
+    image.set_sform(affine, 1)
+    image.header.set_zooms((0.5, 0.75, 3.25))
+    nibabel.save(image, tmp_path / "a.nii")
+    source = open_source(tmp_path / "a.nii")
+    assert source.spacing == (3.25, 0.75, 0.5)
+    np.testing.assert_array_equal(whole(source), volume())
+    np.testing.assert_allclose(source.affine, affine, rtol=1e-6)
+
+
+@pytest.mark.parametrize("affine", [None, np.diag([0, 1, 1, 1.0]), np.full((4, 4), np.nan), np.diag([1e300] * 3 + [1])])
+def test_an_affine_that_says_nothing(affine):
+    image = nibabel.Nifti1Image(volume().T, None)
+    image.header["sform_code"] = affine is not None
+    image._affine = affine
+    source = open_source(image)
+    assert source.affine is None
+    np.testing.assert_array_equal(whole(source), volume())
+
+
+@pytest.mark.parametrize("size", [0, np.nan])
+def test_a_length_needs_sensible_voxels(tmp_path, size):
+    path = save_nifti(tmp_path / "a.nii", volume((20, 20, 20)).T, affine=np.eye(4))
+    raw = bytearray(path.read_bytes())
+    raw[80:84] = np.array([size], "<f4").tobytes()
+    path.write_bytes(raw)
+    source = open_source(path)
+    with pytest.raises(ValueError, match=r"step '4mm' needs the voxels' size: give spacing="):
+        choose_step(source.shape, step="4mm", known_spacing=source.spacing)
+    assert choose_step(source.shape, step="4mm", spacing=(2, 1, 1)) == (2, 4, 4)
 
 
 def test_spacing_is_the_decimal_that_was_written(tmp_path):
