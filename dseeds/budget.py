@@ -16,7 +16,6 @@ from distributed import Client
 from dseeds.cluster import READ_AT_ONCE, Capacity, capacity, local_capacity
 from dseeds.lattice import Box, Lattice, Regions, Triple, Window, triple
 from dseeds.phases import sweep_phase
-from dseeds.quantise import DIGIT_BITS
 from dseeds.rounds import schedule
 from dseeds.store import (
     UNIT_CHUNK,
@@ -31,6 +30,7 @@ from dseeds.store import (
     shells,
     statistics,
 )
+from dseeds.windows import DIGIT_BITS
 
 # What a worker holds before its first task: the interpreter, the libraries, the compiled kernels.
 WORKER_BYTES = 350 << 20

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from dseeds.lattice import Box
 from dseeds.phases import LABEL, QUANTISE, Phase, climbing_phases, window_phases
-from dseeds.quantise import NothingFinite, OrderStatistics
 from dseeds.rounds import Round, may_rest, schedule
 from dseeds.stages import Job, Rested
 from dseeds.store import Layout, codes, core, digit_rows, digits, shells, statistics
+from dseeds.windows import NothingFinite, OrderStatistics
 
 Marks = Mapping[int, str]
 Flags = NDArray[np.bool_]

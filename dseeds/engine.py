@@ -29,7 +29,6 @@ from dseeds.lease import LeaseLost, RunInUse, lease
 from dseeds.needs import check_disk
 from dseeds.phases import LABEL, Phase
 from dseeds.prepare import prepare
-from dseeds.quantise import NothingFinite
 from dseeds.repair import BeyondRepair, mend
 from dseeds.report import Progress, Report, peak_memory
 from dseeds.run import Asked, Run
@@ -38,6 +37,7 @@ from dseeds.steps import Step
 from dseeds.store import Damage, region_units
 from dseeds.streams import RETRIES, RegionFailed, Stages
 from dseeds.target import begin_target
+from dseeds.windows import NothingFinite
 
 
 def segment(

@@ -16,9 +16,10 @@ from dseeds.kernel.labels import global_labels, refine, seeds
 from dseeds.kernel.lanes import OPEN
 from dseeds.kernel.layout import padded
 from dseeds.lattice import Box, Grid, Lattice, Window, check_shape
-from dseeds.quantise import NothingFinite, check_dtype, check_window, intensity_window, quantise_window
+from dseeds.quantise import check_dtype, quantise_window
 from dseeds.scores import check_compactness
 from dseeds.steps import Step, choose_step
+from dseeds.windows import NothingFinite, check_window, intensity_window
 
 
 def supervoxels(

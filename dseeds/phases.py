@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dseeds.quantise import OrderStatistics
 from dseeds.rounds import Round
+from dseeds.windows import OrderStatistics
 
 
 @dataclass(frozen=True)

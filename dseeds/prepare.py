@@ -13,12 +13,13 @@ from dseeds.cluster import Capacity
 from dseeds.io import Source, check_nifti_target, open_source
 from dseeds.io.place import is_remote, open_place
 from dseeds.lattice import Lattice, check_shape
-from dseeds.quantise import check_dtype, check_window
+from dseeds.quantise import check_dtype
 from dseeds.run import SUFFIX, Asked, Run, is_nifti, memory_cut
 from dseeds.runs import FORMAT, Mismatch, is_published, read_document
 from dseeds.scores import check_compactness
 from dseeds.steps import choose_step
 from dseeds.target import check_target, written_by
+from dseeds.windows import check_window
 
 
 def prepare(

@@ -25,7 +25,7 @@ from dseeds.kernel.lanes import NOTHING, OPEN
 from dseeds.kernel.layout import enter, leave, padded
 from dseeds.lattice import Box, Grid, Lattice, Regions, Triple, Window, per_axis, triple
 from dseeds.phases import Phase
-from dseeds.quantise import OrderStatistics, quantise
+from dseeds.quantise import quantise
 from dseeds.report import peak_memory
 from dseeds.store import (
     ImportedSource,
@@ -42,6 +42,7 @@ from dseeds.store import (
     traffic,
 )
 from dseeds.target import Labels
+from dseeds.windows import OrderStatistics
 
 # The bit of a label's code that says that its block is still to be looked at.
 OPEN_BIT = 128

@@ -15,11 +15,11 @@ from dseeds.io import ArraySource
 from dseeds.journal import Journal
 from dseeds.lattice import Window
 from dseeds.phases import LABEL, QUANTISE, Phase
-from dseeds.quantise import NothingFinite, intensity_window
 from dseeds.rounds import may_rest
 from dseeds.stages import Job, perform
 from dseeds.store import codes, core, digits, shells, statistics
 from dseeds.target import Labels
+from dseeds.windows import NothingFinite, intensity_window
 
 WORDS = {"quantise": "finite", "label": "labelled", "merge": "merged", "window": "counted"}
 

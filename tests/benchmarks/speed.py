@@ -25,8 +25,8 @@ from cases import Case, Method, methods
 
 import dseeds
 from dseeds.phantom import phantom
-from dseeds.quantise import intensity_window
 from dseeds.report import peak_memory
+from dseeds.windows import intensity_window
 
 BEST_OF = 3
 PEERS = ("SLIC 0.1", "SimpleITK SLIC 30", "3D SEEDS 2")
