@@ -19,7 +19,7 @@ from dseeds.lattice import Box, Grid, Lattice, Window, check_shape
 from dseeds.quantise import check_dtype, quantise_window
 from dseeds.scores import check_compactness
 from dseeds.steps import Step, choose_step
-from dseeds.windows import NothingFinite, check_window, intensity_window
+from dseeds.windows import NothingFinite, intensity_window, read_window
 
 
 def supervoxels(
@@ -99,7 +99,7 @@ def supervoxels(
         raise ValueError(
             f"{lattice.size} supervoxels are too many to number in memory; use segment() or a larger step."
         )
-    limits = intensity_window(image) if window is None else check_window(window)
+    limits = read_window(window) or intensity_window(image)
     bins = padded(lattice.shape, 0)
     if not quantise_window(image, limits, bins):
         raise NothingFinite

@@ -19,7 +19,7 @@ from dseeds.runs import FORMAT, Mismatch, is_published, read_document
 from dseeds.scores import check_compactness
 from dseeds.steps import choose_step
 from dseeds.target import check_target, written_by
-from dseeds.windows import check_window
+from dseeds.windows import read_window
 
 
 def prepare(
@@ -50,7 +50,7 @@ def prepare(
     step = choose_step(
         shape, step=asked.step, n_segments=asked.n_segments, spacing=asked.spacing, known_spacing=image.spacing
     )
-    window = None if asked.window is None else check_window(asked.window)
+    window = read_window(asked.window)
     compactness = check_compactness(asked.compactness or 0.0)
     lattice = Lattice(shape, step)
     _check_source_stays(address, image)

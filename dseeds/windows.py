@@ -1,6 +1,6 @@
-"""The intensity window: which intensities are told apart.
+"""Which intensities are told apart: what the user asks for, and the search for each channel's window.
 
-The window's percentiles are exact order statistics, found digit by digit: each pass over the image counts one 16-bit
+A window's percentiles are exact order statistics, found digit by digit: each pass over the image counts one 16-bit
 digit of the values' order-preserving bit patterns, and the counts of any cut of the image simply add up. So the
 window does not depend on the chunking, and takes one pass for 8 and 16 bits, two for 32, four for 64.
 """
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from decimal import Decimal
+from numbers import Real
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,33 +21,220 @@ from numpy.typing import NDArray
 from dseeds.compilation import jit
 
 DIGIT_BITS = 16
-# Per mille of the voxels below the window and, from the other end, above it.
-PER_MILLE = 5
 SLAB_BYTES = 16 << 20
+# Percentiles are given in millionths of the voxels.
+WHOLE = 1_000_000
+PERCENTILES = 5_000, 995_000
+# Level and width in Hounsfield units, as in https://radiopaedia.org/articles/windowing-ct but for the abdomen's level:
+# that is the one of soft tissue in the OHIF viewer.
+PRESETS = {"abdomen": (40.0, 400.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "lung": (-600.0, 1500.0)}
+
+# Low and high.
+Limits: TypeAlias = tuple[float, float]
 
 
 class NothingFinite(ValueError):
-    """The image holds no finite value."""
+    """The image, or one of its channels, holds no finite value."""
 
-    def __init__(self) -> None:
-        super().__init__("the image holds no finite value, so there is nothing to cut into supervoxels.")
+    def __init__(self, where: str = "the image") -> None:
+        super().__init__(where)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.args[0]} holds no finite value, or none inside the mask where one is given, so there is nothing to "
+            "cut into supervoxels."
+        )
 
 
-def check_window(window: Sequence[float]) -> tuple[float, float]:
-    """Check an intensity window given by the user.
+# What the user asks for.
+
+
+def read_window(window: Any) -> Limits | None:
+    """Read the intensity window that the user asks for.
+
+    Parameters
+    ----------
+    window : None, str or pair of float
+        None for percentiles of the image. Low and high, as two numbers or ``"LOW:HIGH"``; or ``"LEVEL,WIDTH"``, the
+        middle and the extent; or, of CT in Hounsfield units, ``"abdomen"`` (level 40, width 400), ``"bone"``
+        (400, 1800), ``"brain"`` (40, 80) or ``"lung"`` (-600, 1500). These are the usual ones of radiology, see
+        https://radiopaedia.org/articles/windowing-ct.
+
+    Returns
+    -------
+    tuple of float, or None
+        Low and high.
 
     Raises
     ------
     ValueError
-        If it is not two finite numbers, the first below the second.
+        If it is none of these.
+
+    Examples
+    --------
+    >>> read_window("abdomen"), read_window("40,400"), read_window("-160:240"), read_window((-160, 240))
+    ((-160.0, 240.0), (-160.0, 240.0), (-160.0, 240.0), (-160.0, 240.0))
+    """
+    if window is None:
+        return None
+    try:
+        low, high = _limits(window)
+    except (TypeError, ValueError, OverflowError):
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(
+            f"window must be two finite intensities (low, high) with low < high, got {window!r}; as text 'LOW:HIGH', "
+            f"'LEVEL,WIDTH' with a width above 0, or one of {', '.join(PRESETS)}."
+        )
+    return low, high
+
+
+def _limits(window: Any) -> Limits:
+    if not isinstance(window, str):
+        low, high = (float(end) for end in window)
+        return low, high
+    name = window.strip().lower()
+    if name in PRESETS or "," in name:
+        level, width = PRESETS.get(name) or map(float, name.split(","))
+        return level - width / 2, level + width / 2
+    low, high = map(float, name.split(":"))
+    return low, high
+
+
+def read_windows(window: Any, channels: int) -> tuple[Limits | None, ...]:
+    """Read the intensity windows of an image's channels.
+
+    Parameters
+    ----------
+    window : None, str, pair of float, or sequence of these
+        One as `read_window` takes it, for all channels; or a sequence with one for each; or a string with a semicolon
+        between those of the channels, where nothing stands for None.
+    channels : int
+        How many there are.
+
+    Returns
+    -------
+    tuple
+        For each channel low and high, or None.
+
+    Raises
+    ------
+    ValueError
+        If one of them cannot be read, or there are more or fewer than channels.
+
+    Examples
+    --------
+    >>> read_windows((0, 100), 2)
+    ((0.0, 100.0), (0.0, 100.0))
+    >>> read_windows("abdomen;;0:100", 3)
+    ((-160.0, 240.0), None, (0.0, 100.0))
+    """
+    each: list[Any] = [window]
+    if isinstance(window, str):
+        each = [part.strip() or None for part in window.split(";")]
+    elif np.iterable(window) and not all(isinstance(part, Real) for part in window):
+        each = list(window)
+    found = [read_window(part) for part in each]
+    if len(found) not in (1, channels):
+        raise ValueError(
+            f"window is given for {len(found)} channels, but the image has {channels}: give one for all channels, or "
+            "one for each."
+        )
+    return tuple(found * channels if len(found) == 1 else found)
+
+
+def check_percentiles(percentiles: Any = (0.5, 99.5)) -> tuple[int, int]:
+    """Check the percentiles between which the user wants to tell differences.
+
+    Parameters
+    ----------
+    percentiles : pair of float, or str
+        Low and high, from 0 to 100, with at most four decimals; or a string of both with a comma between them.
+
+    Returns
+    -------
+    tuple of int
+        In millionths of the voxels.
+
+    Raises
+    ------
+    ValueError
+        If they are nothing of the kind.
+
+    Examples
+    --------
+    >>> check_percentiles(), check_percentiles("1,99")
+    ((5000, 995000), (10000, 990000))
     """
     try:
-        lo, hi = (float(v) for v in window)
-    except (TypeError, ValueError):
-        lo, hi = math.nan, math.nan
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
-        raise ValueError(f"window must be two finite intensities (low, high) with low < high, got {window!r}.")
-    return lo, hi
+        low, high = (
+            Decimal(str(end)) for end in (percentiles.split(",") if isinstance(percentiles, str) else percentiles)
+        )
+        exact = 0 <= low < high <= 100 and all(end == round(end, 4) for end in (low, high))
+    except (TypeError, ValueError, ArithmeticError):
+        exact = False
+    if not exact:
+        raise ValueError(
+            "percentiles must be two numbers (low, high) with at most four decimals, 0 <= low < high <= 100, "
+            f"got {percentiles!r}."
+        )
+    return int(low * 10_000), int(high * 10_000)
+
+
+def check_weights(weights: Any, channels: int) -> tuple[int, ...]:
+    """Check how much the channels count, given by the user.
+
+    Parameters
+    ----------
+    weights : None or sequence of float
+        One for each channel, above 0; None for the same of all.
+    channels : int
+        How many there are.
+
+    Returns
+    -------
+    tuple of int
+        Whole numbers in the same relation, to a 64th of the largest; none counts for less than that.
+
+    Raises
+    ------
+    ValueError
+        If they are no positive, finite numbers, or more or fewer than channels.
+
+    Examples
+    --------
+    >>> check_weights((1, 0.5, 1), 3), check_weights(None, 2), check_weights((3, 3), 2)
+    ((2, 1, 2), (1, 1), (1, 1))
+    """
+    if weights is None:
+        return (1,) * channels
+    try:
+        given = [float(weight) for weight in weights]
+    except (TypeError, ValueError, OverflowError):
+        given = []
+    if len(given) != channels or not all(math.isfinite(weight) and weight > 0 for weight in given):
+        raise ValueError(
+            f"weights must be positive numbers, one for each channel of the image, which has {channels}, "
+            f"got {weights!r}."
+        )
+    whole = [max(1, round(64 * (weight / max(given)))) for weight in given]
+    return tuple(weight // math.gcd(*whole) for weight in whole)
+
+
+def check_bins(bins: Any) -> str:
+    """Check what bins the user asks for.
+
+    Raises
+    ------
+    ValueError
+        If it is neither ``"linear"``, of equal widths, nor ``"equalised"``, holding about equally many voxels.
+    """
+    if bins not in ("linear", "equalised"):
+        raise ValueError(f"bins must be 'linear' or 'equalised', got {bins!r}.")
+    return str(bins)
+
+
+# Order statistics.
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:
@@ -83,7 +273,7 @@ def _count_digits(
 
 @dataclass
 class OrderStatistics:
-    """Minimum, window and maximum of an image's finite values, found in passes over it.
+    """Minimum, window and maximum of a channel's finite values, found in passes over it.
 
     Feed `counts` of every part of the image, summed, to `narrow`, until `done`; then ask for `window`.
 
@@ -98,6 +288,7 @@ class OrderStatistics:
     """
 
     dtype: np.dtype[Any]
+    percentiles: tuple[int, int] = PERCENTILES
     prefixes: tuple[int, ...] = (0,)
     ranks: tuple[int, ...] = ()
     shift: int = field(init=False)
@@ -117,8 +308,12 @@ class OrderStatistics:
         """Whether every digit is known."""
         return self.shift < 0
 
-    def counts(self, part: NDArray[Any]) -> NDArray[np.int64]:
-        """Count the current digit in a part of the image of any shape and memory order.
+    def rows(self, turn: int) -> int:
+        """Tell for how many values at most a pass counts digits: for all at first, then for four order statistics."""
+        return 0 if turn >= self.passes else 1 if turn == 0 else 4
+
+    def counts(self, part: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Count the current digit in a part of the image of any shape and memory order, or in what of it is inside.
 
         Returns
         -------
@@ -127,7 +322,7 @@ class OrderStatistics:
         counts = np.zeros((len(self.prefixes), 1 << DIGIT_BITS), np.int64)
         sign, infinity = _sign(self.dtype), _infinity(self.dtype)
         prefixes = np.array(self.prefixes, np.uint64)
-        for slab in _slabs(part):
+        for slab in _slabs(part, inside):
             bits = plain(slab).reshape(-1).view(f"u{self.dtype.itemsize}")
             _count_digits(bits, sign, infinity, np.uint64(self.shift), prefixes, counts)
         return counts
@@ -144,7 +339,8 @@ class OrderStatistics:
             last = int(counts.sum()) - 1
             if last < 0:
                 raise NothingFinite
-            self.ranks = (0, last * PER_MILLE // 1000, last - last * PER_MILLE // 1000, last)
+            low, high = self.percentiles
+            self.ranks = 0, last * low // WHOLE, last - last * (WHOLE - high) // WHOLE, last
         found, ranks = [], []
         for j, rank in zip(self.which, self.ranks, strict=True):
             below = np.cumsum(counts[j])
@@ -165,8 +361,8 @@ class OrderStatistics:
         self.prefixes, self.ranks, self.which = (tuple(state[name]) for name in ("prefixes", "ranks", "which"))
         self.shift = state["shift"]
 
-    def window(self) -> tuple[float, float]:
-        """Give the values at 0.5 % and 99.5 %; where these are equal, the least and the greatest."""
+    def window(self) -> Limits:
+        """Give the values at the percentiles; where these are equal, the least and the greatest."""
         least, low, high, greatest = (self._value(self.prefixes[j]) for j in self.which)
         return (low, high) if low < high else (least, greatest)
 
@@ -187,15 +383,138 @@ def _infinity(dtype: np.dtype[Any]) -> np.uint64:
     return np.uint64(np.array(np.inf, dtype).view(f"u{dtype.itemsize}")) if dtype.kind == "f" else np.uint64(0)
 
 
-def _slabs(part: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _slabs(part: NDArray[Any], inside: NDArray[np.bool_] | None) -> Iterator[NDArray[Any]]:
     """Cut an array along its slowest axis in memory, so that a copy stays small whatever the memory order."""
-    part = part.transpose(sorted(range(part.ndim), key=lambda axis: -abs(part.strides[axis])))
+    order = sorted(range(part.ndim), key=lambda axis: -abs(part.strides[axis]))
+    part = part.transpose(order)
     thickness = max(1, SLAB_BYTES * len(part) // max(1, part.nbytes)) if part.ndim else 1
     for begin in range(0, len(part), thickness):
-        yield part[begin : begin + thickness]
+        slab = part[begin : begin + thickness]
+        yield slab if inside is None else slab[inside.transpose(order)[begin : begin + thickness]]
 
 
-def intensity_window(image: NDArray[Any]) -> tuple[float, float]:
+@dataclass
+class WindowSearch:
+    """The search for the windows of those channels for which none is wanted; all are searched in the same passes.
+
+    Feed `counts` of every part of the image, summed, to `narrow`, until `done`; then ask for `windows`.
+
+    Attributes
+    ----------
+    dtypes : sequence of dtype
+        Of each channel.
+    wanted : sequence
+        For each channel its window, or None if it is to be found.
+    percentiles : tuple of int
+        From `check_percentiles`.
+
+    Examples
+    --------
+    >>> image = np.arange(1001, dtype=np.int32).reshape(7, 11, 13), np.zeros((7, 11, 13))
+    >>> search = WindowSearch([channel.dtype for channel in image], [None, (0, 1)])
+    >>> while not search.done:
+    ...     search.narrow(search.counts(image))
+    >>> search.windows()
+    ((5.0, 995.0), (0, 1))
+    """
+
+    dtypes: Sequence[np.dtype[Any]]
+    wanted: Sequence[Limits | None]
+    percentiles: tuple[int, int] = PERCENTILES
+    _searches: dict[int, OrderStatistics] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._searches = {
+            channel: OrderStatistics(dtype, self.percentiles)
+            for channel, (dtype, window) in enumerate(zip(self.dtypes, self.wanted, strict=True))
+            if window is None
+        }
+
+    @property
+    def passes(self) -> int:
+        """How many passes over the image the search takes; none if there is nothing to search."""
+        return max((search.passes for search in self._searches.values()), default=0)
+
+    @property
+    def done(self) -> bool:
+        """Whether every window is known."""
+        return all(search.done for search in self._searches.values())
+
+    def rows(self, turn: int) -> int:
+        """Tell how many rows the counts of a pass have at most."""
+        return sum(search.rows(turn) for search in self._searches.values())
+
+    def counts(self, values: Sequence[NDArray[Any]], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Count the current digits in a part of the image.
+
+        Parameters
+        ----------
+        values : sequence of ndarray
+            The channels.
+        inside : ndarray of bool, optional
+            Which voxels count; all if not given.
+
+        Returns
+        -------
+        ndarray of int64, shape (rows, 65536)
+            The channels that are searched one after the other.
+        """
+        found = [np.zeros((0, 1 << DIGIT_BITS), np.int64)]
+        found += [search.counts(values[channel], inside) for channel, search in self._searching()]
+        return np.concatenate(found)
+
+    def narrow(self, counts: NDArray[np.int64]) -> None:
+        """Take the next digits from the counts of the whole image; shallow copies of the search stay where they are.
+
+        Raises
+        ------
+        NothingFinite
+            If a channel that is searched has no finite value that counts.
+        """
+        narrowed, begin = dict(self._searches), 0
+        for channel, search in self._searching():
+            rows = counts[begin : begin + len(search.prefixes)]
+            if not rows.any():
+                raise NothingFinite("the image" if len(self.dtypes) == 1 else f"channel {channel} of the image")
+            narrowed[channel] = copy(search)
+            narrowed[channel].narrow(rows)
+            begin += len(rows)
+        self._searches = narrowed
+
+    def _searching(self) -> list[tuple[int, OrderStatistics]]:
+        """List the channels that the current pass is about."""
+        return [(channel, search) for channel, search in self._searches.items() if not search.done]
+
+    def state(self) -> dict[str, Any]:
+        """Give what has been found so far as plain values."""
+        return {"searches": [search.state() for search in self._searches.values()]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another search has come to; shallow copies of the search stay where they are."""
+        self._searches = {channel: copy(search) for channel, search in self._searches.items()}
+        for search, found in zip(self._searches.values(), state["searches"], strict=True):
+            search.restore(found)
+
+    def windows(self) -> tuple[Limits, ...]:
+        """Give each channel's window; low and high are equal where the channel is constant."""
+        given = zip(range(len(self.dtypes)), self.wanted, strict=True)
+        return tuple(window or self._searches[channel].window() for channel, window in given)
+
+
+def find_windows(
+    values: Sequence[NDArray[Any]],
+    wanted: Sequence[Limits | None],
+    percentiles: tuple[int, int] = PERCENTILES,
+    inside: NDArray[np.bool_] | None = None,
+) -> tuple[Limits, ...]:
+    """Find the windows of an image in memory; see `WindowSearch`."""
+    search = WindowSearch([channel.dtype for channel in values], wanted, percentiles)
+    while not search.done:
+        search.narrow(search.counts(values, inside))
+    return search.windows()
+
+
+def intensity_window(image: NDArray[Any]) -> Limits:
     """Find the default intensity window of an image in memory: its percentiles 0.5 and 99.5.
 
     Parameters
@@ -210,10 +529,7 @@ def intensity_window(image: NDArray[Any]) -> tuple[float, float]:
 
     Raises
     ------
-    ValueError
+    NothingFinite
         If there is no finite value.
     """
-    search = OrderStatistics(image.dtype)
-    while not search.done:
-        search.narrow(search.counts(image))
-    return search.window()
+    return find_windows([image], [None])[0]

@@ -1,6 +1,7 @@
 """Images of every dtype, with whatever the dtype can hold."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
@@ -12,14 +13,13 @@ dtypes = st.sampled_from([order + kind for kind in KINDS for order in "<>"] + ["
 
 
 @st.composite
-def images(draw, ndim=3):
+def images(draw, shape=None):
     """Anything a dtype can hold: a few voxels of every oddity, or so many that some are outside the window."""
     dtype = np.dtype(draw(dtypes))
     if draw(st.booleans()):
-        shape = draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, max_side=7))
-        return draw(hnp.arrays(dtype, shape))
+        return draw(hnp.arrays(dtype, shape or hnp.array_shapes(min_dims=3, max_dims=3, max_side=7)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = tuple(rng.integers(1, 15, ndim))
+    shape = shape or tuple(rng.integers(1, 15, 3))
     if draw(st.booleans()):
         # Every bit pattern is as likely as any other: NaN, infinity, denormals, both zeros.
         return rng.integers(0, 256, (math.prod(shape), dtype.itemsize), np.uint8).view(dtype).reshape(shape)
@@ -28,15 +28,43 @@ def images(draw, ndim=3):
     return np.clip(values, 0 if dtype.kind == "u" else -127, 127).astype(dtype)
 
 
-def window_by_sorting(image):
-    values = image.ravel()
+@st.composite
+def masked_images(draw):
+    """One to three channels, each of a dtype of its own, and a mask or None."""
+    shape = draw(st.tuples(*[st.integers(1, 9)] * 3))
+    values = draw(st.lists(images(shape), min_size=1, max_size=3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return values, draw(st.sampled_from([None, rng.random(shape) < 0.5, np.ones(shape, bool), np.zeros(shape, bool)]))
+
+
+@st.composite
+def windows_of(draw, values):
+    """For each channel a window that holds much of it or nothing, is as wide as can be, or empty."""
+    found = []
+    for channel in values:
+        some = [float(v) for v in channel.flat if math.isfinite(v)] or [0.0]
+        ends = st.one_of(st.sampled_from(some), st.floats(-300, 300), st.sampled_from([-1.7e308, 1.7e308]))
+        found.append(tuple(sorted((draw(ends), draw(ends)))))
+    return found
+
+
+def window_by_sorting(image, inside=None, percentiles=(5_000, 995_000)):
+    values = (image if inside is None else image[inside]).ravel()
     if image.dtype.kind == "f":
         values = values[np.isfinite(values)]
     values = np.sort(values)
     last = len(values) - 1
-    low, high = float(values[last * 5 // 1000]), float(values[last - last * 5 // 1000])
-    return (low, high) if low < high else (float(values[0]), float(values[last]))
+    low, high = last * percentiles[0] // 10**6, -(-last * percentiles[1] // 10**6)
+    low, high, least, greatest = (float(values[rank]) for rank in (low, high, 0, last))
+    return (low, high) if low < high else (least, greatest)
 
 
-def has_values(image):
-    return image.dtype.kind != "f" or np.isfinite(image).any()
+def has_values(image, inside=None):
+    return np.isfinite(image if inside is None else image[inside]).any()
+
+
+def cut(shape, data):
+    """Draw how to cut a volume along an axis: the parts as slices."""
+    axis = data.draw(st.integers(0, 2))
+    cuts = sorted(data.draw(st.lists(st.integers(0, shape[axis]), max_size=4)))
+    return [(slice(None),) * axis + (slice(a, b),) for a, b in pairwise([0, *cuts, shape[axis]])]
