@@ -116,16 +116,16 @@ def voxel_scores(histogram, lambda_per_cent):
 # Bins.
 
 
-def to_bins(image, window):
+def to_bins(image, window, parts=64):
     lo, hi = map(float, window)
     bins = np.zeros(image.shape, int)
     for index in np.ndindex(image.shape):
         x = float(image[index])
         if x >= hi:
-            bins[index] = 63
+            bins[index] = parts - 1
         elif x > lo:
             unit = 1 if math.isfinite(hi - lo) else 0.5
-            bins[index] = min(63, int((unit * x - unit * lo) / (unit * hi - unit * lo) * 64))
+            bins[index] = min(parts - 1, int((unit * x - unit * lo) / (unit * hi - unit * lo) * parts))
     return bins
 
 
