@@ -15,6 +15,7 @@ from dseeds import rounds
 from dseeds.kernel.labels import global_labels, refine, seeds
 from dseeds.kernel.lanes import OPEN
 from dseeds.kernel.layout import padded
+from dseeds.kernel.voxels import MASKED
 from dseeds.lattice import Box, Grid, Lattice, Window, check_shape
 from dseeds.quantise import check_dtype, quantise_window
 from dseeds.scores import check_compactness
@@ -101,8 +102,10 @@ def supervoxels(
         )
     limits = read_window(window) or intensity_window(image)
     bins = padded(lattice.shape, 0)
-    if not quantise_window(image, limits, bins):
+    if quantise_window([image], [limits], bins[None]) == "nothing":
         raise NothingFinite
+    # Rounds know nothing of a mask yet.
+    bins[bins == MASKED] = 0
     # A constant image leaves nothing to climb.
     labels = climb(
         lattice,

@@ -23,6 +23,7 @@ from dseeds.journal import Journal
 from dseeds.kernel.labels import global_labels, refine, seeds
 from dseeds.kernel.lanes import NOTHING, OPEN
 from dseeds.kernel.layout import enter, leave, padded
+from dseeds.kernel.voxels import MASKED
 from dseeds.lattice import Box, Grid, Lattice, Regions, Triple, Window, per_axis, triple
 from dseeds.phases import Phase
 from dseeds.quantise import quantise
@@ -208,7 +209,10 @@ def quantise_region(job: Job, number: int, _turn: int = 0, _known: None = None) 
     region = job.regions.box(number)
     box = grids[-1].of_cells(region)
     bins = np.empty(box.shape, np.uint8)
-    found = "finite" if quantise(_source(job, box), job.window, bins) else "nothing"
+    found = quantise([_source(job, box)], [job.window], bins[None])
+    found = found if found == "nothing" else "finite"
+    # Rounds know nothing of a mask yet.
+    bins[bins == MASKED] = 0
     job.store.write("bins", box, bins)
     if not job.schedule:
         return found

@@ -148,7 +148,7 @@ def test_a_round_says_how_much_moved(case):
     image, step, window = case
     lattice = Lattice(image.shape, step)
     bins = padded(image.shape, 0)
-    quantise_window(image, window, bins)
+    quantise_window([image], [window], bins[None])
     voxels = Window.around(lattice, lattice.grids[-1], Box((0, 0, 0), lattice.cells), 0)
     labels = seeds(*voxels.grid.cells)
     round_ = rounds.schedule(lattice)[-1]
@@ -385,7 +385,7 @@ class Cut:
         self.lattice = Lattice(image.shape, step)
         self.regions = Regions(self.lattice, cells_per_region)
         self.bins = np.zeros(image.shape, np.uint8)
-        quantise(image, window, self.bins)
+        quantise([image], [window], self.bins[None])
         self.halo, self.compactness = halo, compactness
         self.noise = np.random.default_rng(0)
 
@@ -522,7 +522,7 @@ def test_coarser_histograms_are_sums_of_finer_ones(case):
     image, step, window = case
     lattice = Lattice(image.shape, step)
     plain = np.zeros(image.shape, np.uint8)
-    quantise(image, window, plain)
+    quantise([image], [window], plain[None])
     bins = padded(image.shape, 0)
     enter(plain, 0, bins)
     axes = oracle.levels(image.shape, step)

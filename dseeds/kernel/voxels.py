@@ -18,6 +18,8 @@ from dseeds.kernel.lanes import (
 from dseeds.kernel.layout import FACES, LANES, Costs, Place, cost_of_row, in_core, neighbour_distances, row_of_colour
 
 BINS = 64
+# The bin of a voxel that is masked out.
+MASKED = 64
 # A score's unit: this is one neighbour of the same label.
 VOXEL_UNIT = 16
 # What a voxel's byte says, besides `OPEN`: it would move, but would cut its supervoxel.
