@@ -18,16 +18,16 @@ from typing import Any
 from dseeds import repair, runs
 from dseeds.cluster import Capacity
 from dseeds.course import Course, Marks
-from dseeds.ends import finish, import_source, is_imported
+from dseeds.ends import finish, import_count, import_source, is_imported
 from dseeds.engine import debug_command
 from dseeds.io.place import open_place
 from dseeds.lease import RunInUse, lease
 from dseeds.needs import check_disk
-from dseeds.phases import LABEL, Phase
+from dseeds.phases import GRAPH, LABEL, PARTS, Phase
 from dseeds.prepare import prepare
 from dseeds.report import Progress
 from dseeds.run import SUFFIX, Asked, Run
-from dseeds.stages import Job, Result, perform
+from dseeds.stages import Result, perform
 from dseeds.store import Damage
 from dseeds.streams import RETRIES, RegionFailed, reason
 from dseeds.target import begin_target, written_by
@@ -145,7 +145,7 @@ def _counted(_index: int, count: int, first: int, last: int, apart: int) -> tupl
 
 
 def init(
-    source: str | Path,
+    source: str | Path | list[str],
     target: str | Path,
     asked: Asked,
     memory: int,
@@ -157,7 +157,7 @@ def init(
 
     Parameters
     ----------
-    source, target : path or URL
+    source, target : path or URL, or a list of sources
         As for `dseeds.segment`.
     asked : Asked
         What to do.
@@ -179,15 +179,15 @@ def init(
         As `dseeds.segment`.
     """
     run, _ = prepare(source, target, asked, partial(Capacity, 1, 1, memory, 1), overwrite=overwrite)
-    if run.document["given"] is None:
-        raise ValueError("jobs open the source themselves: give it as a path or URL.")
+    if run.document["given"] is None or (run.mask is not None and run.document["given_mask"] is None):
+        raise ValueError("jobs open the source and the mask themselves: give each as a path or URL.")
     check_disk(run)
     runs.begin(run, resume=False)
     try:
         course = run.course()
         _create_arrays(run, course)
         _begin_target(run, course)
-        if not run.image.readable_by_workers:
+        if import_count(run):
             import_source(run, course.job, lambda: None)
     except BaseException:
         runs.abandon(run)
@@ -196,8 +196,7 @@ def init(
 
 
 def _create_arrays(run: Run, course: Course) -> None:
-    course.job.store.create()
-    course.job.store.create({**run.layouts, **course.layouts})
+    course.job.store.create({**course.layouts, **run.layouts})
 
 
 def _begin_target(run: Run, course: Course) -> None:
@@ -208,7 +207,8 @@ def _begin_target(run: Run, course: Course) -> None:
     while written_by(place) != run.identity:
         with suppress(RunInUse), lease(run.folder):
             begin_target(place, run.identity, run.overwrite)
-    course.job.labels.create(run.labels_layout)
+    for labels in course.job.labels:
+        labels.create(run.labels_layout)
 
 
 def load(plan: str | Path, *, with_source: bool = True) -> Run:
@@ -303,10 +303,23 @@ def _advanced(run: Run) -> tuple[Course, Marks]:
         if phase == LABEL or len(marks) < len(course.regions(phase)):
             return course, marks
         try:
-            course.close(phase, marks)
+            _close(run, course, phase, marks)
         except Damage as damage:
             if course.job.journal.record(phase) is None:
                 _mend(run, course, damage)
+
+
+def _close(run: Run, course: Course, phase: Phase, marks: Marks) -> None:
+    """Close a phase; where that takes much reading and memory, one job does, and others wait for it."""
+    if phase not in (PARTS, GRAPH):
+        course.close(phase, marks)
+        return
+    try:
+        with lease(run.folder):
+            if course.job.journal.record(phase) is None:
+                course.close(phase, marks)
+    except RunInUse:
+        time.sleep(LOOK_SECONDS[0])
 
 
 def _phase(course: Course, name: str | None) -> Phase | None:
@@ -318,7 +331,7 @@ def _phase(course: Course, name: str | None) -> Phase | None:
     if name not in by_name:
         raise ValueError(f"there is no phase {name}: the phases are {', '.join(by_name)}.")
     phase = by_name[name]
-    if phase in course.done or phase not in course.phases:
+    if phase in course.done or phase not in course.possible:
         return None
     if phase != current:
         left = len(course.regions(current)) - len(course.job.journal.marks(current))
@@ -406,22 +419,23 @@ def status(run: Run) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``target`` and ``source``; ``phases``, a list of ``name``, ``done`` and ``tasks``; ``current``, the phase at
-        work; ``complete``, whether `finalize` can publish; ``failure``, of a region that is still to be done, or None.
+        ``target`` and ``source``, a list where there are several; ``phases``, a list of ``name``, ``done`` and
+        ``tasks``; ``current``, the phase at work; ``complete``, whether `finalize` can publish; ``failure``, of a
+        region that is still to be done, or None.
     """
     course, current, marks = _followed(run)
     # Regions at rest have nothing to do.
     left = set(course.regions(current)) - marks.keys()
     tasks = len(course.job.regions)
     phases: list[dict[str, Any]] = []
-    for phase in course.phases:
+    for phase in course.possible:
         done = tasks if phase in course.done else tasks - len(left) if phase == current else 0
         phases.append({"name": str(phase), "done": done, "tasks": tasks})
     behind = [phase["name"] for phase in phases if phase["done"] < tasks]
-    failure = runs.failure(run)
+    failure, given = runs.failure(run), run.document["given"]
     return {
         "target": run.target,
-        "source": run.document["given"],
+        "source": given[0] if given is not None and len(given) == 1 else given,
         "phases": phases,
         "current": behind[0] if behind else None,
         "complete": not behind,
@@ -429,7 +443,7 @@ def status(run: Run) -> dict[str, Any]:
     }
 
 
-def finalize(run: Run, *, keep_scratch: bool = False) -> Job:
+def finalize(run: Run, *, keep_scratch: bool = False) -> Course:
     """Publish the labels when all phases are done, and remove what is known of the run.
 
     Raises
@@ -448,10 +462,21 @@ def finalize(run: Run, *, keep_scratch: bool = False) -> Job:
                 raise NotYet(f"there is something left to do: {left} regions of {current}; see dseeds status.")
             for number in marks:
                 _persist(run, course, LABEL, number, marked=True)
-            finish(run, course.job, lambda: None)
+            _publish(run, course)
     if not keep_scratch:
         runs.forget(run)
-    return course.job
+    return course
+
+
+def _publish(run: Run, course: Course) -> None:
+    for attempt in range(RETRIES + 1):
+        try:
+            finish(run, course, lambda: None)
+            return
+        except Damage as damage:
+            if attempt == RETRIES:
+                raise
+            _mend(run, course, damage)
 
 
 def debug_region(run: Run, phase: str, region: int) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -15,6 +15,7 @@ from distributed import Client
 
 from dseeds.cluster import READ_AT_ONCE, Capacity, capacity, local_capacity
 from dseeds.lattice import Box, Lattice, Regions, Triple, Window, triple
+from dseeds.levels import LEVELS
 from dseeds.phases import sweep_phase
 from dseeds.rounds import schedule
 from dseeds.store import (
@@ -30,7 +31,7 @@ from dseeds.store import (
     shells,
     statistics,
 )
-from dseeds.windows import DIGIT_BITS
+from dseeds.windows import DIGIT_BITS, SLAB_BYTES
 
 # What a worker holds before its first task: the interpreter, the libraries, the compiled kernels.
 WORKER_BYTES = 350 << 20
@@ -44,10 +45,35 @@ REGIONS_PER_WORKER = 4
 DIGIT_BYTES = 8 << DIGIT_BITS
 
 
+@dataclass(frozen=True)
+class Load:
+    """What the memory of tasks follows from, besides the lattice.
+
+    Attributes
+    ----------
+    itemsize : int
+        Bytes per voxel of the source, all channels together.
+    channels : int
+        Channels of the source.
+    masked : bool
+        Whether there may be a mask.
+    counted : bool
+        Whether levels of intensity are counted.
+    joins : bool
+        Whether supervoxels are joined to others.
+    """
+
+    itemsize: int
+    channels: int = 1
+    masked: bool = False
+    counted: bool = False
+    joins: bool = False
+
+
 def task_bytes(
     lattice: Lattice,
     cells: Triple,
-    itemsize: int,
+    load: Load,
     chunks: Triple | None = None,
     shards: Triple | None = None,
     label_chunks: Triple | None = None,
@@ -60,8 +86,8 @@ def task_bytes(
         The lattice.
     cells : tuple of int
         Cells per region along (z, y, x).
-    itemsize : int
-        Bytes per voxel of the source.
+    load : Load
+        What else there is to it.
     chunks, shards : tuple of int, optional
         The source's chunks along (z, y, x), which are decoded whole, and its shards.
     label_chunks : tuple of int, optional
@@ -72,13 +98,13 @@ def task_bytes(
     int
         Bytes, without those of the worker itself.
     """
-    return max(stage_bytes(lattice, cells, itemsize, chunks, shards, label_chunks).values())
+    return max(stage_bytes(lattice, cells, load, chunks, shards, label_chunks).values())
 
 
 def stage_bytes(
     lattice: Lattice,
     cells: Triple,
-    itemsize: int,
+    load: Load,
     chunks: Triple | None = None,
     shards: Triple | None = None,
     label_chunks: Triple | None = None,
@@ -87,10 +113,10 @@ def stage_bytes(
     regions = Regions(lattice, cells)
     extent = region_units(regions, lattice.grids[-1])
     chunks = chunks or triple([chunk_length(n, UNIT_CHUNK) for n in extent])
-    source = Layout(lattice.shape, np.dtype((np.void, itemsize)), shards or chunks, chunks, WIDE)
+    source = Layout(lattice.shape, np.dtype((np.void, load.itemsize)), shards or chunks, chunks, WIDE)
     chunks = label_chunks or triple([chunk_length(n, UNIT_CHUNK) for n in extent])
     labels = Layout(lattice.shape, lattice.label_dtype, extent, triple(map(min, chunks, extent)), WIDE)
-    task = _Task(regions, source, labels)
+    task = _Task(regions, load, source, labels)
     # The regions of an axis differ in their halos at its ends, and the last ones in their length.
     telling = [sorted({0, min(1, n - 1), max(0, n - 2), n - 1}) for n in regions.counts]
     found: dict[str, int] = {}
@@ -103,30 +129,37 @@ def stage_bytes(
 class _Task:
     """What tasks hold at those of their moments that may be the worst, in bytes."""
 
-    def __init__(self, regions: Regions, source: Layout, labels: Layout) -> None:
-        self.regions, self.lattice = regions, regions.lattice
-        self.rounds = schedule(self.lattice)
+    def __init__(self, regions: Regions, load: Load, source: Layout, labels: Layout) -> None:
+        self.regions, self.lattice, self.load = regions, regions.lattice, load
+        self.rounds = schedule(self.lattice, load.channels)
         self.extent = region_units(regions, self.lattice.grids[-1])
-        stored = {name: layout for name, (_, layout) in Scratch("", regions).layouts.items()}
+        stored = {name: layout for name, (_, layout) in Scratch("", regions, load.channels).layouts.items()}
         self.layouts = {**stored, "source": source, "labels": labels}
 
     def moments(self, region: Box) -> Iterator[tuple[str, float]]:
         """Tell for a region's tasks what each moment takes, and of which stage it is."""
-        voxels = self.lattice.grids[-1].of_cells(region)
-        read = self._reading("source", voxels)
-        values = voxels.size * self.layouts["source"].dtype.itemsize
-        rows = 1 if self.layouts["source"].dtype.itemsize <= 2 else 4
+        voxels, channels = self.lattice.grids[-1].of_cells(region), self.load.channels
+        # With which of them lie inside the mask.
+        inside = 2 * voxels.size if self.load.masked else 0
+        read = self._reading("source", voxels) + inside
+        values = voxels.size * self.layouts["source"].dtype.itemsize + inside
+        rows = channels * (1 if self.load.itemsize <= 2 * channels else 4)
+        if self.load.masked:
+            yield "mask", read
         yield "window", read
         yield "window", values + 4 * rows * DIGIT_BYTES
-        window, bins = _padded(voxels.shape), voxels.size
+        window, bins = channels * _padded(voxels.shape), channels * voxels.size
         counts = math.prod(k + 2 for k in region.shape) * self.rounds[0].bins * 4
         finest = histograms(len(self.lattice.grids) - 3)
-        stored = voxels.size // 8 * 4 if finest in self.layouts else 0
+        stored = channels * voxels.size // 8 * 4 if finest in self.layouts else 0
+        if self.load.counted:
+            # For a slab, 16 bits a channel.
+            slab = min(voxels.size, SLAB_BYTES)
+            yield "histogram", max(read, values + 3 * channels * slab + 2 * channels * LEVELS * 8)
         yield "quantise", bins + read
-        yield "quantise", bins + self._writing("bins", bins)
+        yield "quantise", bins + self._writing("bins-0", voxels.size)
         yield "quantise", bins + 2 * window + stored + 2 * counts + self._writing(statistics(0), region.size)
-        yield "label", self._reading(codes(len(self.rounds) - 1), voxels)
-        yield "label", window + bins * self.lattice.label_dtype.itemsize + self._writing("labels", bins)
+        yield from self._naming(region)
         seen: set[tuple[Any, ...]] = set()
         for turn, round_ in enumerate(self.rounds):
             changes = turn + 1 < len(self.rounds) and self.rounds[turn + 1].bins != round_.bins
@@ -137,6 +170,27 @@ class _Task:
                 seen.add(("merge", round_.bins))
             seen.add((round_.level, round_.bins, changes))
 
+    def _naming(self, region: Box) -> Iterator[tuple[str, float]]:
+        """Tell what making labels of codes takes."""
+        grid, last = self.lattice.grids[-1], codes(len(self.rounds) - 1)
+        voxels = grid.of_cells(region)
+        size, label = voxels.size, self.lattice.label_dtype.itemsize
+        yield "label", self._reading(last, voxels)
+        yield "label", _padded(voxels.shape) + size * label + self._writing("labels", size)
+        near, far = (grid.of_cells(region.grow(reach, within=self.lattice.cells)) for reach in (1, 2))
+        number = "number" if self.load.joins else "label"
+        if self.load.masked:
+            # Windows of codes, and a number for each of their voxels.
+            yield "parts", self._reading(last, near)
+            yield "parts", 5 * near.size + self._writing("parts", region.size)
+            yield number, self._reading(last, far)
+            yield number, 5 * far.size + size * label
+        if self.load.joins:
+            yield number, _padded(voxels.shape) + size * label + self._writing("numbers", size)
+            # What touches what takes some bytes for every voxel, where supervoxels are small.
+            yield "graph", self._reading("numbers", voxels) + (2 * self.load.channels + 10) * size
+            yield "label", 3 * size * label + self._reading("numbers", voxels)
+
     def _sweeping(self, turn: int, region: Box, changes: bool) -> Iterator[tuple[str, float]]:
         round_, grids = self.rounds[turn], self.lattice.grids
         stage = sweep_phase(self.rounds, turn).stage
@@ -146,25 +200,26 @@ class _Task:
         yield stage, units + self._reading(codes(turn), window.box)
         yield stage, 2 * units + 2 * size
         if round_.level < len(grids) - 2:
-            values = size * 32 * self.layouts[histograms(round_.level)].dtype.itemsize
+            values = size * _itemsize(self.layouts[histograms(round_.level)])
             yield stage, 2 * units + self._reading(histograms(round_.level), window.box)
         else:
             box = grid.voxels_of(window.box)
-            values = _padded(box.shape)
-            yield stage, 2 * units + max(box.size + values, self._reading("bins", box))
+            values = self.load.channels * _padded(box.shape)
+            yield stage, 2 * units + values + self._reading("bins-0", box)
         held = 2 * units + values
         counts = window.cells.size * round_.bins * 4
         yield stage, held + self._reading(statistics(turn), window.cells)
-        # The counts, a table of 16 bits and the changes.
-        yield stage, held + 2.5 * counts
+        # The counts, a table of 16 bits, or 32 with channels, and the changes.
+        yield stage, held + (2.5 if self.load.channels == 1 else 3) * counts
         held += counts + left
         yield stage, held + counts + left + self._writing(codes(turn), left)
         if changes:
             voxels = grids[-1].of_cells(region)
-            yield stage, held + counts + _padded(voxels.shape) + self._reading("bins", voxels)
+            entered = (1 + self.load.channels) * _padded(voxels.shape)
+            yield stage, held + counts + entered + self._reading("bins-0", voxels)
             window = Window.around(self.lattice, grids[-1], region, 0)
             counts = window.cells.size * self.rounds[turn + 1].bins * 4
-            held += 2 * _padded(voxels.shape)
+            held += entered
         shell = math.prod(k + 2 for k in self.regions.cells) * self.rounds[min(turn + 1, len(self.rounds) - 1)].bins * 4
         shell -= region.size * 4 * round_.bins
         if turn + 1 < len(self.rounds):
@@ -225,14 +280,15 @@ def share(name: str, lattice: Lattice) -> float:
         # A count is as many bits as voxels of a cell there are in a bin, and some.
         bins = schedule(lattice)[int(turn)].bins
         return min(1.0, (5 + math.log2(1 + math.prod(lattice.step) / bins)) / 32)
-    if kind == "labels":
+    if kind in ("labels", "numbers"):
         return min(1.0, 3 / min(lattice.step) / lattice.label_dtype.itemsize)
-    return {"bins": 0.8, "histograms": 0.8, "codes": 0.8, "shells": 0.1, "digits": 0.15}.get(kind, 1.0)
+    known = {"bins": 0.8, "histograms": 0.8, "codes": 0.8, "shells": 0.1, "digits": 0.15, "intensities": 0.5}
+    return known.get(kind, 1.0)
 
 
 def choose_region(
     lattice: Lattice,
-    itemsize: int,
+    load: Load,
     has: Capacity,
     *,
     region: int | Sequence[int] | None = None,
@@ -245,8 +301,8 @@ def choose_region(
     ----------
     lattice : Lattice
         The lattice.
-    itemsize : int
-        Bytes per voxel of the source.
+    load : Load
+        What else tasks' memory follows from.
     has : Capacity
         What the workers can take.
     region : int or sequence of int, optional
@@ -273,7 +329,7 @@ def choose_region(
         candidates = [triple([min(n, -(-e // s)) for n, e, s in pairs])]
     needed, fitting = 0, None
     for cells in candidates:
-        needed = worker_bytes(task_bytes(lattice, cells, itemsize, *cut), has.threads_per_worker)
+        needed = worker_bytes(task_bytes(lattice, cells, load, *cut), has.threads_per_worker)
         spread = len(Regions(lattice, cells)) >= REGIONS_PER_WORKER * has.threads
         small = max(k * s for k, s in zip(cells, lattice.step, strict=True)) <= SPREAD_EXTENT
         fitting = cells if needed <= has.memory else None

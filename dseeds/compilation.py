@@ -116,6 +116,7 @@ def compile_kernels() -> Path:
 
 def _call_all() -> None:
     """Call everything that has kernels, on tiny volumes."""
+    import numpy as np
     from distributed import Client
 
     import dseeds
@@ -131,7 +132,12 @@ def _call_all() -> None:
             # With one level of blocks, with two and with three: their histograms differ in dtype.
             for step in (4, 8, 16):
                 labels = dseeds.supervoxels(volume, step=step)
-            dseeds.segment(volume, Path(folder, dtype), step=16, client=client)
+            masked: Any = {"step": 8, "mask": "auto", "bins": "equalised", "min_size": 9, "levels": 1}
+            dseeds.supervoxels(volume, **masked)
+            for name, asked in (("plain", {"step": 16}), ("masked", masked)):
+                dseeds.segment(volume, Path(folder, f"{dtype}-{name}"), client=client, **asked)
+        for step in (4, 8, 16):
+            dseeds.supervoxels(np.stack([volume, volume]), step=step, channel_axis=0)
     dseeds.evaluate(labels, truth, image=volume)
 
 

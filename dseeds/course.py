@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -18,17 +17,59 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.job import Job, Rested, pack, unpack
 from dseeds.lattice import Box
-from dseeds.phases import LABEL, QUANTISE, Phase, climbing_phases, window_phases
+from dseeds.levels import LEVELS, equalised, otsu
+from dseeds.numbering import write_offsets, write_tables
+from dseeds.phases import (
+    GRAPH,
+    HISTOGRAM,
+    LABEL,
+    MASK,
+    NUMBER,
+    PARTS,
+    QUANTISE,
+    Phase,
+    climbing_phases,
+    window_phases,
+)
 from dseeds.rounds import Round, may_rest, schedule
-from dseeds.stages import Job, Rested
-from dseeds.store import Layout, codes, core, digit_rows, digits, shells, statistics
-from dseeds.windows import NothingFinite, OrderStatistics
+from dseeds.store import (
+    Layout,
+    codes,
+    core,
+    digits,
+    shells,
+    statistics,
+)
+from dseeds.windows import NothingFinite, WindowSearch
 
 Marks = Mapping[int, str]
 Flags = NDArray[np.bool_]
 # Regions whose counts are read at once.
 ROW = 16
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the image itself has to tell, besides windows.
+
+    Attributes
+    ----------
+    mask : bool
+        Whether there is a mask.
+    foreground : bool
+        Whether the mask is to be found: what is brighter than the background.
+    equalised : bool
+        Whether bins are to hold equally many voxels each.
+    may_be_masked : bool
+        Whether voxels may turn out to lie outside a mask: there is one, or values may be no numbers.
+    """
+
+    mask: bool = False
+    foreground: bool = False
+    equalised: bool = False
+    may_be_masked: bool = False
 
 
 @dataclass
@@ -38,26 +79,33 @@ class Course:
     Attributes
     ----------
     job : Job
-        What tasks are told; its window is right as soon as it is known.
-    find_window : bool
-        Whether the intensity window is to be found.
+        What tasks are told; right as far as the image has been looked at.
+    search : WindowSearch
+        The search for the intensity windows.
+    wanted : Wanted
+        What else the image has to tell.
     """
 
     job: Job
-    find_window: bool
+    search: WindowSearch
+    wanted: Wanted = field(default_factory=Wanted)
     done: list[Phase] = field(default_factory=list)
-    _search: OrderStatistics = field(init=False)
+    # How many supervoxels there are, and how many on each coarser level.
+    counts: list[int] = field(default_factory=list)
+    _parts: int = 0
+    _quantised: bool = False
     _swept: list[Flags] = field(default_factory=list)
     _moved: list[Flags] = field(default_factory=list)
     _lasts: dict[int, NDArray[np.int8]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._search = OrderStatistics(self.job.source.dtype)
+        if self.search.done:
+            self.job = replace(self.job, windows=self.search.windows())
 
     @classmethod
-    def of(cls, job: Job, find_window: bool) -> Course:
+    def of(cls, job: Job, search: WindowSearch, wanted: Wanted) -> Course:
         """Follow a run as far as it has come."""
-        course = cls(job, find_window)
+        course = cls(job, search, wanted)
         while (phase := course.current) is not None:
             record = job.journal.record(phase)
             if record is None:
@@ -68,16 +116,33 @@ class Course:
     @property
     def planned(self) -> list[Phase]:
         """All phases that may come."""
-        return self._phases(schedule(self.job.lattice))
+        rounds = schedule(self.job.lattice, self.job.channels)
+        return self._phases(rounds, masked=self.wanted.may_be_masked)
 
     @property
     def phases(self) -> list[Phase]:
-        """All phases, as far as is known: where the image turns out to be constant there are no rounds."""
-        return self._phases(self.job.schedule) if self._window_known else self.planned
+        """All phases, as far as is known: a constant image has no rounds, and only a mask makes parts."""
+        rounds = self.job.schedule if self.search.done else schedule(self.job.lattice, self.job.channels)
+        certain = self.wanted.mask or self.wanted.foreground
+        return self._phases(rounds, masked=self.job.masked if self._quantised else certain)
 
-    def _phases(self, rounds: Sequence[Round]) -> list[Phase]:
-        searching = window_phases(self._search) if self.find_window else []
-        return [*searching, QUANTISE, *climbing_phases(rounds), LABEL]
+    @property
+    def possible(self) -> list[Phase]:
+        """All phases that may still come, as far as is known: values that are no numbers are a mask too."""
+        rounds = self.job.schedule if self.search.done else schedule(self.job.lattice, self.job.channels)
+        return self._phases(rounds, masked=self.job.masked if self._quantised else self.wanted.may_be_masked)
+
+    def _phases(self, rounds: Sequence[Round], masked: bool) -> list[Phase]:
+        return [
+            *[MASK] * self.wanted.mask,
+            *window_phases(self.search.passes),
+            *[HISTOGRAM] * (self.wanted.foreground or self.wanted.equalised),
+            QUANTISE,
+            *climbing_phases(rounds),
+            *[PARTS] * masked,
+            *[NUMBER, GRAPH] * self.job.joins,
+            LABEL,
+        ]
 
     @property
     def current(self) -> Phase | None:
@@ -85,34 +150,57 @@ class Course:
         return next((phase for phase in self.phases if phase not in self.done), None)
 
     @property
-    def _window_known(self) -> bool:
-        return self._search.done or not self.find_window
+    def supervoxels(self) -> int:
+        """How many supervoxels there are, as far as is known."""
+        return self.counts[0] if self.counts else self.job.lattice.size
+
+    @property
+    def counted_parts(self) -> int:
+        """How many supervoxels there were before any was joined to another."""
+        return self._parts or self.job.lattice.size
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """The arrays of the search for the intensity window."""
-        if not self.find_window:
-            return {}
-        counts, bins = self.job.regions.counts, 1 << 16
-        shapes = [(digit_rows(turn), bins) for turn in range(self._search.passes)]
-        return {
-            digits(turn): Layout.cut((*counts, *shape), np.int64, (1, 1, 1, *shape), 1)
-            for turn, shape in enumerate(shapes)
-        }
+        """The arrays in scratch, but for those of the source's sake."""
+        stored = {name: layout for name, (_, layout) in self.job.store.layouts.items()}
+        unused = [] if self.wanted.may_be_masked else ["parts", "offsets"]
+        unused += [] if self.job.joins else ["numbers"]
+        return {**{name: layout for name, layout in stored.items() if name not in unused}, **self.counted}
+
+    @property
+    def counted(self) -> dict[str, Layout]:
+        """The arrays of what is counted before there are bins."""
+        shapes = {digits(turn): (self.search.rows(turn), 1 << 16) for turn in range(self.search.passes)}
+        if self.wanted.foreground or self.wanted.equalised:
+            shapes["intensities"] = self.job.channels, LEVELS
+        counts = self.job.regions.counts
+        return {name: Layout.cut((*counts, *shape), np.int64, (1, 1, 1, *shape), 1) for name, shape in shapes.items()}
+
+    def writer(self, name: str) -> Phase:
+        """Tell which phase writes an array."""
+        kind, _, turn = name.partition("-")
+        known = {"intensities": HISTOGRAM, "labels": LABEL, "graph": GRAPH, "table": GRAPH}
+        if kind == "digits":
+            return Phase("window", int(turn))
+        return known[kind] if kind in known else self.job.store.layouts[name][0]
 
     def regions(self, phase: Phase) -> list[int]:
         """List the regions that have work in a phase."""
-        if not phase.stage.startswith("sweep"):
-            return list(range(len(self.job.regions)))
-        return [int(number) for number in np.flatnonzero(self._restless(phase.turn))]
+        work = np.ones(len(self.job.regions), np.bool_)
+        if phase.stage.startswith("sweep"):
+            work = self._restless(phase.turn)
+        if self.job.outside is not None and phase != MASK:
+            work = work & ~self.job.are_outside
+        return [int(number) for number in np.flatnonzero(work)]
 
-    def known(self, phase: Phase, number: int) -> OrderStatistics | Rested | None:
+    def known(self, phase: Phase, number: int) -> WindowSearch | Rested | None:
         """Give what `perform` wants to know for a region's task of a phase."""
         if phase.stage == "window":
-            return self._search
-        if phase.stage == "quantise":
+            return self.search
+        if phase in (MASK, HISTOGRAM, QUANTISE, GRAPH):
             return None
-        return self._rested(len(self.job.schedule) if phase == LABEL else phase.turn, number)
+        climbing = phase.stage == "merge" or phase.stage.startswith("sweep")
+        return self._rested(phase.turn if climbing else len(self.job.schedule), number)
 
     def close(self, phase: Phase, marks: Marks) -> None:
         """Note that a phase is done in all its regions."""
@@ -123,37 +211,77 @@ class Course:
 
     def _record(self, phase: Phase, marks: Marks) -> dict[str, Any]:
         if phase.stage == "window":
-            search = copy(self._search)
-            search.narrow(self._digits(phase.turn))
+            search = copy(self.search)
+            search.narrow(self._total(digits(phase.turn)))
             return search.state()
-        if phase.stage == "quantise" and "finite" not in marks.values():
-            raise NothingFinite
+        if phase in (MASK, QUANTISE):
+            outside = [number for number, found in marks.items() if found in ("outside", "nothing")]
+            if len(outside) == len(marks):
+                raise NothingFinite
+            masked = any(found != "all" for found in marks.values())
+            return {"outside": self._pack(outside), "masked": masked or self.job.outside is not None}
+        if phase == HISTOGRAM:
+            return self._looked_at(self._total("intensities"))
         if phase.stage.startswith("sweep"):
             moved = [number for number, found in marks.items() if found == "moved"]
             return {"swept": self._pack(list(marks)), "moved": self._pack(moved)}
+        if phase == PARTS:
+            return {"counts": [write_offsets(self.job)]}
+        if phase == GRAPH:
+            return {"counts": write_tables(self.job, self.counted_parts, self.regions(GRAPH))}
         return {}
 
     def _follow(self, phase: Phase, record: Mapping[str, Any]) -> None:
         """Take in what a phase found."""
         self.done.append(phase)
         if phase.stage == "window":
-            self._search.restore(record)
-            if self._search.done:
-                self.job = replace(self.job, window=self._search.window())
+            self.search.restore(record)
+            if self.search.done:
+                self.job = replace(self.job, windows=self.search.windows())
+        elif phase in (MASK, QUANTISE):
+            outside = self._unpack(record["outside"]) | self.job.are_outside
+            self._quantised = phase == QUANTISE
+            self.job = replace(self.job, outside=pack(outside) if outside.any() else None, masked=record["masked"])
+        elif phase == HISTOGRAM:
+            self._take_tables(record)
         elif phase.stage.startswith("sweep"):
             self._swept.append(self._unpack(record["swept"]))
             self._moved.append(self._unpack(record["moved"]))
+        elif phase in (PARTS, GRAPH):
+            self.counts = list(record["counts"])
+            if phase == PARTS:
+                self._parts = self.counts[0]
 
-    def _digits(self, turn: int) -> NDArray[np.int64]:
+    def _total(self, name: str) -> NDArray[np.int64]:
         """Add up what all regions counted, a row of regions at a time."""
         counts = self.job.regions.counts
-        total = np.zeros((len(self._search.prefixes), 1 << 16), np.int64)
+        layout = self.counted[name]
+        total = np.zeros(layout.shape[3:], np.int64)
         for z, y in itertools.product(range(counts[0]), range(counts[1])):
             for x in range(0, counts[2], ROW):
                 row = Box((z, y, x), (z + 1, y + 1, min(x + ROW, counts[2])))
-                found = self.job.store.read(digits(turn), row)
-                total += found.sum(axis=(0, 1, 2))[: len(total)]
+                numbers = [number for number in self.job.regions.numbers(row) if not self.job.is_outside(number)]
+                alone = [self.job.regions.around(number, 0) for number in numbers]
+                for box in [row] if len(numbers) == row.size else alone:
+                    total += self.job.store.read(name, box).sum(axis=(0, 1, 2))
         return total
+
+    def _looked_at(self, counts: NDArray[np.int64]) -> dict[str, Any]:
+        """Draw from the histograms of the channels what bins and foreground are."""
+        found: dict[str, Any] = {"tables": None, "thresholds": None}
+        if self.wanted.equalised:
+            found["tables"] = [equalised(one).tolist() for one in counts]
+        if self.wanted.foreground:
+            found["thresholds"] = [int(otsu(one)) for one in counts]
+        return found
+
+    def _take_tables(self, record: Mapping[str, Any]) -> None:
+        tables, thresholds = record["tables"], record["thresholds"]
+        self.job = replace(
+            self.job,
+            tables=None if tables is None else tuple(np.array(one, np.uint8) for one in tables),
+            thresholds=None if thresholds is None else tuple(thresholds),
+        )
 
     # Rest
 
@@ -188,6 +316,9 @@ class Course:
         last = np.full(len(self.job.regions), -1, np.int8)
         for earlier in range(turn):
             last[self._swept[earlier]] = earlier
+        if self.job.outside is not None:
+            # Of them nothing is read.
+            last[self.job.are_outside] = turn - 1
         self._lasts[turn] = last
         return last
 
@@ -202,7 +333,7 @@ class Course:
         """Remove from scratch what is wanted no more, not even to do again what the round before this one did."""
         names: list[str] = []
         if phase == QUANTISE:
-            names = [digits(turn) for turn in range(self._search.passes) if self.find_window]
+            names = list(self.counted)
         elif phase.stage.startswith("sweep") and phase.turn > 0:
             turn = phase.turn
             wanted = [set(self._last(t).tolist()) for t in (turn - 1, turn, turn + 1)]
@@ -216,8 +347,7 @@ class Course:
     def _pack(self, numbers: list[int]) -> str:
         flags = np.zeros(len(self.job.regions), np.bool_)
         flags[numbers] = True
-        return base64.b64encode(zlib.compress(np.packbits(flags).tobytes())).decode()
+        return base64.b64encode(pack(flags)).decode()
 
     def _unpack(self, text: str) -> Flags:
-        packed = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-        return np.unpackbits(packed, count=len(self.job.regions)).astype(np.bool_)
+        return unpack(base64.b64decode(text), len(self.job.regions))

@@ -6,18 +6,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
 from dseeds import runs
-from dseeds.io import remove_partial_nifti, write_nifti_labels
-from dseeds.io.place import open_place
-from dseeds.lattice import Box, triple
+from dseeds.course import Course
+from dseeds.io import Image, remove_partial_nifti, write_nifti_labels
+from dseeds.io.place import Place, open_place
+from dseeds.job import Job
+from dseeds.lattice import Box, Triple
+from dseeds.numbering import read_table
 from dseeds.phases import QUANTISE, Phase
 from dseeds.run import Run, thickness
 from dseeds.runs import PUBLISHING
-from dseeds.stages import Job
-from dseeds.store import tally, write
-from dseeds.target import publish, written_by
+from dseeds.store import source, tally, write
+from dseeds.target import parents_name, publish, written_by
 
 IMPORT = Phase("import")
+# Ids in a chunk of the tables that tell what supervoxels are parts of.
+PARENTS = 1 << 18
+
+# Where a slab begins, and its arrays in scratch by their names.
+Slab = tuple[int, dict[str, NDArray[Any]]]
 
 
 class SourceDamaged(ValueError):
@@ -28,41 +39,63 @@ class SourceChanged(ValueError):
     """The source is not what it was when the run began."""
 
 
-def slab_count(run: Run, itemsize: int) -> int:
+def slab_count(shape: Triple, itemsize: int) -> int:
     """Count the slabs that this process reads or writes, of values of so many bytes."""
-    shape = triple(run.document["shape"])
     return len(range(0, shape[0], thickness(shape, itemsize)))
 
 
+def import_count(run: Run) -> int:
+    """Count the slabs of the volume and of the mask that workers cannot read themselves."""
+    image, mask, found = run.image, run.mask, 0
+    if not image.readable_by_workers:
+        found += slab_count(image.shape, widest(image))
+    if mask is not None and not mask.readable_by_workers:
+        found += slab_count(mask.own, 1)
+    return found
+
+
+def widest(image: Image) -> int:
+    """Give the bytes of a voxel in the channel that has most."""
+    return max(dtype.itemsize for dtype in image.dtypes)
+
+
 def import_source(run: Run, job: Job, advance: Callable[[], object], *, again: bool = False) -> None:
-    """Copy a source that only this process can read into scratch; slabs that are there already only if asked to.
+    """Copy what only this process can read into scratch; slabs that are there already only if asked to.
 
     Raises
     ------
     SourceDamaged
-        If the source cannot be read.
+        If it cannot be read.
     """
-    shape = job.shape
     marks = {} if again else job.journal.marks(IMPORT)
-    copied = run.image.dtype.newbyteorder("=")
-    slabs = run.image.slabs(thickness(shape, copied.itemsize))
-    for number, (begin, slab) in enumerate(_readable(slabs)):
+    for number, (begin, slabs) in enumerate(_readable(_slabs(run))):
         if number not in marks:
-            box = Box((begin, 0, 0), (begin + len(slab), *shape[1:]))
-            tally(read=slab.nbytes)
-            write(job.scratch, "source", box, slab.astype(copied, copy=False))
+            for name, slab in slabs.items():
+                tally(read=slab.nbytes)
+                box = Box((begin, 0, 0), (begin + len(slab), *slab.shape[1:]))
+                write(job.scratch, name, box, slab.astype(slab.dtype.newbyteorder("="), copy=False))
             job.journal.mark(IMPORT, number, "imported")
         advance()
 
 
+def _slabs(run: Run) -> Iterator[Slab]:
+    """Read what workers cannot, slab by slab: arrays in scratch by their names."""
+    image, mask = run.image, run.mask
+    if not image.readable_by_workers:
+        for begin, channels in image.slabs(thickness(image.shape, widest(image))):
+            yield begin, {source(c): slab for c, slab in enumerate(channels)}
+    if mask is not None and not mask.readable_by_workers:
+        for begin, slab in mask.slabs(thickness(mask.own, 1)):
+            yield begin, {"mask": slab.astype(np.uint8)}
+
+
 def is_imported(run: Run, job: Job) -> bool:
-    """Tell whether a source that workers cannot read is in scratch."""
-    if run.image.readable_by_workers or job.journal.record(QUANTISE) is not None:
-        return True
-    return len(job.journal.marks(IMPORT)) == slab_count(run, run.image.dtype.itemsize)
+    """Tell whether what workers cannot read is in scratch."""
+    count = import_count(run)
+    return not count or job.journal.record(QUANTISE) is not None or len(job.journal.marks(IMPORT)) == count
 
 
-def _readable(slabs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+def _readable(slabs: Iterator[Slab]) -> Iterator[Slab]:
     while True:
         try:
             slab = next(slabs, None)
@@ -73,7 +106,7 @@ def _readable(slabs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         yield slab
 
 
-def finish(run: Run, job: Job, advance: Callable[[], object]) -> None:
+def finish(run: Run, course: Course, advance: Callable[[], object]) -> None:
     """Publish the labels, which are all written, unless they have been published.
 
     Raises
@@ -85,13 +118,14 @@ def finish(run: Run, job: Job, advance: Callable[[], object]) -> None:
     """
     if runs.is_published(run):
         return
-    if run.image.reopened().identity != run.document["source"]:
+    unchanged = run.image.reopened().identity == run.document["source"]
+    if not unchanged or (run.mask is not None and run.mask.reopened().identity != run.document["mask"]):
         raise SourceChanged(
-            "the source has changed since the run began, so that its labels are of no image that there is: begin anew "
-            "with overwrite=True (--overwrite)."
+            "the source or the mask has changed since the run began, so that its labels are of no image that there is: "
+            "begin anew with overwrite=True (--overwrite)."
         )
     if run.nifti:
-        _export(run, job, advance)
+        _export(run, course, advance)
         return
     target = open_place(run.target)
     if written_by(target) != run.identity:
@@ -99,17 +133,29 @@ def finish(run: Run, job: Job, advance: Callable[[], object]) -> None:
             f"{run.target} has been taken away, or replaced, since its labels were written: go on with it with "
             f"dseeds segment --resume to write them again."
         )
+    for level in range(1, len(course.job.labels)):
+        _write_parents(course, target, level)
     run.folder.create(PUBLISHING, b"")
-    publish(target, run.attributes(job))
+    publish(target, run.attributes(course), [run.ome] * (len(course.job.labels) - 1))
 
 
-def _export(run: Run, job: Job, advance: Callable[[], object]) -> None:
+def _write_parents(course: Course, target: Place, level: int) -> None:
+    """Write which supervoxel of a coarser level each one of the level before it is part of."""
+    parents = read_table(course.job, level, course.counts[level - 1])
+    parents = parents.astype(course.job.lattice.label_dtype)
+    zarr.create_array(
+        target.zarr(parents_name(level)), data=parents, chunks=(min(len(parents), PARENTS),), overwrite=True
+    )
+
+
+def _export(run: Run, course: Course, advance: Callable[[], object]) -> None:
     """Write the labels as NIfTI, with the affine and the header of the source."""
+    job = course.job
     planes = thickness(job.shape, job.lattice.label_dtype.itemsize)
 
     def slabs() -> Iterator[tuple[int, Any]]:
         for begin in range(0, job.shape[0], planes):
-            slab = job.labels.read(Box((begin, 0, 0), (min(begin + planes, job.shape[0]), *job.shape[1:])))
+            slab = job.units("labels", Box((begin, 0, 0), (min(begin + planes, job.shape[0]), *job.shape[1:])))
             yield begin, slab
             tally(written=slab.nbytes)
             advance()
@@ -122,7 +168,7 @@ def _export(run: Run, job: Job, advance: Callable[[], object]) -> None:
         slabs(),
         run.given,
         job.shape,
-        max_label=job.lattice.size,
+        max_label=course.supervoxels,
         overwrite=run.overwrite,
         run=run.identity,
     )

@@ -23,8 +23,9 @@ from dseeds import runs
 from dseeds.budget import available
 from dseeds.cluster import connect
 from dseeds.course import Course
-from dseeds.ends import SourceChanged, SourceDamaged, finish, import_source, slab_count
+from dseeds.ends import SourceChanged, SourceDamaged, finish, import_count, import_source, slab_count
 from dseeds.io.place import open_place
+from dseeds.job import Job
 from dseeds.lease import LeaseLost, RunInUse, lease
 from dseeds.needs import check_disk
 from dseeds.phases import LABEL, Phase
@@ -32,7 +33,7 @@ from dseeds.prepare import prepare
 from dseeds.repair import BeyondRepair, mend
 from dseeds.report import Progress, Report, peak_memory
 from dseeds.run import Asked, Run
-from dseeds.stages import Job, Result, perform, perform_packed
+from dseeds.stages import Result, perform, perform_packed
 from dseeds.steps import Step
 from dseeds.store import Damage, region_units
 from dseeds.streams import RETRIES, RegionFailed, Stages
@@ -47,9 +48,16 @@ def segment(
     step: Step | None = None,
     n_segments: int | None = None,
     spacing: Sequence[float] | None = None,
-    window: Sequence[float] | None = None,
+    mask: Any = None,
+    window: Any = None,
+    percentiles: Sequence[float] | None = None,
+    bins: str | None = None,
     compactness: float | None = None,
+    min_size: int | None = None,
+    levels: int | None = None,
     volume: int | None = None,
+    channel_axis: int | str | None = None,
+    weights: Sequence[float] | None = None,
     region: int | Sequence[int] | None = None,
     chunks: int | Sequence[int] | None = None,
     shards: int | Sequence[int] | None = None,
@@ -68,15 +76,21 @@ def segment(
 
     Parameters
     ----------
-    source : path, URL, zarr.Array, zarr.Group, nibabel image or ndarray
-        The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image, or a NIfTI file, whose (x, y, z) is
-        turned round.
+    source : path, URL, zarr.Array, zarr.Group, nibabel image or ndarray, or a list of these
+        The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image, a folder with a DICOM series, or a NIfTI
+        file, whose (x, y, z) is turned round. Of a list, each is a channel.
     target : path or URL
         Where the labels go: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a local file whose
         name ends in ``.nii`` or ``.nii.gz``.
-    step, n_segments, spacing, window, compactness
-        As for `supervoxels`. A spacing that the source states serves `n_segments` and a step such as ``"12mm"``; a
-        step in voxels is taken as it is.
+    step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size, channel_axis, weights
+        As for `supervoxels`; the mask may be whatever a source may be, and the channel axis of an OME-Zarr image may be
+        called by its name. A spacing that the source states serves `n_segments` and a step such as ``"12mm"``; a step
+        in voxels is taken as it is. Regions with nothing inside the mask have no tasks. Joining small supervoxels takes
+        some bytes for each supervoxel in this process.
+    levels : int, default 0
+        How many coarser levels of supervoxels to write as well, for targets in Zarr: groups ``2x``, ``4x`` and so on,
+        each with the labels at ``0`` and a table ``parents``, see `supervoxels`. This process holds the graph of what
+        touches what: some 500 bytes for each supervoxel.
     volume : int, optional
         Which volume of a 4D source, from 0.
     region : int or sequence of int, optional
@@ -141,7 +155,25 @@ def segment(
     >>> folder.cleanup()
     """
     started = time.perf_counter()
-    asked = Asked(step, n_segments, spacing, window, compactness, volume, region, chunks, shards, scratch)
+    asked = Asked(
+        step=step,
+        n_segments=n_segments,
+        spacing=spacing,
+        window=window,
+        percentiles=percentiles,
+        bins=bins,
+        compactness=compactness,
+        volume=volume,
+        channel_axis=channel_axis,
+        weights=weights,
+        mask=mask,
+        min_size=min_size,
+        levels=levels,
+        region=region,
+        chunks=chunks,
+        shards=shards,
+        scratch=scratch,
+    )
     run, has = prepare(
         source, target, asked, partial(available, client, workers, memory), overwrite=overwrite, resume=resume
     )
@@ -167,8 +199,9 @@ def segment(
         shape=job.shape,
         step=job.step,
         cells=job.lattice.cells,
-        window=job.window,
-        supervoxels=job.lattice.size,
+        windows=job.windows,
+        supervoxels=course.supervoxels,
+        coarser=tuple(course.counts[1:]),
         regions=len(job.regions),
         skipped=sum(report.skipped for report in reports),
         retried=sum(report.retried for report in reports),
@@ -185,15 +218,14 @@ def segment(
 
 def create_arrays(run: Run, course: Course) -> None:
     """Create all arrays in scratch, empty."""
-    course.job.store.create()
-    course.job.store.create({**run.layouts, **course.layouts})
+    course.job.store.create({**course.layouts, **run.layouts})
 
 
 def walk(run: Run, course: Course, stages: Stages) -> None:
     """Do all phases of a run that are not done."""
     if not course.done:
         create_arrays(run, course)
-    if not run.image.readable_by_workers and not course.done:
+    if import_count(run) and not course.done:
         with stages.timed("import") as advance:
             import_source(run, course.job, advance)
     mending = partial(_mend, run, course, stages)
@@ -210,13 +242,14 @@ def walk(run: Run, course: Course, stages: Stages) -> None:
 def begin_labels(run: Run, job: Job) -> None:
     """Make room for the labels in the target."""
     begin_target(open_place(run.target), run.identity, run.overwrite)
-    job.labels.create(run.labels_layout)
+    for labels in job.labels:
+        labels.create(run.labels_layout)
 
 
 def publish(run: Run, course: Course, stages: Stages) -> None:
     """Publish the labels."""
     with stages.timed("export") if run.nifti else nullcontext(lambda: None) as advance:
-        _mending(run, course, stages, partial(finish, run, course.job, advance))
+        _mending(run, course, stages, partial(finish, run, course, advance))
 
 
 def do_phase(course: Course, phase: Phase, stages: Stages, mending: Callable[[Damage], None]) -> dict[int, str]:
@@ -283,8 +316,8 @@ def _resumable(run: Run) -> Iterator[None]:
 
 def resume_command(run: Run) -> str:
     """Give the command that goes on with a run."""
-    source = run.document["given"] or "SOURCE"
-    return shlex.join(["dseeds", "segment", source, run.target, "--resume"])
+    sources = run.document["given"] or ["SOURCE"]
+    return shlex.join(["dseeds", "segment", *sources, run.target, "--resume"])
 
 
 def debug_command(run: Run, failed: RegionFailed) -> str:
@@ -296,8 +329,11 @@ def debug_command(run: Run, failed: RegionFailed) -> str:
 
 def _totals(run: Run, course: Course) -> dict[str, int]:
     """Count the tasks of every stage to come."""
-    totals = Counter({"import": 0 if run.image.readable_by_workers else slab_count(run, run.image.dtype.itemsize)})
+    totals = Counter({"import": import_count(run)})
     for phase in course.phases:
         totals[phase.stage] += len(course.job.regions)
-    totals["export"] = slab_count(run, course.job.lattice.label_dtype.itemsize) if run.nifti else 0
+    for phase in course.planned:
+        # Values that are no numbers make parts.
+        totals.setdefault(phase.stage, len(course.job.regions))
+    totals["export"] = slab_count(course.job.shape, course.job.lattice.label_dtype.itemsize) if run.nifti else 0
     return dict(totals)

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from dseeds.lattice import Box
 
 FIELDS = ("ids", "sizes", "sums", "pairs", "contacts")
 DIGEST = sha256().digest_size
+# Graphs that are added up at once.
+TOGETHER = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +102,14 @@ def combine(graphs: Iterable[Graph]) -> Graph:
     >>> whole.ids, whole.sizes, whole.sums[:, 0], whole.pairs, whole.contacts
     (array([1, 2]), array([2, 1]), array([30, 30]), array([[1, 2]]), array([1]))
     """
-    pieces = list(graphs)
-    return _added(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in FIELDS))
+    total, waiting = None, iter(graphs)
+    # A few at once: regions are many, and what they have in common is there once when they are added up.
+    while pieces := list(islice(waiting, TOGETHER)):
+        pieces += [] if total is None else [total]
+        total = _added(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in FIELDS))
+    if total is None:
+        raise ValueError("there are no graphs to add up: give at least one.")
+    return total
 
 
 def tabulate(labels: NDArray[Any], core: Box, bins: NDArray[np.uint8]) -> Graph:

@@ -7,6 +7,8 @@ between them as blocks and voxels do in SEEDS. Every level is nested in the one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,9 @@ from numpy.typing import NDArray
 from dseeds.graph import Graph, neighbours
 from dseeds.kernel.groups import climb_groups, connected
 from dseeds.kernel.joins import join
+
+# Of twice the step each: the last is of 65,536 times the step.
+MOST_LEVELS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +38,19 @@ class Coarser:
     parents: NDArray[np.int64]
     graph: Graph
     cells: NDArray[np.int64]
+
+
+def check_levels(levels: Any) -> int:
+    """Check a number of coarser levels given by the user.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number from 0 to 16.
+    """
+    if isinstance(levels, bool) or not isinstance(levels, Integral) or not 0 <= int(levels) <= MOST_LEVELS:
+        raise ValueError(f"levels must be a whole number from 0 to {MOST_LEVELS}, got {levels!r}.")
+    return int(levels)
 
 
 def coarser(graph: Graph, cells: NDArray[np.int64], weights: tuple[int, ...] = (1,)) -> Coarser:

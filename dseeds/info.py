@@ -34,7 +34,7 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None) -> De
     dict
         Plain values, ready for JSON. ``kind`` is ``"labels"``, ``"phantom"`` or ``"image"``, the first two only for
         what this program wrote; ``path``, ``format``, ``shape``, ``dtype`` and ``spacing`` are always there,
-        ``chunks`` and ``shards`` for Zarr; ``supervoxels``, ``step``, ``cells``, ``window``, ``rounds``, ``asked``,
+        ``chunks`` and ``shards`` for Zarr; ``supervoxels``, ``step``, ``cells``, ``windows``, ``rounds``, ``asked``,
         ``source`` and ``versions`` for labels in Zarr; ``noise``, ``organs`` and ``seed`` for a phantom.
 
     Raises
@@ -71,8 +71,15 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None) -> De
         "dtype": str(source.dtype),
         "spacing": None if source.spacing is None else list(source.spacing),
         **_storage(source),
-        **(_of_group(place.zarr() if place else target) if source.kind == "zarr" else _of_nifti(Path(target))),
+        **_noted(target, place, source.kind),
     }
+
+
+def _noted(target: str | os.PathLike[str], place: Place | None, kind: str) -> Description:
+    """Read what this program noted in its outputs."""
+    if kind == "zarr":
+        return _of_group(place.zarr() if place else target)
+    return _of_nifti(Path(target)) if kind == "nifti" else {}
 
 
 def _place(target: str | os.PathLike[str]) -> Place | None:
@@ -125,7 +132,7 @@ def _of_group(where: Any) -> Description:
     return {
         "kind": "labels",
         "supervoxels": noted.get("supervoxels"),
-        **{key: parameters.get(key) for key in ("step", "cells", "window", "rounds", "asked")},
+        **{key: parameters.get(key) for key in ("step", "cells", "windows", "rounds", "asked")},
         **{key: noted.get(key) for key in ("source", "versions")},
     }
 

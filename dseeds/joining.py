@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,11 @@ class Joined:
     gone: NDArray[np.int64]
     into: NDArray[np.int64]
 
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """The ids that are left, ascending."""
+        return np.delete(np.arange(1, self.count + len(self.gone) + 1), self.gone - 1)
+
     def final(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Give the new numbers for ids of any integer type and shape; 0 stays 0."""
         out = np.empty(ids.shape, ids.dtype)
@@ -44,6 +50,19 @@ class Joined:
     def graph(self, graph: Graph) -> Graph:
         """Give a graph, the whole or a region's, with the new numbers."""
         return graph.renamed(self.final(graph.ids), self.final(graph.pairs))
+
+
+def check_min_size(min_size: Any) -> int:
+    """Check a least size given by the user.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number from 0.
+    """
+    if isinstance(min_size, bool) or not isinstance(min_size, Integral) or int(min_size) < 0:
+        raise ValueError(f"min_size must be a whole number of voxels, at least 0, got {min_size!r}.")
+    return int(min_size)
 
 
 def join_small(

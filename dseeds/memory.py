@@ -4,23 +4,59 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dseeds import rounds
+from dseeds.graph import Graph, tabulate
+from dseeds.hierarchy import check_levels, coarser
+from dseeds.joining import check_min_size, join_small
 from dseeds.kernel.labels import global_labels, refine, seeds
 from dseeds.kernel.lanes import OPEN
-from dseeds.kernel.layout import padded
-from dseeds.kernel.voxels import MASKED
-from dseeds.lattice import Box, Grid, Lattice, Window, check_shape
+from dseeds.kernel.layout import leave, padded
+from dseeds.kernel.parts import number_parts, part_counts
+from dseeds.lattice import Box, Grid, Lattice, Triple, Window, check_shape
+from dseeds.levels import count_levels, equalised, otsu
 from dseeds.quantise import check_dtype, quantise_window
 from dseeds.scores import check_compactness
 from dseeds.steps import Step, choose_step
-from dseeds.windows import NothingFinite, intensity_window, read_window
+from dseeds.windows import (
+    NothingFinite,
+    check_bins,
+    check_percentiles,
+    check_weights,
+    find_windows,
+    read_windows,
+)
+
+Labels = NDArray[np.uint32]
+
+
+class _Options(TypedDict, total=False):
+    step: Step | None
+    n_segments: int | None
+    spacing: Sequence[float] | None
+    mask: Any
+    window: Any
+    percentiles: Sequence[float] | str
+    bins: str
+    compactness: float
+    min_size: int
+    channel_axis: int | None
+    weights: Sequence[float] | None
+    threads: int | None
+
+
+@overload
+def supervoxels(  # type: ignore[overload-overlap]
+    image: ArrayLike, *, levels: Literal[0] = 0, **options: Unpack[_Options]
+) -> Labels: ...
+@overload
+def supervoxels(image: ArrayLike, *, levels: int, **options: Unpack[_Options]) -> tuple[Labels, list[Labels]]: ...
 
 
 def supervoxels(
@@ -29,10 +65,17 @@ def supervoxels(
     step: Step | None = None,
     n_segments: int | None = None,
     spacing: Sequence[float] | None = None,
-    window: Sequence[float] | None = None,
+    mask: Any = None,
+    window: Any = None,
+    percentiles: Sequence[float] | str = (0.5, 99.5),
+    bins: str = "linear",
     compactness: float = 0.0,
+    min_size: int = 0,
+    levels: int = 0,
+    channel_axis: int | None = None,
+    weights: Sequence[float] | None = None,
     threads: int | None = None,
-) -> NDArray[np.uint32]:
+) -> Labels | tuple[Labels, list[Labels]]:
     """Cut a volume in memory into 3D SEEDS supervoxels.
 
     Every supervoxel is one 6-connected region, and is named by the cell of a regular lattice that it grew from.
@@ -41,7 +84,7 @@ def supervoxels(
     Parameters
     ----------
     image : array_like, shape (z, y, x)
-        The intensities, of any integer or float dtype and memory order. NaN counts as the lowest intensity.
+        The intensities, of any integer or float dtype and memory order. NaN counts as outside the mask.
     step : int, str or sequence of int, default 16
         The size of a cell in voxels: one number for all axes or one for each of (z, y, x), at least 2; or a length
         such as ``"12mm"``, which needs `spacing`. One that is longer than the volume makes one cell along that axis.
@@ -50,19 +93,40 @@ def supervoxels(
     spacing : sequence of float, optional
         The size of a voxel along (z, y, x) in millimetres. With it, `n_segments`, a single number as `step` and a
         length give cells that are isotropic in millimetres.
-    window : (float, float), optional
-        The intensities between which differences count, for example (-150, 250) for soft tissue in CT. Default: from
-        the percentile 0.5 to the percentile 99.5.
+    mask : array_like, path or ``"auto"``, optional
+        Which voxels are to be cut: those where it is neither 0 nor NaN. Others get the label 0. It may be coarser than
+        the image, if it covers the same field of view. ``"auto"`` takes what is brighter than the background by Otsu's
+        threshold, in any channel, as far as the window tells them apart; holes stay holes.
+    window : (float, float), str or sequence of these, optional
+        The intensities between which differences count: (low, high); ``"LOW:HIGH"``; ``"LEVEL,WIDTH"``; or for CT
+        ``"abdomen"``, ``"lung"``, ``"bone"`` or ``"brain"``. One for all channels, or one for each, of which some may
+        be None. Default: from one of the `percentiles` to the other.
+    percentiles : (float, float), default (0.5, 99.5)
+        Of the values inside the mask, exact.
+    bins : ``"linear"`` or ``"equalised"``
+        Whether the 64 bins that intensities are told apart by are equally wide or hold equally many voxels.
     compactness : float, default 0
         From 0, where supervoxels follow the image alone, to 30, where they are all but the lattice's cells: what it
         costs a voxel to lie one step away from its cell's centre, in units of log-likelihood. Sensible: 0.1 to 3.
+    min_size : int, default 0
+        Supervoxels of fewer voxels are joined to the neighbour that is most like them, if they have one.
+    levels : int, default 0
+        How many coarser levels of supervoxels to make, each of about twice the step of the one before it, whose
+        supervoxels are unions of those of the one before it.
+    channel_axis : int, optional
+        The axis of channels, up to 16, of an image that has any.
+    weights : sequence of float, optional
+        How much each channel counts. Default: all the same.
     threads : int, optional
         How many threads share the work; the labels are the same. Default: one per core.
 
     Returns
     -------
-    ndarray of uint32, shape (z, y, x)
-        Labels 1..N in the order of the lattice's cells.
+    labels : ndarray of uint32, shape (z, y, x)
+        Labels 1..N in the order of the lattice's cells; 0 where masked out, and nowhere else.
+    parents : list of ndarray of uint32, shape (labels + 1,)
+        With `levels` alone: for each level, which of its supervoxels each one of the level before it is part of; 0 for
+        label 0. ``parents[0][labels]`` are the labels at twice the step.
 
     Raises
     ------
@@ -77,6 +141,8 @@ def supervoxels(
     C. Zhao, C. Jiang, T. Hollon, arXiv:2502.02409. Here, statistics are frozen in rounds and units move in four
     colours, so that the answer does not depend on the order of the work.
 
+    A mask can cut a supervoxel into several parts; each of them is then a supervoxel of its own.
+
     Examples
     --------
     >>> import numpy as np
@@ -88,35 +154,107 @@ def supervoxels(
     ((16, 16, 16), dtype('uint32'), np.uint32(8))
     >>> labels[0, 0, 5], labels[0, 0, 6]
     (np.uint32(1), np.uint32(2))
+    >>> bright = dseeds.supervoxels(image, step=8, mask=image > 100)
+    >>> bright[0, 0, 5], bright[0, 0, 6], bright.max()
+    (np.uint32(0), np.uint32(1), np.uint32(8))
     """
-    image = np.asarray(image)
-    check_dtype(image.dtype)
-    compactness, threads = check_compactness(compactness), check_threads(threads)
-    lattice = Lattice(
-        check_shape(image.shape),
-        choose_step(check_shape(image.shape), step=step, n_segments=n_segments, spacing=spacing),
-    )
+    values = _channels(np.asarray(image), channel_axis)
+    for channel in values:
+        check_dtype(channel.dtype)
+    shape = check_shape(values[0].shape)
+    lattice = Lattice(shape, choose_step(shape, step=step, n_segments=n_segments, spacing=spacing))
     if lattice.size >= 2**31:
         raise ValueError(
             f"{lattice.size} supervoxels are too many to number in memory; use segment() or a larger step."
         )
-    limits = read_window(window) or intensity_window(image)
-    bins = padded(lattice.shape, 0)
-    if quantise_window([image], [limits], bins[None]) == "nothing":
-        raise NothingFinite
-    # Rounds know nothing of a mask yet.
-    bins[bins == MASKED] = 0
+    compactness, threads = check_compactness(compactness), check_threads(threads)
+    min_size, levels = check_min_size(min_size), check_levels(levels)
+    importance = check_weights(weights, len(values))
+    quantised, windows, masked = _quantised(values, mask, window, percentiles, bins)
     # A constant image leaves nothing to climb.
-    labels = climb(
-        lattice,
-        bins,
-        rounds.schedule(lattice) if limits[0] < limits[1] else (),
-        compactness=compactness,
-        threads=threads,
+    schedule = rounds.schedule(lattice, len(values)) if any(lo < hi for lo, hi in windows) else ()
+    codes = climb(
+        lattice, quantised, schedule, compactness=compactness, threads=threads, weights=importance, masked=masked
     )
-    del bins
+    joins = min_size > 1 or levels > 0
+    plain = np.stack([_plain(one, shape) for one in quantised]) if joins else None
+    del quantised
+    labels, cells = _numbered(lattice, codes, masked)
+    if plain is None:
+        return labels
+    graph = tabulate(labels, Box((0, 0, 0), shape), plain)
+    joined = join_small(len(cells), lambda: [graph], min_size, importance)
+    labels, graph, cells = joined.final(labels), joined.graph(graph), cells[joined.kept - 1]
+    if not levels:
+        return labels
+    return labels, list(_parents(graph, cells, levels, importance))
+
+
+def _channels(image: NDArray[Any], axis: int | None) -> tuple[NDArray[Any], ...]:
+    """List an image's channels."""
+    if axis is None:
+        return (image,)
+    check_dtype(image.dtype)
+    # Here, not above: what reads files takes its time to be imported.
+    from dseeds.io import open_image
+
+    return open_image(image, channel_axis=axis).read((slice(None), slice(None), slice(None)))
+
+
+def _quantised(
+    values: Sequence[NDArray[Any]], mask: Any, window: Any, percentiles: Any, bins: str
+) -> tuple[NDArray[np.uint8], tuple[tuple[float, float], ...], bool]:
+    """Turn the channels into bins, and tell their windows and whether any voxel is masked out."""
+    shape, equalises, finds = values[0].shape, check_bins(bins) == "equalised", isinstance(mask, str) and mask == "auto"
+    inside = None
+    if mask is not None and not finds:
+        from dseeds.io import ArraySource, Image, open_mask
+
+        z, y, x = (slice(0, n) for n in shape)
+        inside = open_mask(
+            np.asarray(mask) if isinstance(mask, list | tuple) else mask, Image((ArraySource(values[0]),))
+        ).read((z, y, x))
+    windows = find_windows(values, read_windows(window, len(values)), check_percentiles(percentiles), inside)
+    tables = thresholds = None
+    if equalises or finds:
+        counts = count_levels(values, windows, inside)
+        tables = [equalised(one) for one in counts] if equalises else None
+        thresholds = [otsu(one) for one in counts] if finds else None
+    out = padded(shape, 0, channels=len(values))
+    found = quantise_window(values, windows, out, inside=inside, tables=tables, thresholds=thresholds)
+    if found == "nothing":
+        raise NothingFinite
+    return out, windows, found == "part"
+
+
+def _numbered(lattice: Lattice, codes: NDArray[np.uint8], masked: bool) -> tuple[Labels, NDArray[np.int64]]:
+    """Turn label codes into labels, and tell the cell of each label."""
     out = np.empty(lattice.shape, np.uint32)
-    global_labels(labels, *lattice.grids[-1].cells, lattice.cells, out)
+    homes = lattice.grids[-1].cells
+    everything = Box((0, 0, 0), lattice.cells)
+    counts = np.ones(lattice.cells, np.uint32)
+    if masked:
+        plain = _plain(codes, lattice.shape)
+        counts = part_counts(plain, *homes, everything)
+        offsets = (np.cumsum(counts).reshape(counts.shape) - counts).astype(np.uint64)
+        number_parts(plain, *homes, everything, offsets, Box((0, 0, 0), lattice.shape), out)
+    else:
+        global_labels(codes, *homes, lattice.cells, out)
+    cells = np.repeat(np.arange(lattice.size), counts.reshape(-1))
+    return out, np.stack(np.unravel_index(cells, lattice.cells), axis=1)
+
+
+def _parents(graph: Graph, cells: NDArray[np.int64], levels: int, weights: tuple[int, ...]) -> Iterator[Labels]:
+    for _ in range(levels):
+        above = coarser(graph, cells, weights)
+        yield above.parents.astype(np.uint32)
+        graph, cells = above.graph, above.cells
+
+
+def _plain(window: NDArray[np.uint8], shape: Triple) -> NDArray[np.uint8]:
+    """Take all of a window out of its layout."""
+    out = np.empty(shape, np.uint8)
+    leave(window, (0, 0, 0), out)
     return out
 
 
@@ -142,6 +280,8 @@ def climb(
     *,
     compactness: float = 0.0,
     threads: int = 1,
+    weights: Sequence[int] = (1,),
+    masked: bool = False,
 ) -> NDArray[np.uint8]:
     """Run all rounds on the whole volume.
 
@@ -150,11 +290,15 @@ def climb(
     lattice : Lattice
         The lattice.
     bins : ndarray of uint8
-        The quantised volume, a window of `kernel.layout`.
+        The quantised volume, a window of `kernel.layout` for each channel.
     schedule : tuple of Round
         The rounds.
     compactness, threads
         As for `supervoxels`.
+    weights : sequence of int, default (1,)
+        What each channel counts; their sum is at most `scores.LARGEST_WEIGHT`.
+    masked : bool, default False
+        Whether some bins are `MASKED`.
 
     Returns
     -------
@@ -166,14 +310,19 @@ def climb(
     values: list[NDArray[Any]] = [bins] * len(lattice.grids)
     for level, histograms in rounds.stored_histograms(lattice, bins, everything):
         values[level] = histograms
-    grid: Grid = lattice.grids[0] if schedule else lattice.grids[-1]
+    level = 0 if schedule else len(lattice.grids) - 1
+    grid: Grid = lattice.grids[level]
     labels = seeds(*grid.cells)
+    if masked:
+        rounds.hide(level, lattice, Box((0, 0, 0), grid.shape), values[level], labels)
     counts = np.zeros((0, 0), np.uint32)
     for level, turns in itertools.groupby(schedule, key=lambda round_: round_.level):
         finer: Grid = lattice.grids[level]
         if finer is not grid:
             labels = refine(labels, *finer.parents(grid))
             grid = finer
+            if masked:
+                rounds.hide(level, lattice, Box((0, 0, 0), grid.shape), values[level], labels)
         state = padded(grid.shape, OPEN)
         for round_ in turns:
             if round_.weight is not None:
@@ -182,7 +331,16 @@ def climb(
             if counts.shape[1] != round_.bins:
                 counts = rounds.count(round_, lattice, window, values[level], labels)
             _, change = rounds.sweep(
-                round_, lattice, window, values[level], labels, state, counts, compactness=compactness, threads=threads
+                round_,
+                lattice,
+                window,
+                values[level],
+                labels,
+                state,
+                counts,
+                compactness=compactness,
+                threads=threads,
+                weights=weights,
             )
             counts += change
         # Histograms that are no longer needed.

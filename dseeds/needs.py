@@ -10,15 +10,14 @@ from functools import cached_property
 from pathlib import Path
 
 from dseeds.budget import share
-from dseeds.course import Course
-from dseeds.ends import slab_count
+from dseeds.ends import import_count, slab_count
 from dseeds.io.place import is_remote, open_place
-from dseeds.lattice import Box, Grid, Window, triple
-from dseeds.phases import Phase
+from dseeds.lattice import Box, Grid, Triple, Window, triple
+from dseeds.phases import GRAPH, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase
 from dseeds.rounds import histogram_dtype, schedule
 from dseeds.run import Run
 from dseeds.runs import DOCUMENT
-from dseeds.store import Layout, codes, core, digits, histograms, shells, statistics
+from dseeds.store import Layout, bins, codes, core, digits, histograms, shells, source, statistics
 
 # What a file takes at least on most disks, and a chunk in its shard's index, with the headers of its codecs.
 DISK_BLOCK, CHUNK_BYTES = 4096, 40
@@ -56,12 +55,12 @@ class Needs:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.course = Course(run.job(), run.document["window"] is None)
+        self.course = run.course(followed=False)
         self.job = self.course.job
         self.lattice, self.regions = self.job.lattice, self.job.regions
-        self.rounds = schedule(self.lattice)
-        self.image = math.prod(run.image.shape) * run.image.dtype.itemsize
-        self.labels = run.labels_layout.nbytes
+        self.rounds = schedule(self.lattice, self.job.channels)
+        self.image = math.prod(run.image.shape) * run.image.itemsize
+        self.labels = run.labels_layout.nbytes * len(self.job.labels)
 
     # Tasks, and bytes as they are in memory.
 
@@ -74,26 +73,55 @@ class Needs:
             before = found.get(stage, StagePlan(stage, 0, 0, 0))
             found[stage] = StagePlan(stage, before.tasks + tasks, before.read + read, before.written + written)
 
-        if not self.run.image.readable_by_workers:
-            add("import", slab_count(self.run, self.run.image.dtype.itemsize), self.image, self.image)
+        if imported := import_count(self.run):
+            size = 0 if self.run.image.readable_by_workers else self.image
+            if self.run.mask is not None and not self.run.mask.readable_by_workers:
+                size += math.prod(self.run.mask.own)
+            add("import", imported, size, size)
         for phase in self.course.phases:
             add(phase.stage, len(self.regions), *self._traffic(phase))
         if self.run.nifti:
-            add("export", slab_count(self.run, self.lattice.label_dtype.itemsize), self.labels, self.labels)
+            add("export", slab_count(self.job.shape, self.lattice.label_dtype.itemsize), self.labels, self.labels)
         return tuple(found.values())
 
     def _traffic(self, phase: Phase) -> tuple[int, int]:
         """Tell what all regions' tasks of a phase read and write."""
         voxels, layouts = math.prod(self.job.shape), self.job.store.layouts
-        if phase.stage == "window":
-            return self.image, self.course.layouts[digits(phase.turn)].nbytes
-        if phase.stage == "quantise":
+        mask = 0 if self.run.mask is None else voxels
+        if phase == MASK:
+            return mask, 0
+        if phase.stage in ("window", "histogram"):
+            name = digits(phase.turn) if phase.stage == "window" else "intensities"
+            return self.image + mask, self.course.counted[name].nbytes
+        if phase == QUANTISE:
             first = [name for name, (writer, _) in layouts.items() if writer == phase]
-            return self.image, sum(layouts[name][1].nbytes for name in first)
-        if phase.stage == "label":
-            return voxels, self.labels
+            return self.image + mask, sum(layouts[name][1].nbytes for name in first)
+        if phase in (PARTS, NUMBER, GRAPH, LABEL):
+            return self._naming(phase)
         written = sum(layout.nbytes for writer, layout in layouts.values() if writer == phase)
         return (self._merged if phase.stage == "merge" else self._swept)(phase.turn), written
+
+    def _naming(self, phase: Phase) -> tuple[int, int]:
+        """Tell what making labels of codes reads and writes; nothing of tables and graphs, which the image makes."""
+        voxels, layouts = math.prod(self.job.shape), self.job.store.layouts
+        grid, cells = self.lattice.grids[-1], self.lattice.cells
+
+        def around(reach: int) -> int:
+            return self._sum(lambda region: grid.of_cells(region.grow(reach, within=cells)))
+
+        if phase == PARTS:
+            return around(1), layouts["parts"][1].nbytes
+        numbers = layouts["numbers"][1].nbytes
+        if phase == GRAPH:
+            item = self.lattice.label_dtype.itemsize
+            window = self._sum(lambda region: _upper(grid.of_cells(region), self.job.shape))
+            return window * item + voxels * self.job.channels, 0
+        if phase == LABEL and self.job.joins:
+            return numbers, self.labels
+        read = voxels
+        if PARTS in self.course.phases:
+            read = around(2) + self._sum(lambda region: region.grow(1, within=cells)) * 8
+        return read, numbers if phase == NUMBER else self.labels
 
     def _swept(self, turn: int) -> int:
         """Tell what a round reads."""
@@ -109,11 +137,12 @@ class Needs:
         elif turn > 0:
             read += self._sum(lambda region: _parents(grid, grids[last.level], window(region).box))
         if round_.level < len(grids) - 2:
-            read += self._sum(lambda region: window(region).box) * 32 * histogram_dtype(grid).itemsize
+            wide = 32 * self.job.channels * histogram_dtype(grid).itemsize
+            read += self._sum(lambda region: window(region).box) * wide
         else:
-            read += self._sum(lambda region: grid.voxels_of(window(region).box))
+            read += self._sum(lambda region: grid.voxels_of(window(region).box)) * self.job.channels
         if turn + 1 < len(self.rounds) and self.rounds[turn + 1].bins != round_.bins:
-            read += math.prod(self.job.shape)
+            read += math.prod(self.job.shape) * self.job.channels
         return read
 
     def _merged(self, turn: int) -> int:
@@ -144,8 +173,19 @@ class Needs:
     def scratch(self) -> int:
         """What scratch takes at the most; what is there when is `Course`'s to say."""
         last = len(self.rounds) - 1
-        always = ["bins", "source", *(histograms(level) for level in range(len(self.lattice.grids)))]
-        moments = [[*self.course.layouts, statistics(0)], [codes(last - 1), codes(last), statistics(last), "labels"]]
+        every = range(self.job.channels)
+        always = [
+            *map(bins, every),
+            *map(source, every),
+            "mask",
+            "parts",
+            "offsets",
+            *(histograms(level) for level in range(len(self.lattice.grids))),
+        ]
+        moments = [
+            [*self.course.counted, statistics(0)],
+            [codes(last - 1), codes(last), statistics(last), "numbers", "labels"],
+        ]
         for turn in range(last + 1):
             both = [name for t in (turn, turn + 1) for name in (core(t), shells(t))]
             moments.append(
@@ -158,14 +198,13 @@ class Needs:
         """What the labels take at the most."""
         if not self.run.nifti:
             # With the metadata of the array and of its group.
-            return self._size_of("labels", self.run.labels_layout) + 2 * DISK_BLOCK
+            return len(self.job.labels) * (self._size_of("labels", self.run.labels_layout) + 2 * DISK_BLOCK)
         # Gzip knows nothing of the neighbours above.
         return int(self.labels * (min(1.0, 2 * share("labels", self.lattice)) if self.run.target.endswith("gz") else 1))
 
     @cached_property
     def _layouts(self) -> dict[str, Layout]:
-        stored = {name: layout for name, (_, layout) in self.job.store.layouts.items()}
-        return {**stored, **self.run.layouts, **self.course.layouts}
+        return {**self.course.layouts, **self.run.layouts}
 
     def _encoded(self, *names: str) -> int:
         return sum(self._size_of(name, self._layouts[name]) for name in names if name in self._layouts)
@@ -175,10 +214,15 @@ class Needs:
         shards = math.prod(-(-n // s) for n, s, _ in pairs)
         chunks = shards * math.prod(s // c for _, s, c in pairs)
         size = float(layout.nbytes * share(name, self.lattice))
-        if name.startswith("digits"):
+        if name.startswith(("digits", "intensities")):
             # There are no more counts than voxels.
             size = min(size, 3 * math.prod(self.job.shape))
         return int(size) + DISK_BLOCK * shards + CHUNK_BYTES * chunks
+
+
+def _upper(box: Box, shape: Triple) -> Box:
+    """Give a box with one voxel more at the upper ends, where there is one."""
+    return Box(box.lo, box.grow(1, within=shape).hi)
 
 
 def _parents(grid: Grid, coarser: Grid, box: Box) -> Box:

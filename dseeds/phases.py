@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dseeds.rounds import Round
-from dseeds.windows import OrderStatistics
+
+# Stages that come several times.
+_TURNS = ("window", "sweep-blocks", "sweep-voxels", "merge")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Phase:
     stage : str
         The stage: the tasks on the Dask dashboard bear its name.
     turn : int
-        Which round, or which pass of the search for the intensity window.
+        Which round, or which pass of the search for the intensity windows.
 
     Examples
     --------
@@ -34,17 +36,18 @@ class Phase:
     turn: int = 0
 
     def __str__(self) -> str:
-        if self.stage in ("quantise", "label"):
-            return self.stage
-        return f"{self.stage.partition('-')[0]}-{self.turn:02}"
+        if self.stage in _TURNS:
+            return f"{self.stage.partition('-')[0]}-{self.turn:02}"
+        return self.stage
 
 
-QUANTISE, LABEL = Phase("quantise"), Phase("label")
+MASK, HISTOGRAM, QUANTISE = Phase("mask"), Phase("histogram"), Phase("quantise")
+PARTS, NUMBER, GRAPH, LABEL = Phase("parts"), Phase("number"), Phase("graph"), Phase("label")
 
 
-def window_phases(search: OrderStatistics) -> list[Phase]:
-    """List the passes of the search for the intensity window."""
-    return [Phase("window", turn) for turn in range(search.passes)]
+def window_phases(passes: int) -> list[Phase]:
+    """List the passes of the search for the intensity windows."""
+    return [Phase("window", turn) for turn in range(passes)]
 
 
 def sweep_phase(rounds: Sequence[Round], turn: int) -> Phase:

@@ -16,7 +16,7 @@ from dseeds.budget import available, task_bytes, worker_bytes
 from dseeds.cluster import Capacity
 from dseeds.lattice import Triple, triple
 from dseeds.needs import Needs, StagePlan, in_words
-from dseeds.prepare import prepare
+from dseeds.prepare import load_of, prepare
 from dseeds.run import Asked, Run, memory_cut
 from dseeds.steps import Step
 from dseeds.store import region_units
@@ -34,7 +34,7 @@ class Plan:
     shape, step, cells : tuple of int
         The volume, a cell and the lattice, (z, y, x).
     supervoxels : int
-        How many there will be.
+        How many there will be; under a mask, or joined where they are small, there are others.
     regions : int
         How many the volume is cut into.
     region_shape : tuple of int
@@ -129,9 +129,16 @@ def plan(
     step: Step | None = None,
     n_segments: int | None = None,
     spacing: Sequence[float] | None = None,
-    window: Sequence[float] | None = None,
+    mask: Any = None,
+    window: Any = None,
+    percentiles: Sequence[float] | None = None,
+    bins: str | None = None,
     compactness: float | None = None,
+    min_size: int | None = None,
+    levels: int | None = None,
     volume: int | None = None,
+    channel_axis: int | str | None = None,
+    weights: Sequence[float] | None = None,
     region: int | Sequence[int] | None = None,
     chunks: int | Sequence[int] | None = None,
     shards: int | Sequence[int] | None = None,
@@ -146,9 +153,9 @@ def plan(
 
     Parameters
     ----------
-    source, target, step, n_segments, spacing, window, compactness, volume, region, chunks, shards, memory, workers
+    source, target, step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size, levels, volume
         As for `segment`.
-    client, overwrite, scratch
+    channel_axis, weights, region, chunks, shards, memory, workers, client, overwrite, scratch
         As for `segment`.
     calibrate : bool, default True
         Estimate the time, from a trial on a small part of the volume in this process, which takes some seconds.
@@ -170,7 +177,25 @@ def plan(
     >>> plan.supervoxels, plan.rounds
     (64, 13)
     """
-    asked = Asked(step, n_segments, spacing, window, compactness, volume, region, chunks, shards, scratch)
+    asked = Asked(
+        step=step,
+        n_segments=n_segments,
+        spacing=spacing,
+        window=window,
+        percentiles=percentiles,
+        bins=bins,
+        compactness=compactness,
+        volume=volume,
+        channel_axis=channel_axis,
+        weights=weights,
+        mask=mask,
+        min_size=min_size,
+        levels=levels,
+        region=region,
+        chunks=chunks,
+        shards=shards,
+        scratch=scratch,
+    )
     run, has = prepare(source, target, asked, partial(available, client, workers, memory), overwrite=overwrite)
     return plan_of(run, has, Trial(run).seconds(has) if calibrate else None)
 
@@ -180,7 +205,7 @@ def plan_of(run: Run, has: Capacity, seconds: float | None) -> Plan:
     needs = Needs(run)
     lattice, regions = needs.job.lattice, needs.job.regions
     cut = memory_cut(run.image, triple(run.labels_layout.chunk))
-    task = task_bytes(lattice, regions.cells, run.image.dtype.itemsize, *cut)
+    task = task_bytes(lattice, regions.cells, load_of(run.image, run.document), *cut)
     return Plan(
         target=run.target,
         shape=needs.job.shape,

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dseeds import __version__
-from dseeds.budget import choose_region, cut_labels, extents, whole_cells
+from dseeds.budget import Load, choose_region, cut_labels, extents, whole_cells
 from dseeds.cluster import Capacity
-from dseeds.io import Source, check_nifti_target, open_source
+from dseeds.hierarchy import check_levels
+from dseeds.io import Image, Mask, check_nifti_target, open_image, open_mask
 from dseeds.io.place import is_remote, open_place
+from dseeds.joining import check_min_size
 from dseeds.lattice import Lattice, check_shape
 from dseeds.quantise import check_dtype
 from dseeds.run import SUFFIX, Asked, Run, is_nifti, memory_cut
@@ -19,7 +21,7 @@ from dseeds.runs import FORMAT, Mismatch, is_published, read_document
 from dseeds.scores import check_compactness
 from dseeds.steps import choose_step
 from dseeds.target import check_target, written_by
-from dseeds.windows import read_window
+from dseeds.windows import check_bins, check_percentiles, check_weights, read_windows
 
 
 def prepare(
@@ -44,23 +46,33 @@ def prepare(
     begun = read_document(open_place(address + SUFFIX)) if resume else None
     if begun is not None:
         asked = _completed(asked, begun)
-    image = open_source(source, volume=asked.volume)
-    check_dtype(image.dtype)
+    image = open_image(source, volume=asked.volume, channel_axis=asked.channel_axis)
+    for dtype in image.dtypes:
+        check_dtype(dtype)
+    mask = None if asked.mask is None or is_auto(asked.mask) else open_mask(asked.mask, image)
     shape = check_shape(image.shape)
     step = choose_step(
         shape, step=asked.step, n_segments=asked.n_segments, spacing=asked.spacing, known_spacing=image.spacing
     )
-    window = read_window(asked.window)
-    compactness = check_compactness(asked.compactness or 0.0)
+    labels_follow: dict[str, Any] = {
+        "windows": read_windows(asked.window, image.channels),
+        "percentiles": check_percentiles(_said(asked.percentiles, (0.5, 99.5))),
+        "bins": check_bins(_said(asked.bins, "linear")),
+        "weights": check_weights(asked.weights, image.channels),
+        "mask": "auto" if is_auto(asked.mask) else None if mask is None else mask.identity,
+        "compactness": check_compactness(asked.compactness or 0.0),
+        "min_size": check_min_size(_said(asked.min_size, 0)),
+        "levels": check_levels(_said(asked.levels, 0)),
+    }
     lattice = Lattice(shape, step)
-    _check_source_stays(address, image)
+    _check_source_stays(address, image, mask)
     if is_nifti(address):
-        _check_nifti(address, image)
+        _check_nifti(address, image, labels_follow["levels"])
     has = capacity()
     shards, chunks = extents("shards", asked.shards), extents("chunks", asked.chunks)
     region = choose_region(
         lattice,
-        image.dtype.itemsize,
+        load_of(image, labels_follow),
         has,
         region=asked.region,
         cut=memory_cut(image, chunks),
@@ -70,30 +82,59 @@ def prepare(
         "format": FORMAT,
         "dseeds": __version__,
         "source": image.identity,
+        "dtypes": [dtype.newbyteorder("=").str for dtype in image.dtypes],
         "shape": shape,
         "step": step,
-        "window": window,
-        "compactness": compactness,
+        **labels_follow,
         "region": region,
         "labels": cut_labels(lattice, region, shards, chunks),
         "asked": asked.to_dict(),
         "scratch": None if asked.scratch is None else open_place(asked.scratch).address,
         "given": _given(source, image),
+        "given_mask": None if mask is None else _address(asked.mask) or mask.path,
         "overwrite": overwrite,
     }
     plain = json.loads(json.dumps(document))
     if begun is not None:
         check_same(begun, plain, address)
         plain = begun
-    run = Run(image, image.path or source, address, plain, plain["overwrite"])
+    given = source[0] if isinstance(source, list | tuple) else source
+    run = Run(image, image.path or given, address, plain, plain["overwrite"], mask)
     check_place(run)
     return run, has
 
 
-def _given(source: Any, image: Source) -> str | None:
-    """Name the source so that others can open it, from any folder: an OME-Zarr image by its group."""
+def _said(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def load_of(image: Image, document: Mapping[str, Any]) -> Load:
+    """Tell what the memory of a run's tasks follows from, besides the lattice."""
+    masked = document["mask"] is not None or any(dtype.kind == "f" for dtype in image.dtypes)
+    joins = document["min_size"] > 1 or document["levels"] > 0
+    counted = document["mask"] == "auto" or document["bins"] == "equalised"
+    return Load(image.itemsize, image.channels, masked, counted, joins)
+
+
+def is_auto(mask: Any) -> bool:
+    """Tell whether the mask is to be found in the image."""
+    return isinstance(mask, str) and mask == "auto"
+
+
+def _given(source: Any, image: Image) -> list[str] | None:
+    """Name the sources so that others can open them, from any folder: an OME-Zarr image by its group."""
+    sources = source if isinstance(source, list | tuple) else [source]
+    named = [_address(one) for one in sources]
+    if None not in named:
+        return [name for name in named if name is not None]
+    # Open arrays have names too; some that have none are not told from those that share one.
+    return list(image.paths) if len(image.paths) == len(sources) else None
+
+
+def _address(source: Any) -> str | None:
+    """Name a source that is given by its path or URL."""
     if not isinstance(source, str | Path):
-        return image.path
+        return None
     try:
         return open_place(source).address
     except ValueError:
@@ -103,6 +144,9 @@ def _given(source: Any, image: Source) -> str | None:
 def _completed(asked: Asked, begun: Mapping[str, Any]) -> Asked:
     """Fill in what the run that is to be gone on with was asked."""
     before = dict(begun["asked"])
+    if begun["given_mask"] is not None:
+        # Whose name does not depend on the folder that one is in.
+        before["mask"] = begun["given_mask"]
     said = {key: value for key, value in vars(asked).items() if value is not None}
     if said.keys() & {"step", "n_segments"}:
         before = {key: value for key, value in before.items() if key not in ("step", "n_segments")}
@@ -119,7 +163,7 @@ def check_same(begun: Mapping[str, Any], now: Mapping[str, Any], target: str) ->
     Mismatch
         That names the differences.
     """
-    ignored = {"asked", "overwrite", "given"}
+    ignored = {"asked", "overwrite", "given", "given_mask"}
     differing = [key for key in now if key not in ignored and begun.get(key) != now[key]]
     if not differing:
         return
@@ -141,25 +185,29 @@ def _short(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:150]} ..."
 
 
-def _check_source_stays(target: str, image: Source) -> None:
-    if image.path is None or is_remote(target) != is_remote(image.path):
-        return
+def _check_source_stays(target: str, image: Image, mask: Mask | None) -> None:
+    for path in (*image.paths, None if mask is None else mask.path):
+        if path is not None and is_remote(target) == is_remote(path) and _holds(target, path):
+            raise FileExistsError(f"{target} is the source, or holds it: name another target.")
+
+
+def _holds(target: str, path: str) -> bool:
     if is_remote(target):
-        held = {image.path, *(image.path[:end] for end, letter in enumerate(image.path) if letter == "/")}
-        same = target in held
-    else:
-        path, source = Path(target).resolve(), Path(image.path).resolve()
-        same = path in {source, *source.parents}
-    if same:
-        raise FileExistsError(f"{target} is the source, or holds it: name another target.")
+        return target in {path, *(path[:end] for end, letter in enumerate(path) if letter == "/")}
+    source = Path(path).resolve()
+    return Path(target).resolve() in {source, *source.parents}
 
 
-def _check_nifti(target: str, image: Source) -> None:
+def _check_nifti(target: str, image: Image, levels: int) -> None:
     name = target.rpartition("/")[2]
     if is_remote(target):
         raise ValueError(f"{target} is not on this machine: NIfTI is written to local files; name one, or a .zarr.")
     if image.kind != "nifti":
         raise ValueError(f"{name} would be NIfTI, but the source is not: name a target such as labels.zarr.")
+    if levels:
+        raise ValueError(
+            f"{name} would be NIfTI, which holds one level of supervoxels: name a target such as labels.zarr."
+        )
 
 
 def check_place(run: Run) -> None:

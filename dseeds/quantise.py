@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.compilation import jit
 from dseeds.kernel.layout import enter
 from dseeds.kernel.voxels import BINS, MASKED
 from dseeds.levels import LEVELS, in_parts, planes
@@ -15,6 +16,15 @@ from dseeds.windows import Limits
 
 # Bins of equal width, and what NaN is.
 _LINEAR = (np.arange(LEVELS + 1) // (LEVELS // BINS)).astype(np.uint8)
+
+
+# NumPy's own would make indices of 64 bits of the levels first.
+@jit
+def _look_up(levels: NDArray[np.uint16], table: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    for z in range(levels.shape[0]):
+        for y in range(levels.shape[1]):
+            for x in range(levels.shape[2]):
+                out[z, y, x] = table[levels[z, y, x]]
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
@@ -86,7 +96,7 @@ def quantise(
                 continue
             levels = np.empty(out.shape, np.uint16)
             missing += in_parts(channel[part], window, LEVELS, levels)
-            np.take(_LINEAR if tables is None else np.append(tables[c], np.uint8(MASKED)), levels, out=out, mode="clip")
+            _look_up(levels, _LINEAR if tables is None else np.append(tables[c], np.uint8(MASKED)), out)
             if thresholds is not None:
                 stays = stays | (levels > thresholds[c])
         if settled:

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dseeds.course import Course
-from dseeds.phases import LABEL, Phase
+from dseeds.naming import read_graph
+from dseeds.numbering import write_offsets, write_tables
+from dseeds.phases import GRAPH, Phase
 from dseeds.store import Damage
 
 # Damage that is found while damage is mended, and so on: the round before is there, but no more.
 DEEPEST = 3
+# Arrays of one piece per region, and of cells; the others are of voxels or blocks.
+PIECES, CELLS = ("shells", "digits", "intensities", "graph"), ("statistics", "core", "parts")
 
 
 class BeyondRepair(RuntimeError):
@@ -43,14 +47,22 @@ def mend(course: Course, damage: Damage, again: Again, import_again: Callable[[]
     """
     if depth >= DEEPEST:
         raise _beyond_repair(damage) from damage
-    if damage.name == "source":
+    if damage.name.partition("-")[0] in ("source", "mask"):
         with suppress(Damage):
             course.job.store.read(damage.name, damage.box)
             # Mended meanwhile, for another task.
             return
         import_again()
         return
-    phase = _writer(course, damage.name)
+    if damage.name == "offsets":
+        _rewrite(course, damage, again, import_again, depth, lambda: write_offsets(course.job))
+        return
+    if damage.name.startswith("table"):
+        graph = course.regions(GRAPH)
+        count = course.counted_parts
+        _rewrite(course, damage, again, import_again, depth, lambda: write_tables(course.job, count, graph))
+        return
+    phase = course.writer(damage.name)
     for number in _regions(course, damage):
         if _is_whole(course, damage.name, number):
             continue
@@ -68,34 +80,51 @@ def _beyond_repair(damage: Damage) -> BeyondRepair:
     return BeyondRepair(f"{damage}, and so is what it was made of: begin anew with overwrite=True (--overwrite).")
 
 
-def _writer(course: Course, name: str) -> Phase:
-    if name.startswith("digits"):
-        return Phase("window", int(name.partition("-")[2]))
-    return LABEL if name == "labels" else course.job.store.layouts[name][0]
+def _rewrite(
+    course: Course,
+    damage: Damage,
+    again: Again,
+    import_again: Callable[[], None],
+    depth: int,
+    function: Callable[[], object],
+) -> None:
+    """Write once more what was found out of all regions at once."""
+    for _ in range(DEEPEST * DEEPEST):
+        try:
+            function()
+            return
+        except Damage as deeper:
+            mend(course, deeper, again, import_again, depth + 1)
+    raise _beyond_repair(damage) from damage
 
 
 def _regions(course: Course, damage: Damage) -> list[int]:
     """List the regions that a damaged box touches."""
     regions, kind = course.job.regions, damage.name.partition("-")[0]
-    if kind in ("shells", "digits"):
-        return regions.numbers(damage.box)
-    if kind in ("statistics", "core"):
-        return regions.touching(damage.box)
-    return regions.touching(course.job.grid_of(damage.name).cells_of(damage.box))
+    if kind in PIECES:
+        found = regions.numbers(damage.box)
+    elif kind in CELLS:
+        found = regions.touching(damage.box)
+    else:
+        found = regions.touching(course.job.grid_of(damage.name).cells_of(damage.box))
+    return [number for number in found if not course.job.is_outside(number)]
 
 
 def _is_whole(course: Course, name: str, number: int) -> bool:
     """Tell whether a region's own part of an array can be read."""
     job, kind = course.job, name.partition("-")[0]
     cells = job.regions.box(number)
-    if kind in ("shells", "digits"):
+    if kind in PIECES:
         box = job.regions.around(number, 0)
-    elif kind in ("statistics", "core"):
+    elif kind in CELLS:
         box = cells
     else:
         box = job.grid_of(name).of_cells(cells)
     try:
-        job.store.read(name, box)
+        if kind == "graph":
+            read_graph(job, number)
+        else:
+            job.store.read(name, box)
     except Damage:
         return False
     return True

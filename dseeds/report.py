@@ -102,10 +102,12 @@ class Report:
         Where the labels are.
     shape, step, cells : tuple of int
         The volume, a cell and the lattice, (z, y, x).
-    window : tuple of float
-        The intensity window.
+    windows : tuple of (float, float)
+        The intensity window of each channel.
     supervoxels : int
         How many there are.
+    coarser : tuple of int
+        How many there are on each coarser level.
     regions : int
         How many the volume was cut into.
     skipped, retried : int
@@ -132,8 +134,9 @@ class Report:
     shape: Triple
     step: Triple
     cells: Triple
-    window: tuple[float, float]
+    windows: tuple[tuple[float, float], ...]
     supervoxels: int
+    coarser: tuple[int, ...]
     regions: int
     skipped: int
     retried: int
@@ -161,6 +164,7 @@ class Report:
             f"{self.seconds:.1f} s, {self.voxels_per_second / 1e6:.2f} Mvoxel/s, {self.rounds} rounds, "
             f"regions of {_by(self.region_shape)}: {self.regions}, workers: {self.workers}",
         ]
+        lines += [f"{count} supervoxels at {2 << level} times the step" for level, count in enumerate(self.coarser)]
         lines.append(f"tasks tried again: {self.retried}, not needed: {self.skipped}, failed: 0")
         if self.peak_memory:
             lines.append(f"peak memory of a worker: {max(self.peak_memory.values()) / 2**20:.0f} MiB")

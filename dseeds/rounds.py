@@ -7,7 +7,7 @@ one window, and for a region out of core, whose window has a halo as wide as the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,8 @@ from dseeds.kernel.blocks import (
     coarsen_histograms,
     count_blocks,
     count_fine_blocks,
+    hide_blocks,
+    hide_fine_units,
     sweep_blocks,
 )
 from dseeds.kernel.connectivity import connectivity_table
@@ -59,11 +61,14 @@ class Round:
         Sweeps before the statistics are taken anew.
     weight : tuple of int or None
         The neighbours' weight as a fraction, for voxels; None for blocks.
+    channels : int, default 1
+        Channels of the volume.
     """
 
     level: int
     sweeps: int
     weight: tuple[int, int] | None = None
+    channels: int = 1
 
     @property
     def halo(self) -> int:
@@ -81,10 +86,10 @@ class Round:
     @property
     def bins(self) -> int:
         """Bins of the statistics that this round needs."""
-        return BLOCK_BINS if self.weight is None else BINS
+        return self.channels * (BLOCK_BINS if self.weight is None else BINS)
 
 
-def schedule(lattice: Lattice) -> tuple[Round, ...]:
+def schedule(lattice: Lattice, channels: int = 1) -> tuple[Round, ...]:
     """List the rounds of a run, in order.
 
     Examples
@@ -94,8 +99,11 @@ def schedule(lattice: Lattice) -> tuple[Round, ...]:
     """
     levels = len(lattice.grids) - 1
     each, more = divmod(BLOCK_ROUNDS, levels) if levels else (0, 0)
-    blocks = [Round(level, 1) for level in range(levels) for _ in range(max(1, each + (level < more)))]
-    return (*blocks, *(Round(levels, VOXEL_SWEEPS, weight) for weight in VOXEL_WEIGHTS))
+    turns = [level for level in range(levels) for _ in range(max(1, each + (level < more)))]
+    return (
+        *(Round(level, 1, None, channels) for level in turns),
+        *(Round(levels, VOXEL_SWEEPS, weight, channels) for weight in VOXEL_WEIGHTS),
+    )
 
 
 def may_rest(rounds: tuple[Round, ...], turn: int) -> bool:
@@ -130,6 +138,7 @@ def sweep(
     *,
     compactness: float = 0.0,
     threads: int = 1,
+    weights: Sequence[int] = (1,),
 ) -> tuple[int, NDArray[np.uint32]]:
     """Do one round on one window, in place; exact in the window's core.
 
@@ -142,10 +151,10 @@ def sweep(
     window : Window
         Where.
     values : ndarray
-        For voxels and for the finest blocks, the bins of the voxels, uint8, a window of `kernel.layout`. For coarser
-        blocks, their histograms, shape (z, y, x, 32).
+        For voxels and for the finest blocks, the bins of the voxels, uint8, a window of `kernel.layout` for each
+        channel. For coarser blocks, their histograms, shape (z, y, x, channels * 32).
     labels : ndarray of uint8
-        The labels, a window of `kernel.layout`.
+        The labels, a window of `kernel.layout`; under a mask, `hide` has seen them.
     state : ndarray of uint8
         Which units are to be looked at, a window of `kernel.layout`: all in the first round of a level and in every
         round of voxels; then what the round before it left.
@@ -155,6 +164,8 @@ def sweep(
         See `supervoxels`.
     threads : int, default 1
         How many threads share the work. The result is the same.
+    weights : sequence of int, default (1,)
+        What each channel counts; their sum is at most `scores.LARGEST_WEIGHT`.
 
     Returns
     -------
@@ -163,22 +174,26 @@ def sweep(
     change : ndarray of uint32, shape (cells, bins)
         What the moves in the core add to the statistics, modulo 2^32.
     """
+    # One channel always weighs 1.
+    weights = [w // math.gcd(*weights) for w in weights]
     where = place(window)
     costs = scores.distance_costs(lattice, window.grid, window.box, compactness, round_.weight)
     if round_.weight is not None:
-        table = scores.voxel_table(counts, round_.weight)
-        colour = partial(sweep_voxels, values, labels, state, table, connectivity_table(), costs, where)
+        table = scores.voxel_table(counts, round_.weight, weights)
+        weight = sum(weights) if len(weights) > 1 else None
+        colour = partial(sweep_voxels, values, labels, state, table, weight, connectivity_table(), costs, where)
     else:
         fine = round_.level == len(lattice.grids) - 2
         colour = partial(
             sweep_blocks,
-            values if fine else padded((0, 0, 0), 0),
+            values if fine else padded((0, 0, 0), 0, channels=1),
             np.zeros((0, 0, 0, BLOCK_BINS), np.uint8) if fine else values,
             *window.grid.edges_of(window.box),
             labels,
             state,
             *scores.block_table(counts, math.prod(lattice.step)),
             BLOCK_GAINS[min(round_.level, 1)] * BLOCK_UNIT // 1000,
+            np.array(weights) if len(weights) > 1 else None,
             scores.smoothed_counts(),
             connectivity_table(),
             costs,
@@ -248,14 +263,22 @@ def count(
     return counts
 
 
+def hide(level: int, lattice: Lattice, box: Box, values: NDArray[Any], labels: NDArray[np.uint8]) -> None:
+    """Take the labels of those of a box of units that have no voxel in the mask; values are those of `sweep`."""
+    if level >= len(lattice.grids) - 2:
+        hide_fine_units(values, *lattice.grids[level].edges_of(box), labels)
+    else:
+        hide_blocks(values, labels)
+
+
 def histogram_dtype(grid: Grid) -> np.dtype[np.unsignedinteger]:
     """Choose the dtype of the histograms of a grid's blocks."""
     return np.dtype(np.uint8 if grid.largest < 256 else np.uint32)
 
 
 def histograms(bins: NDArray[np.uint8], grid: Grid, box: Box) -> NDArray[Any]:
-    """Take the histograms of a box of blocks from the window of the voxels that they cover."""
-    out = np.zeros((*box.shape, BLOCK_BINS), histogram_dtype(grid))
+    """Take the histograms of a box of blocks from the windows, one a channel, of the voxels that they cover."""
+    out = np.zeros((*box.shape, len(bins) * BLOCK_BINS), histogram_dtype(grid))
     block_histograms(bins, *grid.edges_of(box), out)
     return out
 
@@ -264,7 +287,7 @@ def coarsen(finer: NDArray[Any], fine: Grid, box: Box, coarse: Grid) -> NDArray[
     """Add up the histograms of the blocks of a box of whole cells to those of a coarser grid."""
     parents = per_axis(p[a:h] - p[a] for p, a, h in zip(fine.parents(coarse), box.lo, box.hi, strict=True))
     shape = [p[-1] + 1 for p in parents]
-    out = np.zeros((*shape, BLOCK_BINS), histogram_dtype(coarse))
+    out = np.zeros((*shape, finer.shape[3]), histogram_dtype(coarse))
     coarsen_histograms(finer, *parents, out)
     return out
 
@@ -277,7 +300,7 @@ def stored_histograms(lattice: Lattice, bins: NDArray[np.uint8], region: Box) ->
     lattice : Lattice
         The lattice.
     bins : ndarray of uint8
-        The bins of the region's voxels, a window of `kernel.layout`.
+        The bins of the region's voxels, a window of `kernel.layout` for each channel.
     region : Box
         The cells.
 
@@ -285,7 +308,7 @@ def stored_histograms(lattice: Lattice, bins: NDArray[np.uint8], region: Box) ->
     ------
     level : int
         From the finest to the coarsest.
-    histograms : ndarray of unsigned int, shape (z, y, x, 32)
+    histograms : ndarray of unsigned int, shape (z, y, x, channels * 32)
         Of the level's blocks.
     """
     finest = len(lattice.grids) - 3

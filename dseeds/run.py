@@ -18,20 +18,35 @@ from typing import Any
 import numpy as np
 
 from dseeds import __version__
-from dseeds.course import Course
-from dseeds.io import Source, ome_label_attributes
+from dseeds.course import Course, Wanted
+from dseeds.io import Image, Mask, Stretched, ome_label_attributes
 from dseeds.io.place import Place, open_place
+from dseeds.job import Job
 from dseeds.journal import Journal
 from dseeds.lattice import Lattice, Triple, triple
-from dseeds.stages import Job
 from dseeds.steps import Step
-from dseeds.store import UNIT_CHUNK, WIDE, ImportedSource, Layout
-from dseeds.target import ATTRIBUTE, Labels
+from dseeds.store import UNIT_CHUNK, WIDE, ImportedImage, ImportedMask, Layout, source
+from dseeds.target import ATTRIBUTE, Labels, level_name
+from dseeds.windows import WindowSearch
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 SUFFIX = ".dseeds"
 # What the user says that the labels depend on.
-LABELS_FOLLOW = ("step", "n_segments", "spacing", "window", "compactness", "volume")
+LABELS_FOLLOW = (
+    "step",
+    "n_segments",
+    "spacing",
+    "window",
+    "percentiles",
+    "bins",
+    "compactness",
+    "volume",
+    "channel_axis",
+    "weights",
+    "mask",
+    "min_size",
+    "levels",
+)
 # A slab of a source that workers cannot read themselves.
 SLAB_BYTES = 64 << 20
 
@@ -43,17 +58,27 @@ class Asked:
     step: Step | None = None
     n_segments: int | None = None
     spacing: Sequence[float] | None = None
-    window: Sequence[float] | None = None
+    window: Any = None
+    percentiles: Any = None
+    bins: str | None = None
     compactness: float | None = None
     volume: int | None = None
+    channel_axis: int | str | None = None
+    weights: Sequence[float] | None = None
+    mask: Any = None
+    min_size: int | None = None
+    levels: int | None = None
     region: int | Sequence[int] | None = None
     chunks: int | Sequence[int] | None = None
     shards: int | Sequence[int] | None = None
     scratch: str | Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what is said as plain values."""
-        return {key: _plain(value) for key, value in vars(self).items() if value is not None}
+        """Give what is said as plain values; a mask that has no name is left out."""
+        said = {key: value for key, value in vars(self).items() if value is not None}
+        if not isinstance(self.mask, str | Path):
+            said.pop("mask", None)
+        return {key: _plain(value) for key, value in said.items()}
 
 
 @dataclass(frozen=True)
@@ -62,23 +87,26 @@ class Run:
 
     Attributes
     ----------
-    image : Source
+    image : Image
         The volume.
     given : object
-        The source as it was given.
+        The source as it was given, or the first of several.
     target : str
         Where the labels go: a path or URL.
     document : dict
         What identifies the run, as plain values.
     overwrite : bool
         Whether an older output is to be replaced.
+    mask : Mask or None
+        The mask, if one is given.
     """
 
-    image: Source
+    image: Image
     given: Any
     target: str
     document: dict[str, Any]
     overwrite: bool = False
+    mask: Mask | None = None
 
     @property
     def folder(self) -> Place:
@@ -102,46 +130,63 @@ class Run:
         place = self.folder if elsewhere is None else scratch_elsewhere(elsewhere, self.folder)
         return str(place.at(self.identity).at("scratch").address)
 
-    def course(self) -> Course:
-        """Follow the run as far as it has come."""
-        return Course.of(self.job(), self.document["window"] is None)
+    def course(self, *, followed: bool = True) -> Course:
+        """Follow the run as far as it has come, or give the course of one that has not been begun."""
+        document = self.document
+        dtypes = [np.dtype(name) for name in document["dtypes"]]
+        given = tuple(None if window is None else tuple(window) for window in document["windows"])
+        search = WindowSearch(dtypes, given, tuple(document["percentiles"]))
+        wanted = Wanted(
+            mask=document["mask"] not in (None, "auto"),
+            foreground=document["mask"] == "auto",
+            equalised=document["bins"] == "equalised",
+            may_be_masked=document["mask"] is not None or any(dtype.kind == "f" for dtype in dtypes),
+        )
+        return (Course.of if followed else Course)(self.job(), search, wanted)
 
     def job(self) -> Job:
         """Give what tasks are told."""
-        document = self.document
+        document, scratch = self.document, self.scratch
         shape, step, region = (triple(document[key]) for key in ("shape", "step", "region"))
-        scratch = self.scratch
-        source = (
-            self.image
-            if self.image.readable_by_workers
-            else ImportedSource(scratch, self.image.dtype.newbyteorder("=").str)
-        )
+        mask: Mask | Stretched | None = self.mask
+        if self.mask is not None and not self.mask.readable_by_workers:
+            mask = self.mask.through(ImportedMask(scratch))
         return Job(
-            source,
+            self.image if self.image.readable_by_workers else ImportedImage(scratch, tuple(document["dtypes"])),
             shape,
             step,
             region,
             scratch,
             Journal(self.folder.address, self.identity),
-            Labels(scratch, "labels") if self.nifti else Labels(open_place(self.target).address, run=self.identity),
-            window=tuple(document["window"] or (0.0, 0.0)),
+            tuple(self._labels(scratch, level) for level in range(document["levels"] + 1)),
             compactness=document["compactness"],
+            weights=tuple(document["weights"]),
+            mask=mask,
+            min_size=document["min_size"],
         )
 
-    def attributes(self, job: Job) -> dict[str, Any]:
+    def _labels(self, scratch: str, level: int) -> Labels:
+        if self.nifti:
+            return Labels(scratch, "labels")
+        return Labels(open_place(self.target).address, level_name(level), run=self.identity)
+
+    def attributes(self, course: Course) -> dict[str, Any]:
         """Describe the labels: how they came about, for us, and where they lie in space, for readers of OME-Zarr."""
-        asked = self.document["asked"]
-        spacing = asked.get("spacing") or self.image.spacing
+        job, asked = course.job, self.document["asked"]
         return {
             ATTRIBUTE: {
-                "supervoxels": job.lattice.size,
+                "supervoxels": course.supervoxels,
                 "run": self.identity,
                 "parameters": {
                     "asked": {key: value for key, value in asked.items() if key in LABELS_FOLLOW},
                     "step": job.step,
                     "cells": job.lattice.cells,
-                    "window": job.window,
+                    "windows": job.windows,
+                    "bins": self.document["bins"],
+                    "weights": job.weights,
+                    "thresholds": job.thresholds,
                     "compactness": job.compactness,
+                    "min_size": job.min_size,
                     "rounds": len(job.schedule),
                 },
                 "source": self.image.identity,
@@ -151,15 +196,23 @@ class Run:
                     **{name: version(name) for name in ("numpy", "numba", "zarr", "dask", "distributed")},
                 },
             },
-            "ome": ome_label_attributes(spacing=None if spacing is None else tuple(spacing), source=self.image.name),
+            "ome": self.ome,
         }
+
+    @property
+    def ome(self) -> dict[str, Any]:
+        """Describe labels for readers of OME-Zarr."""
+        spacing = self.document["asked"].get("spacing") or self.image.spacing
+        return ome_label_attributes(spacing=None if spacing is None else tuple(spacing), source=self.image.name)
 
     @property
     def layouts(self) -> dict[str, Layout]:
         """The arrays in scratch that a run has for its source and target's sake."""
         found = {}
         if not self.image.readable_by_workers:
-            found["source"] = source_layout(self.image)
+            found = {source(c): source_layout(self.image.shape, dtype) for c, dtype in enumerate(self.image.dtypes)}
+        if self.mask is not None and not self.mask.readable_by_workers:
+            found["mask"] = source_layout(self.mask.own, np.dtype(np.uint8))
         if self.nifti:
             found["labels"] = self.labels_layout
         return found
@@ -180,7 +233,8 @@ def is_nifti(target: str) -> bool:
 
 def identity(document: Mapping[str, Any]) -> str:
     """Hash all that the labels and the scratch depend on."""
-    relevant = {key: value for key, value in document.items() if key not in ("asked", "scratch", "overwrite", "given")}
+    margin = ("asked", "scratch", "overwrite", "given", "given_mask")
+    relevant = {key: value for key, value in document.items() if key not in margin}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -190,17 +244,17 @@ def scratch_elsewhere(address: str, folder: Place) -> Place:
     return open_place(address).at(f"{folder.address.rpartition('/')[2]}-{which}")
 
 
-def source_layout(image: Source) -> Layout:
-    """Cut the copy of a source that only this process can read into slabs."""
-    shard = (thickness(image.shape, image.dtype.itemsize), *(min(n, 4 * UNIT_CHUNK) for n in image.shape[1:]))
-    return Layout.cut(image.shape, image.dtype.newbyteorder("="), shard, UNIT_CHUNK)
+def source_layout(shape: Triple, dtype: np.dtype[Any]) -> Layout:
+    """Cut the copy of a channel or a mask that only this process can read into slabs."""
+    shard = (thickness(shape, dtype.itemsize), *(min(n, 4 * UNIT_CHUNK) for n in shape[1:]))
+    return Layout.cut(shape, dtype.newbyteorder("="), shard, UNIT_CHUNK)
 
 
-def memory_cut(image: Source, label_chunks: Triple | None) -> tuple[Triple | None, ...]:
+def memory_cut(image: Image, label_chunks: Triple | None) -> tuple[Triple | None, ...]:
     """Give the chunks and shards of what tasks read, and the chunks of the labels: what `task_bytes` asks for."""
     if image.readable_by_workers:
         return image.chunks, image.shards, label_chunks
-    layout = source_layout(image)
+    layout = source_layout(image.shape, max(image.dtypes, key=lambda dtype: dtype.itemsize))
     return triple(layout.chunk), triple(layout.shard), label_chunks
 
 
@@ -210,10 +264,10 @@ def thickness(shape: Triple, itemsize: int) -> int:
 
 
 def _plain(value: Any) -> Any:
-    return (
-        value
-        if isinstance(value, int | float | str)
-        else str(value)
-        if isinstance(value, Path)
-        else np.asarray(value).tolist()
-    )
+    if isinstance(value, int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [None if item is None else _plain(item) for item in value]
+    return np.asarray(value).tolist()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dseeds import __version__
-from dseeds.io import ArraySource, nifti_run, open_source
+from dseeds.io import ArraySource, Image, nifti_run, open_image, open_mask
 from dseeds.io.place import Place, is_remote, open_place
 from dseeds.journal import sealed, unsealed
 from dseeds.lease import FOLDER as LEASE
@@ -20,7 +20,7 @@ from dseeds.lease import check_free
 from dseeds.run import SUFFIX, Run, identity, scratch_elsewhere
 from dseeds.target import published_by, remove_target, written_by
 
-FORMAT = 1
+FORMAT = 2
 # Files in the run's folder: what it is, that its output is about to appear, and why it failed.
 DOCUMENT, PUBLISHING, FAILURE = "run.json", "publishing", "failure.json"
 # What tasks that come late leave of a run that is gone.
@@ -67,14 +67,22 @@ def load(folder: str, *, with_source: bool = True) -> Run:
     document = read_document(open_place(folder))
     if document is None:
         raise FileNotFoundError(f"there is no unfinished run at {folder}.")
-    given = document["given"]
+    given, target = document["given"], folder.removesuffix(SUFFIX)
     if not with_source:
-        nothing = np.broadcast_to(np.zeros((), document["source"]["dtype"]), document["shape"])
-        return Run(ArraySource(nothing), given, folder.removesuffix(SUFFIX), document, document["overwrite"])
+        nothing = tuple(
+            ArraySource(np.broadcast_to(np.zeros((), dtype), document["shape"])) for dtype in document["dtypes"]
+        )
+        return Run(Image(nothing), given and given[0], target, document, document["overwrite"])
     if given is None:
         raise ValueError(f"the source of the run at {folder} was in the memory of the process that began it.")
-    image = open_source(given, volume=document["asked"].get("volume"))
-    return Run(image, given, folder.removesuffix(SUFFIX), document, document["overwrite"])
+    asked = document["asked"]
+    image = open_image(given, volume=asked.get("volume"), channel_axis=asked.get("channel_axis"))
+    mask = None
+    if document["mask"] not in (None, "auto"):
+        if document["given_mask"] is None:
+            raise ValueError(f"the mask of the run at {folder} was in the memory of the process that began it.")
+        mask = open_mask(document["given_mask"], image)
+    return Run(image, given[0], target, document, document["overwrite"], mask)
 
 
 def stands(run: Run) -> bool:

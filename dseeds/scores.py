@@ -7,6 +7,7 @@ table with linear interpolation. Formulas: docs/algorithm.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from functools import cache
 from numbers import Real
@@ -31,6 +32,9 @@ MEAN_WEIGHT = 5
 SIZE_SHIFT = 2
 # The three of them fit 16 bits together with all neighbours, and keep their order.
 LARGEST_SCORE, LARGEST_COST, OUT_OF_REACH_SCORE = 12000, 7500, -24000
+# The most that the channels' weights may add up to: times a score it still fits 32 bits, and scores of channels are
+# added up in 64.
+LARGEST_WEIGHT = 1 << 16
 # How much of a full histogram intersection is as much as a logarithm's unit is for voxels.
 BLOCK_SHARE = 10
 # What a compactness is rounded to; and the most, with which no cost within a cell is limited, so that more is more
@@ -99,7 +103,8 @@ def _voxel_table(
     logs: NDArray[np.int64],
     numerator: int,
     denominator: int,
-    out: NDArray[np.int16],
+    weights: NDArray[np.int64],
+    out: NDArray[Any],
 ) -> None:
     ln2 = logs[1 << STEP_BITS]
     taps = len(smooth)
@@ -118,6 +123,7 @@ def _voxel_table(
                 blurred[q + i] += smooth[i] * count
         if size == 0:
             continue
+        weight = weights[c % len(weights)]
         mean = (moment << 8) // size
         # ln(T + 0.5) + ln(T) / 4
         by_size = _log(2 * size + 1, logs) - ln2 + (_log(size, logs) >> SIZE_SHIFT)
@@ -127,31 +133,41 @@ def _voxel_table(
             distance = (q << 8) - mean
             score = likelihood - by_size - ((MEAN_WEIGHT * distance * distance) >> 8)
             scaled = (score * denominator // numerator + (1 << (LOG_BITS - 1))) >> LOG_BITS
-            out[1 + c * BINS + q] = min(max(scaled, -LARGEST_SCORE), LARGEST_SCORE)
+            out[1 + c * BINS + q] = weight * min(max(scaled, -LARGEST_SCORE), LARGEST_SCORE)
 
 
-def voxel_table(counts: NDArray[np.uint32], weight: tuple[int, int]) -> NDArray[np.int16]:
-    """Score every bin in every supervoxel.
+def voxel_table(counts: NDArray[np.uint32], weight: tuple[int, int], weights: Sequence[int] = (1,)) -> NDArray[Any]:
+    """Score every bin of every channel in every supervoxel.
 
     ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.25 ln T[C]``.
 
     Parameters
     ----------
-    counts : ndarray of uint32, shape (cells, 64)
+    counts : ndarray of uint32, shape (cells, channels * 64)
         The supervoxels' histograms.
     weight : tuple of int
         Lambda, the weight of a neighbour, as a fraction.
+    weights : sequence of int, default (1,)
+        The channels' weights.
 
     Returns
     -------
-    ndarray of int16, shape (1 + cells * 64,)
-        In units of lambda / 16: a neighbour counts 16. Before all stands a score that is lower than every other,
-        whatever the neighbours.
+    ndarray of int16, or of int32 for several channels, shape (1 + cells * channels * 64,)
+        In units of lambda / 16, times the channel's weight: a neighbour counts 16 for each channel. Before all stands
+        a score that is lower than every other, whatever the neighbours.
     """
-    out = np.zeros(1 + counts.shape[0] * BINS, np.int16)
-    out[0] = OUT_OF_REACH_SCORE
+    out = np.zeros(1 + counts.size, np.int16 if len(weights) == 1 else np.int32)
+    out[0] = OUT_OF_REACH_SCORE * sum(weights)
     numerator, denominator = weight
-    _voxel_table(counts, voxel_smoothing(), log_table(), numerator, VOXEL_UNIT * denominator, out)
+    _voxel_table(
+        counts.reshape(-1, BINS),
+        voxel_smoothing(),
+        log_table(),
+        numerator,
+        VOXEL_UNIT * denominator,
+        np.array(weights),
+        out,
+    )
     return out
 
 
@@ -165,16 +181,18 @@ def _block_table(
     size: NDArray[np.int64],
     handicap: NDArray[np.int32],
 ) -> None:
+    channels = counts.shape[1] // BLOCK_BINS
     for c in range(counts.shape[0]):
         for j in range(BLOCK_BINS):
             size[c] += counts[c, j]
         if size[c] == 0:
             continue
-        for j in range(BLOCK_BINS):
-            blurred = np.int64(0)
-            for i in range(max(0, 3 - j), min(7, BLOCK_BINS + 3 - j)):
-                blurred += smooth[i] * np.int64(counts[c, j + i - 3])
-            share[c, j] = blurred * (BLOCK_UNIT // SMOOTHING_SUM) // size[c]
+        for k in range(channels):
+            for j in range(BLOCK_BINS):
+                blurred = np.int64(0)
+                for i in range(max(0, 3 - j), min(7, BLOCK_BINS + 3 - j)):
+                    blurred += smooth[i] * np.int64(counts[c, BLOCK_BINS * k + j + i - 3])
+                share[channels * c + k, j] = blurred * (BLOCK_UNIT // SMOOTHING_SUM) // size[c]
         handicap[c] = ((_log(size[c], logs) - _log(cell_size, logs)) * (BLOCK_UNIT // 8)) // (10 << (LOG_BITS - 3))
 
 
@@ -188,21 +206,21 @@ def block_table(
 
     Parameters
     ----------
-    counts : ndarray of uint32, shape (cells, 32)
+    counts : ndarray of uint32, shape (cells, channels * 32)
         The supervoxels' histograms.
     cell_size : int
         Voxels in a cell.
 
     Returns
     -------
-    share : ndarray of uint16, shape (cells, 32)
+    share : ndarray of uint16, shape (cells * channels, 32)
         ``H / T``, smoothed over bins, in units of 2^-15.
     size : ndarray of int64, shape (cells,)
         ``T`` in voxels.
     handicap : ndarray of int32, shape (cells,)
         The last term of the score, in units of 2^-15.
     """
-    share = np.zeros(counts.shape, np.uint16)
+    share = np.zeros((counts.size // BLOCK_BINS, BLOCK_BINS), np.uint16)
     size = np.zeros(len(counts), np.int64)
     handicap = np.zeros(len(counts), np.int32)
     _block_table(counts, block_smoothing(), log_table(), cell_size, share, size, handicap)

@@ -1,121 +1,37 @@
-"""What one task does in each phase: pure functions of a job and a region.
+"""What one task does in each phase up to the last round: pure functions of a job and a region.
 
 Each reads what the phases before it left in scratch and writes only its own region's part, so it can be repeated
-anywhere, at any time. When it is written, a mark says so. Nothing here knows of Dask.
+anywhere, at any time. When it is written, a mark says so. Nothing here knows of Dask. How labels are made of what the
+rounds leave is told in `dseeds.naming`.
 """
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds import merge, rounds
-from dseeds.io import Source
-from dseeds.journal import Journal
-from dseeds.kernel.labels import global_labels, refine, seeds
+from dseeds import merge, naming, rounds
+from dseeds.job import Job, Rested, box_of_parents
+from dseeds.kernel.labels import refine, seeds
 from dseeds.kernel.lanes import NOTHING, OPEN
 from dseeds.kernel.layout import enter, leave, padded
 from dseeds.kernel.voxels import MASKED
-from dseeds.lattice import Box, Grid, Lattice, Regions, Triple, Window, per_axis, triple
-from dseeds.phases import Phase
+from dseeds.lattice import Box, Grid, Window, per_axis
+from dseeds.levels import count_levels
+from dseeds.phases import LABEL, Phase
 from dseeds.quantise import quantise
 from dseeds.report import peak_memory
-from dseeds.store import (
-    ImportedSource,
-    Scratch,
-    Traffic,
-    codes,
-    core,
-    digit_rows,
-    digits,
-    histograms,
-    shells,
-    statistics,
-    tally,
-    traffic,
-)
-from dseeds.target import Labels
-from dseeds.windows import OrderStatistics
+from dseeds.store import Traffic, bins, codes, core, digits, histograms, shells, statistics, traffic
+from dseeds.windows import WindowSearch
 
 # The bit of a label's code that says that its block is still to be looked at.
 OPEN_BIT = 128
-
-# For the regions around one that rested in the round before: the last round in which each wrote its codes.
-Rested = Mapping[int, int]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that a task needs to know.
-
-    Attributes
-    ----------
-    source : Source
-        The volume; readable by workers.
-    shape, step : tuple of int
-        The lattice, (z, y, x).
-    region : tuple of int
-        Cells per region, (z, y, x).
-    scratch : str
-        The folder or bucket's prefix for the arrays that tasks hand to each other.
-    journal : Journal
-        Where tasks note that they are done.
-    labels : Labels
-        Where the labels go.
-    window : tuple of float
-        The intensity window; equal numbers for a constant image.
-    compactness : float
-        See `supervoxels`.
-    """
-
-    source: Source | ImportedSource
-    shape: Triple
-    step: Triple
-    region: Triple
-    scratch: str
-    journal: Journal
-    labels: Labels
-    window: tuple[float, float] = (0.0, 0.0)
-    compactness: float = 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Without what is cached, which grows with the volume and would travel with every task.
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @cached_property
-    def lattice(self) -> Lattice:
-        """The lattice."""
-        return Lattice(self.shape, self.step)
-
-    @cached_property
-    def regions(self) -> Regions:
-        """The regions."""
-        return Regions(self.lattice, self.region)
-
-    @cached_property
-    def store(self) -> Scratch:
-        """The arrays in scratch."""
-        return Scratch(self.scratch, self.regions)
-
-    @cached_property
-    def schedule(self) -> tuple[rounds.Round, ...]:
-        """The rounds; none for a constant image, which leaves nothing to climb."""
-        return rounds.schedule(self.lattice) if self.window[0] < self.window[1] else ()
-
-    def grid_of(self, name: str) -> Grid:
-        """Give the grid in whose units an array of units, blocks or voxels, is stored."""
-        kind, _, number = name.partition("-")
-        if kind == "histograms":
-            return self.lattice.grids[int(number)]
-        return self.lattice.grids[self.schedule[int(number)].level if kind == "codes" else -1]
 
 
 class Result(NamedTuple):
@@ -155,7 +71,8 @@ def perform(job: Job, phase: Phase, number: int, known: Any = None, marked: bool
     number : int
         The region.
     known : object
-        For a pass of the search for the window: the search. For a round and the merging before it: `Rested`.
+        For a pass of the search for the windows: the search. For a round and the merging before it, and for what reads
+        the last round's codes: `Rested`.
     marked : bool
         Whether it has a mark already, of which only the labels are to be looked at: what a machine that went down
         had not yet brought to its disk is noticed nowhere else.
@@ -166,7 +83,7 @@ def perform(job: Job, phase: Phase, number: int, known: Any = None, marked: bool
     try:
         found = (
             "labelled"
-            if marked and job.labels.whole(_voxels(job, number))
+            if marked and phase == LABEL and all(labels.whole(job.voxels(number)) for labels in job.labels)
             else _TASKS[phase.stage](job, number, phase.turn, known)
         )
     finally:
@@ -188,12 +105,27 @@ def _unpacked(packed: bytes) -> Job:
     return job
 
 
-def count_digits(job: Job, number: int, turn: int, search: OrderStatistics) -> str:
-    """Count the digits that the search for the intensity window is at, in a region's voxels."""
-    found = search.counts(_source(job, _voxels(job, number)))
-    counts = np.zeros((digit_rows(turn), found.shape[1]), np.int64)
+def look_inside(job: Job, number: int, _turn: int, _known: None) -> str:
+    """Tell whether the mask leaves any voxel of a region: ``"inside"`` or ``"outside"``."""
+    inside = job.inside(job.voxels(number))
+    return "inside" if inside is None or inside.any() else "outside"
+
+
+def count_digits(job: Job, number: int, turn: int, search: WindowSearch) -> str:
+    """Count the digits that the search for the intensity windows is at, in a region's voxels."""
+    box = job.voxels(number)
+    found = search.counts(job.image(box), job.inside(box))
+    counts = np.zeros((search.rows(turn), found.shape[1]), np.int64)
     counts[: len(found)] = found
     job.store.write(digits(turn), job.regions.around(number, 0), counts[None, None, None])
+    return "counted"
+
+
+def count_intensities(job: Job, number: int, _turn: int, _known: None) -> str:
+    """Count how often each level of intensity occurs in a region, for the background's end and for bins."""
+    box = job.voxels(number)
+    counts = count_levels(job.image(box), job.windows, job.inside(box))
+    job.store.write("intensities", job.regions.around(number, 0), counts[None, None, None])
     return "counted"
 
 
@@ -203,26 +135,35 @@ def quantise_region(job: Job, number: int, _turn: int = 0, _known: None = None) 
     Returns
     -------
     str
-        Whether the region holds a finite value: ``"finite"`` or ``"nothing"``.
+        How much of the region is to be cut: ``"all"``, ``"part"`` or ``"nothing"``, and then nothing is written.
     """
     grids = job.lattice.grids
-    region = job.regions.box(number)
-    box = grids[-1].of_cells(region)
-    bins = np.empty(box.shape, np.uint8)
-    found = quantise([_source(job, box)], [job.window], bins[None])
-    found = found if found == "nothing" else "finite"
-    # Rounds know nothing of a mask yet.
-    bins[bins == MASKED] = 0
-    job.store.write("bins", box, bins)
+    region, box = job.regions.box(number), job.voxels(number)
+    values = np.empty((job.channels, *box.shape), np.uint8)
+    found = quantise(
+        job.image(box),
+        job.windows,
+        values,
+        inside=job.inside(box),
+        tables=job.tables,
+        thresholds=job.thresholds,
+    )
+    if found == "nothing":
+        return found
+    for channel, one in enumerate(values):
+        job.store.write(bins(channel), box, one)
     if not job.schedule:
         return found
-    voxels = _padded(bins, 0)
-    values: NDArray[Any] = voxels
-    for level, values in rounds.stored_histograms(job.lattice, voxels, region):
-        job.store.write(histograms(level), grids[level].of_cells(region), values)
+    voxels = _entered(values)
+    looked_at: NDArray[Any] = voxels
+    for level, looked_at in rounds.stored_histograms(job.lattice, voxels, region):
+        job.store.write(histograms(level), grids[level].of_cells(region), looked_at)
     first = job.schedule[0]
     window = Window.around(job.lattice, grids[first.level], region, 0)
-    counts = rounds.count(first, job.lattice, window, values, seeds(*window.grid.homes_of(window.box)))
+    labels = seeds(*window.grid.homes_of(window.box))
+    if found == "part":
+        rounds.hide(first.level, job.lattice, window.box, looked_at, labels)
+    counts = rounds.count(first, job.lattice, window, looked_at, labels)
     own, _ = merge.split(counts, window.cells, region, job.regions)
     job.store.write(statistics(0), region, own)
     return found
@@ -244,9 +185,19 @@ def sweep_region(job: Job, number: int, turn: int, rested: Rested) -> str:
     window = Window.around(job.lattice, grid, region, round_.halo)
     labels, state = _units(job, turn, window, rested)
     values = _values(job, round_.level, window.box)
-    counts = job.store.read(statistics(turn), window.cells).reshape(-1, round_.bins)
+    if turn == 0 or job.schedule[turn - 1].level != round_.level:
+        _hide(job, round_.level, window.box, values, labels)
+    counts = job.cells(statistics(turn), window.cells).reshape(-1, round_.bins)
     moves, change = rounds.sweep(
-        round_, job.lattice, window, values, labels, state, counts, compactness=job.compactness
+        round_,
+        job.lattice,
+        window,
+        values,
+        labels,
+        state,
+        counts,
+        compactness=job.compactness,
+        weights=job.weights,
     )
     left = _core(labels, window)
     marks = _core(state, window) & OPEN if round_.weight is None else 0
@@ -273,32 +224,24 @@ def merge_region(job: Job, number: int, turn: int, rested: Rested) -> str:
     rests = number in rested
     own = np.zeros((*region.shape, round_.bins), np.uint32) if rests else job.store.read(core(turn), region)
     around = job.regions.around(number, 1)
-    shell = _shells(job, turn, around, rested)
-    merge.join(own, shell, around.lo, number, job.regions)
+    merge.join(own, job.pieces(shells(turn), around, rested), around.lo, number, job.regions)
     if before.bins == round_.bins:
         own += job.store.read(statistics(turn - 1), region)
     job.store.write(statistics(turn), region, own)
     return "merged"
 
 
-def label_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
-    """Write a region's labels."""
-    box = _voxels(job, number)
-    cells = job.lattice.grids[-1].homes_of(box)
-    if job.schedule:
-        last = len(job.schedule) - 1
-        owners = _padded(job.store.read(codes(rested.get(number, last)), box), NOTHING)
-    else:
-        owners = seeds(*cells)
-    labels = np.empty(box.shape, job.lattice.label_dtype)
-    global_labels(owners, *cells, job.lattice.cells, labels)
-    job.labels.write(box, labels)
-    return "labelled"
+def _entered(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Make windows of bins (c, z, y, x)."""
+    windows = padded(values.shape[1:], 0, channels=len(values))
+    for one, window in zip(values, windows, strict=True):
+        enter(one, 0, window)
+    return windows
 
 
-def _padded(values: NDArray[np.uint8], fill: int) -> NDArray[np.uint8]:
-    """Make a window of units (z, y, x)."""
-    window = padded(values.shape, fill)
+def _padded(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Make a window of labels (z, y, x)."""
+    window = padded(values.shape, NOTHING)
     enter(values, 0, window)
     return window
 
@@ -318,81 +261,61 @@ def _units(job: Job, turn: int, window: Window, rested: Rested) -> tuple[NDArray
     before = job.schedule[turn - 1]
     grid = job.lattice.grids[before.level]
     if grid is window.grid:
-        left = _codes(job, turn - 1, grid, window.box, rested)
+        left = job.units(codes(turn - 1), window.box, fill=NOTHING, rested=rested)
         if before.weight is None:
             enter(left // OPEN_BIT, 0, state)
-        return _padded(left % OPEN_BIT, NOTHING), state
-    parents = [p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True)]
-    box = Box(triple([p[0] for p in parents]), triple([p[-1] + 1 for p in parents]))
-    coarse = _padded(_codes(job, turn - 1, grid, box, rested) % OPEN_BIT, NOTHING)
+        return _padded(left % OPEN_BIT), state
+    parents = per_axis(p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True))
+    box = box_of_parents(parents)
+    coarse = _padded(job.units(codes(turn - 1), box, fill=NOTHING, rested=rested) % OPEN_BIT)
     return refine(coarse, *per_axis(p - p[0] for p in parents)), state
-
-
-def _codes(job: Job, turn: int, grid: Grid, box: Box, rested: Rested) -> NDArray[np.uint8]:
-    """Read the codes that a round left in a box of units; those of an earlier round where regions rested since."""
-    if not rested:
-        return job.store.read(codes(turn), box)
-    out = np.empty(box.shape, np.uint8)
-    for number in job.regions.touching(grid.cells_of(box)):
-        piece = box.overlap(grid.of_cells(job.regions.box(number)))
-        out[piece.relative_to(box.lo).slices] = job.store.read(codes(rested.get(number, turn)), piece)
-    return out
-
-
-def _shells(job: Job, turn: int, around: Box, rested: Rested) -> NDArray[np.uint32]:
-    """Read the shells of a box of regions; zeros where regions rested."""
-    if not rested:
-        return job.store.read(shells(turn), around)
-    bins = job.schedule[turn].bins
-    out = np.zeros((*around.shape, merge.shell_length(job.region), bins), np.uint32)
-    for index in itertools.product(*map(range, around.lo, around.hi)):
-        one = Box(triple(index), triple([i + 1 for i in index]))
-        if job.regions.number(one.lo) not in rested:
-            out[one.relative_to(around.lo).slices] = job.store.read(shells(turn), one)
-    return out
-
-
-def _voxels(job: Job, number: int) -> Box:
-    """Give a region's voxels."""
-    return job.lattice.grids[-1].of_cells(job.regions.box(number))
-
-
-def _source(job: Job, box: Box) -> NDArray[Any]:
-    """Read the volume in a box."""
-    values = job.source.read(box.slices)
-    # Scratch counts for itself.
-    if not isinstance(job.source, ImportedSource):
-        tally(read=values.nbytes)
-    return values
 
 
 def _values(job: Job, level: int, box: Box) -> NDArray[Any]:
     """Read what a round looks at in a box of units: see `rounds.sweep`."""
     grids = job.lattice.grids
     if level < len(grids) - 2:
-        return job.store.read(histograms(level), box)
-    return _padded(job.store.read("bins", grids[level].voxels_of(box)), 0)
+        return job.units(histograms(level), box)
+    voxels = grids[level].voxels_of(box)
+    windows = padded(voxels.shape, 0, channels=job.channels)
+    for channel, window in enumerate(windows):
+        enter(job.units(bins(channel), voxels, fill=MASKED), 0, window)
+    return windows
+
+
+def _hide(job: Job, level: int, box: Box, values: NDArray[Any], labels: NDArray[np.uint8]) -> None:
+    """Leave out the units that lie outside the mask."""
+    if job.masked:
+        rounds.hide(level, job.lattice, box, values, labels)
 
 
 def _as_voxels(
     job: Job, region: Box, grid: Grid, left: NDArray[np.uint8]
 ) -> tuple[Window, NDArray[np.uint8], NDArray[np.uint8]]:
     """Refine a region's blocks to its voxels, for the statistics of the first voxel round."""
-    voxels = job.lattice.grids[-1]
+    level = len(job.lattice.grids) - 1
+    voxels = job.lattice.grids[level]
     window = Window.around(job.lattice, voxels, region, 0)
     box = grid.of_cells(region)
     parents = per_axis(
         p[a:h] - o for p, a, h, o in zip(voxels.parents(grid), window.box.lo, window.box.hi, box.lo, strict=True)
     )
-    labels = refine(_padded(left, NOTHING), *parents)
-    return window, labels, _values(job, len(job.lattice.grids) - 1, window.box)
+    labels = refine(_padded(left), *parents)
+    values = _values(job, level, window.box)
+    _hide(job, level, window.box, values, labels)
+    return window, labels, values
 
 
 _TASKS: dict[str, Callable[..., str]] = {
+    "mask": look_inside,
     "window": count_digits,
+    "histogram": count_intensities,
     "quantise": quantise_region,
     "sweep-blocks": sweep_region,
     "sweep-voxels": sweep_region,
     "merge": merge_region,
-    "label": label_region,
+    "parts": naming.count_parts,
+    "number": naming.number_region,
+    "graph": naming.tabulate_region,
+    "label": naming.label_region,
 }

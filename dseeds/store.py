@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from dseeds import merge
 from dseeds.io.bucket import worded
 from dseeds.io.place import Place, is_remote, open_place
 from dseeds.lattice import Box, Grid, Regions, Triple, triple
-from dseeds.phases import QUANTISE, Phase, sweep_phase
+from dseeds.phases import NUMBER, PARTS, QUANTISE, Phase, sweep_phase
 from dseeds.rounds import histogram_dtype, schedule
 
 # Chunks per axis, in voxels, in blocks with their histograms and in cells: what a halo read wastes against what every
@@ -43,6 +43,8 @@ from dseeds.rounds import histogram_dtype, schedule
 UNIT_CHUNK = 64
 HISTOGRAM_CHUNK = 16
 CELL_CHUNK = 8
+# Ids whose entries in a table are read at once, and such blocks in a shard: the ids of a region come in many runs.
+ID_BLOCK, TABLE_SHARD = 1024, 256
 # Scratch is read many times and soon gone: what is quick to decode is better than what is small.
 QUICK = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
 QUICK_BITS = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
@@ -218,6 +220,13 @@ def _open(address: str, name: str, run: str | None) -> tuple[zarr.Array, zarr.Ar
 
 
 def read(address: str, name: str, box: Box, run: str | None = None) -> NDArray[Any]:
+    """Do as `fetch`, and count it."""
+    values = fetch(address, name, box, run)
+    tally(read=values.nbytes)
+    return values
+
+
+def fetch(address: str, name: str, box: Box, run: str | None = None) -> NDArray[Any]:
     """Read a box of an array's first three axes.
 
     Parameters
@@ -240,7 +249,6 @@ def read(address: str, name: str, box: Box, run: str | None = None) -> NDArray[A
             values = np.asarray(array[box.slices])
         except _DAMAGED as error:
             raise Damage(name, box, str(error)) from error
-    tally(read=values.nbytes)
     return values
 
 
@@ -289,29 +297,44 @@ def _sync(path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class ImportedSource:
-    """A source that was copied into scratch.
+class ImportedImage:
+    """A volume that was copied into scratch, channel by channel.
 
     Attributes
     ----------
     address : str
         The scratch.
-    type : str
-        The dtype's name.
+    types : tuple of str
+        The names of the channels' dtypes.
     """
 
     address: str
-    type: str
+    types: tuple[str, ...]
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the voxels."""
-        return np.dtype(self.type)
+    def dtypes(self) -> tuple[np.dtype[Any], ...]:
+        """Types of the voxels, channel by channel."""
+        return tuple(map(np.dtype, self.types))
 
-    def read(self, box: tuple[slice, slice, slice]) -> NDArray[Any]:
-        """Read the voxels in a box (z, y, x)."""
-        lo, hi = triple(side.start for side in box), triple(side.stop for side in box)
-        return read(self.address, "source", Box(lo, hi))
+    def read(self, box: tuple[slice, slice, slice]) -> tuple[NDArray[Any], ...]:
+        """Read the voxels in a box (z, y, x), channel by channel."""
+        return tuple(read(self.address, source(c), box_of(box)) for c in range(len(self.types)))
+
+
+@dataclass(frozen=True)
+class ImportedMask:
+    """A mask that was copied into scratch, as it is: at its own resolution."""
+
+    address: str
+
+    def read(self, box: tuple[slice, slice, slice]) -> NDArray[np.bool_]:
+        """Read a box (z, y, x) of the mask's own voxels."""
+        return fetch(self.address, "mask", box_of(box)).astype(np.bool_)
+
+
+def box_of(slices: tuple[slice, slice, slice]) -> Box:
+    """Turn an index along (z, y, x) into a box."""
+    return Box(triple(side.start for side in slices), triple(side.stop for side in slices))
 
 
 @dataclass(frozen=True)
@@ -324,10 +347,13 @@ class Scratch:
         A folder or a prefix in a bucket, of its own.
     regions : Regions
         The regions, which every array is cut by.
+    channels : int
+        Channels of the volume.
     """
 
     address: str
     regions: Regions
+    channels: int = 1
 
     @property
     def place(self) -> Place:
@@ -337,31 +363,39 @@ class Scratch:
     @cached_property
     def layouts(self) -> dict[str, tuple[Phase, Layout]]:
         """All arrays that a run may need: what phase writes them, and how they are cut."""
-        lattice, rounds = self.regions.lattice, schedule(self.regions.lattice)
+        lattice, rounds = self.regions.lattice, schedule(self.regions.lattice, self.channels)
         cells, counts = self.regions.cells, self.regions.counts
         grids = lattice.grids
         units = [region_units(self.regions, grid) for grid in grids]
-        found = {"bins": (QUANTISE, Layout.cut(lattice.shape, np.uint8, units[-1], UNIT_CHUNK, QUICK_BITS))}
+        of_voxels = Layout.cut(lattice.shape, np.uint8, units[-1], UNIT_CHUNK, QUICK_BITS)
+        found = {bins(channel): (QUANTISE, of_voxels) for channel in range(self.channels)}
         for level, grid in enumerate(grids[:-2]):
-            layout = Layout.cut((*grid.shape, 32), histogram_dtype(grid), (*units[level], 32), HISTOGRAM_CHUNK, QUICK)
+            shape = (*grid.shape, 32 * self.channels)
+            layout = Layout.cut(shape, histogram_dtype(grid), (*units[level], shape[3]), HISTOGRAM_CHUNK, QUICK)
             found[histograms(level)] = QUANTISE, layout
         shell = merge.shell_length(cells)
         for turn, round_ in enumerate(rounds):
-            sweep, level, bins = sweep_phase(rounds, turn), round_.level, round_.bins
+            sweep, level, width = sweep_phase(rounds, turn), round_.level, round_.bins
             found[codes(turn)] = sweep, Layout.cut(grids[level].shape, np.uint8, units[level], UNIT_CHUNK, QUICK)
-            of_cells = Layout.cut((*lattice.cells, bins), np.uint32, (*cells, bins), CELL_CHUNK)
+            of_cells = Layout.cut((*lattice.cells, width), np.uint32, (*cells, width), CELL_CHUNK)
             found[statistics(turn)] = Phase("merge", turn) if turn else QUANTISE, of_cells
             if turn > 0:
                 before = sweep_phase(rounds, turn - 1)
                 found[core(turn)] = before, of_cells
-                found[shells(turn)] = before, Layout.cut((*counts, shell, bins), np.uint32, (1, 1, 1, shell, bins), 1)
+                found[shells(turn)] = before, Layout.cut((*counts, shell, width), np.uint32, (1, 1, 1, shell, width), 1)
+        found["parts"] = PARTS, Layout.cut(lattice.cells, np.uint32, cells, CELL_CHUNK)
+        found["offsets"] = PARTS, Layout.cut(lattice.cells, np.uint64, cells, CELL_CHUNK)
+        found["numbers"] = NUMBER, Layout.cut(lattice.shape, lattice.label_dtype, units[-1], UNIT_CHUNK)
         return found
 
-    def create(self, layouts: dict[str, Layout] | None = None) -> None:
-        """Create arrays, empty: those given, by default all that rounds need."""
-        given = {name: layout for name, (_, layout) in self.layouts.items()} if layouts is None else layouts
+    def layout(self, name: str) -> Layout:
+        """Tell how an array is cut."""
+        return self.layouts[name][1]
+
+    def create(self, layouts: Mapping[str, Layout]) -> None:
+        """Create arrays, empty."""
         with worded(self.address):
-            for name, layout in given.items():
+            for name, layout in layouts.items():
                 layout.create(self.place.zarr(name))
 
     def read(self, name: str, box: Box) -> NDArray[Any]:
@@ -378,18 +412,30 @@ class Scratch:
         self.place.clear(f"{name}/c")
 
 
+def table_layout(ids: int) -> Layout:
+    """Cut a table with an entry for each id from 0 to `ids`, shape (blocks, 1, 1, `ID_BLOCK`)."""
+    blocks = ids // ID_BLOCK + 1
+    shard = min(blocks, TABLE_SHARD)
+    return Layout((blocks, 1, 1, ID_BLOCK), np.dtype(np.uint64), (shard, 1, 1, ID_BLOCK), (1, 1, 1, ID_BLOCK), WIDE)
+
+
+def source(channel: int) -> str:
+    """Name the copy of a channel of a volume that workers cannot read."""
+    return f"source-{channel}"
+
+
+def bins(channel: int) -> str:
+    """Name the bins of a channel, uint8, shape (z, y, x)."""
+    return f"bins-{channel}"
+
+
 def digits(turn: int) -> str:
-    """Name the counts of a pass of the search for the intensity window."""
+    """Name the counts of a pass of the search for the intensity windows, shape (z, y, x, rows, 65536) in regions."""
     return f"digits-{turn}"
 
 
-def digit_rows(turn: int) -> int:
-    """Tell for how many values at most a pass counts digits: for all at first, then for those of the window's ends."""
-    return 1 if turn == 0 else 4
-
-
 def histograms(level: int) -> str:
-    """Name the block histograms of a level that is not the finest, shape (z, y, x, 32)."""
+    """Name the block histograms of a level that is not one of the two finest, shape (z, y, x, 32 a channel)."""
     return f"histograms-{level}"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from dseeds.store import Damage, Layout
 MARKER = "dseeds-incomplete.json"
 ATTRIBUTE = "dseeds"
 # What zarr leaves of a file that it was writing when it was killed.
+_LEVEL = re.compile("|".join(f"{1 << level}x" for level in range(1, 17)))
 _PARTIAL = re.compile(r"(?:zarr|\d+)\.[0-9a-f]{32}\.partial")
 
 
@@ -69,9 +70,28 @@ class Labels:
     def whole(self, box: Box) -> bool:
         """Tell whether all labels in a box are there and can be read."""
         try:
-            return bool(self.read(box).all())
+            self.read(box)
         except (Damage, FileNotFoundError):
             return False
+        return True
+
+
+def level_name(level: int) -> str:
+    """Name the array of a level's labels: 0 for the supervoxels, 1 for those of twice the step.
+
+    >>> level_name(0), level_name(2)
+    ('0', '4x/0')
+    """
+    return f"{1 << level}x/0" if level else "0"
+
+
+def parents_name(level: int) -> str:
+    """Name the table that tells which supervoxel of a level each one of the level before it is part of.
+
+    >>> parents_name(1)
+    '2x/parents'
+    """
+    return f"{1 << level}x/parents"
 
 
 def is_ours(target: Place) -> bool:
@@ -91,8 +111,14 @@ def _is_our_name(name: str) -> bool:
         return first in {"zarr.json", MARKER}
     if _PARTIAL.fullmatch(rest[-1]):
         rest[-1] = rest[-1].partition(".")[0]
+    arrays = {"0"}
+    if _LEVEL.fullmatch(first):
+        first, *rest = rest
+        if not rest:
+            return first in {"zarr.json", "zarr"}
+        arrays = {"0", "parents"}
     chunk = rest[0] == "c" and all(part.isdecimal() for part in rest[1:])
-    return first == "0" and (rest in (["zarr.json"], ["zarr"]) or chunk)
+    return first in arrays and (rest in (["zarr.json"], ["zarr"]) or chunk)
 
 
 def _stranger(target: Place) -> str | None:
@@ -102,7 +128,9 @@ def _stranger(target: Place) -> str | None:
     folder = Path(target.address)
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (name == "0" or _is_our_name(name)):
+        # Folders are known by what lies in them, but for those whose names are enough.
+        known = _is_our_name(name) or (path.is_dir() and _is_our_name(f"{name}/zarr.json"))
+        if path.is_symlink() or not known:
             return name
     return None
 
@@ -191,15 +219,32 @@ def remove_target(target: Place) -> None:
     with suppress(OSError):
         _mark(target, "")
     target.delete(["zarr.json"])
-    target.clear("0")
+    for name in {name.partition("/")[0] for name in target.names()}:
+        if name == "0" or _LEVEL.fullmatch(name):
+            target.clear(name)
     target.delete([MARKER])
     if not is_remote(target.address):
         with suppress(OSError):
             Path(target.address).rmdir()
 
 
-def publish(target: Place, attributes: Mapping[str, Any]) -> None:
-    """Make the target a group with these attributes: the last thing that is written."""
-    document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-    target.write("zarr.json", json.dumps(document, indent=2).encode())
+def publish(target: Place, attributes: Mapping[str, Any], levels: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Make the target a group with these attributes, the last thing that is written; before it, groups of its levels.
+
+    Parameters
+    ----------
+    target : Place
+        The target.
+    attributes : dict
+        Of the group.
+    levels : sequence of dict
+        What readers of OME-Zarr want to know of each coarser level.
+    """
+    for level, ome in enumerate(levels, 1):
+        target.write(f"{1 << level}x/zarr.json", _group({"ome": ome}))
+    target.write("zarr.json", _group(attributes))
     target.delete([MARKER])
+
+
+def _group(attributes: Mapping[str, Any]) -> bytes:
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}, indent=2).encode()

@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dseeds.cluster import READ_AT_ONCE, Capacity
+from dseeds.ends import import_source
 from dseeds.io import write_nifti_labels
 from dseeds.io.place import open_place
 from dseeds.lattice import Box, triple
@@ -41,17 +42,19 @@ class Trial:
         cell = tuple(slice(0, s) for s in self.needs.job.step)
         with TemporaryDirectory() as folder, zarr.config.set({"async.concurrency": READ_AT_ONCE}):
             # A first one is for the compiling.
-            self._try(part[cell], Path(folder, "first"), has)
+            self._try([channel[cell] for channel in part], Path(folder, "first"), has)
             rates = self._try(part, Path(folder, "second"), has)
         rates["import"] += reading / 2
         waves = -(-len(self.needs.regions) // has.threads) / len(self.needs.regions)
         shared = {"import": 1.0, "export": 1.0}
         stages = self.needs.stages
-        total = sum((s.read + s.written) * rates[s.name] * shared.get(s.name, waves) for s in stages)
+        total = sum(
+            (s.read + s.written) * rates.get(s.name, rates["quantise"]) * shared.get(s.name, waves) for s in stages
+        )
         return float(f"{total:.3g}")
 
-    def _part(self) -> tuple[NDArray[Any], float]:
-        """Read some whole cells from the middle, and tell what a byte takes."""
+    def _part(self) -> tuple[list[NDArray[Any]], float]:
+        """Read some whole cells from the middle, channel by channel, and tell what a byte takes."""
         lattice, image = self.needs.lattice, self.run.image
         extent = [min(n, max(1, TRIAL_EXTENT // s)) for n, s in zip(lattice.cells, lattice.step, strict=True)]
         lo = triple([(n - k) // 2 for n, k in zip(lattice.cells, extent, strict=True)])
@@ -59,51 +62,68 @@ class Trial:
         box = lattice.grids[-1].of_cells(Box(lo, hi))
         start = time.perf_counter()
         if image.readable_by_workers:
-            part = image.read(box.slices)
-            size = part.nbytes
+            part = list(image.read(box.slices))
+            size = sum(channel.nbytes for channel in part)
         else:
             size = 0
-            for _, slab in image.slabs(box.shape[0]):
-                size += slab.nbytes
+            for _, slabs in image.slabs(box.shape[0]):
+                size += sum(slab.nbytes for slab in slabs)
                 # The last one may be thinner.
-                if len(slab) == box.shape[0]:
-                    part = slab[:, *box.slices[1:]]
+                if len(slabs[0]) == box.shape[0]:
+                    part = [slab[:, *box.slices[1:]] for slab in slabs]
                 if size >= self.needs.image / 2 or time.perf_counter() > start + TRIAL_SECONDS:
                     break
         seconds = time.perf_counter() - start
-        values = part.astype(image.dtype.newbyteorder("="))
-        finite = values[np.isfinite(values)]
-        if not finite.size or finite.min() == finite.max():
-            # There is more to do in the rest.
-            values = np.random.default_rng(0).integers(0, 100, values.shape).astype(values.dtype)
-        return values, seconds / size
+        return [_telling(channel.astype(channel.dtype.newbyteorder("="))) for channel in part], seconds / size
 
-    def _try(self, part: NDArray[Any], folder: Path, has: Capacity) -> dict[str, float]:
+    def _try(self, part: list[NDArray[Any]], folder: Path, has: Capacity) -> dict[str, float]:
         """Do all stages on a part of the volume, and tell for each how long a byte takes that it reads or writes."""
         start = time.perf_counter()
-        chunks = triple(map(min, self.run.image.chunks or part.shape, part.shape))
-        zarr.create_array(folder / "image.zarr", data=part, chunks=chunks)
-        rates = {"import": (time.perf_counter() - start) / part.nbytes / 2}
+        shape, sources = part[0].shape, [folder / f"image-{number}.zarr" for number in range(len(part))]
+        chunks = triple(map(min, self.run.image.chunks or shape, shape))
+        for path, channel in zip(sources, part, strict=True):
+            zarr.create_array(path, data=channel, chunks=chunks)
+        rates = {"import": (time.perf_counter() - start) / sum(channel.nbytes for channel in part) / 2}
         document, job = self.run.document, self.needs.job
         region = region_units(job.regions, job.lattice.grids[-1])
-        asked = Asked(step=job.step, window=document["window"], compactness=job.compactness, region=region)
-        run, _ = prepare(folder / "image.zarr", folder / "labels.zarr", asked, lambda: has)
+        asked = Asked(
+            step=job.step,
+            window=document["windows"],
+            bins=document["bins"],
+            compactness=job.compactness,
+            # So that nothing is outside.
+            mask=np.ones((1, 1, 1), np.uint8) if document["mask"] else None,
+            min_size=document["min_size"],
+            levels=document["levels"],
+            region=region,
+        )
+        run, _ = prepare(sources, folder / "labels.zarr", asked, lambda: has)
         course = run.course()
-        course.job.store.create()
-        course.job.store.create(course.layouts)
+        course.job.store.create({**course.layouts, **run.layouts})
         begin_target(open_place(run.target), run.identity)
-        course.job.labels.create(run.labels_layout)
+        import_source(run, course.job, lambda: None)
+        for target in course.job.labels:
+            target.create(run.labels_layout)
         seconds: defaultdict[str, float] = defaultdict(float)
         while (phase := course.current) is not None:
             start = time.perf_counter()
             results = [perform(course.job, phase, n, course.known(phase, n)) for n in course.regions(phase)]
             seconds[phase.stage] += time.perf_counter() - start
             course.close(phase, {result.number: result.found for result in results})
-        rates |= {stage.name: seconds[stage.name] / (stage.read + stage.written) for stage in Needs(run).stages}
+        tried = {stage.name: stage.read + stage.written for stage in Needs(run).stages}
+        rates |= {name: seconds[name] / size for name, size in tried.items() if size and name in seconds}
         if self.run.nifti:
-            labels = course.job.labels.read(Box((0, 0, 0), course.job.shape))
-            image = nibabel.Nifti1Image(np.broadcast_to(np.uint8(0), part.shape[::-1]), np.eye(4))
+            labels = course.job.labels[0].read(Box((0, 0, 0), course.job.shape))
+            image = nibabel.Nifti1Image(np.broadcast_to(np.uint8(0), shape[::-1]), np.eye(4))
             start = time.perf_counter()
             write_nifti_labels(folder / Path(self.run.target).name, [(0, labels)], image, course.job.shape)
             rates["export"] = (time.perf_counter() - start) / labels.nbytes / 2
         return rates
+
+
+def _telling(values: NDArray[Any]) -> NDArray[Any]:
+    """Put noise in the place of values that are all the same: there is more to do in the rest."""
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.min() < finite.max():
+        return values
+    return np.random.default_rng(0).integers(0, 100, values.shape).astype(values.dtype)

@@ -153,13 +153,17 @@ def is_simple(same):
 
 
 class Level:
-    """The units of one level and their labels: padded by one on each side, flat, -1 where there is nothing."""
+    """The units of one level and their labels: padded by one on each side, flat, -1 where there is nothing.
 
-    def __init__(self, axes, cells):
-        self.axes, self.cells = axes, cells
+    `inside` is the mask, (z, y, x), if there is one. A unit without a voxel in it is none.
+    """
+
+    def __init__(self, axes, cells, inside=None):
+        self.axes, self.cells, self.inside = axes, cells, inside
         self.shape = [len(axis) for axis in axes]
         self.strides = [(self.shape[1] + 2) * (self.shape[2] + 2), self.shape[2] + 2, 1]
-        self.units = list(product(*map(range, self.shape)))
+        self.sizes = {unit: self.count(unit) for unit in product(*map(range, self.shape))}
+        self.units = [unit for unit, size in self.sizes.items() if size > 0]
         self.labels = [-1] * prod(n + 2 for n in self.shape)
         self.around = [sum(o * stride for o, stride in zip(offset, self.strides, strict=True)) for offset in OFFSETS]
         self.at = {unit: self.flat(unit) for unit in self.units}
@@ -174,8 +178,13 @@ class Level:
     def flat(self, unit):
         return sum((i + 1) * stride for i, stride in zip(unit, self.strides, strict=True))
 
-    def size(self, unit):
-        return prod(axis[i][1] - axis[i][0] for axis, i in zip(self.axes, unit, strict=True))
+    def voxels(self, unit):
+        return tuple(slice(*axis[i][:2]) for axis, i in zip(self.axes, unit, strict=True))
+
+    def count(self, unit):
+        if self.inside is None:
+            return prod(part.stop - part.start for part in self.voxels(unit))
+        return int(self.inside[self.voxels(unit)].sum())
 
     def number(self, cell):
         return (cell[0] * self.cells[1] + cell[1]) * self.cells[2] + cell[2]
@@ -242,12 +251,14 @@ class Level:
         return best != own
 
 
-def voxel_round(level, bins, lambda_per_cent, step, compactness, shuffle):
-    counts = {}
-    for unit in level.units:
-        histogram = counts.setdefault(level.labels[level.at[unit]], [0] * 64)
-        histogram[bins[unit]] += 1
-    table = {label: voxel_scores(histogram, lambda_per_cent) for label, histogram in counts.items()}
+def voxel_round(level, channels, weights, lambda_per_cent, step, compactness, shuffle):
+    tables = []
+    for bins in channels:
+        counts = {}
+        for unit in level.units:
+            histogram = counts.setdefault(level.labels[level.at[unit]], [0] * 64)
+            histogram[bins[unit]] += 1
+        tables.append({label: voxel_scores(histogram, lambda_per_cent) for label, histogram in counts.items()})
     fixed = round(compactness * 2**20)
 
     def price(twice, s):
@@ -256,7 +267,9 @@ def voxel_round(level, bins, lambda_per_cent, step, compactness, shuffle):
     def score_of(unit):
         def score(label, around):
             far = level.distance_costs(unit, label, step, price) if compactness else 0
-            return table[label][bins[unit]] + 16 * around.count(label) - far
+            fits = zip(weights, tables, channels, strict=True)
+            likeness = sum(weight * table[label][bins[unit]] for weight, table, bins in fits)
+            return likeness + sum(weights) * (16 * around.count(label) - far)
 
         return score
 
@@ -267,37 +280,46 @@ def voxel_round(level, bins, lambda_per_cent, step, compactness, shuffle):
 def block_histograms(level, bins):
     found = {}
     for unit in level.units:
-        z, y, x = (slice(*axis[i][:2]) for axis, i in zip(level.axes, unit, strict=True))
-        found[unit] = np.bincount(bins[z, y, x].ravel() >> 1, minlength=32).tolist()
+        part = level.voxels(unit)
+        values = bins[part] if level.inside is None else bins[part][level.inside[part]]
+        found[unit] = np.bincount(values.ravel() >> 1, minlength=32).tolist()
     return found
 
 
-def block_round(level, histograms, step, shuffle, gain=BLOCK_GAINS[0], compactness=0):
-    g1 = gaussian(1, 3, 256)
+class Channel:
+    """What blocks, by their histograms, have in common with supervoxels, which are as they are now."""
+
+    def __init__(self, level, histograms, start):
+        self.start, self.sizes, self.histograms = start, level.sizes, histograms
+        self.counts = {}
+        for unit in level.units:
+            before = self.counts.get(start[unit], [0] * 32)
+            self.counts[start[unit]] = [a + b for a, b in zip(before, histograms[unit], strict=True)]
+        self.size = {label: sum(histogram) for label, histogram in self.counts.items()}
+        self.share = {label: self.shares(histogram) for label, histogram in self.counts.items()}
+        self.mine_of, self.common = cache(self.mine_of), cache(self.common)
+
+    def shares(self, histogram):
+        return [128 * s // sum(histogram) for s in smooth(histogram, gaussian(1, 3, 256))]
+
+    def mine_of(self, unit):
+        scale = np.float32(128.0) / np.float32(self.sizes[unit])
+        return [int(np.float32(s) * scale) for s in smooth(self.histograms[unit], gaussian(1, 3, 256))]
+
+    def rest_of(self, unit):
+        t, label = self.sizes[unit], self.start[unit]
+        ratio = min(MOST_RATIO, (t << 12) // max(1, self.size[label] - t))
+        return [s + (((s - m) * ratio) >> 12) for s, m in zip(self.share[label], self.mine_of(unit), strict=True)]
+
+    def common(self, unit, label):
+        theirs = self.rest_of(unit) if label == self.start[unit] else self.share[label]
+        return sum(map(min, theirs, self.mine_of(unit)))
+
+
+def block_round(level, channels, step, shuffle, gain=BLOCK_GAINS[0], compactness=0, weights=(1,)):
     start = {unit: level.labels[level.at[unit]] for unit in level.units}
-    counts = {}
-    for unit in level.units:
-        before = counts.get(start[unit], [0] * 32)
-        counts[start[unit]] = [a + b for a, b in zip(before, histograms[unit], strict=True)]
-    size = {label: sum(histogram) for label, histogram in counts.items()}
-    share = {label: [128 * s // size[label] for s in smooth(histogram, g1)] for label, histogram in counts.items()}
-    handicap = {label: (log(t) - log(prod(step))) * 4096 // (10 * 2**17) for label, t in size.items()}
-
-    @cache
-    def mine_of(unit):
-        scale = np.float32(128.0) / np.float32(level.size(unit))
-        return [int(np.float32(s) * scale) for s in smooth(histograms[unit], g1)]
-
-    @cache
-    def rest_of(unit):
-        t, label = level.size(unit), start[unit]
-        ratio = min(MOST_RATIO, (t << 12) // max(1, size[label] - t))
-        return [s + (((s - m) * ratio) >> 12) for s, m in zip(share[label], mine_of(unit), strict=True)]
-
-    @cache
-    def common(unit, label):
-        theirs = rest_of(unit) if label == start[unit] else share[label]
-        return sum(map(min, theirs, mine_of(unit)))
+    channels = [Channel(level, histograms, start) for histograms in channels]
+    handicap = {label: (log(t) - log(prod(step))) * 4096 // (10 * 2**17) for label, t in channels[0].size.items()}
 
     fixed = round(compactness * 2**20)
 
@@ -307,7 +329,8 @@ def block_round(level, histograms, step, shuffle, gain=BLOCK_GAINS[0], compactne
     def score_of(unit):
         def score(label, around):
             far = level.distance_costs(unit, label, step, price) if compactness else 0
-            return common(unit, label) - handicap[label] + around.count(label) * gain - far
+            likeness = sum(w * channel.common(unit, label) for w, channel in zip(weights, channels, strict=True))
+            return likeness + sum(weights) * (around.count(label) * gain - handicap[label] - far)
 
         return score
 
@@ -319,30 +342,36 @@ def oracle_supervoxels(image, step, window, shuffle=None, compactness=0):
 
     `shuffle`, if given, puts the list of a colour's units in another order, in place; it must not make a difference.
     """
-    step = [min(s, n) for s, n in zip(step, image.shape, strict=True)]
-    all_axes = levels(image.shape, step)
-    cells = [axis[-1][2] + 1 for axis in all_axes[-1]]
     if window[0] >= window[1]:
-        voxels = Level(all_axes[-1], cells)
+        axes = levels(image.shape, step)[-1]
+        voxels = Level(axes, [axis[-1][2] + 1 for axis in axes])
         voxels.seed()
         return _unpadded(voxels) + 1
-    bins = to_bins(image, window)
+    return oracle_labels([to_bins(image, window)], step, shuffle=shuffle, compactness=compactness)
+
+
+def oracle_labels(channels, step, weights=(1,), inside=None, shuffle=None, compactness=0):
+    """Labels 1..N of volumes of bins (z, y, x), one for each channel, and 0 where they are not `inside` a mask."""
+    shape = channels[0].shape
+    step = [min(s, n) for s, n in zip(step, shape, strict=True)]
+    all_axes = levels(shape, step)
+    cells = [axis[-1][2] + 1 for axis in all_axes[-1]]
     level = None
     for number, axes in enumerate(all_axes):
-        coarser, level = level, Level(axes, cells)
+        coarser, level = level, Level(axes, cells, inside)
         if coarser is None:
             level.seed()
         else:
             level.inherit(coarser)
         if number < len(all_axes) - 1:
-            histograms = block_histograms(level, bins)
+            histograms = [block_histograms(level, bins) for bins in channels]
             for turn in range(max(BLOCK_ROUNDS, len(all_axes) - 1)):
                 # Turns are dealt out to the levels one after the other.
                 if turn % (len(all_axes) - 1) == number:
-                    block_round(level, histograms, step, shuffle, BLOCK_GAINS[number > 0], compactness)
+                    block_round(level, histograms, step, shuffle, BLOCK_GAINS[number > 0], compactness, weights)
         else:
             for lambda_per_cent in LAMBDAS:
-                voxel_round(level, bins, lambda_per_cent, step, compactness, shuffle)
+                voxel_round(level, channels, weights, lambda_per_cent, step, compactness, shuffle)
     return _unpadded(level) + 1
 
 
@@ -401,3 +430,36 @@ def cases(draw, longest=20, voxels=3000):
         return image, draw(steps), (lo, lo + 1)
     a, b = draw(st.sampled_from([(0, 1), (0.02, 0.9), (0.3, 0.6), (-1, 3)]))
     return image, draw(steps), (lo + a * (hi - lo), lo + b * (hi - lo))
+
+
+@st.composite
+def masks(draw, shape):
+    """Single voxels, few or many, slabs and bars with gaps between, and boxes inside and out; all and none as well."""
+    kind = draw(st.sampled_from(["voxels", "voxels", "slabs", "box", "all", "none"]))
+    if kind == "voxels":
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        return rng.random(shape) < draw(st.sampled_from([0.02, 0.3, 0.5, 0.8, 0.98]))
+    if kind == "slabs":
+        period = draw(st.integers(2, 9))
+        gap = draw(st.integers(1, period - 1))
+        axes = draw(st.sets(st.integers(0, 2), min_size=1, max_size=2))
+        return np.all([np.indices(shape)[axis] % period >= gap for axis in axes], axis=0)
+    inside = np.full(shape, kind == "all")
+    if kind == "box":
+        ends = [sorted(draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
+        inside[tuple(slice(*part) for part in ends)] = True
+        return inside ^ draw(st.booleans())
+    return inside
+
+
+@st.composite
+def volumes(draw, longest=20, voxels=3000):
+    """Bins of some channels, (c, z, y, x), a step, the channels' weights, and a mask or None."""
+    shape = draw(shapes(longest, voxels))
+    count = draw(st.integers(1, 3))
+    channels = []
+    for image in (draw(images(shape)) for _ in range(count)):
+        width = max(float(np.ptp(image)), 1e-6)
+        channels.append(np.minimum(63, (image - image.min()) / width * 64).astype(np.uint8))
+    weights = draw(st.tuples(*[st.sampled_from([1, 1, 2, 3, 50, 20000])] * count))
+    return np.array(channels), draw(steps), weights, draw(st.none() | masks(shape))

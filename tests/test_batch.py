@@ -180,10 +180,10 @@ def check_any_order(image, asked, region, count, seed):
         asked = {"n_segments": None, **asked}
         plan = init(source, f"{folder}/labels.zarr", **{"step": None, **asked}, region=region)
         step_in_any_order(plan, random.Random(seed), count)
-        job = batch.finalize(again(plan))
+        course = batch.finalize(again(plan))
         found = labels_in(f"{folder}/labels.zarr")
         np.testing.assert_array_equal(found, supervoxels(image, **asked))
-        assert job.lattice.size == found.max()
+        assert course.supervoxels == found.max()
         assert_only_labels(folder, "image.zarr")
 
 
@@ -283,7 +283,7 @@ def test_an_import_that_was_killed_is_waited_for(tmp_path):
 def test_scratch_that_is_damaged_is_mended(tmp_path, plan, expected):
     step_all(plan, end="sweep-02")
     run = again(plan)
-    damaged = [path for name in ("codes-01", "statistics-02", "bins") for path in scratch_files(run, name)]
+    damaged = [path for name in ("codes-01", "statistics-02", "bins-0") for path in scratch_files(run, name)]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-9] + b"123456789")
     step_all(plan)
@@ -657,3 +657,44 @@ def test_exit_codes_and_sentences(tmp_path, plan, capsys, monkeypatch):
     assert "not both" in call("step", plan, "--wait", "--phase", "quantise", *first)[1]
     other = f"{tmp_path}/other.zarr"
     assert call("step", other, *first) == (1, f"there is no unfinished run at {other}{SUFFIX}")
+
+
+def test_a_mask_small_ones_and_levels_by_jobs(tmp_path):
+    """Their phases too are done in any order, and what is damaged in their tables is made again."""
+    image = noise((24, 20, 40))
+    image[2:9, :, 11:13] = np.nan
+    mask = as_zarr(tmp_path / "mask.zarr", noise(image.shape, 4) > -60, 8)
+    zarr.open_array(mask)[:, :, :8] = False
+    asked = {"step": 4, "min_size": 20, "levels": 2}
+    labels, parents = supervoxels(image, mask=zarr.open_array(mask)[:], **asked)
+    source = as_zarr(tmp_path / "image.zarr", image, 8)
+    plan = init(source, tmp_path / "labels.zarr", mask=mask, region=8, **asked)
+    assert {"mask", "parts", "number", "graph"} <= {phase["name"] for phase in status(plan)["phases"]}
+    with pytest.raises(NotYet, match="parts begins when"):
+        batch.step(again(plan), Share(0, 1), phase="parts")
+    step_in_any_order(plan, random.Random(0), 3)
+    for name in ("table-0", "table-1", "offsets"):
+        for path in scratch_files(again(plan), name):
+            path.write_bytes(path.read_bytes()[:-5])
+    course = batch.finalize(again(plan))
+    group = zarr.open_group(tmp_path / "labels.zarr", mode="r")
+    np.testing.assert_array_equal(group["0"][:], labels)
+    assert course.counts == [labels.max(), *(table.max() for table in parents)]
+    for name, table in zip(("2x", "4x"), parents, strict=True):
+        np.testing.assert_array_equal(group[f"{name}/parents"][:], table)
+        labels = table[labels]
+        np.testing.assert_array_equal(group[f"{name}/0"][:], labels)
+
+
+def test_jobs_of_an_image_that_may_hold_nan(tmp_path):
+    """Whoever calls the phases that init lists comes to the end, whether there is a NaN or not."""
+    for number, hole in enumerate([(), np.s_[3:5, 2:9, 4:30]]):
+        image = noise((8, 12, 40))
+        image[hole or slice(0)] = np.nan
+        plan = init(
+            as_zarr(tmp_path / f"{number}.zarr", image, 8), tmp_path / f"labels-{number}.zarr", step=4, region=8
+        )
+        for phase in status(plan)["phases"]:
+            batch.step(again(plan), Share(0, 1), phase=phase["name"])
+        batch.finalize(again(plan))
+        np.testing.assert_array_equal(labels_in(tmp_path / f"labels-{number}.zarr"), supervoxels(image, step=4))

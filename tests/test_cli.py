@@ -31,7 +31,7 @@ from dseeds.target import MARKER
 
 EXAMPLE = Path(data_path) / "example4d.nii.gz"
 SCRIPT = Path(sys.executable).with_name("dseeds")
-REPORT = Report("b.zarr", *[(1, 1, 1)] * 3, (0.0, 1.0), 1, 1, 0, 0, False, (1, 1, 1), 1, 1, 1.0, 1.0, {}, ())
+REPORT = Report("b.zarr", *[(1, 1, 1)] * 3, ((0.0, 1.0),), 1, (), 1, 0, 0, False, (1, 1, 1), 1, 1, 1.0, 1.0, {}, ())
 HEAVY = ("numba", "zarr", "dask", "distributed", "nibabel")
 
 
@@ -170,9 +170,14 @@ def test_help_explains_every_option(call, command, options):
         ("--step 8,16,16", {"step": "8,16,16"}),
         ("--step 12mm", {"step": "12mm"}),
         ("--n-segments 500 --spacing 3,0.75,.75", {"n_segments": 500, "spacing": (3.0, 0.75, 0.75)}),
-        ("--window -150,250", {"window": (-150.0, 250.0)}),
-        ("--window=-150,250", {"window": (-150.0, 250.0)}),
-        ("--window -1e3,-.5", {"window": (-1000.0, -0.5)}),
+        ("--window -150,250", {"window": "-150,250"}),
+        ("--window=-150:250", {"window": "-150:250"}),
+        ("--window abdomen;;lung", {"window": "abdomen;;lung"}),
+        ("--percentiles 1,99", {"percentiles": "1,99"}),
+        ("--weights 1,.5", {"weights": (1.0, 0.5)}),
+        ("--channel-axis -1", {"channel_axis": -1}),
+        ("--channel-axis c", {"channel_axis": "c"}),
+        ("--mask auto --min-size 20 --levels 2", {"mask": "auto", "min_size": 20, "levels": 2}),
         ("--volume 0", {"volume": 0}),
         ("--region 128", {"region": 128}),
         ("--region 64,128,256", {"region": (64, 128, 256)}),
@@ -253,7 +258,7 @@ OPTIONS = [
     "--spacing a,b,c",
     "--window 5",
     "--window 5,a",
-    "--window 5,1",
+    "--window 5:1",
     "--window nan,1",
     "--volume 3",
     "--region a",
@@ -523,7 +528,7 @@ def test_a_run_on_a_scheduler(call, cluster, tmp_path, labels):
     }
     assert {key: described[key] for key in expected} == expected
     assert described["spacing"] == pytest.approx([2.2, 2, 2], rel=1e-5)
-    assert described["window"][0] < described["window"][1]
+    assert described["windows"][0][0] < described["windows"][0][1]
     assert described["source"]["path"] == str(EXAMPLE)
     assert described["versions"]["dseeds"] == dseeds.__version__
     assert {"chunks", "shards", "rounds"} <= set(described)

@@ -1,7 +1,6 @@
 """The course of a run: replayed from its records it is the same, and scratch holds what is needed and no more."""
 
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,45 +9,52 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dseeds.course import Course
-from dseeds.io import ArraySource
+from dseeds.course import Course, Wanted
+from dseeds.io import ArraySource, Image
+from dseeds.job import Job
 from dseeds.journal import Journal
 from dseeds.lattice import Window
 from dseeds.phases import LABEL, QUANTISE, Phase
 from dseeds.rounds import may_rest
-from dseeds.stages import Job, perform
-from dseeds.store import codes, core, digits, shells, statistics
+from dseeds.stages import perform
+from dseeds.store import bins, codes, core, digits, shells, statistics
 from dseeds.target import Labels
-from dseeds.windows import NothingFinite, intensity_window
+from dseeds.windows import NothingFinite, WindowSearch, intensity_window
 
-WORDS = {"quantise": "finite", "label": "labelled", "merge": "merged", "window": "counted"}
+WORDS = {"quantise": "all", "label": "labelled", "merge": "merged", "window": "counted"}
 
 
-def job_in(folder, shape, step=(4, 4, 4), region=(2, 2, 2), window=(0.0, 1.0)):
+WINDOW = (0.0, 1.0)
+
+
+def job_in(folder, shape, step=(4, 4, 4), region=(2, 2, 2), image=None):
     return Job(
-        ArraySource(np.broadcast_to(np.uint16(1), shape)),
+        Image((ArraySource(np.broadcast_to(np.uint16(1), shape) if image is None else image),)),
         shape,
         step,
         region,
         f"{folder}/scratch",
         Journal(str(folder), "0123"),
-        Labels(f"{folder}/labels"),
-        window=window,
+        (Labels(f"{folder}/labels"),),
     )
+
+
+def course_in(job, window=WINDOW):
+    return Course.of(job, WindowSearch(job.source.dtypes, [window]), Wanted())
 
 
 @contextmanager
 def course_of(*arguments, **options):
     with TemporaryDirectory() as folder:
-        yield Course.of(job_in(folder, *arguments, **options), False)
+        yield course_in(job_in(folder, *arguments, **options))
 
 
 def state(course):
     return (
         course.done,
         course.phases,
-        course.job.window,
-        course._search,
+        course.job.windows,
+        course.search,
         [flags.tolist() for flags in course._swept],
         [flags.tolist() for flags in course._moved],
     )
@@ -77,11 +83,11 @@ moving = st.sampled_from([0, 0.02, 0.3, 1])
 def test_replayed_it_is_the_same(case, share, seed):
     with course_of(*case) as course:
         for phase in walk(course, np.random.default_rng(seed), share):
-            again = Course.of(course.job, False)
+            again = course_in(course.job)
             assert state(again) == state(course)
             assert again.current == phase
             assert again.regions(phase) == course.regions(phase)
-        assert Course.of(course.job, False).current is None
+        assert course_in(course.job).current is None
 
 
 @settings(max_examples=8)
@@ -126,7 +132,7 @@ def within(job, number, turn):
 def test_scratch_holds_what_is_needed_and_no_more(case, share, seed):
     """What the phase to come reads, and what doing the last one again would read; and that does not grow."""
     with course_of(*case) as course:
-        job, before = course.job, Course(course.job, False)
+        job, before = course.job, Course(course.job, course.search)
         for phase in walk(course, np.random.default_rng(seed), share):
             held = {(path.parts[-3], int(path.name)) for path in Path(job.scratch).glob("*/c/*")}
             for followed, reader in ((course, phase), *((before, last) for last in course.done[-1:])):
@@ -147,14 +153,14 @@ def test_scratch_holds_what_is_needed_and_no_more(case, share, seed):
                     path = Path(job.scratch) / name / "c" / str(number)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.touch()
-            before = Course.of(job, False)
+            before = course_in(job)
 
 
 def written(job, phase):
     """The arrays of whose values a task writes its region's part."""
     turn = phase.turn
     if phase == QUANTISE:
-        return ["bins", statistics(0)]
+        return [bins(0), statistics(0)]
     if phase.stage == "merge":
         return [statistics(turn)]
     if phase.stage.startswith("sweep"):
@@ -180,7 +186,7 @@ def read_by(course, phase, number):
     grid = job.lattice.grids[rounds[turn].level]
     window = Window.around(job.lattice, grid, job.regions.box(number), rounds[turn].halo)
     near = job.regions.touching(grid.cells_of(window.box))
-    found = {("bins", n) for n in near} | {(statistics(turn), n) for n in job.regions.touching(window.cells)}
+    found = {(bins(0), n) for n in near} | {(statistics(turn), n) for n in job.regions.touching(window.cells)}
     return found | ({(codes(rested.get(n, turn - 1)), n) for n in near} if turn else set())
 
 
@@ -189,14 +195,12 @@ def read_by(course, phase, number):
 
 def found_by(image, folder, region=(2, 2, 2)):
     """The course of a run whose window has been found, all its tasks done."""
-    job = job_in(folder, image.shape, region=region, window=(0.0, 0.0))
-    job = replace(job, source=ArraySource(image))
-    course = Course.of(job, True)
-    job.store.create()
+    job = job_in(folder, image.shape, region=region, image=image)
+    course = course_in(job, None)
     job.store.create(course.layouts)
     while course.current.stage == "window":
         phase = course.current
-        assert state(Course.of(job, True)) == state(course)
+        assert state(course_in(job, None)) == state(course)
         for number in course.regions(phase):
             perform(course.job, phase, number, course.known(phase, number))
         course.close(phase, job.journal.marks(phase))
@@ -213,11 +217,11 @@ def test_the_window_is_that_of_the_whole(dtype, shape, seed):
     image = np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
     with TemporaryDirectory() as folder:
         course = found_by(image, folder)
-        assert course.job.window == intensity_window(image)
+        assert course.job.windows == (intensity_window(image),)
         assert course.phases == course.planned
-        assert Course.of(course.job, True).job.window == course.job.window
+        assert course_in(course.job, None).job.windows == course.job.windows
         # Counts are wanted no more when all is quantised.
-        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "finite"))
+        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "all"))
         assert list(Path(folder, "scratch").glob("digits-*/c")) == []
         assert Path(folder, "scratch", digits(0), "zarr.json").exists()
 
@@ -227,7 +231,7 @@ def test_a_constant_image_has_no_rounds():
         course = found_by(np.full((8, 8, 8), 3, np.uint8), folder)
         assert course.phases == [Phase("window"), QUANTISE, LABEL]
         assert set(course.phases) < set(course.planned)
-        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "finite"))
+        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "all"))
         assert course.current == LABEL
         assert course.known(LABEL, 0) == {}
 

@@ -219,7 +219,7 @@ def done_of(stage, target):
     """How to see that a stage is at work."""
     if stage == "export":
         return (run_folder(target) / "publishing").exists
-    names = {"quantise": "quantise", "label": "label", "sweep-voxels": "sweep-10"}
+    names = {"import": "import", "quantise": "quantise", "label": "label", "sweep-voxels": "sweep-10"}
     name = names.get(stage, f"{stage.partition('-')[0]}-0{int(stage == 'merge')}")
     return lambda: any(run_folder(target).glob(f"*/done/{name}/*"))
 
@@ -561,11 +561,11 @@ def runs_engine():
 @pytest.mark.parametrize(
     ("name", "stage", "number"),
     [
-        ("source", "window", 1),
+        ("source-0", "window", 1),
         ("digits-0", "window", 4),
         ("digits-1", "window", 8),
-        ("bins", "quantise", 4),
-        ("bins", "sweep-blocks", 36),
+        ("bins-0", "quantise", 4),
+        ("bins-0", "sweep-blocks", 36),
         ("histograms-0", "sweep-blocks", 6),
         ("codes-00", "sweep-blocks", 4),
         ("codes-04", "sweep-blocks", 20),
@@ -591,7 +591,7 @@ def test_damaged_scratch_is_noticed_and_made_again(tmp_path, out, client, mended
     def hurt():
         files = shards(target, name)
         # The source is cut into slabs, not into regions.
-        assert len(files) == (1 if name == "source" else 4)
+        assert len(files) == (1 if name == "source-0" else 4)
         damage(files)
 
     progress = when("advance", stage, number, hurt)
@@ -604,10 +604,10 @@ def test_damaged_scratch_is_noticed_and_made_again(tmp_path, out, client, mended
 @pytest.mark.parametrize("hurt", DAMAGES)
 def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, hurt):
     source, target = as_nifti(tmp_path / "image.nii"), out / "labels.zarr"
-    progress = when("begin", "window", None, lambda: hurt(shards(target, "source")[0]))
+    progress = when("begin", "window", None, lambda: hurt(shards(target, "source-0")[0]))
     segment(source, target, client=client, progress=progress, **ASKED)
     assert progress.happened
-    assert mended[0] == "source"
+    assert mended[0] == "source-0"
     assert_whole(target)
 
 
@@ -797,7 +797,7 @@ def test_going_on_with_another_run_is_refused(tmp_path, out, client):
     for difference, says in (
         ({"step": 4}, r"step was \[8, 8, 8\] and is now \[4, 4, 4\]"),
         ({"n_segments": 100}, "step was"),
-        ({"window": (0, 200)}, r"window was \[-100\.0, 200\.0\] and is now \[0\.0, 200\.0\]"),
+        ({"window": (0, 200)}, r"windows was \[\[-100\.0, 200\.0\]\] and is now \[\[0\.0, 200\.0\]\]"),
         ({"compactness": 1}, r"compactness was 0\.5 and is now 1\.0"),
         ({"region": 32}, r"region was \[2, 2, 2\] and is now"),
         ({"volume": 1}, r"source was \{\"index\": \[0, .* and is now \{\"index\": \[1, "),

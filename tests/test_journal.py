@@ -8,14 +8,36 @@ from hypothesis import strategies as st
 
 from dseeds.journal import Journal
 from dseeds.lattice import Lattice
-from dseeds.phases import LABEL, QUANTISE, Phase, climbing_phases, sweep_phase
+from dseeds.phases import (
+    GRAPH,
+    HISTOGRAM,
+    LABEL,
+    MASK,
+    NUMBER,
+    PARTS,
+    QUANTISE,
+    Phase,
+    climbing_phases,
+    sweep_phase,
+)
 from dseeds.rounds import schedule
 from dseeds.stages import _TASKS
 
 ROUNDS = schedule(Lattice((64, 64, 64), (16, 16, 16)))
-PHASES = [Phase("window", 0), Phase("window", 3), QUANTISE, *climbing_phases(ROUNDS), LABEL]
+PHASES = [
+    MASK,
+    Phase("window", 0),
+    Phase("window", 3),
+    HISTOGRAM,
+    QUANTISE,
+    *climbing_phases(ROUNDS),
+    PARTS,
+    NUMBER,
+    GRAPH,
+    LABEL,
+]
 # All words that tasks say.
-FOUND = ("counted", "finite", "nothing", "moved", "still", "merged", "labelled", "imported")
+FOUND = ("inside", "outside", "counted", "all", "part", "nothing", "moved", "still", "merged", "labelled", "imported")
 
 
 def test_phases_have_names_of_their_own_and_tasks():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba import njit
-from oracle import oracle_supervoxels
+from oracle import oracle_labels, oracle_supervoxels
 from skimage.measure import label as connected_components
 
 from dseeds import rounds, scores, supervoxels
@@ -20,8 +20,9 @@ from dseeds.kernel.connectivity import connectivity_table
 from dseeds.kernel.labels import global_labels, refine, seeds
 from dseeds.kernel.lanes import NOTHING, OPEN
 from dseeds.kernel.layout import FACES, LANES, NEIGHBOURS, enter, leave, neighbour_distances, padded
-from dseeds.kernel.voxels import VOXEL_UNIT
+from dseeds.kernel.voxels import MASKED, VOXEL_UNIT
 from dseeds.lattice import Box, Lattice, Regions, Window, per_axis
+from dseeds.memory import climb
 from dseeds.quantise import quantise, quantise_window
 
 # One answer.
@@ -103,7 +104,7 @@ def test_the_order_would_matter_without_colours():
     assert found[0] != found[1]
 
 
-def _rounds_of_made_up_blocks(seed, steps):
+def _rounds_of_made_up_blocks(seed, steps, weights=(1,), masked=False):
     """Six rounds of the coarsest blocks by both, from made-up histograms: no volume is needed for them."""
     rng = np.random.default_rng(seed)
     step = tuple(int(s) for s in rng.integers(*steps, 3))
@@ -111,19 +112,24 @@ def _rounds_of_made_up_blocks(seed, steps):
     lattice = Lattice(shape, step)
     grid = lattice.grids[0]
     level = oracle.Level(oracle.levels(shape, step)[0], lattice.cells)
+    if masked:
+        level.sizes = {unit: int(rng.integers(rng.integers(1, size + 1) + 1)) for unit, size in level.sizes.items()}
+        level.units = [unit for unit in level.units if level.sizes[unit] > 0]
     level.seed()
     prototypes = rng.dirichlet(np.full(32, rng.choice([0.02, 0.2, 5.0])), rng.integers(2, 5))
-    histograms = np.zeros((*grid.shape, 32), rounds.histogram_dtype(grid))
+    histograms = np.zeros((*grid.shape, len(weights), 32), rounds.histogram_dtype(grid))
     for unit in level.units:
-        histograms[unit] = rng.multinomial(level.size(unit), rng.choice(prototypes))
+        histograms[unit] = [rng.multinomial(level.sizes[unit], rng.choice(prototypes)) for _ in weights]
+    plain = [{unit: histograms[unit][c].tolist() for unit in level.units} for c in range(len(weights))]
+    histograms = histograms.reshape(*grid.shape, -1)
     labels, state = seeds(*grid.cells), padded(grid.shape, OPEN)
+    rounds.hide(0, lattice, Box((0, 0, 0), grid.shape), histograms, labels)
     whole = Window.around(lattice, grid, Box((0, 0, 0), lattice.cells), 8)
-    round_ = rounds.Round(0, 1)
-    plain = {unit: histograms[unit].tolist() for unit in level.units}
+    round_ = rounds.Round(0, 1, channels=len(weights))
     for _ in range(6):
         counts = rounds.count(round_, lattice, whole, histograms, labels)
-        rounds.sweep(round_, lattice, whole, histograms, labels, state, counts)
-        oracle.block_round(level, plain, lattice.step, None)
+        rounds.sweep(round_, lattice, whole, histograms, labels, state, counts, weights=weights)
+        oracle.block_round(level, plain, lattice.step, None, weights=weights)
         yield owners(lattice, grid, labels), oracle._unpadded(level)
 
 
@@ -143,12 +149,23 @@ def test_blocks_of_many_voxels_move_as_the_oracles(seed, steps):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(8, 20), (20, 150), (150, 331)]),
+    st.sampled_from([(1,), (1, 1), (2, 5, 1)]),
+    st.booleans(),
+)
+def test_blocks_of_many_voxels_move_as_the_oracles_with_channels_and_a_mask(seed, steps, weights, masked):
+    for ours, theirs in _rounds_of_made_up_blocks(seed, steps, weights, masked):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @given(oracle.cases(longest=10, voxels=600))
 def test_a_round_says_how_much_moved(case):
     image, step, window = case
     lattice = Lattice(image.shape, step)
-    bins = padded(image.shape, 0)
-    quantise_window([image], [window], bins[None])
+    bins = padded(image.shape, 0, channels=1)
+    quantise_window([image], [window], bins)
     voxels = Window.around(lattice, lattice.grids[-1], Box((0, 0, 0), lattice.cells), 0)
     labels = seeds(*voxels.grid.cells)
     round_ = rounds.schedule(lattice)[-1]
@@ -158,6 +175,104 @@ def test_a_round_says_how_much_moved(case):
     assert (moves > 0) == (labels != before).any()
     assert moves >= (labels != before).sum()
     np.testing.assert_array_equal(counts + change, rounds.count(round_, lattice, voxels, bins, labels))
+
+
+# Channels and masks.
+
+
+def climbed(channels, step, weights=(1,), inside=None, compactness=0, threads=1):
+    """The labels that the run in memory gives to bins, (c, z, y, x)."""
+    lattice = Lattice(channels[0].shape, step)
+    bins = padded(lattice.shape, 0, len(channels))
+    for window, channel in zip(bins, channels, strict=True):
+        enter(channel if inside is None else np.where(inside, channel, np.uint8(MASKED)), 0, window)
+    labels = climb(
+        lattice,
+        bins,
+        rounds.schedule(lattice, len(channels)),
+        compactness=compactness,
+        threads=threads,
+        weights=weights,
+        masked=inside is not None,
+    )
+    return owners(lattice, lattice.grids[-1], labels) + 1
+
+
+@settings(max_examples=120)
+@given(oracle.volumes(), st.sampled_from([0, 0, 0.3, 7]))
+def test_labels_are_the_oracles_with_channels_and_a_mask(volume, compactness):
+    channels, step, weights, inside = volume
+    np.testing.assert_array_equal(
+        climbed(channels, step, weights, inside, compactness),
+        oracle_labels(channels, step, weights, inside, compactness=compactness),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "step"), [((20, 20, 20), (8, 8, 8)), ((22, 30, 25), (15, 20, 17)), ((2, 3, 530), (2, 2, 2))]
+)
+def test_labels_are_the_oracles_in_larger_volumes_with_channels_and_a_mask(shape, step):
+    rng = np.random.default_rng(3)
+    z, y, x = np.indices(shape)
+    waves = np.sin(0.5 * z) + np.sin(0.4 * y + 0.1 * x), np.sin(0.37 * x) + np.sin(0.3 * y)
+    channels = [(10 * wave + 30 + rng.integers(0, 12, shape)).astype(np.uint8) for wave in waves]
+    inside = (np.sin(0.2 * z + 0.31 * y) + np.sin(0.27 * x) > -0.4) & (rng.random(shape) < 0.95)
+    np.testing.assert_array_equal(
+        climbed(channels, step, (2, 1), inside), oracle_labels(channels, step, (2, 1), inside)
+    )
+
+
+@settings(max_examples=40)
+@given(oracle.volumes(longest=30, voxels=8000), st.integers(1, 16))
+def test_identical_channels_are_as_good_as_one(volume, count):
+    channels, step, (weight, *_), inside = volume
+    np.testing.assert_array_equal(
+        climbed([channels[0]] * count, step, [weight] * count, inside),
+        climbed(channels[:1], step, inside=inside),
+    )
+
+
+@settings(max_examples=40)
+@given(oracle.volumes(longest=30, voxels=8000), st.data())
+def test_the_order_of_channels_and_a_factor_of_their_weights_do_not_matter(volume, data):
+    channels, step, weights, inside = volume
+    order = data.draw(st.permutations(range(len(channels))))
+    np.testing.assert_array_equal(
+        climbed(channels[list(order)], step, [3 * weights[c] for c in order], inside),
+        climbed(channels, step, weights, inside),
+    )
+
+
+@settings(max_examples=40)
+@given(oracle.volumes(longest=30, voxels=8000))
+def test_a_mask_that_hides_nothing_is_as_good_as_none(volume):
+    channels, step, weights, _ = volume
+    np.testing.assert_array_equal(
+        climbed(channels, step, weights, np.ones(channels[0].shape, bool)), climbed(channels, step, weights)
+    )
+
+
+@settings(max_examples=40)
+@given(oracle.volumes(longest=30, voxels=8000), st.data())
+def test_what_is_masked_out_has_no_label_and_says_nothing(volume, data):
+    channels, step, weights, _ = volume
+    inside = data.draw(oracle.masks(channels[0].shape))
+    labels = climbed(channels, step, weights, inside)
+    np.testing.assert_array_equal(labels > 0, inside)
+    # A cell with a voxel in the mask keeps its supervoxel, and no other has one.
+    lattice = Lattice(channels[0].shape, step)
+    numbers = np.ravel_multi_index(np.meshgrid(*lattice.grids[-1].cells, indexing="ij"), lattice.cells) + 1
+    np.testing.assert_array_equal(np.unique(labels[inside]), np.unique(numbers[inside]))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_do_not_matter_with_channels_and_a_mask(threads):
+    z, y, x = np.indices((75, 40, 50))
+    channels = [(30 + 20 * np.sin(z / 5) + 5 * np.sin(y / 6 + c)).astype(np.uint8) for c in range(2)]
+    inside = np.sin(z / 7) + np.sin(x / 5) < 0.8
+    np.testing.assert_array_equal(
+        climbed(channels, (8, 8, 8), (1, 2), inside, threads=threads), climbed(channels, (8, 8, 8), (1, 2), inside)
+    )
 
 
 # Layout.
@@ -187,6 +302,7 @@ def test_neighbours_are_where_their_distances_say(shape):
     window = padded(shape, 0)
     flat = window.reshape(-1)
     assert len(window.base) == flat.size + LANES
+    assert len(padded(shape, 0, channels=3).base) == 3 * flat.size + LANES
     place = np.arange(flat.size).reshape(window.shape)
     distances = neighbour_distances(window).view(np.int64)
     for unit in [(0, 0, 0), tuple(n - 1 for n in shape), tuple(n // 2 for n in shape)]:
@@ -227,7 +343,8 @@ def test_lanes_see_what_single_units_see(seed, kinds):
             new = c == 0 or (label != NOTHING and label not in considered[:c])
             assert found[c * LANES + lane] == new
         assert not found[7 * LANES + lane]
-        assert boundary >> lane & 1 == any(label != labels[at] for label in considered)
+        differs = any(label != labels[at] for label in considered)
+        assert boundary >> lane & 1 == (differs and labels[at] != NOTHING)
 
 
 @njit
@@ -337,6 +454,19 @@ def test_voxel_scores_are_the_oracles(histograms, weight):
     assert int(table[0]) + 18 * VOXEL_UNIT < table[1:].min() - scores.LARGEST_COST
 
 
+@given(
+    st.lists(_histograms(64), min_size=6, max_size=6),
+    st.sampled_from([(1, 1), (3, 1, 2), (scores.LARGEST_WEIGHT - 5, 2, 3)]),
+)
+def test_voxel_scores_of_channels_are_those_of_each_times_its_weight(histograms, weights):
+    counts = np.array(histograms, np.uint32).reshape(-1, 64 * len(weights))
+    table = scores.voxel_table(counts, (20, 100), weights).astype(np.int64)
+    for c, weight in enumerate(weights):
+        one = scores.voxel_table(counts[:, 64 * c : 64 * c + 64].copy(), (20, 100)).astype(np.int64)
+        np.testing.assert_array_equal(table[1:].reshape(len(counts), -1, 64)[:, c].ravel(), weight * one[1:])
+        assert table[0] == sum(weights) * one[0]
+
+
 @given(st.lists(_histograms(64), min_size=1, max_size=1))
 def test_voxel_scores_are_the_formula_in_the_documentation(histograms):
     """In floating point, from the definition: right to the rounding to units of lambda / 16 and that of the mean."""
@@ -371,6 +501,15 @@ def test_block_tables_are_the_oracles(histogram, cell_size):
     assert abs(handicap[0] / BLOCK_UNIT - 0.1 * math.log(total / cell_size)) < 1e-4
 
 
+def test_block_tables_of_channels_are_those_of_each():
+    counts = np.random.default_rng(0).multinomial(500, [1 / 32] * 32, (7, 3)).astype(np.uint32)
+    share, *others = scores.block_table(counts.reshape(7, 96), 512)
+    for c in range(3):
+        one, *its_others = scores.block_table(counts[:, c].copy(), 512)
+        np.testing.assert_array_equal(share[c::3], one)
+        np.testing.assert_array_equal(others, its_others)
+
+
 # Windows.
 
 
@@ -381,25 +520,37 @@ class Cut:
     are noise: nothing may depend on them.
     """
 
-    def __init__(self, image, step, window, cells_per_region, halo=lambda round_: round_.halo, compactness=0):
-        self.lattice = Lattice(image.shape, step)
+    def __init__(
+        self,
+        channels,
+        step,
+        cells_per_region,
+        halo=lambda round_: round_.halo,
+        compactness=0,
+        weights=(1,),
+        inside=None,
+    ):
+        self.lattice = Lattice(channels[0].shape, step)
         self.regions = Regions(self.lattice, cells_per_region)
-        self.bins = np.zeros(image.shape, np.uint8)
-        quantise([image], [window], self.bins[None])
-        self.halo, self.compactness = halo, compactness
+        self.masked = inside is not None
+        self.bins = [np.where(inside, bins, np.uint8(MASKED)) if self.masked else bins for bins in channels]
+        self.halo, self.compactness, self.weights = halo, compactness, weights
         self.noise = np.random.default_rng(0)
 
     def values(self, round_, box):
         grid = self.lattice.grids[round_.level]
-        voxels = self.bins[grid.voxels_of(box).slices]
-        around = padded(voxels.shape, 0)
-        around[:] = self.noise.integers(0, 64, around.shape)
-        enter(voxels, 0, around)
+        voxels = grid.voxels_of(box)
+        around = padded(voxels.shape, 0, len(self.bins))
+        around[:] = self.noise.integers(0, MASKED + 1, around.shape)
+        for window, bins in zip(around, self.bins, strict=True):
+            enter(bins[voxels.slices], 0, window)
         return rounds.histograms(around, grid, box) if round_.level < len(self.lattice.grids) - 2 else around
 
-    def labels(self, codes, window):
+    def labels(self, round_, codes, window, values):
         labels = padded(window.box.shape, NOTHING)
         enter(codes[window.box.slices], 0, labels)
+        if self.masked:
+            rounds.hide(round_.level, self.lattice, window.box, values, labels)
         return labels
 
     def count(self, round_, codes):
@@ -408,7 +559,8 @@ class Cut:
         for number in range(len(self.regions)):
             window = Window.around(self.lattice, grid, self.regions.box(number), 0)
             values = self.values(round_, window.box)
-            part = rounds.count(round_, self.lattice, window, values, self.labels(codes, window))
+            labels = self.labels(round_, codes, window, values)
+            part = rounds.count(round_, self.lattice, window, values, labels)
             total[window.cells.slices] += part.reshape(*window.cells.shape, -1)
         return total
 
@@ -416,12 +568,21 @@ class Cut:
         """One region's codes and marks after a round, and by how much its core changes the statistics."""
         grid = self.lattice.grids[round_.level]
         window = Window.around(self.lattice, grid, self.regions.box(number), self.halo(round_))
-        labels, state = self.labels(codes, window), padded(window.box.shape, 0)
+        state = padded(window.box.shape, 0)
         enter(open_[window.box.slices], 0, state)
         counts = total[window.cells.slices].reshape(-1, round_.bins).astype(np.uint32)
         values = self.values(round_, window.box)
+        labels = self.labels(round_, codes, window, values)
         _, change = rounds.sweep(
-            round_, self.lattice, window, values, labels, state, counts, compactness=self.compactness
+            round_,
+            self.lattice,
+            window,
+            values,
+            labels,
+            state,
+            counts,
+            compactness=self.compactness,
+            weights=self.weights,
         )
         core = window.core.relative_to(window.box.lo)
         out = np.zeros((2, *core.shape), np.uint8)
@@ -430,7 +591,7 @@ class Cut:
         return window, *out, change.astype(np.int32).reshape(*window.cells.shape, -1)
 
     def run(self):
-        schedule = rounds.schedule(self.lattice)
+        schedule = rounds.schedule(self.lattice, len(self.bins))
         grid = self.lattice.grids[0]
         codes, open_ = np.zeros(grid.shape, np.uint8), np.ones(grid.shape, np.uint8)
         leave(seeds(*grid.cells), (0, 0, 0), codes)
@@ -441,7 +602,7 @@ class Cut:
             if codes.shape != open_.shape or round_.weight is not None:
                 open_ = np.ones_like(codes)
             total = self.count(round_, codes)
-            assert total.sum() == self.bins.size
+            assert total.sum() == sum((bins != MASKED).sum() for bins in self.bins)
             after, still_open = np.full_like(codes, NOTHING), np.zeros_like(codes)
             moved = total.copy()
             for number in range(len(self.regions)):
@@ -451,8 +612,15 @@ class Cut:
                 moved[window.cells.slices] += change
             codes, open_ = after, still_open
             np.testing.assert_array_equal(moved, self.count(round_, codes))
-        whole = Window.around(self.lattice, grid, Box((0, 0, 0), self.lattice.cells), 0)
-        return owners(self.lattice, grid, self.labels(codes, whole)) + 1
+        labels = padded(grid.shape, NOTHING)
+        enter(codes, 0, labels)
+        return owners(self.lattice, grid, labels) + 1
+
+
+def quantised(image, window):
+    bins = np.zeros(image.shape, np.uint8)
+    quantise([image], [window], bins[None])
+    return bins
 
 
 @settings(max_examples=40)
@@ -460,15 +628,27 @@ class Cut:
 def test_a_volume_in_regions_gets_the_labels_of_the_whole(case, cells_per_region, compactness):
     image, step, window = case
     np.testing.assert_array_equal(
-        Cut(image, step, window, cells_per_region, compactness=compactness).run(),
+        Cut([quantised(image, window)], step, cells_per_region, compactness=compactness).run(),
         supervoxels(image, step=step, window=window, compactness=compactness),
+    )
+
+
+@settings(max_examples=40)
+@given(oracle.volumes(longest=40, voxels=12000), st.tuples(*[st.integers(1, 5)] * 3), st.sampled_from([0, 2]))
+def test_a_volume_in_regions_gets_the_labels_of_the_whole_with_channels_and_a_mask(
+    volume, cells_per_region, compactness
+):
+    channels, step, weights, inside = volume
+    np.testing.assert_array_equal(
+        Cut(channels, step, cells_per_region, compactness=compactness, weights=weights, inside=inside).run(),
+        climbed(channels, step, weights, inside, compactness),
     )
 
 
 def test_a_real_volume_in_regions_gets_the_labels_of_the_whole(ct_3mm):
     image = ct_3mm[0][30:94, 20:84, 30:95]
     np.testing.assert_array_equal(
-        Cut(image, (8, 8, 8), (-150, 250), (3, 4, 5)).run(),
+        Cut([quantised(image, (-150, 250))], (8, 8, 8), (3, 4, 5)).run(),
         supervoxels(image, step=8, window=(-150, 250)),
     )
 
@@ -488,8 +668,9 @@ def test_a_quarter_of_the_halo_is_not_enough_for_a_round(level):
     )
     step, window = (8, 8, 8), (-4, 4)
     whole = supervoxels(image, step=step, window=window)
-    np.testing.assert_array_equal(Cut(image, step, window, (2, 2, 2)).run(), whole)
-    assert (Cut(image, step, window, (2, 2, 2), halo).run() != whole).any()
+    bins = [quantised(image, window)]
+    np.testing.assert_array_equal(Cut(bins, step, (2, 2, 2)).run(), whole)
+    assert (Cut(bins, step, (2, 2, 2), halo).run() != whole).any()
 
 
 @given(oracle.shapes(), oracle.steps, st.integers(0, 2**32 - 1))
@@ -521,10 +702,9 @@ def test_finer_units_inherit_the_label_of_the_coarser_one(shape, step):
 def test_coarser_histograms_are_sums_of_finer_ones(case):
     image, step, window = case
     lattice = Lattice(image.shape, step)
-    plain = np.zeros(image.shape, np.uint8)
-    quantise([image], [window], plain[None])
-    bins = padded(image.shape, 0)
-    enter(plain, 0, bins)
+    plain = quantised(image, window)
+    bins = padded(image.shape, 0, channels=1)
+    enter(plain, 0, bins[0])
     axes = oracle.levels(image.shape, step)
     finer = None
     for number in reversed(range(len(lattice.grids) - 1)):

@@ -134,7 +134,9 @@ both = pytest.mark.parametrize("client", ["threads", "processes"], indirect=True
 
 def save(place, voxels):
     """Write an OME-Zarr image."""
-    group = zarr.create_group(place.zarr(), attributes={"ome": ome_label_attributes(spacing=SPACING, source="x")})
+    ome = ome_label_attributes(spacing=SPACING, source="x")
+    del ome["image-label"]
+    group = zarr.create_group(place.zarr(), attributes={"ome": ome})
     array = group.create_array("0", shape=voxels.shape, dtype=voxels.dtype, chunks=(8, 8, 8))
     array[:] = voxels
 

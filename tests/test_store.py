@@ -65,7 +65,7 @@ def test_no_file_is_written_by_two_regions(regions):
                 assert len(after) > len(before)
             whole = store.read(name, Box((0, 0, 0), layout.shape[:3]))
             assert (whole > 0).all(), "the regions make up the array"
-        assert store.layouts["bins"][1].shape == lattice.shape
+        assert store.layouts["bins-0"][1].shape == lattice.shape
 
 
 def part_of(regions, name, number):
@@ -73,10 +73,10 @@ def part_of(regions, name, number):
     kind, _, turn = name.partition("-")
     if kind == "shells":
         return regions.around(number, 0)
-    if kind in ("core", "statistics"):
+    if kind in ("core", "statistics", "parts", "offsets"):
         return regions.box(number)
     grids = regions.lattice.grids
-    level = {"bins": -1, "histograms": turn}.get(kind, -1)
+    level = turn if kind == "histograms" else -1
     if kind == "codes":
         level = schedule(regions.lattice)[int(turn)].level
     return grids[int(level)].of_cells(regions.box(number))

@@ -226,10 +226,9 @@ def test_the_unit_of_the_intensities_does_not_matter(case, exponent):
     )
 
 
-def test_nan_and_infinity_count_as_the_ends_of_the_window():
+def test_infinities_count_as_the_ends_of_the_window():
     image = np.random.default_rng(3).normal(size=(12, 13, 14))
     strange, plain = image.copy(), image.copy()
-    strange[::3], plain[::3] = np.nan, -1.0
     strange[1::5], plain[1::5] = -np.inf, -1.0
     strange[:, 2], plain[:, 2] = np.inf, 1.0
     np.testing.assert_array_equal(

@@ -13,20 +13,29 @@ from rich.table import Table
 from dseeds.cli import errors
 from dseeds.cli.options import (
     AsJson,
+    Bins,
+    ChannelAxis,
     Chunks,
     Compactness,
     KeepScratch,
+    Levels,
+    Mask,
+    MinSize,
     Overwrite,
+    Percentiles,
     Quiet,
     Region,
     Scratch,
     Segments,
     Shards,
+    Sources,
     Spacing,
     Step,
     Volume,
+    Weights,
     Window,
     asked,
+    one_or_several,
 )
 
 PANEL = "Batch jobs"
@@ -59,16 +68,21 @@ Phase = Annotated[
 
 def init(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A NIfTI file, or path or URL of a Zarr array or OME-Zarr image.")
-    ],
+    source: Sources,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the labels go, as for segment.")],
     step: Step = None,
     n_segments: Segments = None,
     spacing: Spacing = None,
+    mask: Mask = None,
     window: Window = None,
+    percentiles: Percentiles = None,
+    bins: Bins = None,
     compactness: Compactness = None,
+    min_size: MinSize = None,
+    levels: Levels = None,
     volume: Volume = None,
+    channel_axis: ChannelAxis = None,
+    weights: Weights = None,
     region: Region = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="What one job may use, such as 4GiB.")] = "2GiB",
     scratch: Scratch = None,
@@ -86,7 +100,7 @@ def init(
     from dseeds.budget import memory_bytes
     from dseeds.run import Asked
 
-    run = batch.init(source, target, Asked(**asked(context)), memory_bytes(memory), overwrite=overwrite)
+    run = batch.init(one_or_several(source), target, Asked(**asked(context)), memory_bytes(memory), overwrite=overwrite)
     found = {"plan": run.folder.address, **batch.status(run)}
     if as_json:
         print(json.dumps(found, indent=2))
@@ -158,9 +172,9 @@ def finalize(plan: Plan, keep_scratch: KeepScratch = False, quiet: Quiet = False
     from dseeds import batch
 
     run = batch.load(plan)
-    job = batch.finalize(run, keep_scratch=keep_scratch)
+    course = batch.finalize(run, keep_scratch=keep_scratch)
     if not quiet:
-        print(f"{job.lattice.size} supervoxels: {run.target}")
+        print(f"{course.supervoxels} supervoxels: {run.target}")
 
 
 def debug_region(

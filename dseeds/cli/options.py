@@ -9,6 +9,20 @@ import typer
 
 # The panels of the help.
 CELLS, IMAGE, WORK, OUTPUT = "Supervoxels", "Image", "Computing", "Output"
+# What is handed on as it is said.
+PLAIN = (
+    "step",
+    "n_segments",
+    "mask",
+    "window",
+    "percentiles",
+    "bins",
+    "compactness",
+    "min_size",
+    "levels",
+    "volume",
+    "scratch",
+)
 
 Step = Annotated[
     str | None,
@@ -37,13 +51,86 @@ Spacing = Annotated[
         rich_help_panel=IMAGE,
     ),
 ]
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="A NIfTI file, a folder with a DICOM series, or path or URL of a Zarr array or OME-Zarr image; or several "
+        "of one shape, each a channel.",
+    ),
+]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|auto",
+        help="Cut only voxels where this image, as fine or coarser and of the same field of view, is not 0; auto takes "
+        "what is brighter than the background, as far as the window tells them apart.",
+        rich_help_panel=IMAGE,
+    ),
+]
 Window = Annotated[
     str | None,
     typer.Option(
-        metavar="LOW,HIGH",
-        help="Intensities between which to tell differences.",
-        show_default="percentiles 0.5 and 99.5",
+        metavar="NAME|LEVEL,WIDTH|LOW:HIGH",
+        help="Intensities between which to tell differences; for CT abdomen, lung, bone or brain. One for all "
+        "channels, or one for each, with ; between them.",
+        show_default="from one percentile to the other",
         rich_help_panel=IMAGE,
+    ),
+]
+Percentiles = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="Percentiles of the intensities that a window goes from and to.",
+        show_default="0.5,99.5",
+        rich_help_panel=IMAGE,
+    ),
+]
+Bins = Annotated[
+    str | None,
+    typer.Option(
+        metavar="linear|equalised",
+        help="Whether intensities are told apart by bins of equal width, or with equally many voxels.",
+        show_default="linear",
+        rich_help_panel=IMAGE,
+    ),
+]
+ChannelAxis = Annotated[
+    str | None,
+    typer.Option(
+        "--channel-axis",
+        metavar="I|NAME",
+        help="Which axis channels lie along, counted from 0 or, from the end, from -1; 4D NIfTI has its volumes along "
+        "0; of OME-Zarr the name will do, such as c.",
+        rich_help_panel=IMAGE,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="W,W,...",
+        help="How much each channel counts.",
+        show_default="all the same",
+        rich_help_panel=IMAGE,
+    ),
+]
+MinSize = Annotated[
+    int | None,
+    typer.Option(
+        "--min-size",
+        metavar="N",
+        help="Join supervoxels of fewer voxels to the neighbour that is most like them, if they have one.",
+        rich_help_panel=CELLS,
+    ),
+]
+Levels = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="How many coarser levels to write as well, each of twice the step of the one before, of whole supervoxels "
+        "of that one.",
+        rich_help_panel=CELLS,
     ),
 ]
 Compactness = Annotated[
@@ -182,9 +269,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and
 def asked(context: typer.Context) -> dict[str, Any]:
     """Read what a run is to do from a command's options, which bear the names that `dseeds.segment` has for them."""
     said = context.params
-    plain = {name: said[name] for name in ("step", "n_segments", "compactness", "volume", "scratch")}
-    floats = {name: numbers(f"--{name}", said[name], float) for name in ("spacing", "window")}
-    return {**plain, **floats, **{name: lengths(f"--{name}", said[name]) for name in ("region", "chunks", "shards")}}
+    plain = {name: said[name] for name in PLAIN}
+    floats = {name: numbers(f"--{name}", said[name], float) for name in ("spacing", "weights")}
+    axis = said["channel_axis"]
+    named = axis is not None and not axis.removeprefix("-").isdecimal()
+    return {
+        **plain,
+        **floats,
+        **{name: lengths(f"--{name}", said[name]) for name in ("region", "chunks", "shards")},
+        "channel_axis": axis if axis is None or named else int(axis),
+    }
+
+
+def one_or_several(sources: list[str]) -> str | list[str]:
+    """Give the source, or a list where each is a channel."""
+    return sources[0] if len(sources) == 1 else sources
 
 
 def lengths(option: str, text: str | None) -> int | tuple[int, ...] | None:

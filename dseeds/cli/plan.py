@@ -10,24 +10,33 @@ from dseeds.cli.cluster import client_at
 from dseeds.cli.options import (
     WORK,
     AsJson,
+    Bins,
+    ChannelAxis,
     Chunks,
     Compactness,
+    Levels,
+    Mask,
     Memory,
+    MinSize,
     Overwrite,
+    Percentiles,
     Region,
     Scheduler,
     Scratch,
     Segments,
     Shards,
+    Sources,
     Spacing,
     Step,
     TlsCaFile,
     TlsCert,
     TlsKey,
     Volume,
+    Weights,
     Window,
     Workers,
     asked,
+    one_or_several,
 )
 
 EXAMPLES = (
@@ -39,16 +48,21 @@ EXAMPLES = (
 
 def plan(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A NIfTI file, or path or URL of a Zarr array or OME-Zarr image.")
-    ],
+    source: Sources,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the labels would go; nothing is written.")],
     step: Step = None,
     n_segments: Segments = None,
     spacing: Spacing = None,
+    mask: Mask = None,
     window: Window = None,
+    percentiles: Percentiles = None,
+    bins: Bins = None,
     compactness: Compactness = None,
+    min_size: MinSize = None,
+    levels: Levels = None,
     volume: Volume = None,
+    channel_axis: ChannelAxis = None,
+    weights: Weights = None,
     region: Region = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -84,5 +98,5 @@ def plan(
     from dseeds.planning import plan as make
 
     with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client:
-        found = make(source, target, client=client, **options)
+        found = make(one_or_several(source), target, client=client, **options)
     print(found.to_json() if as_json else found)

@@ -10,11 +10,17 @@ from dseeds.cli import errors
 from dseeds.cli.cluster import client_at
 from dseeds.cli.options import (
     AsJson,
+    Bins,
+    ChannelAxis,
     Chunks,
     Compactness,
     KeepScratch,
+    Levels,
+    Mask,
     Memory,
+    MinSize,
     Overwrite,
+    Percentiles,
     Quiet,
     Region,
     Resume,
@@ -22,22 +28,26 @@ from dseeds.cli.options import (
     Scratch,
     Segments,
     Shards,
+    Sources,
     Spacing,
     Step,
     TlsCaFile,
     TlsCert,
     TlsKey,
     Volume,
+    Weights,
     Window,
     Workers,
     asked,
+    one_or_several,
 )
 from dseeds.cli.progress import following
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
-    "dseeds segment ct.nii.gz labels.nii.gz --step 8mm --window -150,250\n\n"
+    "dseeds segment ct.nii.gz labels.nii.gz --step 8mm --window abdomen\n\n"
     "dseeds segment brain.ome.zarr labels.zarr --n-segments 5000 --workers 4 --memory 2GiB\n\n"
+    "dseeds segment t1.nii.gz t2.nii.gz flair.nii.gz labels.nii.gz --mask brain.nii.gz --min-size 20\n\n"
     "dseeds segment embryo.zarr labels.zarr --step 4,16,16 --scheduler tcp://10.0.0.1:8786\n\n"
     "dseeds segment s3://lab/embryo.zarr s3://lab/labels.zarr --scratch s3://fast/tmp --resume"
 )
@@ -45,9 +55,7 @@ EXAMPLES = (
 
 def segment(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A NIfTI file, or path or URL of a Zarr array or OME-Zarr image.")
-    ],
+    source: Sources,
     target: Annotated[
         str,
         typer.Argument(
@@ -58,9 +66,16 @@ def segment(
     step: Step = None,
     n_segments: Segments = None,
     spacing: Spacing = None,
+    mask: Mask = None,
     window: Window = None,
+    percentiles: Percentiles = None,
+    bins: Bins = None,
     compactness: Compactness = None,
+    min_size: MinSize = None,
+    levels: Levels = None,
     volume: Volume = None,
+    channel_axis: ChannelAxis = None,
+    weights: Weights = None,
     region: Region = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -96,7 +111,7 @@ def segment(
 
     try:
         with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
-            report = run(source, target, client=client, progress=progress, **options)
+            report = run(one_or_several(source), target, client=client, progress=progress, **options)
     except KeyboardInterrupt as stop:
         # Here, for what comes of it further up has no notes.
         errors.say_notes(stop)

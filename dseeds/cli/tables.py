@@ -25,22 +25,36 @@ def print_description(description: Mapping[str, Any]) -> None:
 def _words(key: str, value: Any) -> str:
     if value is None:
         return "none" if key == "shards" else "unknown"
-    if key == "window":
-        return " to ".join(f"{limit:g}" for limit in value)
+    if key in ("window", "windows"):
+        return _window(value)
     if key == "source":
-        return str(value.get("path", value))
+        parts = value.get("channels", [value])
+        return ", ".join(str(part.get("path", part)) for part in parts)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_words(name, item)}" for name, item in value.items())
     return by(value) if isinstance(value, list) else str(value)
 
 
-def by(values: Sequence[float]) -> str:
+def _window(value: Any) -> str:
+    """Write an intensity window, or those of channels.
+
+    >>> _window([[0, 100.5], "lung", None])
+    '0 to 100.5; lung; percentiles'
+    """
+    if value is None or isinstance(value, str):
+        return value or "percentiles"
+    if all(isinstance(limit, int | float) for limit in value):
+        return " to ".join(f"{limit:g}" for limit in value)
+    return "; ".join(map(_window, value))
+
+
+def by(values: Sequence[Any]) -> str:
     """Write sizes along the axes.
 
     >>> by([3, 0.5, 0.5])
     '3 x 0.5 x 0.5'
     """
-    return " x ".join(f"{value:g}" for value in values)
+    return " x ".join(f"{value:g}" if isinstance(value, int | float) else str(value) for value in values)
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:

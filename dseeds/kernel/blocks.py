@@ -12,6 +12,7 @@ from dseeds.kernel.connectivity import may_leave
 from dseeds.kernel.labels import OUT_OF_REACH, home_and_number, homes_and_numbers, owner_distances
 from dseeds.kernel.lanes import (
     BLOCK_BINS,
+    NOTHING,
     OPEN,
     add_rows,
     boundary_lanes,
@@ -23,6 +24,7 @@ from dseeds.kernel.lanes import (
     trailing_zeros,
 )
 from dseeds.kernel.layout import FACES, LANES, Costs, Place, cost_of_row, in_core, neighbour_distances, row_of_colour
+from dseeds.kernel.voxels import MASKED
 
 # The sum of the weights that smooth a histogram over its bins.
 SMOOTHING_SUM = 256
@@ -43,16 +45,53 @@ def block_histograms(
     edge_x: NDArray[np.int64],
     histograms: NDArray[Any],
 ) -> None:
-    """Count the voxels of a window, bins of 64, in the 32-bin histograms, shape (z, y, x, 32), of blocks."""
+    """Count the voxels of a window, bins of 64, in the histograms of blocks, shape (z, y, x, channels * 32)."""
+    for c in range(len(bins)):
+        for z in range(len(edge_z) - 1):
+            for y in range(len(edge_y) - 1):
+                for vz in range(edge_z[z], edge_z[z + 1]):
+                    for vy in range(edge_y[y], edge_y[y + 1]):
+                        row = bins[c, vz + 1, vy + 1]
+                        for x in range(len(edge_x) - 1):
+                            histogram = histograms[z, y, x]
+                            for vx in range(edge_x[x] + 1, edge_x[x + 1] + 1):
+                                bin_ = row[vx & 1, vx >> 1] >> 1
+                                if bin_ < BLOCK_BINS:
+                                    histogram[BLOCK_BINS * c + bin_] += 1
+
+
+@jit
+def hide_blocks(histograms: NDArray[Any], labels: NDArray[np.uint8]) -> None:
+    """Take the labels of those blocks that have no voxel in the mask."""
+    for z in range(histograms.shape[0]):
+        for y in range(histograms.shape[1]):
+            for x in range(histograms.shape[2]):
+                inside = False
+                for j in range(BLOCK_BINS):
+                    inside |= histograms[z, y, x, j] != 0
+                if not inside:
+                    labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1] = NOTHING
+
+
+@jit
+def hide_fine_units(
+    bins: NDArray[np.uint8],
+    edge_z: NDArray[np.int64],
+    edge_y: NDArray[np.int64],
+    edge_x: NDArray[np.int64],
+    labels: NDArray[np.uint8],
+) -> None:
+    """Do as `hide_blocks`, but from the units' voxels."""
     for z in range(len(edge_z) - 1):
         for y in range(len(edge_y) - 1):
-            for vz in range(edge_z[z], edge_z[z + 1]):
-                for vy in range(edge_y[y], edge_y[y + 1]):
-                    row = bins[vz + 1, vy + 1]
-                    for x in range(len(edge_x) - 1):
-                        histogram = histograms[z, y, x]
+            for x in range(len(edge_x) - 1):
+                inside = False
+                for vz in range(edge_z[z] + 1, edge_z[z + 1] + 1):
+                    for vy in range(edge_y[y] + 1, edge_y[y + 1] + 1):
                         for vx in range(edge_x[x] + 1, edge_x[x + 1] + 1):
-                            histogram[row[vx & 1, vx >> 1] >> 1] += 1
+                            inside |= bins[0, vz, vy, vx & 1, vx >> 1] != MASKED
+                if not inside:
+                    labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1] = NOTHING
 
 
 @jit
@@ -84,6 +123,8 @@ def count_blocks(histograms: NDArray[Any], labels: NDArray[np.uint8], place: Pla
             own_row, number_row = home_and_number(z, y, place)
             for x in range(place.core_lo[2], place.core_hi[2]):
                 label = labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1]
+                if label == NOTHING:
+                    continue
                 cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
                 for j in range(bins):
                     counts[cell, j] += histograms[z, y, x, j]
@@ -102,51 +143,90 @@ def count_fine_blocks(
     """Do as `count_blocks`, but from the blocks' voxels."""
     owners = owner_distances(place.cells)
     home_x, number_x = homes_and_numbers(place)
-    flat = counts.reshape(-1)
-    for z in range(place.core_lo[0], place.core_hi[0]):
-        for y in range(place.core_lo[1], place.core_hi[1]):
-            own_row, number_row = home_and_number(z, y, place)
-            for vz in range(edge_z[z], edge_z[z + 1]):
-                for vy in range(edge_y[y], edge_y[y + 1]):
-                    row = bins[vz + 1, vy + 1]
-                    for x in range(place.core_lo[2], place.core_hi[2]):
-                        label = labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1]
-                        cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
-                        for vx in range(edge_x[x] + 1, edge_x[x + 1] + 1):
-                            flat[np.uint64(BLOCK_BINS * cell + (row[vx & 1, vx >> 1] >> 1))] += np.uint32(1)
+    for c in range(len(bins)):
+        for z in range(place.core_lo[0], place.core_hi[0]):
+            for y in range(place.core_lo[1], place.core_hi[1]):
+                own_row, number_row = home_and_number(z, y, place)
+                for vz in range(edge_z[z], edge_z[z + 1]):
+                    for vy in range(edge_y[y], edge_y[y + 1]):
+                        row = bins[c, vz + 1, vy + 1]
+                        for x in range(place.core_lo[2], place.core_hi[2]):
+                            label = labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1]
+                            if label == NOTHING:
+                                continue
+                            cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
+                            for vx in range(edge_x[x] + 1, edge_x[x + 1] + 1):
+                                bin_ = row[vx & 1, vx >> 1] >> 1
+                                if bin_ < BLOCK_BINS:
+                                    counts[np.uint64(cell), np.uint64(BLOCK_BINS * c + bin_)] += np.uint32(1)
+
+
+@jit
+def _scale(size: int) -> np.float32:
+    """Tell by what a block's smoothed histogram is multiplied to become shares of its size."""
+    return np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
 
 
 @jit
 def _profile(
     histogram: NDArray[Any],
     smoothed: NDArray[np.uint16],
-    scale: np.float32,
     total: NDArray[np.uint32],
-    profile: NDArray[np.uint16],
-) -> None:
-    """Smooth a block's histogram over the bins and scale it, rounded down; `total` is room for the sums."""
-    bins = histogram.shape[0]
+    profiles: NDArray[np.uint16],
+    channel: int,
+) -> int:
+    """Smooth a block's histogram in a channel and make shares of it, rounded down; say how many voxels there are.
+
+    There is room for the sums in `total`.
+    """
+    size, bins = 0, len(total)
     total[:] = 0
     for j in range(bins):
-        count = np.uint32(histogram[j])
+        count = np.uint32(histogram[bins * channel + j])
         if count != 0:
+            size += np.int64(count)
             for k in range(bins):
                 total[k] += count * np.uint32(smoothed[j, k])
+    scale = _scale(size)
     for k in range(bins):
-        profile[k] = np.uint16(np.float32(total[k]) * scale)
+        profiles[channel, k] = np.uint16(np.float32(total[k]) * scale)
+    return size
 
 
 @jit
-def _list_voxels(bins: NDArray[np.uint8], edges: tuple[int, int, int, int, int, int], rows: NDArray[np.uint8]) -> int:
-    """List the bins, of 32, of a block's voxels, and say how many there are."""
-    count = 0
+def _list_voxels(
+    bins: NDArray[np.uint8],
+    edges: tuple[int, int, int, int, int, int],
+    channel: int,
+    rows: NDArray[np.uint8],
+    begin: int,
+) -> int:
+    """List the bins, of 32, of a block's voxels in a channel, and say how many there are."""
+    count = begin
     for z in range(edges[0] + 1, edges[1] + 1):
         for y in range(edges[2] + 1, edges[3] + 1):
-            row = bins[z, y]
+            row = bins[channel, z, y]
             for x in range(edges[4] + 1, edges[5] + 1):
-                rows[count] = row[x & 1, x >> 1] >> 1
-                count += 1
-    return count
+                bin_ = row[x & 1, x >> 1] >> 1
+                rows[count] = bin_
+                # The next one takes the place of one that is masked out.
+                count += bin_ < BLOCK_BINS
+    return count - begin
+
+
+@jit
+def _common(
+    shares: NDArray[np.uint16],
+    share: np.uint64,
+    profiles: NDArray[np.uint16],
+    profile: np.uint64,
+    ratio: np.int32,
+    own: bool,
+) -> np.int64:
+    """Intersect a supervoxel's shares with a block's, without the block where it is its own."""
+    if own:
+        return np.int64(common_without(shares, share, profiles, profile, ratio))
+    return np.int64(common(shares, share, profiles, profile))
 
 
 @jit
@@ -162,6 +242,7 @@ def sweep_blocks(
     sizes: NDArray[np.int64],
     handicaps: NDArray[np.int32],
     neighbour_gain: int,
+    weights: NDArray[np.int64] | None,
     smoothed: NDArray[np.uint16],
     simple: NDArray[np.uint64],
     costs: Costs,
@@ -177,21 +258,23 @@ def sweep_blocks(
     Parameters
     ----------
     bins : ndarray of uint8
-        For the finest blocks, the window of voxels that they cover; otherwise unused.
-    histograms : ndarray of unsigned int, shape (z, y, x, 32)
+        For the finest blocks, the window of voxels that they cover, one for each channel; otherwise unused.
+    histograms : ndarray of unsigned int, shape (z, y, x, channels * 32)
         For coarser blocks, their histograms; otherwise empty.
     edge_z, edge_y, edge_x : ndarray of int64
         Per axis where the blocks begin, in voxels from the window's first.
     labels, state : ndarray of uint8
         The window of blocks; `state` is `OPEN` for those that are to be looked at.
-    shares : ndarray of uint16, shape (cells, 32)
-        The supervoxels' smoothed histograms as shares of their size, in block units.
+    shares : ndarray of uint16, shape (cells * channels, 32)
+        The supervoxels' smoothed histograms, by channel, as shares of their size, in block units.
     sizes : ndarray of int64, shape (cells,)
         The supervoxels' sizes in voxels.
     handicaps : ndarray of int32, shape (cells,)
         What a supervoxel's size costs it.
     neighbour_gain : int
         The score of one neighbour of the same label.
+    weights : ndarray of int64, shape (channels,), or None
+        The channels' weights; None for a single channel, for which less code is compiled.
     smoothed : ndarray of uint16, shape (32, 32)
         What smoothing makes of a count of one in each bin.
     simple : ndarray of uint64
@@ -210,7 +293,9 @@ def sweep_blocks(
     owners = owner_distances(place.cells)
     votes, fresh = np.zeros(7 * LANES, np.uint8), np.zeros(4, np.uint64)
     home_x, number_x = homes_and_numbers(place)
-    rows, profile = np.empty(LARGEST_FINE_BLOCK, np.uint8), np.empty(BLOCK_BINS, np.uint16)
+    channels = len(shares) // len(sizes)
+    rows = np.empty(channels * LARGEST_FINE_BLOCK, np.uint8)
+    profiles = np.empty((channels, BLOCK_BINS), np.uint16)
     row_costs = np.zeros(16, np.int32)
     total = np.empty(BLOCK_BINS, np.uint32)
     fine, far = histograms.size == 0, len(costs.x) > 0
@@ -238,12 +323,13 @@ def sweep_blocks(
                         continue
                     x = 2 * (i + np.int64(lane)) + parity - 1
                     edges = edge_z[z], edge_z[z + 1], edge_y[y], edge_y[y + 1], edge_x[x], edge_x[x + 1]
-                    size = (edges[1] - edges[0]) * (edges[3] - edges[2]) * (edges[5] - edges[4])
-                    scale = np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
-                    if fine:
-                        add_rows(smoothed, rows, _list_voxels(bins, edges, rows), scale, profile)
-                    else:
-                        _profile(histograms[z, y, x], smoothed, scale, total, profile)
+                    size = 0
+                    for k in range(channels):
+                        if fine:
+                            size = _list_voxels(bins, edges, k, rows, LARGEST_FINE_BLOCK * k)
+                            add_rows(smoothed, rows, LARGEST_FINE_BLOCK * k, size, _scale(size), profiles, k)
+                        else:
+                            size = _profile(histograms[z, y, x], smoothed, total, profiles, k)
                     own, cell = own_row + home_x[x], number_row + number_x[x]
                     best, top, old, new = flat_labels[block], 0, np.uint64(0), np.uint64(0)
                     for c in range(7):
@@ -254,14 +340,19 @@ def sweep_blocks(
                         if distance == OUT_OF_REACH:
                             continue
                         owner = np.uint64(cell + distance)
-                        if c > 0:
-                            score = np.int64(common(shares, owner, profile))
-                        else:
-                            ratio = np.int32(min(MOST_RATIO, (size << 12) // max(1, sizes[owner] - size)))
-                            score = np.int64(common_without(shares, owner, profile, ratio))
-                        score += np.int64(votes[lane + np.uint64(c * LANES)]) * neighbour_gain - handicaps[owner]
+                        score = np.int64(votes[lane + np.uint64(c * LANES)]) * neighbour_gain - handicaps[owner]
                         if far:
                             score -= row_costs[label >> 2] + costs.x[x, label & 3]
+                        ratio = np.int32(0)
+                        if c == 0:
+                            ratio = np.int32(min(MOST_RATIO, (size << 12) // max(1, sizes[owner] - size)))
+                        if weights is None:
+                            score += _common(shares, owner, profiles, np.uint64(0), ratio, c == 0)
+                        else:
+                            score *= weights.sum()
+                            for k in range(np.uint64(channels)):
+                                share = owner * np.uint64(channels) + k
+                                score += weights[k] * _common(shares, share, profiles, k, ratio, c == 0)
                         if c == 0:
                             old = owner
                         if c == 0 or score > top:
@@ -275,9 +366,10 @@ def sweep_blocks(
                     moves += 1
                     if in_core(z, y, x, place):
                         if fine:
-                            for k in range(size):
-                                change[old, rows[k]] -= np.uint32(1)
-                                change[new, rows[k]] += np.uint32(1)
+                            for k in range(channels):
+                                for v in range(LARGEST_FINE_BLOCK * k, LARGEST_FINE_BLOCK * k + size):
+                                    change[old, BLOCK_BINS * k + rows[v]] -= np.uint32(1)
+                                    change[new, BLOCK_BINS * k + rows[v]] += np.uint32(1)
                         else:
                             for j in range(histograms.shape[3]):
                                 change[old, j] -= np.uint32(histograms[z, y, x, j])

@@ -136,7 +136,7 @@ def global_labels(
     cells: Triple,
     out: NDArray[Any],
 ) -> None:
-    """Turn a window's labels into global ones, 1 + the owner's number.
+    """Turn a window's labels into global ones, 1 + the owner's number, and `NOTHING` into 0.
 
     Parameters
     ----------
@@ -158,4 +158,4 @@ def global_labels(
             for x in range(len(cell_x)):
                 own = np.uint64(64 * (own_row + (cell_x[x] & 3)))
                 label = window_row[(x + 1) & 1, (x + 1) >> 1]
-                row[x] = first + cell_x[x] + distances[own + np.uint64(label)]
+                row[x] = first + cell_x[x] + distances[own + np.uint64(label)] if label != NOTHING else 0

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dseeds.compilation import jit
 from dseeds.kernel.layout import FACES, LANES
 
-# The label outside the volume or the window.
+# The label outside the volume, the window or the mask.
 NOTHING = 64
 # A bit of a unit's state: it is to be looked at.
 OPEN = 1
@@ -48,8 +48,8 @@ class _Code:
             return self.builder.load(place)
         return self.builder.load(self.builder.bitcast(place, kind.as_pointer()), align=1)
 
-    def store(self, vector: Any, array: Any, index: int) -> None:
-        place = self.builder.gep(array, [ir.Constant(INDEX, index)])
+    def store(self, vector: Any, array: Any, index: Any) -> None:
+        place = self.builder.gep(array, [index])
         self.builder.store(vector, self.builder.bitcast(place, vector.type.as_pointer()), align=1)
 
     def neighbours(self, unit: Any, distances: Any, which: Sequence[int]) -> list[Any]:
@@ -89,7 +89,10 @@ def leading_zeros(typingctx: Any, word: Any) -> Any:
 
 @intrinsic
 def boundary_lanes(typingctx: Any, labels: Any, unit: Any, distances: Any) -> Any:
-    """Find the units that have a face neighbour of another label: a bit mask. Outside the window is another, too."""
+    """Find the units that have a face neighbour of another label: a bit mask.
+
+    `NOTHING` is another label, too, but units that have it are never found.
+    """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
@@ -97,7 +100,8 @@ def boundary_lanes(typingctx: Any, labels: Any, unit: Any, distances: Any) -> An
         own = write.load(labels, unit, BYTES)
         faces = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, FACES)]
         differs = reduce(builder.or_, [builder.xor(face, own) for face in faces])
-        return write.mask(builder.icmp_unsigned("!=", differs, write.all_lanes(0)))
+        found = builder.icmp_unsigned("!=", differs, write.all_lanes(0))
+        return write.mask(builder.and_(found, builder.icmp_unsigned("!=", own, write.all_lanes(NOTHING))))
 
     return types.uint64(labels, unit, distances), code
 
@@ -172,14 +176,14 @@ def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, vot
         labels, unit, distances, votes, fresh = write.arguments
         around = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, range(18))]
         known = [write.load(labels, unit, BYTES)]
-        write.store(write.count(known[0], around), votes, 0)
+        write.store(write.count(known[0], around), votes, ir.Constant(INDEX, 0))
         known.append(write.all_lanes(NOTHING))
         masks = [ir.Constant(INDEX, (1 << LANES) - 1)]
         for f, face in enumerate(around[k] for k in FACES):
             is_new = reduce(builder.and_, [builder.icmp_unsigned("!=", face, label) for label in known])
             known.append(face)
             masks.append(write.mask(is_new))
-            write.store(write.count(face, around), votes, (f + 1) * LANES)
+            write.store(write.count(face, around), votes, ir.Constant(INDEX, (f + 1) * LANES))
         masks.append(ir.Constant(INDEX, 0))
         for w, (one, other) in enumerate(zip(masks[::2], masks[1::2], strict=True)):
             word = builder.or_(one, builder.shl(other, ir.Constant(INDEX, LANES)))
@@ -208,7 +212,9 @@ def _total(write: _Code, vector: Any) -> Any:
 
 
 @intrinsic
-def add_rows(typingctx: Any, table: Any, rows: Any, count: Any, scale: Any, profile: Any) -> Any:
+def add_rows(
+    typingctx: Any, table: Any, rows: Any, begin: Any, count: Any, scale: Any, profiles: Any, profile: Any
+) -> Any:
     """Add up so many rows of a table of uint16, shape (rows, 32), and scale the sums, rounded down.
 
     Parameters
@@ -216,46 +222,49 @@ def add_rows(typingctx: Any, table: Any, rows: Any, count: Any, scale: Any, prof
     table : ndarray of uint16, shape (rows, 32)
         The table.
     rows : ndarray of uint8
-        Which rows.
-    count : int64
-        How many of them. Their sums have to fit 16 bits.
+        In it, which rows.
+    begin, count : int64
+        Where they begin, and how many there are. Their sums have to fit 16 bits.
     scale : float32
         The factor.
-    profile : ndarray of uint16, shape (32,)
-        Is filled.
+    profiles : ndarray of uint16, shape (profiles, 32)
+        Where the sums go.
+    profile : uint64
+        The row that is filled.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
-        table, rows, count, scale, profile = write.arguments
+        table, rows, begin, count, scale, profiles, profile = write.arguments
+        rows = builder.gep(rows, [begin])
         total = cgutils.alloca_once_value(builder, ir.Constant(SHARES, [0] * BLOCK_BINS))
         with cgutils.for_range(builder, count) as loop:
             row = builder.zext(write.load(rows, loop.index), INDEX)
             builder.store(builder.add(builder.load(total), _bins(write, table, row)), total)
         numbers = ir.VectorType(ir.FloatType(), BLOCK_BINS)
         scaled = builder.fmul(builder.uitofp(builder.load(total), numbers), _every(write, scale, numbers))
-        write.store(builder.fptoui(scaled, SHARES), profile, 0)
+        write.store(builder.fptoui(scaled, SHARES), profiles, builder.mul(profile, ir.Constant(INDEX, BLOCK_BINS)))
         return context.get_dummy_value()
 
-    return types.void(table, rows, types.int64, types.float32, profile), code
+    return types.void(table, rows, types.int64, types.int64, types.float32, profiles, types.uint64), code
 
 
 @intrinsic
-def common(typingctx: Any, shares: Any, row: Any, profile: Any) -> Any:
-    """Intersect a row of shares, uint16, shape (rows, 32), with a profile, shape (32,): the sum of the minima."""
+def common(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any) -> Any:
+    """Intersect a row of shares, uint16, shape (rows, 32), with one of profiles like them: the sum of the minima."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
-        shares, row, profile = write.arguments
-        one, other = _bins(write, shares, row), write.load(profile, ir.Constant(INDEX, 0), SHARES)
+        shares, row, profiles, profile = write.arguments
+        one, other = _bins(write, shares, row), _bins(write, profiles, profile)
         least = builder.select(builder.icmp_unsigned("<", one, other), one, other)
         return _total(write, builder.zext(least, SUMS))
 
-    return types.int32(shares, types.uint64, profile), code
+    return types.int32(shares, types.uint64, profiles, types.uint64), code
 
 
 @intrinsic
-def common_without(typingctx: Any, shares: Any, row: Any, profile: Any, ratio: Any) -> Any:
+def common_without(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any, ratio: Any) -> Any:
     """Do as `common`, but for the shares that are left when the profile is taken out of them.
 
     The ratio is that of the profile's size to what is left, in units of 2^-12.
@@ -263,12 +272,12 @@ def common_without(typingctx: Any, shares: Any, row: Any, profile: Any, ratio: A
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
-        shares, row, profile, ratio = write.arguments
+        shares, row, profiles, profile, ratio = write.arguments
         share = builder.zext(_bins(write, shares, row), SUMS)
-        taken = builder.zext(write.load(profile, ir.Constant(INDEX, 0), SHARES), SUMS)
+        taken = builder.zext(_bins(write, profiles, profile), SUMS)
         spread = builder.mul(builder.sub(share, taken), _every(write, ratio, SUMS))
         spread = builder.ashr(spread, ir.Constant(SUMS, [12] * BLOCK_BINS))
         left = builder.add(share, spread)
         return _total(write, builder.select(builder.icmp_signed("<", left, taken), left, taken))
 
-    return types.int32(shares, types.uint64, profile, types.int32), code
+    return types.int32(shares, types.uint64, profiles, types.uint64, types.int32), code

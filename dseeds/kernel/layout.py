@@ -75,16 +75,16 @@ def cost_of_row(costs: Costs, z: int, y: int, out: NDArray[np.int32]) -> None:
             out[part] = costs.z[z, part >> 2] + costs.y[y, part & 3]
 
 
-def padded(shape: Sequence[int], fill: int) -> NDArray[np.uint8]:
-    """Make a window of bytes for units of a shape (z, y, x).
+def padded(shape: Sequence[int], fill: int, channels: int | None = None) -> NDArray[np.uint8]:
+    """Make a window of bytes for units of a shape (z, y, x), or one for each of a number of channels.
 
     Returns
     -------
-    ndarray of uint8, shape (z + 2, y + 2, 2, half)
+    ndarray of uint8, shape (z + 2, y + 2, 2, half) or (channels, z + 2, y + 2, 2, half)
         A vector may begin at any of its units: behind it the memory goes on far enough.
     """
     nz, ny, nx = shape
-    layout = nz + 2, ny + 2, 2, (nx + 3) // 2
+    layout = (*(() if channels is None else (channels,)), nz + 2, ny + 2, 2, (nx + 3) // 2)
     size = math.prod(layout)
     return np.full(size + LANES, fill, np.uint8)[:size].reshape(layout)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from dseeds.compilation import jit
 from dseeds.kernel.connectivity import may_leave
 from dseeds.kernel.labels import home_and_number, homes_and_numbers, owner_distances
 from dseeds.kernel.lanes import (
+    NOTHING,
     boundary_lanes,
     count_neighbours,
     same_neighbours,
@@ -18,7 +21,7 @@ from dseeds.kernel.lanes import (
 from dseeds.kernel.layout import FACES, LANES, Costs, Place, cost_of_row, in_core, neighbour_distances, row_of_colour
 
 BINS = 64
-# The bin of a voxel that is masked out.
+# The bin, in every channel, of a voxel that is masked out.
 MASKED = 64
 # A score's unit: this is one neighbour of the same label.
 VOXEL_UNIT = 16
@@ -31,7 +34,8 @@ def sweep_voxels(
     bins: NDArray[np.uint8],
     labels: NDArray[np.uint8],
     state: NDArray[np.uint8],
-    table: NDArray[np.int16],
+    table: NDArray[Any],
+    weight: int | None,
     simple: NDArray[np.uint64],
     costs: Costs,
     place: Place,
@@ -49,10 +53,14 @@ def sweep_voxels(
 
     Parameters
     ----------
-    bins, labels, state : ndarray of uint8
+    bins : ndarray of uint8
+        The window, one for each channel.
+    labels, state : ndarray of uint8
         The window; `state` is `OPEN` everywhere when a round begins.
-    table : ndarray of int16, shape (1 + cells * 64,)
-        The score of a bin in a supervoxel; before all, that of a supervoxel that is out of reach.
+    table : ndarray of int16 or int32, shape (1 + cells * channels * 64,)
+        The score of a bin in a supervoxel, by channel; before all, that of a supervoxel that is out of reach.
+    weight : int or None
+        The sum of the channels' weights; None for a single channel, for which less code is compiled.
     simple : ndarray of uint64
         From `connectivity_table`.
     costs : Costs
@@ -63,7 +71,7 @@ def sweep_voxels(
         See `row_of_colour`.
     z0, z1 : int
         The planes to do. Marks reach one plane further.
-    change : ndarray of uint32, shape (cells, 64)
+    change : ndarray of uint32, shape (cells, channels * 64)
         To this is added, modulo 2^32, how the moves in the core change the supervoxels' histograms.
 
     Returns
@@ -72,8 +80,8 @@ def sweep_voxels(
         How many voxels moved.
     """
     ny, nx = len(place.cell_y), len(place.cell_x)
+    channels, window = len(bins), np.uint64(labels.size)
     flat_labels, flat_bins, flat_state = labels.reshape(-1), bins.reshape(-1), state.reshape(-1)
-    flat_change = change.reshape(-1)
     distances = neighbour_distances(labels)
     owners = owner_distances(place.cells)
     home_x, number_x = homes_and_numbers(place)
@@ -113,11 +121,19 @@ def sweep_voxels(
                         label = np.uint64(flat_labels[first + lane + beside[at // np.uint64(LANES)]])
                         column = np.uint64(x) + (lane << one)
                         owner = number_row + number_x[column] + owners[own_row + home_x[column] + label]
-                        # What is out of reach has a place before all.
-                        entry = max(0, BINS * owner + np.int64(flat_bins[first + lane]) + 1)
-                        score = np.int64(table[np.uint64(entry)]) + VOXEL_UNIT * np.int64(votes[at])
+                        score = VOXEL_UNIT * np.int64(votes[at])
                         if far:
                             score -= np.int64(row_costs[label >> np.uint64(2)]) + costs.x[column, label & np.uint64(3)]
+                        # What is out of reach has a place before all.
+                        if weight is None:
+                            entry = max(0, BINS * owner + np.int64(flat_bins[first + lane]) + 1)
+                            score += np.int64(table[np.uint64(entry)])
+                        else:
+                            score *= weight
+                            for c in range(channels):
+                                bin_ = np.int64(flat_bins[np.uint64(c) * window + first + lane])
+                                entry = max(0, BINS * (channels * owner + c) + bin_ + 1)
+                                score += np.int64(table[np.uint64(entry)])
                         if at < LANES:
                             top[lane] = score
                         elif score > top[lane]:
@@ -135,9 +151,10 @@ def sweep_voxels(
                         home, first_number = own_row + home_x[x], number_row + number_x[x]
                         old = first_number + owners[home + before]
                         new = first_number + owners[home + np.uint64(best[lane])]
-                        bin_ = np.int64(flat_bins[first + lane])
-                        flat_change[np.uint64(BINS * old + bin_)] -= np.uint32(1)
-                        flat_change[np.uint64(BINS * new + bin_)] += np.uint32(1)
+                        for c in range(channels):
+                            bin_ = np.int64(flat_bins[np.uint64(c) * window + first + lane])
+                            change[np.uint64(old), np.uint64(BINS * c + bin_)] -= np.uint32(1)
+                            change[np.uint64(new), np.uint64(BINS * c + bin_)] += np.uint32(1)
     return moves
 
 
@@ -168,12 +185,15 @@ def count_voxels(bins: NDArray[np.uint8], labels: NDArray[np.uint8], place: Plac
     """Add the bins of the core's voxels to the histograms of their supervoxels."""
     owners = owner_distances(place.cells)
     home_x, number_x = homes_and_numbers(place)
-    flat = counts.reshape(-1)
-    for z in range(place.core_lo[0], place.core_hi[0]):
-        for y in range(place.core_lo[1], place.core_hi[1]):
-            own_row, number_row = home_and_number(z, y, place)
-            row, bin_row = labels[z + 1, y + 1], bins[z + 1, y + 1]
-            for x in range(place.core_lo[2], place.core_hi[2]):
-                label = row[(x + 1) & 1, (x + 1) >> 1]
-                cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
-                flat[np.uint64(BINS * cell + bin_row[(x + 1) & 1, (x + 1) >> 1])] += np.uint32(1)
+    for c in range(len(bins)):
+        for z in range(place.core_lo[0], place.core_hi[0]):
+            for y in range(place.core_lo[1], place.core_hi[1]):
+                own_row, number_row = home_and_number(z, y, place)
+                row, bin_row = labels[z + 1, y + 1], bins[c, z + 1, y + 1]
+                for x in range(place.core_lo[2], place.core_hi[2]):
+                    label = row[(x + 1) & 1, (x + 1) >> 1]
+                    if label == NOTHING:
+                        continue
+                    cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
+                    bin_ = bin_row[(x + 1) & 1, (x + 1) >> 1]
+                    counts[np.uint64(cell), np.uint64(BINS * c + bin_)] += np.uint32(1)

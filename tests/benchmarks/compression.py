@@ -28,7 +28,7 @@ CODECS = {
     "zstd 1": ZstdCodec(level=1),
     "zstd 3": ZstdCodec(level=3),
 }
-ARRAYS = ("bins", "histograms-1", "codes-08", "codes-12", "statistics-12", "labels")
+ARRAYS = ("bins-0", "histograms-1", "codes-08", "codes-12", "statistics-12", "labels")
 REPEATS = 3
 
 

@@ -19,13 +19,14 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 from dseeds import stages
-from dseeds.course import Course
+from dseeds.course import Course, Wanted
 from dseeds.engine import do_phase
-from dseeds.io import open_source
+from dseeds.io import open_image
+from dseeds.job import Job
 from dseeds.journal import Journal
-from dseeds.stages import Job
 from dseeds.streams import Stages
 from dseeds.target import Labels
+from dseeds.windows import WindowSearch
 
 CELL = 16
 
@@ -42,7 +43,7 @@ class Trivial(WorkerPlugin):
 
 def nothing(_job: Job, _number: int, _turn: int, _known: Any) -> str:
     """Do as a region without a move."""
-    return "finite"
+    return "all"
 
 
 def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
@@ -52,10 +53,9 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
     # No chunk of it is stored.
     image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELL,) * 3)
     address = str(folder)
-    job = Job(
-        open_source(image), shape, (CELL,) * 3, (1, 1, 1), address, Journal(address, "run"), Labels(address), (0.0, 0.0)
-    )
-    course = Course(job, find_window=False)
+    labels = (Labels(address),)
+    job = Job(open_image(image), shape, (CELL,) * 3, (1, 1, 1), address, Journal(address, "run"), labels)
+    course = Course(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 0.0)]), Wanted())
     process, seen = psutil.Process(), []
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
