@@ -23,7 +23,7 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 import dseeds
-from dseeds import rounds, stages, store
+from dseeds import naming, rounds, stages, store
 from dseeds.phantom import phantom, write_phantom
 from dseeds.phases import Phase
 from dseeds.streams import Stages
@@ -70,8 +70,8 @@ class Clocks(WorkerPlugin):
 
         for name in ("sweep", "count", "histograms", "coarsen"):
             setattr(rounds, name, timed(getattr(rounds, name), "kernel"))
-        for name in ("quantise", "global_labels"):
-            setattr(stages, name, timed(getattr(stages, name), "kernel"))
+        for module, name in ((stages, "quantise"), (naming, "global_labels")):
+            setattr(module, name, timed(getattr(module, name), "kernel"))
         for name in ("read", "write"):
             setattr(store, name, timed(getattr(store, name), "io"))
         stages.perform = task(stages.perform)
