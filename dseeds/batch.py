@@ -19,7 +19,7 @@ from dseeds import repair, runs
 from dseeds.cluster import Capacity
 from dseeds.course import Course, Marks
 from dseeds.ends import finish, import_count, import_source, is_imported
-from dseeds.engine import debug_command
+from dseeds.engine import create_arrays, debug_command
 from dseeds.io.place import open_place
 from dseeds.lease import RunInUse, lease
 from dseeds.needs import check_disk
@@ -185,7 +185,7 @@ def init(
     runs.begin(run, resume=False)
     try:
         course = run.course()
-        _create_arrays(run, course)
+        create_arrays(run, course)
         _begin_target(run, course)
         if import_count(run):
             import_source(run, course.job, lambda: None)
@@ -193,10 +193,6 @@ def init(
         runs.abandon(run)
         raise
     return run
-
-
-def _create_arrays(run: Run, course: Course) -> None:
-    course.job.store.create({**course.layouts, **run.layouts})
 
 
 def _begin_target(run: Run, course: Course) -> None:
@@ -344,7 +340,7 @@ def _begin(run: Run, course: Course, phase: Phase) -> None:
     if not is_imported(run, course.job):
         raise NotYet("the source has not been copied to its end: if dseeds init is over, begin anew with --overwrite.")
     if not course.done:
-        _create_arrays(run, course)
+        create_arrays(run, course)
     if phase == LABEL:
         _begin_target(run, course)
 
@@ -462,21 +458,10 @@ def finalize(run: Run, *, keep_scratch: bool = False) -> Course:
                 raise NotYet(f"there is something left to do: {left} regions of {current}; see dseeds status.")
             for number in marks:
                 _persist(run, course, LABEL, number, marked=True)
-            _publish(run, course)
+            repair.mending(partial(finish, run, course, lambda: None), partial(_mend, run, course))
     if not keep_scratch:
         runs.forget(run)
     return course
-
-
-def _publish(run: Run, course: Course) -> None:
-    for attempt in range(RETRIES + 1):
-        try:
-            finish(run, course, lambda: None)
-            return
-        except Damage as damage:
-            if attempt == RETRIES:
-                raise
-            _mend(run, course, damage)
 
 
 def debug_region(run: Run, phase: str, region: int) -> Result:

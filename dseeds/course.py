@@ -122,15 +122,17 @@ class Course:
     @property
     def phases(self) -> list[Phase]:
         """All phases, as far as is known: a constant image has no rounds, and only a mask makes parts."""
-        rounds = self.job.schedule if self.search.done else schedule(self.job.lattice, self.job.channels)
         certain = self.wanted.mask or self.wanted.foreground
-        return self._phases(rounds, masked=self.job.masked if self._quantised else certain)
+        return self._phases(self._rounds, masked=self.job.masked if self._quantised else certain)
 
     @property
     def possible(self) -> list[Phase]:
         """All phases that may still come, as far as is known: values that are no numbers are a mask too."""
-        rounds = self.job.schedule if self.search.done else schedule(self.job.lattice, self.job.channels)
-        return self._phases(rounds, masked=self.job.masked if self._quantised else self.wanted.may_be_masked)
+        return self._phases(self._rounds, masked=self.job.masked if self._quantised else self.wanted.may_be_masked)
+
+    @property
+    def _rounds(self) -> Sequence[Round]:
+        return self.job.schedule if self.search.done else schedule(self.job.lattice, self.job.channels)
 
     def _phases(self, rounds: Sequence[Round], masked: bool) -> list[Phase]:
         return [

@@ -30,13 +30,13 @@ from dseeds.lease import LeaseLost, RunInUse, lease
 from dseeds.needs import check_disk
 from dseeds.phases import LABEL, Phase
 from dseeds.prepare import prepare
-from dseeds.repair import BeyondRepair, mend
+from dseeds.repair import BeyondRepair, mend, mending
 from dseeds.report import Progress, Report, peak_memory
 from dseeds.run import Asked, Run
 from dseeds.stages import Result, perform, perform_packed
 from dseeds.steps import Step
 from dseeds.store import Damage, region_units
-from dseeds.streams import RETRIES, RegionFailed, Stages
+from dseeds.streams import RegionFailed, Stages
 from dseeds.target import begin_target
 from dseeds.windows import NothingFinite
 
@@ -155,25 +155,7 @@ def segment(
     >>> folder.cleanup()
     """
     started = time.perf_counter()
-    asked = Asked(
-        step=step,
-        n_segments=n_segments,
-        spacing=spacing,
-        window=window,
-        percentiles=percentiles,
-        bins=bins,
-        compactness=compactness,
-        volume=volume,
-        channel_axis=channel_axis,
-        weights=weights,
-        mask=mask,
-        min_size=min_size,
-        levels=levels,
-        region=region,
-        chunks=chunks,
-        shards=shards,
-        scratch=scratch,
-    )
+    asked = Asked.of(locals())
     run, has = prepare(
         source, target, asked, partial(available, client, workers, memory), overwrite=overwrite, resume=resume
     )
@@ -228,15 +210,15 @@ def walk(run: Run, course: Course, stages: Stages) -> None:
     if import_count(run) and not course.done:
         with stages.timed("import") as advance:
             import_source(run, course.job, advance)
-    mending = partial(_mend, run, course, stages)
+    mend_it = partial(_mend, run, course, stages)
     while (phase := course.current) is not None and phase != LABEL:
-        marks = do_phase(course, phase, stages, mending)
+        marks = do_phase(course, phase, stages, mend_it)
         stages.confirm()
-        _mending(run, course, stages, partial(course.close, phase, marks))
+        mending(partial(course.close, phase, marks), mend_it)
     if not run.nifti:
         stages.confirm()
         begin_labels(run, course.job)
-    do_phase(course, LABEL, stages, mending)
+    do_phase(course, LABEL, stages, mend_it)
 
 
 def begin_labels(run: Run, job: Job) -> None:
@@ -249,7 +231,7 @@ def begin_labels(run: Run, job: Job) -> None:
 def publish(run: Run, course: Course, stages: Stages) -> None:
     """Publish the labels."""
     with stages.timed("export") if run.nifti else nullcontext(lambda: None) as advance:
-        _mending(run, course, stages, partial(finish, run, course, advance))
+        mending(partial(finish, run, course, advance), partial(_mend, run, course, stages))
 
 
 def do_phase(course: Course, phase: Phase, stages: Stages, mending: Callable[[Damage], None]) -> dict[int, str]:
@@ -280,16 +262,6 @@ def _mend(run: Run, course: Course, stages: Stages, damage: Damage) -> None:
         stages.once(phase, perform, course.job, phase, number, course.known(phase, number))
 
     mend(course, damage, again, partial(import_source, run, course.job, lambda: None, again=True))
-
-
-def _mending(run: Run, course: Course, stages: Stages, function: Callable[[], None]) -> None:
-    """Do something that reads scratch in this process, after mending what is damaged."""
-    for _ in range(RETRIES):
-        try:
-            return function()
-        except Damage as damage:
-            _mend(run, course, stages, damage)
-    return function()
 
 
 @contextmanager

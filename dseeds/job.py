@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -159,25 +159,24 @@ class Job:
         Label codes of regions that rested since are read where they left them.
         """
         grid = self.grid_of(name)
-        numbers = self.regions.touching(grid.cells_of(box))
+        return self._gathered(name, box, grid.cells_of(box), grid.of_cells, fill, rested or {})
+
+    def cells(self, name: str, box: Box) -> NDArray[Any]:
+        """Read a box of an array of cells; zeros where regions lie outside the mask."""
+        return self._gathered(name, box, box, lambda cells: cells, 0, {})
+
+    def _gathered(
+        self, name: str, box: Box, cells: Box, of_cells: Callable[[Box], Box], fill: int, rested: Rested
+    ) -> NDArray[Any]:
+        """Read a box that touches some cells, region by region where these are not all to be read from one array."""
+        numbers = self.regions.touching(cells)
         if not rested and not any(map(self.is_outside, numbers)):
             return self.store.read(name, box)
         out = self._filled(name, box, fill)
         for number in itertools.filterfalse(self.is_outside, numbers):
-            piece = box.overlap(grid.of_cells(self.regions.box(number)))
-            there = codes(rested[number]) if rested and number in rested else name
+            piece = box.overlap(of_cells(self.regions.box(number)))
+            there = codes(rested[number]) if number in rested else name
             out[piece.relative_to(box.lo).slices] = self.store.read(there, piece)
-        return out
-
-    def cells(self, name: str, box: Box) -> NDArray[Any]:
-        """Read a box of an array of cells; zeros where regions lie outside the mask."""
-        numbers = self.regions.touching(box)
-        if not any(map(self.is_outside, numbers)):
-            return self.store.read(name, box)
-        out = self._filled(name, box, 0)
-        for number in itertools.filterfalse(self.is_outside, numbers):
-            piece = box.overlap(self.regions.box(number))
-            out[piece.relative_to(box.lo).slices] = self.store.read(name, piece)
         return out
 
     def pieces(self, name: str, box: Box, rested: Rested) -> NDArray[Any]:

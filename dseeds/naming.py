@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from dseeds.graph import Graph, tabulate
 from dseeds.job import Job, Rested
-from dseeds.kernel.labels import global_labels, seeds
+from dseeds.kernel.labels import entered, global_labels, seeds
 from dseeds.kernel.lanes import NOTHING
-from dseeds.kernel.layout import enter, leave, padded
+from dseeds.kernel.layout import leave
 from dseeds.kernel.parts import number_parts, part_counts
 from dseeds.kernel.voxels import MASKED
 from dseeds.lattice import Box
@@ -97,7 +97,7 @@ def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
     out = np.empty(box.shape, job.lattice.label_dtype)
     if not job.masked:
         cells = grid.homes_of(box)
-        global_labels(_window(_codes(job, box, rested)), *cells, job.lattice.cells, out)
+        global_labels(entered(_codes(job, box, rested)), *cells, job.lattice.cells, out)
         return out
     # Owners lie in the cells around a region, and their parts reach one cell further.
     owners = job.regions.box(number).grow(1, within=job.lattice.cells)
@@ -105,12 +105,6 @@ def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
     offsets = job.cells("offsets", owners)
     number_parts(_codes(job, window, rested), *grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out)
     return out
-
-
-def _window(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    window = padded(labels.shape, NOTHING)
-    enter(labels, 0, window)
-    return window
 
 
 def _codes(job: Job, box: Box, rested: Rested) -> NDArray[np.uint8]:

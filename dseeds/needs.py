@@ -12,7 +12,8 @@ from pathlib import Path
 from dseeds.budget import share
 from dseeds.ends import import_count, slab_count
 from dseeds.io.place import is_remote, open_place
-from dseeds.lattice import Box, Grid, Triple, Window, triple
+from dseeds.job import box_of_parents
+from dseeds.lattice import Box, Grid, Triple, Window, per_axis, triple
 from dseeds.phases import GRAPH, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase
 from dseeds.rounds import histogram_dtype, schedule
 from dseeds.run import Run
@@ -227,8 +228,7 @@ def _upper(box: Box, shape: Triple) -> Box:
 
 def _parents(grid: Grid, coarser: Grid, box: Box) -> Box:
     """Find the box of coarser units that units lie in."""
-    found = [p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True)]
-    return Box(triple([p[0] for p in found]), triple([p[-1] + 1 for p in found]))
+    return box_of_parents(per_axis(p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True)))
 
 
 def check_disk(run: Run) -> None:

@@ -177,25 +177,7 @@ def plan(
     >>> plan.supervoxels, plan.rounds
     (64, 13)
     """
-    asked = Asked(
-        step=step,
-        n_segments=n_segments,
-        spacing=spacing,
-        window=window,
-        percentiles=percentiles,
-        bins=bins,
-        compactness=compactness,
-        volume=volume,
-        channel_axis=channel_axis,
-        weights=weights,
-        mask=mask,
-        min_size=min_size,
-        levels=levels,
-        region=region,
-        chunks=chunks,
-        shards=shards,
-        scratch=scratch,
-    )
+    asked = Asked.of(locals())
     run, has = prepare(source, target, asked, partial(available, client, workers, memory), overwrite=overwrite)
     return plan_of(run, has, Trial(run).seconds(has) if calibrate else None)
 

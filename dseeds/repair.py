@@ -10,6 +10,7 @@ from dseeds.naming import read_graph
 from dseeds.numbering import write_offsets, write_tables
 from dseeds.phases import GRAPH, Phase
 from dseeds.store import Damage
+from dseeds.streams import RETRIES
 
 # Damage that is found while damage is mended, and so on: the round before is there, but no more.
 DEEPEST = 3
@@ -74,6 +75,16 @@ def mend(course: Course, damage: Damage, again: Again, import_again: Callable[[]
                 mend(course, deeper, again, import_again, depth + 1)
         else:
             raise _beyond_repair(damage) from damage
+
+
+def mending(function: Callable[[], None], mend_it: Callable[[Damage], None]) -> None:
+    """Do something that reads scratch in this process, after mending what is damaged."""
+    for _ in range(RETRIES):
+        try:
+            return function()
+        except Damage as damage:
+            mend_it(damage)
+    return function()
 
 
 def _beyond_repair(damage: Damage) -> BeyondRepair:

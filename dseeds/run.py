@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ class Asked:
     chunks: int | Sequence[int] | None = None
     shards: int | Sequence[int] | None = None
     scratch: str | Path | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Asked:
+        """Take what is to be done out of all arguments of a function."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     def to_dict(self) -> dict[str, Any]:
         """Give what is said as plain values; a mask that has no name is left out."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dseeds import merge, naming, rounds
 from dseeds.job import Job, Rested, box_of_parents
-from dseeds.kernel.labels import refine, seeds
+from dseeds.kernel.labels import entered, refine, seeds
 from dseeds.kernel.lanes import NOTHING, OPEN
 from dseeds.kernel.layout import enter, leave, padded
 from dseeds.kernel.voxels import MASKED
@@ -239,13 +239,6 @@ def _entered(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return windows
 
 
-def _padded(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Make a window of labels (z, y, x)."""
-    window = padded(values.shape, NOTHING)
-    enter(values, 0, window)
-    return window
-
-
 def _core(units: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
     """Take the core's units out of a window."""
     out = np.empty(window.core.shape, np.uint8)
@@ -264,10 +257,10 @@ def _units(job: Job, turn: int, window: Window, rested: Rested) -> tuple[NDArray
         left = job.units(codes(turn - 1), window.box, fill=NOTHING, rested=rested)
         if before.weight is None:
             enter(left // OPEN_BIT, 0, state)
-        return _padded(left % OPEN_BIT), state
+        return entered(left % OPEN_BIT), state
     parents = per_axis(p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True))
     box = box_of_parents(parents)
-    coarse = _padded(job.units(codes(turn - 1), box, fill=NOTHING, rested=rested) % OPEN_BIT)
+    coarse = entered(job.units(codes(turn - 1), box, fill=NOTHING, rested=rested) % OPEN_BIT)
     return refine(coarse, *per_axis(p - p[0] for p in parents)), state
 
 
@@ -300,7 +293,7 @@ def _as_voxels(
     parents = per_axis(
         p[a:h] - o for p, a, h, o in zip(voxels.parents(grid), window.box.lo, window.box.hi, box.lo, strict=True)
     )
-    labels = refine(_padded(left), *parents)
+    labels = refine(entered(left), *parents)
     values = _values(job, level, window.box)
     _hide(job, level, window.box, values, labels)
     return window, labels, values

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dseeds.compilation import jit
 from dseeds.kernel.lanes import NOTHING
-from dseeds.kernel.layout import Place, padded
+from dseeds.kernel.layout import Place, enter, padded
 from dseeds.lattice import Triple
 
 # No cell has a number as low as its own plus this.
@@ -75,6 +75,13 @@ def refine(
     labels = padded((len(parent_z), len(parent_y), len(parent_x)), NOTHING)
     _refine(coarse, parent_z, parent_y, parent_x, labels)
     return labels
+
+
+def entered(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Make a window of labels, shape (z, y, x)."""
+    window = padded(labels.shape, NOTHING)
+    enter(labels, 0, window)
+    return window
 
 
 @jit
