@@ -27,7 +27,10 @@ demo/image.nii.gz: $(VENV)/.package
 	@mkdir -p demo
 	@cp "$$($(BIN)/python -c '$(EXAMPLE)')" $@
 
+# The kernels are compiled once, not by each of the many processes that the tests start.
+test: export DSEEDS_CACHE_DIR = $(abspath $(VENV))/kernels
 test: lint
+	@$(BIN)/dseeds compile
 	@$(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/.dev

