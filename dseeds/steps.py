@@ -74,9 +74,9 @@ def choose_step(
     if n_segments is not None:
         return _for_count(shape, _check_count(n_segments, shape), scale or (1.0, 1.0, 1.0))
     if isinstance(step, str):
-        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*mm\s*", step)
-        if match:
-            return _for_length(shape, step, float(match[1]), scale)
+        length = millimetres(step)
+        if length is not None:
+            return _for_length(shape, step, length, scale)
         try:
             numbers = [int(part) for part in step.split(",")]
         except ValueError:
@@ -85,6 +85,16 @@ def choose_step(
             ) from None
         step = numbers[0] if len(numbers) == 1 else numbers
     return _for_voxels(shape, DEFAULT_STEP if step is None else step, given)
+
+
+def millimetres(text: str) -> float | None:
+    """Read a length such as ``"12mm"``; None where it is none.
+
+    >>> millimetres("2.5 mm"), millimetres("12")
+    (2.5, None)
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*mm\s*", text)
+    return float(match[1]) if match else None
 
 
 def _check_count(n_segments: int, shape: Triple) -> int:

@@ -91,6 +91,11 @@ class RemotePlace:
                     raise
                 return None
 
+    def read_part(self, key: str, begin: int, end: int) -> bytes:
+        """See `Place.read_part`."""
+        with worded(self.address):
+            return bytes(_persist(lambda: _obstore().get_range(self._store, self._key(key), start=begin, end=end)))
+
     def write(self, key: str, data: bytes) -> None:
         """See `Place.write`."""
         with worded(self.address):

@@ -34,6 +34,9 @@ class Place(Protocol):
     def read(self, key: str) -> bytes | None:
         """Read a file; None where there is none."""
 
+    def read_part(self, key: str, begin: int, end: int) -> bytes:
+        """Read the bytes of a file from `begin` up to `end`; `FileNotFoundError` where there is none."""
+
     def write(self, key: str, data: bytes) -> None:
         """Write or replace a file, whole or not at all."""
 
@@ -124,6 +127,12 @@ class LocalPlace:
             return (self.path / key).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
+
+    def read_part(self, key: str, begin: int, end: int) -> bytes:
+        """See `Place.read_part`."""
+        with (self.path / key).open("rb") as file:
+            file.seek(begin)
+            return file.read(end - begin)
 
     def write(self, key: str, data: bytes) -> None:
         """See `Place.write`."""

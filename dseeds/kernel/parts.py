@@ -110,10 +110,11 @@ def _link(codes: NDArray[np.uint8], parents: NDArray[Any]) -> None:
 
 
 @jit
-def unite(parents: NDArray[Any], a: int, b: int) -> None:
-    """Link two items' roots, so that the lower one is the root of both."""
+def unite(parents: NDArray[Any], a: int, b: int) -> int:
+    """Link two items' roots, so that the lower one is the root of both; 1 if they had two, else 0."""
     a, b = root(parents, a), root(parents, b)
     parents[max(a, b)] = min(a, b)
+    return int(a != b)
 
 
 @jit
