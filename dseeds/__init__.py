@@ -4,21 +4,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dseeds.adjacency import AdjacencyGraph, load_graph
+    from dseeds.agglomeration import MergeTree, agglomerate
     from dseeds.engine import segment
+    from dseeds.evaluation import evaluate
     from dseeds.memory import supervoxels
-    from dseeds.metrics import evaluate
+    from dseeds.painting import Painted, paint
     from dseeds.planning import Plan, plan
     from dseeds.report import Report
+    from dseeds.tabulation import Features, features
 
 __version__ = "0.1.0"
 
-__all__ = ["Plan", "Report", "__version__", "evaluate", "plan", "segment", "supervoxels"]
+__all__ = [
+    "AdjacencyGraph",
+    "Features",
+    "MergeTree",
+    "Painted",
+    "Plan",
+    "Report",
+    "__version__",
+    "agglomerate",
+    "evaluate",
+    "features",
+    "load_graph",
+    "paint",
+    "plan",
+    "segment",
+    "supervoxels",
+]
 
 # Numba and Dask take a second to import, which the command line's help need not wait for.
 _HOMES = {
+    "AdjacencyGraph": "adjacency",
+    "Features": "tabulation",
+    "MergeTree": "agglomeration",
+    "Painted": "painting",
     "Plan": "planning",
     "Report": "report",
-    "evaluate": "metrics",
+    "agglomerate": "agglomeration",
+    "evaluate": "evaluation",
+    "features": "tabulation",
+    "load_graph": "adjacency",
+    "paint": "painting",
     "plan": "planning",
     "segment": "engine",
     "supervoxels": "memory",

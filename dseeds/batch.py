@@ -18,13 +18,14 @@ from typing import Any
 from dseeds import repair, runs
 from dseeds.cluster import Capacity
 from dseeds.course import Course, Marks
-from dseeds.ends import finish, import_count, import_source, is_imported
+from dseeds.ends import finish, import_count, import_source, is_imported, measure_labels
 from dseeds.engine import create_arrays, debug_command
 from dseeds.io.place import open_place
 from dseeds.lease import RunInUse, lease
 from dseeds.needs import check_disk
 from dseeds.phases import GRAPH, LABEL, PARTS, Phase
 from dseeds.prepare import prepare
+from dseeds.regionwise import TASK_BYTES, Crew
 from dseeds.report import Progress
 from dseeds.run import SUFFIX, Asked, Run
 from dseeds.stages import Result, perform
@@ -458,6 +459,7 @@ def finalize(run: Run, *, keep_scratch: bool = False) -> Course:
                 raise NotYet(f"there is something left to do: {left} regions of {current}; see dseeds status.")
             for number in marks:
                 _persist(run, course, LABEL, number, marked=True)
+            measure_labels(run, course, Crew(1), TASK_BYTES)
             repair.mending(partial(finish, run, course, lambda: None), partial(_mend, run, course))
     if not keep_scratch:
         runs.forget(run)

@@ -418,6 +418,11 @@ def worker_bytes(task: int, threads: int) -> int:
     return int((WORKER_BYTES + task * threads) / SHARE)
 
 
+def spare_bytes(has: Capacity) -> int:
+    """Tell what each thread's task may hold in a worker."""
+    return max(1, (int(has.memory * SHARE) - WORKER_BYTES) // has.threads_per_worker)
+
+
 def memory_bytes(memory: int | str) -> int:
     """Read an amount of memory.
 

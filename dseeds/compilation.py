@@ -120,6 +120,7 @@ def _call_all() -> None:
     from distributed import Client
 
     import dseeds
+    from dseeds.kernel.painting import distinct
     from dseeds.phantom import phantom
 
     image, truth = phantom((32, 32, 32))
@@ -138,7 +139,16 @@ def _call_all() -> None:
                 dseeds.segment(volume, Path(folder, f"{dtype}-{name}"), client=client, **asked)
         for step in (4, 8, 16):
             dseeds.supervoxels(np.stack([volume, volume]), step=step, channel_axis=0)
-    dseeds.evaluate(labels, truth, image=volume)
+    dseeds.evaluate(labels, truth, image=volume, region=16)
+    for dtype in ("uint8", "float64"):
+        dseeds.features(labels, image.astype(dtype))
+    histograms = {"histogram": np.ones((2, 64), np.int64)}
+    graph = dseeds.AdjacencyGraph(np.array([1, 2]), np.array([[0, 1]]), histograms, {})
+    dseeds.agglomerate(graph).cut(n_segments=1)
+    for ids in (labels, labels.astype(np.int64) << 32):
+        distinct(ids.reshape(-1))
+        for dtype in ("uint8", "int16", "float32", "float64"):
+            dseeds.paint(ids, {1: 1}, dtype=dtype).compute()
 
 
 @cache

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from dseeds import runs
 from dseeds.course import Course
+from dseeds.dataset import Dataset
 from dseeds.io import Image, remove_partial_nifti, write_nifti_labels
 from dseeds.io.place import Place, open_place
 from dseeds.job import Job
 from dseeds.lattice import Box, Triple
 from dseeds.numbering import read_table
 from dseeds.phases import QUANTISE, Phase
+from dseeds.regionwise import Crew, Tiling, choose_region, open_labels
 from dseeds.run import Run, thickness
 from dseeds.runs import PUBLISHING
 from dseeds.store import source, tally, write
+from dseeds.tabulation import Survey, space_of, tabulate, voxel_bytes
 from dseeds.target import parents_name, publish, written_by
 
 IMPORT = Phase("import")
@@ -137,6 +140,27 @@ def finish(run: Run, course: Course, advance: Callable[[], object]) -> None:
         _write_parents(course, target, level)
     run.folder.create(PUBLISHING, b"")
     publish(target, run.attributes(course), [run.ome] * (len(course.job.labels) - 1))
+
+
+def measure_labels(run: Run, course: Course, crew: Crew, task_bytes: int) -> None:
+    """Write the table and the graph of the supervoxels, whose labels are all written, if they are wanted."""
+    if run.features is None:
+        return
+    job = course.job
+    labels = open_labels(open_place(job.labels[0].address).at(job.labels[0].name).address)
+    image = run.image
+    if not image.readable_by_workers:
+        copies = (open_place(job.scratch).at(source(channel)).address for channel in range(image.channels))
+        image = Image(tuple(open_labels(copy) for copy in copies))
+    spacing = run.document["asked"].get("spacing") or run.image.spacing
+    survey = Survey(
+        labels,
+        image,
+        Tiling(job.shape, choose_region(job.shape, labels.chunks, voxel_bytes(image), task_bytes)),
+        space_of(image, run.image.affine, spacing, job.windows),
+        Dataset(run.features).begin(),
+    )
+    tabulate(survey, crew, {"labels": Path(run.target).name, "image": run.image.name})
 
 
 def _write_parents(course: Course, target: Place, level: int) -> None:

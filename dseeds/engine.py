@@ -20,16 +20,25 @@ import numpy as np
 from distributed import Client
 
 from dseeds import runs
-from dseeds.budget import available
+from dseeds.budget import available, spare_bytes
 from dseeds.cluster import connect
 from dseeds.course import Course
-from dseeds.ends import SourceChanged, SourceDamaged, finish, import_count, import_source, slab_count
+from dseeds.ends import (
+    SourceChanged,
+    SourceDamaged,
+    finish,
+    import_count,
+    import_source,
+    measure_labels,
+    slab_count,
+)
 from dseeds.io.place import open_place
 from dseeds.job import Job
 from dseeds.lease import LeaseLost, RunInUse, lease
 from dseeds.needs import check_disk
 from dseeds.phases import LABEL, Phase
 from dseeds.prepare import prepare
+from dseeds.regionwise import Crew
 from dseeds.repair import BeyondRepair, mend, mending
 from dseeds.report import Progress, Report, peak_memory
 from dseeds.run import Asked, Run
@@ -55,6 +64,7 @@ def segment(
     compactness: float | None = None,
     min_size: int | None = None,
     levels: int | None = None,
+    features: bool | None = None,
     volume: int | None = None,
     channel_axis: int | str | None = None,
     weights: Sequence[float] | None = None,
@@ -93,6 +103,9 @@ def segment(
         touches what: some 500 bytes for each supervoxel.
     volume : int, optional
         Which volume of a 4D source, from 0.
+    features : bool, default False
+        Write the table of supervoxels and their region adjacency graph as well, see `features`: in a folder beside the
+        target that is called as it is, with ``.features`` for its ending.
     region : int or sequence of int, optional
         Voxels along (z, y, x) that one task works on, rounded up to whole cells. Default: what the memory allows.
     chunks, shards : int or sequence of int, optional
@@ -167,6 +180,7 @@ def segment(
             stages = Stages(connected, _totals(run, course), progress, client is not None, held.check, held.confirm)
             if not runs.is_published(run):
                 walk(run, course, stages)
+                measure_labels(run, course, Crew(0, connected, progress), spare_bytes(has))
             peaks = dict(connected.run(peak_memory, on_error="ignore"))
             held.confirm()
             publish(run, course, stages)
@@ -178,6 +192,7 @@ def segment(
     reports = stages.reports()
     return Report(
         target=run.target,
+        features=run.features,
         shape=job.shape,
         step=job.step,
         cells=job.lattice.cells,

@@ -128,6 +128,9 @@ def _of_group(where: Any) -> Description:
     if "phantom" in noted:
         recipe = _mapping(noted["phantom"])
         return {"kind": "phantom", **{key: recipe.get(key) for key in ("noise", "organs", "seed")}}
+    if "painted" in noted:
+        found = {"kind": "labels"} if "image-label" in _mapping(node.attrs.get("ome")) else {}
+        return {**found, **{key: noted[key] for key in ("painted", "labels", "fill") if key in noted}}
     parameters = _mapping(noted.get("parameters"))
     return {
         "kind": "labels",
@@ -144,4 +147,4 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _of_nifti(path: Path) -> Description:
     """Recognise labels by the header's intent: there is room for nothing more."""
-    return {"kind": "labels"} if is_written_by_us(path) else {}
+    return {"kind": "labels"} if is_written_by_us(path, labels=True) else {}

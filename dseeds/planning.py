@@ -136,6 +136,7 @@ def plan(
     compactness: float | None = None,
     min_size: int | None = None,
     levels: int | None = None,
+    features: bool | None = None,
     volume: int | None = None,
     channel_axis: int | str | None = None,
     weights: Sequence[float] | None = None,

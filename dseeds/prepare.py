@@ -10,8 +10,9 @@ from typing import Any
 from dseeds import __version__
 from dseeds.budget import Load, choose_region, cut_labels, extents, whole_cells
 from dseeds.cluster import Capacity
+from dseeds.dataset import Dataset
 from dseeds.hierarchy import check_levels
-from dseeds.io import Image, Mask, check_nifti_target, open_image, open_mask
+from dseeds.io import Image, check_nifti_target, open_image, open_mask
 from dseeds.io.place import is_remote, open_place
 from dseeds.joining import check_min_size
 from dseeds.lattice import Lattice, check_shape
@@ -20,7 +21,7 @@ from dseeds.run import SUFFIX, Asked, Run, is_nifti, memory_cut
 from dseeds.runs import FORMAT, Mismatch, is_published, read_document
 from dseeds.scores import check_compactness
 from dseeds.steps import choose_step
-from dseeds.target import check_target, written_by
+from dseeds.target import check_apart, check_target, written_by
 from dseeds.windows import check_bins, check_percentiles, check_weights, read_windows
 
 
@@ -65,7 +66,7 @@ def prepare(
         "levels": check_levels(_said(asked.levels, 0)),
     }
     lattice = Lattice(shape, step)
-    _check_source_stays(address, image, mask)
+    check_apart(address, *image.paths, None if mask is None else mask.path)
     if is_nifti(address):
         _check_nifti(address, image, labels_follow["levels"])
     has = capacity()
@@ -101,6 +102,9 @@ def prepare(
     given = source[0] if isinstance(source, list | tuple) else source
     run = Run(image, image.path or given, address, plain, plain["overwrite"], mask)
     check_place(run)
+    if run.features:
+        # What a run that is gone on with has left there is its own.
+        Dataset(run.features).check(run.overwrite or begun is not None)
     return run, has
 
 
@@ -183,19 +187,6 @@ def _difference(key: str, before: Any, after: Any) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 160 else f"{text[:150]} ..."
-
-
-def _check_source_stays(target: str, image: Image, mask: Mask | None) -> None:
-    for path in (*image.paths, None if mask is None else mask.path):
-        if path is not None and is_remote(target) == is_remote(path) and _holds(target, path):
-            raise FileExistsError(f"{target} is the source, or holds it: name another target.")
-
-
-def _holds(target: str, path: str) -> bool:
-    if is_remote(target):
-        return target in {path, *(path[:end] for end, letter in enumerate(path) if letter == "/")}
-    source = Path(path).resolve()
-    return Path(target).resolve() in {source, *source.parents}
 
 
 def _check_nifti(target: str, image: Image, levels: int) -> None:

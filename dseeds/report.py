@@ -100,6 +100,8 @@ class Report:
     ----------
     target : str
         Where the labels are.
+    features : str or None
+        Where the table and the graph of the supervoxels are, if they were wanted.
     shape, step, cells : tuple of int
         The volume, a cell and the lattice, (z, y, x).
     windows : tuple of (float, float)
@@ -131,6 +133,7 @@ class Report:
     """
 
     target: str
+    features: str | None
     shape: Triple
     step: Triple
     cells: Triple
@@ -165,6 +168,7 @@ class Report:
             f"regions of {_by(self.region_shape)}: {self.regions}, workers: {self.workers}",
         ]
         lines += [f"{count} supervoxels at {2 << level} times the step" for level, count in enumerate(self.coarser)]
+        lines += [f"table and graph: {self.features}"] if self.features else []
         lines.append(f"tasks tried again: {self.retried}, not needed: {self.skipped}, failed: 0")
         if self.peak_memory:
             lines.append(f"peak memory of a worker: {max(self.peak_memory.values()) / 2**20:.0f} MiB")

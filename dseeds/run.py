@@ -68,6 +68,7 @@ class Asked:
     mask: Any = None
     min_size: int | None = None
     levels: int | None = None
+    features: bool | None = None
     region: int | Sequence[int] | None = None
     chunks: int | Sequence[int] | None = None
     shards: int | Sequence[int] | None = None
@@ -76,7 +77,7 @@ class Asked:
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Asked:
         """Take what is to be done out of all arguments of a function."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+        return cls(**{field.name: arguments.get(field.name) for field in fields(cls)})
 
     def to_dict(self) -> dict[str, Any]:
         """Give what is said as plain values; a mask that has no name is left out."""
@@ -122,6 +123,13 @@ class Run:
     def nifti(self) -> bool:
         """Whether the labels are to be NIfTI."""
         return is_nifti(self.target)
+
+    @property
+    def features(self) -> str | None:
+        """Where the table and the graph of the supervoxels go: beside the labels. None where none are wanted."""
+        if not self.document["asked"].get("features"):
+            return None
+        return features_beside(self.target)
 
     @property
     def identity(self) -> str:
@@ -234,6 +242,17 @@ class Run:
 def is_nifti(target: str) -> bool:
     """Tell whether labels are to be NIfTI by the name of their target."""
     return target.lower().endswith(NIFTI_ENDINGS)
+
+
+def features_beside(target: str) -> str:
+    """Give the folder for the features of the labels at a path or URL.
+
+    >>> features_beside("/data/labels.nii.gz"), features_beside("s3://lab/labels.zarr")
+    ('/data/labels.features', 's3://lab/labels.features')
+    """
+    for ending in (*NIFTI_ENDINGS, ".ome.zarr", ".zarr"):
+        target = target.removesuffix(ending)
+    return f"{target}.features"
 
 
 def identity(document: Mapping[str, Any]) -> str:

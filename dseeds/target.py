@@ -20,8 +20,9 @@ from dseeds.io.place import Place, is_remote, open_place
 from dseeds.lattice import AXES, Box
 from dseeds.store import Damage, Layout
 
-MARKER = "dseeds-incomplete.json"
+MARKER, SCRATCH = "dseeds-incomplete.json", "scratch"
 ATTRIBUTE = "dseeds"
+_COPY = re.compile(r"labels-[0-9a-f]{32}")
 # What zarr leaves of a file that it was writing when it was killed.
 _LEVEL = re.compile("|".join(f"{1 << level}x" for level in range(1, 17)))
 _PARTIAL = re.compile(r"(?:zarr|\d+)\.[0-9a-f]{32}\.partial")
@@ -95,13 +96,13 @@ def parents_name(level: int) -> str:
 
 
 def is_ours(target: Place) -> bool:
-    """Tell whether a group of labels was written by this program, finished or not."""
+    """Tell whether a group of labels, or of what was painted by them, was written by this program, finished or not."""
     if target.read(MARKER) is not None:
         return True
     try:
         noted = json.loads(target.read("zarr.json") or b"")["attributes"][ATTRIBUTE]
-        return isinstance(noted["supervoxels"], int)
-    except (OSError, ValueError, KeyError, TypeError):
+        return isinstance(noted.get("supervoxels"), int) or isinstance(noted["painted"], str)
+    except (AttributeError, OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -112,11 +113,12 @@ def _is_our_name(name: str) -> bool:
     if _PARTIAL.fullmatch(rest[-1]):
         rest[-1] = rest[-1].partition(".")[0]
     arrays = {"0"}
-    if _LEVEL.fullmatch(first):
+    if first == SCRATCH or _LEVEL.fullmatch(first):
+        scratch = first == SCRATCH
         first, *rest = rest
         if not rest:
             return first in {"zarr.json", "zarr"}
-        arrays = {"0", "parents"}
+        arrays = {"0", "parents"} if not scratch else {first} if _COPY.fullmatch(first) else set()
     chunk = rest[0] == "c" and all(part.isdecimal() for part in rest[1:])
     return first in arrays and (rest in (["zarr.json"], ["zarr"]) or chunk)
 
@@ -172,6 +174,26 @@ def _check_local(target: Path) -> None:
         raise FileExistsError(f"{target} exists and was not written by dseeds; it is not overwritten.")
 
 
+def check_apart(target: str, *paths: str | None) -> None:
+    """Refuse a target that is or holds what is read.
+
+    Raises
+    ------
+    FileExistsError
+        If it does.
+    """
+    for path in paths:
+        if path is not None and is_remote(target) == is_remote(path) and _holds(target, path):
+            raise FileExistsError(f"{target} is the source, or holds it: name another target.")
+
+
+def _holds(target: str, path: str) -> bool:
+    if is_remote(target):
+        return target in {path, *(path[:end] for end, letter in enumerate(path) if letter == "/")}
+    source = Path(path).resolve()
+    return Path(target).resolve() in {source, *source.parents}
+
+
 def begin_target(target: Place, run: str, overwrite: bool = False) -> None:
     """Remove an older output of ours, and mark the target as incomplete and a run's; not if it is that run's already.
 
@@ -206,7 +228,7 @@ def published_by(target: Place) -> str | None:
 
 
 def _mark(target: Place, run: str) -> None:
-    text = {"dseeds": "labels are being written here; this is no finished output", "run": run}
+    text = {"dseeds": "voxels are being written here; this is no finished output", "run": run}
     target.write(MARKER, json.dumps(text).encode())
 
 
@@ -220,7 +242,7 @@ def remove_target(target: Place) -> None:
         _mark(target, "")
     target.delete(["zarr.json"])
     for name in {name.partition("/")[0] for name in target.names()}:
-        if name == "0" or _LEVEL.fullmatch(name):
+        if name in ("0", SCRATCH) or _LEVEL.fullmatch(name):
             target.clear(name)
     target.delete([MARKER])
     if not is_remote(target.address):

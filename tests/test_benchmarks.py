@@ -59,6 +59,16 @@ def test_speed(tmp_path):
     assert all(row["speed"] > 0 and row["of"] in said for row in rows)
 
 
+@pytest.mark.slow
+def test_agglomeration(tmp_path):
+    rows, said = run("agglomeration.py", "--edges", "2e3,1e4", "--json", tmp_path / "agglomeration.json")
+    assert [round(row["edges"] / row["nodes"]) for row in rows] == [6, 6]
+    assert all(row["cpu_seconds"] > 0 and str(row["edges"]) in said for row in rows)
+    assert rows[0]["edges"] < rows[1]["edges"]
+    # Of the air there is one segment, and the organs are others.
+    assert all(1 < row["segments_at_a_quarter"] < row["nodes"] / 10 for row in rows)
+
+
 def test_missing_data_are_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("DSEEDS_DATA", str(tmp_path / "nowhere"))
     done = subprocess.run([sys.executable, BENCHMARKS / "quality.py"], capture_output=True, text=True, check=False)

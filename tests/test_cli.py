@@ -31,8 +31,10 @@ from dseeds.target import MARKER
 
 EXAMPLE = Path(data_path) / "example4d.nii.gz"
 SCRIPT = Path(sys.executable).with_name("dseeds")
-REPORT = Report("b.zarr", *[(1, 1, 1)] * 3, ((0.0, 1.0),), 1, (), 1, 0, 0, False, (1, 1, 1), 1, 1, 1.0, 1.0, {}, ())
-HEAVY = ("numba", "zarr", "dask", "distributed", "nibabel")
+REPORT = Report(
+    "b.zarr", None, *[(1, 1, 1)] * 3, ((0.0, 1.0),), 1, (), 1, 0, 0, False, (1, 1, 1), 1, 1, 1.0, 1.0, {}, ()
+)
+HEAVY = ("numba", "zarr", "dask", "distributed", "nibabel", "pyarrow")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,8 @@ def test_help_does_not_wait_for_what_computes():
 def test_help_names_the_commands(call, arguments):
     code, out, err = call(*arguments)
     assert (code, err) == (0, "")
-    assert all(command in out for command in ("segment", "info", "phantom", "evaluate", "--version"))
+    commands = ["segment", "info", "phantom", "evaluate", "features", "map", "agglomerate", "--version"]
+    assert all(command in out for command in commands)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,16 @@ def test_help_names_the_commands(call, arguments):
         ),
         ("info", "--volume --json"),
         ("phantom", "--shape --spacing --dtype --noise --organs --seed --chunk --threads --overwrite --quiet"),
-        ("evaluate", "--image --volume --json"),
+        (
+            "evaluate",
+            "--image --tolerance --chunks --step --spacing --volume --region --memory --threads --scheduler "
+            "--tls-ca-file --tls-cert --tls-key --scratch --json --quiet",
+        ),
+        ("agglomerate", "--n-segments --threshold --weights --epsilon --tree --overwrite --json --quiet"),
+        (
+            "map",
+            "--column --label-column --fill --dtype --as-labels --threads --workers --scheduler --overwrite --json",
+        ),
     ],
 )
 def test_help_explains_every_option(call, command, options):
@@ -559,7 +571,7 @@ def test_interrupted_in_the_middle(tmp_path, stop, begun, arguments):
         # As a terminal does: to every process. And impatient people do it twice.
         os.killpg(process.pid, stop)
         os.killpg(process.pid, stop)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "")
     said = ["interrupted: cleaning up", "interrupted; nothing was published"]
     if begun:
@@ -572,7 +584,7 @@ def test_interrupted_in_the_middle(tmp_path, stop, begun, arguments):
 
 
 def wait_for(path):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while not path.exists():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -659,13 +671,21 @@ def test_evaluate(call, tmp_path):
     names = [tmp_path / name for name in ("labels.zarr", "truth.nii.gz", "image.zarr")]
     for name, data in zip(names, (labels, truth, picture), strict=True):
         save(name, data)
-    code, out, err = call("evaluate", *names[:2], "--image", names[2], "--json")
-    assert (code, err) == (0, "")
-    assert json.loads(out) == json.loads(json.dumps(dseeds.evaluate(labels, truth, image=picture)))
-    code, out, err = call("evaluate", *names[:2])
-    assert (code, err) == (0, "")
-    assert "undersegmentation error" in out
+    options = "--image", names[2], "--tolerance", "2mm", "--chunks", "16", "--step", "8", "--spacing", "1,1,1"
+    code, out, err = call("evaluate", *names[:2], *options, "--region", "20,16,32", "--json")
+    assert code == 0
+    assert [line.split(":")[0] for line in err.splitlines()] == ["range", "measure", "count"]
+    expected = dseeds.evaluate(labels, truth, image=picture, tolerance="2mm", chunks=16, step=8, spacing=(1, 1, 1))
+    assert json.loads(out) == json.loads(json.dumps(expected))
+    code, out, err = call("evaluate", *names[:2], "--chunks", "16", "--quiet")
+    assert (code, out, err) == (0, "", "")
+    code, out, err = call("evaluate", *names[:2], "--chunks", "16")
+    assert code == 0
+    assert all(figure in out for figure in ("undersegmentation error", "seam excess of axis z", "dice of structure 3"))
     assert "explained variation" not in out
+    code, out, err = call("evaluate", names[0], "--tolerance", "2mm")
+    assert (code, out) == (1, "")
+    assert_one_sentence(err)
     save(tmp_path / "small.zarr", truth[1:])
     code, out, err = call("evaluate", names[0], tmp_path / "small.zarr")
     assert (code, out) == (1, "")

@@ -31,7 +31,7 @@ def test_the_package_is_imported_alone():
 
 
 def test_in_memory_nothing_of_dask_is_imported():
-    seconds, numba, modules = measure("from dseeds import evaluate, supervoxels")
+    seconds, numba, modules = measure("from dseeds import supervoxels")
     assert not set(HEAVY) & set(modules)
     assert seconds < 2 * numba
 

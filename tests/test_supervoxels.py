@@ -14,8 +14,7 @@ from skimage.measure import label as connected_components
 from skimage.segmentation import slic
 from threadpoolctl import threadpool_limits
 
-from dseeds import supervoxels
-from dseeds.metrics import compactness, evaluate
+from dseeds import evaluate, supervoxels
 
 
 def lattice(shape, step):
@@ -392,7 +391,7 @@ def test_compactness_goes_from_ragged_to_cells(ct_3mm):
     image = ct_3mm[0][:64, :64, :64]
     wanted = 0, 0.1, 0.3, 1, 3, 10, 30
     found = [supervoxels(image, step=8, window=(-150, 250), compactness=c) for c in wanted]
-    shapes = [compactness(labels) for labels in found]
+    shapes = [evaluate(labels)["compactness"] for labels in found]
     assert shapes == sorted(shapes)
     assert shapes[-1] > 2 * shapes[0]
     cells = supervoxels(np.zeros((64, 64, 64)), step=8)

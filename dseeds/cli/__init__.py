@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dseeds import __version__
-from dseeds.cli import batch, compile, errors, evaluate, info, phantom, plan, segment
+from dseeds.cli import agglomerate, batch, compile, errors, evaluate, features, info, map, phantom, plan, segment
 
 app = typer.Typer(
     add_completion=False,
@@ -74,6 +74,9 @@ app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=info.EXAMPLES)(info.info)
 app.command(epilog=phantom.EXAMPLES)(phantom.phantom)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=features.EXAMPLES)(features.features)
+app.command(epilog=agglomerate.EXAMPLES)(agglomerate.agglomerate)
+app.command("map", epilog=map.EXAMPLES)(map.map_)
 app.command("compile", epilog=compile.EXAMPLES)(compile.compile_)
 app.command(epilog=batch.INIT_EXAMPLES, rich_help_panel=batch.PANEL)(batch.init)
 app.command(epilog=batch.STEP_EXAMPLES, rich_help_panel=batch.PANEL)(batch.step)

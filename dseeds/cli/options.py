@@ -133,6 +133,15 @@ Levels = Annotated[
         rich_help_panel=CELLS,
     ),
 ]
+Features = Annotated[
+    bool,
+    typer.Option(
+        "--features",
+        help="Measure the supervoxels and their contacts as well, see dseeds features; the tables lie beside the "
+        "target, with the ending .features.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Compactness = Annotated[
     float | None,
     typer.Option(
@@ -149,7 +158,7 @@ Region = Annotated[
     str | None,
     typer.Option(
         metavar="N|Z,Y,X",
-        help="Voxels along the axes that one task works on; no label depends on it.",
+        help="Voxels along the axes that one task works on; no result depends on it.",
         show_default="what fits the memory",
         rich_help_panel=WORK,
     ),
@@ -166,6 +175,19 @@ Memory = Annotated[
         metavar="SIZE",
         help="What one worker may use, such as 2GiB.",
         show_default="its share of the machine, or its own limit",
+        rich_help_panel=WORK,
+    ),
+]
+TaskMemory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="What a task may hold.", show_default="512MiB", rich_help_panel=WORK),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Threads of this process that share the work.",
+        show_default="one per core",
         rich_help_panel=WORK,
     ),
 ]
@@ -271,14 +293,19 @@ def asked(context: typer.Context) -> dict[str, Any]:
     said = context.params
     plain = {name: said[name] for name in PLAIN}
     floats = {name: numbers(f"--{name}", said[name], float) for name in ("spacing", "weights")}
-    axis = said["channel_axis"]
-    named = axis is not None and not axis.removeprefix("-").isdecimal()
     return {
         **plain,
         **floats,
         **{name: lengths(f"--{name}", said[name]) for name in ("region", "chunks", "shards")},
-        "channel_axis": axis if axis is None or named else int(axis),
+        "channel_axis": channel_axis_of(said["channel_axis"]),
+        # What is not said is taken from the run that is gone on with.
+        "features": said.get("features") or None,
     }
+
+
+def channel_axis_of(text: str | None) -> int | str | None:
+    """Read an axis, which is a number or has a name."""
+    return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
 
 
 def one_or_several(sources: list[str]) -> str | list[str]:

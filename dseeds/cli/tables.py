@@ -59,15 +59,30 @@ def by(values: Sequence[Any]) -> str:
 
 def print_figures(figures: Mapping[str, Any]) -> None:
     """Print what `dseeds.evaluate` gives."""
-    structures = figures["achievable_dice_per_structure"]
     table = Table("figure", "value")
     table.columns[1].justify = "right"
+    parts = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
     for name, value in figures.items():
-        if value is not structures:
-            table.add_row(name.replace("_", " "), f"{value:g}" if value == int(value) else f"{value:.4f}")
-    table.add_section()
-    for structure, dice in list(structures.items())[:SHOWN]:
-        table.add_row(f"achievable dice of {structure}", f"{dice:.4f}")
-    if len(structures) > SHOWN:
-        table.add_row(f"{len(structures) - SHOWN} more, see --json", "")
+        if name not in parts:
+            table.add_row(name.replace("_", " "), _figure(value))
+    for name, values in parts.items():
+        table.add_section()
+        what, _, of = name.replace("_", " ").partition(" per ")
+        for key, value in list(values.items())[:SHOWN]:
+            table.add_row(f"{what} of {of} {key}", _figure(value))
+        if len(values) > SHOWN:
+            table.add_row(f"{len(values) - SHOWN} more, see --json", "")
     Console().print(table)
+
+
+def _figure(value: Any) -> str:
+    """Write a figure.
+
+    >>> _figure(3.0), _figure(0.5), _figure(None), _figure([8, 8, 8])
+    ('3', '0.5000', 'unknown', '8 x 8 x 8')
+    """
+    if value is None:
+        return "unknown"
+    if isinstance(value, list):
+        return by(value)
+    return f"{value:.0f}" if value == int(value) else f"{value:.4f}"

@@ -7,9 +7,16 @@ back the way the image came.
 from dseeds.io.channels import Image, open_image
 from dseeds.io.dicom import DicomSource
 from dseeds.io.mask import Mask, Stretched, open_mask
-from dseeds.io.nifti import NiftiSource, check_nifti_target, nifti_run, remove_partial_nifti, write_nifti_labels
+from dseeds.io.nifti import (
+    NiftiSource,
+    check_nifti_target,
+    nifti_run,
+    remove_partial_nifti,
+    write_nifti,
+    write_nifti_labels,
+)
 from dseeds.io.source import ArraySource, Source, Spacing, open_source
-from dseeds.io.zarr_image import ZarrSource, ome_label_attributes
+from dseeds.io.zarr_image import ZarrSource, ome_image_attributes, ome_label_attributes
 
 __all__ = [
     "ArraySource",
@@ -23,10 +30,12 @@ __all__ = [
     "ZarrSource",
     "check_nifti_target",
     "nifti_run",
+    "ome_image_attributes",
     "ome_label_attributes",
     "open_image",
     "open_mask",
     "open_source",
     "remove_partial_nifti",
+    "write_nifti",
     "write_nifti_labels",
 ]

@@ -232,10 +232,12 @@ def _check_length(path: Path, needed: int) -> None:
         )
 
 
-def is_written_by_us(path: Path) -> bool:
-    """Tell whether an image that nibabel can read holds labels that this program wrote."""
+def is_written_by_us(path: Path, *, labels: bool = False) -> bool:
+    """Tell whether an image that nibabel can read holds voxels, or even labels, that this program wrote."""
     header = _load(path).header
-    return isinstance(header, nibabel.Nifti1Header) and header.get_intent()[2] == _INTENT
+    if not isinstance(header, nibabel.Nifti1Header) or header.get_intent()[2] != _INTENT:
+        return False
+    return not labels or int(header["intent_code"]) == _LABEL
 
 
 def nifti_run(path: Path) -> str | None:
@@ -252,7 +254,7 @@ def check_nifti_target(path: Path, overwrite: bool) -> None:
     Raises
     ------
     FileExistsError
-        If the file exists and is not to be overwritten, or holds no labels written by this program.
+        If the file exists and is not to be overwritten, or was not written by this program.
     FileNotFoundError
         If the folder that it is to lie in does not exist.
     """
@@ -316,26 +318,58 @@ def write_nifti_labels(
     FileExistsError
         As `check_nifti_target`.
     """
+    top = math.prod(shape) if max_label is None else max_label
+    dtype = np.dtype("<i4" if top < 2**31 else "<u4" if top < 2**32 else "<u8")
+    checked = _up_to(slabs, top)
+    write_nifti(path, checked, image, shape, dtype=dtype, labels=True, overwrite=overwrite, run=run)
+
+
+def write_nifti(
+    path: str | os.PathLike[str],
+    slabs: Iterable[tuple[int, np.ndarray]],
+    image: str | os.PathLike[str] | SpatialImage,
+    shape: Shape,
+    *,
+    dtype: np.dtype,
+    labels: bool = False,
+    overwrite: bool = False,
+    run: str = "",
+) -> None:
+    """Write a volume as NIfTI, placed in space like the image that it was made from.
+
+    Parameters
+    ----------
+    path, slabs, image, shape, overwrite, run
+        See `write_nifti_labels`.
+    dtype : dtype
+        What voxels are stored as.
+    labels : bool
+        Whether the header says that they are labels.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, FileExistsError
+        See `write_nifti_labels`.
+    """
     target = Path(path)
     if not target.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{target} does not end in .nii or .nii.gz: NIfTI labels need such a name")
+        raise ValueError(f"{target} does not end in .nii or .nii.gz: NIfTI needs such a name")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist: create the folder to write {target.name} to")
     if not isinstance(image, SpatialImage):
         image = _load(Path(image))
     if target.resolve() in {Path(held.filename).resolve() for held in image.file_map.values() if held.filename}:
-        raise ValueError(f"{target} is the image itself: give the labels another name")
+        raise ValueError(f"{target} is the image itself: give it another name")
 
-    top = math.prod(shape) if max_label is None else max_label
-    dtype = np.dtype("<i4" if top < 2**31 else "<u4" if top < 2**32 else "<u8")
-    header = _label_header(image, shape, dtype)
+    dtype = dtype.newbyteorder("<")
+    header = _header(image, shape, dtype, labels=labels)
     header["aux_file"] = run.encode()
     partial = target.with_name(f".{target.name}-{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
             with _compressed(file) if target.name.lower().endswith(".gz") else nullcontext(file) as stream:
                 header.write_to(stream)
-                for slab in _in_order(slabs, shape, top):
+                for slab in _in_order(slabs, shape):
                     stream.write(np.ascontiguousarray(slab, dtype).data)
             file.flush()
             os.fsync(file.fileno())
@@ -347,7 +381,7 @@ def write_nifti_labels(
 
 
 def remove_partial_nifti(path: Path) -> None:
-    """Remove what `write_nifti_labels` leaves of files of this name when its process is killed."""
+    """Remove what `write_nifti` leaves of files of this name when its process is killed."""
     partial = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{32}}\.partial")
     for found in path.parent.iterdir():
         if partial.fullmatch(found.name):
@@ -359,11 +393,11 @@ def _compressed(file: BinaryIO) -> gzip.GzipFile:
     return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0)
 
 
-def _label_header(image: SpatialImage, shape: Shape, dtype: np.dtype) -> nibabel.Nifti1Header:
-    """Make the header of the labels from the image's, whatever format that is."""
+def _header(image: SpatialImage, shape: Shape, dtype: np.dtype, *, labels: bool) -> nibabel.Nifti1Header:
+    """Make the header of what is written from the image's, whatever format that is."""
     z, y, x = shape
     if tuple(image.shape[:3]) != (x, y, z):
-        raise ValueError(f"labels of shape (z, y, x) = {shape} do not fit an image of shape {tuple(image.shape)}")
+        raise ValueError(f"voxels of shape (z, y, x) = {shape} do not fit an image of shape {tuple(image.shape)}")
     large = isinstance(image.header, nibabel.Nifti2Header) or max(shape) > 32767
     nifti = nibabel.Nifti2Image if large else nibabel.Nifti1Image
     # nibabel settles affine and orientation codes when it makes an image; this one takes no memory.
@@ -374,18 +408,23 @@ def _label_header(image: SpatialImage, shape: Shape, dtype: np.dtype) -> nibabel
     header.set_data_offset(0)
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
-    header.set_intent("label", name=_INTENT)
+    header.set_intent("label" if labels else "none", name=_INTENT)
     header["cal_min"] = header["cal_max"] = 0
     return header
 
 
-def _in_order(slabs: Iterable[tuple[int, np.ndarray]], shape: Shape, top: int) -> Iterator[np.ndarray]:
+def _up_to(slabs: Iterable[tuple[int, np.ndarray]], top: int) -> Iterator[tuple[int, np.ndarray]]:
+    for z0, slab in slabs:
+        if slab.size and not 0 <= int(slab.min()) <= int(slab.max()) <= top:
+            raise ValueError(f"a label in planes {z0} to {z0 + len(slab) - 1} is not between 0 and {top}")
+        yield z0, slab
+
+
+def _in_order(slabs: Iterable[tuple[int, np.ndarray]], shape: Shape) -> Iterator[np.ndarray]:
     depth = 0
     for z0, slab in slabs:
         if z0 != depth or slab.shape[1:] != tuple(shape[1:]) or depth + len(slab) > shape[0]:
             raise ValueError(f"a slab of shape {slab.shape} at plane {z0} does not continue {shape} at plane {depth}")
-        if slab.size and not 0 <= int(slab.min()) <= int(slab.max()) <= top:
-            raise ValueError(f"a label in planes {z0} to {z0 + len(slab) - 1} is not between 0 and {top}")
         depth += len(slab)
         yield slab
     if depth != shape[0]:

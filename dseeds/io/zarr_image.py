@@ -231,17 +231,21 @@ def open_zarr_node(node: zarr.Array | zarr.Group, wanted: Wanted) -> ZarrSource:
     return ZarrSource(array, index, name, image.spacing, channels)
 
 
-def ome_label_attributes(*, spacing: Spacing | None, source: str, path: str = "0") -> dict[str, Any]:
-    """Describe a Zarr v3 group as an OME-Zarr label image (OME-NGFF 0.5) of one resolution.
+def ome_image_attributes(
+    *, spacing: Spacing | None, name: str, path: str = "0", labels: bool = False
+) -> dict[str, Any]:
+    """Describe a Zarr v3 group as an OME-Zarr image (OME-NGFF 0.5) of one resolution.
 
     Parameters
     ----------
     spacing : tuple of float or None
         Size of a voxel along z, y, x in millimetres; None for a scale of 1 without a unit.
-    source : str
-        Name of the image that the labels belong to.
+    name : str
+        What people call it.
     path : str
-        Of the label array (z, y, x) within the group.
+        Of the array (z, y, x) within the group.
+    labels : bool
+        Whether it is a label image.
 
     Returns
     -------
@@ -250,7 +254,7 @@ def ome_label_attributes(*, spacing: Spacing | None, source: str, path: str = "0
 
     Examples
     --------
-    >>> ome = ome_label_attributes(spacing=(2.0, 0.5, 0.5), source="ct.nii.gz")
+    >>> ome = ome_image_attributes(spacing=(2.0, 0.5, 0.5), name="ct.nii.gz")
     >>> ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
     [{'type': 'scale', 'scale': [2.0, 0.5, 0.5]}]
     """
@@ -260,14 +264,19 @@ def ome_label_attributes(*, spacing: Spacing | None, source: str, path: str = "0
         "version": "0.5",
         "multiscales": [
             {
-                "name": f"supervoxels of {source}",
+                "name": name,
                 "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
                 "datasets": [{"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}]}],
             }
         ],
         # No "colors": an empty list is not allowed, and viewers have colours of their own for labels.
-        "image-label": {"version": "0.5"},
+        **({"image-label": {"version": "0.5"}} if labels else {}),
     }
+
+
+def ome_label_attributes(*, spacing: Spacing | None, source: str, path: str = "0") -> dict[str, Any]:
+    """Describe the supervoxels of an image as an OME-Zarr label image; see `ome_image_attributes`."""
+    return ome_image_attributes(spacing=spacing, name=f"supervoxels of {source}", path=path, labels=True)
 
 
 class _Image(NamedTuple):

@@ -5,6 +5,7 @@
 - `lanes`: vectors of bytes, for what is done to many units at once.
 - `connectivity`: which units may leave their supervoxel without cutting it.
 - `blocks`, `voxels`: the sweeps and the statistics of the two kinds of units.
+- `agglomeration`: supervoxels that touch are merged by their histograms.
 
 All scores are integers, so that a tie is a tie on every machine; see `dseeds.scores`.
 """

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np
-from cases import Case, Method, methods
+from cases import REPEATS, Case, Method, best, methods
 
 import dseeds
 from dseeds.phantom import phantom
 from dseeds.report import peak_memory
 from dseeds.windows import intensity_window
 
-BEST_OF = 3
 PEERS = ("SLIC 0.1", "SimpleITK SLIC 30", "3D SEEDS 2")
 WINDOW = (0.0, 3000.0)
 
@@ -42,16 +40,6 @@ def timed_phases(image: np.ndarray, step: int) -> dict[str, float]:
     found = time.perf_counter()
     dseeds.supervoxels(image, step=step, window=window, threads=1)
     return {"window": found - start, "labels": time.perf_counter() - found}
-
-
-def best(run: Callable[[], Any]) -> float:
-    """Give the least seconds that a call takes."""
-    times = []
-    for _ in range(BEST_OF):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def bytes_per_voxel(file: Path, step: int) -> float:
@@ -75,7 +63,7 @@ def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Metho
 
     timed_phases(image[:64, :64, :64], step)
     ours = best(lambda: dseeds.supervoxels(image, step=step, threads=1))
-    phases = min((timed_phases(image, step) for _ in range(BEST_OF)), key=lambda times: sum(times.values()))
+    phases = min((timed_phases(image, step) for _ in range(REPEATS)), key=lambda times: sum(times.values()))
     rows = [row("dseeds", ours), *(row(f"  {phase}", seconds) for phase, seconds in phases.items())]
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
         file = Path(folder, "image.npy")
@@ -85,7 +73,7 @@ def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Metho
         together = best(lambda: dseeds.supervoxels(image, step=step, threads=threads))
         rows.append(row(f"  {threads} threads", together, ours / together))
     if peers:
-        case = Case(name, (step,) * 3, image, None, WINDOW)
+        case = Case(name, (step,) * 3, image, None, (WINDOW,))
         # Not a part of what is timed.
         _ = case.scaled
         for peer in peers:

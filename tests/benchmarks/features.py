@@ -1,0 +1,82 @@
+"""What table and graph cost, against a voxel round: ``python tests/benchmarks/features.py [--size 160] [--repeats 5]``.
+
+One thread, the best of several, nanoseconds per voxel: a round is the mean of the voxel rounds of `supervoxels` on the
+same volume; table and graph are the quantising, the measuring, and putting what was measured together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+import dseeds
+from dseeds import rounds
+from dseeds.kernel.measures import combine_contacts, combine_voxels
+from dseeds.lattice import Box, triple
+from dseeds.measures import Space, are_whole, count
+from dseeds.phantom import phantom
+
+
+def best(repeats: int, function: Callable[[], object]) -> float:
+    """Give the seconds of the quickest of several calls, after a first one."""
+    function()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def voxel_round(image: np.ndarray, step: int, repeats: int) -> tuple[float, np.ndarray]:
+    """Give the mean seconds of a voxel round, the quickest of several of each, and the labels."""
+    took: list[float] = []
+    sweep = rounds.sweep
+
+    def timed(round_: rounds.Round, *arguments: object, **more: object) -> object:
+        start = time.perf_counter()
+        done = sweep(round_, *arguments, **more)
+        if round_.weight is not None:
+            took.append(time.perf_counter() - start)
+        return done
+
+    rounds.sweep = timed
+    try:
+        for _ in range(1 + repeats):
+            labels = dseeds.supervoxels(image, step=step, threads=1)
+    finally:
+        rounds.sweep = sweep
+    each = np.reshape(took, (1 + repeats, -1))
+    return float(each.min(axis=0).mean()), labels
+
+
+def tabulate(labels: np.ndarray, image: np.ndarray, space: Space) -> None:
+    """Do what is done for table and graph of a region, but for reading and writing."""
+    voxels, contacts = count(labels, [image], Box((0, 0, 0), triple(labels.shape)), space)
+    combine_voxels(voxels)
+    combine_contacts(contacts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--repeats", type=int, default=5)
+    asked = parser.parse_args()
+    image, _ = phantom((asked.size,) * 3)
+    print(f"{'dtype':<10}{'step':>5}{'round':>8}{'table and graph':>17}{'ratio':>7}   (ns per voxel)")
+    for dtype in (np.uint16, np.float32):
+        volume = image.astype(dtype)
+        space = Space((1.0, 1.0, 1.0), (), ((0.0, 1000.0),), are_whole([volume.dtype]))
+        for step in (8, 16, 32):
+            seconds, labels = voxel_round(volume, step, asked.repeats)
+            ours = best(asked.repeats, partial(tabulate, labels, volume, space))
+            each = [took * 1e9 / image.size for took in (seconds, ours)]
+            print(f"{np.dtype(dtype).name:<10}{step:>5}{each[0]:>8.1f}{each[1]:>17.1f}{ours / seconds:>7.2f}")
+
+
+if __name__ == "__main__":
+    main()
