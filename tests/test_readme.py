@@ -15,14 +15,19 @@ PAGES = ["README.md", "docs/algorithm.md", "deploy/README.md"]
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 def commands(page):
     """The command lines of dseeds, without what comes before and after them."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
-            if found := re.match(r"\s*(?:docker run .* )?dseeds ((?:segment|info|phantom|evaluate)\b[^#|]*)", line):
+            if found := re.match(
+                r"\s*(?:docker run .* )?dseeds ((?:segment|info|phantom|evaluate|features|agglomerate|map)\b[^#|]*)",
+                line,
+            ):
                 yield found[1].split()
 
 
@@ -45,13 +50,15 @@ def one_process(monkeypatch, tmp_path):
 def test_python(one_process, capsys):
     names = {"__name__": "__main__"}
     parts = blocks("README.md", "python")
-    assert len(parts) == 3
+    assert len(parts) == 4
     for part in parts:
         exec(compile(part, "README.md", "exec"), names)
     # At step 4, and at twice that.
     assert names["labels"].max() == 16 * 24 * 24
     assert names["coarser"].max() < names["coarse"].max() < names["labels"].max() / 5
     assert 0 < names["figures"]["achievable_dice"] <= 1
+    assert names["segments"].max() == 100
+    assert names["volume"].shape == names["labels"].shape
     assert capsys.readouterr().out.startswith("384 supervoxels ")
     assert names["report"].supervoxels == pytest.approx(200, rel=0.05)
 
@@ -66,17 +73,25 @@ def test_commands(page):
 
 
 def test_there_are_commands():
-    assert {name for name, *_ in commands("README.md")} == {"segment", "info", "phantom", "evaluate"}
+    assert {name for name, *_ in commands("README.md")} == {
+        "segment",
+        "info",
+        "phantom",
+        "evaluate",
+        "features",
+        "agglomerate",
+        "map",
+    }
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page):
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / page).read_text()):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")):
         if "://" not in link:
             assert (ROOT / page).parent.joinpath(link).exists(), link
 
 
 def test_targets_of_make():
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    used = re.findall(r"\bmake ([a-z]+)", " ".join((ROOT / "README.md").read_text().split("```")))
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    used = re.findall(r"\bmake ([a-z]+)", " ".join((ROOT / "README.md").read_text(encoding="utf-8").split("```")))
     assert {"demo", "test", "figures"} <= set(used) <= set(targets)
