@@ -7,7 +7,7 @@ import networkx
 import numpy as np
 import pytest
 import scipy.sparse
-from features import write_features, write_parts
+from feature_folders import write_features, write_parts
 from scipy.sparse.csgraph import connected_components
 
 import dseeds

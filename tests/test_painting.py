@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import dask
 import dask.array as da
 import nibabel
 import numpy as np
@@ -30,6 +31,13 @@ TOP = 2**63 - 1
 quick, few = settings(max_examples=40), settings(max_examples=12)
 shapes = st.tuples(*[st.integers(1, 9)] * 3)
 ids = st.integers(0, 6) | st.integers(0, TOP) | st.sampled_from([2**32 - 1, 2**32, TOP - 1, TOP])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lazily_by_threads():
+    """Clients of other tests, closed or not, have no part in what is computed here."""
+    with dask.config.set(scheduler="threads"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -54,10 +54,11 @@ def _connect(address: str, files: dict[str, str]) -> Client:
         ) from error
     except (FileNotFoundError, PermissionError, ssl.SSLError) as error:
         raise ValueError(f"the certificates or the key for {address} cannot be used: {error}") from error
-    except (CommClosedError, RuntimeError) as error:
-        raise ConnectionError(
-            f"the connection to {address} failed, most likely because the certificates do not belong together or only "
-            f"one side uses TLS: {error.__cause__ or error}"
-        ) from error
-    except (OSError, ValueError) as error:
+    except (CommClosedError, RuntimeError, OSError, ValueError) as error:
+        # Tornado's word for a connection that breaks off while TLS begins is a ValueError.
+        if isinstance(error, CommClosedError | RuntimeError) or "SSL" in str(error):
+            raise ConnectionError(
+                f"the connection to {address} failed, most likely because the certificates do not belong together or "
+                f"only one side uses TLS: {error.__cause__ or error}"
+            ) from error
         raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
