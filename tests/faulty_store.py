@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -106,6 +106,7 @@ class FaultyStore:
         self.watch: Callable[[str, str], None] | None = None
         self.count = 0
         self._counting = threading.Lock()
+        self.creating = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.store = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -237,12 +238,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, body: bytes) -> Answer:
         target = self.server.store.target
         connection = http.client.HTTPConnection(target.hostname, target.port)
-        try:
+        # S3 takes one of several writers of a new object; moto looks first and then writes, so that two may win.
+        alone = self.server.store.creating if "If-None-Match" in self.headers else nullcontext()
+        with alone, closing(connection):
             connection.request(self.command, self.path, body or None, dict(self.headers.items()))
             answer = connection.getresponse()
             return Answer(answer.status, answer.getheaders(), answer.read())
-        finally:
-            connection.close()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         body = ERROR.format(code, message).encode()
