@@ -227,7 +227,7 @@ def test_libraries_read_the_tables(supervoxels, tmp_path):
         ours = table.to_pandas()
         pd.testing.assert_frame_equal(pd.read_parquet(target / name), ours)
         assert pl.read_parquet(target / name / "*.parquet").shape == ours.shape
-        theirs = dd.read_parquet(str(target / name)).compute()
+        theirs = dd.read_parquet(str(target / name)).compute(scheduler="threads")
         assert len(theirs) == len(ours)
         assert theirs.iloc[:, 1].sum() == ours.iloc[:, 1].sum()
     assert not (target / "scratch").exists()
