@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ class Survey:
     labels : Source
         The supervoxels.
     image : Image
-        The intensities, or None where there are none.
+        The intensities.
     tiling : Tiling
         The regions.
     space : Space
@@ -245,15 +246,8 @@ def features(
     >>> found.edges.select(["source", "target", "num_faces", "intensity_gradient"]).to_pylist()
     [{'source': 1, 'target': 2, 'num_faces': 1, 'intensity_gradient': 30.0}]
     """
-    if target is None:
-        if client is not None:
-            raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
-        with tempfile.TemporaryDirectory(prefix="dseeds-") as folder:
-            arguments = {
-                key: value for key, value in locals().items() if key not in ("labels", "image", "target", "folder")
-            }
-            kept = features(labels, image, Path(folder) / "features", **arguments)
-            return Features(None, (kept.table, kept.edges))
+    if target is None and client is not None:
+        raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
     found, pictures = open_labels(labels), open_image(image, volume=volume, channel_axis=channel_axis)
     shape = check_same_shape(image=pictures, labels=found)
     size = extents("region", region)
@@ -261,9 +255,12 @@ def features(
     wanted = _windows(found, pictures, window, percentiles)
     given = check_spacing(spacing) if spacing is not None else pictures.spacing or found.spacing
     affine = pictures.affine if pictures.affine is not None else found.affine
-    begun = Dataset(str(target))
-    begun.check(overwrite)
-    with hire(check_threads(threads), client, progress=progress) as crew:
+    with ExitStack() as stack:
+        if target is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))
+        begun = Dataset(str(Path(folder, "features") if target is None else target))
+        begun.check(overwrite)
+        crew = stack.enter_context(hire(check_threads(threads), client, progress=progress))
         dataset = begun.begin()
         try:
             survey = Survey(
@@ -278,7 +275,8 @@ def features(
         except BaseException:
             dataset.abandon()
             raise
-    return Features(dataset.address)
+        written = Features(dataset.address)
+        return written if target is not None else Features(None, (written.table, written.edges))
 
 
 def tabulate(survey: Survey, crew: Crew, names: Mapping[str, str]) -> None:

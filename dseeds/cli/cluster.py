@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 15
 
 
+def check_workers(workers: int | None, scheduler: str | None) -> None:
+    """Refuse workers of this machine beside a cluster that has its own."""
+    if scheduler and workers is not None:
+        raise typer.BadParameter("it is for this machine, and cannot go with --scheduler", param_hint="'--workers'")
+
+
 @contextmanager
 def client_at(
     address: str | None, tls_ca_file: Path | None = None, tls_cert: Path | None = None, tls_key: Path | None = None

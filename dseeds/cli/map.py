@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dseeds.cli.cluster import client_at
+from dseeds.cli.cluster import check_workers, client_at
 from dseeds.cli.options import (
     OUTPUT,
     WORK,
@@ -109,8 +109,7 @@ def map_(
     quiet: Quiet = False,
 ) -> None:
     """Give every voxel the value of its supervoxel: a column of a table becomes a volume, out of core."""
-    if scheduler and workers is not None:
-        raise typer.BadParameter("it is for this machine, and cannot go with --scheduler", param_hint="'--workers'")
+    check_workers(workers, scheduler)
 
     from dseeds.painting import paint
 

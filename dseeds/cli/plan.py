@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dseeds.cli.cluster import client_at
+from dseeds.cli.cluster import check_workers, client_at
 from dseeds.cli.options import (
     WORK,
     AsJson,
@@ -94,8 +94,7 @@ def plan(
         "overwrite": overwrite,
         "calibrate": calibrate,
     }
-    if scheduler and workers is not None:
-        raise typer.BadParameter("it is for this machine, and cannot go with --scheduler", param_hint="'--workers'")
+    check_workers(workers, scheduler)
 
     from dseeds.planning import plan as make
 

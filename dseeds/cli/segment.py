@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dseeds.cli import errors
-from dseeds.cli.cluster import client_at
+from dseeds.cli.cluster import check_workers, client_at
 from dseeds.cli.options import (
     AsJson,
     Bins,
@@ -106,8 +106,7 @@ def segment(
         "resume": resume,
         "overwrite": overwrite,
     }
-    if scheduler and workers is not None:
-        raise typer.BadParameter("it is for this machine, and cannot go with --scheduler", param_hint="'--workers'")
+    check_workers(workers, scheduler)
 
     from dseeds.engine import segment as run
 
