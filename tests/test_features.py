@@ -365,7 +365,7 @@ def test_segment_measures_in_the_same_run(supervoxels, tmp_path, ending):
     affine = np.diag([3, 3, 3, 1.0])
     source = tmp_path / "ct.nii.gz"
     nib.save(nib.Nifti1Image(image.transpose(2, 1, 0), affine), source)
-    with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
         report = dseeds.segment(
             source, tmp_path / f"labels.{ending}", step=8, window="abdomen", features=True, region=64, client=client
         )
@@ -392,7 +392,7 @@ def test_batch_jobs_measure_when_they_publish(supervoxels, tmp_path, capsys):
 def test_features_of_a_run_that_is_gone_on_with(supervoxels, tmp_path, monkeypatch):
     _, image = supervoxels
     source, target = zarr.create_array(tmp_path / "image.zarr", data=image), tmp_path / "labels.zarr"
-    with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
         said = {"step": 8, "window": "abdomen", "region": 64, "client": client}
         with monkeypatch.context() as patch:
             patch.setattr("dseeds.tabulation.Dataset.publish", lambda *_: 1 / 0)
