@@ -149,6 +149,9 @@ def connect(client: Client | None, has: Capacity, progress: Progress | None) -> 
         settings = {
             "distributed.scheduler.allowed-failures": WORKERS_LOST,
             "distributed.nanny.pre-spawn-environ": worker_environment(),
+            # Our tasks leave next to nothing in a worker, so that waiting would not empty it: a worker that was paused
+            # with nothing to do would stay so. One that holds too much is killed at its limit, and its task goes on.
+            "distributed.worker.memory.pause": False,
         }
         with _uninterrupted(), dask.config.set(settings):
             cluster = stack.enter_context(

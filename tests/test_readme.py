@@ -37,8 +37,7 @@ def one_process(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def local_cluster(**options):
-        # This process holds what all tests before have left: a limit would have Dask pause its workers for good.
-        return distributed.LocalCluster(**options | {"processes": False, "host": None, "memory_limit": None})
+        return distributed.LocalCluster(**options | {"processes": False, "host": None})
 
     def client(address):
         assert address.startswith("tcp://")

@@ -19,6 +19,7 @@ import dask
 import nibabel
 import numpy as np
 import oracle
+import psutil
 import pytest
 import skimage.measure
 import zarr
@@ -30,7 +31,7 @@ from hypothesis import strategies as st
 from nibabel.testing import data_path
 
 import dseeds
-from dseeds import segment, supervoxels
+from dseeds import cluster, segment, supervoxels
 from dseeds.budget import Load, task_bytes, worker_bytes
 from dseeds.job import Job
 from dseeds.journal import Journal
@@ -1527,6 +1528,18 @@ def workers_with():
 
     with dask.config.set(settings):
         yield make
+
+
+def test_a_worker_that_is_nearly_full_from_the_start_is_not_paused(tmp_path, monkeypatch):
+    def in_this_process(**options):
+        return LocalCluster(**options | {"processes": False, "host": None})
+
+    monkeypatch.setattr(cluster, "LocalCluster", in_this_process)
+    held = np.ones(64 << 20)
+    full = int(psutil.Process().memory_info().rss / 0.88)
+    report = segment(GOOD, tmp_path / "a.zarr", step=4, workers=1, memory=full)
+    assert report.supervoxels == supervoxels(GOOD, step=4).max()
+    assert held.all()
 
 
 def test_workers_with_less_memory_get_smaller_regions(tmp_path, workers_with):
