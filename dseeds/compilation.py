@@ -126,7 +126,7 @@ def _call_all() -> None:
     image, truth = phantom((32, 32, 32))
     with (
         tempfile.TemporaryDirectory() as folder,
-        Client(processes=False, n_workers=1, dashboard_address=None) as client,
+        Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client,
     ):
         for dtype in DTYPES:
             volume = (image % 100).astype(dtype)
