@@ -8,9 +8,13 @@ if TYPE_CHECKING:
     from dseeds.agglomeration import MergeTree, agglomerate
     from dseeds.engine import segment
     from dseeds.evaluation import evaluate
+    from dseeds.exporting import export_volume
+    from dseeds.importing import import_volume
     from dseeds.memory import supervoxels
+    from dseeds.page import html_report
     from dseeds.painting import Painted, paint
     from dseeds.planning import Plan, plan
+    from dseeds.previewing import preview
     from dseeds.report import Report
     from dseeds.tabulation import Features, features
 
@@ -26,10 +30,14 @@ __all__ = [
     "__version__",
     "agglomerate",
     "evaluate",
+    "export_volume",
     "features",
+    "html_report",
+    "import_volume",
     "load_graph",
     "paint",
     "plan",
+    "preview",
     "segment",
     "supervoxels",
 ]
@@ -44,10 +52,14 @@ _HOMES = {
     "Report": "report",
     "agglomerate": "agglomeration",
     "evaluate": "evaluation",
+    "export_volume": "exporting",
     "features": "tabulation",
+    "html_report": "page",
+    "import_volume": "importing",
     "load_graph": "adjacency",
     "paint": "painting",
     "plan": "planning",
+    "preview": "previewing",
     "segment": "engine",
     "supervoxels": "memory",
 }

@@ -18,7 +18,15 @@ from typing import Any
 from dseeds import repair, runs
 from dseeds.cluster import Capacity
 from dseeds.course import Course, Marks
-from dseeds.ends import finish, import_count, import_source, is_imported, measure_labels
+from dseeds.ends import (
+    begin_labels,
+    build_pyramids,
+    finish,
+    import_count,
+    import_source,
+    is_imported,
+    measure_labels,
+)
 from dseeds.engine import create_arrays, debug_command
 from dseeds.io.place import open_place
 from dseeds.lease import RunInUse, lease
@@ -31,7 +39,7 @@ from dseeds.run import SUFFIX, Asked, Run
 from dseeds.stages import Result, perform
 from dseeds.store import Damage
 from dseeds.streams import RETRIES, RegionFailed, reason
-from dseeds.target import begin_target, written_by
+from dseeds.target import written_by
 
 # How long other jobs may seem to do nothing until others do their share.
 PATIENCE_SECONDS = 300.0
@@ -203,7 +211,7 @@ def _begin_target(run: Run, course: Course) -> None:
     place = open_place(run.target)
     while written_by(place) != run.identity:
         with suppress(RunInUse), lease(run.folder):
-            begin_target(place, run.identity, run.overwrite)
+            begin_labels(run, course.job)
     for labels in course.job.labels:
         labels.create(run.labels_layout)
 
@@ -459,6 +467,7 @@ def finalize(run: Run, *, keep_scratch: bool = False) -> Course:
                 raise NotYet(f"there is something left to do: {left} regions of {current}; see dseeds status.")
             for number in marks:
                 _persist(run, course, LABEL, number, marked=True)
+            build_pyramids(run, course.job, Crew(1))
             measure_labels(run, course, Crew(1), TASK_BYTES)
             repair.mending(partial(finish, run, course, lambda: None), partial(_mend, run, course))
     if not keep_scratch:

@@ -114,6 +114,17 @@ def compile_kernels() -> Path:
     return path
 
 
+def is_at_hand() -> bool:
+    """Tell whether `compile_kernels` has left code in the folder that is good for this process.
+
+    Raises
+    ------
+    PermissionError
+        If others may write to it.
+    """
+    return bool(os.environ.get(FOLDER) and _read())
+
+
 def _call_all() -> None:
     """Call everything that has kernels, on tiny volumes."""
     import numpy as np
@@ -121,6 +132,7 @@ def _call_all() -> None:
 
     import dseeds
     from dseeds.kernel.painting import distinct
+    from dseeds.kernel.pyramid import take_means, take_modes
     from dseeds.phantom import phantom
 
     image, truth = phantom((32, 32, 32))
@@ -140,6 +152,8 @@ def _call_all() -> None:
         for step in (4, 8, 16):
             dseeds.supervoxels(np.stack([volume, volume]), step=step, channel_axis=0)
     dseeds.evaluate(labels, truth, image=volume, region=16)
+    for dtype in DTYPES:
+        take_means(image.astype(dtype), (2, 2, 2), np.empty((16, 16, 16), dtype))
     for dtype in ("uint8", "float64"):
         dseeds.features(labels, image.astype(dtype))
     histograms = {"histogram": np.ones((2, 64), np.int64)}
@@ -147,6 +161,7 @@ def _call_all() -> None:
     dseeds.agglomerate(graph).cut(n_segments=1)
     for ids in (labels, labels.astype(np.int64) << 32):
         distinct(ids.reshape(-1))
+        take_modes(ids.view(f"u{ids.itemsize}"), (2, 2, 2), np.empty((16, 16, 16), f"u{ids.itemsize}"))
         for dtype in ("uint8", "int16", "float32", "float64"):
             dseeds.paint(ids, {1: 1}, dtype=dtype).compute()
 

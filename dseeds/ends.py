@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 from dseeds import runs
 from dseeds.course import Course
 from dseeds.dataset import Dataset
-from dseeds.io import Image, remove_partial_nifti, write_nifti_labels
+from dseeds.inside import list_labels, unlist_labels
+from dseeds.io import Image, write_nifti_labels
+from dseeds.io.file_target import remove_partial
 from dseeds.io.place import Place, open_place
 from dseeds.job import Job
 from dseeds.lattice import Box, Triple
 from dseeds.numbering import read_table
 from dseeds.phases import QUANTISE, Phase
+from dseeds.pyramid import build_pyramid, task_count
 from dseeds.regionwise import Crew, Tiling, choose_region, open_labels
 from dseeds.run import Run, thickness
 from dseeds.runs import PUBLISHING
 from dseeds.store import source, tally, write
 from dseeds.tabulation import Survey, space_of, tabulate, voxel_bytes
-from dseeds.target import parents_name, publish, written_by
+from dseeds.target import ATTRIBUTE, begin_target, check_target, level_name, parents_name, publish, written_by
 
 IMPORT = Phase("import")
 # Ids in a chunk of the tables that tell what supervoxels are parts of.
@@ -109,8 +112,17 @@ def _readable(slabs: Iterator[Slab]) -> Iterator[Slab]:
         yield slab
 
 
-def finish(run: Run, course: Course, advance: Callable[[], object]) -> None:
+def finish(run: Run, course: Course, advance: Callable[[], object], record: Mapping[str, Any] | None = None) -> None:
     """Publish the labels, which are all written, unless they have been published.
+
+    Parameters
+    ----------
+    run, course : Run, Course
+        The run.
+    advance : callable
+        Is told of each slab that is exported.
+    record : dict, optional
+        What else Zarr labels are to say of how they came about.
 
     Raises
     ------
@@ -120,6 +132,7 @@ def finish(run: Run, course: Course, advance: Callable[[], object]) -> None:
         If the target has been taken away.
     """
     if runs.is_published(run):
+        _list(run)
         return
     unchanged = run.image.reopened().identity == run.document["source"]
     if not unchanged or (run.mask is not None and run.mask.reopened().identity != run.document["mask"]):
@@ -139,7 +152,49 @@ def finish(run: Run, course: Course, advance: Callable[[], object]) -> None:
     for level in range(1, len(course.job.labels)):
         _write_parents(course, target, level)
     run.folder.create(PUBLISHING, b"")
-    publish(target, run.attributes(course), [run.ome] * (len(course.job.labels) - 1))
+    attributes = run.attributes(course)
+    attributes[ATTRIBUTE].update(record or {})
+    publish(target, attributes, [run.ome(level) for level in range(1, len(course.job.labels))])
+    _list(run)
+
+
+def _list(run: Run) -> None:
+    """Have the image know of labels inside it, once they are whole."""
+    if run.into_image:
+        list_labels(run.target)
+
+
+def begin_labels(run: Run, job: Job) -> None:
+    """Make room for the labels in the target."""
+    if written_by(open_place(run.target)) != run.identity:
+        if run.into_image:
+            # Those of others, which may have come to be there since the run began, stay listed.
+            check_target(open_place(run.target), run.overwrite)
+            unlist_labels(run.target)
+        begin_target(open_place(run.target), run.identity, run.overwrite)
+    for labels in job.labels:
+        labels.create(run.labels_layout)
+
+
+def build_pyramids(run: Run, job: Job, crew: Crew, advance: Callable[[], object] = lambda: None) -> None:
+    """Build the pyramids of the labels, which are all written; what is there of them is built anew."""
+    for level in range(len(job.labels) if run.pyramid else 0):
+        build_pyramid(
+            run.target,
+            run.document["pyramid"]["method"],
+            run.pyramid,
+            within=level_name(level).rpartition("/")[0],
+            crew=crew,
+            run=run.identity,
+            advance=advance,
+        )
+
+
+def pyramid_count(run: Run) -> int:
+    """Count the tasks that build the pyramids of the labels."""
+    layout = run.labels_layout
+    levels = int(run.document["levels"]) + 1
+    return levels * task_count(layout.shape, layout.chunk, layout.shard, run.pyramid)
 
 
 def measure_labels(run: Run, course: Course, crew: Crew, task_bytes: int) -> None:
@@ -185,7 +240,7 @@ def _export(run: Run, course: Course, advance: Callable[[], object]) -> None:
             advance()
 
     path = Path(run.target)
-    remove_partial_nifti(path)
+    remove_partial(path)
     run.folder.create(PUBLISHING, b"")
     write_nifti_labels(
         path,

@@ -10,7 +10,7 @@ import pickle
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,23 +21,29 @@ from distributed import Client
 
 from dseeds import runs
 from dseeds.budget import available, spare_bytes
-from dseeds.cluster import connect
+from dseeds.cluster import Capacity, connect
 from dseeds.course import Course
 from dseeds.ends import (
     SourceChanged,
     SourceDamaged,
+    begin_labels,
+    build_pyramids,
     finish,
     import_count,
     import_source,
     measure_labels,
+    pyramid_count,
     slab_count,
 )
-from dseeds.io.place import open_place
-from dseeds.job import Job
+from dseeds.inside import choose_target
+from dseeds.io.own_file import check_own_file
 from dseeds.lease import LeaseLost, RunInUse, lease
 from dseeds.needs import check_disk
+from dseeds.notebook import followed
 from dseeds.phases import LABEL, Phase
+from dseeds.planning import plan_of
 from dseeds.prepare import prepare
+from dseeds.pyramid import STAGE
 from dseeds.regionwise import Crew
 from dseeds.repair import BeyondRepair, mend, mending
 from dseeds.report import Progress, Report, peak_memory
@@ -46,14 +52,14 @@ from dseeds.stages import Result, perform, perform_packed
 from dseeds.steps import Step
 from dseeds.store import Damage, region_units
 from dseeds.streams import RegionFailed, Stages
-from dseeds.target import begin_target
 from dseeds.windows import NothingFinite
 
 
 def segment(
     source: Any,
-    target: str | Path,
+    target: str | Path | None = None,
     *,
+    into_image: bool | str = False,
     step: Step | None = None,
     n_segments: int | None = None,
     spacing: Sequence[float] | None = None,
@@ -64,8 +70,10 @@ def segment(
     compactness: float | None = None,
     min_size: int | None = None,
     levels: int | None = None,
+    pyramid: str | None = None,
     features: bool | None = None,
     volume: int | None = None,
+    level: int | None = None,
     channel_axis: int | str | None = None,
     weights: Sequence[float] | None = None,
     region: int | Sequence[int] | None = None,
@@ -79,6 +87,7 @@ def segment(
     scratch: str | Path | None = None,
     keep_scratch: bool = False,
     progress: Progress | None = None,
+    html: str | Path | None = None,
 ) -> Report:
     """Cut a volume of any size into 3D SEEDS supervoxels, out of core, on Dask.
 
@@ -86,12 +95,17 @@ def segment(
 
     Parameters
     ----------
-    source : path, URL, zarr.Array, zarr.Group, nibabel image or ndarray, or a list of these
-        The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image, a folder with a DICOM series, or a NIfTI
-        file, whose (x, y, z) is turned round. Of a list, each is a channel.
+    source : path, URL, zarr.Array, zarr.Group, nibabel image, ndarray, Dask array or DataArray, or a list of these
+        The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image, whose axes may come in any order, a
+        folder with a DICOM series, or a NIfTI file, whose (x, y, z) is turned round, and what else `dseeds info` can
+        read. Of a list, each is a channel. A Dask array is computed once, block by block, into Dask's
+        ``temporary-directory``, by the client or Dask scheduler that there is.
     target : path or URL
         Where the labels go: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a local file whose
         name ends in ``.nii`` or ``.nii.gz``.
+    into_image : bool or str, default False
+        Instead of a target: write the labels into the source, an OME-Zarr image of version 0.5, as one of the images in
+        its group ``labels``, which lists it when it is whole. They are called ``supervoxels``, or what is said here.
     step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size, channel_axis, weights
         As for `supervoxels`; the mask may be whatever a source may be, and the channel axis of an OME-Zarr image may be
         called by its name. A spacing that the source states serves `n_segments` and a step such as ``"12mm"``; a step
@@ -101,8 +115,15 @@ def segment(
         How many coarser levels of supervoxels to write as well, for targets in Zarr: groups ``2x``, ``4x`` and so on,
         each with the labels at ``0`` and a table ``parents``, see `supervoxels`. This process holds the graph of what
         touches what: some 500 bytes for each supervoxel.
+    pyramid : {"mode", "nearest", "none"}, default "mode"
+        How coarser levels of the label images are made, for targets in Zarr: of each block of voxels the most frequent
+        label, of several that are equally frequent the smallest, where 0 counts as any other; or its first voxel; or
+        not at all. There are as many as the OME-Zarr image has from the level on that is read, with the same factors;
+        else voxels are halved until no axis has more than 256 of them, see `dseeds.multiscale.halvings`.
     volume : int, optional
         Which volume of a 4D source, from 0.
+    level : int, default 0
+        Which level of an OME-Zarr image to cut, 0 being the full resolution.
     features : bool, default False
         Write the table of supervoxels and their region adjacency graph as well, see `features`: in a folder beside the
         target that is called as it is, with ``.features`` for its ending.
@@ -128,7 +149,10 @@ def segment(
     keep_scratch : bool, default False
         Leave the intermediate data, and all that is known of the run, where they are.
     progress : Progress, optional
-        Is told about stages and tasks.
+        Is told about stages and tasks. Default: in a notebook, bars below the cell while the run lasts.
+    html : path or URL, optional
+        Where to write a page about the run as well, see `html_report`; one that this program wrote is replaced if
+        `overwrite` is set.
 
     Returns
     -------
@@ -168,25 +192,60 @@ def segment(
     >>> folder.cleanup()
     """
     started = time.perf_counter()
+    target = choose_target(source, target, into_image)
     asked = Asked.of(locals())
+    if html is not None:
+        check_own_file(html, overwrite)
     run, has = prepare(
         source, target, asked, partial(available, client, workers, memory), overwrite=overwrite, resume=resume
     )
     check_disk(run)
     resumed = runs.begin(run, resume)
     with _resumable(run):
-        with lease(run.folder) as held, connect(client, has, progress) as connected:
+        with (
+            lease(run.folder) as held,
+            followed(progress) as follower,
+            connect(client, has, follower) as connected,
+        ):
             course = run.course()
-            stages = Stages(connected, _totals(run, course), progress, client is not None, held.check, held.confirm)
+            stages = Stages(connected, _totals(run, course), follower, client is not None, held.check, held.confirm)
             if not runs.is_published(run):
                 walk(run, course, stages)
-                measure_labels(run, course, Crew(0, connected, progress), spare_bytes(has))
+                if run.pyramid:
+                    with stages.timed(STAGE) as advance:
+                        build_pyramids(run, course.job, Crew(0, connected), advance)
+                measure_labels(run, course, Crew(0, connected, follower), spare_bytes(has))
             peaks = dict(connected.run(peak_memory, on_error="ignore"))
             held.confirm()
-            publish(run, course, stages)
+            tell = partial(_report, run, course, stages, has, peaks, resumed, started)
+            expected = plan_of(run, has, None)
+            publish(run, course, stages, {"plan": expected.to_dict(), "report": tell().to_dict()})
         # Not before the lease is given back, which lies there too.
         if not keep_scratch:
             runs.forget(run)
+    report = tell()
+    if html is not None:
+        # What draws is imported by those who want pictures.
+        from dseeds.page import html_report
+
+        try:
+            html_report(run.target, html, plan=expected, report=report, image=run.image, overwrite=overwrite)
+        except Exception as error:
+            error.add_note(f"the labels in {run.target} are whole and published: it is the page alone that is missing")
+            raise
+    return report
+
+
+def _report(
+    run: Run,
+    course: Course,
+    stages: Stages,
+    has: Capacity,
+    peaks: dict[str, int],
+    resumed: bool,
+    started: float,
+) -> Report:
+    """Tell what a run has done so far."""
     seconds = time.perf_counter() - started
     job = course.job
     reports = stages.reports()
@@ -236,17 +295,10 @@ def walk(run: Run, course: Course, stages: Stages) -> None:
     do_phase(course, LABEL, stages, mend_it)
 
 
-def begin_labels(run: Run, job: Job) -> None:
-    """Make room for the labels in the target."""
-    begin_target(open_place(run.target), run.identity, run.overwrite)
-    for labels in job.labels:
-        labels.create(run.labels_layout)
-
-
-def publish(run: Run, course: Course, stages: Stages) -> None:
-    """Publish the labels."""
+def publish(run: Run, course: Course, stages: Stages, record: Mapping[str, Any]) -> None:
+    """Publish the labels, which say what is recorded of their run."""
     with stages.timed("export") if run.nifti else nullcontext(lambda: None) as advance:
-        mending(partial(finish, run, course, advance), partial(_mend, run, course, stages))
+        mending(partial(finish, run, course, advance, record), partial(_mend, run, course, stages))
 
 
 def do_phase(course: Course, phase: Phase, stages: Stages, mending: Callable[[Damage], None]) -> dict[int, str]:
@@ -322,5 +374,6 @@ def _totals(run: Run, course: Course) -> dict[str, int]:
     for phase in course.planned:
         # Values that are no numbers make parts.
         totals.setdefault(phase.stage, len(course.job.regions))
+    totals[STAGE] = pyramid_count(run)
     totals["export"] = slab_count(course.job.shape, course.job.lattice.label_dtype.itemsize) if run.nifti else 0
     return dict(totals)

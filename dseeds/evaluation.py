@@ -59,9 +59,11 @@ def evaluate(
     image: Any = None,
     tolerance: int | str = 1,
     chunks: int | Sequence[int] | None = None,
+    size_bins: int | None = None,
     step: int | Sequence[int] | str | None = None,
     spacing: Sequence[float] | None = None,
     volume: int | None = None,
+    level: int | None = None,
     region: int | Sequence[int] | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
@@ -90,6 +92,8 @@ def evaluate(
         such as ``"3mm"`` (Euclidean distance). Time grows with its third power where boundaries are far.
     chunks : int or sequence of int, optional
         Voxels along (z, y, x) of the grid that may have left seams. Without it there is no ``seam_excess``.
+    size_bins : int, optional
+        Bins of the histogram of sizes. Without it there is no ``size_histogram``.
     step : int, sequence of int or str, optional
         The step of the lattice that the supervoxels grew from, as for `segment`: planes of chunks are then compared
         with those at the same place in their cells. Default: what the labels say, if they are an output of `segment`.
@@ -97,6 +101,8 @@ def evaluate(
         Size of a voxel along (z, y, x) in millimetres, for lengths. Default: what labels, truth or image say.
     volume : int, optional
         Which volume of a 4D image, from 0.
+    level : int, default 0
+        Which level of an OME-Zarr image the labels are of; labels of a coarser level are ``labels.zarr/1``.
     region : int or sequence of int, optional
         Voxels along (z, y, x) that one task works on. Default: what the memory allows.
     memory : int or str, optional
@@ -118,6 +124,9 @@ def evaluate(
 
         ``supervoxels``, ``size_min``, ``size_mean``, ``size_median``, ``size_max``, ``size_std``
             How many there are, and their sizes in voxels.
+        ``size_histogram``
+            Only with `size_bins`: ``edges``, the smallest size of each bin and after them the largest of all; and
+            ``counts``, how many supervoxels there are in each.
         ``components_per_label``, ``disconnected``
             Mean number of 6-connected components, and how many supervoxels have more than one.
         ``compactness``
@@ -156,7 +165,7 @@ def evaluate(
     """
     found = open_labels(_array(labels))
     true = None if truth is None else open_labels(_array(truth))
-    picture = None if image is None else open_source(_array(image), volume=volume)
+    picture = None if image is None else open_source(_array(image), volume=volume, level=level or 0)
     given = {name: source for name, source in zip(SOURCES, (found, true, picture), strict=True) if source is not None}
     shape = check_same_shape(**given)
     known = next((source.spacing for source in given.values() if source.spacing is not None), None)
@@ -167,6 +176,8 @@ def evaluate(
     cut = choose_region(shape, found.chunks, voxel_bytes, task, extents("region", region))
     if math.prod(cut) > LARGEST_REGION:
         raise ValueError(f"a region must not have more than 2^31 voxels, but region is {cut}.")
+    if size_bins is not None and size_bins < 1:
+        raise ValueError(f"size_bins must be 1 or more, not {size_bins}.")
     grid, cells = extents("chunks", chunks), _step(found, step, shape, spacing, known)
     if client is not None and scratch is None:
         raise ValueError("a cluster needs scratch= (--scratch), a folder or URL that all its workers see.")
@@ -177,12 +188,14 @@ def evaluate(
             readable: dict[str, Any] = {
                 name: landed(source, place, name, anywhere=client is not None) for name, source in given.items()
             }
-            return measure(replace(survey, **readable), grid, cells, crew)
+            return measure(replace(survey, **readable), grid, cells, crew, size_bins)
         finally:
             place.clear()
 
 
-def measure(survey: Survey, chunks: Triple | None, step: Triple | None, crew: Crew) -> dict[str, Any]:
+def measure(
+    survey: Survey, chunks: Triple | None, step: Triple | None, crew: Crew, size_bins: int | None = None
+) -> dict[str, Any]:
     """Have all regions and ranges of labels counted, and give the figures."""
     survey = centred(survey, crew)
     regions = [(survey, number) for number in range(len(survey.tiling))]
@@ -219,6 +232,8 @@ def measure(survey: Survey, chunks: Triple | None, step: Triple | None, crew: Cr
         "disconnected": tally.disconnected,
         **metrics.size_statistics(tally.sizes),
     }
+    if size_bins is not None:
+        figures["size_histogram"] = metrics.size_histogram(tally.sizes, size_bins)
     if chunks is not None:
         figures |= metrics.seam_excess([rows[:-1] for rows in planes], chunks, step)
         figures["seam_step"] = None if step is None else list(step)

@@ -11,7 +11,7 @@ import zarr
 
 from dseeds import phantom
 from dseeds import target as labels
-from dseeds.io import Source, ZarrSource, open_source
+from dseeds.io import Source, ZarrSource, frame_of, open_source
 from dseeds.io.nifti import is_written_by_us
 from dseeds.io.place import Place, open_place
 from dseeds.target import ATTRIBUTE
@@ -19,7 +19,7 @@ from dseeds.target import ATTRIBUTE
 Description = dict[str, Any]
 
 
-def describe(target: str | os.PathLike[str], *, volume: int | None = None) -> Description:
+def describe(target: str | os.PathLike[str], *, volume: int | None = None, level: int = 0) -> Description:
     """Describe a label volume or a phantom that this program wrote, or any other image that it can read.
 
     Parameters
@@ -28,13 +28,16 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None) -> De
         What `dseeds.io.open_source` takes.
     volume : int, optional
         Which volume of a 4D image, from 0.
+    level : int, default 0
+        Which level of an OME-Zarr image.
 
     Returns
     -------
     dict
         Plain values, ready for JSON. ``kind`` is ``"labels"``, ``"phantom"`` or ``"image"``, the first two only for
         what this program wrote; ``path``, ``format``, ``shape``, ``dtype`` and ``spacing`` are always there,
-        ``chunks`` and ``shards`` for Zarr; ``supervoxels``, ``step``, ``cells``, ``windows``, ``rounds``, ``asked``,
+        ``chunks`` and ``shards`` for Zarr; ``level``, ``levels``, their number, ``translation`` and ``units`` for
+        OME-Zarr; ``supervoxels``, ``step``, ``cells``, ``windows``, ``rounds``, ``asked``,
         ``source`` and ``versions`` for labels in Zarr; ``noise``, ``organs`` and ``seed`` for a phantom.
 
     Raises
@@ -58,7 +61,7 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None) -> De
     if place:
         _refuse_unfinished(place)
     try:
-        source = open_source(target, volume=volume)
+        source = open_source(target, volume=volume, level=level)
     except FileNotFoundError:
         if place:
             _refuse_begun(place)
@@ -116,7 +119,12 @@ def _storage(source: Source) -> Description:
     if not isinstance(source, ZarrSource):
         return {}
     shards = source.array.shards
-    return {"chunks": list(source.array.chunks), "shards": None if shards is None else list(shards)}
+    cut = {"chunks": list(source.array.chunks), "shards": None if shards is None else list(shards)}
+    if source.multiscale is None:
+        return cut
+    frame = frame_of(source)
+    levels = {"level": source.level, "levels": len(source.multiscale.paths)}
+    return {**cut, **levels, "translation": list(frame.translation), "units": list(frame.units)}
 
 
 def _of_group(where: Any) -> Description:
@@ -131,6 +139,9 @@ def _of_group(where: Any) -> Description:
     if "painted" in noted:
         found = {"kind": "labels"} if "image-label" in _mapping(node.attrs.get("ome")) else {}
         return {**found, **{key: noted[key] for key in ("painted", "labels", "fill") if key in noted}}
+    if "imported" in noted:
+        kind = "labels" if "image-label" in _mapping(node.attrs.get("ome")) else "image"
+        return {"kind": kind, "imported": noted["imported"]}
     parameters = _mapping(noted.get("parameters"))
     return {
         "kind": "labels",

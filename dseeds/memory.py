@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dseeds import rounds
+from dseeds.arrays import is_dask, is_labelled
 from dseeds.graph import Graph, tabulate
 from dseeds.hierarchy import check_levels, coarser
 from dseeds.joining import check_min_size, join_small
@@ -49,6 +50,8 @@ class _Options(TypedDict, total=False):
     channel_axis: int | None
     weights: Sequence[float] | None
     threads: int | None
+    memory: int | str | None
+    scratch: str | os.PathLike[str] | None
 
 
 @overload
@@ -75,16 +78,19 @@ def supervoxels(
     channel_axis: int | None = None,
     weights: Sequence[float] | None = None,
     threads: int | None = None,
-) -> Labels | tuple[Labels, list[Labels]]:
-    """Cut a volume in memory into 3D SEEDS supervoxels.
+    memory: int | str | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Cut a volume in memory, or a Dask array of any size, into 3D SEEDS supervoxels.
 
     Every supervoxel is one 6-connected region, and is named by the cell of a regular lattice that it grew from.
     `segment` gives the same labels, bit for bit, for volumes of any size.
 
     Parameters
     ----------
-    image : array_like, shape (z, y, x)
-        The intensities, of any integer or float dtype and memory order. NaN counts as outside the mask.
+    image : array_like, dask.array.Array or xarray.DataArray, shape (z, y, x)
+        The intensities, of any integer or float dtype and memory order. NaN counts as outside the mask. The labels of a
+        Dask array are lazy, those of a `DataArray` have its dimensions and coordinates; see Notes.
     step : int, str or sequence of int, default 16
         The size of a cell in voxels: one number for all axes or one for each of (z, y, x), at least 2; or a length
         such as ``"12mm"``, which needs `spacing`. One that is longer than the volume makes one cell along that axis.
@@ -119,11 +125,18 @@ def supervoxels(
         How much each channel counts. Default: all the same.
     threads : int, optional
         How many threads share the work; the labels are the same. Default: one per core.
+    memory : int or str, optional
+        Of a Dask array: what a worker may use, such as ``"2GiB"``. Default: its limit or, without a cluster, half of
+        the machine's memory.
+    scratch : path or URL, optional
+        Of a Dask array: a folder that all workers see, for the image and its labels. Default: Dask's
+        ``temporary-directory``, or else the machine's own for temporary files.
 
     Returns
     -------
     labels : ndarray of uint32, shape (z, y, x)
-        Labels 1..N in the order of the lattice's cells; 0 where masked out, and nowhere else.
+        Labels 1..N in the order of the lattice's cells; 0 where masked out, and nowhere else. Of a Dask array, one in
+        the same chunks.
     parents : list of ndarray of uint32, shape (labels + 1,)
         With `levels` alone: for each level, which of its supervoxels each one of the level before it is part of; 0 for
         label 0. ``parents[0][labels]`` are the labels at twice the step.
@@ -138,10 +151,19 @@ def supervoxels(
     Notes
     -----
     SEEDS: M. Van den Bergh et al., "SEEDS: Superpixels extracted via energy-driven sampling", IJCV 111 (2015); in 3D:
-    C. Zhao, C. Jiang, T. Hollon, arXiv:2502.02409. Here, statistics are frozen in rounds and units move in four
+    C. Zhao, Y. Jiang, T. Hollon, arXiv:2502.02409. Here, statistics are frozen in rounds and units move in four
     colours, so that the answer does not depend on the order of the work.
 
     A mask can cut a supervoxel into several parts; each of them is then a supervoxel of its own.
+
+    Of a Dask array nothing is computed before labels are. Then the image is stored chunk by chunk in `scratch`, cut out
+    of core by what `segment` does, on the cluster that computes the labels or else by threads of this process, and its
+    copy removed; chunks of labels are read as they are asked for, also later: the work is done once. The stored labels
+    are removed when no array in this process depends on them any more; once a cluster has got the graph, which may keep
+    it for longer, when this process ends. `levels` are for images in memory.
+
+    Of a `DataArray`, dimensions called z, y and x are taken as such in any order, and one called c, channel or band has
+    channels. Even coordinates with ``units`` such as ``"um"`` are a spacing that serves lengths and `n_segments`.
 
     Examples
     --------
@@ -158,6 +180,17 @@ def supervoxels(
     >>> bright[0, 0, 5], bright[0, 0, 6], bright.max()
     (np.uint32(0), np.uint32(1), np.uint32(8))
     """
+    asked = dict(locals())
+    if is_labelled(image):
+        from dseeds.xarray import labelled_supervoxels
+
+        return labelled_supervoxels(**asked)
+    if is_dask(image):
+        from dseeds.lazy import lazy_supervoxels
+
+        return lazy_supervoxels(**asked)
+    if memory is not None or scratch is not None:
+        raise ValueError("memory and scratch are for Dask arrays: what is in memory is cut there.")
     values = _channels(np.asarray(image), channel_axis)
     for channel in values:
         check_dtype(channel.dtype)

@@ -310,6 +310,36 @@ def size_statistics(sizes: Rows) -> dict[str, float]:
     }
 
 
+def size_histogram(sizes: Rows, bins: int) -> dict[str, list[int]]:
+    """Count the supervoxels in bins of equal width; the last one takes the largest hundredth too.
+
+    Parameters
+    ----------
+    sizes : ndarray of int64, shape (n, 2)
+        Sizes, ascending, each with how often it occurs.
+    bins : int
+        How many bins, or as many as there are sizes from the smallest to the largest.
+
+    Returns
+    -------
+    dict
+        ``edges``, the smallest size of each bin, and after them the largest of all; and ``counts``.
+
+    Examples
+    --------
+    >>> size_histogram(np.array([[1, 3], [2, 1], [9, 1]]), 3)
+    {'edges': [1, 4, 7, 9], 'counts': [4, 0, 1]}
+    """
+    values, counts = (column.tolist() for column in sizes.T)
+    total = np.cumsum(counts)
+    low, high = values[0], values[int(np.searchsorted(total, -(-99 * int(total[-1]) // 100)))]
+    bins = min(bins, high - low + 1)
+    edges = [low + (high + 1 - low) * i // bins for i in range(bins)]
+    places = np.searchsorted(edges, values, side="right") - 1
+    found = [sum(counts[i] for i in np.flatnonzero(places == place).tolist()) for place in range(bins)]
+    return {"edges": [*edges, values[-1]], "counts": found}
+
+
 def seam_excess(planes: Sequence[Rows], chunks: Triple, step: Triple | None = None) -> dict[str, Any]:
     """How many more boundaries there are on the planes of a grid of chunks than elsewhere.
 

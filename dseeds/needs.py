@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from dseeds.budget import share
-from dseeds.ends import import_count, slab_count
+from dseeds.ends import import_count, pyramid_count, slab_count
 from dseeds.io.place import is_remote, open_place
 from dseeds.job import box_of_parents
 from dseeds.lattice import Box, Grid, Triple, Window, per_axis, triple
 from dseeds.phases import GRAPH, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase
+from dseeds.pyramid import cut
 from dseeds.rounds import histogram_dtype, schedule
 from dseeds.run import Run
 from dseeds.runs import DOCUMENT
 from dseeds.store import Layout, bins, codes, core, digits, histograms, shells, source, statistics
 
+# What is kept of a run with its labels, but for the workers of a large cluster.
+RECORD_BYTES = 8192
 # What a file takes at least on most disks, and a chunk in its shard's index, with the headers of its codecs.
 DISK_BLOCK, CHUNK_BYTES = 4096, 40
 
@@ -81,6 +84,9 @@ class Needs:
             add("import", imported, size, size)
         for phase in self.course.phases:
             add(phase.stage, len(self.regions), *self._traffic(phase))
+        if self.run.pyramid:
+            sizes = [layout.nbytes * len(self.job.labels) for layout in (self.run.labels_layout, *self._coarser)]
+            add("pyramid", pyramid_count(self.run), sum(sizes[:-1]), sum(sizes[1:]))
         if self.run.nifti:
             add("export", slab_count(self.job.shape, self.lattice.label_dtype.itemsize), self.labels, self.labels)
         return tuple(found.values())
@@ -199,9 +205,20 @@ class Needs:
         """What the labels take at the most."""
         if not self.run.nifti:
             # With the metadata of the array and of its group.
-            return len(self.job.labels) * (self._size_of("labels", self.run.labels_layout) + 2 * DISK_BLOCK)
+            layouts = self.run.labels_layout, *self._coarser
+            level = sum(self._size_of("labels", layout) for layout in layouts) + 2 * DISK_BLOCK
+            return len(self.job.labels) * level + RECORD_BYTES
         # Gzip knows nothing of the neighbours above.
         return int(self.labels * (min(1.0, 2 * share("labels", self.lattice)) if self.run.target.endswith("gz") else 1))
+
+    @property
+    def _coarser(self) -> list[Layout]:
+        """How the levels of the labels' pyramid are cut."""
+        full, found = self.run.labels_layout, []
+        for level in self.run.pyramid:
+            chunk, shard = cut(level.shape, full.chunk, full.shard)
+            found.append(replace(full, shape=level.shape, shard=shard, chunk=chunk))
+        return found
 
     @cached_property
     def _layouts(self) -> dict[str, Layout]:

@@ -22,14 +22,17 @@ from numpy.typing import DTypeLike, NDArray
 from dseeds import __version__
 from dseeds.budget import extents, memory_bytes
 from dseeds.cluster import local_capacity
+from dseeds.dask_source import DaskSource
 from dseeds.io import (
     ArraySource,
     Source,
     check_nifti_target,
+    frame_of,
     ome_image_attributes,
-    remove_partial_nifti,
     write_nifti,
 )
+from dseeds.io.file_target import remove_partial
+from dseeds.io.geometry import noted
 from dseeds.io.place import is_remote, open_place
 from dseeds.kernel.painting import paint_voxels
 from dseeds.lattice import Box, Triple, triple
@@ -244,8 +247,10 @@ def paint(
     source = open_labels(labels)
     painting = _painting(source, open_values(table, column, label_column), fill, dtype, as_labels)
     size, task = extents("region", region), memory_bytes(memory) if memory is not None else TASK_BYTES
+    meta = np.empty((0, 0, 0), painting.dtype)
+    if target is None and isinstance(source, DaskSource):
+        return da.map_blocks(paint_block, source.array, painting.values, painting.fill, dtype=painting.dtype, meta=meta)
     if target is None:
-        meta = np.empty((0, 0, 0), painting.dtype)
         return da.from_array(painting, _blocks(source), name=False, meta=meta)
     threads = check_threads(threads)
     if workers is not None and client is not None:
@@ -262,6 +267,11 @@ def paint(
         with hire(threads, client, local, progress) as crew:
             lost = _paint_zarr(painting, str(target), name, layout, tiling, crew, as_labels, overwrite)
     return Painted(str(target), name, painting.dtype.name, painting.fill, prod(source.shape), lost)
+
+
+def paint_block(labels: NDArray[Any], values: Values, fill: float) -> NDArray[Any]:
+    """Paint a block of labels."""
+    return Painting(ArraySource(labels, "labels"), values, fill).read(Box((0, 0, 0), triple(labels.shape)))[0]
 
 
 def paint_region(painting: Painting, out: Labels, tiling: Tiling, number: int) -> int:
@@ -298,9 +308,9 @@ def _paint_zarr(
         if written_by(place) != run:
             raise RuntimeError(f"{target} was taken over by another run, or taken away, before it was finished.")
         place.clear(SCRATCH)
-        noted = {"painted": name, "run": run, "labels": labels.name, "fill": _plain(painting.fill)}
-        ome = ome_image_attributes(spacing=labels.spacing, name=f"{name} of {labels.name}", labels=as_labels)
-        publish(place, {ATTRIBUTE: {**noted, "version": __version__}, "ome": ome})
+        known = {"painted": name, "run": run, "labels": labels.name, "fill": _plain(painting.fill)}
+        ome = ome_image_attributes(**vars(frame_of(labels)), name=f"{name} of {labels.name}", labels=as_labels)
+        publish(place, {ATTRIBUTE: {**known, **noted(labels.affine), "version": __version__}, "ome": ome})
     except BaseException:
         # Another one's is not ours to remove.
         if written_by(place) == run:
@@ -333,7 +343,7 @@ def _paint_nifti(
 
     if progress:
         progress.begin("paint", len(range(0, source.shape[0], planes)))
-    remove_partial_nifti(path)
+    remove_partial(path)
     write_nifti(path, slabs(), given, source.shape, dtype=painting.dtype, labels=as_labels, overwrite=overwrite)
     if progress:
         progress.end("paint")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,12 @@ from distributed import Client
 
 from dseeds.budget import available, task_bytes, worker_bytes
 from dseeds.cluster import Capacity
+from dseeds.inside import choose_target
 from dseeds.lattice import Triple, triple
 from dseeds.needs import Needs, StagePlan, in_words
+from dseeds.notebook import table
 from dseeds.prepare import load_of, prepare
+from dseeds.report import revived
 from dseeds.run import Asked, Run, memory_cut
 from dseeds.steps import Step
 from dseeds.store import region_units
@@ -83,6 +86,11 @@ class Plan:
         """Give the plan as plain values."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Take a plan back from what `to_dict` gives, or JSON has made of that; see `revived`."""
+        return revived(cls, values, StagePlan)
+
     def to_json(self) -> str:
         """Give the plan as JSON."""
         return json.dumps(self.to_dict(), indent=2)
@@ -96,9 +104,9 @@ class Plan:
 
     def _repr_html_(self) -> str:
         stages = [(s.name, s.tasks, f"{s.read / 2**20:.0f}", f"{s.written / 2**20:.0f}") for s in self.stages]
-        head = ("stage", "tasks", "MiB read", "MiB written")
-        return f"<p>{html.escape(self._title)}</p>{_table([('target', self.target), *self._figures])}" + _table(
-            [head, *stages]
+        figures = table([("target", self.target), *self._figures])
+        return (
+            f"<p>{html.escape(self._title)}</p>{figures}{table(stages, ('stage', 'tasks', 'MiB read', 'MiB written'))}"
         )
 
     @property
@@ -118,14 +126,15 @@ class Plan:
             ("memory of a task", in_words(self.task_memory)),
             ("scratch", f"up to {in_words(self.scratch_bytes)} in {self.scratch}"),
             ("labels", f"up to {in_words(self.output_bytes)}"),
-            ("time", "not estimated" if self.seconds is None else f"about {_duration(self.seconds)}"),
+            ("time", "not estimated" if self.seconds is None else f"about {duration(self.seconds)}"),
         ]
 
 
 def plan(
     source: Any,
-    target: str | Path,
+    target: str | Path | None = None,
     *,
+    into_image: bool | str = False,
     step: Step | None = None,
     n_segments: int | None = None,
     spacing: Sequence[float] | None = None,
@@ -136,8 +145,10 @@ def plan(
     compactness: float | None = None,
     min_size: int | None = None,
     levels: int | None = None,
+    pyramid: str | None = None,
     features: bool | None = None,
     volume: int | None = None,
+    level: int | None = None,
     channel_axis: int | str | None = None,
     weights: Sequence[float] | None = None,
     region: int | Sequence[int] | None = None,
@@ -154,7 +165,9 @@ def plan(
 
     Parameters
     ----------
-    source, target, step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size, levels, volume
+    source, target, into_image, step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size
+        As for `segment`.
+    levels, pyramid, features, volume, level
         As for `segment`.
     channel_axis, weights, region, chunks, shards, memory, workers, client, overwrite, scratch
         As for `segment`.
@@ -178,6 +191,7 @@ def plan(
     >>> plan.supervoxels, plan.rounds
     (64, 13)
     """
+    target = choose_target(source, target, into_image)
     asked = Asked.of(locals())
     run, has = prepare(source, target, asked, partial(available, client, workers, memory), overwrite=overwrite)
     return plan_of(run, has, Trial(run).seconds(has) if calibrate else None)
@@ -211,20 +225,14 @@ def plan_of(run: Run, has: Capacity, seconds: float | None) -> Plan:
     )
 
 
-def _table(rows: Sequence[Sequence[object]]) -> str:
-    """Make a table in HTML."""
-    cells = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-
-
 def _by(values: Triple) -> str:
     return " x ".join(map(str, values))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Write a time.
 
-    >>> _duration(3.21), _duration(200), _duration(80000)
+    >>> duration(3.21), duration(200), duration(80000)
     ('3 s', '3.3 min', '22.2 h')
     """
     for length, unit in ((3600, "h"), (60, "min")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from dseeds.budget import Load, choose_region, cut_labels, extents, whole_cells
 from dseeds.cluster import Capacity
 from dseeds.dataset import Dataset
 from dseeds.hierarchy import check_levels
-from dseeds.io import Image, check_nifti_target, open_image, open_mask
+from dseeds.inside import is_inside
+from dseeds.io import Image, ZarrSource, check_nifti_target, open_image, open_mask
 from dseeds.io.place import is_remote, open_place
 from dseeds.joining import check_min_size
 from dseeds.lattice import Lattice, check_shape
+from dseeds.multiscale import Level, halvings, levels_like, prolonged
 from dseeds.quantise import check_dtype
 from dseeds.run import SUFFIX, Asked, Run, is_nifti, memory_cut
 from dseeds.runs import FORMAT, Mismatch, is_published, read_document
@@ -23,6 +25,9 @@ from dseeds.scores import check_compactness
 from dseeds.steps import choose_step
 from dseeds.target import check_apart, check_target, written_by
 from dseeds.windows import check_bins, check_percentiles, check_weights, read_windows
+
+# How the coarser levels of labels are made; the first is meant where nothing is said.
+PYRAMIDS = ("mode", "nearest", "none")
 
 
 def prepare(
@@ -47,7 +52,7 @@ def prepare(
     begun = read_document(open_place(address + SUFFIX)) if resume else None
     if begun is not None:
         asked = _completed(asked, begun)
-    image = open_image(source, volume=asked.volume, channel_axis=asked.channel_axis)
+    image = open_image(source, volume=asked.volume, channel_axis=asked.channel_axis, level=asked.level or 0)
     for dtype in image.dtypes:
         check_dtype(dtype)
     mask = None if asked.mask is None or is_auto(asked.mask) else open_mask(asked.mask, image)
@@ -67,6 +72,7 @@ def prepare(
     }
     lattice = Lattice(shape, step)
     check_apart(address, *image.paths, None if mask is None else mask.path)
+    into_image = is_inside(image, address)
     if is_nifti(address):
         _check_nifti(address, image, labels_follow["levels"])
     has = capacity()
@@ -89,6 +95,8 @@ def prepare(
         **labels_follow,
         "region": region,
         "labels": cut_labels(lattice, region, shards, chunks),
+        "pyramid": _pyramid(asked, image, address, into_image),
+        "into_image": into_image,
         "asked": asked.to_dict(),
         "scratch": None if asked.scratch is None else open_place(asked.scratch).address,
         "given": _given(source, image),
@@ -110,6 +118,25 @@ def prepare(
 
 def _said(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _pyramid(asked: Asked, image: Image, address: str, into_image: bool) -> dict[str, Any]:
+    """Choose the levels of the labels' pyramid: those of the image, or where it has none, halves."""
+    method = _said(asked.pyramid, PYRAMIDS[0])
+    if method not in PYRAMIDS:
+        raise ValueError(f"pyramid must be one of {', '.join(PYRAMIDS)}, not {method!r}.")
+    source = next((part for part in image.parts if isinstance(part, ZarrSource) and part.multiscale), None)
+    levels: Sequence[Level] = levels_like(image.shape, source.coarser) if source else ()
+    if into_image and source and source.multiscale:
+        # OME-NGFF wants labels to have as many levels as their image.
+        levels = prolonged(image.shape, levels, len(source.multiscale.paths) - 1)
+        if method == "none" and levels:
+            raise ValueError("labels inside an image have as many levels as it has: pyramid must be mode or nearest.")
+    elif method == "none" or is_nifti(address):
+        levels = ()
+    elif not levels:
+        levels = halvings(image.shape, asked.spacing or image.spacing)
+    return {"method": method, "levels": [(level.shape, level.factors) for level in levels]}
 
 
 def load_of(image: Image, document: Mapping[str, Any]) -> Load:
@@ -206,6 +233,9 @@ def check_place(run: Run) -> None:
     if run.nifti:
         if not is_published(run):
             check_nifti_target(Path(run.target), run.overwrite)
+    elif run.into_image and not is_remote(run.target) and not Path(run.target).parent.exists():
+        # The image has no labels yet.
+        pass
     elif written_by(open_place(run.target)) != run.identity and not is_published(run):
         check_target(open_place(run.target), run.overwrite)
     scratch = run.document["scratch"]

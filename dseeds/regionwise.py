@@ -172,15 +172,23 @@ def open_labels(source: Any, *, volume: int | None = None) -> Source:
     return found
 
 
-def noted_parameters(labels: Source) -> dict[str, Any]:
-    """Give the parameters that labels of this program were made with, as far as they say."""
+def noted(labels: Source) -> dict[str, Any]:
+    """Give what labels of this program say of how they came about, as far as they do."""
     if not isinstance(labels, ZarrSource):
         return {}
     try:
         group = zarr.open_group(labels.array.store, path=labels.array.path.rpartition("/")[0], mode="r")
-        noted: Any = group.attrs[ATTRIBUTE]
-        return dict(noted["parameters"])
+        found: Any = group.attrs[ATTRIBUTE]
+        return dict(found)
     except (OSError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def noted_parameters(labels: Source) -> dict[str, Any]:
+    """Give the parameters that labels of this program were made with, as far as they say."""
+    try:
+        return dict(noted(labels)["parameters"])
+    except (KeyError, TypeError, ValueError):
         return {}
 
 

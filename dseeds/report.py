@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import operator
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from dseeds.lattice import Triple
+from dseeds.lattice import Triple, triple
 
 if TYPE_CHECKING:
     from dseeds.stages import Result
+
+
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -156,9 +161,19 @@ class Report:
         """Give the report as plain values."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """Take a report back from what `to_dict` gives, or JSON has made of that; see `revived`."""
+        return revived(cls, values, StageReport)
+
     def to_json(self) -> str:
         """Give the report as JSON."""
         return json.dumps(self.to_dict(), indent=2)
+
+    def _repr_html_(self) -> str:
+        from dseeds.page import report_fragment
+
+        return report_fragment(self)
 
     def __str__(self) -> str:
         lines = [
@@ -175,6 +190,49 @@ class Report:
         width = max((len(stage.name) for stage in self.stages), default=0)
         lines += [stage.line(width) for stage in self.stages]
         return "\n".join(lines)
+
+
+def revived(kind: type[T], values: Mapping[str, Any], stage: type) -> T:
+    """Take a report or a plan back from plain values.
+
+    Parameters
+    ----------
+    kind, stage : type
+        The dataclass, and that of its stages.
+    values : dict
+        By the names of its fields.
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError, AttributeError
+        If they are not what the fields hold.
+    """
+    read: dict[str, Callable[[Any], Any]] = {
+        **_READ,
+        f"tuple[{stage.__name__}, ...]": lambda found: tuple(revived(stage, one, stage) for one in found),
+    }
+    return kind(**{field.name: read[str(field.type)](values[field.name]) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+# How what JSON knows becomes what fields are annotated with.
+_READ: dict[str, Callable[[Any], Any]] = {
+    "str": _text,
+    "str | None": lambda value: None if value is None else _text(value),
+    "bool": bool,
+    "int": operator.index,
+    "float": float,
+    "float | None": lambda value: None if value is None else float(value),
+    "Triple": triple,
+    "tuple[int, ...]": lambda values: tuple(map(operator.index, values)),
+    "tuple[tuple[float, float], ...]": lambda pairs: tuple((float(low), float(high)) for low, high in pairs),
+    "dict[str, int]": lambda found: {_text(key): operator.index(value) for key, value in found.items()},
+}
 
 
 def _by(values: Triple) -> str:

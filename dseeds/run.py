@@ -19,11 +19,14 @@ import numpy as np
 
 from dseeds import __version__
 from dseeds.course import Course, Wanted
-from dseeds.io import Image, Mask, Stretched, ome_label_attributes
+from dseeds.io import Frame, Image, Mask, Stretched, ome_label_attributes
+from dseeds.io.geometry import noted, respaced
+from dseeds.io.ome import MILLIMETRES
 from dseeds.io.place import Place, open_place
 from dseeds.job import Job
 from dseeds.journal import Journal
 from dseeds.lattice import Lattice, Triple, triple
+from dseeds.multiscale import Level, resolutions
 from dseeds.steps import Step
 from dseeds.store import UNIT_CHUNK, WIDE, ImportedImage, ImportedMask, Layout, source
 from dseeds.target import ATTRIBUTE, Labels, level_name
@@ -41,6 +44,7 @@ LABELS_FOLLOW = (
     "bins",
     "compactness",
     "volume",
+    "level",
     "channel_axis",
     "weights",
     "mask",
@@ -68,6 +72,8 @@ class Asked:
     mask: Any = None
     min_size: int | None = None
     levels: int | None = None
+    level: int | None = None
+    pyramid: str | None = None
     features: bool | None = None
     region: int | Sequence[int] | None = None
     chunks: int | Sequence[int] | None = None
@@ -203,20 +209,39 @@ class Run:
                     "rounds": len(job.schedule),
                 },
                 "source": self.image.identity,
+                **noted(respaced(self.image.affine, asked.get("spacing"))),
                 "versions": {
                     "dseeds": __version__,
                     "python": platform.python_version(),
                     **{name: version(name) for name in ("numpy", "numba", "zarr", "dask", "distributed")},
                 },
             },
-            "ome": self.ome,
+            "ome": self.ome(),
         }
 
+    def ome(self, level: int = 0) -> dict[str, Any]:
+        """Describe labels of a level of supervoxels for readers of OME-Zarr: they lie where the image does."""
+        spacing = self.document["asked"].get("spacing")
+        # Viewers lay labels inside an image upon it, whatever size of voxels the run was told.
+        known = spacing is None or self.into_image
+        frame = self.image.frame if known else Frame(tuple(spacing), units=MILLIMETRES)
+        return ome_label_attributes(
+            **vars(frame),
+            source=self.image.name,
+            levels=resolutions(self.pyramid, self.document["pyramid"]["method"]),
+            # Coarser supervoxels lie in a group within that of the others.
+            image="../" * (3 if level else 2) if self.into_image else None,
+        )
+
     @property
-    def ome(self) -> dict[str, Any]:
-        """Describe labels for readers of OME-Zarr."""
-        spacing = self.document["asked"].get("spacing") or self.image.spacing
-        return ome_label_attributes(spacing=None if spacing is None else tuple(spacing), source=self.image.name)
+    def pyramid(self) -> tuple[Level, ...]:
+        """The coarser levels of the labels' pyramid."""
+        return tuple(Level(triple(shape), triple(factors)) for shape, factors in self.document["pyramid"]["levels"])
+
+    @property
+    def into_image(self) -> bool:
+        """Whether the labels are written into the image that they belong to."""
+        return bool(self.document["into_image"])
 
     @property
     def layouts(self) -> dict[str, Layout]:

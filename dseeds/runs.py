@@ -20,7 +20,7 @@ from dseeds.lease import check_free
 from dseeds.run import SUFFIX, Run, identity, scratch_elsewhere
 from dseeds.target import published_by, remove_target, written_by
 
-FORMAT = 2
+FORMAT = 3
 # Files in the run's folder: what it is, that its output is about to appear, and why it failed.
 DOCUMENT, PUBLISHING, FAILURE = "run.json", "publishing", "failure.json"
 # What tasks that come late leave of a run that is gone.
@@ -76,7 +76,9 @@ def load(folder: str, *, with_source: bool = True) -> Run:
     if given is None:
         raise ValueError(f"the source of the run at {folder} was in the memory of the process that began it.")
     asked = document["asked"]
-    image = open_image(given, volume=asked.get("volume"), channel_axis=asked.get("channel_axis"))
+    image = open_image(
+        given, volume=asked.get("volume"), channel_axis=asked.get("channel_axis"), level=asked.get("level", 0)
+    )
     mask = None
     if document["mask"] not in (None, "auto"):
         if document["given_mask"] is None:

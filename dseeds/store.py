@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ QUICK = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
 QUICK_BITS = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
 WIDE = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
 # What codecs raise on bytes that are not theirs. Errors of the system are not the data's fault.
-_DAMAGED = (ValueError, RuntimeError, EOFError, LookupError, TypeError)
+DAMAGED = (ValueError, RuntimeError, EOFError, LookupError, TypeError)
 
 
 class Damage(Exception):
@@ -183,12 +183,12 @@ def check_whole_shards(array: zarr.Array, box: Box) -> None:
             raise RuntimeError(f"{box} is not made up of whole shards of {cut[:3]}.")
 
 
-def shard_keys(array: zarr.Array, box: Box) -> Iterator[str]:
-    """List the keys of the shards that a box of an array's first three axes touches, relative to the array."""
-    cut = (array.shards or array.chunks)[:3]
-    ranges = [range(a // c, -(-h // c)) for a, h, c in zip(box.lo, box.hi, cut, strict=True)]
-    for index in itertools.product(*ranges):
-        yield array.metadata.encode_chunk_key((*index, *(0,) * (array.ndim - 3)))
+def shard_keys(array: zarr.Array, index: Sequence[slice]) -> Iterator[str]:
+    """List the keys of the shards that an index of an array's first axes touches, relative to the array."""
+    cut = array.shards or array.chunks
+    ranges = [range(side.start // c, -(-side.stop // c)) for side, c in zip(index, cut, strict=False)]
+    for place in itertools.product(*ranges):
+        yield array.metadata.encode_chunk_key((*place, *(0,) * (array.ndim - len(place))))
 
 
 class Complete(WrapperStore[Store]):
@@ -203,7 +203,7 @@ class Complete(WrapperStore[Store]):
 
 
 @lru_cache(maxsize=256)
-def _open(address: str, name: str, run: str | None) -> tuple[zarr.Array, zarr.Array]:
+def opened_arrays(address: str, name: str, run: str | None) -> tuple[zarr.Array, zarr.Array]:
     """Open an array to be read, and to be written; once in a process, for a run never makes two arrays of one name."""
     where = open_place(address).zarr(name)
     store = LocalStore(where) if isinstance(where, Path) else where
@@ -244,10 +244,10 @@ def fetch(address: str, name: str, box: Box, run: str | None = None) -> NDArray[
         If it is not all there and as it was written.
     """
     with worded(address):
-        array, _ = _open(address, name, run)
+        array, _ = opened_arrays(address, name, run)
         try:
             values = np.asarray(array[box.slices])
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise Damage(name, box, str(error)) from error
     return values
 
@@ -261,24 +261,24 @@ def write(address: str, name: str, box: Box, values: NDArray[Any], run: str | No
         If the box is not made up of whole shards.
     """
     with worded(address):
-        _, array = _open(address, name, run)
+        _, array = opened_arrays(address, name, run)
         check_whole_shards(array, box)
         try:
             array[box.slices] = values
-        except _DAMAGED:
+        except DAMAGED:
             # At the volume's end zarr reads a shard before it writes it, which may have been torn.
-            open_place(address).delete(f"{name}/{key}" for key in shard_keys(array, box))
+            open_place(address).delete(f"{name}/{key}" for key in shard_keys(array, box.slices))
             array[box.slices] = values
     tally(written=values.nbytes)
 
 
-def settle(address: str, name: str, box: Box, run: str = "") -> None:
-    """Have the disk keep what was written in a box, whatever happens to the machine."""
+def settle(address: str, name: str, index: Sequence[slice], run: str = "") -> None:
+    """Have the disk keep what was written at an index of an array's first axes, whatever happens to the machine."""
     if is_remote(address):
         return
-    _, array = _open(address, name, run)
+    _, array = opened_arrays(address, name, run)
     folders = set()
-    for key in shard_keys(array, box):
+    for key in shard_keys(array, index):
         path = Path(address, name, key)
         folders.add(path.parent)
         _sync(path)

@@ -143,6 +143,7 @@ def features(
     window: Any = None,
     percentiles: Sequence[float] | None = None,
     volume: int | None = None,
+    level: int | None = None,
     channel_axis: int | str | None = None,
     region: int | Sequence[int] | None = None,
     memory: int | str | None = None,
@@ -171,7 +172,7 @@ def features(
     window, percentiles : optional
         The intensities between which histograms have their 64 bins, as for `segment`. Default: those that the labels
         were made with, if they say so; else the percentiles of the intensities where there are labels.
-    volume, channel_axis : optional
+    volume, level, channel_axis : optional
         Of the image, as for `segment`.
     region : int or sequence of int, optional
         Voxels along (z, y, x) that one task works on. Default: what the memory allows.
@@ -248,7 +249,8 @@ def features(
     """
     if target is None and client is not None:
         raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
-    found, pictures = open_labels(labels), open_image(image, volume=volume, channel_axis=channel_axis)
+    found = open_labels(labels)
+    pictures = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0)
     shape = check_same_shape(image=pictures, labels=found)
     size = extents("region", region)
     task = memory_bytes(memory) if memory is not None else TASK_BYTES

@@ -21,7 +21,11 @@ from dseeds.lattice import AXES, Box
 from dseeds.store import Damage, Layout
 
 MARKER, SCRATCH = "dseeds-incomplete.json", "scratch"
+# What no folder of Zarr should be called, for other programs would take it for a file of theirs.
+FILE_ENDINGS = (".nii", ".nii.gz", ".tif", ".tiff", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npy")
 ATTRIBUTE = "dseeds"
+# Levels of a pyramid, with the full resolution: each but the first is at most half as long along some axis.
+MOST_LEVELS = 64
 _COPY = re.compile(r"labels-[0-9a-f]{32}")
 # What zarr leaves of a file that it was writing when it was killed.
 _LEVEL = re.compile("|".join(f"{1 << level}x" for level in range(1, 17)))
@@ -62,7 +66,7 @@ class Labels:
             raise RuntimeError(f"{self.address} is no longer this run's to write to.")
         store.write(self.address, self.name, box, values, self.run)
         # Scratch is noticed to be damaged when it is read. Labels are read by nobody before they are published.
-        store.settle(self.address, self.name, box, self.run)
+        store.settle(self.address, self.name, box.slices, self.run)
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read labels; `Damage` if they are not all there."""
@@ -96,42 +100,56 @@ def parents_name(level: int) -> str:
 
 
 def is_ours(target: Place) -> bool:
-    """Tell whether a group of labels, or of what was painted by them, was written by this program, finished or not."""
+    """Tell whether a group of labels, of what was painted by them or imported, was written by this program."""
     if target.read(MARKER) is not None:
         return True
     try:
         noted = json.loads(target.read("zarr.json") or b"")["attributes"][ATTRIBUTE]
-        return isinstance(noted.get("supervoxels"), int) or isinstance(noted["painted"], str)
+        return isinstance(noted.get("supervoxels"), int) or isinstance(noted.get("painted", noted.get("imported")), str)
     except (AttributeError, OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _is_our_name(name: str) -> bool:
+def _is_our_name(name: str, levels: int) -> bool:
+    """Tell whether a file is one that this program writes into a group of so many levels of a pyramid."""
     first, *rest = name.split("/")
     if not rest:
         return first in {"zarr.json", MARKER}
     if _PARTIAL.fullmatch(rest[-1]):
         rest[-1] = rest[-1].partition(".")[0]
-    arrays = {"0"}
+    pyramid = {str(level) for level in range(levels)}
+    arrays = pyramid
     if first == SCRATCH or _LEVEL.fullmatch(first):
         scratch = first == SCRATCH
         first, *rest = rest
         if not rest:
             return first in {"zarr.json", "zarr"}
-        arrays = {"0", "parents"} if not scratch else {first} if _COPY.fullmatch(first) else set()
+        arrays = {*pyramid, "parents"} if not scratch else {first} if _COPY.fullmatch(first) else set()
     chunk = rest[0] == "c" and all(part.isdecimal() for part in rest[1:])
     return first in arrays and (rest in (["zarr.json"], ["zarr"]) or chunk)
 
 
+def _pyramid_levels(target: Place) -> int:
+    """Tell how many levels the pyramid of an output of ours has, or may have while it is unfinished."""
+    if target.read(MARKER) is not None:
+        return MOST_LEVELS
+    try:
+        datasets = json.loads(target.read("zarr.json") or b"")["attributes"]["ome"]["multiscales"][0]["datasets"]
+        return min(MOST_LEVELS, len(datasets))
+    except (ValueError, LookupError, TypeError):
+        return 1
+
+
 def _stranger(target: Place) -> str | None:
     """Find something in a group of labels that this program does not write."""
+    levels = _pyramid_levels(target)
     if is_remote(target.address):
-        return next((name for name in target.names() if not _is_our_name(name)), None)
+        return next((name for name in target.names() if not _is_our_name(name, levels)), None)
     folder = Path(target.address)
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         # Folders are known by what lies in them, but for those whose names are enough.
-        known = _is_our_name(name) or (path.is_dir() and _is_our_name(f"{name}/zarr.json"))
+        known = _is_our_name(name, levels) or (path.is_dir() and _is_our_name(f"{name}/zarr.json", levels))
         if path.is_symlink() or not known:
             return name
     return None
@@ -146,8 +164,16 @@ def check_target(target: Place, overwrite: bool) -> None:
         If the target exists and is not to be overwritten, or is not this program's output.
     FileNotFoundError
         If the folder that it is to lie in does not exist.
+    ValueError
+        If its name is that of a file of another format.
     """
     where = target.address
+    name = where.rpartition("/")[2]
+    if name.lower().endswith(FILE_ENDINGS):
+        raise ValueError(
+            f"{name} would be a file, but what is written here is Zarr: name a target such as labels.zarr, and make a "
+            "file of it with dseeds export."
+        )
     if not is_remote(where):
         _check_local(Path(where))
     elif target.read("zarr.json") is None and next(target.names(), None) is None:
@@ -242,7 +268,7 @@ def remove_target(target: Place) -> None:
         _mark(target, "")
     target.delete(["zarr.json"])
     for name in {name.partition("/")[0] for name in target.names()}:
-        if name in ("0", SCRATCH) or _LEVEL.fullmatch(name):
+        if name.isdecimal() or name == SCRATCH or _LEVEL.fullmatch(name):
             target.clear(name)
     target.delete([MARKER])
     if not is_remote(target.address):

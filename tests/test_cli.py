@@ -620,6 +620,10 @@ def test_phantom_and_what_is_said_of_it(call, tmp_path):
         "spacing": [2.0, 1.0, 1.0],
         "chunks": [16, 16, 16],
         "shards": [32, 48, 32],
+        "level": 0,
+        "levels": 1,
+        "translation": [0.0, 0.0, 0.0],
+        "units": ["millimeter"] * 3,
         "noise": 0.0,
         "organs": 12,
         "seed": 3,
@@ -738,4 +742,4 @@ def test_rates_are_readable(completed, seconds, rate, left):
     bars.add_task("sweep", total=100)
     (task,) = bars.tasks
     task.completed = completed
-    assert (display._rate(task), display._left(task)) == (rate, left)
+    assert (display.rate(task), display.left(task)) == (rate, left)

@@ -1,6 +1,5 @@
 """The scripts for batch systems, with stand-ins for what submits: they run the members of an array on this machine."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -143,12 +142,3 @@ def test_a_script_submits_an_array_and_what_publishes(tmp_path, submit, script, 
     assert log.count("regions done by this job") == 2
     np.testing.assert_array_equal(labels_in(target), supervoxels(IMAGE, step=3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["an image.zarr", "bin", "labels.zarr", "spool"]
-
-
-def test_the_job_definition_says_what_the_readme_says():
-    definition = json.loads((DEPLOY / "aws" / "job.json").read_text())
-    assert definition["containerProperties"]["command"] == ["step", "Ref::plan", "--wait"]
-    wanted = {need["type"]: int(need["value"]) for need in definition["containerProperties"]["resourceRequirements"]}
-    # In MiB, more than what `dseeds init` allows a job by default.
-    assert wanted["MEMORY"] > 2048
-    assert 1 <= definition["retryStrategy"]["attempts"] <= 10

@@ -732,9 +732,9 @@ def test_no_such_volume(tmp_path, make, count, number):
     ("shape", "axes", "says"),
     [
         ((2, 3, 5, 6, 7), "tczyx", r"more than one way \(2 along t and 3 along c\)"),
-        ((6, 7), "yx", "supervoxels need three axes"),
-        ((3, 6, 7), "tyx", "supervoxels need z, y and x"),
-        ((5, 6, 7), "xyz", "supervoxels need z, y and x, in this order"),
+        ((7,), "x", "supervoxels need z, y and x, or two of them"),
+        ((3, 6, 7), "tcx", "supervoxels need z, y and x, or two of them"),
+        ((5, 6, 7), "zxx", "supervoxels need z, y and x, or two of them, once"),
         ((2, 5, 6, 7), "tzyx", "holds 2 volumes"),
     ],
 )
@@ -760,7 +760,7 @@ def test_urls_that_lead_nowhere():
 
 @pytest.mark.parametrize("given", [None, 3, [[1]], b"a.nii"])
 def test_what_is_no_source(given):
-    with pytest.raises(TypeError, match="a source is a path or URL, a numpy array"):
+    with pytest.raises(TypeError, match="a source is a path or URL, an array of numpy"):
         open_source(given)
 
 

@@ -87,7 +87,7 @@ def runs(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(runs(), st.sampled_from(["array", 7]))
 def test_any_cut_gives_the_labels_of_the_whole(client, run, stored):
     images, asked, region = run

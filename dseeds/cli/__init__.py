@@ -12,14 +12,45 @@ from typing import Annotated
 import typer
 
 from dseeds import __version__
-from dseeds.cli import agglomerate, batch, compile, errors, evaluate, features, info, map, phantom, plan, segment
+from dseeds.cli import (
+    agglomerate,
+    batch,
+    compile,
+    convert,
+    doctor,
+    errors,
+    evaluate,
+    features,
+    info,
+    manual,
+    map,
+    phantom,
+    plan,
+    preview,
+    report,
+    segment,
+    view,
+)
 
+EPILOG = (
+    "[bold]To begin[/bold]\n\n"
+    "dseeds doctor\n\n"
+    "dseeds phantom body.zarr --shape 128,128,128\n\n"
+    "dseeds segment body.zarr labels.zarr --step 12\n\n"
+    "dseeds segment --help\n\n"
+    "[bold]Environment[/bold]\n\n"
+    "DSEEDS_CACHE_DIR: a folder of your own for compiled code, see dseeds compile.\n\n"
+    "DSEEDS_STORE_PATIENCE: for how many seconds an object store that errs is asked again; 45.\n\n"
+    f"{errors.DEBUG}=1: errors show where they come from.\n\n"
+    "[bold]Exit codes[/bold]\n\n"
+    f"0 for done, {errors.FAILED} for an error, which is one sentence, {errors.MISUSED} for arguments that make no "
+    f"command, {errors.NOT_YET} where other batch jobs have to come first, {errors.INTERRUPTED} after Ctrl-C."
+)
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"Errors are one sentence and exit code {errors.FAILED}; set {errors.DEBUG}=1 to see where they come from.",
+    epilog=EPILOG,
 )
 
 
@@ -77,9 +108,16 @@ app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=features.EXAMPLES)(features.features)
 app.command(epilog=agglomerate.EXAMPLES)(agglomerate.agglomerate)
 app.command("map", epilog=map.EXAMPLES)(map.map_)
+app.command("import", epilog=convert.IMPORT_EXAMPLES)(convert.import_)
+app.command(epilog=convert.EXPORT_EXAMPLES)(convert.export)
+app.command(epilog=preview.EXAMPLES)(preview.preview)
+app.command(epilog=view.EXAMPLES)(view.view)
+app.command(epilog=report.EXAMPLES)(report.report)
 app.command("compile", epilog=compile.EXAMPLES)(compile.compile_)
-app.command(epilog=batch.INIT_EXAMPLES, rich_help_panel=batch.PANEL)(batch.init)
-app.command(epilog=batch.STEP_EXAMPLES, rich_help_panel=batch.PANEL)(batch.step)
-app.command(epilog=batch.STATUS_EXAMPLES, rich_help_panel=batch.PANEL)(batch.status)
-app.command(epilog=batch.FINALIZE_EXAMPLES, rich_help_panel=batch.PANEL)(batch.finalize)
-app.command("debug-region", epilog=batch.DEBUG_EXAMPLES, rich_help_panel=batch.PANEL)(batch.debug_region)
+app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(epilog=batch.INIT_EXAMPLES)(batch.init)
+app.command(epilog=batch.STEP_EXAMPLES)(batch.step)
+app.command(epilog=batch.STATUS_EXAMPLES)(batch.status)
+app.command(epilog=batch.FINALIZE_EXAMPLES)(batch.finalize)
+app.command("debug-region", epilog=batch.DEBUG_EXAMPLES)(batch.debug_region)
+manual.lay_out(app)

@@ -12,18 +12,23 @@ from rich.table import Table
 
 from dseeds.cli import errors
 from dseeds.cli.options import (
+    WORK,
     AsJson,
     Bins,
     ChannelAxis,
     Chunks,
     Compactness,
     Features,
+    IntoImage,
     KeepScratch,
+    LabelName,
+    Level,
     Levels,
     Mask,
     MinSize,
     Overwrite,
     Percentiles,
+    Pyramid,
     Quiet,
     Region,
     Scratch,
@@ -32,14 +37,14 @@ from dseeds.cli.options import (
     Sources,
     Spacing,
     Step,
+    Target,
     Volume,
     Weights,
     Window,
     asked,
-    one_or_several,
+    places,
 )
 
-PANEL = "Batch jobs"
 INIT_EXAMPLES = (
     "[bold]Example[/bold]\n\n"
     "dseeds init embryo.zarr labels.zarr --step 16 --memory 4GiB\n\n"
@@ -69,8 +74,8 @@ Phase = Annotated[
 
 def init(
     context: typer.Context,
-    source: Sources,
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the labels go, as for segment.")],
+    source: Sources = None,
+    target: Target = None,
     step: Step = None,
     n_segments: Segments = None,
     spacing: Spacing = None,
@@ -81,15 +86,21 @@ def init(
     compactness: Compactness = None,
     min_size: MinSize = None,
     levels: Levels = None,
+    pyramid: Pyramid = None,
     features: Features = False,
     volume: Volume = None,
+    level: Level = None,
     channel_axis: ChannelAxis = None,
     weights: Weights = None,
     region: Region = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="What one job may use, such as 4GiB.")] = "2GiB",
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="What one job may use, such as 4GiB.", rich_help_panel=WORK)
+    ] = "2GiB",
     scratch: Scratch = None,
     chunks: Chunks = None,
     shards: Shards = None,
+    into_image: IntoImage = False,
+    label_name: LabelName = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -102,7 +113,8 @@ def init(
     from dseeds.budget import memory_bytes
     from dseeds.run import Asked
 
-    run = batch.init(one_or_several(source), target, Asked(**asked(context)), memory_bytes(memory), overwrite=overwrite)
+    sources, place = places(source, target, into_image, label_name)
+    run = batch.init(sources, place, Asked(**asked(context)), memory_bytes(memory), overwrite=overwrite)
     found = {"plan": run.folder.address, **batch.status(run)}
     if as_json:
         print(json.dumps(found, indent=2))

@@ -24,7 +24,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 # How the notes begin that this package adds to errors.
-NOTES = ("go on with: ", "try that region alone with: ")
+NOTES = ("go on with: ", "try that region alone with: ", "the labels in ")
 # Errors of this package that are to be expected; by name, for importing what raises them takes longer than help should.
 EXPECTED = {"RegionFailed", "BeyondRepair", "LeaseLost", "NotYet", "Damage"}
 

@@ -13,6 +13,7 @@ from dseeds.cli.options import (
     IMAGE,
     WORK,
     AsJson,
+    Level,
     Quiet,
     Region,
     Scheduler,
@@ -38,7 +39,10 @@ EXAMPLES = (
 
 
 def evaluate(
-    labels: Annotated[str, typer.Argument(metavar="LABELS", help="The supervoxels; 0 is masked out.")],
+    labels: Annotated[
+        str,
+        typer.Argument(metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is masked out."),
+    ],
     truth: Annotated[
         str | None,
         typer.Argument(metavar="TRUTH", help="The true segmentation on the same grid; 0 is background."),
@@ -77,6 +81,7 @@ def evaluate(
     ] = None,
     spacing: Spacing = None,
     volume: Volume = None,
+    level: Level = None,
     region: Region = None,
     memory: TaskMemory = None,
     threads: Threads = None,
@@ -112,6 +117,7 @@ def evaluate(
             step=step,
             spacing=numbers("--spacing", spacing, float),
             volume=volume,
+            level=level,
             region=lengths("--region", region),
             memory=memory,
             threads=threads,

@@ -9,8 +9,10 @@ import typer
 
 from dseeds.cli.cluster import client_at
 from dseeds.cli.options import (
+    OUTPUT,
     AsJson,
     ChannelAxis,
+    Level,
     Overwrite,
     Percentiles,
     Quiet,
@@ -34,15 +36,18 @@ from dseeds.cli.progress import following
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "dseeds features labels.zarr embryo.zarr\n\n"
-    "dseeds features labels.nii.gz ct.nii.gz organs.features --window abdomen\n\n"
+    "dseeds features labels.nii.gz ct.nii.gz -o organs.features --window abdomen\n\n"
     "dseeds features labels.zarr t1.nii.gz t2.nii.gz -o labels.features --scheduler tcp://10.0.0.1:8786"
 )
 
 
 def features(
-    labels: Annotated[str, typer.Argument(metavar="LABELS", help="The supervoxels; 0 is masked out.")],
+    labels: Annotated[
+        str,
+        typer.Argument(metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is masked out."),
+    ],
     image: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="The image on the same grid; or several, each a channel.")
+        list[str], typer.Argument(metavar="IMAGE", help="The image on the same grid; or several, each a channel.")
     ],
     output: Annotated[
         str | None,
@@ -52,12 +57,14 @@ def features(
             metavar="FOLDER",
             help="A new folder for the table and the graph.",
             show_default="beside the labels, with the ending .features",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     spacing: Spacing = None,
     window: Window = None,
     percentiles: Percentiles = None,
     volume: Volume = None,
+    level: Level = None,
     channel_axis: ChannelAxis = None,
     region: Region = None,
     memory: TaskMemory = None,
@@ -94,6 +101,7 @@ def features(
             window=window,
             percentiles=numbers("--percentiles", percentiles, float),
             volume=volume,
+            level=level,
             channel_axis=channel_axis_of(channel_axis),
             region=lengths("--region", region),
             memory=memory,

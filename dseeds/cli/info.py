@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dseeds.cli.options import AsJson, Volume
+from dseeds.cli.options import AsJson, Level, Volume
 from dseeds.cli.tables import print_description
 
 EXAMPLES = "[bold]Examples[/bold]\n\ndseeds info labels.zarr\n\ndseeds info labels.zarr --json | jq .supervoxels"
@@ -16,12 +16,13 @@ EXAMPLES = "[bold]Examples[/bold]\n\ndseeds info labels.zarr\n\ndseeds info labe
 def info(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Labels, a phantom, or any image that dseeds reads.")],
     volume: Volume = None,
+    level: Level = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what an output or an image is: its shape, its spacing, and how labels came about."""
     from dseeds.info import describe
 
-    description = describe(target, volume=volume)
+    description = describe(target, volume=volume, level=level or 0)
     if as_json:
         print(json.dumps(description, indent=2))
     else:

@@ -27,7 +27,7 @@ from dseeds.cli.progress import following
 TABLE = "Table"
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
-    "dseeds map labels.zarr features mean.zarr --column intensity_mean\n\n"
+    "dseeds map labels.zarr labels.features mean.zarr --column intensity_mean\n\n"
     "dseeds map labels.nii.gz predictions.csv tumour.nii.gz --column probability --fill 0 --dtype float32\n\n"
     "dseeds map labels.zarr segments.parquet organs.zarr --column segment --as-labels --workers 8"
 )

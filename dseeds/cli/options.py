@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +21,21 @@ PLAIN = (
     "compactness",
     "min_size",
     "levels",
+    "pyramid",
     "volume",
+    "level",
     "scratch",
 )
+
+
+def one_of(*values: str) -> Callable[[str], list[str]]:
+    """Complete a value of which these are the possible ones, or some of them.
+
+    >>> one_of("linear", "equalised")("li")
+    ['linear']
+    """
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
 
 Step = Annotated[
     str | None,
@@ -52,11 +65,39 @@ Spacing = Annotated[
     ),
 ]
 Sources = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="SOURCE...",
-        help="A NIfTI file, a folder with a DICOM series, or path or URL of a Zarr array or OME-Zarr image; or several "
-        "of one shape, each a channel.",
+        metavar="SOURCE",
+        help="A file of NIfTI, TIFF, NRRD, MetaImage, NumPy or HDF5, a folder with a DICOM series or a TIFF for each "
+        "plane, or path or URL of a Zarr array or OME-Zarr image; or several of one shape, each a channel.",
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TARGET",
+        help="Where the labels go: a new OME-Zarr group, or .nii or .nii.gz where the source is NIfTI. Left out with "
+        "--into-image.",
+        show_default=False,
+    ),
+]
+IntoImage = Annotated[
+    bool,
+    typer.Option(
+        "--into-image",
+        help="Write the labels into the OME-Zarr image itself, as one of its labels; there is no TARGET then.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+LabelName = Annotated[
+    str | None,
+    typer.Option(
+        "--label-name",
+        metavar="NAME",
+        help="What labels that go into the image are called.",
+        show_default="supervoxels",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Mask = Annotated[
@@ -74,6 +115,7 @@ Window = Annotated[
         metavar="NAME|LEVEL,WIDTH|LOW:HIGH",
         help="Intensities between which to tell differences; for CT abdomen, lung, bone or brain. One for all "
         "channels, or one for each, with ; between them.",
+        autocompletion=one_of("abdomen", "lung", "bone", "brain"),
         show_default="from one percentile to the other",
         rich_help_panel=IMAGE,
     ),
@@ -92,6 +134,7 @@ Bins = Annotated[
     typer.Option(
         metavar="linear|equalised",
         help="Whether intensities are told apart by bins of equal width, or with equally many voxels.",
+        autocompletion=one_of("linear", "equalised"),
         show_default="linear",
         rich_help_panel=IMAGE,
     ),
@@ -133,6 +176,16 @@ Levels = Annotated[
         rich_help_panel=CELLS,
     ),
 ]
+Pyramid = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mode|nearest|none",
+        help="What coarser levels of the label images hold of each block of voxels: the most frequent label, its first "
+        "voxel, or that there are none. There are as many as the image has.",
+        show_default="mode",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Features = Annotated[
     bool,
     typer.Option(
@@ -153,6 +206,15 @@ Compactness = Annotated[
 ]
 Volume = Annotated[
     int | None, typer.Option(metavar="I", help="Which volume of a 4D image, from 0.", rich_help_panel=IMAGE)
+]
+Level = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Which level of an OME-Zarr image.",
+        show_default="0, the full resolution",
+        rich_help_panel=IMAGE,
+    ),
 ]
 Region = Annotated[
     str | None,
@@ -306,6 +368,33 @@ def asked(context: typer.Context) -> dict[str, Any]:
 def channel_axis_of(text: str | None) -> int | str | None:
     """Read an axis, which is a number or has a name."""
     return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
+
+
+def places(
+    sources: list[str] | None, target: str | None, into_image: bool, label_name: str | None
+) -> tuple[str | list[str], str]:
+    """Tell sources and target apart: labels that go into their image have no target of their own.
+
+    Raises
+    ------
+    BadParameter
+        If one of them is missing, or labels are given a name that have a target.
+    """
+    # What is said last is taken for the target.
+    said = [*(sources or []), *([] if target is None else [target])]
+    if not said:
+        raise typer.BadParameter("there is none: name an image", param_hint="'SOURCE'")
+    if into_image:
+        from dseeds.inside import NAME, target_inside
+
+        return one_or_several(said), target_inside(said[0], label_name or NAME)
+    if label_name is not None:
+        raise typer.BadParameter("it is for labels that go --into-image", param_hint="'--label-name'")
+    if len(said) == 1:
+        raise typer.BadParameter(
+            "there is none: name the place for the labels, or say --into-image", param_hint="'TARGET'"
+        )
+    return one_or_several(said[:-1]), said[-1]
 
 
 def one_or_several(sources: list[str]) -> str | list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dseeds.cli.options import IMAGE, OUTPUT, WORK, Overwrite, Quiet, numbers
+from dseeds.cli.options import IMAGE, OUTPUT, WORK, Overwrite, Quiet, numbers, one_of
 from dseeds.cli.progress import following
 from dseeds.cli.tables import by
 
@@ -25,7 +25,13 @@ def phantom(
         str, typer.Option(metavar="Z,Y,X", help="Size of a voxel in millimetres.", rich_help_panel=IMAGE)
     ] = "1,1,1",
     dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="uint8, uint16, int16 or float32.", rich_help_panel=IMAGE)
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="uint8, uint16, int16 or float32.",
+            autocompletion=one_of("uint8", "uint16", "int16", "float32"),
+            rich_help_panel=IMAGE,
+        ),
     ] = "uint16",
     noise: Annotated[
         float,

@@ -15,12 +15,16 @@ from dseeds.cli.options import (
     Chunks,
     Compactness,
     Features,
+    IntoImage,
+    LabelName,
+    Level,
     Levels,
     Mask,
     Memory,
     MinSize,
     Overwrite,
     Percentiles,
+    Pyramid,
     Region,
     Scheduler,
     Scratch,
@@ -29,6 +33,7 @@ from dseeds.cli.options import (
     Sources,
     Spacing,
     Step,
+    Target,
     TlsCaFile,
     TlsCert,
     TlsKey,
@@ -37,7 +42,7 @@ from dseeds.cli.options import (
     Window,
     Workers,
     asked,
-    one_or_several,
+    places,
 )
 
 EXAMPLES = (
@@ -49,8 +54,8 @@ EXAMPLES = (
 
 def plan(
     context: typer.Context,
-    source: Sources,
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the labels would go; nothing is written.")],
+    source: Sources = None,
+    target: Target = None,
     step: Step = None,
     n_segments: Segments = None,
     spacing: Spacing = None,
@@ -61,8 +66,10 @@ def plan(
     compactness: Compactness = None,
     min_size: MinSize = None,
     levels: Levels = None,
+    pyramid: Pyramid = None,
     features: Features = False,
     volume: Volume = None,
+    level: Level = None,
     channel_axis: ChannelAxis = None,
     weights: Weights = None,
     region: Region = None,
@@ -75,6 +82,8 @@ def plan(
     scratch: Scratch = None,
     chunks: Chunks = None,
     shards: Shards = None,
+    into_image: IntoImage = False,
+    label_name: LabelName = None,
     overwrite: Overwrite = False,
     calibrate: Annotated[
         bool,
@@ -86,7 +95,10 @@ def plan(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what `segment` would take with the same options: tasks, memory, room on the disk and time."""
+    """Tell what `segment` would take with the same options: tasks, memory, room on the disk and time.
+
+    Nothing is written.
+    """
     options = {
         **asked(context),
         "memory": memory,
@@ -94,10 +106,11 @@ def plan(
         "overwrite": overwrite,
         "calibrate": calibrate,
     }
+    sources, place = places(source, target, into_image, label_name)
     check_workers(workers, scheduler)
 
     from dseeds.planning import plan as make
 
     with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client:
-        found = make(one_or_several(source), target, client=client, **options)
+        found = make(sources, place, client=client, **options)
     print(found.to_json() if as_json else found)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from dseeds.io.ome import Frame
 from dseeds.io.source import Box, Kind, Shape, Source, Spacing, Wanted, opened, require_channels
+from dseeds.io.zarr_image import frame_of
 
 # How far sizes and places of voxels in two files may differ, as a part: they were rounded, or written as text.
 _TOLERANCE = 1e-3
@@ -74,9 +76,19 @@ class Image:
         return next((part.spacing for part in self.parts if part.spacing is not None), None)
 
     @property
+    def frame(self) -> Frame:
+        """Where the voxels lie, as far as any channel says."""
+        return next((frame for frame in map(frame_of, self.parts) if frame != Frame()), Frame())
+
+    @property
     def affine(self) -> np.ndarray | None:
         """See `Source.affine`; None where no channel says."""
         return next((part.affine for part in self.parts if part.affine is not None), None)
+
+    @property
+    def labelled(self) -> bool:
+        """See `Source.labelled`. True if any channel is."""
+        return any(part.labelled for part in self.parts)
 
     @property
     def chunks(self) -> Shape | None:
@@ -118,7 +130,9 @@ class Image:
         return max(self.parts, key=lambda part: np.prod(part.shards or part.chunks or (1,)) * part.dtype.itemsize)
 
 
-def open_image(source: object, *, volume: int | None = None, channel_axis: int | str | None = None) -> Image:
+def open_image(
+    source: object, *, volume: int | None = None, channel_axis: int | str | None = None, level: int = 0
+) -> Image:
     """Open an image of one or several channels. Its voxels stay where they are.
 
     Parameters
@@ -126,8 +140,8 @@ def open_image(source: object, *, volume: int | None = None, channel_axis: int |
     source : source or list of sources
         What `dseeds.io.open_source` takes; of several, each brings channels of its own, in the same place.
         NIfTI and DICOM with colours (RGB) have three channels.
-    volume : int, optional
-        See `dseeds.io.open_source`.
+    volume, level : int, optional
+        See `dseeds.io.open_source`; of several sources the level of each is taken.
     channel_axis : int or str, optional
         The axis along which channels lie, in the array as it is seen: NIfTI's are turned round to (..., t, z, y, x), so
         that 0 takes all volumes of a 4D file as channels. In an OME-Zarr image, its name will do, such as ``"c"``.
@@ -154,15 +168,40 @@ def open_image(source: object, *, volume: int | None = None, channel_axis: int |
     >>> open_image([colours[..., 0], colours[..., 1]]).channels
     2
     """
+    return open_channels(source, Wanted(volume, channel_axis, "image", level))
+
+
+def open_channels(source: object, wanted: Wanted) -> Image:
+    """Open what `open_image` takes, for whatever purpose."""
     given = source if isinstance(source, list | tuple) else [source]
     if not given:
         raise ValueError("the list of sources is empty: name one for each channel")
-    wanted = Wanted(volume, channel_axis, "image")
     image = Image(tuple(part for one in given for part in opened(one, wanted)))
     require_channels(image.channels, image.name)
     for number, part in enumerate(image.parts):
         _require_same(image, number, part)
     return image
+
+
+def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """Give a type that holds the voxels of all channels, in this machine's byte order; truth values become bytes.
+
+    Raises
+    ------
+    ValueError
+        If there is none that holds integers of 64 bits together with others.
+
+    Examples
+    --------
+    >>> common_dtype([np.dtype("uint8"), np.dtype(">i2")])
+    dtype('int16')
+    """
+    plain = [np.dtype("u1") if dtype.kind == "b" else dtype.newbyteorder("=") for dtype in dtypes]
+    found = np.result_type(*plain)
+    if any(dtype.kind in "iu" and dtype.itemsize == 8 and found.kind == "f" for dtype in plain):
+        listed = ", ".join(dict.fromkeys(str(dtype) for dtype in plain))
+        raise ValueError(f"the channels are of types that have none in common ({listed}): convert one of them")
+    return found
 
 
 def _require_same(image: Image, number: int, part: Source) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from dseeds.io.source import (
     Shape,
     Spacing,
     Wanted,
+    files_state,
     require_volume,
     shortened,
     slab_ranges,
@@ -51,13 +51,14 @@ class DicomSource:
     channels: int | None
     identity: dict[str, Any]
     kind: Literal["dicom"] = "dicom"
+    labelled: Literal[False] = False
     chunks: None = None
     shards: None = None
     readable_by_workers: bool = False
 
     def reopened(self) -> DicomSource:
         """See `Source.reopened`."""
-        return replace(self, identity={**self.identity, "files": _state(self.files)})
+        return replace(self, identity={**self.identity, "files": files_state(self.files)})
 
     def read(self, box: Box) -> np.ndarray:
         """See `Source.read`. Slices are decoded whole."""
@@ -121,7 +122,7 @@ def open_dicom(path: Path, files: Sequence[Path], wanted: Wanted) -> DicomSource
     slices = [_header(file) for file in files]
     _require_one_series(path, slices)
     first = slices[0]
-    if first.values > 1 and (first.values != 3 or wanted.purpose != "image"):
+    if first.values > 1 and (first.values != 3 or not wanted.channelled):
         require_volume(first.shape, np.dtype([(str(n), first.dtype) for n in range(first.values)]), str(path), wanted)
     if wanted.channel_axis is not None:
         raise ValueError(f"{path} has no axis of channels: leave out channel_axis (--channel-axis)")
@@ -138,7 +139,7 @@ def open_dicom(path: Path, files: Sequence[Path], wanted: Wanted) -> DicomSource
     identity = {
         "kind": "dicom",
         "path": str(path),
-        "files": _state(names),
+        "files": files_state(names),
         "shape": list(shape),
         "dtype": dtype.str,
     }
@@ -261,12 +262,6 @@ def _affine(first: _Slice, step: np.ndarray | None) -> np.ndarray | None:
     # DICOM's x and y point to the left and to the back, NIfTI's to the right and to the front.
     affine[:2] *= -1
     return affine
-
-
-def _state(files: Sequence[str]) -> str:
-    """Hash the names, sizes and dates of files."""
-    found = [(Path(file).name, Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
-    return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()
 
 
 def _reader(file: Path) -> Any:

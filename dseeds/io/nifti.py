@@ -6,14 +6,11 @@ order, and a slab of planes is one run of bytes.
 
 from __future__ import annotations
 
-import errno
 import gzip
 import itertools
 import math
 import operator
 import os
-import re
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,6 +24,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 
+from dseeds.io.file_target import OURS, Content, Slabs, check_file_target, in_order, partial_file
 from dseeds.io.source import (
     ArraySource,
     Box,
@@ -35,6 +33,7 @@ from dseeds.io.source import (
     Spacing,
     Wanted,
     channel_number,
+    damage_worded,
     reason,
     refuse_labels,
     require_channels,
@@ -55,8 +54,6 @@ _COMPRESSED = (*_GZIP, ".bz2", ".zst")
 _GZIP_LEVEL = 6
 # Deflate makes no more than this of a byte.
 _GZIP_RATIO = 1032
-# By this the program knows its own files again.
-_INTENT = "dseeds"
 # NIfTI's code for labels, and what nibabel calls the channels of its colours.
 _LABEL = 1002
 _RGB = ("R", "G", "B")
@@ -72,7 +69,7 @@ class NiftiSource:
         The file that holds the voxels.
     stored : tuple
         Where they are in it.
-    name, shape, dtype, spacing, identity, affine, channels
+    name, shape, dtype, spacing, identity, affine, channels, labelled
         See `Source`. Voxels are delivered as nibabel scales them, by ``scl_slope`` and ``scl_inter``.
     """
 
@@ -86,6 +83,7 @@ class NiftiSource:
     kind: Literal["nifti"] = "nifti"
     affine: np.ndarray | None = None
     channels: int | None = None
+    labelled: bool = False
     chunks: None = None
     shards: None = None
     readable_by_workers: bool = False
@@ -97,7 +95,7 @@ class NiftiSource:
 
     def read(self, box: Box) -> np.ndarray:
         """See `Source.read`. From a compressed file, all planes before the box are decompressed too."""
-        with self._stream() as stream, _worded(self.path):
+        with self._stream() as stream, damage_worded(self.path):
             return _delivered(ArrayProxy(stream, self.stored, mmap=False)[box[::-1]])
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -105,16 +103,16 @@ class NiftiSource:
         with self._stream() as stream:
             voxels = ArrayProxy(stream, self.stored, mmap=False)
             for z0, z1 in slab_ranges(self.shape[0], thickness):
-                with _worded(self.path):
+                with damage_worded(self.path):
                     slab = _delivered(voxels[:, :, z0:z1])
                 yield z0, slab
             if self.path.lower().endswith(_COMPRESSED):
-                with _worded(self.path):
+                with damage_worded(self.path):
                     _check_to_end(stream)
 
     @contextmanager
     def _stream(self) -> Iterator[ImageOpener]:
-        with _worded(self.path):
+        with damage_worded(self.path):
             stream = ImageOpener(self.path)
         with stream:
             yield stream
@@ -136,25 +134,27 @@ def _open(image: SpatialImage, header: SpatialHeader, wanted: Wanted) -> tuple[S
     where, name = (str(filename), Path(filename).name) if filename else ("the nibabel image", "nibabel image")
     voxels = image.dataobj
     shape = tuple(int(size) for size in voxels.shape)
-    with _worded(where):
+    with damage_worded(where):
         # One voxel tells the type after scaling, and whether there is anything to read.
         first = (slice(0, 1),) * len(shape)
         dtype = np.asarray(voxels[first]).dtype if min(shape, default=0) > 0 else np.dtype("u1")
-    if isinstance(header, nibabel.Nifti1Header) and header["intent_code"] == _LABEL:
+    labelled = isinstance(header, nibabel.Nifti1Header) and bool(header["intent_code"] == _LABEL)
+    if labelled:
         refuse_labels(where, wanted)
-    rgb = dtype.names == _RGB and wanted.purpose == "image"
+    rgb = dtype.names == _RGB and wanted.channelled
     require_volume(shape, np.dtype("u1") if rgb else dtype, where, wanted)
     if rgb and wanted.channel_axis is not None:
         raise ValueError(f"{where} has three channels in every voxel: leave out channel_axis (--channel-axis)")
     extra = _extra(shape, wanted, where)
     space = (_spacing(header), _affine(image, header))
     if type(voxels) is ArrayProxy and voxels.order == "F" and isinstance(voxels.file_like, str):
-        return tuple(_in_file(voxels, shape[:3], number, name, dtype, *space) for number in _numbers(shape[3:], extra))
-    with _worded(where):
+        found = (_in_file(voxels, shape[:3], number, name, dtype, *space) for number in _numbers(shape[3:], extra))
+        return tuple(replace(one, labelled=labelled) for one in found)
+    with damage_worded(where):
         whole: np.ndarray = np.asanyarray(voxels)
-    found = _delivered(whole[(*(slice(None),) * 3, *extra)])
-    channels = found if found.ndim > 3 else (found,)
-    return tuple(ArraySource(one, name, "nifti", *space) for one in channels)
+    chosen = _delivered(whole[(*(slice(None),) * 3, *extra)])
+    channels = chosen if chosen.ndim > 3 else (chosen,)
+    return tuple(ArraySource(one, name, "nifti", *space, labelled) for one in channels)
 
 
 def _extra(shape: Sequence[int], wanted: Wanted, where: str) -> tuple[int | slice, ...]:
@@ -235,7 +235,7 @@ def _check_length(path: Path, needed: int) -> None:
 def is_written_by_us(path: Path, *, labels: bool = False) -> bool:
     """Tell whether an image that nibabel can read holds voxels, or even labels, that this program wrote."""
     header = _load(path).header
-    if not isinstance(header, nibabel.Nifti1Header) or header.get_intent()[2] != _INTENT:
+    if not isinstance(header, nibabel.Nifti1Header) or header.get_intent()[2] != OURS:
         return False
     return not labels or int(header["intent_code"]) == _LABEL
 
@@ -258,20 +258,7 @@ def check_nifti_target(path: Path, overwrite: bool) -> None:
     FileNotFoundError
         If the folder that it is to lie in does not exist.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} for the target does not exist.")
-    if not path.exists():
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"{path} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
-        )
-    try:
-        ours = is_written_by_us(path)
-    except ValueError:
-        ours = False
-    if not ours:
-        raise FileExistsError(f"{path} was not written by dseeds; it is not overwritten.")
+    check_file_target(path, overwrite, is_written_by_us)
 
 
 def write_nifti_labels(
@@ -364,28 +351,46 @@ def write_nifti(
     dtype = dtype.newbyteorder("<")
     header = _header(image, shape, dtype, labels=labels)
     header["aux_file"] = run.encode()
-    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            with _compressed(file) if target.name.lower().endswith(".gz") else nullcontext(file) as stream:
-                header.write_to(stream)
-                for slab in _in_order(slabs, shape):
-                    stream.write(np.ascontiguousarray(slab, dtype).data)
-            file.flush()
-            os.fsync(file.fileno())
-        # Again, for something may have come to be there meanwhile.
-        check_nifti_target(target, overwrite)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with partial_file(target, lambda: check_nifti_target(target, overwrite)) as partial:
+        _write(partial, header, in_order(slabs, shape), gzipped=target.name.lower().endswith(".gz"))
 
 
-def remove_partial_nifti(path: Path) -> None:
-    """Remove what `write_nifti` leaves of files of this name when its process is killed."""
-    partial = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{32}}\.partial")
-    for found in path.parent.iterdir():
-        if partial.fullmatch(found.name):
-            found.unlink(missing_ok=True)
+def write_nifti_content(path: Path, slabs: Slabs, content: Content) -> None:
+    """Write a volume, which need not come from NIfTI, with its place in space; see `dseeds.io.file_target`."""
+    image = placed(content.shape, content.spacing, content.affine)
+    header = _header(image, content.shape, content.dtype.newbyteorder("<"), labels=content.labelled)
+    _write(path, header, in_order(slabs, content.shape), gzipped=content.name.lower().endswith(".gz"))
+
+
+def _write(path: Path, header: nibabel.Nifti1Header, slabs: Iterable[np.ndarray], *, gzipped: bool) -> None:
+    with path.open("xb") as file, _compressed(file) if gzipped else nullcontext(file) as stream:
+        header.write_to(stream)
+        for slab in slabs:
+            stream.write(np.ascontiguousarray(slab, header.get_data_dtype()).data)
+
+
+def placed(shape: Shape, spacing: Spacing | None, affine: np.ndarray | None) -> SpatialImage:
+    """Make an image without voxels of its own that `write_nifti` takes the place of what it writes from.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels along z, y, x.
+    spacing : tuple of float or None
+        Size of a voxel along z, y, x in millimetres.
+    affine : ndarray, (4, 4) or None
+        See `Source.affine`. Shear, which an orientation by quaternions does not have, is in ``sform`` alone.
+    """
+    nifti = nibabel.Nifti1Image if max(shape) <= 32767 else nibabel.Nifti2Image
+    image = nifti(np.broadcast_to(np.uint8(0), shape[::-1]), affine)
+    if affine is not None:
+        image.set_qform(affine, code=1)
+        image.set_sform(affine, code=1)
+    elif spacing is not None:
+        image.header.set_zooms(spacing[::-1])
+    if spacing is not None:
+        image.header.set_xyzt_units("mm")
+    return image
 
 
 def _compressed(file: BinaryIO) -> gzip.GzipFile:
@@ -408,7 +413,7 @@ def _header(image: SpatialImage, shape: Shape, dtype: np.dtype, *, labels: bool)
     header.set_data_offset(0)
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
-    header.set_intent("label" if labels else "none", name=_INTENT)
+    header.set_intent("label" if labels else "none", name=OURS)
     header["cal_min"] = header["cal_max"] = 0
     return header
 
@@ -418,17 +423,6 @@ def _up_to(slabs: Iterable[tuple[int, np.ndarray]], top: int) -> Iterator[tuple[
         if slab.size and not 0 <= int(slab.min()) <= int(slab.max()) <= top:
             raise ValueError(f"a label in planes {z0} to {z0 + len(slab) - 1} is not between 0 and {top}")
         yield z0, slab
-
-
-def _in_order(slabs: Iterable[tuple[int, np.ndarray]], shape: Shape) -> Iterator[np.ndarray]:
-    depth = 0
-    for z0, slab in slabs:
-        if z0 != depth or slab.shape[1:] != tuple(shape[1:]) or depth + len(slab) > shape[0]:
-            raise ValueError(f"a slab of shape {slab.shape} at plane {z0} does not continue {shape} at plane {depth}")
-        depth += len(slab)
-        yield slab
-    if depth != shape[0]:
-        raise ValueError(f"the slabs end after {depth} of {shape[0]} planes")
 
 
 def _load(path: Path) -> SpatialImage:
@@ -443,7 +437,7 @@ def _load(path: Path) -> SpatialImage:
     except Exception as error:  # a damaged header can raise anything
         raise ValueError(
             f"{path} cannot be opened as an image ({reason(error)}): "
-            f"pass an undamaged NIfTI file (.nii, .nii.gz), a Zarr array or an OME-Zarr image"
+            f"pass an undamaged file of a format that is read, such as NIfTI (.nii, .nii.gz), TIFF, NRRD or OME-Zarr"
         ) from error
     return image
 
@@ -453,27 +447,9 @@ def _as_written(image: SpatialImage) -> SpatialHeader:
     if not isinstance(image.header, AnalyzeHeader):
         return image.header
     path = str(image.file_map.get("header", image.file_map["image"]).filename)
-    with _worded(path), ImageOpener(path) as stream:
+    with damage_worded(path), ImageOpener(path) as stream:
         header: SpatialHeader = type(image.header).from_fileobj(stream, check=False)
     return header
-
-
-@contextmanager
-def _worded(where: str) -> Iterator[None]:
-    """Word what goes wrong while voxels are read: nibabel, gzip, zlib and the system each raise their own."""
-    try:
-        # Scaling may overflow: it is infinite then, as it is to nibabel.
-        with np.errstate(all="ignore"):
-            yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        # The disk's fault, or the network's, not the file's.
-        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
-            raise
-        raise ValueError(
-            f"{where} cannot be read ({reason(error)}): the file is damaged or incomplete, so copy or export it again"
-        ) from error
 
 
 def _check_to_end(stream: ImageOpener) -> None:

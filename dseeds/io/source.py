@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import operator
 import os
+import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -17,14 +20,18 @@ from urllib.request import url2pathname
 
 import numpy as np
 
+from dseeds.arrays import is_dask, is_labelled
+
 Spacing: TypeAlias = tuple[float, float, float]
 Shape: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[slice, slice, slice]
-Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "array"]
+Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "tiff", "nrrd", "metaimage", "numpy", "hdf5", "array"]
 
 MOST_CHANNELS = 16
 # What makes a folder Zarr's.
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
+# What can only be read from a file of this machine.
+_FILES = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,22 @@ class Wanted:
 
     Parameters
     ----------
-    volume, channel_axis
+    volume, channel_axis, level
         See `dseeds.io.open_image`.
-    purpose : {"volume", "image", "mask"}
-        A volume may be anything but truth values, an image is neither these nor labels, a mask may be both.
+    purpose : {"volume", "image", "mask", "copy"}
+        A volume may be anything but truth values, an image is neither these nor labels, a mask may be both. What is to
+        be copied may be all of that.
     """
 
     volume: int | None = None
     channel_axis: int | str | None = None
-    purpose: Literal["volume", "image", "mask"] = "volume"
+    purpose: Literal["volume", "image", "mask", "copy"] = "volume"
+    level: int = 0
+
+    @property
+    def channelled(self) -> bool:
+        """Whether there may be several channels."""
+        return self.purpose in ("image", "copy")
 
 
 class Source(Protocol):
@@ -81,6 +95,10 @@ class Source(Protocol):
     @property
     def affine(self) -> np.ndarray | None:
         """From a voxel (x, y, z) to its place in millimetres, (4, 4), as in NIfTI; None where the source is nowhere."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the source says that its voxels are labels."""
 
     @property
     def chunks(self) -> Shape | None:
@@ -150,7 +168,7 @@ class ArraySource:
     ----------
     array : ndarray, (z, y, x)
         The voxels, not copied.
-    name, kind, spacing, affine
+    name, kind, spacing, affine, labelled
         See `Source`.
     """
 
@@ -159,6 +177,7 @@ class ArraySource:
     kind: Kind = "array"
     spacing: Spacing | None = None
     affine: np.ndarray | None = None
+    labelled: bool = False
     path: None = None
     channels: None = None
     chunks: None = None
@@ -196,22 +215,29 @@ class ArraySource:
             yield z0, self.array[z0:z1]
 
 
-def open_source(source: object, *, volume: int | None = None) -> Source:
+def open_source(source: object, *, volume: int | None = None, level: int = 0) -> Source:
     """Open an image as one 3D volume. Its voxels stay where they are.
 
     Parameters
     ----------
-    source : str, path, ndarray, zarr.Array, zarr.Group or nibabel image
+    source : str, path, ndarray, dask.array.Array, xarray.DataArray, zarr.Array, zarr.Group or nibabel image
         A path to a NIfTI file (``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``); a path or URL of a Zarr array
-        (v2 or v3) or of an OME-Zarr image, whose first, full resolution is taken; or such an image, open; or a
-        folder with a series of DICOM, or one file of DICOM, whose frames are the planes.
+        (v2 or v3) or of an OME-Zarr image; or such an image, open; or a folder with a series of DICOM, or one file of
+        DICOM, whose frames are the planes. An array inside an OME-Zarr image, as ``image.zarr/1``, is that level of it.
+        Or a TIFF, or a folder of them with a plane in each; a file of NRRD (``.nrrd``, ``.nhdr``), MetaImage (``.mha``,
+        ``.mhd``) or NumPy (``.npy``); or one of HDF5 (``.h5``, ``.hdf5``), where ``FILE.h5:/path/to/dataset`` says
+        which of several.
         URLs are ``s3://``, ``gs://`` and ``az://``, see `dseeds.io.place`, and those that fsspec knows.
-        Other formats that nibabel knows are loaded whole.
-        Axes are (x, y, z, ...) in NIfTI, those of its metadata in OME-Zarr, and (..., z, y, x) elsewhere.
+        Other formats that nibabel knows are loaded whole. A Dask array is computed once, block by block, into Dask's
+        ``temporary-directory``.
+        Axes are (x, y, z, ...) in NIfTI, NRRD and MetaImage, those of its metadata in OME-Zarr, in any order, and in
+        TIFF, and (..., z, y, x) elsewhere. An OME-Zarr image without z is a volume of one slice.
         Further axes of size 1, leading or trailing, are dropped.
     volume : int, optional
         Which volume to take, from 0, where one further axis is longer than 1: the fourth of a NIfTI file,
         ``t`` or ``c`` of an OME-Zarr image, the first of any other array.
+    level : int, default 0
+        Which level of an OME-Zarr image to take, 0 being the full resolution.
 
     Returns
     -------
@@ -238,12 +264,21 @@ def open_source(source: object, *, volume: int | None = None) -> Source:
     Traceback (most recent call last):
     ValueError: the array holds 2 volumes: pass volume= (--volume on the command line), 0 to 1, to say which
     """
-    [found] = opened(source, Wanted(volume))
+    [found] = opened(source, Wanted(volume, level=level))
     return found
 
 
 def opened(source: object, wanted: Wanted) -> tuple[Source, ...]:
     """Open what `open_source` takes: one source or, of an image, one for all channels that are stored together."""
+    found = _opened(source, wanted)
+    if wanted.level and found[0].kind != "zarr":
+        raise ValueError(
+            f"{found[0].path or found[0].name} is no OME-Zarr image with levels: leave out level (--level)"
+        )
+    return found
+
+
+def _opened(source: object, wanted: Wanted) -> tuple[Source, ...]:
     # Here, not above: the formats build on this module.
     import zarr
     from nibabel.spatialimages import SpatialImage
@@ -253,20 +288,26 @@ def opened(source: object, wanted: Wanted) -> tuple[Source, ...]:
 
     if isinstance(source, np.ndarray):
         return _opened_array(source, wanted)
+    if is_dask(source):
+        from dseeds.dask_source import open_dask
+
+        return open_dask(source, wanted)
+    if is_labelled(source):
+        from dseeds.xarray import open_labelled
+
+        return open_labelled(source, wanted)
     if isinstance(source, zarr.Array | zarr.Group):
         return (open_zarr_node(source, wanted),)
     if isinstance(source, SpatialImage):
         return open_nifti_image(source, wanted)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"a source is a path or URL, a numpy array, a zarr array or group, or a nibabel image, "
+            f"a source is a path or URL, an array of numpy, dask or xarray, a zarr array or group, or a nibabel image, "
             f"not {type(source).__module__}.{type(source).__qualname__}"
         )
-    address = _local_path(str(os.fspath(source)))
+    address = local_path(str(os.fspath(source)))
     if isinstance(address, str):
         return (open_zarr(address, wanted),)
-    if not address.exists():
-        raise FileNotFoundError(f"{address} does not exist")
     return _opened_path(address, wanted)
 
 
@@ -282,26 +323,45 @@ def _opened_array(array: np.ndarray, wanted: Wanted) -> tuple[Source, ...]:
 
 def _opened_path(path: Path, wanted: Wanted) -> tuple[Source, ...]:
     from dseeds.io.dicom import dicom_files, open_dicom
+    from dseeds.io.hdf5 import hdf5_dataset, open_hdf5
     from dseeds.io.nifti import open_nifti_file
+    from dseeds.io.npy import is_npy, open_npy
+    from dseeds.io.nrrd import is_nrrd, open_nrrd
+    from dseeds.io.tiff import open_tiff, tiff_files
     from dseeds.io.zarr_image import open_zarr
 
-    if any((path / name).exists() for name in _ZARR):
+    file, dataset = hdf5_dataset(path)
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist")
+    if is_zarr(path):
         return (open_zarr(path, wanted),)
-    files = dicom_files(path)
-    if files:
+    if dataset is not None:
+        return (open_hdf5(file, dataset, wanted),)
+    if is_nrrd(path):
+        return (open_nrrd(path, wanted),)
+    if is_npy(path):
+        return (open_npy(path, wanted),)
+    if files := dicom_files(path):
         return (open_dicom(path, files, wanted),)
+    if files := tiff_files(path):
+        return (open_tiff(path, files, wanted),)
     return (open_zarr(path, wanted),) if path.is_dir() else open_nifti_file(path, wanted)
 
 
-def _local_path(address: str) -> Path | str:
+def is_zarr(path: Path) -> bool:
+    """Tell whether a folder is a Zarr array or group."""
+    return any((path / name).exists() for name in _ZARR)
+
+
+def local_path(address: str) -> Path | str:
     """Tell a path on this machine (made absolute: workers may stand in another folder) from a URL."""
     if "://" not in address and "::" not in address:
         return Path(address).absolute()
     url = urlsplit(address)
     if url.scheme == "file":
         return Path(url2pathname(url.path))
-    if url.path.endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{address} is not on this machine: NIfTI is read from local files, so download it")
+    if _FILES.fullmatch("".join(Path(url.path).suffixes[-2:])) or _FILES.fullmatch(Path(url.path).suffix):
+        raise ValueError(f"{address} is not on this machine: only Zarr is read from afar, so download it")
     return address
 
 
@@ -312,7 +372,7 @@ def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, wanted: Wa
         raise ValueError(f"{where} has shape {shape}: supervoxels need three axes, z, y and x")
     if min(shape) < 1:
         raise ValueError(f"{where} has shape {shape}: an axis is empty, there is nothing to cut into supervoxels")
-    if dtype.kind in ("iufb" if wanted.purpose == "mask" else "iuf"):
+    if dtype.kind in ("iufb" if wanted.purpose in ("mask", "copy") else "iuf"):
         return
     held, advice = {
         "b": ("is boolean", "pass the image that it belongs to"),
@@ -389,10 +449,10 @@ def channels_first(values: np.ndarray, index: Sequence[int | slice], channels: i
 def volume_index(extra: Mapping[str, int], wanted: Wanted, where: str) -> tuple[int, ...]:
     """Choose a position on each axis, by name and size, that is not z, y, x or channels. At most one is not 0."""
     longer = {name: size for name, size in extra.items() if size > 1}
-    as_channels = wanted.purpose == "image" and wanted.channel_axis is None
+    as_channels = wanted.channelled and wanted.channel_axis is None
     axis = "channel_axis='c' (--channel-axis c)" if "c" in longer else "channel_axis= (--channel-axis)"
     if len(longer) > 1:
-        sizes = " and ".join(f"{size} along {name}" for name, size in longer.items())
+        sizes = " and ".join(f"{size} along {shortened(name, 20)}" for name, size in longer.items())
         advice = f"name the axis of channels with {axis}, or " if as_channels else ""
         raise ValueError(
             f"{where} holds volumes in more than one way ({sizes}): {advice}store the one that you want on its own"
@@ -413,6 +473,19 @@ def volume_index(extra: Mapping[str, int], wanted: Wanted, where: str) -> tuple[
     if not 0 <= volume < count:
         raise ValueError(f"{where} has no volume {volume}: it holds {count}, numbered from 0")
     return tuple(volume if name in longer else 0 for name in extra)
+
+
+def taking_channels(wanted: Wanted, axes: Sequence[str], shape: Sequence[int], space: Collection[int]) -> Wanted:
+    """Take all channels of a copy that has an axis ``c`` besides those of space, unless a volume is to be one of them.
+
+    >>> taking_channels(Wanted(purpose="copy"), "czyx", (2, 30, 40, 50), {1, 2, 3}).channel_axis
+    'c'
+    """
+    longer = [axis for n, axis in enumerate(axes) if n not in space and shape[n] > 1]
+    chosen = wanted.channel_axis is not None or (wanted.volume is not None and len(longer) == 1)
+    if wanted.purpose != "copy" or chosen or "c" not in longer:
+        return wanted
+    return replace(wanted, channel_axis="c")
 
 
 def spacing_in_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spacing | None:
@@ -466,3 +539,27 @@ def digest(slabs: Iterable[tuple[int, np.ndarray]]) -> str:
     for _, slab in slabs:
         state.update(np.ascontiguousarray(slab).data)
     return state.hexdigest()
+
+
+@contextmanager
+def damage_worded(where: str) -> Iterator[None]:
+    """Word what goes wrong while voxels are read: each library, zlib and the system raise errors of their own."""
+    try:
+        # Scaling may overflow: it is infinite then, as it is to nibabel.
+        with np.errstate(all="ignore"):
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The disk's fault, or the network's, not the file's.
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+            raise
+        raise ValueError(
+            f"{where} cannot be read ({reason(error)}): the file is damaged or incomplete, so copy or export it again"
+        ) from error
+
+
+def files_state(files: Iterable[str]) -> str:
+    """Hash the names, sizes and dates of files."""
+    found = [(Path(file).name, Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
+    return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Zarr arrays and OME-Zarr images in; the metadata of an OME-Zarr label image out.
+"""Zarr arrays and OME-Zarr images in; what their metadata mean is said in `dseeds.io.ome`.
 
 No program that lies in a file is run: zarr opens no array of numbers that is coded with pickle, and no other array is
 read. Paths in OME metadata stay within their group; links in the file system are followed, wherever they lead.
@@ -9,16 +9,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -27,15 +26,19 @@ from zarr.errors import GroupNotFoundError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore
 
 from dseeds.io.bucket import PrefixStore, listed, url_of, worded
+from dseeds.io.geometry import noted_affine
+from dseeds.io.ome import MILLIMETRES, Frame, Multiscale, SpaceAxes, read_multiscale
 from dseeds.io.place import is_remote, open_place
 from dseeds.io.source import (
     Box,
     Shape,
+    Source,
     Spacing,
     Wanted,
     channel_number,
-    channels_first,
     digest,
+    is_zarr,
+    local_path,
     plain_index,
     reason,
     refuse_labels,
@@ -43,22 +46,10 @@ from dseeds.io.source import (
     require_volume,
     shortened,
     slab_ranges,
-    spacing_in_mm,
+    taking_channels,
     volume_index,
 )
 
-# How many make a millimetre: units of length in OME-NGFF's names, and short forms met in the wild.
-_PER_MM = {
-    **dict.fromkeys(("picometer", "pm"), 1e9),
-    "angstrom": 1e7,
-    **dict.fromkeys(("nanometer", "nm"), 1e6),
-    **dict.fromkeys(("micrometer", "micron", "um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"), 1e3),
-    **dict.fromkeys(("millimeter", "mm"), 1.0),
-    **dict.fromkeys(("centimeter", "cm"), 1e-1),
-    "decimeter": 1e-2,
-    **dict.fromkeys(("meter", "m"), 1e-3),
-    "inch": 1 / 25.4,
-}
 _SPACE = ("z", "y", "x")
 _METADATA = re.compile(r"zarr\.json|\.z\w+")
 # What codecs raise on bytes that are not theirs. Other errors of the system are not the data's fault.
@@ -77,19 +68,79 @@ class ZarrSource:
         The array, of any number of axes.
     index : tuple of int or slice
         Selects the volume in it: whole axes for z, y, x and channels, a number for every other.
-    name, spacing
+    name
         See `Source`. An OME-Zarr image is called as its group.
     channel_axis : int, optional
         Which axis of the array has the channels, if any.
+    space : tuple of int or None, optional
+        Which axes of the array are z, y and x. Default: as they come.
+    multiscale : Multiscale, optional
+        What is said of the image, if the array is one of an OME-Zarr image.
+    level : int
+        Which of its arrays this is.
+    group : zarr.Group, optional
+        The image. It does not pickle along.
+    affine
+        See `Source`. What this program has noted in the group.
     """
 
     array: zarr.Array
     index: tuple[int | slice, ...]
     name: str
-    spacing: Spacing | None = None
     channel_axis: int | None = None
+    space: SpaceAxes | None = None
+    multiscale: Multiscale | None = None
+    level: int = 0
+    group: zarr.Group | None = None
+    affine: np.ndarray | None = None
     kind: Literal["zarr"] = "zarr"
-    affine: None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tasks have no use for it, and its attributes may be long.
+        return {**vars(self), "group": None}
+
+    @property
+    def frame(self) -> Frame | None:
+        """Where the voxels lie in the space of an OME-Zarr image, None where nothing is said."""
+        return None if self.multiscale is None else self.multiscale.frames[self.level]
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """See `Source.spacing`."""
+        return None if self.frame is None else self.frame.spacing_in_mm
+
+    @property
+    def labelled(self) -> bool:
+        """See `Source.labelled`."""
+        return self.multiscale is not None and self.multiscale.labels
+
+    @property
+    def coarser(self) -> list[tuple[Shape, Spacing]]:
+        """The coarser levels of an OME-Zarr image, as far as they are there: voxels along z, y, x, and their sizes.
+
+        Sizes are in voxels of this level.
+        """
+        found = []
+        for number in range(self.level + 1, len(self.multiscale.paths) if self.multiscale else 0):
+            try:
+                level = self.at_level(number)
+            except (ValueError, IndexError):
+                break
+            if self.frame is None or level.frame is None:
+                z, y, x = (n / m for n, m in zip(self.shape, level.shape, strict=True))
+            else:
+                z, y, x = (b / a for a, b in zip(self.frame.spacing, level.frame.spacing, strict=True))
+            found.append((level.shape, (z, y, x)))
+        return found
+
+    def at_level(self, number: int) -> ZarrSource:
+        """Open another level of the same OME-Zarr image; `ValueError` if it is not there, or is no such thing."""
+        if self.multiscale is None or self.group is None:
+            raise ValueError(f"{self.name} has one level only.")
+        array = _member(self.group, self.multiscale.paths[number], self.multiscale.where)
+        if array.ndim != self.array.ndim or min(array.shape) < 1:
+            raise ValueError(f"level {number} of {self.multiscale.where} is not cut as the others are.")
+        return replace(self, array=array, level=number, affine=None)
 
     @property
     def shape(self) -> Shape:
@@ -132,7 +183,11 @@ class ZarrSource:
         common = {
             "kind": self.kind,
             "index": [
-                taken if isinstance(taken, int) else "channels" if axis == self.channel_axis else None
+                taken
+                if isinstance(taken, int)
+                else "channels"
+                if axis == self.channel_axis
+                else _SPACE[self._zyx.index(axis)]
                 for axis, taken in enumerate(self.index)
             ],
             "shape": list(self.shape),
@@ -160,7 +215,8 @@ class ZarrSource:
         """See `Source.read`."""
         index = list(self.index)
         for axis, side in zip(self._zyx, box, strict=True):
-            index[axis] = side
+            if axis is not None:
+                index[axis] = side
         try:
             with worded(_address(self.array)):
                 values = np.asarray(self.array[tuple(index)])
@@ -170,40 +226,87 @@ class ZarrSource:
                 f"{_address(self.array)} cannot be read from voxel ({corner}) on ({reason(error)}): "
                 f"a chunk is damaged, so copy or write the array again"
             ) from error
-        return values if self.channel_axis is None else channels_first(values, self.index, self.channel_axis)
+        return self._turned(values)
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
         """See `Source.slabs`. A `thickness` of whole chunks reads each chunk once."""
         for z0, z1 in slab_ranges(self.shape[0], thickness):
             yield z0, self.read((slice(z0, z1), slice(None), slice(None)))
 
+    def _turned(self, values: np.ndarray) -> np.ndarray:
+        """Bring the axes that an index has left into the order (c, z, y, x), with those that are missing."""
+        kept = [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice)]
+        first = [] if self.channel_axis is None else [self.channel_axis]
+        turned = values.transpose([kept.index(axis) for axis in (*first, *self._zyx) if axis is not None])
+        return np.expand_dims(turned, [len(first) + n for n, axis in enumerate(self._zyx) if axis is None])
+
     def _along_zyx(self, sizes: Sequence[int]) -> Shape:
-        z, y, x = (int(sizes[axis]) for axis in self._zyx)
+        z, y, x = (1 if axis is None else int(sizes[axis]) for axis in self._zyx)
         return z, y, x
 
     @property
-    def _zyx(self) -> list[int]:
+    def _zyx(self) -> SpaceAxes:
         """Which axes of the array are z, y and x."""
-        return [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice) and axis != self.channel_axis]
+        if self.space is not None:
+            return self.space
+        z, y, x = (n for n, taken in enumerate(self.index) if isinstance(taken, slice) and n != self.channel_axis)
+        return z, y, x
+
+
+def frame_of(source: Source) -> Frame:
+    """Tell where the voxels of a source of any format lie, without the orientation that NIfTI and DICOM have."""
+    if isinstance(source, ZarrSource) and source.frame is not None:
+        return source.frame
+    return Frame() if source.spacing is None else Frame(source.spacing, units=MILLIMETRES)
 
 
 def open_zarr(address: Path | str, wanted: Wanted) -> ZarrSource:
     """Open what lies at a path or URL; errors as `dseeds.io.open_source` words them."""
+    return open_zarr_node(_node(address), wanted)
+
+
+def multiscale_of(source: Any) -> Multiscale | None:
+    """Read what the metadata of an OME-Zarr image say, or of that which an array is a level of; None for all else.
+
+    Parameters
+    ----------
+    source : path, URL, zarr.Array or zarr.Group
+        What may be one.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, ConnectionError, ValueError
+        As `dseeds.io.open_source`, where it is Zarr.
+    """
+    if isinstance(source, str | os.PathLike):
+        address = local_path(str(os.fspath(source)))
+        if isinstance(address, Path) and not is_zarr(address):
+            return None
+        source = _node(address)
+    if not isinstance(source, zarr.Array | zarr.Group):
+        return None
+    node = _anywhere(source)
+    if isinstance(node, zarr.Group):
+        return read_multiscale(node.attrs.asdict(), _address(node))
+    around = _image_around(node, _address(node))
+    return around[1] if around else None
+
+
+def _node(address: Path | str) -> zarr.Array | zarr.Group:
+    """Open a group or an array."""
     place = open_place(address) if is_remote(address) else None
     try:
-        node = zarr.open(place.zarr() if place else address, mode="r")
+        return zarr.open(place.zarr() if place else address, mode="r")
     except (ConnectionError, PermissionError):
         raise
     except GroupNotFoundError:
         # Which cannot be sent from a worker, not even as the context of another error.
-        node = None
+        pass
     except Exception as error:  # damaged metadata can raise anything
         raise ValueError(
             f"{address} cannot be opened as Zarr ({reason(error)}): "
             f"check its address, and its metadata for damage or a version other than 2 and 3"
         ) from error
-    if node is not None:
-        return open_zarr_node(node, wanted)
     if place:
         # Zarr does not tell a bucket that is missing from one that is empty.
         place.read("zarr.json")
@@ -211,7 +314,7 @@ def open_zarr(address: Path | str, wanted: Wanted) -> ZarrSource:
         raise FileNotFoundError(f"{address} does not exist, or holds neither Zarr array nor group")
     raise ValueError(
         f"{address} is a folder without Zarr metadata (zarr.json, .zarray or .zgroup): "
-        f"pass the folder of a Zarr array or OME-Zarr image"
+        f"pass the folder of a Zarr array, of an OME-Zarr image or of a series of DICOM or TIFF, or name a file"
     )
 
 
@@ -221,126 +324,105 @@ def open_zarr_node(node: zarr.Array | zarr.Group, wanted: Wanted) -> ZarrSource:
     where = _address(node)
     name = where.rpartition("/")[2]
     if isinstance(node, zarr.Array):
-        _require_readable(node, where, wanted)
+        around = _image_around(node, where)
+        if around:
+            return _open_level(node, *around, f"{around[1].where.rpartition('/')[2]}/{name}", wanted)
+        if wanted.level:
+            raise ValueError(f"{where} is a Zarr array, which has no levels: leave out level= (--level)")
+        _require_readable(node, node.shape, where, wanted)
         index, channels = plain_index(node.shape, wanted, where)
-        return ZarrSource(node, index, name, channel_axis=channels)
-    image = _full_resolution(node.attrs.asdict(), where, wanted)
-    array = _member(node, image.path, where)
-    _require_readable(array, where, wanted)
-    index, channels = _index(image.axes, array.shape, wanted, where)
-    return ZarrSource(array, index, name, image.spacing, channels)
+        return ZarrSource(node, index, name, channels)
+    image = read_multiscale(node.attrs.asdict(), where)
+    count = len(image.paths)
+    if not 0 <= wanted.level < count:
+        raise ValueError(f"{where} has no level {wanted.level}: it has {count}, numbered from 0")
+    array = _member(node, image.paths[wanted.level], where)
+    return _open_level(array, node, image, wanted.level, name, wanted)
 
 
-def ome_image_attributes(
-    *, spacing: Spacing | None, name: str, path: str = "0", labels: bool = False
-) -> dict[str, Any]:
-    """Describe a Zarr v3 group as an OME-Zarr image (OME-NGFF 0.5) of one resolution.
-
-    Parameters
-    ----------
-    spacing : tuple of float or None
-        Size of a voxel along z, y, x in millimetres; None for a scale of 1 without a unit.
-    name : str
-        What people call it.
-    path : str
-        Of the array (z, y, x) within the group.
-    labels : bool
-        Whether it is a label image.
-
-    Returns
-    -------
-    dict
-        For the group's attribute ``ome``.
-
-    Examples
-    --------
-    >>> ome = ome_image_attributes(spacing=(2.0, 0.5, 0.5), name="ct.nii.gz")
-    >>> ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-    [{'type': 'scale', 'scale': [2.0, 0.5, 0.5]}]
-    """
-    unit = {} if spacing is None else {"unit": "millimeter"}
-    scale = [1.0, 1.0, 1.0] if spacing is None else [float(size) for size in spacing]
-    return {
-        "version": "0.5",
-        "multiscales": [
-            {
-                "name": name,
-                "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
-                "datasets": [{"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}]}],
-            }
-        ],
-        # No "colors": an empty list is not allowed, and viewers have colours of their own for labels.
-        **({"image-label": {"version": "0.5"}} if labels else {}),
-    }
-
-
-def ome_label_attributes(*, spacing: Spacing | None, source: str, path: str = "0") -> dict[str, Any]:
-    """Describe the supervoxels of an image as an OME-Zarr label image; see `ome_image_attributes`."""
-    return ome_image_attributes(spacing=spacing, name=f"supervoxels of {source}", path=path, labels=True)
-
-
-class _Image(NamedTuple):
-    path: str
-    axes: list[str]
-    spacing: Spacing | None
-
-
-def _full_resolution(attributes: Mapping[str, Any], where: str, wanted: Wanted) -> _Image:
-    ome = attributes.get("ome", attributes)
-    if not isinstance(ome, Mapping) or "multiscales" not in ome:
-        raise ValueError(
-            f"{where} is a Zarr group without an OME-Zarr image (no 'multiscales' in its attributes): "
-            f"pass an array inside it, as {where}/NAME"
-        )
-    if "image-label" in ome:
+def _open_level(
+    array: zarr.Array, group: zarr.Group, image: Multiscale, level: int, name: str, wanted: Wanted
+) -> ZarrSource:
+    """Open one of the arrays of an OME-Zarr image."""
+    where = image.where
+    if image.labels:
         refuse_labels(where, wanted)
-    try:
-        image = ome["multiscales"][0]
-        dataset = image["datasets"][0]
-        # Version 0.3 lists names only; before that there were always five axes.
-        axes = [{"name": axis} if isinstance(axis, str) else axis for axis in image.get("axes", "tczyx")]
-        names = [str(axis["name"]).lower() for axis in axes]
-        return _Image(str(dataset["path"]), names, _spacing(names, axes, (dataset, image)))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{where} has OME metadata that cannot be read ({reason(error)}): "
-            f"correct 'multiscales' in its attributes, or pass an array inside it"
-        ) from error
-
-
-def _spacing(
-    names: list[str], axes: Sequence[Mapping[str, Any]], scaled: Sequence[Mapping[str, Any]]
-) -> Spacing | None:
-    """Multiply the scales of the dataset and of the whole pyramid, both of which may be given."""
-    space = [place for place, name in enumerate(names) if name in _SPACE]
-    found = [
-        [float(step["scale"][place]) for place in space]
-        for level in scaled
-        for step in level.get("coordinateTransformations", ())
-        if step["type"] == "scale"
-    ]
-    if not found:
-        return None
-    sizes = [math.prod(along) for along in zip(*found, strict=True)]
-    return spacing_in_mm(sizes, [_PER_MM.get(axes[place].get("unit", "")) for place in space])
-
-
-def _index(
-    axes: Sequence[str], shape: Sequence[int], wanted: Wanted, where: str
-) -> tuple[tuple[int | slice, ...], int | None]:
-    if len(axes) != len(shape):
-        raise ValueError(f"{where} names {len(axes)} axes for an array of {len(shape)}: correct its OME metadata")
-    if tuple(axis for axis in axes if axis in _SPACE) != _SPACE:
-        named = shortened(", ".join(axes))
-        raise ValueError(f"{where} has the axes {named}: supervoxels need z, y and x, in this order")
-    channels = _channel_axis(axes, shape, wanted, where)
-    extra = {axis: shape[n] for n, axis in enumerate(axes) if axis not in _SPACE and n != channels}
+    if wanted.level not in (0, level):
+        raise ValueError(f"{where}/{image.paths[level]} is level {level} of an image: leave out level= (--level)")
+    if len(image.axes) != array.ndim:
+        raise ValueError(f"{where} names {len(image.axes)} axes for an array of {array.ndim}: correct its OME metadata")
+    # Of a single slice the third axis is not said.
+    _require_readable(array, (1,) * (None in image.space) + array.shape, where, wanted)
+    channels = _channel_axis(image, array.shape, wanted)
+    space = {axis for axis in image.space if axis is not None}
+    extra = {axis: array.shape[n] for n, axis in enumerate(image.axes) if n not in space and n != channels}
     chosen = dict(zip(extra, volume_index(extra, wanted, where), strict=True))
-    return tuple(chosen.get(axis, slice(None)) for axis in axes), channels
+    index = tuple(chosen.get(axis, slice(None)) for axis in image.axes)
+    return _of_image(array, index, name, channels, group, image, level)
 
 
-def _channel_axis(axes: Sequence[str], shape: Sequence[int], wanted: Wanted, where: str) -> int | None:
-    number = wanted.channel_axis
+def open_noted(address: str, index: tuple[int | slice, ...], channel_axis: int | None) -> ZarrSource:
+    """Open an array as it was opened when its identity was noted; errors as `dseeds.io.open_source` words them."""
+    node = _anywhere(_node(local_path(address)))
+    if not isinstance(node, zarr.Array) or node.ndim != len(index):
+        raise ValueError(f"{address} is no longer the array of {len(index)} axes that it was")
+    around = _image_around(node, address)
+    if around is None:
+        return ZarrSource(node, index, address.rpartition("/")[2], channel_axis)
+    name = around[1].where.rpartition("/")[2]
+    return _of_image(node, index, name, channel_axis, *around)
+
+
+def _of_image(
+    array: zarr.Array,
+    index: tuple[int | slice, ...],
+    name: str,
+    channel_axis: int | None,
+    group: zarr.Group,
+    image: Multiscale,
+    level: int,
+) -> ZarrSource:
+    affine = noted_affine(group.attrs.get("dseeds"))
+    if affine is not None and level:
+        affine = _level_affine(affine, image.frames[0], image.frames[level])
+    return ZarrSource(array, index, name, channel_axis, image.space, image, level, group, affine)
+
+
+def _level_affine(affine: np.ndarray, full: Frame | None, level: Frame | None) -> np.ndarray | None:
+    """Give the affine of a level of an image from that of its full resolution."""
+    if full is None or level is None:
+        return None
+    steps = np.eye(4)
+    np.fill_diagonal(steps[:3], np.divide(level.spacing, full.spacing)[::-1])
+    steps[:3, 3] = (np.subtract(level.translation, full.translation) / full.spacing)[::-1]
+    found: np.ndarray = affine @ steps
+    return found
+
+
+def _image_around(array: zarr.Array, where: str) -> tuple[zarr.Group, Multiscale, int] | None:
+    """Find the OME-Zarr image, one or two steps up, that an array is a level of."""
+    # Not any version: each that is looked for is a request.
+    version = array.metadata.zarr_format
+    for depth in (1, 2):
+        # What is there may be anything, and cannot keep the array from being read.
+        with suppress(Exception):
+            above, *inner = where.rsplit("/", depth)
+            store: Any = above
+            path = ""
+            if array.path.count("/") + bool(array.path) >= depth:
+                store, path = array.store, "/".join(array.path.split("/")[:-depth])
+            elif is_remote(above):
+                store = open_place(above).zarr()
+            group = zarr.open_group(store, path=path, mode="r", zarr_format=version)
+            image = read_multiscale(group.attrs.asdict(), above)
+            if len(image.axes) == array.ndim:
+                return group, image, image.paths.index("/".join(inner))
+    return None
+
+
+def _channel_axis(image: Multiscale, shape: Sequence[int], wanted: Wanted) -> int | None:
+    wanted = taking_channels(wanted, image.axes, shape, {axis for axis in image.space if axis is not None})
+    number, axes, where = wanted.channel_axis, image.axes, image.where
     if isinstance(number, str):
         if number not in axes:
             raise ValueError(
@@ -350,7 +432,7 @@ def _channel_axis(axes: Sequence[str], shape: Sequence[int], wanted: Wanted, whe
     number = channel_number(shape, replace(wanted, channel_axis=number), where)
     if number is None:
         return None
-    if axes[number] in _SPACE:
+    if number in image.space:
         raise ValueError(
             f"{where} has {axes[number]} as its axis {number}, which cannot be that of channels: "
             f"pass channel_axis= (--channel-axis) as another, or leave it out"
@@ -373,13 +455,13 @@ def _member(group: zarr.Group, path: str, where: str) -> zarr.Array:
             f"{where} names the array {name}, which cannot be opened ({reason(error)}): copy it again"
         ) from error
     if not isinstance(array, zarr.Array):
-        raise ValueError(f"{where} names {name} as its full resolution, which is a group: it must be an array")
+        raise ValueError(f"{where} names {name} as one of its levels, which is a group: it must be an array")
     return array
 
 
-def _require_readable(array: zarr.Array, where: str, wanted: Wanted) -> None:
+def _require_readable(array: zarr.Array, shape: Sequence[int], where: str, wanted: Wanted) -> None:
     """Refuse what is no volume, or is cut so that zarr would fail, never end or read other voxels than those asked."""
-    require_volume(array.shape, np.dtype(array.dtype), where, wanted)
+    require_volume(shape, np.dtype(array.dtype), where, wanted)
     if max(array.shape) > _LONGEST:
         raise ValueError(
             f"{where} has shape {array.shape}: an axis is longer than {_LONGEST} voxels, "

@@ -6,6 +6,7 @@
 - `connectivity`: which units may leave their supervoxel without cutting it.
 - `blocks`, `voxels`: the sweeps and the statistics of the two kinds of units.
 - `agglomeration`: supervoxels that touch are merged by their histograms.
+- `pyramid`: blocks of voxels become single voxels.
 
 All scores are integers, so that a tie is a tie on every machine; see `dseeds.scores`.
 """
