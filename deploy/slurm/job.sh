@@ -1,7 +1,12 @@
 #!/bin/sh
 #SBATCH --job-name=dseeds
+#SBATCH --ntasks=1
 #SBATCH --cpus-per-task=1
 #SBATCH --mem=3G
 #SBATCH --time=1-00:00:00
 #SBATCH --requeue
+#SBATCH --open-mode=append
+# Freed memory is kept for the next window, see deploy/README.md; one thread, as many as there are cores.
+export MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=268435456
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 BLOSC_NTHREADS=1
 exec dseeds "$@"
