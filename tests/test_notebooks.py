@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import IPython.display
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from dseeds.notebook import NotebookDisplay, followed
+from dseeds.report import Report, StageReport
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -39,4 +43,67 @@ def test_runs(notebook, tmp_path, monkeypatch):
     ]
     # Logs are allowed: a busy machine makes Dask talk.
     assert "Warning:" not in "".join(said)
+    # Of the progress nothing is left.
+    assert "<progress" not in nbformat.writes(notebook)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """All that a notebook would show below a cell, one after the other in the same place."""
+    pictures = []
+
+    class Handle:
+        def update(self, picture):
+            pictures.append(picture._repr_html_())
+
+    monkeypatch.setattr(IPython.display, "display", lambda picture, display_id: Handle())
+    return pictures
+
+
+def test_progress_is_shown_while_it_lasts(shown):
+    display = NotebookDisplay()
+    display.dashboard("http://127.0.0.1:1/status?a=<b>&c")
+    assert 'href="http://127.0.0.1:1/status?a=&lt;b&gt;&amp;c"' in shown[-1]
+    display.begin("sweep<script>", 3)
+    for _ in range(2):
+        display.advance("sweep<script>")
+    display.begin("merge", 1)
+    assert "sweep&lt;script&gt;" in shown[-1]
+    assert '<progress value="2" max="3">' in shown[-1]
+    assert "2 of 3" in shown[-1]
+    display.advance("sweep<script>")
+    display.end("sweep<script>")
+    assert "done in" in shown[-1]
+    display.clear()
+    assert shown[-1] == ""
+
+
+def test_progress_is_shown_in_notebooks_alone(shown):
+    with followed(None) as progress:
+        assert progress is None
+    assert not shown
+
+
+def test_a_report_is_a_table_of_text():
+    stage = StageReport("sweep<script>", tasks=4, seconds=1.5)
+    counts = dict.fromkeys(("supervoxels", "regions", "skipped", "retried", "rounds", "workers"), 2)
+    sizes = dict.fromkeys(("shape", "step", "cells", "region_shape"), (4, 5, 6))
+    report = Report(
+        target="<img src=x>.zarr",
+        features=None,
+        windows=((0.0, 1.0),),
+        coarser=(),
+        resumed=False,
+        seconds=1.5,
+        voxels_per_second=80.0,
+        peak_memory={},
+        stages=(stage,),
+        **counts,
+        **sizes,
+    )
+    text = report._repr_html_()
+    assert "4 x 5 x 6" in text
+    assert "sweep&lt;script&gt;" in text
+    assert "<img" not in text
+    assert "<script" not in text
