@@ -1,5 +1,6 @@
 # make demo    sets everything up in .venv and cuts a real image into supervoxels
 # make test    sets everything up in .venv and runs all checks and tests
+# make docs    sets everything up in .venv and makes the documentation: site/index.html
 #
 # Another Python: make test PYTHON=python3.13
 
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXAMPLE := from importlib.resources import files; print(files("nibabel") / "tests/data/example4d.nii.gz")
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint picture figures clean
+.PHONY: demo test lint docs serve-docs dist picture figures clean
 
 demo: demo/image.nii.gz
 	@echo '$$ dseeds segment demo/image.nii.gz demo/labels.nii.gz --volume 0 --step 16mm --overwrite'
@@ -29,7 +30,7 @@ demo/image.nii.gz: $(VENV)/.package
 
 # The kernels are compiled once, not by each of the many processes that the tests start.
 test: export DSEEDS_CACHE_DIR = $(abspath $(VENV))/kernels
-test: lint
+test: lint docs
 	@$(BIN)/dseeds compile
 	@$(BIN)/python -m pytest $(PYTEST)
 
@@ -38,9 +39,23 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-# The picture in the README.
+# The pages of docs/ as a site, in site/; warnings are errors, but not with --quiet.
+docs: $(VENV)/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The same at http://127.0.0.1:8000, and again whenever a page changes.
+serve-docs: $(VENV)/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# What a release consists of, in dist/.
+dist: $(VENV)/.dev
+	@rm -rf dist
+	@$(BIN)/python -m build
+
+# The pictures in the README and in docs/.
 picture: $(VENV)/.dev
 	@$(BIN)/python docs/picture.py
+	@$(BIN)/python docs/figures.py
 
 # The out-of-core run in the README: two workers of 1 GiB.
 figures: $(VENV)/.package
@@ -49,7 +64,7 @@ figures: $(VENV)/.package
 	@$(BIN)/dseeds segment demo/body.zarr demo/body-labels.zarr --step 16 --workers 2 --memory 1GiB --overwrite
 
 clean:
-	@rm -rf $(VENV) demo
+	@rm -rf $(VENV) demo site dist
 
 $(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
