@@ -193,6 +193,8 @@ def wait_for(happened, process=None):
         time.sleep(0.002)
 
 
+# A worker starts anew after each of the many kills, which takes its time on a busy machine.
+@pytest.mark.timeout(1800)
 def test_killed_workers_in_every_stage(out, faulty_workers):
     """In each stage one dies before its work, or after it and before the mark; the cluster is the user's."""
     acts = ("kill", "killed")
