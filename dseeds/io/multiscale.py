@@ -75,16 +75,11 @@ def levels_of(source: Source) -> tuple[Level, ...]:
 
 
 def _level(finest: ZarrSource, source: ZarrSource) -> Level:
+    factor = finest.factors_of(source)
     full, frame = finest.frame, source.frame
     if full is None or frame is None:
-        factor = np.divide(finest.shape, source.shape)
-        offset = (factor - 1) / 2
+        offset = (np.array(factor) - 1) / 2
     else:
-        factor = np.divide(frame.spacing, full.spacing)
         offset = np.subtract(frame.translation, full.translation) / full.spacing
-    return Level(source, _triple(factor), _triple(offset))
-
-
-def _triple(values: NDArray[np.float64]) -> PerAxis:
-    z, y, x = values.tolist()
-    return z, y, x
+    z, y, x = offset.tolist()
+    return Level(source, factor, (z, y, x))

@@ -126,12 +126,16 @@ class ZarrSource:
                 level = self.at_level(number)
             except (ValueError, IndexError):
                 break
-            if self.frame is None or level.frame is None:
-                z, y, x = (n / m for n, m in zip(self.shape, level.shape, strict=True))
-            else:
-                z, y, x = (b / a for a, b in zip(self.frame.spacing, level.frame.spacing, strict=True))
-            found.append((level.shape, (z, y, x)))
+            found.append((level.shape, self.factors_of(level)))
         return found
+
+    def factors_of(self, level: ZarrSource) -> Spacing:
+        """Tell how long a voxel of another level is along z, y, x, in voxels of this one."""
+        if self.frame is None or level.frame is None:
+            z, y, x = (n / m for n, m in zip(self.shape, level.shape, strict=True))
+        else:
+            z, y, x = (b / a for a, b in zip(self.frame.spacing, level.frame.spacing, strict=True))
+        return z, y, x
 
     def at_level(self, number: int) -> ZarrSource:
         """Open another level of the same OME-Zarr image; `ValueError` if it is not there, or is no such thing."""
