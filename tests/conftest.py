@@ -49,6 +49,19 @@ def hippocampus():
     return _load("hippocampus", "image_001.nii.gz"), _load("hippocampus", "label_001.nii.gz")
 
 
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    from dseeds import cli
+
+    def call(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def object_store():
     """URL of an S3 in this process; `faulty_store` stands in front of it."""

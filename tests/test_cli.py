@@ -62,17 +62,6 @@ def no_cluster(monkeypatch):
 
 
 @pytest.fixture
-def call(capsys):
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return (code, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
 def asked(monkeypatch):
     """Keep what the command line asks `dseeds.segment` for, instead of doing it."""
     kept = {}

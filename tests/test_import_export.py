@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dseeds
-from dseeds import cli
 from dseeds.exporting import ENDINGS
 from dseeds.info import describe
 from dseeds.io import ome_image_attributes, open_image, open_source
@@ -64,17 +63,6 @@ def real(*parts):
 
 def listing(folder):
     return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 # In

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import dseeds
-from dseeds import cli, painting, values
+from dseeds import painting, values
 from dseeds.info import describe
 from dseeds.io import open_source
 from dseeds.io.place import open_place
@@ -44,17 +44,6 @@ def lazily_by_threads():
 def client():
     with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         yield client
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 def oracle(labels, table, fill):
