@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import dseeds
-from dseeds.kernel.labels import global_labels
-from dseeds.kernel.layout import padded
-from dseeds.lattice import Box, Lattice, Window
-from dseeds.memory import climb
+from dseeds.core.geometry import Box, Lattice, Window
 from dseeds.phantom import phantom
-from dseeds.quantise import quantise_window
-from dseeds.rounds import schedule
-from dseeds.windows import find_windows
+from dseeds.seeds.binning import quantise_window
+from dseeds.seeds.in_memory import run_rounds
+from dseeds.seeds.kernels.label_codes import global_labels
+from dseeds.seeds.kernels.layout import padded
+from dseeds.seeds.order_statistics import find_windows
+from dseeds.seeds.schedule import schedule
 
 FOLDER = Path(__file__).with_name("pictures")
 SHAPE, STEP, PLANE = (64, 160, 160), 16, 40
@@ -48,7 +48,7 @@ def stages(image: NDArray[np.uint16]) -> Iterator[tuple[str, NDArray[Any]]]:
     }
     yield "the lattice", 1 + np.ravel_multi_index(np.ix_(*lattice.grids[-1].cells), lattice.cells)
     for count, name in names.items():
-        codes, grid = climb(lattice, bins, rounds[:count]), lattice.grids[levels[count - 1]]
+        codes, grid = run_rounds(lattice, bins, rounds[:count]), lattice.grids[levels[count - 1]]
         units = np.empty(grid.shape, np.uint32)
         global_labels(codes, *grid.cells, lattice.cells, units)
         for axis, edges in enumerate(grid.edges):

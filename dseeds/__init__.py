@@ -3,22 +3,22 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dseeds.adjacency import AdjacencyGraph, load_graph
-    from dseeds.agglomeration import MergeTree, agglomerate
-    from dseeds.engine import segment
-    from dseeds.evaluation import evaluate
-    from dseeds.exporting import export_volume
-    from dseeds.importing import import_volume
-    from dseeds.memory import supervoxels
-    from dseeds.page import html_report
-    from dseeds.painting import Painted, paint
-    from dseeds.planning import Plan, plan
-    from dseeds.previewing import preview
-    from dseeds.report import Report
-    from dseeds.tabulation import Features, features
+from dseeds._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from dseeds.api.segment import segment
+    from dseeds.api.supervoxels import supervoxels
+    from dseeds.convert.export_volume import export_volume
+    from dseeds.convert.import_volume import import_volume
+    from dseeds.engine.planning import Plan, plan
+    from dseeds.engine.report import Report
+    from dseeds.measure.agglomeration import MergeTree, agglomerate
+    from dseeds.measure.features import Features, features
+    from dseeds.measure.painting import Painted, paint
+    from dseeds.measure.region_graph import AdjacencyGraph, load_graph
+    from dseeds.quality.evaluation import evaluate
+    from dseeds.viz.html_report import html_report
+    from dseeds.viz.preview import preview
 
 __all__ = [
     "AdjacencyGraph",
@@ -44,24 +44,24 @@ __all__ = [
 
 # Numba and Dask take a second to import, which the command line's help need not wait for.
 _HOMES = {
-    "AdjacencyGraph": "adjacency",
-    "Features": "tabulation",
-    "MergeTree": "agglomeration",
-    "Painted": "painting",
-    "Plan": "planning",
-    "Report": "report",
-    "agglomerate": "agglomeration",
-    "evaluate": "evaluation",
-    "export_volume": "exporting",
-    "features": "tabulation",
-    "html_report": "page",
-    "import_volume": "importing",
-    "load_graph": "adjacency",
-    "paint": "painting",
-    "plan": "planning",
-    "preview": "previewing",
-    "segment": "engine",
-    "supervoxels": "memory",
+    "AdjacencyGraph": "measure.region_graph",
+    "Features": "measure.features",
+    "MergeTree": "measure.agglomeration",
+    "Painted": "measure.painting",
+    "Plan": "engine.planning",
+    "Report": "engine.report",
+    "agglomerate": "measure.agglomeration",
+    "evaluate": "quality.evaluation",
+    "export_volume": "convert.export_volume",
+    "features": "measure.features",
+    "html_report": "viz.html_report",
+    "import_volume": "convert.import_volume",
+    "load_graph": "measure.region_graph",
+    "paint": "measure.painting",
+    "plan": "engine.planning",
+    "preview": "viz.preview",
+    "segment": "api.segment",
+    "supervoxels": "api.supervoxels",
 }
 
 

@@ -24,11 +24,12 @@ from numba.core.registry import cpu_target
 from packaging.requirements import Requirement
 
 import dseeds
-from dseeds import cluster, compilation
+from dseeds.core import jit
+from dseeds.core.formatting import format_bytes
+from dseeds.core.progress import Progress
 from dseeds.io import open_source
-from dseeds.io.place import LocalPlace, Place, open_place
-from dseeds.needs import in_words
-from dseeds.report import Progress
+from dseeds.parallel import cluster
+from dseeds.storage.location import LocalLocation, Location, open_location
 
 State = Literal["ok", "warning", "failed"]
 # The packages whose versions a report of a problem should name; on a cluster these have to be the same everywhere.
@@ -192,30 +193,30 @@ def _vectors() -> Finding:
 
 
 def _memory() -> Finding:
-    found = f"{in_words(MEMORY_LIMIT)} for all processes of a run"
+    found = f"{format_bytes(MEMORY_LIMIT)} for all processes of a run"
     if MEMORY_LIMIT < LEAST_MEMORY:
         return Finding("memory", "warning", found, "take few workers (--workers 1); regions will be small and many")
     return Finding("memory", "ok", found)
 
 
 def _compiled() -> Finding:
-    folder = os.environ.get(compilation.FOLDER)
+    folder = os.environ.get(jit.CACHE_FOLDER)
     if not folder:
         return Finding(
             "compiled code",
             "ok",
             "is not kept: every process compiles what it uses, which takes some ten seconds",
-            f"to keep it, let {compilation.FOLDER} name a folder of your own and call: dseeds compile",
+            f"to keep it, let {jit.CACHE_FOLDER} name a folder of your own and call: dseeds compile",
         )
-    if compilation.is_at_hand():
+    if jit.is_compiled():
         return Finding("compiled code", "ok", f"is at hand in {folder}")
     return Finding("compiled code", "warning", f"is not in {folder}, or of other versions", "call: dseeds compile")
 
 
 def _folder(name: str, path: Path) -> Finding:
-    _try_out(LocalPlace(path))
+    _try_out(LocalLocation(path))
     room = shutil.disk_usage(path).free
-    found = f"{in_words(room)} free, writes {in_words(int(_speed(path)))}/s"
+    found = f"{format_bytes(room)} free, writes {format_bytes(int(_speed(path)))}/s"
     found = found if name == str(path) else f"{path}: {found}"
     if room < LEAST_ROOM:
         return Finding(name, "warning", found, "scratch takes 1 to 6 bytes per voxel: see --scratch of dseeds segment")
@@ -223,8 +224,8 @@ def _folder(name: str, path: Path) -> Finding:
 
 
 def _store(address: str) -> Finding:
-    place = open_place(address)
-    if isinstance(place, LocalPlace):
+    place = open_location(address)
+    if isinstance(place, LocalLocation):
         if not place.path.is_dir():
             return Finding(address, "failed", "there is no such folder", "make it, or give another --store")
         return _folder(address, place.path)
@@ -235,7 +236,7 @@ def _store(address: str) -> Finding:
     )
 
 
-def _try_out(place: Place) -> None:
+def _try_out(place: Location) -> None:
     """Write, read, list and remove a small file under a name that nobody else has."""
     own = _own(place)
     try:
@@ -251,11 +252,11 @@ def _try_out(place: Place) -> None:
         _clear(own)
 
 
-def _own(place: Place) -> Place:
+def _own(place: Location) -> Location:
     return place.at(f"dseeds-doctor-{uuid.uuid4().hex}")
 
 
-def _clear(place: Place) -> None:
+def _clear(place: Location) -> None:
     # What comes of an error before this one says more.
     with suppress(Exception):
         place.clear()
@@ -265,7 +266,7 @@ def _speed(path: Path) -> float:
     """Measure how many bytes of a file reach a folder's disk in a second."""
     # No two bytes in a row alike: some file systems compress.
     data = np.random.default_rng(0).bytes(TRIAL_BYTES)
-    own = _own(LocalPlace(path))
+    own = _own(LocalLocation(path))
     try:
         before = time.perf_counter()
         own.write("a", data)
@@ -293,8 +294,8 @@ def _cluster(connection: AbstractContextManager[Client | None], stores: list[str
 
 
 def _capacity(client: Client) -> Finding:
-    has = cluster.capacity(client)
-    found = f"{has.workers} workers, {has.threads} threads, at least {in_words(has.memory)} each"
+    has = cluster.cluster_capacity(client)
+    found = f"{has.workers} workers, {has.threads} threads, at least {format_bytes(has.memory)} each"
     if has.memory < has.threads_per_worker * LEAST_MEMORY // 2:
         return Finding("cluster", "warning", found, "give workers 1 GiB for each thread or more: regions will be small")
     return Finding("cluster", "ok", found)
@@ -317,7 +318,7 @@ def _versions_of(client: Client) -> Finding:
 
 def _seen(client: Client, address: str) -> Finding:
     """Let all workers read what is written here: a folder of the same name may be another one there."""
-    place = open_place(address)
+    place = open_location(address)
     own = _own(place)
     try:
         own.write("a", SMALL)
@@ -336,7 +337,7 @@ def _seen(client: Client, address: str) -> Finding:
 
 
 def _reads(address: str) -> bool:
-    return open_place(address).read("a") == SMALL
+    return open_location(address).read("a") == SMALL
 
 
 def _self_test(progress: Progress | None) -> Finding:

@@ -31,7 +31,7 @@ from pairs import DATA, Pair, at_hand, distinct, parse_pair, read_case, read_dec
 from peers import REPEATS, Case, Method, Window, best, methods
 
 import dseeds
-from dseeds.steps import choose_step
+from dseeds.seeds.cell_size import choose_step
 
 __all__ = ["Pair", "at_hand", "plot", "read_decathlon", "read_pairs", "study", "summary", "table"]
 

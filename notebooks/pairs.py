@@ -14,7 +14,8 @@ import numpy as np
 from peers import Case, Window
 
 from dseeds.io import Image, Spacing, open_image, open_source
-from dseeds.windows import find_windows, read_windows
+from dseeds.seeds.intensity_windows import read_windows
+from dseeds.seeds.order_statistics import find_windows
 
 DATA = Path(os.environ.get("DSEEDS_DATA") or Path(__file__).parents[2] / "shared" / "data")
 SOFT_TISSUE = -150.0, 250.0

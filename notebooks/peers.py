@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import dseeds
-from dseeds.lattice import Lattice, Triple
+from dseeds.core.geometry import Lattice, Triple
 
 REPEATS = 3
 Window = tuple[float, float]

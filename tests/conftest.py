@@ -3,18 +3,20 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import settings
 
+from tests.support.paths import DATA, ROOT
+
+# Scripts, which import each other by their own names.
+collect_ignore = ["benchmarks"]
+
 # No deadline: the first example of a test waits for Numba.
 settings.register_profile("dseeds", deadline=None)
 settings.load_profile("dseeds")
-
-DATA = Path(os.environ.get("DSEEDS_DATA") or Path(__file__).parents[1].parent / "shared" / "data").resolve()
 
 
 def pytest_report_header():
@@ -65,7 +67,7 @@ def call(capsys):
 @pytest.fixture(scope="session")
 def object_store():
     """URL of an S3 in this process; `faulty_store` stands in front of it."""
-    from faulty_store import moto
+    from tests.support.faulty_store import moto
 
     with moto() as url:
         yield url
@@ -74,7 +76,7 @@ def object_store():
 @pytest.fixture
 def faulty_store(object_store, monkeypatch):
     """An S3 that goes wrong as told, at first not at all, and is this process's and its children's one and only."""
-    from faulty_store import FaultyStore
+    from tests.support.faulty_store import FaultyStore
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -96,8 +98,8 @@ def compiled(tmp_path_factory):
 @pytest.fixture
 def environment(compiled):
     """What a batch job finds set, but for which job it is."""
-    from dseeds.batch import ARRAYS
+    from dseeds.engine.batch import ARRAYS
 
     array = {name for names in ARRAYS for name in names}
     kept = {name: value for name, value in os.environ.items() if name not in array}
-    return {**kept, "DSEEDS_CACHE_DIR": compiled, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return {**kept, "DSEEDS_CACHE_DIR": compiled, "PYTHONPATH": str(ROOT)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from dask_jobqueue import SLURMCluster
 
 import dseeds
-from dseeds.cluster import KEPT_BYTES
+from dseeds.parallel.cluster import KEPT_BYTES
 
 # What to edit: a job, how many of them, and where they may run.
 JOBS = 10

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dseeds import __version__
+from dseeds._version import __version__
 from dseeds.cli import (
     agglomerate,
     batch,

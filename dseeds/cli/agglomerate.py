@@ -13,7 +13,7 @@ from dseeds.cli.progress import following
 from dseeds.cli.tables import print_description
 
 if TYPE_CHECKING:
-    from dseeds.agglomeration import MergeTree
+    from dseeds.measure.agglomeration import MergeTree
 
 # The panel of the help.
 MERGING = "Merging"
@@ -69,9 +69,9 @@ def agglomerate(
 
     The table has a row for each supervoxel, with the columns label and segment.
     """
-    from dseeds.agglomeration import check_cut, write_segments
-    from dseeds.io.table_file import check_table_file
-    from dseeds.target import check_apart
+    from dseeds.measure.agglomeration import check_cut, write_segments
+    from dseeds.storage.label_group import check_apart
+    from dseeds.storage.table_file import check_table_file
 
     check_cut(n_segments, threshold)
     if tree is not None and Path(tree).absolute() == Path(target).absolute():
@@ -98,7 +98,7 @@ def agglomerate(
 
 def _merges(features: str, weights: tuple[float, ...] | None, epsilon: float | None, quiet: bool) -> MergeTree:
     """Merge what is in a folder of features, or load what was merged."""
-    from dseeds.agglomeration import EPSILON, MergeTree, agglomerate
+    from dseeds.measure.agglomeration import EPSILON, MergeTree, agglomerate
 
     if Path(features).is_file():
         if weights is not None or epsilon is not None:

@@ -109,13 +109,13 @@ def init(
 
     Then all jobs of an array run `dseeds step`, for each phase or, with --wait, once; `dseeds finalize` publishes.
     """
-    from dseeds import batch
-    from dseeds.budget import memory_bytes
-    from dseeds.run import Asked
+    from dseeds.engine import batch
+    from dseeds.engine.run import RunOptions
+    from dseeds.parallel.cluster import parse_memory
 
     sources, place = places(source, target, into_image, label_name)
-    run = batch.init(sources, place, Asked(**asked(context)), memory_bytes(memory), overwrite=overwrite)
-    found = {"plan": run.folder.address, **batch.status(run)}
+    run = batch.begin_batch(sources, place, RunOptions(**asked(context)), parse_memory(memory), overwrite=overwrite)
+    found = {"plan": run.folder.address, **batch.run_status(run)}
     if as_json:
         print(json.dumps(found, indent=2))
     elif not quiet:
@@ -151,19 +151,19 @@ def step(
     PBS and Kubernetes do not say of how many: tell with --count. To send a part of an array once more, tell that too.
     Exit code 75 says that other jobs have to do their share of an earlier phase first.
     """
-    from dseeds import batch
+    from dseeds.engine import batch
 
     share = batch.share_of(os.environ, index, count)
-    found = batch.step(batch.load(plan), share, phase=phase, wait=wait, patience=patience)
+    found = batch.run_step(batch.open_batch_run(plan), share, phase=phase, wait=wait, patience=patience)
     if not quiet:
         print(f"{found['phase'] or 'published'}: {found['done']} regions done by this job")
 
 
 def status(plan: Plan, as_json: AsJson = False) -> None:
     """Say how far a run is, of batch jobs or any other."""
-    from dseeds import batch
+    from dseeds.engine import batch
 
-    found = batch.status(batch.load(plan, with_source=False))
+    found = batch.run_status(batch.open_batch_run(plan, with_source=False))
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -183,10 +183,10 @@ def _failed(failure: dict[str, Any]) -> str:
 
 def finalize(plan: Plan, keep_scratch: KeepScratch = False, quiet: Quiet = False) -> None:
     """Publish the labels when all phases are done, and remove what is known of the run."""
-    from dseeds import batch
+    from dseeds.engine import batch
 
-    run = batch.load(plan)
-    course = batch.finalize(run, keep_scratch=keep_scratch)
+    run = batch.open_batch_run(plan)
+    course = batch.finalize_run(run, keep_scratch=keep_scratch)
     if not quiet:
         print(f"{course.supervoxels} supervoxels: {run.target}")
 
@@ -197,10 +197,10 @@ def debug_region(
     region: Annotated[int, typer.Option(metavar="N", help="Which region, from 0.")],
 ) -> None:
     """Do one region's task alone, in this process, and show where its error comes from."""
-    from dseeds import batch
+    from dseeds.engine import batch
 
     try:
-        result = batch.debug_region(batch.load(plan), phase, region)
+        result = batch.debug_region_task(batch.open_batch_run(plan), phase, region)
     except Exception as error:
         Console(stderr=True).print_exception()
         # What is no sentence has been shown already.

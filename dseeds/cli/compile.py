@@ -13,7 +13,7 @@ def compile_() -> None:
     The code goes to the folder that the environment variable DSEEDS_CACHE_DIR names, and runs that have it set find
     it there. It has to be a folder of your own. Without the variable, every process compiles what it uses.
     """
-    from dseeds.compilation import compile_kernels
+    from dseeds.precompile import compile_kernels
 
     with Console(stderr=True).status("compiling"):
         path = compile_kernels()

@@ -93,7 +93,7 @@ def import_(
     quiet: Quiet = False,
 ) -> None:
     """Write an image or labels of any format as OME-Zarr, in little memory; it stays where it is in space."""
-    from dseeds.importing import import_volume
+    from dseeds.convert.import_volume import import_volume
 
     with following(quiet) as progress:
         imported = import_volume(
@@ -157,7 +157,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write labels or an image as a file for other programs, in little memory; it stays where it is in space."""
-    from dseeds.exporting import export_volume
+    from dseeds.convert.export_volume import export_volume
 
     with following(quiet) as progress:
         exported = export_volume(

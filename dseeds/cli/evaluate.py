@@ -105,7 +105,7 @@ def evaluate(
 
     All sums are exact, so that no figure depends on how the volume is cut.
     """
-    from dseeds.evaluation import evaluate as measure
+    from dseeds.quality.evaluation import evaluate as measure
 
     with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
         figures = measure(

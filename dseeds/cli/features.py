@@ -82,11 +82,11 @@ def features(
     Each supervoxel's size, place, shape and intensities, and each contact's area and contrast, with exact sums: no
     number depends on how the volume is cut.
     """
-    from dseeds.io.place import open_place
-    from dseeds.run import features_beside
-    from dseeds.tabulation import features as measure
+    from dseeds.engine.run import features_beside
+    from dseeds.measure.features import features as measure
+    from dseeds.storage.location import open_location
 
-    address = open_place(labels).address
+    address = open_location(labels).address
     if output is None and ".zarr/" in address:
         raise typer.BadParameter(
             f"beside {labels} is inside of another Zarr group; say where the features go", param_hint="'--output'"

@@ -20,7 +20,7 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Say what an output or an image is: its shape, its spacing, and how labels came about."""
-    from dseeds.info import describe
+    from dseeds.convert.describe import describe
 
     description = describe(target, volume=volume, level=level or 0)
     if as_json:

@@ -111,7 +111,7 @@ def map_(
     """Give every voxel the value of its supervoxel: a column of a table becomes a volume, out of core."""
     check_workers(workers, scheduler)
 
-    from dseeds.painting import paint
+    from dseeds.measure.painting import paint
 
     with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
         painted = paint(

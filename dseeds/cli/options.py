@@ -385,9 +385,9 @@ def places(
     if not said:
         raise typer.BadParameter("there is none: name an image", param_hint="'SOURCE'")
     if into_image:
-        from dseeds.inside import NAME, target_inside
+        from dseeds.io.label_listing import NAME, label_address
 
-        return one_or_several(said), target_inside(said[0], label_name or NAME)
+        return one_or_several(said), label_address(said[0], label_name or NAME)
     if label_name is not None:
         raise typer.BadParameter("it is for labels that go --into-image", param_hint="'--label-name'")
     if len(said) == 1:

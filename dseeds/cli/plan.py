@@ -109,7 +109,7 @@ def plan(
     sources, place = places(source, target, into_image, label_name)
     check_workers(workers, scheduler)
 
-    from dseeds.planning import plan as make
+    from dseeds.engine.planning import plan as make
 
     with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client:
         found = make(sources, place, client=client, **options)

@@ -88,9 +88,9 @@ def preview(
 
     Of a pyramid the level is read that the pixels can show, so that this takes seconds for any size.
     """
-    from dseeds.drawing import png
-    from dseeds.io.own_file import check_own_file, write_own_file
-    from dseeds.previewing import preview as draw
+    from dseeds.storage.owned_file import check_own_file, write_own_file
+    from dseeds.viz.drawing import png
+    from dseeds.viz.preview import preview as draw
 
     target = output or f"{stem(labels)}.png"
     check_own_file(target, overwrite)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from dseeds.display import Display
+    from dseeds.parallel.terminal_progress import TerminalProgress
 
 
 @contextmanager
-def following(quiet: bool) -> Iterator[Display]:
+def following(quiet: bool) -> Iterator[TerminalProgress]:
     """Lend a display for as long as the work takes."""
-    from dseeds.display import Display
+    from dseeds.parallel.terminal_progress import TerminalProgress
 
-    display = Display(Console(stderr=True, quiet=quiet))
+    display = TerminalProgress(Console(stderr=True, quiet=quiet))
     with display.bars:
         yield display

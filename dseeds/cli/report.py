@@ -12,7 +12,7 @@ from dseeds.cli.options import OUTPUT, Quiet, Threads
 from dseeds.cli.preview import Overwrite, stem
 
 if TYPE_CHECKING:
-    from dseeds.planning import Plan
+    from dseeds.engine.planning import Plan
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -69,7 +69,7 @@ def report(
     Parameters, plan and actual, times of the stages, memory of the workers, sizes, quality and pictures. Labels in
     NIfTI keep nothing of their run: dseeds segment --html writes the page for them.
     """
-    from dseeds.page import html_report
+    from dseeds.viz.html_report import html_report
 
     where = output or f"{stem(target)}.html"
     html_report(
@@ -87,7 +87,7 @@ def report(
 
 
 def _plan(file: Path) -> Plan:
-    from dseeds.planning import Plan
+    from dseeds.engine.planning import Plan
 
     try:
         return Plan.from_dict(json.loads(file.read_bytes()))

@@ -123,7 +123,7 @@ def segment(
     sources, place = places(source, target, into_image, label_name)
     check_workers(workers, scheduler)
 
-    from dseeds.engine import segment as run
+    from dseeds.api.segment import segment as run
 
     try:
         with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:

@@ -15,7 +15,7 @@ HEADINGS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)"}
 
 
 def print_description(description: Mapping[str, Any]) -> None:
-    """Print what `dseeds.info.describe` gives."""
+    """Print what `dseeds.convert.describe.describe` gives."""
     table = Table.grid(padding=(0, 2))
     for key, value in description.items():
         table.add_row(Text(HEADINGS.get(key, key), style="bold"), Text(_words(key, value), overflow="fold"))

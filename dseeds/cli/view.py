@@ -41,8 +41,8 @@ def view(
     Without napari, or with --serve, labels and image are served on this machine alone, 127.0.0.1, until Ctrl-C, under a
     name that cannot be guessed; the link opens neuroglancer, whose page reads them from there.
     """
-    from dseeds.view import add_to, has_napari, layers, showable
-    from dseeds.view import serve as lend
+    from dseeds.viz.viewers import add_to, has_napari, layers, showable
+    from dseeds.viz.viewers import serve as lend
 
     shown, missing = layers(labels, image)
     if missing:

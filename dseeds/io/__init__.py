@@ -4,20 +4,18 @@ No arithmetic happens here: what a file holds is handed on as it is, box by box 
 back the way the image came.
 """
 
-from dseeds.io.channels import Image, open_image
-from dseeds.io.dicom import DicomSource
-from dseeds.io.file_source import FileSource
-from dseeds.io.mask import Mask, Stretched, open_mask
-from dseeds.io.nifti import (
-    NiftiSource,
-    check_nifti_target,
-    nifti_run,
-    write_nifti,
-    write_nifti_labels,
-)
-from dseeds.io.ome import Frame, Multiscale, Resolution, ome_image_attributes, ome_label_attributes
-from dseeds.io.source import ArraySource, Source, Spacing, open_source
-from dseeds.io.zarr_image import ZarrSource, frame_of, multiscale_of
+from dseeds.io.formats.dicom import DicomSource
+from dseeds.io.formats.file_source import FileSource
+from dseeds.io.formats.nifti import NiftiSource, check_nifti_target, nifti_run, write_nifti, write_nifti_labels
+from dseeds.io.formats.ome_zarr import ZarrSource, frame_of, multiscale_of
+from dseeds.io.image import Image, open_image
+from dseeds.io.mask import Mask, ResampledMask, open_mask
+from dseeds.io.ome_metadata import Frame, Multiscale, Resolution, ome_image_attributes, ome_label_attributes
+from dseeds.io.open import open_source
+from dseeds.io.source import ArraySource, Source, Spacing
+
+# The name of `ResampledMask` in dseeds 0.1.
+Stretched = ResampledMask
 
 __all__ = [
     "ArraySource",
@@ -28,6 +26,7 @@ __all__ = [
     "Mask",
     "Multiscale",
     "NiftiSource",
+    "ResampledMask",
     "Resolution",
     "Source",
     "Spacing",

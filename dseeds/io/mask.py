@@ -11,8 +11,9 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.io.channels import Image
-from dseeds.io.source import Box, Shape, Source, Wanted, opened
+from dseeds.io.image import Image
+from dseeds.io.open import open_voxels
+from dseeds.io.source import IndexBox, Shape, Source, SourceQuery
 
 # How far a corner of the mask may be from the image's, in voxels of the mask: half of one, but for rounding.
 _ASTRAY = 0.501
@@ -21,12 +22,12 @@ _ASTRAY = 0.501
 class Reader(Protocol):
     """Whatever boxes of a mask can be read from."""
 
-    def read(self, box: Box) -> np.ndarray:
+    def read(self, box: IndexBox) -> np.ndarray:
         """Read the voxels in a box (z, y, x) of the mask's own."""
 
 
 @dataclass(frozen=True)
-class Stretched:
+class ResampledMask:
     """A mask that may be coarser than its image, at the image's resolution. It pickles if its reader does.
 
     Parameters
@@ -39,7 +40,7 @@ class Stretched:
     Examples
     --------
     >>> from dseeds.io import ArraySource
-    >>> mask = Stretched(ArraySource(np.array([[[0, 1, 0]]])), (1, 1, 3), (1, 1, 7))
+    >>> mask = ResampledMask(ArraySource(np.array([[[0, 1, 0]]])), (1, 1, 3), (1, 1, 7))
     >>> mask.read((slice(0, 1), slice(0, 1), slice(0, 7))).astype(int)
     array([[[0, 0, 1, 1, 1, 0, 0]]])
     """
@@ -48,7 +49,7 @@ class Stretched:
     own: Shape
     shape: Shape
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: IndexBox) -> NDArray[np.bool_]:
         """Tell which voxels in a box (z, y, x) of the image are inside."""
         along = [_own(side, n, m) for side, n, m in zip(box, self.shape, self.own, strict=True)]
         z, y, x = (slice(int(places[0]), int(places[-1]) + 1) for places in along)
@@ -102,7 +103,7 @@ class Mask:
         """See `Source.reopened`."""
         return Mask(self.source.reopened(), self.shape)
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: IndexBox) -> NDArray[np.bool_]:
         """Tell which voxels in a box (z, y, x) of the image are inside."""
         return self.through(self.source).read(box)
 
@@ -111,9 +112,9 @@ class Mask:
         for z0, values in self.source.slabs(thickness):
             yield z0, inside(values)
 
-    def through(self, reader: Reader) -> Stretched:
+    def through(self, reader: Reader) -> ResampledMask:
         """Give the same mask, read from a copy of its own voxels."""
-        return Stretched(reader, self.own, self.shape)
+        return ResampledMask(reader, self.own, self.shape)
 
 
 def open_mask(mask: object, image: Image) -> Mask:
@@ -142,7 +143,7 @@ def open_mask(mask: object, image: Image) -> Mask:
     >>> mask.read((slice(1, 3), slice(0, 6), slice(0, 2))).shape
     (2, 6, 2)
     """
-    [source] = opened(mask, Wanted(purpose="mask"))
+    [source] = open_voxels(mask, SourceQuery(purpose="mask"))
     where = f"the mask {source.path or source.name}"
     if any(m > n for m, n in zip(source.shape, image.shape, strict=True)):
         raise ValueError(

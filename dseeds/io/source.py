@@ -6,7 +6,6 @@ import errno
 import hashlib
 import math
 import operator
-import os
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,11 +19,9 @@ from urllib.request import url2pathname
 
 import numpy as np
 
-from dseeds.arrays import is_dask, is_labelled
-
 Spacing: TypeAlias = tuple[float, float, float]
 Shape: TypeAlias = tuple[int, int, int]
-Box: TypeAlias = tuple[slice, slice, slice]
+IndexBox: TypeAlias = tuple[slice, slice, slice]
 Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "tiff", "nrrd", "metaimage", "numpy", "hdf5", "array"]
 
 MOST_CHANNELS = 16
@@ -35,7 +32,7 @@ _FILES = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5)", re.I
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SourceQuery:
     """What to take of a file or array that may hold several things, and what for.
 
     Parameters
@@ -119,7 +116,7 @@ class Source(Protocol):
     def reopened(self) -> Source:
         """Open the same source anew, as it is now."""
 
-    def read(self, box: Box) -> np.ndarray:
+    def read(self, box: IndexBox) -> np.ndarray:
         """Read the voxels in a box.
 
         Parameters
@@ -205,7 +202,7 @@ class ArraySource:
         """See `Source.reopened`."""
         return self
 
-    def read(self, box: Box) -> np.ndarray:
+    def read(self, box: IndexBox) -> np.ndarray:
         """See `Source.read`."""
         return self.array[box]
 
@@ -213,139 +210,6 @@ class ArraySource:
         """See `Source.slabs`."""
         for z0, z1 in slab_ranges(self.shape[0], thickness):
             yield z0, self.array[z0:z1]
-
-
-def open_source(source: object, *, volume: int | None = None, level: int = 0) -> Source:
-    """Open an image as one 3D volume. Its voxels stay where they are.
-
-    Parameters
-    ----------
-    source : str, path, ndarray, dask.array.Array, xarray.DataArray, zarr.Array, zarr.Group or nibabel image
-        A path to a NIfTI file (``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``); a path or URL of a Zarr array
-        (v2 or v3) or of an OME-Zarr image; or such an image, open; or a folder with a series of DICOM, or one file of
-        DICOM, whose frames are the planes. An array inside an OME-Zarr image, as ``image.zarr/1``, is that level of it.
-        Or a TIFF, or a folder of them with a plane in each; a file of NRRD (``.nrrd``, ``.nhdr``), MetaImage (``.mha``,
-        ``.mhd``) or NumPy (``.npy``); or one of HDF5 (``.h5``, ``.hdf5``), where ``FILE.h5:/path/to/dataset`` says
-        which of several.
-        URLs are ``s3://``, ``gs://`` and ``az://``, see `dseeds.io.place`, and those that fsspec knows.
-        Other formats that nibabel knows are loaded whole. A Dask array is computed once, block by block, into Dask's
-        ``temporary-directory``.
-        Axes are (x, y, z, ...) in NIfTI, NRRD and MetaImage, those of its metadata in OME-Zarr, in any order, and in
-        TIFF, and (..., z, y, x) elsewhere. An OME-Zarr image without z is a volume of one slice.
-        Further axes of size 1, leading or trailing, are dropped.
-    volume : int, optional
-        Which volume to take, from 0, where one further axis is longer than 1: the fourth of a NIfTI file,
-        ``t`` or ``c`` of an OME-Zarr image, the first of any other array.
-    level : int, default 0
-        Which level of an OME-Zarr image to take, 0 being the full resolution.
-
-    Returns
-    -------
-    Source
-
-    Raises
-    ------
-    FileNotFoundError
-        If the path leads nowhere.
-    PermissionError, ConnectionError
-        If it may not be read, or its store cannot be reached.
-    ValueError
-        If the image cannot be read, is not a 3D volume of real numbers, or holds several volumes and `volume`
-        does not say which.
-    TypeError
-        If `source` is none of the above.
-
-    Examples
-    --------
-    >>> series = np.zeros((2, 30, 40, 50), "uint8")
-    >>> open_source(series, volume=1).shape
-    (30, 40, 50)
-    >>> open_source(series)
-    Traceback (most recent call last):
-    ValueError: the array holds 2 volumes: pass volume= (--volume on the command line), 0 to 1, to say which
-    """
-    [found] = opened(source, Wanted(volume, level=level))
-    return found
-
-
-def opened(source: object, wanted: Wanted) -> tuple[Source, ...]:
-    """Open what `open_source` takes: one source or, of an image, one for all channels that are stored together."""
-    found = _opened(source, wanted)
-    if wanted.level and found[0].kind != "zarr":
-        raise ValueError(
-            f"{found[0].path or found[0].name} is no OME-Zarr image with levels: leave out level (--level)"
-        )
-    return found
-
-
-def _opened(source: object, wanted: Wanted) -> tuple[Source, ...]:
-    # Here, not above: the formats build on this module.
-    import zarr
-    from nibabel.spatialimages import SpatialImage
-
-    from dseeds.io.nifti import open_nifti_image
-    from dseeds.io.zarr_image import open_zarr, open_zarr_node
-
-    if isinstance(source, np.ndarray):
-        return _opened_array(source, wanted)
-    if is_dask(source):
-        from dseeds.dask_source import open_dask
-
-        return open_dask(source, wanted)
-    if is_labelled(source):
-        from dseeds.xarray import open_labelled
-
-        return open_labelled(source, wanted)
-    if isinstance(source, zarr.Array | zarr.Group):
-        return (open_zarr_node(source, wanted),)
-    if isinstance(source, SpatialImage):
-        return open_nifti_image(source, wanted)
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            f"a source is a path or URL, an array of numpy, dask or xarray, a zarr array or group, or a nibabel image, "
-            f"not {type(source).__module__}.{type(source).__qualname__}"
-        )
-    address = local_path(str(os.fspath(source)))
-    if isinstance(address, str):
-        return (open_zarr(address, wanted),)
-    return _opened_path(address, wanted)
-
-
-def _opened_array(array: np.ndarray, wanted: Wanted) -> tuple[Source, ...]:
-    where = "the mask" if wanted.purpose == "mask" else "the array"
-    require_volume(array.shape, array.dtype, where, wanted)
-    index, channels = plain_index(array.shape, wanted, where)
-    found = array[index]
-    if channels is None:
-        return (ArraySource(found),)
-    return tuple(ArraySource(channel) for channel in channels_first(found, index, channels))
-
-
-def _opened_path(path: Path, wanted: Wanted) -> tuple[Source, ...]:
-    from dseeds.io.dicom import dicom_files, open_dicom
-    from dseeds.io.hdf5 import hdf5_dataset, open_hdf5
-    from dseeds.io.nifti import open_nifti_file
-    from dseeds.io.npy import is_npy, open_npy
-    from dseeds.io.nrrd import is_nrrd, open_nrrd
-    from dseeds.io.tiff import open_tiff, tiff_files
-    from dseeds.io.zarr_image import open_zarr
-
-    file, dataset = hdf5_dataset(path)
-    if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist")
-    if is_zarr(path):
-        return (open_zarr(path, wanted),)
-    if dataset is not None:
-        return (open_hdf5(file, dataset, wanted),)
-    if is_nrrd(path):
-        return (open_nrrd(path, wanted),)
-    if is_npy(path):
-        return (open_npy(path, wanted),)
-    if files := dicom_files(path):
-        return (open_dicom(path, files, wanted),)
-    if files := tiff_files(path):
-        return (open_tiff(path, files, wanted),)
-    return (open_zarr(path, wanted),) if path.is_dir() else open_nifti_file(path, wanted)
 
 
 def is_zarr(path: Path) -> bool:
@@ -365,7 +229,7 @@ def local_path(address: str) -> Path | str:
     return address
 
 
-def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, wanted: Wanted) -> None:
+def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, wanted: SourceQuery) -> None:
     """Refuse, with a ValueError that calls the image `where`, what cannot be cut into supervoxels or mask some."""
     shape = tuple(shape)
     if len(shape) < 3:
@@ -382,7 +246,7 @@ def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, wanted: Wa
     raise ValueError(f"{where} {held}; supervoxels need intensities: {advice}")
 
 
-def refuse_labels(where: str, wanted: Wanted) -> None:
+def refuse_labels(where: str, wanted: SourceQuery) -> None:
     """Refuse labels, with a ValueError, where intensities are wanted."""
     if wanted.purpose == "image":
         raise ValueError(f"{where} holds labels, not intensities: pass the image that they belong to")
@@ -397,12 +261,12 @@ def require_channels(count: int, where: str) -> None:
         )
 
 
-def plain_index(shape: Sequence[int], wanted: Wanted, where: str) -> tuple[tuple[int | slice, ...], int | None]:
+def plain_index(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[tuple[int | slice, ...], int | None]:
     """Find the volume in an array whose axes have no names: whole axes for z, y, x and channels, numbers for others.
 
-    >>> plain_index((1, 5, 30, 40, 50), Wanted(volume=4), "the array")
+    >>> plain_index((1, 5, 30, 40, 50), SourceQuery(volume=4), "the array")
     ((0, 4, slice(None, None, None), slice(None, None, None), slice(None, None, None)), None)
-    >>> plain_index((30, 40, 50, 3), Wanted(channel_axis=-1), "the array")[1]
+    >>> plain_index((30, 40, 50, 3), SourceQuery(channel_axis=-1), "the array")[1]
     3
     """
     channels = channel_number(shape, wanted, where)
@@ -425,7 +289,7 @@ def plain_index(shape: Sequence[int], wanted: Wanted, where: str) -> tuple[tuple
     return tuple(index), channels
 
 
-def channel_number(shape: Sequence[int], wanted: Wanted, where: str) -> int | None:
+def channel_number(shape: Sequence[int], wanted: SourceQuery, where: str) -> int | None:
     """Give the axis that channels lie along as a number from 0, None where there is none."""
     axis = wanted.channel_axis
     if axis is None:
@@ -446,7 +310,7 @@ def channels_first(values: np.ndarray, index: Sequence[int | slice], channels: i
     return np.moveaxis(values, sum(isinstance(axis, slice) for axis in index[:channels]), 0)
 
 
-def volume_index(extra: Mapping[str, int], wanted: Wanted, where: str) -> tuple[int, ...]:
+def volume_index(extra: Mapping[str, int], wanted: SourceQuery, where: str) -> tuple[int, ...]:
     """Choose a position on each axis, by name and size, that is not z, y, x or channels. At most one is not 0."""
     longer = {name: size for name, size in extra.items() if size > 1}
     as_channels = wanted.channelled and wanted.channel_axis is None
@@ -475,10 +339,12 @@ def volume_index(extra: Mapping[str, int], wanted: Wanted, where: str) -> tuple[
     return tuple(volume if name in longer else 0 for name in extra)
 
 
-def taking_channels(wanted: Wanted, axes: Sequence[str], shape: Sequence[int], space: Collection[int]) -> Wanted:
+def taking_channels(
+    wanted: SourceQuery, axes: Sequence[str], shape: Sequence[int], space: Collection[int]
+) -> SourceQuery:
     """Take all channels of a copy that has an axis ``c`` besides those of space, unless a volume is to be one of them.
 
-    >>> taking_channels(Wanted(purpose="copy"), "czyx", (2, 30, 40, 50), {1, 2, 3}).channel_axis
+    >>> taking_channels(SourceQuery(purpose="copy"), "czyx", (2, 30, 40, 50), {1, 2, 3}).channel_axis
     'c'
     """
     longer = [axis for n, axis in enumerate(axes) if n not in space and shape[n] > 1]
@@ -512,12 +378,12 @@ def slab_ranges(depth: int, thickness: int) -> Iterator[tuple[int, int]]:
         yield z0, min(z0 + thickness, depth)
 
 
-def reason(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """Word another library's error as part of a sentence: what it says if that helps who has the file, and no more.
 
-    >>> reason(ValueError("Invalid zarr_format. Expected one of 2 or 3."))
+    >>> error_summary(ValueError("Invalid zarr_format. Expected one of 2 or 3."))
     'Invalid zarr_format; Expected one of 2 or 3'
-    >>> reason(KeyError("datasets")), reason(TypeError("'int' object is not iterable"))
+    >>> error_summary(KeyError("datasets")), error_summary(TypeError("'int' object is not iterable"))
     ("'datasets' is missing", 'a value in it is of the wrong kind')
     """
     text = str(error)
@@ -542,7 +408,7 @@ def digest(slabs: Iterable[tuple[int, np.ndarray]]) -> str:
 
 
 @contextmanager
-def damage_worded(where: str) -> Iterator[None]:
+def describe_damage(where: str) -> Iterator[None]:
     """Word what goes wrong while voxels are read: each library, zlib and the system raise errors of their own."""
     try:
         # Scaling may overflow: it is infinite then, as it is to nibabel.
@@ -555,7 +421,8 @@ def damage_worded(where: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
             raise
         raise ValueError(
-            f"{where} cannot be read ({reason(error)}): the file is damaged or incomplete, so copy or export it again"
+            f"{where} cannot be read ({error_summary(error)}): the file is damaged or incomplete, so copy or export "
+            f"it again"
         ) from error
 
 
@@ -563,3 +430,14 @@ def files_state(files: Iterable[str]) -> str:
     """Hash the names, sizes and dates of files."""
     found = [(Path(file).name, Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
     return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()
+
+
+def open_array(array: np.ndarray, wanted: SourceQuery) -> tuple[Source, ...]:
+    """Open an array in memory: one source, or one for each channel."""
+    where = "the mask" if wanted.purpose == "mask" else "the array"
+    require_volume(array.shape, array.dtype, where, wanted)
+    index, channels = plain_index(array.shape, wanted, where)
+    found = array[index]
+    if channels is None:
+        return (ArraySource(found),)
+    return tuple(ArraySource(channel) for channel in channels_first(found, index, channels))

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dseeds.agglomeration import EPSILON, agglomerate
-from dseeds.report import peak_memory
+from dseeds.core.process import peak_memory
+from dseeds.measure.agglomeration import EPSILON, agglomerate
 
 BINS, VOXELS = 64, 1000
 # The neighbours of a cell that come after it, in order.

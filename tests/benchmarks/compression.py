@@ -14,8 +14,8 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import dseeds
+from dseeds.engine.run import SUFFIX
 from dseeds.phantom import write_phantom
-from dseeds.run import SUFFIX
 
 CODECS = {
     "none": None,

@@ -14,11 +14,12 @@ from functools import partial
 import numpy as np
 
 import dseeds
-from dseeds import rounds
-from dseeds.kernel.measures import combine_contacts, combine_voxels
-from dseeds.lattice import Box, triple
-from dseeds.measures import Space, are_whole, count
+from dseeds.core.geometry import Box, triple
+from dseeds.measure.columns import Space, are_whole, supervoxel_counts
+from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.phantom import phantom
+from dseeds.seeds import rounds
+from dseeds.seeds.schedule import Round
 
 
 def best(repeats: int, function: Callable[[], object]) -> float:
@@ -35,28 +36,28 @@ def best(repeats: int, function: Callable[[], object]) -> float:
 def voxel_round(image: np.ndarray, step: int, repeats: int) -> tuple[float, np.ndarray]:
     """Give the mean seconds of a voxel round, the quickest of several of each, and the labels."""
     took: list[float] = []
-    sweep = rounds.sweep
+    sweep = rounds.sweep_window
 
-    def timed(round_: rounds.Round, *arguments: object, **more: object) -> object:
+    def timed(round_: Round, *arguments: object, **more: object) -> object:
         start = time.perf_counter()
         done = sweep(round_, *arguments, **more)
         if round_.weight is not None:
             took.append(time.perf_counter() - start)
         return done
 
-    rounds.sweep = timed
+    rounds.sweep_window = timed
     try:
         for _ in range(1 + repeats):
             labels = dseeds.supervoxels(image, step=step, threads=1)
     finally:
-        rounds.sweep = sweep
+        rounds.sweep_window = sweep
     each = np.reshape(took, (1 + repeats, -1))
     return float(each.min(axis=0).mean()), labels
 
 
 def tabulate(labels: np.ndarray, image: np.ndarray, space: Space) -> None:
     """Do what is done for table and graph of a region, but for reading and writing."""
-    voxels, contacts = count(labels, [image], Box((0, 0, 0), triple(labels.shape)), space)
+    voxels, contacts = supervoxel_counts(labels, [image], Box((0, 0, 0), triple(labels.shape)), space)
     combine_voxels(voxels)
     combine_contacts(contacts)
 

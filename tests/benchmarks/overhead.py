@@ -23,10 +23,12 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 import dseeds
-from dseeds import naming, rounds, stages, store
+from dseeds.engine import label_tasks, tasks
+from dseeds.engine.dask_runner import StageRunner
+from dseeds.engine.phases import Phase
 from dseeds.phantom import phantom, write_phantom
-from dseeds.phases import Phase
-from dseeds.streams import Stages
+from dseeds.seeds import rounds
+from dseeds.storage import zarr_arrays
 
 KINDS = ("kernel", "io", "other")
 COLUMNS = ("wall", *KINDS, "idle", "overhead")
@@ -70,11 +72,11 @@ class Clocks(WorkerPlugin):
 
         for name in ("sweep", "count", "histograms", "coarsen"):
             setattr(rounds, name, timed(getattr(rounds, name), "kernel"))
-        for module, name in ((stages, "quantise"), (naming, "global_labels")):
+        for module, name in ((tasks, "quantise"), (label_tasks, "global_labels")):
             setattr(module, name, timed(getattr(module, name), "kernel"))
         for name in ("read", "write"):
-            setattr(store, name, timed(getattr(store, name), "io"))
-        stages.perform = task(stages.perform)
+            setattr(zarr_arrays, name, timed(getattr(zarr_arrays, name), "io"))
+        tasks.perform = task(tasks.perform)
 
 
 def key(phase: Phase) -> str:
@@ -86,18 +88,18 @@ def key(phase: Phase) -> str:
 def timed_stages() -> Iterator[Counter[str]]:
     """Lend the seconds that pass in every stage, as this process sees them."""
     seconds: Counter[str] = Counter()
-    run = Stages.run
+    run = StageRunner.run
 
-    def timed(self: Stages, phase: Phase, *args: Any, **options: Any) -> None:
+    def timed(self: StageRunner, phase: Phase, *args: Any, **options: Any) -> None:
         start = time.perf_counter()
         run(self, phase, *args, **options)
         seconds[key(phase)] += time.perf_counter() - start
 
-    Stages.run = timed
+    StageRunner.run = timed
     try:
         yield seconds
     finally:
-        Stages.run = run
+        StageRunner.run = run
 
 
 def measure(client: Client, source: Any, step: int, folder: str) -> tuple[dict[str, dict[str, float]], dseeds.Report]:

@@ -18,15 +18,15 @@ import psutil
 import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
-from dseeds import stages
-from dseeds.course import Course, Wanted
-from dseeds.engine import do_phase
+from dseeds.engine import tasks
+from dseeds.engine.dask_runner import StageRunner
+from dseeds.engine.driver import run_phase
+from dseeds.engine.job import Job
+from dseeds.engine.journal import Journal
+from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.io import open_image
-from dseeds.job import Job
-from dseeds.journal import Journal
-from dseeds.streams import Stages
-from dseeds.target import Labels
-from dseeds.windows import WindowSearch
+from dseeds.seeds.order_statistics import WindowSearch
+from dseeds.storage.label_group import LabelGroup
 
 CELL = 16
 
@@ -38,7 +38,7 @@ class Trivial(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Replace what tasks do."""
-        stages._TASKS.update(dict.fromkeys(stages._TASKS, nothing))
+        tasks._TASKS.update(dict.fromkeys(tasks._TASKS, nothing))
 
 
 def nothing(_job: Job, _number: int, _turn: int, _known: Any) -> str:
@@ -53,9 +53,9 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
     # No chunk of it is stored.
     image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELL,) * 3)
     address = str(folder)
-    labels = (Labels(address),)
+    labels = (LabelGroup(address),)
     job = Job(open_image(image), shape, (CELL,) * 3, (1, 1, 1), address, Journal(address, "run"), labels)
-    course = Course(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 0.0)]), Wanted())
+    course = RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 0.0)]), ImageQuery())
     process, seen = psutil.Process(), []
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
@@ -63,10 +63,10 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
     ):
         client.register_plugin(Trivial())
         totals = {str(phase): len(job.regions) for phase in course.phases}
-        run = Stages(client, totals, Watch(lambda: seen.append(process.memory_info().rss)))
+        run = StageRunner(client, totals, Watch(lambda: seen.append(process.memory_info().rss)))
         start = time.perf_counter()
         while (phase := course.current) is not None:
-            course.close(phase, do_phase(course, phase, run, mending=None))
+            course.close(phase, run_phase(course, phase, run, mending=None))
         seconds = time.perf_counter() - start
     tasks = 2 * len(job.regions)
     # What is allocated once is there after a tenth.

@@ -23,9 +23,9 @@ import numpy as np
 from cases import REPEATS, Case, Method, best, methods
 
 import dseeds
+from dseeds.core.process import peak_memory
 from dseeds.phantom import phantom
-from dseeds.report import peak_memory
-from dseeds.windows import intensity_window
+from dseeds.seeds.order_statistics import intensity_window
 
 PEERS = ("SLIC 0.1", "SimpleITK SLIC 30", "3D SEEDS 2")
 WINDOW = (0.0, 3000.0)

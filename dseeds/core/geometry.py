@@ -1,0 +1,395 @@
+"""Geometry: the lattice of cells, the units of each level, regions and windows.
+
+Everything here is global and pure: which cell a voxel lies in, where a block begins and which colour it has depend on
+the volume's shape and on the step alone, never on how the volume is cut. Axes are (z, y, x) throughout.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import SupportsInt
+
+import numpy as np
+from numpy.typing import NDArray
+
+Triple = tuple[int, int, int]
+PerAxis = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+AXES = ("z", "y", "x")
+# Voxels in a block: the sums of a block's smoothed histogram stay within 32 bits.
+LARGEST_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open box ``lo <= index < hi`` in units, voxels or cells, axes (z, y, x).
+
+    Examples
+    --------
+    >>> Box((0, 4, 4), (4, 8, 8)).grow(2, within=(10, 9, 9))
+    Box(lo=(0, 2, 2), hi=(6, 9, 9))
+    """
+
+    lo: Triple
+    hi: Triple
+
+    @property
+    def shape(self) -> Triple:
+        """The box's extent along (z, y, x)."""
+        return triple(h - a for a, h in zip(self.lo, self.hi, strict=True))
+
+    @property
+    def size(self) -> int:
+        """The number of items in the box."""
+        return math.prod(self.shape)
+
+    @property
+    def bounds(self) -> tuple[Triple, Triple]:
+        """The box as (lo, hi), for kernels."""
+        return self.lo, self.hi
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The box as an index of an array, axes (z, y, x)."""
+        z, y, x = (slice(a, h) for a, h in zip(self.lo, self.hi, strict=True))
+        return z, y, x
+
+    def grow(self, by: int, within: Triple) -> Box:
+        """Widen the box by `by` on every side, but not out of an array of shape `within`."""
+        return Box(
+            triple(max(0, a - by) for a in self.lo),
+            triple(min(n, h + by) for h, n in zip(self.hi, within, strict=True)),
+        )
+
+    def overlap(self, other: Box) -> Box:
+        """Give what two boxes share; meaningless if they share nothing."""
+        return Box(triple(map(max, self.lo, other.lo)), triple(map(min, self.hi, other.hi)))
+
+    def relative_to(self, origin: Triple) -> Box:
+        """Give the same box, counted from `origin`."""
+        return Box(
+            triple(a - o for a, o in zip(self.lo, origin, strict=True)),
+            triple(h - o for h, o in zip(self.hi, origin, strict=True)),
+        )
+
+
+def per_axis(arrays: Iterable[NDArray[np.int64]]) -> PerAxis:
+    """Make a (z, y, x) tuple of arrays."""
+    z, y, x = arrays
+    return z, y, x
+
+
+def triple(values: Iterable[SupportsInt]) -> Triple:
+    """Make a (z, y, x) tuple of plain integers."""
+    z, y, x = (int(v) for v in values)
+    return z, y, x
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The units of one level: blocks of a level, or single voxels.
+
+    Attributes
+    ----------
+    parts : tuple of int
+        How many units a cell has along (z, y, x); the step for the grid of voxels.
+    edges : tuple of ndarray of int64
+        Per axis the voxel at which each unit begins, and the axis' length at the end.
+    cells : tuple of ndarray of int64
+        Per axis the cell that each unit lies in.
+    """
+
+    parts: Triple
+    edges: PerAxis
+    cells: PerAxis
+
+    @property
+    def shape(self) -> Triple:
+        """Units along (z, y, x)."""
+        return triple(len(c) for c in self.cells)
+
+    @cached_property
+    def largest(self) -> int:
+        """Voxels in the largest unit."""
+        return math.prod(int(np.diff(e).max()) for e in self.edges)
+
+    def of_cells(self, box: Box) -> Box:
+        """Find the box of units that make up a box of cells."""
+        lo = triple(np.searchsorted(c, a) for c, a in zip(self.cells, box.lo, strict=True))
+        hi = triple(np.searchsorted(c, h) for c, h in zip(self.cells, box.hi, strict=True))
+        return Box(lo, hi)
+
+    def cells_of(self, box: Box) -> Box:
+        """Find the box of cells that a box of units touches."""
+        lo = triple(c[a] for c, a in zip(self.cells, box.lo, strict=True))
+        hi = triple(c[h - 1] + 1 for c, h in zip(self.cells, box.hi, strict=True))
+        return Box(lo, hi)
+
+    def voxels_of(self, box: Box) -> Box:
+        """Find the box of voxels that a box of units covers."""
+        lo = triple(e[a] for e, a in zip(self.edges, box.lo, strict=True))
+        hi = triple(e[h] for e, h in zip(self.edges, box.hi, strict=True))
+        return Box(lo, hi)
+
+    def edges_of(self, box: Box) -> PerAxis:
+        """Give per axis where the units of a box begin, and where the last ends, in voxels from the box's first."""
+        return per_axis(e[a : h + 1] - e[a] for e, a, h in zip(self.edges, box.lo, box.hi, strict=True))
+
+    def homes_of(self, box: Box) -> PerAxis:
+        """Give per axis the cell that each unit of a box lies in."""
+        return per_axis(c[a:h] for c, a, h in zip(self.cells, box.lo, box.hi, strict=True))
+
+    def parents(self, coarser: Grid) -> PerAxis:
+        """Give per axis the unit of a coarser grid that each unit lies in."""
+        return per_axis(
+            np.searchsorted(theirs, mine[:-1], side="right") - 1
+            for theirs, mine in zip(coarser.edges, self.edges, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The global regular grid of cells; each cell seeds one supervoxel.
+
+    A remainder of under half a step at the end of an axis is folded into the cell before it. A step longer than
+    its axis becomes the axis' length: one cell.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The volume's shape (z, y, x) in voxels.
+    step : tuple of int
+        The size of a cell along (z, y, x) in voxels.
+
+    Examples
+    --------
+    >>> lattice = Lattice((129, 100, 3), (8, 16, 8))
+    >>> lattice.cells
+    (16, 6, 1)
+    >>> [grid.parts for grid in lattice.grids]
+    [(2, 2, 1), (4, 4, 1), (4, 8, 1), (8, 16, 3)]
+    """
+
+    shape: Triple
+    step: Triple
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step", triple(min(s, n) for s, n in zip(self.step, self.shape, strict=True)))
+        if any(grid.largest > LARGEST_BLOCK for grid in self.grids[:-1]):
+            raise ValueError(f"cells of {self.step} voxels (z, y, x) are too large: take a step of at most 340 or so.")
+
+    @property
+    def cells(self) -> Triple:
+        """Cells along (z, y, x)."""
+        return triple((2 * n + s) // (2 * s) for n, s in zip(self.shape, self.step, strict=True))
+
+    @property
+    def size(self) -> int:
+        """The number of cells, and so of supervoxels."""
+        return math.prod(self.cells)
+
+    @property
+    def label_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The smallest of uint32 and uint64 that holds every label."""
+        return np.dtype(np.uint32 if self.size < 2**32 else np.uint64)
+
+    @cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """The levels' units from the coarsest blocks to single voxels.
+
+        Every level halves the axes whose blocks stay at least 2 voxels long; the others wait.
+        """
+        grids: list[Grid] = []
+        parts = (1, 1, 1)
+        while True:
+            finer = triple(2 * p if s // (2 * p) >= 2 else p for p, s in zip(parts, self.step, strict=True))
+            if finer == parts:
+                return (*grids, self._voxels())
+            parts = finer
+            grids.append(self._blocks(parts))
+
+    def _blocks(self, parts: Triple) -> Grid:
+        edges, cells = [], []
+        for n, s, count, p in zip(self.shape, self.step, self.cells, parts, strict=True):
+            begins = np.arange(count) * s
+            lengths = np.diff(begins, append=n)
+            within = np.arange(p) * lengths[:, None] // p
+            edges.append(np.append(begins[:, None] + within, n))
+            cells.append(np.repeat(np.arange(count), p))
+        return Grid(parts, per_axis(edges), per_axis(cells))
+
+    def _voxels(self) -> Grid:
+        return Grid(
+            self.step,
+            per_axis(np.arange(n + 1) for n in self.shape),
+            per_axis(
+                np.minimum(np.arange(n) // s, count - 1)
+                for n, s, count in zip(self.shape, self.step, self.cells, strict=True)
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """A region's units with their halo, and the cells whose supervoxels can be met there.
+
+    Attributes
+    ----------
+    grid : Grid
+        The level.
+    core : Box
+        The region, in the grid's units.
+    box : Box
+        The region and its halo, in the grid's units.
+    cells : Box
+        The cells of `box` and their 26 neighbours: every owner of a unit in `box` is among them.
+    """
+
+    grid: Grid
+    core: Box
+    box: Box
+    cells: Box
+
+    @classmethod
+    def around(cls, lattice: Lattice, grid: Grid, region: Box, halo: int) -> Window:
+        """Make the window of a region (a box of cells) with a halo of so many units."""
+        core = grid.of_cells(region)
+        box = core.grow(halo, within=grid.shape)
+        return cls(grid, core, box, grid.cells_of(box).grow(1, within=lattice.cells))
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The volume cut into boxes of whole cells; each is what one task works on.
+
+    Attributes
+    ----------
+    lattice : Lattice
+        The lattice.
+    cells : tuple of int
+        Cells per region along (z, y, x); the last region along an axis may have fewer.
+    """
+
+    lattice: Lattice
+    cells: Triple
+
+    @property
+    def counts(self) -> Triple:
+        """Regions along (z, y, x)."""
+        return triple(-(-n // k) for n, k in zip(self.lattice.cells, self.cells, strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def index(self, number: int) -> Triple:
+        """Give the (z, y, x) index of a region from its number."""
+        return triple(np.unravel_index(number, self.counts))
+
+    def number(self, index: Triple) -> int:
+        """Give the number of the region with a (z, y, x) index."""
+        return int(np.ravel_multi_index(index, self.counts))
+
+    def box(self, number: int) -> Box:
+        """Give a region's cells."""
+        return self.box_at(self.index(number))
+
+    def box_at(self, index: Triple) -> Box:
+        """Give the cells of the region with a (z, y, x) index."""
+        lo = triple(i * k for i, k in zip(index, self.cells, strict=True))
+        hi = triple(min(n, a + k) for a, k, n in zip(lo, self.cells, self.lattice.cells, strict=True))
+        return Box(lo, hi)
+
+    def around(self, number: int, reach: int) -> Box:
+        """Give the box of regions that are at most so many regions away from one."""
+        index = self.index(number)
+        return Box(index, triple(i + 1 for i in index)).grow(reach, within=self.counts)
+
+    def within(self, number: int, reach: int) -> list[int]:
+        """List the numbers of the regions that are at most so many away from one, ascending, with itself."""
+        return self.numbers(self.around(number, reach))
+
+    def touching(self, cells: Box) -> list[int]:
+        """List the numbers of the regions that have cells in a box, ascending."""
+        lo = triple(a // k for a, k in zip(cells.lo, self.cells, strict=True))
+        hi = triple(-(-h // k) for h, k in zip(cells.hi, self.cells, strict=True))
+        return self.numbers(Box(lo, hi))
+
+    def numbers(self, box: Box) -> list[int]:
+        """List the numbers of a box of regions, ascending."""
+        return [self.number(triple(index)) for index in itertools.product(*map(range, box.lo, box.hi))]
+
+
+def check_shape(shape: tuple[int, ...]) -> Triple:
+    """Refuse what is not a volume.
+
+    Raises
+    ------
+    ValueError
+        If there are not three axes (z, y, x), or one is empty.
+    """
+    if len(shape) != 3:
+        advice = "add an axis of length 1 for a single slice" if len(shape) < 3 else "choose one volume of it"
+        raise ValueError(f"supervoxels need a volume with axes (z, y, x), but its shape is {tuple(shape)}: {advice}.")
+    if 0 in shape:
+        raise ValueError(f"the volume is empty: its shape (z, y, x) is {tuple(shape)}.")
+    return triple(shape)
+
+
+def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
+    """Check a voxel spacing given by the user.
+
+    Raises
+    ------
+    ValueError
+        If it is not three finite positive numbers.
+    """
+    try:
+        z, y, x = (float(v) for v in spacing)
+    except (TypeError, ValueError):
+        z = y = x = math.nan
+    # From an atom to a mountain.
+    if not all(1e-9 < v < 1e9 for v in (z, y, x)):
+        raise ValueError(f"spacing must be three positive numbers (z, y, x) in millimetres, got {spacing!r}.")
+    return z, y, x
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A volume cut into regions.
+
+    Attributes
+    ----------
+    shape, region : tuple of int
+        Voxels of the volume and of a region along (z, y, x); at the volume's ends, regions may be smaller.
+
+    Examples
+    --------
+    >>> tiling = Tiling((10, 10, 10), (8, 10, 5))
+    >>> len(tiling), tiling.box(3)
+    (4, Box(lo=(8, 0, 5), hi=(10, 10, 10)))
+    """
+
+    shape: Triple
+    region: Triple
+
+    @property
+    def counts(self) -> Triple:
+        """Regions along (z, y, x)."""
+        return triple(-(-n // r) for n, r in zip(self.shape, self.region, strict=True))
+
+    def __len__(self) -> int:
+        return prod(self.counts)
+
+    def box(self, number: int) -> Box:
+        """Give a region's voxels."""
+        lo = [int(i) * r for i, r in zip(np.unravel_index(number, self.counts), self.region, strict=True)]
+        return Box(triple(lo), triple(min(a + r, n) for a, r, n in zip(lo, self.region, self.shape, strict=True)))
+
+    def above(self, number: int) -> Box:
+        """Give a region's voxels and the next ones towards higher z, y and x, where there are any."""
+        box = self.box(number)
+        return Box(box.lo, box.grow(1, within=self.shape).hi)

@@ -1,0 +1,123 @@
+"""How kernels are compiled, and how their compiled code is kept between runs where someone asks for it.
+
+Numba compiles a kernel in every process anew. Its own cache on disk is written by whoever compiles first, so that many
+workers race for its files. Here runs only read: `compile_kernels` writes the code of all kernels to one file, which
+gets its name when it is complete. The name says for what the code is good, so that no other is ever loaded.
+
+Nothing is read or written unless the environment variable ``DSEEDS_CACHE_DIR`` names a folder. Loading code is running
+it, so the folder has to be the user's own: one that others may write to is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import sys
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from numba import njit
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+
+# The environment variable that names the folder.
+CACHE_FOLDER = "DSEEDS_CACHE_DIR"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+registered_kernels: list[Any] = []
+
+
+def jit(function: Function) -> Function:
+    """Compile a kernel on its first call, without the GIL, unless its compiled code is at hand."""
+    kernel: Any = njit(nogil=True)(function)
+    registered_kernels.append(kernel)
+    if os.environ.get(CACHE_FOLDER):
+        # Numba has no public place for another cache than its own.
+        kernel._cache = CompiledCode(kernel)
+    return cast(Function, kernel)
+
+
+class CompiledCode(NullCache):
+    """What Numba asks for a kernel's compiled code before it compiles, and what forgets what it is told."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    @property
+    def cache_path(self) -> str | None:
+        """The folder."""
+        return os.environ.get(CACHE_FOLDER)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load the code for some types of arguments; None if there is none."""
+        code = _read().get(kernel_key(self.kernel, sig))
+        if code is None:
+            return None
+        target_context.refresh()
+        return CompileResult._rebuild(target_context, *pickle.loads(code))
+
+
+def is_compiled() -> bool:
+    """Tell whether `compile_kernels` has left code in the folder that is good for this process.
+
+    Raises
+    ------
+    PermissionError
+        If others may write to it.
+    """
+    return bool(os.environ.get(CACHE_FOLDER) and _read())
+
+
+@cache
+def _read() -> dict[str, bytes]:
+    """Read the code of all kernels, as it is stored, by kernel and types; nothing if there is no file."""
+    path = cache_file()
+    try:
+        with path.open("rb") as file:
+            require_private(path.parent, path.parent.stat())
+            require_private(path, os.fstat(file.fileno()))
+            return cast(dict[str, bytes], pickle.load(file))
+    except FileNotFoundError:
+        return {}
+
+
+def cache_file() -> Path:
+    """Return the file that holds the compiled code of all kernels for this process."""
+    return Path(os.environ[CACHE_FOLDER]).expanduser().absolute() / f"{_fingerprint()}.kernels"
+
+
+@cache
+def _fingerprint() -> str:
+    """Name what compiled code depends on: all sources, for a kernel takes constants from anywhere, and what runs it."""
+    versions = sys.implementation.cache_tag, *sys.version_info, *map(version, ("numpy", "numba", "llvmlite"))
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    digest = sha256(repr((versions, processor)).encode())
+    package = Path(__file__).parents[1]
+    for source in sorted(package.rglob("*.py")):
+        content = source.read_bytes()
+        digest.update(f"{source.relative_to(package).as_posix()} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def kernel_key(kernel: Any, types: Any) -> str:
+    """Return the key under which the compiled code of a kernel is kept, for given argument types."""
+    return f"{kernel.__module__}.{kernel.__qualname__}{types}"
+
+
+def require_private(path: Path, status: os.stat_result) -> None:
+    """Refuse what others may have written."""
+    # Windows has no such bits.
+    if sys.platform == "win32":
+        return
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"{path} may be written by others, so that compiled code in it is not safe to run: take a folder of your "
+            f"own for {CACHE_FOLDER}, or chmod go-w it."
+        )

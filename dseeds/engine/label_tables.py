@@ -1,0 +1,107 @@
+"""What is found out of all regions at once when labels are made: where each cell's numbers begin, and who joins whom.
+
+The process that closes a phase does this. It holds one layer of regions' counts, or, where supervoxels are joined, a
+few bytes for every supervoxel and the graph around the small ones; for coarser levels, the whole graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.geometry import Box
+from dseeds.engine.job import Job
+from dseeds.engine.label_tasks import read_graph, table_name
+from dseeds.engine.scratch import ID_BLOCK, TABLE_SHARD, lookup_layout
+from dseeds.seeds.contact_graph import ContactGraph, combine_graphs
+from dseeds.seeds.hierarchy import coarser_level
+from dseeds.seeds.min_size import join_small_supervoxels
+from dseeds.storage.zarr_arrays import write_array
+
+
+def write_offsets(job: Job) -> int:
+    """Write down for every cell how many parts of supervoxels come before its own, and count them all.
+
+    Raises
+    ------
+    ValueError
+        If there are more parts than labels.
+    """
+    (nz, ny, nx), total = job.lattice.cells, 0
+    for begin in range(0, nz, job.region[0]):
+        layer = Box((begin, 0, 0), (min(begin + job.region[0], nz), ny, nx))
+        counts = job.cells("parts", layer).astype(np.uint64)
+        before = np.cumsum(counts.reshape(-1)).reshape(counts.shape) - counts + np.uint64(total)
+        job.store.write("offsets", layer, before)
+        total += int(counts.sum())
+    if total > np.iinfo(job.lattice.label_dtype).max:
+        raise ValueError(f"the mask cuts the volume into {total} parts, which is too many: take a smoother mask.")
+    return total
+
+
+def write_tables(job: Job, count: int, regions: Sequence[int]) -> list[int]:
+    """Write down what each number becomes when supervoxels are joined.
+
+    Parameters
+    ----------
+    job : Job
+        The run.
+    count : int
+        How many supervoxels there are so far.
+    regions : sequence of int
+        The regions that know something of the graph.
+
+    Returns
+    -------
+    list of int
+        How many supervoxels are left, and how many there are on each coarser level.
+    """
+
+    def graphs() -> Iterator[ContactGraph]:
+        return (read_graph(job, number) for number in regions)
+
+    joined = join_small_supervoxels(count, graphs, job.min_size, job.weights)
+    _write_table(job, 0, count, joined.final)
+    counts = [joined.count]
+    if len(job.labels) > 1:
+        graph = combine_graphs(joined.graph(one) for one in graphs())
+        cells = _cells(job, joined.kept)
+    for level in range(1, len(job.labels)):
+        above = coarser_level(graph, cells, job.weights)
+        _write_table(job, level, counts[-1], above.parents.__getitem__)
+        graph, cells = above.graph, above.cells
+        counts.append(len(cells))
+    return counts
+
+
+def read_table(job: Job, level: int, count: int) -> NDArray[np.uint64]:
+    """Read what each id from 0 to `count` becomes."""
+    blocks = lookup_layout(count).shape[0]
+    entries = job.store.read(table_name(level), Box((0, 0, 0), (blocks, 1, 1))).reshape(-1)
+    return entries[: count + 1]
+
+
+def _cells(job: Job, ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Find the cells that numbers belong to, shape (ids, 3)."""
+    numbers = ids.astype(np.int64) - 1
+    if job.masked:
+        # Not the offsets, for nothing is stored of regions outside the mask.
+        parts = job.cells("parts", Box((0, 0, 0), job.lattice.cells))
+        numbers = np.searchsorted(np.cumsum(parts, dtype=np.int64), numbers, side="right")
+    return np.stack(np.unravel_index(numbers, job.lattice.cells), axis=1).astype(np.int64)
+
+
+def _write_table(job: Job, level: int, count: int, becomes: Callable[[NDArray[np.int64]], NDArray[Any]]) -> None:
+    """Write what each of so many ids becomes."""
+    layout = lookup_layout(count)
+    job.store.create({table_name(level): layout})
+    for begin in range(0, layout.shape[0], TABLE_SHARD):
+        end = min(begin + TABLE_SHARD, layout.shape[0])
+        ids = np.arange(begin * ID_BLOCK, end * ID_BLOCK)
+        values = np.zeros(ids.shape, np.uint64)
+        known = ids <= count
+        values[known] = becomes(ids[known])
+        write_array(job.scratch, table_name(level), Box((begin, 0, 0), (end, 1, 1)), values.reshape(-1, 1, 1, ID_BLOCK))

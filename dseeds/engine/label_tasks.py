@@ -1,0 +1,119 @@
+"""From the codes that the last round leaves to labels: one number for each supervoxel of the whole volume.
+
+Without a mask, a supervoxel is named by its cell. A mask may cut it into parts, each of which is a supervoxel of its
+own: they are counted for every cell, and numbered in the order of the cells. Where small ones are to be joined to
+others, or all to coarser ones, these numbers are written down, the graph of what touches what is taken from them, and
+a table tells for each number what it becomes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.geometry import Box
+from dseeds.engine.job import Job, Rested
+from dseeds.engine.scratch import bins, codes
+from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
+from dseeds.seeds.kernels.label_codes import entered, global_labels, seeds
+from dseeds.seeds.kernels.layout import leave
+from dseeds.seeds.kernels.mask_components import number_parts, part_counts
+from dseeds.seeds.kernels.simd import NOTHING
+from dseeds.seeds.kernels.voxels import MASKED
+from dseeds.storage.zarr_arrays import ScratchCorrupted, count_bytes
+
+
+def count_parts(job: Job, number: int, _turn: int, rested: Rested) -> str:
+    """Count the parts into which the mask has cut each of a region's supervoxels."""
+    region = job.regions.box(number)
+    window = region.grow(1, within=job.lattice.cells)
+    box = job.lattice.grids[-1].of_cells(window)
+    counts = part_counts(_codes(job, box, rested), *job.lattice.grids[-1].homes_of(box), region)
+    job.store.write("parts", region, counts)
+    return "counted"
+
+
+def number_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
+    """Write the numbers of a region's voxels, before any supervoxel is joined to another."""
+    job.store.write("numbers", job.voxels(number), _numbers(job, number, rested))
+    return "numbered"
+
+
+def tabulate_region(job: Job, number: int, _turn: int, _rested: Rested) -> str:
+    """Write what a region knows of the graph of what touches what."""
+    box = job.voxels(number)
+    # Faces between regions are counted by the one before.
+    window = box.grow(1, within=job.shape)
+    window = Box(box.lo, window.hi)
+    values = np.stack([job.store.read(bins(channel), box) for channel in range(job.channels)])
+    graph = build_contact_graph(job.units("numbers", window), box.relative_to(box.lo), values)
+    content = graph.to_bytes()
+    job.store.place.write(f"graph/{number}", content)
+    count_bytes(written=len(content))
+    return "tabulated"
+
+
+def read_graph(job: Job, number: int) -> ContactGraph:
+    """Read what a region knows of the graph.
+
+    Raises
+    ------
+    Damage
+        If it is not there as it was written.
+    """
+    content = job.store.place.read(f"graph/{number}")
+    try:
+        if content is None:
+            raise ValueError("it is missing")
+        graph = ContactGraph.from_bytes(content)
+    except ValueError as error:
+        raise ScratchCorrupted("graph", job.regions.around(number, 0), str(error)) from error
+    count_bytes(read=len(content))
+    return graph
+
+
+def label_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
+    """Write a region's labels, and those of the coarser levels."""
+    box = job.voxels(number)
+    if not job.joins:
+        job.labels[0].write(box, _numbers(job, number, rested))
+        return "labelled"
+    labels: NDArray[Any] = job.store.read("numbers", box)
+    for level, target in enumerate(job.labels):
+        labels = job.looked_up(table_name(level), labels)
+        target.write(box, labels)
+    return "labelled"
+
+
+def table_name(level: int) -> str:
+    """Name the table of what each number becomes: of a supervoxel, then of those of the level before."""
+    return f"table-{level}"
+
+
+def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
+    """Give each voxel of a region its number."""
+    grid, box = job.lattice.grids[-1], job.voxels(number)
+    out = np.empty(box.shape, job.lattice.label_dtype)
+    if not job.masked:
+        cells = grid.homes_of(box)
+        global_labels(entered(_codes(job, box, rested)), *cells, job.lattice.cells, out)
+        return out
+    # Owners lie in the cells around a region, and their parts reach one cell further.
+    owners = job.regions.box(number).grow(1, within=job.lattice.cells)
+    window = grid.of_cells(owners.grow(1, within=job.lattice.cells))
+    offsets = job.cells("offsets", owners)
+    number_parts(_codes(job, window, rested), *grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out)
+    return out
+
+
+def _codes(job: Job, box: Box, rested: Rested) -> NDArray[np.uint8]:
+    """Read the codes that the last round leaves in a box of voxels; without rounds, those of the lattice's cells."""
+    if job.schedule:
+        return job.units(codes(len(job.schedule) - 1), box, fill=NOTHING, rested=rested)
+    out = np.empty(box.shape, np.uint8)
+    leave(seeds(*job.lattice.grids[-1].homes_of(box)), (0, 0, 0), out)
+    if job.masked:
+        out[job.units(bins(0), box, fill=MASKED) == MASKED] = NOTHING
+    return out

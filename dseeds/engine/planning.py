@@ -1,0 +1,231 @@
+"""`plan`: what a run will take, before anything runs."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from dseeds.core.formatting import format_bytes, format_duration
+from dseeds.core.geometry import Triple, triple
+from dseeds.core.html import html_table
+from dseeds.engine.calibration import Trial
+from dseeds.engine.io_model import IoModel, StagePlan
+from dseeds.engine.memory_model import available_capacity, task_bytes, worker_bytes
+from dseeds.engine.report import from_document
+from dseeds.engine.run import RunOptions, RunSpec, memory_cut
+from dseeds.engine.validation import prepare_run, task_shape
+from dseeds.io.label_listing import resolve_target
+from dseeds.parallel.cluster import Capacity
+from dseeds.seeds.cell_size import Step
+from dseeds.storage.zarr_arrays import region_units
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What a run will take.
+
+    Attributes
+    ----------
+    target : str
+        Where the labels will be.
+    shape, step, cells : tuple of int
+        The volume, a cell and the lattice, (z, y, x).
+    supervoxels : int
+        How many there will be; under a mask, or joined where they are small, there are others.
+    regions : int
+        How many the volume is cut into.
+    region_shape : tuple of int
+        Voxels in a region, (z, y, x).
+    rounds : int
+        Rounds to be done.
+    workers, threads : int
+        Workers, and the threads of them all.
+    scratch : str
+        Where intermediate data go.
+    scratch_bytes : int
+        What these take at the most at any time. A copy of the source counts as it is in memory; all else is taken to be
+        compressed as little as noise is: images that are not noise need about half.
+    output_bytes : int
+        What the labels take at the most, compressed as those of noise are.
+    task_memory : int
+        The projected peak memory of the largest task, in bytes.
+    worker_memory, worker_limit : int
+        What a worker needs for its tasks at once, and what it may use.
+    seconds : float or None
+        How long the stages will take, once the workers are up and their kernels compiled; None where no trial was made.
+    stages : tuple of StagePlan
+        In order of their beginning.
+    """
+
+    target: str
+    shape: Triple
+    step: Triple
+    cells: Triple
+    supervoxels: int
+    regions: int
+    region_shape: Triple
+    rounds: int
+    workers: int
+    threads: int
+    scratch: str
+    scratch_bytes: int
+    output_bytes: int
+    task_memory: int
+    worker_memory: int
+    worker_limit: int
+    seconds: float | None
+    stages: tuple[StagePlan, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the plan as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Take a plan back from what `to_dict` gives, or JSON has made of that; see `from_document`."""
+        return from_document(cls, values, StagePlan)
+
+    def to_json(self) -> str:
+        """Give the plan as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        lines = [f"{self._title}: {self.target}", *(f"{name}: {value}" for name, value in self._figures)]
+        width = max(len(stage.name) for stage in self.stages)
+        return "\n".join([*lines, *(stage.line(width) for stage in self.stages)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        stages = [(s.name, s.tasks, f"{s.read / 2**20:.0f}", f"{s.written / 2**20:.0f}") for s in self.stages]
+        figures = html_table([("target", self.target), *self._figures])
+        table = html_table(stages, ("stage", "tasks", "MiB read", "MiB written"))
+        return f"<p>{html.escape(self._title)}</p>{figures}{table}"
+
+    @property
+    def _title(self) -> str:
+        return f"{self.supervoxels} supervoxels at step {_by(self.step)} in {_by(self.shape)} voxels (z, y, x)"
+
+    @property
+    def _figures(self) -> list[tuple[str, str]]:
+        return [
+            ("lattice", f"{_by(self.cells)} cells, {self.rounds} rounds"),
+            ("regions", f"{self.regions} of {_by(self.region_shape)} voxels"),
+            ("workers", f"{self.workers} with {self.threads} threads"),
+            (
+                "memory of a worker",
+                f"{format_bytes(self.worker_memory)} needed, {format_bytes(self.worker_limit)} allowed",
+            ),
+            ("memory of a task", format_bytes(self.task_memory)),
+            ("scratch", f"up to {format_bytes(self.scratch_bytes)} in {self.scratch}"),
+            ("labels", f"up to {format_bytes(self.output_bytes)}"),
+            ("time", "not estimated" if self.seconds is None else f"about {format_duration(self.seconds)}"),
+        ]
+
+
+def plan(
+    source: Any,
+    target: str | Path | None = None,
+    *,
+    into_image: bool | str = False,
+    step: Step | None = None,
+    n_segments: int | None = None,
+    spacing: Sequence[float] | None = None,
+    mask: Any = None,
+    window: Any = None,
+    percentiles: Sequence[float] | None = None,
+    bins: str | None = None,
+    compactness: float | None = None,
+    min_size: int | None = None,
+    levels: int | None = None,
+    pyramid: str | None = None,
+    features: bool | None = None,
+    volume: int | None = None,
+    level: int | None = None,
+    channel_axis: int | str | None = None,
+    weights: Sequence[float] | None = None,
+    region: int | Sequence[int] | None = None,
+    chunks: int | Sequence[int] | None = None,
+    shards: int | Sequence[int] | None = None,
+    memory: int | str | None = None,
+    workers: int | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    scratch: str | Path | None = None,
+    calibrate: bool = True,
+) -> Plan:
+    """Tell what `segment` would take with the same arguments; nothing is written to the target or to scratch.
+
+    Parameters
+    ----------
+    source, target, into_image, step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size
+        As for `segment`.
+    levels, pyramid, features, volume, level
+        As for `segment`.
+    channel_axis, weights, region, chunks, shards, memory, workers, client, overwrite, scratch
+        As for `segment`.
+    calibrate : bool, default True
+        Estimate the time, from a trial on a small part of the volume in this process, which takes some seconds.
+
+    Returns
+    -------
+    Plan
+        What the run would take.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError, TypeError, ValueError
+        As `segment`, but for the room on the disk, which is told and not checked.
+
+    Examples
+    --------
+    >>> import dseeds, numpy
+    >>> plan = dseeds.plan(numpy.zeros((64, 64, 64), "uint16"), "labels.zarr", step=16, calibrate=False)
+    >>> plan.supervoxels, plan.rounds
+    (64, 13)
+    """
+    target = resolve_target(source, target, into_image)
+    asked = RunOptions.of(locals())
+    run, has = prepare_run(
+        source, target, asked, partial(available_capacity, client, workers, memory), overwrite=overwrite
+    )
+    return build_plan(run, has, Trial(run).seconds(has) if calibrate else None)
+
+
+def build_plan(run: RunSpec, has: Capacity, seconds: float | None) -> Plan:
+    """Tell what a run takes that has been checked."""
+    needs = IoModel(run)
+    lattice, regions = needs.job.lattice, needs.job.regions
+    cut = memory_cut(run.image, triple(run.labels_layout.chunk))
+    task = task_bytes(lattice, regions.cells, task_shape(run.image, run.document), *cut)
+    return Plan(
+        target=run.target,
+        shape=needs.job.shape,
+        step=needs.job.step,
+        cells=lattice.cells,
+        supervoxels=lattice.size,
+        regions=len(regions),
+        region_shape=region_units(regions, lattice.grids[-1]),
+        rounds=len(needs.rounds),
+        workers=has.workers,
+        threads=has.threads,
+        scratch=run.scratch,
+        scratch_bytes=needs.scratch,
+        output_bytes=needs.output,
+        task_memory=task,
+        worker_memory=worker_bytes(task, has.threads_per_worker),
+        worker_limit=has.memory,
+        seconds=seconds,
+        stages=needs.stages,
+    )
+
+
+def _by(values: Triple) -> str:
+    return " x ".join(map(str, values))

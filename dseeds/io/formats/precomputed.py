@@ -1,0 +1,141 @@
+"""Neuroglancer's precomputed format out, written by tensorstore, shard by shard.
+
+A volume is a folder with a file ``info`` and a folder for each resolution; axes are (x, y, z, channel), lengths are in
+nanometres; see https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dseeds.io.formats.file_writer import Content, partial_name
+from dseeds.io.source import IndexBox, Shape
+
+# A chunk is what a viewer asks for, a shard is a file: voxels of one along x and y, chunks of the other along an axis,
+# which are numbered with so many bits.
+CHUNK, PER_SHARD, _BITS = 64, 4, 6
+NOTE = "dseeds.json"
+_NM_PER_MM = 1e6
+
+
+def is_our_precomputed(path: Path) -> bool:
+    """Tell whether a folder was written by this program, and nobody has added anything."""
+    try:
+        json.loads((path / NOTE).read_text())
+        scales = {scale["key"] for scale in json.loads((path / "info").read_text())["scales"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return {found.name for found in path.iterdir()} == {NOTE, "info", *scales}
+
+
+def check_precomputed_target(path: Path, overwrite: bool) -> None:
+    """Refuse a folder as a target that would lose something; see `dseeds.io.formats.file_writer.check_file_target`."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} for the target does not exist.")
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{path} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
+        )
+    if path.is_symlink() or not path.is_dir() or not is_our_precomputed(path):
+        raise FileExistsError(f"{path} was not written by dseeds, or holds something else; it is not overwritten.")
+
+
+@contextmanager
+def partial_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Lend a folder beside the target, which takes the target's name when it is complete."""
+    partial = partial_name(path)
+    partial.mkdir()
+    try:
+        yield partial
+        (partial / NOTE).write_text(json.dumps({"written": "by dseeds"}))
+        # Again, for something may have come to be there meanwhile.
+        check_precomputed_target(path, overwrite)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def add_scale(
+    folder: Path,
+    number: int,
+    content: Content,
+    depth: int,
+    boxes: Callable[[Shape], Iterable[tuple[IndexBox, np.ndarray]]],
+) -> None:
+    """Write one resolution.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the resolutions before it are.
+    number : int
+        0 for the full resolution.
+    content : Content
+        What is written.
+    depth : int
+        Planes in a shard.
+    boxes : callable
+        Gives boxes along z, y, x, best of the extent that it is given, which is that of a shard, and their voxels.
+    """
+    z, y, x = content.shape
+    spacing = content.spacing or (1 / _NM_PER_MM,) * 3
+    coded: dict[str, Any] = {"encoding": "raw"}
+    if content.labelled:
+        coded = {"encoding": "compressed_segmentation", "compressed_segmentation_block_size": [8, 8, 8]}
+    chunk = [CHUNK, CHUNK, max(1, depth // PER_SHARD)]
+    grid = [-(-n // c) for n, c in zip((x, y, z), chunk, strict=True)]
+    bits = sum(max(0, (n - 1).bit_length()) for n in grid)
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {"driver": "file", "path": f"{folder}/"},
+        "multiscale_metadata": {
+            "type": "segmentation" if content.labelled else "image",
+            "data_type": content.dtype.name,
+            "num_channels": content.channels or 1,
+        },
+        "scale_metadata": {
+            "key": str(number),
+            "size": [x, y, z],
+            "resolution": [size * _NM_PER_MM for size in spacing[::-1]],
+            "chunk_size": chunk,
+            "sharding": {
+                "@type": "neuroglancer_uint64_sharded_v1",
+                "hash": "identity",
+                "preshift_bits": 0,
+                "minishard_bits": min(_BITS, bits),
+                "shard_bits": max(0, bits - _BITS),
+                "minishard_index_encoding": "gzip",
+                "data_encoding": "gzip",
+            },
+            **coded,
+        },
+        "create": True,
+    }
+    array = tensorstore().open(spec).result()
+    shard = array.chunk_layout.write_chunk.shape
+    for box, values in boxes((int(shard[2]), int(shard[1]), int(shard[0]))):
+        found = np.asarray(values, content.dtype)
+        stored = found[None] if content.channels is None else found
+        array[box[2], box[1], box[0], :].write(stored.transpose(3, 2, 1, 0)).result()
+
+
+def tensorstore() -> Any:
+    """Import what writes the format; `ValueError` where it is missing."""
+    try:
+        import tensorstore as found
+    except ImportError as error:
+        raise ValueError(
+            "neuroglancer's precomputed format needs one more package: pip install 'dseeds[neuroglancer]'"
+        ) from error
+    return found

@@ -1,0 +1,240 @@
+"""An image: one volume, or several channels of one shape, wherever they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dseeds.io.formats.ome_zarr import frame_of
+from dseeds.io.ome_metadata import Frame
+from dseeds.io.open import open_voxels
+from dseeds.io.source import IndexBox, Kind, Shape, Source, SourceQuery, Spacing, require_channels
+
+# How far sizes and places of voxels in two files may differ, as a part: they were rounded, or written as text.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """An image of 1 to 16 channels that can be read, axes (z, y, x). Every image pickles.
+
+    Parameters
+    ----------
+    parts : tuple of Source
+        Where the channels are. Those that are stored together are one part, and are read at once.
+    """
+
+    parts: tuple[Source, ...]
+
+    @property
+    def name(self) -> str:
+        """What people call it: the first file's name, and how many more there are."""
+        more = len(dict.fromkeys(part.path for part in self.parts)) - 1
+        return f"{self.parts[0].name} and {more} more" if more else self.parts[0].name
+
+    @property
+    def kind(self) -> Kind:
+        """The format of the first channel."""
+        return self.parts[0].kind
+
+    @property
+    def path(self) -> str | None:
+        """Where the first channel lies, None where it is in memory."""
+        return self.parts[0].path
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where all channels lie, but for those in memory."""
+        return tuple(dict.fromkeys(part.path for part in self.parts if part.path is not None))
+
+    @property
+    def channels(self) -> int:
+        """How many channels there are."""
+        return len(self.dtypes)
+
+    @property
+    def dtypes(self) -> tuple[np.dtype, ...]:
+        """Type of each channel's voxels; see `Source.dtype`."""
+        return tuple(part.dtype for part in self.parts for _ in range(part.channels or 1))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a voxel in all channels."""
+        return sum(dtype.itemsize for dtype in self.dtypes)
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along z, y, x."""
+        return self.parts[0].shape
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """Size of a voxel along z, y, x in millimetres, None where no channel says."""
+        return next((part.spacing for part in self.parts if part.spacing is not None), None)
+
+    @property
+    def frame(self) -> Frame:
+        """Where the voxels lie, as far as any channel says."""
+        return next((frame for frame in map(frame_of, self.parts) if frame != Frame()), Frame())
+
+    @property
+    def affine(self) -> np.ndarray | None:
+        """See `Source.affine`; None where no channel says."""
+        return next((part.affine for part in self.parts if part.affine is not None), None)
+
+    @property
+    def labelled(self) -> bool:
+        """See `Source.labelled`. True if any channel is."""
+        return any(part.labelled for part in self.parts)
+
+    @property
+    def chunks(self) -> Shape | None:
+        """See `Source.chunks`. Where channels are cut differently, those of the part of which most is decoded."""
+        return self._coarsest.chunks
+
+    @property
+    def shards(self) -> Shape | None:
+        """See `Source.shards`, and `chunks`."""
+        return self._coarsest.shards
+
+    @property
+    def readable_by_workers(self) -> bool:
+        """See `Source.readable_by_workers`. True if all channels are."""
+        return all(part.readable_by_workers for part in self.parts)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """See `Source.identity`."""
+        if len(self.parts) == 1:
+            return self.parts[0].identity
+        return {"kind": self.kind, "shape": list(self.shape), "channels": [part.identity for part in self.parts]}
+
+    def reopened(self) -> Image:
+        """See `Source.reopened`."""
+        return Image(tuple(part.reopened() for part in self.parts))
+
+    def read(self, box: IndexBox) -> tuple[np.ndarray, ...]:
+        """Read the voxels in a box (z, y, x), an array for each channel; see `Source.read`."""
+        return _channels([part.read(box) for part in self.parts])
+
+    def slabs(self, thickness: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        """Read the image once from top to bottom, an array for each channel; see `Source.slabs`."""
+        for slabs in zip(*(part.slabs(thickness) for part in self.parts), strict=True):
+            yield slabs[0][0], _channels([values for _, values in slabs])
+
+    @property
+    def _coarsest(self) -> Source:
+        return max(self.parts, key=lambda part: np.prod(part.shards or part.chunks or (1,)) * part.dtype.itemsize)
+
+
+def open_image(
+    source: object, *, volume: int | None = None, channel_axis: int | str | None = None, level: int = 0
+) -> Image:
+    """Open an image of one or several channels. Its voxels stay where they are.
+
+    Parameters
+    ----------
+    source : source or list of sources
+        What `dseeds.io.open_source` takes; of several, each brings channels of its own, in the same place.
+        NIfTI and DICOM with colours (RGB) have three channels.
+    volume, level : int, optional
+        See `dseeds.io.open_source`; of several sources the level of each is taken.
+    channel_axis : int or str, optional
+        The axis along which channels lie, in the array as it is seen: NIfTI's are turned round to (..., t, z, y, x), so
+        that 0 takes all volumes of a 4D file as channels. In an OME-Zarr image, its name will do, such as ``"c"``.
+
+    Returns
+    -------
+    Image
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, ConnectionError, TypeError
+        As `dseeds.io.open_source`.
+    ValueError
+        If an image cannot be read, holds labels or anything else than real numbers, or several volumes of which neither
+        `volume` nor `channel_axis` says what they are; if there are more than 16 channels; or if they differ in their
+        shapes, in the sizes of their voxels or in their places.
+
+    Examples
+    --------
+    >>> colours = np.zeros((30, 40, 50, 3), "uint8")
+    >>> image = open_image(colours, channel_axis=-1)
+    >>> image.shape, image.channels, image.itemsize
+    ((30, 40, 50), 3, 3)
+    >>> open_image([colours[..., 0], colours[..., 1]]).channels
+    2
+    """
+    return open_channels(source, SourceQuery(volume, channel_axis, "image", level))
+
+
+def open_channels(source: object, wanted: SourceQuery) -> Image:
+    """Open what `open_image` takes, for whatever purpose."""
+    given = source if isinstance(source, list | tuple) else [source]
+    if not given:
+        raise ValueError("the list of sources is empty: name one for each channel")
+    image = Image(tuple(part for one in given for part in open_voxels(one, wanted)))
+    require_channels(image.channels, image.name)
+    for number, part in enumerate(image.parts):
+        _require_same(image, number, part)
+    return image
+
+
+def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """Give a type that holds the voxels of all channels, in this machine's byte order; truth values become bytes.
+
+    Raises
+    ------
+    ValueError
+        If there is none that holds integers of 64 bits together with others.
+
+    Examples
+    --------
+    >>> common_dtype([np.dtype("uint8"), np.dtype(">i2")])
+    dtype('int16')
+    """
+    plain = [np.dtype("u1") if dtype.kind == "b" else dtype.newbyteorder("=") for dtype in dtypes]
+    found = np.result_type(*plain)
+    if any(dtype.kind in "iu" and dtype.itemsize == 8 and found.kind == "f" for dtype in plain):
+        listed = ", ".join(dict.fromkeys(str(dtype) for dtype in plain))
+        raise ValueError(f"the channels are of types that have none in common ({listed}): convert one of them")
+    return found
+
+
+def _require_same(image: Image, number: int, part: Source) -> None:
+    """Refuse a channel that does not lie where those before it lie."""
+    for before, known in enumerate(image.parts[:number]):
+        pair = _called(known, before), _called(part, number)
+        if part.shape != known.shape:
+            raise ValueError(
+                f"{pair[0]} has shape {known.shape} and {pair[1]} has shape {part.shape}: "
+                f"channels must have the same shape, so resample one of them"
+            )
+        if None not in (part.spacing, known.spacing) and not _close(part.spacing, known.spacing, 0):
+            raise ValueError(
+                f"{pair[0]} has voxels of {known.spacing} mm (z, y, x) and {pair[1]} of {part.spacing} mm: "
+                f"channels must agree, so resample or correct one of them"
+            )
+        if part.affine is not None and known.affine is not None:
+            size = float(np.linalg.norm(known.affine[:3, :3], axis=0).min())
+            if not _close(part.affine, known.affine, _TOLERANCE * size):
+                raise ValueError(
+                    f"{pair[0]} and {pair[1]} lie in different places or orientations (their affines differ): "
+                    f"channels must agree, so resample or correct one of them"
+                )
+
+
+def _called(part: Source, number: int) -> str:
+    return part.path or f"{part.name} (channel {number})"
+
+
+def _close(one: Any, other: Any, absolute: float) -> bool:
+    return bool(np.allclose(one, other, rtol=_TOLERANCE, atol=absolute))
+
+
+def _channels(parts: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    return tuple(channel for values in parts for channel in (values if values.ndim > 3 else (values,)))

@@ -1,0 +1,133 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import uuid
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dseeds.core.geometry import Box, Triple, triple
+from dseeds.io import ArraySource, Image, Source, ZarrSource
+from dseeds.io.open import open_voxels
+from dseeds.io.source import SourceQuery
+from dseeds.storage.label_group import ATTRIBUTE
+from dseeds.storage.location import Location
+from dseeds.storage.slabs import source_layout, thickness
+from dseeds.storage.zarr_arrays import write_array
+
+# Lengths of regions in voxels that are considered, and bytes that a task may hold if nobody says.
+EXTENTS = (256, 192, 128, 96, 64, 32)
+TASK_BYTES = 1 << 29
+
+
+def open_labels(source: Any, *, volume: int | None = None) -> Source:
+    """Open labels of any origin: whatever `dseeds.io.open_source` takes, and truth values."""
+    [found] = open_voxels(source, SourceQuery(volume, purpose="mask"))
+    return found
+
+
+def label_attributes(labels: Source) -> dict[str, Any]:
+    """Give what labels of this program say of how they came about, as far as they do."""
+    if not isinstance(labels, ZarrSource):
+        return {}
+    try:
+        group = zarr.open_group(labels.array.store, path=labels.array.path.rpartition("/")[0], mode="r")
+        found: Any = group.attrs[ATTRIBUTE]
+        return dict(found)
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def label_parameters(labels: Source) -> dict[str, Any]:
+    """Give the parameters that labels of this program were made with, as far as they say."""
+    try:
+        return dict(label_attributes(labels)["parameters"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def check_same_shape(**sources: Source | Image) -> Triple:
+    """Check that what belongs together has one shape, and give it.
+
+    Raises
+    ------
+    ValueError
+        If it has not.
+    """
+    (first, one), *others = sources.items()
+    for name, other in others:
+        if other.shape != one.shape:
+            raise ValueError(
+                f"{name} has the shape {other.shape}, but {first} {one.shape}, along (z, y, x): they must be the same, "
+                f"so resample one of them."
+            )
+    return one.shape
+
+
+def materialise(source: Source, scratch: Location, name: str, *, anywhere: bool) -> Source:
+    """Give a source that tasks can read: itself, or a copy in scratch where it can only be read from end to end.
+
+    Parameters
+    ----------
+    source : Source
+        The source.
+    scratch : Place
+        Where copies go.
+    name : str
+        What to call the copy.
+    anywhere : bool
+        Whether tasks are in other processes.
+    """
+    if source.readable_by_workers or (isinstance(source, ArraySource) and not anywhere):
+        return source
+    # Arrays are opened once in a process: another one has another name.
+    name = f"{name}-{uuid.uuid4().hex}"
+    layout = source_layout(source.shape, source.dtype)
+    layout.create(scratch.zarr(name))
+    for begin, slab in source.slabs(thickness(source.shape, source.dtype.itemsize)):
+        box = Box((begin, 0, 0), (begin + len(slab), *source.shape[1:]))
+        write_array(scratch.address, name, box, slab.astype(layout.dtype, copy=False))
+    [copy] = open_voxels(f"{scratch.address}/{name}", SourceQuery(purpose="mask"))
+    return copy
+
+
+def read_labels(source: Source, box: Box, name: str = "labels", *, narrow: bool = False) -> NDArray[Any]:
+    """Read labels as int64 or, if `narrow`, as uint32 where they are integers of no more bits.
+
+    Raises
+    ------
+    ValueError
+        If they are no whole numbers from 0 to 2^63 - 1.
+    """
+    values = source.read(box.slices)
+    if values.dtype.kind == "f":
+        # NIfTI files often hold labels as floats.
+        whole = values.astype(np.int64, copy=False) if np.isfinite(values).all() else None
+        if whole is None or not np.array_equal(whole, values):
+            raise ValueError(f"{name} must be integers, but {source.name} holds others, or NaN.")
+        values = whole
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if low < 0 or high >= 2**63:
+        raise ValueError(f"{name} must be from 0 to 2^63 - 1, but {source.name} holds {low if low < 0 else high}.")
+    # Floats of 32 bits can be larger than integers of 32 bits.
+    fits = source.dtype.kind != "f" and source.dtype.itemsize <= 4
+    return np.ascontiguousarray(values, np.uint32 if narrow and fits else np.int64)
+
+
+def choose_tiling(
+    shape: Triple, chunks: Triple | None, voxel_bytes: float, task_bytes: int = TASK_BYTES, region: Triple | None = None
+) -> Triple:
+    """Choose how many voxels along (z, y, x) a task works on: what is given, or whole chunks that fit its memory."""
+    if region is not None:
+        return triple(min(r, n) for r, n in zip(region, shape, strict=True))
+    found: Triple = shape
+    for extent in EXTENTS:
+        # Whole chunks, for others' parts would be read again.
+        found = triple(min(n, c * max(1, extent // c)) for n, c in zip(shape, chunks or (1, 1, 1), strict=True))
+        if prod(found) * voxel_bytes <= task_bytes:
+            break
+    return found

@@ -1,0 +1,360 @@
+"""The region adjacency graph of supervoxels with their features, and what it is in other libraries.
+
+A folder of features holds two tables in Parquet, each in parts: `table.parquet` has a row for each supervoxel, sorted
+by its label, and `edges.parquet` one for each two that touch, sorted by their labels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dseeds.storage.parquet_dataset import EDGES, MARKER, TABLE, Dataset
+
+if TYPE_CHECKING:
+    import networkx
+    import scipy.sparse
+
+    from dseeds.measure.features import Features
+
+HISTOGRAM = "histogram"
+CENTROID = ("centroid-0", "centroid-1", "centroid-2")
+# Where a supervoxel lies is not what it is like.
+PLACES = ("centroid", "bbox")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AdjacencyGraph:
+    """Supervoxels with their features, and which of them touch.
+
+    Attributes
+    ----------
+    labels : ndarray of int64, shape (n,)
+        The supervoxels, in ascending order.
+    pairs : ndarray of int64, shape (m, 2)
+        Which of them touch, as positions in `labels`, the lower one first; sorted, each once.
+    nodes : dict of str to ndarray, shapes (n,) or (n, bins)
+        Columns of the table of supervoxels.
+    edges : dict of str to ndarray, shape (m,)
+        Columns of the table of edges.
+
+    Raises
+    ------
+    ValueError
+        If labels or pairs are not in order, or columns not as long.
+
+    Examples
+    --------
+    >>> pairs = np.array([[0, 1], [1, 2]])
+    >>> nodes = {"num_pixels": np.array([8, 9, 7]), "intensity_mean": np.array([0.5, 1.0, 4.0])}
+    >>> graph = AdjacencyGraph(np.array([2, 3, 5]), pairs, nodes, {"area": np.array([1.5, 2.5])})
+    >>> graph
+    AdjacencyGraph(3 supervoxels, 2 edges)
+    >>> graph.to_scipy().toarray()
+    array([[0. , 1.5, 0. ],
+           [1.5, 0. , 2.5],
+           [0. , 2.5, 0. ]])
+    >>> graph.to_networkx().edges[5, 3]
+    {'area': 2.5}
+    >>> graph.to_torch_geometric()["edge_index"]
+    array([[0, 1, 1, 2],
+           [1, 0, 2, 1]])
+    """
+
+    labels: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+    nodes: Mapping[str, NDArray[Any]]
+    edges: Mapping[str, NDArray[Any]]
+
+    def __post_init__(self) -> None:
+        labels, (source, target) = self.labels, self.pairs.T
+        if labels.size and (labels[0] < 1 or (labels[1:] <= labels[:-1]).any()):
+            raise ValueError("labels of supervoxels must be from 1 on, in ascending order, each once.")
+        if source.size and not (source.min() >= 0 and target.max() < len(labels) and (source < target).all()):
+            raise ValueError("edges must have the lower supervoxel first, and no others than those that there are.")
+        if not ((source[1:] > source[:-1]) | ((source[1:] == source[:-1]) & (target[1:] > target[:-1]))).all():
+            raise ValueError("edges must be in ascending order, each once.")
+        for table, count in ((self.nodes, len(labels)), (self.edges, len(source))):
+            for name, column in table.items():
+                if len(column) != count:
+                    raise ValueError(f"the column {name!r} must have {count} rows, but has {len(column)}.")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.labels)} supervoxels, {len(self.pairs)} edges)"
+
+    def to_scipy(self, weight: str | None = "area") -> scipy.sparse.csr_array:
+        """Give the matrix of who touches whom, as `scipy.sparse.csgraph` and spectral methods take it.
+
+        Parameters
+        ----------
+        weight : str, optional
+            The column of edges that it holds, by default the area of contact in mm^2; None for ones.
+
+        Returns
+        -------
+        scipy.sparse.csr_array of float64, shape (n, n)
+            Symmetric, in the order of `labels`. An edge of weight 0 is stored like any other.
+
+        Raises
+        ------
+        ImportError
+            If SciPy is not installed.
+        ValueError
+            If there is no such column.
+        """
+        try:
+            from scipy.sparse import csr_array
+        except ImportError as error:
+            raise ImportError("a sparse matrix needs SciPy: pip install scipy.") from error
+        weights = np.ones(len(self.pairs)) if weight is None else _column(self.edges, weight, "edges")
+        index, order = self._both_ways()
+        values = np.tile(np.asarray(weights, np.float64), 2)[order]
+        return csr_array((values, (index[0], index[1])), shape=(len(self.labels),) * 2)
+
+    def to_networkx(
+        self, columns: Iterable[str] | None = None, edge_columns: Iterable[str] | None = None
+    ) -> networkx.Graph:
+        """Give the graph for NetworkX: nodes are labels, and both nodes and edges have columns as attributes.
+
+        Parameters
+        ----------
+        columns, edge_columns : sequence of str, optional
+            Which ones; all by default.
+
+        Returns
+        -------
+        networkx.Graph
+            With attributes that are plain numbers of Python, or a list of them for a histogram.
+
+        Raises
+        ------
+        ImportError
+            If NetworkX is not installed.
+        ValueError
+            If there is no such column.
+        """
+        try:
+            import networkx
+        except ImportError as error:
+            raise ImportError("a graph of NetworkX needs NetworkX: pip install networkx.") from error
+        graph = networkx.Graph()
+        nodes = _rows(self.nodes, columns, "supervoxels", len(self.labels))
+        graph.add_nodes_from(zip(self.labels.tolist(), nodes, strict=True))
+        edges = _rows(self.edges, edge_columns, "edges", len(self.pairs))
+        ends = self.labels[self.pairs].tolist()
+        graph.add_edges_from((source, target, row) for (source, target), row in zip(ends, edges, strict=True))
+        return graph
+
+    def to_torch_geometric(
+        self, columns: Iterable[str] | None = None, edge_columns: Iterable[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Give the arrays that ``torch_geometric.data.Data`` is made of.
+
+        PyTorch is not needed here. Where it is, this is the graph::
+
+            Data(**{name: torch.from_numpy(array) for name, array in graph.to_torch_geometric().items()})
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            The columns of ``x``, of histograms every bin is one; by default all but centroids and bounding boxes.
+        edge_columns : sequence of str, optional
+            The columns of ``edge_attr``; all by default.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``x`` float32 (n, features); ``edge_index`` int64 (2, 2 m), every edge both ways, sorted; ``edge_attr``
+            float32 (2 m, columns); and, if centroids were loaded, ``pos`` float32 (n, 3), in voxels (z, y, x).
+
+        Raises
+        ------
+        ValueError
+            If there is no such column.
+        """
+        if columns is None:
+            columns = [name for name in self.nodes if name.partition("-")[0] not in PLACES]
+        index, order = self._both_ways()
+        features = _matrix(self.nodes, columns, "supervoxels", len(self.labels))
+        attributes = _matrix(self.edges, edge_columns, "edges", len(self.pairs))
+        arrays: dict[str, NDArray[Any]] = {
+            "x": features,
+            "edge_index": index,
+            "edge_attr": np.tile(attributes, (2, 1))[order],
+        }
+        if set(CENTROID) <= set(self.nodes):
+            arrays["pos"] = _matrix(self.nodes, CENTROID, "supervoxels", len(self.labels))
+        return arrays
+
+    def _both_ways(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give every edge both ways, sorted, and which ones of edges and then of edges turned round these are."""
+        index = np.concatenate([self.pairs, self.pairs[:, ::-1]]).T
+        order = np.lexsort((index[1], index[0]))
+        return np.ascontiguousarray(index[:, order]), order
+
+
+def load_graph(
+    features: str | os.PathLike[str] | Features,
+    *,
+    columns: Sequence[str] | None = None,
+    edge_columns: Sequence[str] | None = None,
+) -> AdjacencyGraph:
+    """Load the region adjacency graph of supervoxels from their folder of features.
+
+    Parameters
+    ----------
+    features : str, path or Features
+        The folder, or its URL in an object store; or what `dseeds.features` gives.
+    columns : sequence of str, optional
+        Which columns of supervoxels to load; by default all that have one number for each, which leaves histograms out.
+    edge_columns : sequence of str, optional
+        Which columns of edges to load, likewise.
+
+    Returns
+    -------
+    AdjacencyGraph
+        In memory; supervoxels that touch no other are nodes without edges.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no features.
+    ValueError
+        If it has no such column, or its tables do not belong together.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> tables = {
+    ...     "table": {"label": [1, 2, 4], "num_pixels": [8, 9, 7]},
+    ...     "edges": {"source": [1, 2], "target": [2, 4], "area": [1.5, 2.5]},
+    ... }
+    >>> with TemporaryDirectory() as folder:
+    ...     for name, table in tables.items():
+    ...         Path(folder, f"{name}.parquet").mkdir()
+    ...         pq.write_table(pa.table(table), Path(folder, f"{name}.parquet", "part-00000.parquet"))
+    ...     graph = load_graph(folder)
+    >>> graph.labels, graph.pairs, graph.nodes["num_pixels"]
+    (array([1, 2, 4]), array([[0, 1],
+           [1, 2]]), array([8, 9, 7]))
+    """
+    nodes = _load(features, TABLE, ("label",), columns)
+    edges = _load(features, EDGES, ("source", "target"), edge_columns)
+    labels = nodes.pop("label")
+    ends = np.stack([edges.pop("source"), edges.pop("target")], axis=1)
+    known = np.isin(ends, labels)
+    if not known.all():
+        raise ValueError(
+            f"{features}/{EDGES} has an edge of supervoxel {ends[~known][0]}, which {TABLE} does not know."
+        )
+    try:
+        return AdjacencyGraph(labels, np.searchsorted(labels, ends), nodes, edges)
+    except ValueError as error:
+        raise ValueError(f"{features} is damaged, make the features again: {error}") from error
+
+
+def column_names(features: str | os.PathLike[str] | Features, table: str = TABLE) -> list[str]:
+    """List the columns of a table in a folder of features.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such table.
+    """
+    return list(next(_parts(features, table)).schema_arrow.names)
+
+
+def _load(
+    features: str | os.PathLike[str] | Features, table: str, keys: tuple[str, ...], columns: Sequence[str] | None
+) -> dict[str, NDArray[Any]]:
+    """Load columns of a table, the keys among them, part by part into arrays of the whole length."""
+    schema = next(_parts(features, table)).schema_arrow
+    if columns is None:
+        columns = [field.name for field in schema if _is_number(field.type)]
+    wanted = list(dict.fromkeys([*keys, *columns]))
+    for name in wanted:
+        if name not in schema.names:
+            raise ValueError(f"{features}/{table} has no column {name!r}, only {', '.join(schema.names)}.")
+        if not _is_number(schema.field(name).type) and not pa.types.is_fixed_size_list(schema.field(name).type):
+            raise ValueError(f"the column {name!r} of {features}/{table} holds no numbers; leave it out.")
+    # Joined at the end, histograms would be there twice.
+    count = sum(part.metadata.num_rows for part in _parts(features, table))
+    found = {name: _empty(count, schema.field(name).type) for name in wanted}
+    begin = 0
+    for part in _parts(features, table):
+        rows = part.read(columns=wanted)
+        for name, array in found.items():
+            values = rows.column(name).combine_chunks()
+            flat = values.flatten() if array.ndim == 2 else values
+            array[begin : begin + len(rows)] = flat.to_numpy(zero_copy_only=False).reshape(-1, *array.shape[1:])
+        begin += len(rows)
+    return found
+
+
+def _parts(features: str | os.PathLike[str] | Features, table: str) -> Iterator[pq.ParquetFile]:
+    """Open the parts of a table one after the other, at least one."""
+    if not isinstance(features, str | os.PathLike):
+        if features.address is None:
+            sink = pa.BufferOutputStream()
+            pq.write_table(features.table if table == TABLE else features.edges, sink)
+            with pq.ParquetFile(pa.BufferReader(sink.getvalue())) as part:
+                yield part
+            return
+        features = features.address
+    dataset = Dataset(os.fspath(features))
+    if dataset.place.read(MARKER) is not None:
+        # It is unfinished, and says so.
+        dataset.note()
+    numbers = dataset.parts(table)
+    if not numbers:
+        raise FileNotFoundError(f"{features} holds no {table}: name a folder of features.")
+    for number in numbers:
+        with dataset.open(table, number) as part:
+            yield part
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _empty(count: int, kind: pa.DataType) -> NDArray[Any]:
+    if pa.types.is_fixed_size_list(kind):
+        return np.empty((count, kind.list_size), kind.value_type.to_pandas_dtype())
+    return np.empty(count, kind.to_pandas_dtype())
+
+
+def _column(table: Mapping[str, NDArray[Any]], name: str, of: str) -> NDArray[Any]:
+    if name not in table:
+        loaded = ", ".join(table) or "none"
+        raise ValueError(f"the graph's {of} have no column {name!r} loaded, only {loaded}; name it in load_graph.")
+    return table[name]
+
+
+def _rows(
+    table: Mapping[str, NDArray[Any]], columns: Iterable[str] | None, of: str, count: int
+) -> Iterator[dict[str, Any]]:
+    """Give a table's rows as what they hold by name."""
+    names = list(table if columns is None else columns)
+    values = [_column(table, name, of).tolist() for name in names]
+    if not names:
+        return iter([{} for _ in range(count)])
+    return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
+
+
+def _matrix(
+    table: Mapping[str, NDArray[Any]], columns: Iterable[str] | None, of: str, count: int
+) -> NDArray[np.float32]:
+    """Put columns side by side."""
+    names = table if columns is None else columns
+    parts = [np.empty((count, 0), np.float32)]
+    parts += [_column(table, name, of).reshape(count, math.prod(table[name].shape[1:])) for name in names]
+    return np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")

@@ -1,0 +1,105 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from numba.core.serialize import dumps
+
+from dseeds.core.jit import CACHE_FOLDER, cache_file, kernel_key, registered_kernels, require_private
+
+DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
+
+
+def compile_kernels() -> Path:
+    """Compile all kernels for the usual dtypes and keep the code, unless it is there already.
+
+    The folder is the one that the environment variable ``DSEEDS_CACHE_DIR`` names; it is made where it is missing.
+    Processes that have the variable set find the code when they start. It is good for this version of dseeds, Python,
+    NumPy and Numba and for this processor; others do not see it and compile as always.
+
+    Returns
+    -------
+    Path
+        The file with the code.
+
+    Raises
+    ------
+    ValueError
+        If the variable is not set.
+    PermissionError
+        If others may write to the folder.
+    """
+    if not os.environ.get(CACHE_FOLDER):
+        raise ValueError(
+            f"{CACHE_FOLDER} is not set: let it name a folder of your own, where compiled code is to be kept."
+        )
+    path = cache_file()
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    require_private(path.parent, path.parent.stat())
+    if path.exists():
+        return path
+    _call_all()
+    code = {
+        kernel_key(kernel, types): dumps(result._reduce())
+        for kernel in registered_kernels
+        for types, result in kernel.overloads.items()
+    }
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        unfinished = Path(file.name)
+        try:
+            pickle.dump(code, file)
+            file.flush()
+            # Else a machine that goes down can leave the name and lose the content.
+            os.fsync(file.fileno())
+            unfinished.chmod(0o644)
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+    return path
+
+
+def _call_all() -> None:
+    """Call everything that has kernels, on tiny volumes."""
+    import numpy as np
+    from distributed import Client
+
+    import dseeds
+    from dseeds.io.pyramid_kernels import take_means, take_modes
+    from dseeds.measure.kernels.painting import distinct
+    from dseeds.phantom import phantom
+
+    image, truth = phantom((32, 32, 32))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client,
+    ):
+        for dtype in DTYPES:
+            volume = (image % 100).astype(dtype)
+            # With one level of blocks, with two and with three: their histograms differ in dtype.
+            for step in (4, 8, 16):
+                labels = dseeds.supervoxels(volume, step=step)
+            masked: Any = {"step": 8, "mask": "auto", "bins": "equalised", "min_size": 9, "levels": 1}
+            dseeds.supervoxels(volume, **masked)
+            for name, asked in (("plain", {"step": 16}), ("masked", masked)):
+                dseeds.segment(volume, Path(folder, f"{dtype}-{name}"), client=client, **asked)
+        for step in (4, 8, 16):
+            dseeds.supervoxels(np.stack([volume, volume]), step=step, channel_axis=0)
+    dseeds.evaluate(labels, truth, image=volume, region=16)
+    for dtype in DTYPES:
+        take_means(image.astype(dtype), (2, 2, 2), np.empty((16, 16, 16), dtype))
+    for dtype in ("uint8", "float64"):
+        dseeds.features(labels, image.astype(dtype))
+    histograms = {"histogram": np.ones((2, 64), np.int64)}
+    graph = dseeds.AdjacencyGraph(np.array([1, 2]), np.array([[0, 1]]), histograms, {})
+    dseeds.agglomerate(graph).cut(n_segments=1)
+    for ids in (labels, labels.astype(np.int64) << 32):
+        distinct(ids.reshape(-1))
+        take_modes(ids.view(f"u{ids.itemsize}"), (2, 2, 2), np.empty((16, 16, 16), f"u{ids.itemsize}"))
+        for dtype in ("uint8", "int16", "float32", "float64"):
+            dseeds.paint(ids, {1: 1}, dtype=dtype).compute()

@@ -1,0 +1,298 @@
+"""`evaluate`: the quality of supervoxels, out of core.
+
+Regions count their share of each supervoxel and write it as rows. The rows are then added up and counted once more,
+one range of labels after the other (`dseeds.quality.metrics`). All sums are of integers, or of floats in an exact
+representation, so no figure depends on how the volume is cut or on the number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from dseeds.core.checks import check_threads, read_extents
+from dseeds.core.exact_sum import totals
+from dseeds.core.geometry import Tiling, Triple, check_spacing, triple
+from dseeds.core.progress import Progress
+from dseeds.io import Source, open_source
+from dseeds.io.labels import TASK_BYTES, check_same_shape, choose_tiling, label_parameters, materialise, open_labels
+from dseeds.parallel.cluster import parse_memory
+from dseeds.parallel.executor import Executor, open_executor
+from dseeds.quality import kernels as kernel
+from dseeds.quality import metrics
+from dseeds.quality.counting import ROUNDING, QualityJob, add_region, count_part, count_quality_region
+from dseeds.seeds.cell_size import choose_step, millimetres
+from dseeds.storage.label_records import label_ranges
+from dseeds.storage.location import open_location
+
+# The arguments that are volumes.
+SOURCES = ("labels", "truth", "image")
+# Components of a region are numbered in 32 bits.
+LARGEST_REGION = 1 << 31
+# Voxels around one that may be looked at for boundaries.
+MOST_NEARBY = 1 << 20
+
+
+def evaluate(
+    labels: Any,
+    truth: Any = None,
+    *,
+    image: Any = None,
+    tolerance: int | str = 1,
+    chunks: int | Sequence[int] | None = None,
+    size_bins: int | None = None,
+    step: int | Sequence[int] | str | None = None,
+    spacing: Sequence[float] | None = None,
+    volume: int | None = None,
+    level: int | None = None,
+    region: int | Sequence[int] | None = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    client: Client | None = None,
+    scratch: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure supervoxels of this program or any other: against a true segmentation, against the image, and as such.
+
+    Volumes may be of any size: they are gone through region by region. All figures are exact, and the same in every bit
+    however the volume is cut and whoever does the work. The formulas and where they come from are in the functions of
+    `dseeds.quality.metrics` that bear the figures' names.
+
+    Parameters
+    ----------
+    labels : array_like or source
+        The supervoxels, axes (z, y, x), with any ids from 1 to 2^63 - 1; 0 is masked out and left out of every figure.
+        An array, or what `segment` takes as a source; floats are fine if they are whole numbers.
+    truth : array_like or source, optional
+        The true segmentation on the same grid: 0 is background, all else are structures. Without it there are no
+        figures that compare with it.
+    image : array_like or source, optional
+        The intensities on the same grid. Without them there is no ``explained_variation``.
+    tolerance : int or str, default 1
+        How far off a boundary may be in ``boundary_recall``: voxels along every axis (Chebyshev distance), or a length
+        such as ``"3mm"`` (Euclidean distance). Time grows with its third power where boundaries are far.
+    chunks : int or sequence of int, optional
+        Voxels along (z, y, x) of the grid that may have left seams. Without it there is no ``seam_excess``.
+    size_bins : int, optional
+        Bins of the histogram of sizes. Without it there is no ``size_histogram``.
+    step : int, sequence of int or str, optional
+        The step of the lattice that the supervoxels grew from, as for `segment`: planes of chunks are then compared
+        with those at the same place in their cells. Default: what the labels say, if they are an output of `segment`.
+    spacing : sequence of float, optional
+        Size of a voxel along (z, y, x) in millimetres, for lengths. Default: what labels, truth or image say.
+    volume : int, optional
+        Which volume of a 4D image, from 0.
+    level : int, default 0
+        Which level of an OME-Zarr image the labels are of; labels of a coarser level are ``labels.zarr/1``.
+    region : int or sequence of int, optional
+        Voxels along (z, y, x) that one task works on. Default: what the memory allows.
+    memory : int or str, optional
+        What a task may hold, such as ``"512MiB"``, the default.
+    threads : int, optional
+        Threads of this process that share the work. Default: one per core.
+    client : distributed.Client, optional
+        A cluster whose workers share the work instead.
+    scratch : path or URL, optional
+        A folder for intermediate data, which all workers see, and which a client cannot do without. Default: the
+        machine's own for temporary files.
+    progress : Progress, optional
+        Is told about stages and tasks.
+
+    Returns
+    -------
+    dict
+        Plain Python numbers, ready for JSON.
+
+        ``supervoxels``, ``size_min``, ``size_mean``, ``size_median``, ``size_max``, ``size_std``
+            How many there are, and their sizes in voxels.
+        ``size_histogram``
+            Only with `size_bins`: ``edges``, the smallest size of each bin and after them the largest of all; and
+            ``counts``, how many supervoxels there are in each.
+        ``components_per_label``, ``disconnected``
+            Mean number of 6-connected components, and how many supervoxels have more than one.
+        ``compactness``
+            The mean isoperimetric quotient.
+        ``achievable_dice``, ``achievable_dice_per_structure``
+            The mean over the structures, and one figure for each. Only with `truth`.
+        ``achievable_segmentation_accuracy``, ``undersegmentation_error``, ``undersegmentation_error_levinshtein``
+            Only with `truth`; the second one is that of Neubert and Protzel.
+        ``boundary_recall``
+            Only with `truth`.
+        ``explained_variation``
+            Only with `image`.
+        ``seam_excess``, ``seam_excess_per_axis``, ``seam_step``
+            Only with `chunks`: how many more boundaries there are on the planes of chunks, 0 for no seams; and the step
+            of the lattice that was reckoned with.
+
+    Raises
+    ------
+    ValueError
+        If the sources aren't volumes of one shape, labels or truth aren't whole numbers from 0 to 2^63 - 1, no voxel
+        has a label, no labelled voxel is in a structure, the image isn't finite real numbers at the labelled voxels, or
+        a parameter is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dseeds
+    >>> truth = np.zeros((4, 4, 4), int)
+    >>> truth[:, :, 2:] = 7
+    >>> labels = 1 + np.arange(64).reshape(4, 4, 4) // 32
+    >>> figures = dseeds.evaluate(labels, truth)
+    >>> figures["supervoxels"], figures["achievable_segmentation_accuracy"]
+    (2, 0.5)
+    >>> dseeds.evaluate(truth + 1, truth)["achievable_dice_per_structure"]
+    {7: 1.0}
+    """
+    found = open_labels(_array(labels))
+    true = None if truth is None else open_labels(_array(truth))
+    picture = None if image is None else open_source(_array(image), volume=volume, level=level or 0)
+    given = {name: source for name, source in zip(SOURCES, (found, true, picture), strict=True) if source is not None}
+    shape = check_same_shape(**given)
+    known = next((source.spacing for source in given.values() if source.spacing is not None), None)
+    lengths = check_spacing(spacing) if spacing is not None else known
+    task = parse_memory(memory) if memory is not None else TASK_BYTES
+    # What is read, the same as kernels know it, and components.
+    voxel_bytes = 4 + sum(source.dtype.itemsize + 8 for source in given.values())
+    cut = choose_tiling(shape, found.chunks, voxel_bytes, task, read_extents("region", region))
+    if math.prod(cut) > LARGEST_REGION:
+        raise ValueError(f"a region must not have more than 2^31 voxels, but region is {cut}.")
+    if size_bins is not None and size_bins < 1:
+        raise ValueError(f"size_bins must be 1 or more, not {size_bins}.")
+    grid, cells = read_extents("chunks", chunks), _step(found, step, shape, spacing, known)
+    if client is not None and scratch is None:
+        raise ValueError("a cluster needs scratch= (--scratch), a folder or URL that all its workers see.")
+    place = open_location(scratch if scratch is not None else tempfile.gettempdir()).at(f"dseeds-{uuid.uuid4().hex}")
+    survey = QualityJob(found, true, picture, Tiling(shape, cut), place.address, *_reach(tolerance, lengths, shape))
+    with open_executor(check_threads(threads), client, progress=progress) as crew:
+        try:
+            readable: dict[str, Any] = {
+                name: materialise(source, place, name, anywhere=client is not None) for name, source in given.items()
+            }
+            return measure_quality(replace(survey, **readable), grid, cells, crew, size_bins)
+        finally:
+            place.clear()
+
+
+def measure_quality(
+    survey: QualityJob, chunks: Triple | None, step: Triple | None, crew: Executor, size_bins: int | None = None
+) -> dict[str, Any]:
+    """Have all regions and ranges of labels counted, and give the figures."""
+    survey = centred(survey, crew)
+    regions = [(survey, number) for number in range(len(survey.tiling))]
+    indices, boundaries, squares = {}, np.zeros(2, np.int64), []
+    planes = [np.zeros((n, 2), np.int64) for n in survey.tiling.shape]
+    for number, found in crew.each("measure", count_quality_region, regions, len(regions)):
+        if found is not None:
+            indices[number] = found.index
+            boundaries += found.boundaries
+            squares.append(found.squares)
+            for axis, (lo, hi) in enumerate(zip(*found.box.bounds, strict=True)):
+                planes[axis][lo:hi] += found.planes[axis, : hi - lo]
+    if not indices:
+        raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
+    ranges = [(survey, part) for part in label_ranges(indices)]
+    tally = metrics.add_up(list(crew.each("count", count_part, ranges, len(ranges))))
+    figures: dict[str, Any] = {}
+    if survey.truth is not None:
+        dice = metrics.achievable_dice(tally)
+        figures |= {
+            "achievable_dice": math.fsum(dice.values()) / len(dice),
+            "achievable_dice_per_structure": dice,
+            "achievable_segmentation_accuracy": metrics.achievable_segmentation_accuracy(tally),
+            "undersegmentation_error": metrics.undersegmentation_error(tally),
+            "undersegmentation_error_levinshtein": metrics.undersegmentation_error_levinshtein(tally),
+            "boundary_recall": metrics.boundary_recall(*boundaries.tolist()),
+        }
+    if survey.image is not None:
+        figures["explained_variation"] = metrics.explained_variation(tally, _total(squares))
+    figures |= {
+        "compactness": metrics.compactness(tally),
+        "supervoxels": tally.supervoxels,
+        "components_per_label": tally.components / tally.supervoxels,
+        "disconnected": tally.disconnected,
+        **metrics.size_statistics(tally.sizes),
+    }
+    if size_bins is not None:
+        figures["size_histogram"] = metrics.size_histogram(tally.sizes, size_bins)
+    if chunks is not None:
+        figures |= metrics.seam_excess([rows[:-1] for rows in planes], chunks, step)
+        figures["seam_step"] = None if step is None else list(step)
+    return figures
+
+
+def centred(survey: QualityJob, crew: Executor) -> QualityJob:
+    """Find where the middle of the intensities is, and how far they range."""
+    if survey.image is None:
+        return survey
+    regions = [(survey, number) for number in range(len(survey.tiling))]
+    sums, sizes, infinite, lows, highs = zip(*crew.each("range", add_region, regions, len(regions)), strict=True)
+    if any(infinite):
+        raise ValueError("image has NaN or infinite values at labelled voxels: mask them out with label 0.")
+    low, high = min(lows), max(highs)
+    if low >= high:
+        return survey
+    mean = min(max(_total(sums) / sum(sizes), low), high)
+    return replace(survey, centre=mean / 2, scale=high / 2 - low / 2)
+
+
+def _total(sums: Sequence[NDArray[np.int64]]) -> float:
+    """Add up sums of one row each, see `kernel.exact`."""
+    return float(totals(kernel.combine_sums(np.concatenate(sums), np.zeros(len(sums), np.int64), 1), 0)[0])
+
+
+def _array(source: Any) -> Any:
+    """Take lists for arrays."""
+    return np.asarray(source) if isinstance(source, list | tuple) else source
+
+
+def _reach(
+    tolerance: int | str, spacing: tuple[float, float, float] | None, shape: Triple
+) -> tuple[Triple, float | None, tuple[float, float, float]]:
+    """Read how far off a boundary may be, see `QualityJob`."""
+    length = millimetres(tolerance) if isinstance(tolerance, str) else None
+    if length is None:
+        far, scale = float(_whole(tolerance)), (1.0, 1.0, 1.0)
+    elif spacing is None:
+        raise ValueError(
+            f"tolerance {tolerance!r} needs the voxels' size: give spacing=(z, y, x) in millimetres (--spacing)."
+        )
+    else:
+        far, scale = length, spacing
+    reach = triple(min(far / side * ROUNDING, n - 1) for side, n in zip(scale, shape, strict=True))
+    if math.prod(2 * r + 1 for r in reach) > MOST_NEARBY:
+        raise ValueError(f"tolerance {tolerance!r} is too far, {max(reach)} voxels: take less.")
+    return reach, length, scale
+
+
+def _whole(tolerance: int | str) -> int:
+    """Read a number of voxels."""
+    try:
+        voxels = int(tolerance) if isinstance(tolerance, str) else operator.index(tolerance)
+    except (TypeError, ValueError):
+        voxels = -1
+    if voxels < 0:
+        raise ValueError(
+            f"tolerance must be a whole number of voxels, 0 or more, or a length such as 3mm, not {tolerance!r}."
+        )
+    return voxels
+
+
+def _step(
+    labels: Source, step: Any, shape: Triple, spacing: Sequence[float] | None, known: Sequence[float] | None
+) -> Triple | None:
+    """Give the step of the lattice that supervoxels grew from, as far as anyone says."""
+    if step is not None:
+        return choose_step(shape, step=step, spacing=spacing, known_spacing=known)
+    noted = label_parameters(labels).get("step")
+    return None if noted is None else triple(noted)

@@ -1,0 +1,381 @@
+"""What a region counts for figures of quality, in integers and in sums that do not depend on the order of their terms.
+
+Every kernel gets a window of the volume and a box in it, the region, by its first voxel and its shape. Of the window's
+voxels outside the box, only the labels matter: what touches the region, and what boundaries are near.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.exact_sum import WIDTH, add_number, add_sum
+from dseeds.core.geometry import Triple
+from dseeds.core.jit import jit
+from dseeds.seeds.kernels.contacts import PLACES, doubled, place_of
+from dseeds.seeds.kernels.mask_components import unite
+
+# Of a plane between voxels: pairs of labelled voxels on its two sides, and how many of them differ.
+PAIRS, CHANGES = range(2)
+
+
+@jit
+def find_components(labels: NDArray[Any], lo: Triple, shape: Triple) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Find the 6-connected components of each label within a box.
+
+    Parameters
+    ----------
+    labels : ndarray of integers, shape (z, y, x)
+        The window, 0 where masked out.
+    lo, shape : tuple of int
+        The box in it.
+
+    Returns
+    -------
+    nodes : ndarray of int32, shape (z, y, x)
+        For each voxel of the box the number of its component, in the order of their first voxels; -1 for label 0.
+    owners : ndarray of int64, shape (components,)
+        The label of each component.
+    """
+    nz, ny, nx = shape
+    nodes = np.empty(shape, np.int32)
+    parents = nodes.reshape(-1)
+    count = 0
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                own = labels[lo[0] + z, lo[1] + y, lo[2] + x]
+                voxel = (z * ny + y) * nx + x
+                if own == 0:
+                    parents[voxel] = -1
+                    continue
+                left = x > 0 and labels[lo[0] + z, lo[1] + y, lo[2] + x - 1] == own
+                if left:
+                    parents[voxel] = parents[voxel - 1]
+                else:
+                    parents[voxel] = voxel
+                    count += 1
+                # Where a square of four voxels has one label, three of its sides join them all.
+                above = y > 0 and labels[lo[0] + z, lo[1] + y - 1, lo[2] + x] == own
+                if above and not (left and labels[lo[0] + z, lo[1] + y - 1, lo[2] + x - 1] == own):
+                    count -= unite(parents, voxel, voxel - nx)
+                if (
+                    z > 0
+                    and labels[lo[0] + z - 1, lo[1] + y, lo[2] + x] == own
+                    and not (left and labels[lo[0] + z - 1, lo[1] + y, lo[2] + x - 1] == own)
+                    and not (above and labels[lo[0] + z - 1, lo[1] + y - 1, lo[2] + x] == own)
+                ):
+                    count -= unite(parents, voxel, voxel - ny * nx)
+    owners, used = np.empty(count, np.int64), 0
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                voxel = (z * ny + y) * nx + x
+                if parents[voxel] == voxel:
+                    parents[voxel] = used
+                    owners[used] = labels[lo[0] + z, lo[1] + y, lo[2] + x]
+                    used += 1
+                elif parents[voxel] >= 0:
+                    # Parents come earlier, so this one has its number by now.
+                    parents[voxel] = parents[parents[voxel]]
+    return nodes, owners
+
+
+@jit
+def find_patches(contact: NDArray[Any]) -> NDArray[np.int64]:
+    """Find the patches in which labels go on from a region to the next one.
+
+    Parameters
+    ----------
+    contact : ndarray of integers, shape (rows, columns)
+        Of the plane between the two, the label where both sides have the same, else 0.
+
+    Returns
+    -------
+    ndarray of int64, shape (patches, 2)
+        Row and column of the first face of each 4-connected patch of one label.
+    """
+    height, width = contact.shape
+    parents = np.empty(height * width, np.int32)
+    count = 0
+    for i in range(height):
+        for j in range(width):
+            face, own = i * width + j, contact[i, j]
+            parents[face] = face
+            if own == 0:
+                continue
+            count += 1
+            if j > 0 and contact[i, j - 1] == own:
+                count -= unite(parents, face, face - 1)
+            if i > 0 and contact[i - 1, j] == own:
+                count -= unite(parents, face, face - width)
+    patches, used = np.empty((count, 2), np.int64), 0
+    for i in range(height):
+        for j in range(width):
+            if contact[i, j] != 0 and parents[i * width + j] == i * width + j:
+                patches[used, 0], patches[used, 1] = i, j
+                used += 1
+    return patches
+
+
+@jit
+def count_merges(rows: NDArray[np.int64], nodes: NDArray[np.int64], merges: NDArray[np.int64]) -> None:
+    """Join components that the same patch touches, and count for each label how many are left the fewer.
+
+    Parameters
+    ----------
+    rows : ndarray of int64, shape (links, 2)
+        Of each link between a patch and a component, the number of its label and the patch; sorted by both.
+    nodes : ndarray of int64, shape (links,)
+        The component: a number from 0, none of which belongs to two labels.
+    merges : ndarray of int64, shape (labels,)
+        Counts on.
+    """
+    parents = np.arange(len(rows))
+    for k in range(1, len(rows)):
+        if rows[k, 0] == rows[k - 1, 0] and rows[k, 1] == rows[k - 1, 1]:
+            merges[rows[k, 0]] += unite(parents, nodes[k], nodes[k - 1])
+
+
+@jit
+def count_faces(
+    labels: NDArray[Any], lo: Triple, numbers: NDArray[np.int64], nodes: NDArray[np.int32], counts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Count a box of voxels, and the faces at their sides towards higher z, y and x.
+
+    Parameters
+    ----------
+    labels : ndarray of integers, shape (z, y, x)
+        The window.
+    lo : tuple of int
+        Where the box begins in it.
+    numbers : ndarray of int64, shape (components,)
+        The number of each component's label, from 0.
+    nodes : ndarray of int32, shape (z, y, x)
+        The components of the box's voxels, see `find_components`.
+    counts : ndarray of int64, shape (labels, 2)
+        Counts on each label's voxels, and the pairs of them that touch.
+
+    Returns
+    -------
+    ndarray of int64, shape (3, longest side of the box, 2)
+        For each axis and each voxel of the box along it, the `PAIRS` and `CHANGES` at the plane above that voxel.
+    """
+    nz, ny, nx = nodes.shape
+    planes = np.zeros((3, max(nz, ny, nx), 2), np.int64)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                if nodes[z, y, x] < 0:
+                    continue
+                number = numbers[nodes[z, y, x]]
+                own = labels[lo[0] + z, lo[1] + y, lo[2] + x]
+                inner = 0
+                if lo[0] + z + 1 < labels.shape[0]:
+                    other = labels[lo[0] + z + 1, lo[1] + y, lo[2] + x]
+                    planes[0, z, PAIRS] += other != 0
+                    planes[0, z, CHANGES] += other != 0 and other != own
+                    inner += other == own
+                if lo[1] + y + 1 < labels.shape[1]:
+                    other = labels[lo[0] + z, lo[1] + y + 1, lo[2] + x]
+                    planes[1, y, PAIRS] += other != 0
+                    planes[1, y, CHANGES] += other != 0 and other != own
+                    inner += other == own
+                if lo[2] + x + 1 < labels.shape[2]:
+                    other = labels[lo[0] + z, lo[1] + y, lo[2] + x + 1]
+                    planes[2, x, PAIRS] += other != 0
+                    planes[2, x, CHANGES] += other != 0 and other != own
+                    inner += other == own
+                counts[number, 0] += 1
+                counts[number, 1] += inner
+    return planes
+
+
+@jit
+def count_overlaps(
+    truth: NDArray[Any], lo: Triple, numbers: NDArray[np.int64], nodes: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the voxels of a box that a label and a true segment have in common.
+
+    Parameters
+    ----------
+    truth : ndarray of integers, shape (z, y, x)
+        The window of the true segmentation.
+    lo, numbers, nodes
+        See `count_faces`.
+
+    Returns
+    -------
+    keys, counts : ndarray of int64, shapes (n, 2) and (n, 1)
+        Numbers of labels, from 1, with true segments; and their voxels. Where the first number is 0, there is nothing.
+    """
+    nz, ny, nx = nodes.shape
+    keys, counts = np.zeros((PLACES, 2), np.int64), np.zeros((PLACES, 1), np.int64)
+    used = 0
+    for z in range(nz):
+        for y in range(ny):
+            # A row adds at most this many.
+            while 2 * (used + nx) > len(keys):
+                keys, counts = doubled(keys, counts)
+            x = 0
+            while x < nx:
+                node, segment, first = nodes[z, y, x], truth[lo[0] + z, lo[1] + y, lo[2] + x], x
+                while x < nx and nodes[z, y, x] == node and truth[lo[0] + z, lo[1] + y, lo[2] + x] == segment:
+                    x += 1
+                if node < 0:
+                    continue
+                number = numbers[node] + 1
+                place = place_of(keys, number, np.int64(segment))
+                if keys[place, 0] == 0:
+                    keys[place, 0], keys[place, 1] = number, segment
+                    used += 1
+                counts[place, 0] += x - first
+    return keys, counts
+
+
+@jit
+def recall_boundaries(
+    labels: NDArray[Any], truth: NDArray[Any], lo: Triple, shape: Triple, offsets: NDArray[np.int64]
+) -> tuple[int, int]:
+    """Count the true boundary voxels of a box, and those with a boundary of labels nearby.
+
+    Parameters
+    ----------
+    labels, truth : ndarray of integers, shape (z, y, x)
+        The windows.
+    lo, shape : tuple of int
+        The box in them.
+    offsets : ndarray of int64, shape (n, 3)
+        What is nearby: (z, y, x) from a voxel, the nearest first.
+
+    Returns
+    -------
+    wanted, found : int
+        The counts.
+    """
+    wanted, found = 0, 0
+    for z in range(lo[0], lo[0] + shape[0]):
+        for y in range(lo[1], lo[1] + shape[1]):
+            for x in range(lo[2], lo[2] + shape[2]):
+                if labels[z, y, x] == 0 or not _is_boundary(truth, labels, z, y, x):
+                    continue
+                wanted += 1
+                for k in range(len(offsets)):
+                    oz, oy, ox = z + offsets[k, 0], y + offsets[k, 1], x + offsets[k, 2]
+                    if (
+                        0 <= oz < labels.shape[0]
+                        and 0 <= oy < labels.shape[1]
+                        and 0 <= ox < labels.shape[2]
+                        and labels[oz, oy, ox] != 0
+                        and _is_boundary(labels, labels, oz, oy, ox)
+                    ):
+                        found += 1
+                        break
+    return wanted, found
+
+
+@jit
+def _is_boundary(volume: NDArray[Any], labels: NDArray[Any], z: int, y: int, x: int) -> bool:
+    """Tell whether a voxel has a labelled face neighbour of another value."""
+    own = volume[z, y, x]
+    nz, ny, nx = volume.shape
+    return (
+        (x > 0 and volume[z, y, x - 1] != own and labels[z, y, x - 1] != 0)
+        or (x + 1 < nx and volume[z, y, x + 1] != own and labels[z, y, x + 1] != 0)
+        or (y > 0 and volume[z, y - 1, x] != own and labels[z, y - 1, x] != 0)
+        or (y + 1 < ny and volume[z, y + 1, x] != own and labels[z, y + 1, x] != 0)
+        or (z > 0 and volume[z - 1, y, x] != own and labels[z - 1, y, x] != 0)
+        or (z + 1 < nz and volume[z + 1, y, x] != own and labels[z + 1, y, x] != 0)
+    )
+
+
+@jit
+def add_intensities(
+    labels: NDArray[Any], image: NDArray[np.float64], sums: NDArray[np.int64]
+) -> tuple[int, int, float, float]:
+    """Add up the intensities of labelled voxels.
+
+    Parameters
+    ----------
+    labels : ndarray of integers, shape (z, y, x)
+        The labels.
+    image : ndarray of float64, shape (z, y, x)
+        The intensities.
+    sums : ndarray of int64, shape (1, WIDTH)
+        Adds on their sum, see `kernel.exact`.
+
+    Returns
+    -------
+    size, infinite : int
+        How many voxels are labelled, and at how many of them is no finite number.
+    low, high : float
+        The least and the greatest intensity.
+    """
+    size, infinite, low, high = 0, 0, math.inf, -math.inf
+    for z in range(labels.shape[0]):
+        for y in range(labels.shape[1]):
+            for x in range(labels.shape[2]):
+                if labels[z, y, x] == 0:
+                    continue
+                number = image[z, y, x]
+                size += 1
+                if not math.isfinite(number):
+                    infinite += 1
+                    continue
+                low, high = min(low, number), max(high, number)
+                add_number(sums, 0, 0, number)
+    return size, infinite, low, high
+
+
+@jit
+def add_deviations(
+    image: NDArray[np.float64],
+    centre: float,
+    scale: float,
+    numbers: NDArray[np.int64],
+    nodes: NDArray[np.int32],
+    sums: NDArray[np.int64],
+    squares: NDArray[np.int64],
+) -> None:
+    """Add up how far the intensities of a box are from a centre, and the squares of that.
+
+    Parameters
+    ----------
+    image : ndarray of float64, shape (z, y, x)
+        The intensities of the box.
+    centre, scale : float
+        What is taken off half of an intensity, and what it is divided by then: for the range of float64 is larger than
+        any float64.
+    numbers, nodes
+        See `count_faces`.
+    sums : ndarray of int64, shape (labels, WIDTH)
+        Adds on the sum for each label, see `kernel.exact`.
+    squares : ndarray of int64, shape (1, WIDTH)
+        Adds on the sum of all squares.
+    """
+    for z in range(nodes.shape[0]):
+        for y in range(nodes.shape[1]):
+            for x in range(nodes.shape[2]):
+                if nodes[z, y, x] >= 0:
+                    deviation = (0.5 * image[z, y, x] - centre) / scale
+                    add_number(sums, numbers[nodes[z, y, x]], 0, deviation)
+                    add_number(squares, 0, 0, deviation * deviation)
+
+
+@jit
+def add_numbers(numbers: NDArray[np.float64], sums: NDArray[np.int64], i: int) -> None:
+    """Add numbers to the sum in row `i`, see `kernel.exact`."""
+    for k in range(len(numbers)):
+        add_number(sums, i, 0, numbers[k])
+
+
+@jit
+def combine_sums(rows: NDArray[np.int64], places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Add up sums, see `kernel.exact`, each into the row at its place."""
+    sums = np.zeros((count, WIDTH), np.int64)
+    for k in range(len(rows)):
+        add_sum(sums, places[k], 0, rows, k)
+    return sums

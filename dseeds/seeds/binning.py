@@ -1,0 +1,133 @@
+"""Intensities as bins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.jit import jit
+from dseeds.seeds.histograms import LEVELS, in_parts, planes
+from dseeds.seeds.intensity_windows import Limits
+from dseeds.seeds.kernels.layout import enter
+from dseeds.seeds.kernels.voxels import BINS, MASKED
+
+# Bins of equal width, and what NaN is.
+_LINEAR = (np.arange(LEVELS + 1) // (LEVELS // BINS)).astype(np.uint8)
+
+
+# NumPy's own would make indices of 64 bits of the levels first.
+@jit
+def _look_up(levels: NDArray[np.uint16], table: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    for z in range(levels.shape[0]):
+        for y in range(levels.shape[1]):
+            for x in range(levels.shape[2]):
+                out[z, y, x] = table[levels[z, y, x]]
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Refuse what has no intensities.
+
+    Raises
+    ------
+    TypeError
+        If the dtype is neither an integer nor a float of at most 64 bits.
+    """
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise TypeError(
+            f"supervoxels need integer or float intensities of at most 64 bits, but the image is {dtype}: convert it "
+            "first, to uint8 if it is bool, else to float64."
+        )
+
+
+def quantise_box(
+    values: Sequence[NDArray[Any]],
+    windows: Sequence[Limits],
+    bins: NDArray[np.uint8],
+    *,
+    inside: NDArray[np.bool_] | None = None,
+    tables: Sequence[NDArray[np.uint8]] | None = None,
+    thresholds: Sequence[int] | None = None,
+) -> str:
+    """Turn intensities into 64 bins over each channel's window, in place.
+
+    Values outside the window go to its first and last bin, infinities included. A voxel is masked, in every channel,
+    where it is not inside, where it is NaN in any channel, and where it is background in all.
+
+    Parameters
+    ----------
+    values : sequence of ndarray, shape (z, y, x)
+        The channels, of any integer or float dtype and memory order.
+    windows : sequence of tuple of float
+        Low and high of each channel; equal for a constant one, which has the bin 0.
+    bins : ndarray of uint8, shape (channels, z, y, x)
+        Is filled, with `MASKED` where a voxel is masked; may be a view.
+    inside : ndarray of bool, shape (z, y, x), optional
+        Where the mask is open; everywhere if not given.
+    tables : sequence of ndarray of uint8, shape (4096,), optional
+        For each channel the bin of each level, from `levels.equalised`; bins of equal width if not given.
+    thresholds : sequence of int, optional
+        For each channel the last level of the background, from `levels.otsu`; there is none if not given.
+
+    Returns
+    -------
+    str
+        How many voxels are not masked: ``"all"``, ``"part"`` or ``"nothing"``.
+
+    Examples
+    --------
+    >>> bins = np.empty((1, 1, 1, 4), np.uint8)
+    >>> quantise_box([np.array([[[-5, 0, 50, np.nan]]])], [(0, 100)], bins)
+    'part'
+    >>> bins.tolist()
+    [[[[0, 0, 32, 64]]]]
+    """
+    settled = len(values) == 1 and inside is None and thresholds is None
+    left = 0
+    for part in planes(values):
+        slab = bins[:, part]
+        missing = 0
+        stays: Any = thresholds is None
+        for c, (channel, window, out) in enumerate(zip(values, windows, slab, strict=True)):
+            if tables is None and thresholds is None:
+                missing += in_parts(channel[part], window, BINS, out)
+                continue
+            levels = np.empty(out.shape, np.uint16)
+            missing += in_parts(channel[part], window, LEVELS, levels)
+            _look_up(levels, _LINEAR if tables is None else np.append(tables[c], np.uint8(MASKED)), out)
+            if thresholds is not None:
+                stays = stays | (levels > thresholds[c])
+        if settled:
+            left += slab.size - missing
+            continue
+        for out in slab:
+            stays = stays & (out != MASKED)
+        if inside is not None:
+            stays = stays & inside[part]
+        # More than any bin; this is much quicker than to assign where the mask is closed.
+        np.maximum(slab, ~stays * np.uint8(MASKED), out=slab)
+        left += int(np.count_nonzero(stays))
+    return "nothing" if left == 0 else "all" if left == bins[0].size else "part"
+
+
+def quantise_window(
+    values: Sequence[NDArray[Any]],
+    windows: Sequence[Limits],
+    bins: NDArray[np.uint8],
+    *,
+    inside: NDArray[np.bool_] | None = None,
+    tables: Sequence[NDArray[np.uint8]] | None = None,
+    thresholds: Sequence[int] | None = None,
+) -> str:
+    """Do as `quantise_box`, but into a window of `kernel.layout` for each channel, shape (channels, z + 2, ...)."""
+    found = set()
+    for part in planes(values):
+        channels = [channel[part] for channel in values]
+        slab = np.empty((len(channels), *channels[0].shape), np.uint8)
+        mask = None if inside is None else inside[part]
+        found.add(quantise_box(channels, windows, slab, inside=mask, tables=tables, thresholds=thresholds))
+        for plain, window in zip(slab, bins, strict=True):
+            enter(plain, part.start, window)
+    return found.pop() if len(found) == 1 else "part"

@@ -1,0 +1,181 @@
+"""From what a user asks for, a step, a length in millimetres or a number of supervoxels, to the step per axis."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.geometry import Lattice, Triple, check_spacing, triple
+
+DEFAULT_STEP = 16
+# Anisotropy (longest over shortest edge of a cell) and how far the count may miss with it, tried in this order.
+COMPROMISES = ((1.2, 0.02), (1.35, 0.02), (1.5, 0.02), (1.5, 0.04), (1.75, 0.04), (2.0, 0.04), (2.5, 0.04))
+# Counts per axis that are tried on either side of the isotropic one.
+NEARBY = 12
+
+Step = int | str | Sequence[int]
+
+
+def choose_step(
+    shape: Triple,
+    *,
+    step: Step | None = None,
+    n_segments: int | None = None,
+    spacing: Sequence[float] | None = None,
+    known_spacing: Sequence[float] | None = None,
+) -> Triple:
+    """Choose the size of a cell.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The volume's shape (z, y, x) in voxels.
+    step : int, str or sequence of int, optional
+        Voxels along every axis; or one number for each of (z, y, x); or a length such as ``"12mm"``. With `spacing`, a
+        single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
+        millimetres. Default 16.
+    n_segments : int, optional
+        The number of supervoxels to come close to, instead of `step`.
+    spacing : sequence of float, optional
+        The size of a voxel along (z, y, x) in millimetres.
+    known_spacing : sequence of float, optional
+        The spacing that a file states. It serves `n_segments` and lengths, but does not change a step in voxels.
+
+    Returns
+    -------
+    tuple of int
+        The step along (z, y, x) in voxels, nowhere longer than the volume.
+
+    Raises
+    ------
+    ValueError
+        If both or nonsense is asked for, or a length without a spacing.
+
+    Examples
+    --------
+    >>> choose_step((100, 100, 100), step=8)
+    (8, 8, 8)
+    >>> choose_step((40, 200, 200), step="12mm", spacing=(3, 0.75, 0.75))
+    (4, 16, 16)
+    >>> choose_step((64, 64, 64), n_segments=432)
+    (7, 8, 10)
+    """
+    if step is not None and n_segments is not None:
+        raise ValueError("give either step or n_segments, not both.")
+    given = None if spacing is None else check_spacing(spacing)
+    scale = given or (None if known_spacing is None else check_spacing(known_spacing))
+    if n_segments is not None:
+        return _for_count(shape, _check_count(n_segments, shape), scale or (1.0, 1.0, 1.0))
+    if isinstance(step, str):
+        length = millimetres(step)
+        if length is not None:
+            return _for_length(shape, step, length, scale)
+        try:
+            numbers = [int(part) for part in step.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"step must be voxels such as 16 or 4,16,16 (z,y,x), or a length such as 12mm, got {step!r}."
+            ) from None
+        step = numbers[0] if len(numbers) == 1 else numbers
+    return _for_voxels(shape, DEFAULT_STEP if step is None else step, given)
+
+
+def millimetres(text: str) -> float | None:
+    """Read a length such as ``"12mm"``; None where it is none.
+
+    >>> millimetres("2.5 mm"), millimetres("12")
+    (2.5, None)
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*mm\s*", text)
+    return float(match[1]) if match else None
+
+
+def _check_count(n_segments: int, shape: Triple) -> int:
+    number: Any = n_segments
+    whole = isinstance(number, Real) and number is not True and float(number).is_integer()
+    if not whole or not 1 <= number <= math.prod(shape):
+        raise ValueError(
+            f"n_segments must be a whole number from 1 to the number of voxels, {math.prod(shape)}, got {number!r}."
+        )
+    return int(number)
+
+
+def _for_voxels(shape: Triple, step: int | Sequence[int], spacing: tuple[float, float, float] | None) -> Triple:
+    single = isinstance(step, Real)
+    numbers: list[Any] = [step] * 3 if single or not isinstance(step, Iterable) else list(step)
+    if len(numbers) != 3 or not all(isinstance(s, Real) and float(s).is_integer() for s in numbers):
+        raise ValueError(f"step must be a whole number of voxels, or three of them for (z, y, x), got {step!r}.")
+    if any(s < min(2, n) for s, n in zip(numbers, shape, strict=True)):
+        raise ValueError(f"step must be at least 2 voxels along every axis, got {step!r}.")
+    if single and spacing is not None:
+        return _cube(shape, numbers[0] * math.prod(spacing) ** (1 / 3), spacing)
+    return _clip(shape, triple(numbers))
+
+
+def _for_length(shape: Triple, step: str, length: float, spacing: tuple[float, float, float] | None) -> Triple:
+    if spacing is None:
+        raise ValueError(f"step {step!r} needs the voxels' size: give spacing=(z, y, x) in millimetres (--spacing).")
+    if not math.isfinite(length) or all(length < 2 * s for s in spacing):
+        raise ValueError(f"step {step!r} is less than two voxels along every axis, whose spacing is {spacing} mm.")
+    return _cube(shape, length, spacing)
+
+
+def _cube(shape: Triple, edge: float, spacing: tuple[float, float, float]) -> Triple:
+    return _clip(shape, triple([max(2, round(edge / s)) for s in spacing]))
+
+
+def _clip(shape: Triple, step: Triple) -> Triple:
+    return Lattice(shape, step).step
+
+
+def _for_count(shape: Triple, wanted: int, spacing: tuple[float, float, float]) -> Triple:
+    edge, free = _cube_edge(shape, wanted, spacing)
+    candidates = [
+        _candidates(n, edge / s) if axis in free else np.array([n if edge >= n * s else 2])
+        for axis, (n, s) in enumerate(zip(shape, spacing, strict=True))
+    ]
+    steps = np.array(list(itertools.product(*candidates)))
+    steps = np.minimum(steps, shape)
+    cells = ((2 * np.array(shape) + steps) // (2 * steps)).prod(axis=1)
+    miss = np.abs(cells / wanted - 1)
+    edges = (steps * spacing)[:, free] if free else np.ones((len(steps), 1))
+    anisotropy = edges.max(axis=1) / edges.min(axis=1)
+    for bound, tolerance in COMPROMISES:
+        allowed = np.where(anisotropy <= bound, miss, np.inf)
+        if allowed.min() <= tolerance:
+            break
+    best = np.lexsort((anisotropy, np.where(np.isinf(allowed), miss + 10, allowed)))[0]
+    return triple(steps[best])
+
+
+def _cube_edge(shape: Triple, wanted: int, spacing: tuple[float, float, float]) -> tuple[float, list[int]]:
+    """Find the edge in millimetres of `wanted` cubes, and the axes that are neither too short for it nor too coarse."""
+    free, left = [0, 1, 2], float(wanted)
+    while free:
+        edge = (math.prod(shape[a] * spacing[a] for a in free) / left) ** (1 / len(free))
+        short = [a for a in free if edge >= shape[a] * spacing[a]]
+        coarse = [a for a in free if edge < 2 * spacing[a] and a not in short]
+        if not (short or coarse):
+            break
+        # One at a time, the worst first, for each one changes the edge.
+        if short:
+            free.remove(min(short, key=lambda a: shape[a] * spacing[a]))
+        else:
+            worst = max(coarse, key=lambda a: spacing[a])
+            free.remove(worst)
+            left = max(1.0, left / max(1, shape[worst] // 2))
+    return edge, free
+
+
+def _candidates(length: int, ideal: float) -> NDArray[np.int64]:
+    """List steps along an axis that give about as many cells as the ideal step, each number of cells about evenly."""
+    middle = max(1, round(length / ideal))
+    counts = np.arange(max(1, middle - NEARBY), middle + NEARBY + 1)
+    return np.unique(np.maximum(2, np.concatenate([length // counts, -(-length // counts)])))

@@ -1,0 +1,188 @@
+"""The region adjacency graph, in pieces that add up.
+
+A region counts the voxels of its own and the faces at their upper sides, so that every voxel and every face of the
+volume is counted once, however the volume is cut: the regions' graphs add up to that of the whole.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.geometry import Box
+from dseeds.seeds.kernels.contacts import count_voxels_and_faces, list_neighbours
+
+FIELDS = ("ids", "sizes", "sums", "pairs", "contacts")
+DIGEST = sha256().digest_size
+# Graphs that are added up at once.
+TOGETHER = 64
+
+
+@dataclass(frozen=True, eq=False)
+class ContactGraph:
+    """Supervoxels and which of them touch: both sorted, each once.
+
+    Attributes
+    ----------
+    ids : ndarray of int64, shape (n,)
+        The supervoxels that have a voxel here.
+    sizes : ndarray of int64, shape (n,)
+        Their voxels.
+    sums : ndarray of int64, shape (n, channels)
+        The sums of their voxels' bins.
+    pairs : ndarray of int64, shape (m, 2)
+        Supervoxels that touch, the lower id first. They may have their voxels elsewhere.
+    contacts : ndarray of int64, shape (m,)
+        The voxel faces at which they do.
+    """
+
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    sums: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+    contacts: NDArray[np.int64]
+
+    def renamed(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> ContactGraph:
+        """Give the graph that comes of other ids; what gets one and the same is added up.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (n,)
+            For each of `ids` another.
+        pairs : ndarray of int64, shape (m, 2)
+            For each of `pairs` the same.
+        """
+        pairs = np.sort(pairs, axis=1)
+        apart = pairs[:, 0] != pairs[:, 1]
+        return _added(ids, self.sizes, self.sums, pairs[apart], self.contacts[apart])
+
+    def part(self, nodes: NDArray[np.bool_] | slice, edges: NDArray[np.bool_] | slice) -> ContactGraph:
+        """Give some of the nodes and some of the edges."""
+        return ContactGraph(
+            self.ids[nodes], self.sizes[nodes], self.sums[nodes], self.pairs[edges], self.contacts[edges]
+        )
+
+    def to_bytes(self) -> bytes:
+        """Write the graph, with a checksum."""
+        file = io.BytesIO()
+        np.savez_compressed(file, **{name: getattr(self, name) for name in FIELDS})
+        content = file.getvalue()
+        return sha256(content).digest() + content
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ContactGraph:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged.
+        """
+        content = data[DIGEST:]
+        if sha256(content).digest() != data[:DIGEST]:
+            raise ValueError("the graph is damaged: its checksum is wrong; do the region again that it is of.")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return cls(*(arrays[name] for name in FIELDS))
+
+
+def combine_graphs(graphs: Iterable[ContactGraph]) -> ContactGraph:
+    """Add graphs up: at least one, of the same channels.
+
+    Examples
+    --------
+    >>> labels = np.array([[[1, 1, 2, 0]]])
+    >>> bins = np.array([[[[10, 20, 30, 64]]]], np.uint8)
+    >>> cut = [Box((0, 0, 0), (1, 1, 2)), Box((0, 0, 2), (1, 1, 4))]
+    >>> whole = combine_graphs(build_contact_graph(labels, box, bins[..., box.slices[2]]) for box in cut)
+    >>> whole.ids, whole.sizes, whole.sums[:, 0], whole.pairs, whole.contacts
+    (array([1, 2]), array([2, 1]), array([30, 30]), array([[1, 2]]), array([1]))
+    """
+    total, waiting = None, iter(graphs)
+    # A few at once: regions are many, and what they have in common is there once when they are added up.
+    while pieces := list(islice(waiting, TOGETHER)):
+        pieces += [] if total is None else [total]
+        total = _added(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in FIELDS))
+    if total is None:
+        raise ValueError("there are no graphs to add up: give at least one.")
+    return total
+
+
+def build_contact_graph(labels: NDArray[Any], core: Box, bins: NDArray[np.uint8]) -> ContactGraph:
+    """Make a region's part of the graph: its voxels, and their faces towards higher z, y and x.
+
+    Parameters
+    ----------
+    labels : ndarray of unsigned int, shape (z, y, x)
+        A window of global labels, 0 where masked out: the region and, along each axis where the volume goes on, one
+        voxel more at the upper end.
+    core : Box
+        The region's voxels, within the window.
+    bins : ndarray of uint8, shape (channels, z, y, x)
+        The quantised voxels of the region alone.
+
+    Returns
+    -------
+    Graph
+        With the faces between different labels of which none is 0.
+    """
+    nodes, totals, edges, faces = count_voxels_and_faces(labels, core.lo, bins)
+    return _added(nodes[:, 0], totals[:, 0], totals[:, 1:], edges, faces[:, 0])
+
+
+def neighbours(
+    count: int, pairs: NDArray[np.int64], contacts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """List for each of `count` nodes, numbered from 0, which others it touches.
+
+    Returns
+    -------
+    starts : ndarray of int64, shape (count + 1,)
+        Where a node's list begins, and where the last one ends.
+    others, contacts : ndarray of int64, shape (2 * pairs,)
+        The nodes that it touches, and at how many faces; in order, if the pairs are.
+    """
+    starts = np.zeros(count + 1, np.int64)
+    starts[1:] = np.cumsum(np.bincount(pairs.reshape(-1), minlength=count))
+    others, faces = np.empty((2, 2 * len(pairs)), np.int64)
+    list_neighbours(pairs, contacts, starts[:-1].copy(), others, faces)
+    return starts, others, faces
+
+
+def _added(
+    ids: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    sums: NDArray[np.int64],
+    pairs: NDArray[np.int64],
+    contacts: NDArray[np.int64],
+) -> ContactGraph:
+    """Sort nodes and edges, and add up those that are the same."""
+    order = np.argsort(ids, kind="stable")
+    first = _firsts(ids[order, None])
+    edges = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    first_edge = _firsts(pairs[edges])
+    return ContactGraph(
+        ids[order[first]],
+        _sums(sizes[order], first),
+        _sums(sums[order], first),
+        pairs[edges[first_edge]],
+        _sums(contacts[edges], first_edge),
+    )
+
+
+def _firsts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find the first of equal rows that follow each other."""
+    fresh = np.ones(len(rows), bool)
+    fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    return np.flatnonzero(fresh)
+
+
+def _sums(values: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:
+    # `reduceat` refuses to add nothing.
+    return np.add.reduceat(values, firsts, axis=0) if len(firsts) else values

@@ -1,0 +1,112 @@
+"""Coarser supervoxels made of finer ones, by the graph alone.
+
+Supervoxels of twice the step are what falls into the same cell of twice the size, and then whole supervoxels move
+between them as blocks and voxels do in SEEDS. Every level is nested in the one before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.seeds.contact_graph import ContactGraph, neighbours
+from dseeds.seeds.kernels.hierarchy import climb_groups, connected
+from dseeds.seeds.kernels.min_size import join_nodes
+
+# Of twice the step each: the last is of 65,536 times the step.
+MOST_LEVELS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class CoarserLevel:
+    """A level of the hierarchy.
+
+    Attributes
+    ----------
+    parents : ndarray of int64, shape (n + 1,)
+        For each supervoxel of the level before, the one that it is part of; 0 for 0.
+    graph : Graph
+        The whole graph of the level, with ids 1 to m.
+    cells : ndarray of int64, shape (m, 3)
+        The cell (z, y, x), twice as large as those of the level before, that each supervoxel stands for.
+    """
+
+    parents: NDArray[np.int64]
+    graph: ContactGraph
+    cells: NDArray[np.int64]
+
+
+def check_levels(levels: Any) -> int:
+    """Check a number of coarser levels given by the user.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number from 0 to 16.
+    """
+    if isinstance(levels, bool) or not isinstance(levels, Integral) or not 0 <= int(levels) <= MOST_LEVELS:
+        raise ValueError(f"levels must be a whole number from 0 to {MOST_LEVELS}, got {levels!r}.")
+    return int(levels)
+
+
+def coarser_level(graph: ContactGraph, cells: NDArray[np.int64], weights: tuple[int, ...] = (1,)) -> CoarserLevel:
+    """Make supervoxels of twice the step.
+
+    Every one is connected through the graph's edges, and their ids follow the order of their cells.
+
+    Parameters
+    ----------
+    graph : Graph
+        The whole graph of supervoxels with the ids 1 to n.
+    cells : ndarray of int64, shape (n, 3)
+        The lattice's cell (z, y, x) that each of them stands for.
+    weights : tuple of int
+        How much the channels count.
+
+    Raises
+    ------
+    ValueError
+        If the graph's ids are not 1 to n.
+
+    Examples
+    --------
+    >>> from dseeds.seeds.contact_graph import build_contact_graph
+    >>> from dseeds.core.geometry import Box
+    >>> labels = np.array([[[1, 2, 3, 4]]])
+    >>> bins = np.array([[[[10, 30, 30, 30]]]], np.uint8)
+    >>> graph = build_contact_graph(labels, Box((0, 0, 0), (1, 1, 4)), bins)
+    >>> level = coarser_level(graph, np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]]))
+    >>> level.parents[labels], level.cells.tolist()
+    (array([[[1, 2, 2, 2]]]), [[0, 0, 0], [0, 0, 1]])
+    """
+    count = len(cells)
+    if not np.array_equal(graph.ids, np.arange(1, count + 1)):
+        raise ValueError(f"the graph must have the supervoxels 1 to {count}, as many as there are cells.")
+    pairs, scale = graph.pairs - 1, np.array(weights, np.int64)
+    larger, groups = np.unique(cells // 2, axis=0, return_inverse=True)
+    groups = groups.reshape(-1).astype(np.int64)
+    climb_groups(groups, larger, graph.sizes, graph.sums, scale, *neighbours(count, pairs, graph.contacts))
+    first = connected(groups, pairs)
+    names, piece = np.unique(first, return_inverse=True)
+    ends = _without_cut_off(graph.renamed(piece + 1, piece[pairs] + 1), groups[names], scale)
+    _, lowest, member = np.unique(ends[piece], return_index=True, return_inverse=True)
+    home = groups[names[ends[piece[lowest]]]]
+    order = np.lexsort((lowest, home))
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.arange(1, len(order) + 1)
+    parents = np.append(0, numbers[member])
+    return CoarserLevel(parents, graph.renamed(parents[graph.ids], parents[graph.pairs]), larger[home[order]])
+
+
+def _without_cut_off(pieces: ContactGraph, groups: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Let all but the largest piece of each group join the touching ones that are most alike; give where they end."""
+    order = np.lexsort((-pieces.sizes, groups))
+    largest = order[np.unique(groups[order], return_index=True)[1]]
+    limits = np.full(len(groups), pieces.sizes.sum() + 1)
+    limits[largest] = 0
+    links = neighbours(len(groups), pieces.pairs - 1, pieces.contacts)
+    return join_nodes(limits, pieces.sizes, pieces.sums, weights, *links)

@@ -1,0 +1,54 @@
+"""Which units may leave their supervoxel without cutting it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.jit import jit
+from dseeds.seeds.kernels.layout import FACES, NEIGHBOURS
+
+
+@jit
+def _tabulate(adjacent: NDArray[np.uint32], faces: np.uint32, table: NDArray[np.uint64]) -> None:
+    for mask in range(1 << 18):
+        wanted = np.uint32(mask) & faces
+        if wanted == 0:
+            continue
+        reached = wanted & (~wanted + np.uint32(1))
+        grown = np.uint32(0)
+        while grown != reached:
+            grown = reached
+            for k in range(18):
+                if (grown >> np.uint32(k)) & np.uint32(1):
+                    reached |= adjacent[k] & np.uint32(mask)
+        if wanted & ~reached == 0:
+            table[mask >> 6] |= np.uint64(1) << np.uint64(mask & 63)
+
+
+@cache
+def connectivity_table() -> NDArray[np.uint64]:
+    """Tabulate which units may leave their supervoxel without cutting it.
+
+    Returns
+    -------
+    ndarray of uint64, shape (4096,)
+        Bit m of the 2^18 bits is set where, with the neighbours in the bit mask m carrying the unit's label, those
+        that share a face with it exist and are joined to each other by face steps among the neighbours in m.
+    """
+    adjacent = np.zeros(18, np.uint32)
+    for a, here in enumerate(NEIGHBOURS):
+        for b, there in enumerate(NEIGHBOURS):
+            if sum(abs(i - j) for i, j in zip(here, there, strict=True)) == 1:
+                adjacent[a] |= np.uint32(1 << b)
+    table = np.zeros(4096, np.uint64)
+    _tabulate(adjacent, np.uint32(sum(1 << f for f in FACES)), table)
+    return table
+
+
+@jit
+def may_leave(same: np.uint64, simple: NDArray[np.uint64]) -> bool:
+    """Look a unit's neighbours of its own label, as a bit mask, up in the table."""
+    return (simple[same >> np.uint64(6)] >> (same & np.uint64(63))) & np.uint64(1) != 0

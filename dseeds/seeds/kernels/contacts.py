@@ -1,0 +1,164 @@
+"""Which supervoxels touch, counted in tables that grow with what they hold.
+
+The tables have open addressing: `keys` are pairs of numbers, of which the first is 0 where a place is free, and
+`values` what is counted for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.geometry import Triple
+from dseeds.core.jit import jit
+
+# Places in a table at first, a power of two.
+PLACES = 1024
+
+
+@jit
+def count_voxels_and_faces(
+    labels: NDArray[Any], lo: Triple, bins: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Count a box of voxels, and their faces towards higher z, y and x; see `graph.tabulate`.
+
+    Parameters
+    ----------
+    labels : ndarray of unsigned int, shape (z, y, x)
+        The window.
+    lo : tuple of int
+        Where the box begins in it.
+    bins : ndarray of uint8, shape (channels, z, y, x)
+        The quantised voxels of the box.
+
+    Returns
+    -------
+    nodes, totals : ndarray of int64, shapes (n, 2) and (n, 1 + channels)
+        Labels, each with a 0, their voxels and their sums of bins.
+    edges, faces : ndarray of int64, shapes (m, 2) and (m, 1)
+        Pairs of labels that touch, and at how many faces.
+    """
+    channels, nz, ny, nx = bins.shape
+    nodes, totals = np.zeros((PLACES, 2), np.int64), np.zeros((PLACES, 1 + channels), np.int64)
+    edges, faces = np.zeros((PLACES, 2), np.int64), np.zeros((PLACES, 1), np.int64)
+    used_nodes, used_edges = 0, 0
+    for z in range(nz):
+        for y in range(ny):
+            # A row adds at most this many.
+            while 2 * (used_nodes + nx) > len(nodes):
+                nodes, totals = doubled(nodes, totals)
+            while 2 * (used_edges + 3 * nx) > len(edges):
+                edges, faces = doubled(edges, faces)
+            here = labels[lo[0] + z, lo[1] + y]
+            used_nodes += _add_nodes(here, lo[2], bins[:, z, y], nodes, totals)
+            if lo[2] + 1 < labels.shape[2]:
+                used_edges += _add_faces(here[lo[2] :], here[lo[2] + 1 :], nx, edges, faces)
+            if lo[1] + y + 1 < labels.shape[1]:
+                used_edges += _add_faces(here[lo[2] :], labels[lo[0] + z, lo[1] + y + 1, lo[2] :], nx, edges, faces)
+            if lo[0] + z + 1 < labels.shape[0]:
+                used_edges += _add_faces(here[lo[2] :], labels[lo[0] + z + 1, lo[1] + y, lo[2] :], nx, edges, faces)
+    there, touching = nodes[:, 0] != 0, edges[:, 0] != 0
+    return nodes[there], totals[there], edges[touching], faces[touching]
+
+
+@jit
+def _add_nodes(
+    row: NDArray[Any], begin: int, bins: NDArray[np.uint8], keys: NDArray[np.int64], values: NDArray[np.int64]
+) -> int:
+    """Count a row's voxels; return how many keys are new."""
+    fresh = 0
+    channels, length = bins.shape
+    x = 0
+    while x < length:
+        label, first = row[begin + x], x
+        while x < length and row[begin + x] == label:
+            x += 1
+        if label == 0:
+            continue
+        place = place_of(keys, np.int64(label), 0)
+        if keys[place, 0] == 0:
+            keys[place, 0] = label
+            fresh += 1
+        values[place, 0] += x - first
+        for c in range(channels):
+            total = 0
+            for i in range(first, x):
+                total += bins[c, i]
+            values[place, 1 + c] += total
+    return fresh
+
+
+@jit
+def _add_faces(
+    row: NDArray[Any], other: NDArray[Any], length: int, keys: NDArray[np.int64], values: NDArray[np.int64]
+) -> int:
+    """Count the faces between voxels of two rows that lie side by side; return how many keys are new."""
+    fresh = 0
+    x = 0
+    while x < min(length, len(other)):
+        a, b = row[x], other[x]
+        x += 1
+        if a == b or a == 0 or b == 0:
+            continue
+        count = 1
+        while x < min(length, len(other)) and row[x] == a and other[x] == b:
+            count += 1
+            x += 1
+        low, high = np.int64(min(a, b)), np.int64(max(a, b))
+        place = place_of(keys, low, high)
+        if keys[place, 0] == 0:
+            keys[place, 0], keys[place, 1] = low, high
+            fresh += 1
+        values[place, 0] += count
+    return fresh
+
+
+@jit
+def mixed(low: int, high: int) -> np.int64:
+    """Mix a key's numbers, for its lower bits to be a place in a table."""
+    # Both numbers reach the upper half.
+    product = (np.uint64(low) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(high)) * np.uint64(0xD6E8FEB86659FD93)
+    return np.int64(product >> np.uint64(32))
+
+
+@jit
+def place_of(keys: NDArray[np.int64], low: int, high: int) -> np.int64:
+    """Find the place of a key, or the free one for it."""
+    place = mixed(low, high) & (len(keys) - 1)
+    while keys[place, 0] != 0 and (keys[place, 0] != low or keys[place, 1] != high):
+        place = (place + 1) & (len(keys) - 1)
+    return place
+
+
+@jit
+def doubled(keys: NDArray[np.int64], values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Move a table into one of twice the length."""
+    more_keys = np.zeros((2 * keys.shape[0], keys.shape[1]), np.int64)
+    more_values = np.zeros((2 * values.shape[0], values.shape[1]), np.int64)
+    for i in range(len(keys)):
+        if keys[i, 0] != 0:
+            place = place_of(more_keys, keys[i, 0], keys[i, 1])
+            # One by one: whole rows take six times as long to compile.
+            for k in range(keys.shape[1]):
+                more_keys[place, k] = keys[i, k]
+            for k in range(values.shape[1]):
+                more_values[place, k] = values[i, k]
+    return more_keys, more_values
+
+
+@jit
+def list_neighbours(
+    pairs: NDArray[np.int64],
+    contacts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    others: NDArray[np.int64],
+    faces: NDArray[np.int64],
+) -> None:
+    """Write every pair into the lists of both; `ends` are where the lists begin, and then where they end."""
+    for k in range(len(pairs)):
+        for side in range(2):
+            place = ends[pairs[k, side]]
+            others[place], faces[place] = pairs[k, 1 - side], contacts[k]
+            ends[pairs[k, side]] += 1

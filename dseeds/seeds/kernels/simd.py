@@ -1,0 +1,283 @@
+"""Vectors of bytes, for what is done to many units at once.
+
+Compilers find no vectors of bytes in plain loops of Numba, so these few functions are written as LLVM instructions.
+Each works on `LANES` units of one colour that lie side by side in a window (see `layout`): unit `p`, an index into
+the window's flat memory, and those behind it. LLVM makes of them what the machine has. A set of lanes is a bit mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from dseeds.core.jit import jit
+from dseeds.seeds.kernels.layout import FACES, LANES
+
+# The label outside the volume, the window or the mask.
+NOTHING = 64
+# A bit of a unit's state: it is to be looked at.
+OPEN = 1
+BYTES = ir.VectorType(ir.IntType(8), LANES)
+BLOCK_BINS = 32
+SHARES = ir.VectorType(ir.IntType(16), BLOCK_BINS)
+SUMS = ir.VectorType(ir.IntType(32), BLOCK_BINS)
+INDEX = ir.IntType(64)
+
+
+class _Code:
+    """Writes instructions of one function: arrays are addressed by their first byte."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> None:
+        self.builder = builder
+        self.arguments = [
+            cgutils.create_struct_proxy(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, arguments, strict=True)
+        ]
+
+    def load(self, array: Any, index: Any, kind: ir.Type | None = None) -> Any:
+        place = self.builder.gep(array, [index])
+        if kind is None:
+            return self.builder.load(place)
+        return self.builder.load(self.builder.bitcast(place, kind.as_pointer()), align=1)
+
+    def store(self, vector: Any, array: Any, index: Any) -> None:
+        place = self.builder.gep(array, [index])
+        self.builder.store(vector, self.builder.bitcast(place, vector.type.as_pointer()), align=1)
+
+    def neighbours(self, unit: Any, distances: Any, which: Sequence[int]) -> list[Any]:
+        return [self.builder.add(unit, self.load(distances, ir.Constant(INDEX, k))) for k in which]
+
+    def all_lanes(self, value: int) -> Any:
+        return ir.Constant(BYTES, [value] * LANES)
+
+    def count(self, label: Any, among: Sequence[Any]) -> Any:
+        # All bits of a lane that is the same are set, and that is -1.
+        same = [self.builder.sext(self.builder.icmp_unsigned("==", other, label), BYTES) for other in among]
+        return reduce(self.builder.sub, same, self.all_lanes(0))
+
+    def mask(self, bits: Any) -> Any:
+        return self.builder.zext(self.builder.bitcast(bits, ir.IntType(LANES)), INDEX)
+
+
+@intrinsic
+def trailing_zeros(typingctx: Any, word: Any) -> Any:
+    """Count the zero bits below a word's lowest set bit."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.uint64(types.uint64), code
+
+
+@intrinsic
+def leading_zeros(typingctx: Any, word: Any) -> Any:
+    """Count the zero bits above a word's highest set bit."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.uint64(types.uint64), code
+
+
+@intrinsic
+def boundary_lanes(typingctx: Any, labels: Any, unit: Any, distances: Any) -> Any:
+    """Find the units that have a face neighbour of another label: a bit mask.
+
+    `NOTHING` is another label, too, but units that have it are never found.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        labels, unit, distances = write.arguments
+        own = write.load(labels, unit, BYTES)
+        faces = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, FACES)]
+        differs = reduce(builder.or_, [builder.xor(face, own) for face in faces])
+        found = builder.icmp_unsigned("!=", differs, write.all_lanes(0))
+        return write.mask(builder.and_(found, builder.icmp_unsigned("!=", own, write.all_lanes(NOTHING))))
+
+    return types.uint64(labels, unit, distances), code
+
+
+@intrinsic
+def _take_all_marked(typingctx: Any, marks: Any, unit: Any) -> Any:
+    """Do as `take_marked`, for all lanes."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        found = write.load(*write.arguments, BYTES)
+        # 1 - 1 keeps nothing, 0 - 1 keeps all.
+        kept = builder.sub(builder.and_(found, write.all_lanes(OPEN)), write.all_lanes(OPEN))
+        place = builder.gep(write.arguments[0], [write.arguments[1]])
+        builder.store(builder.and_(found, kept), builder.bitcast(place, BYTES.as_pointer()), align=1)
+        return write.mask(builder.trunc(found, ir.VectorType(ir.IntType(1), LANES)))
+
+    return types.uint64(marks, unit), code
+
+
+@jit
+def take_marked(marks: NDArray[np.uint8], unit: np.uint64, count: int) -> np.uint64:
+    """Find those of the first lanes whose byte has the bit `OPEN`: a bit mask; their bytes become 0."""
+    if count == LANES:
+        return _take_all_marked(marks, unit)
+    found = np.uint64(0)
+    for lane in range(np.uint64(count)):
+        marked = np.uint64(marks[unit + lane] & OPEN)
+        found |= marked << lane
+        marks[unit + lane] *= np.uint8(marked ^ np.uint64(OPEN))
+    return found
+
+
+@intrinsic
+def same_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any) -> Any:
+    """Find those of a single unit's 18 neighbours that have its label: a bit mask in the order of `NEIGHBOURS`."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        labels, unit, distances = write.arguments
+        own = write.load(labels, unit)
+        found = ir.Constant(INDEX, 0)
+        for k, u in enumerate(write.neighbours(unit, distances, range(18))):
+            same = builder.zext(builder.icmp_unsigned("==", write.load(labels, u), own), INDEX)
+            found = builder.or_(found, builder.shl(same, ir.Constant(INDEX, k)))
+        return found
+
+    return types.uint64(labels, unit, distances), code
+
+
+@intrinsic
+def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, votes: Any, fresh: Any) -> Any:
+    """Count the neighbours of the units' own labels and of those at their faces.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8
+        The window, flat.
+    unit : uint64
+        The first lane.
+    distances : ndarray of uint64, shape (18,)
+        See `layout.neighbour_distances`.
+    votes : ndarray of uint8, shape (7 * LANES,)
+        Is filled: for the own label, then for those of the six faces, how many of the 18 neighbours have it.
+    fresh : ndarray of uint64, shape (4,)
+        Is filled: a bit for each of `votes`, in their order, where the label is one to consider. It is not where a face
+        has the own label, that of a face before it, or nothing.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        labels, unit, distances, votes, fresh = write.arguments
+        around = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, range(18))]
+        known = [write.load(labels, unit, BYTES)]
+        write.store(write.count(known[0], around), votes, ir.Constant(INDEX, 0))
+        known.append(write.all_lanes(NOTHING))
+        masks = [ir.Constant(INDEX, (1 << LANES) - 1)]
+        for f, face in enumerate(around[k] for k in FACES):
+            is_new = reduce(builder.and_, [builder.icmp_unsigned("!=", face, label) for label in known])
+            known.append(face)
+            masks.append(write.mask(is_new))
+            write.store(write.count(face, around), votes, ir.Constant(INDEX, (f + 1) * LANES))
+        masks.append(ir.Constant(INDEX, 0))
+        for w, (one, other) in enumerate(zip(masks[::2], masks[1::2], strict=True)):
+            word = builder.or_(one, builder.shl(other, ir.Constant(INDEX, LANES)))
+            builder.store(word, builder.gep(fresh, [ir.Constant(INDEX, w)]))
+        return context.get_dummy_value()
+
+    return types.void(labels, unit, distances, votes, fresh), code
+
+
+def _bins(write: _Code, table: Any, row: Any) -> Any:
+    """Load a row of a table of 16-bit numbers, shape (rows, 32)."""
+    return write.load(table, write.builder.mul(row, ir.Constant(INDEX, BLOCK_BINS)), SHARES)
+
+
+def _every(write: _Code, number: Any, kind: ir.VectorType) -> Any:
+    """Put a number into every place of a vector."""
+    first = write.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return write.builder.shuffle_vector(first, first, zeros)
+
+
+def _total(write: _Code, vector: Any) -> Any:
+    kind = ir.FunctionType(vector.type.element, [vector.type])
+    name = f"llvm.vector.reduce.add.v{vector.type.count}i{vector.type.element.width}"
+    return write.builder.call(cgutils.insert_pure_function(write.builder.module, kind, name), [vector])
+
+
+@intrinsic
+def add_rows(
+    typingctx: Any, table: Any, rows: Any, begin: Any, count: Any, scale: Any, profiles: Any, profile: Any
+) -> Any:
+    """Add up so many rows of a table of uint16, shape (rows, 32), and scale the sums, rounded down.
+
+    Parameters
+    ----------
+    table : ndarray of uint16, shape (rows, 32)
+        The table.
+    rows : ndarray of uint8
+        In it, which rows.
+    begin, count : int64
+        Where they begin, and how many there are. Their sums have to fit 16 bits.
+    scale : float32
+        The factor.
+    profiles : ndarray of uint16, shape (profiles, 32)
+        Where the sums go.
+    profile : uint64
+        The row that is filled.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        table, rows, begin, count, scale, profiles, profile = write.arguments
+        rows = builder.gep(rows, [begin])
+        total = cgutils.alloca_once_value(builder, ir.Constant(SHARES, [0] * BLOCK_BINS))
+        with cgutils.for_range(builder, count) as loop:
+            row = builder.zext(write.load(rows, loop.index), INDEX)
+            builder.store(builder.add(builder.load(total), _bins(write, table, row)), total)
+        numbers = ir.VectorType(ir.FloatType(), BLOCK_BINS)
+        scaled = builder.fmul(builder.uitofp(builder.load(total), numbers), _every(write, scale, numbers))
+        write.store(builder.fptoui(scaled, SHARES), profiles, builder.mul(profile, ir.Constant(INDEX, BLOCK_BINS)))
+        return context.get_dummy_value()
+
+    return types.void(table, rows, types.int64, types.int64, types.float32, profiles, types.uint64), code
+
+
+@intrinsic
+def common(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any) -> Any:
+    """Intersect a row of shares, uint16, shape (rows, 32), with one of profiles like them: the sum of the minima."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        shares, row, profiles, profile = write.arguments
+        one, other = _bins(write, shares, row), _bins(write, profiles, profile)
+        least = builder.select(builder.icmp_unsigned("<", one, other), one, other)
+        return _total(write, builder.zext(least, SUMS))
+
+    return types.int32(shares, types.uint64, profiles, types.uint64), code
+
+
+@intrinsic
+def common_without(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any, ratio: Any) -> Any:
+    """Do as `common`, but for the shares that are left when the profile is taken out of them.
+
+    The ratio is that of the profile's size to what is left, in units of 2^-12.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Code(context, builder, signature, arguments)
+        shares, row, profiles, profile, ratio = write.arguments
+        share = builder.zext(_bins(write, shares, row), SUMS)
+        taken = builder.zext(_bins(write, profiles, profile), SUMS)
+        spread = builder.mul(builder.sub(share, taken), _every(write, ratio, SUMS))
+        spread = builder.ashr(spread, ir.Constant(SUMS, [12] * BLOCK_BINS))
+        left = builder.add(share, spread)
+        return _total(write, builder.select(builder.icmp_signed("<", left, taken), left, taken))
+
+    return types.int32(shares, types.uint64, profiles, types.uint64, types.int32), code

@@ -1,0 +1,283 @@
+"""The score tables of a round, in whole numbers.
+
+`log` and `exp` differ in their last bits between machines, and a tie that flips changes the answer. So every table is
+made once per round from integers: the constants by `decimal`, which rounds correctly everywhere, the logarithm from a
+table with linear interpolation. Formulas: docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal, localcontext
+from functools import cache
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.geometry import Box, Grid, Lattice
+from dseeds.core.jit import jit
+from dseeds.seeds.kernels.blocks import BLOCK_UNIT, SMOOTHING_SUM
+from dseeds.seeds.kernels.layout import Costs
+from dseeds.seeds.kernels.simd import BLOCK_BINS, leading_zeros
+from dseeds.seeds.kernels.voxels import BINS, VOXEL_UNIT
+
+# Logarithms count 2^-20, and the table has 2^11 steps per octave: an error below 2^-15 over all sizes.
+LOG_BITS = 20
+STEP_BITS = 11
+OCTAVE_BITS = 40
+# Of the voxel score: what the distance from the mean costs, and the logarithm of the size, in powers of 1/2.
+MEAN_WEIGHT = 5
+SIZE_SHIFT = 2
+# The three of them fit 16 bits together with all neighbours, and keep their order.
+LARGEST_SCORE, LARGEST_COST, OUT_OF_REACH_SCORE = 12000, 7500, -24000
+# The most that the channels' weights may add up to: times a score it still fits 32 bits, and scores of channels are
+# added up in 64.
+LARGEST_WEIGHT = 1 << 16
+# How much of a full histogram intersection is as much as a logarithm's unit is for voxels.
+BLOCK_SHARE = 10
+# What a compactness is rounded to; and the most, with which no cost within a cell is limited, so that more is more
+# compact.
+COMPACTNESS_BITS, MOST_COMPACT = 20, 30
+
+
+def _gaussian(sigma: int, radius: int, total: int) -> NDArray[np.int64]:
+    """Sample a Gaussian as integers of sum `total`; the centre takes what rounding leaves over."""
+    with localcontext() as context:
+        context.prec = 30
+        weights = [(Decimal(-d * d) / (2 * sigma * sigma)).exp() for d in range(-radius, radius + 1)]
+        rounded = [int(w / sum(weights) * total + Decimal("0.5")) for w in weights]
+    rounded[radius] += total - sum(rounded)
+    return np.array(rounded)
+
+
+@cache
+def block_smoothing() -> NDArray[np.int32]:
+    """Weights over bins for blocks: sigma 1, sum 256."""
+    return _gaussian(1, 3, SMOOTHING_SUM).astype(np.int32)
+
+
+@cache
+def voxel_smoothing() -> NDArray[np.int64]:
+    """Weights over bins for voxels: sigma 4, sum 2^16."""
+    return _gaussian(4, 16, 1 << 16)
+
+
+@cache
+def log_table() -> NDArray[np.int64]:
+    """Tabulate ln(1 + i / 2^11) for i = 0 .. 2^11 and, at the end, ln 2, in units of 2^-20."""
+    with localcontext() as context:
+        context.prec = 16
+        steps = 1 << STEP_BITS
+        values = [(1 + Decimal(i) / steps).ln() for i in range(steps + 1)]
+        return np.array([int(v * (1 << LOG_BITS) + Decimal("0.5")) for v in values])
+
+
+@cache
+def smoothed_counts() -> NDArray[np.uint16]:
+    """Tabulate what smoothing for blocks makes of a count of one in each bin, shape (32, 32)."""
+    taps = block_smoothing()
+    out = np.zeros((BLOCK_BINS, BLOCK_BINS + 6), np.uint16)
+    for bin_ in range(BLOCK_BINS):
+        out[bin_, bin_ : bin_ + 7] = taps
+    return np.ascontiguousarray(out[:, 3:-3])
+
+
+@jit
+def _log(n: int, table: NDArray[np.int64]) -> int:
+    exponent = np.int64(63) - np.int64(leading_zeros(np.uint64(n)))
+    mantissa = n << (OCTAVE_BITS - exponent) if exponent <= OCTAVE_BITS else n >> (exponent - OCTAVE_BITS)
+    fraction = mantissa - (1 << OCTAVE_BITS)
+    i = fraction >> (OCTAVE_BITS - STEP_BITS)
+    rest = fraction - (i << (OCTAVE_BITS - STEP_BITS))
+    return (
+        exponent * table[1 << STEP_BITS] + table[i] + (((table[i + 1] - table[i]) * rest) >> (OCTAVE_BITS - STEP_BITS))
+    )
+
+
+@jit
+def _voxel_table(
+    counts: NDArray[np.uint32],
+    smooth: NDArray[np.int64],
+    logs: NDArray[np.int64],
+    numerator: int,
+    denominator: int,
+    weights: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    ln2 = logs[1 << STEP_BITS]
+    taps = len(smooth)
+    # Smoothed histogram with room for what goes over the ends.
+    blurred = np.zeros(BINS + taps - 1, np.int64)
+    for c in range(counts.shape[0]):
+        size, moment = np.int64(0), np.int64(0)
+        blurred[:] = 0
+        for q in range(BINS):
+            count = np.int64(counts[c, q])
+            if count == 0:
+                continue
+            size += count
+            moment += q * count
+            for i in range(taps):
+                blurred[q + i] += smooth[i] * count
+        if size == 0:
+            continue
+        weight = weights[c % len(weights)]
+        mean = (moment << 8) // size
+        # ln(T + 0.5) + ln(T) / 4
+        by_size = _log(2 * size + 1, logs) - ln2 + (_log(size, logs) >> SIZE_SHIFT)
+        for q in range(BINS):
+            # ln(S / 2^16 + 0.5 / 64); bins count 1/64, the mean has 8 more bits.
+            likelihood = _log(blurred[q + taps // 2] + 512, logs) - 16 * ln2
+            distance = (q << 8) - mean
+            score = likelihood - by_size - ((MEAN_WEIGHT * distance * distance) >> 8)
+            scaled = (score * denominator // numerator + (1 << (LOG_BITS - 1))) >> LOG_BITS
+            out[1 + c * BINS + q] = weight * min(max(scaled, -LARGEST_SCORE), LARGEST_SCORE)
+
+
+def voxel_scores(counts: NDArray[np.uint32], weight: tuple[int, int], weights: Sequence[int] = (1,)) -> NDArray[Any]:
+    """Score every bin of every channel in every supervoxel.
+
+    ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.25 ln T[C]``.
+
+    Parameters
+    ----------
+    counts : ndarray of uint32, shape (cells, channels * 64)
+        The supervoxels' histograms.
+    weight : tuple of int
+        Lambda, the weight of a neighbour, as a fraction.
+    weights : sequence of int, default (1,)
+        The channels' weights.
+
+    Returns
+    -------
+    ndarray of int16, or of int32 for several channels, shape (1 + cells * channels * 64,)
+        In units of lambda / 16, times the channel's weight: a neighbour counts 16 for each channel. Before all stands
+        a score that is lower than every other, whatever the neighbours.
+    """
+    out = np.zeros(1 + counts.size, np.int16 if len(weights) == 1 else np.int32)
+    out[0] = OUT_OF_REACH_SCORE * sum(weights)
+    numerator, denominator = weight
+    _voxel_table(
+        counts.reshape(-1, BINS),
+        voxel_smoothing(),
+        log_table(),
+        numerator,
+        VOXEL_UNIT * denominator,
+        np.array(weights),
+        out,
+    )
+    return out
+
+
+@jit
+def _block_table(
+    counts: NDArray[np.uint32],
+    smooth: NDArray[np.int32],
+    logs: NDArray[np.int64],
+    cell_size: int,
+    share: NDArray[np.uint16],
+    size: NDArray[np.int64],
+    handicap: NDArray[np.int32],
+) -> None:
+    channels = counts.shape[1] // BLOCK_BINS
+    for c in range(counts.shape[0]):
+        for j in range(BLOCK_BINS):
+            size[c] += counts[c, j]
+        if size[c] == 0:
+            continue
+        for k in range(channels):
+            for j in range(BLOCK_BINS):
+                blurred = np.int64(0)
+                for i in range(max(0, 3 - j), min(7, BLOCK_BINS + 3 - j)):
+                    blurred += smooth[i] * np.int64(counts[c, BLOCK_BINS * k + j + i - 3])
+                share[channels * c + k, j] = blurred * (BLOCK_UNIT // SMOOTHING_SUM) // size[c]
+        handicap[c] = ((_log(size[c], logs) - _log(cell_size, logs)) * (BLOCK_UNIT // 8)) // (10 << (LOG_BITS - 3))
+
+
+def block_scores(
+    counts: NDArray[np.uint32], cell_size: int
+) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int32]]:
+    """Prepare the supervoxels for the block score.
+
+    ``score(C) = sum_j min(H[C, j] / T[C], h_j / t) + 0.03 n_C - 0.1 ln(T[C] / cell_size)``, see the design, section
+    3.
+
+    Parameters
+    ----------
+    counts : ndarray of uint32, shape (cells, channels * 32)
+        The supervoxels' histograms.
+    cell_size : int
+        Voxels in a cell.
+
+    Returns
+    -------
+    share : ndarray of uint16, shape (cells * channels, 32)
+        ``H / T``, smoothed over bins, in units of 2^-15.
+    size : ndarray of int64, shape (cells,)
+        ``T`` in voxels.
+    handicap : ndarray of int32, shape (cells,)
+        The last term of the score, in units of 2^-15.
+    """
+    share = np.zeros((counts.size // BLOCK_BINS, BLOCK_BINS), np.uint16)
+    size = np.zeros(len(counts), np.int64)
+    handicap = np.zeros(len(counts), np.int32)
+    _block_table(counts, block_smoothing(), log_table(), cell_size, share, size, handicap)
+    return share, size, handicap
+
+
+def check_compactness(compactness: Any) -> float:
+    """Check a compactness given by the user.
+
+    Raises
+    ------
+    ValueError
+        If it is no number from 0 to 30.
+    """
+    if not (isinstance(compactness, Real) and 0 <= float(compactness) <= MOST_COMPACT):
+        raise ValueError(f"compactness must be a number from 0 to {MOST_COMPACT}, got {compactness!r}.")
+    return float(compactness)
+
+
+def distance_costs(lattice: Lattice, grid: Grid, box: Box, compactness: float, weight: tuple[int, int] | None) -> Costs:
+    """Tabulate what it costs units to be far from the centre of the cell that their supervoxel grew from.
+
+    ``compactness d^2``, in units of a voxel's log-likelihood, where d is the distance of the unit's centre from that of
+    the cell, in steps. Blocks pay a tenth of that, as a share of a full histogram intersection.
+
+    Parameters
+    ----------
+    lattice : Lattice
+        The lattice.
+    grid : Grid
+        The level.
+    box : Box
+        The window's units.
+    compactness : float
+        From 0 to `MOST_COMPACT`.
+    weight : tuple of int or None
+        Lambda of a round of voxels, as a fraction; None for blocks.
+
+    Returns
+    -------
+    Costs
+        In the units of the round's scores; empty for a compactness of 0.
+    """
+    fixed = round(compactness * (1 << COMPACTNESS_BITS))
+    if weight is None:
+        unit, divisor, largest = fixed * BLOCK_UNIT, BLOCK_SHARE << COMPACTNESS_BITS, 1 << 20
+    else:
+        unit, divisor, largest = fixed * VOXEL_UNIT * weight[1], weight[0] << COMPACTNESS_BITS, LARGEST_COST // 3
+    axes = []
+    for axis, (lo, hi) in enumerate(zip(box.lo, box.hi, strict=True)):
+        edges, own = grid.edges[axis], grid.cells[axis][lo:hi]
+        step, last, n = lattice.step[axis], lattice.cells[axis] - 1, lattice.shape[axis]
+        costs = np.zeros((hi - lo, 4) if fixed else (0, 4), np.int32)
+        for cell in (own - 1, own, own + 1) if fixed else ():
+            end = np.where(cell == last, n, (cell + 1) * step)
+            twice = edges[lo:hi] + edges[lo + 1 : hi + 1] - (cell * step + end)
+            cost = unit * twice**2 // (4 * step**2 * divisor)
+            costs[np.arange(hi - lo), cell & 3] = np.minimum(cost, largest)
+        axes.append(costs)
+    return Costs(*axes)

@@ -1,0 +1,94 @@
+"""The help as a manual, and the completion of what one types: in a real shell where there is one."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from dseeds.cli import app, manual, options
+from dseeds.seeds.intensity_windows import PRESETS
+
+COMMANDS = typer.main.get_command(app).commands
+SCRIPT = Path(sys.executable).with_name("dseeds")
+
+
+def test_every_command_has_its_panel_and_place():
+    placed = [name for names in manual.COMMANDS.values() for name in names]
+    assert set(COMMANDS) <= set(placed)
+    assert list(COMMANDS) == [name for name in placed if name in COMMANDS]
+    for panel, names in manual.COMMANDS.items():
+        assert all(COMMANDS[name].rich_help_panel == panel for name in names if name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_reads_as_all_others(name):
+    command = COMMANDS[name]
+    first, *_ = command.help.split("\n\n")
+    assert first.endswith(".")
+    assert len(first) < 120
+    context = typer.Context(command, info_name=name)
+    panels = [getattr(parameter, "rich_help_panel", None) for parameter in command.get_params(context)]
+    shared = [panel for panel in panels if panel in manual.PANELS]
+    assert shared == sorted(shared, key=manual.PANELS.index)
+    assert panels[-1] == manual.HELP
+    for parameter in command.params:
+        assert getattr(parameter, "help", "").endswith(".")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_lines_that_can_be_typed(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in re.split(r"\n+|; | \| | > ", COMMANDS[name].epilog) if line.startswith("dseeds ")]
+    assert any(line.split()[1] == name for line in lines)
+    for line in lines:
+        _, used, *arguments = shlex.split(line, comments=True)
+        # Some files have to be there.
+        for argument in arguments:
+            if argument.endswith((".json", ".pem")):
+                Path(argument).touch()
+        # Parses, and does nothing.
+        COMMANDS[used].make_context(used, arguments)
+
+
+@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="bash is missing")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("segm", "segment"),
+        ("segment image.zarr labels.zarr --compa", "--compactness"),
+        ("segment image.zarr labels.zarr --bins ", "linear equalised"),
+        ("segment image.zarr labels.zarr --window l", "lung"),
+        # The shell's own file names.
+        ("segment imag", ""),
+    ],
+)
+def test_bash_completes(typed, offered):
+    environment = {**os.environ, "PATH": f"{SCRIPT.parent}:{os.environ['PATH']}"}
+    words = ["dseeds", *typed.split(" ")]
+    lines = (
+        'source <(_DSEEDS_COMPLETE=source_bash dseeds) && complete -p dseeds >&2 && COMP_WORDS=("$@")'
+        ' && COMP_CWORD=$(($# - 1)) && _dseeds_completion dseeds && echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["/bin/bash", "-c", lines, "bash", *words], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == offered.split()
+    assert "-o default" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_their_script(shell):
+    environment = {**os.environ, "_DSEEDS_COMPLETE": f"source_{shell}"}
+    done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=True)
+    assert f"_DSEEDS_COMPLETE=complete_{shell}" in done.stdout
+
+
+def test_all_presets_are_offered():
+    parameter = next(one for one in COMMANDS["segment"].params if one.name == "window")
+    assert {item.value for item in parameter.shell_complete(typer.Context(COMMANDS["segment"]), "")} == set(PRESETS)
+    assert options.one_of("a", "ab", "c")("a") == ["a", "ab"]

@@ -1,0 +1,633 @@
+"""Images come in as OME-Zarr and go out again: the same voxels in the same place, as other programs read them."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dseeds
+from dseeds.convert.describe import describe
+from dseeds.convert.export_volume import ENDINGS
+from dseeds.convert.slab_reader import Reading
+from dseeds.io import ome_image_attributes, open_image, open_source
+from tests.support.paths import DATA
+
+few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+DTYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
+FILES = [ending for ending in ENDINGS if ending != ".precomputed"]
+shapes = st.tuples(*[st.integers(1, 9)] * 3)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def numbers(shape, dtype, seed=0):
+    bits = np.random.default_rng(seed).bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    voxels = np.frombuffer(bits, dtype).reshape(shape)
+    return np.nan_to_num(voxels) if voxels.dtype.kind == "f" else voxels
+
+
+def oblique(seed, left_handed):
+    turned, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    turned = turned if (np.linalg.det(turned) < 0) == left_handed else turned * [1, 1, -1]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turned * (0.5, 0.75, 2.5), (10, -20, 30.25)
+    return affine
+
+
+def nifti(path, data, affine, *, labels=False):
+    """Write a volume (z, y, x)."""
+    image = nibabel.Nifti1Image(data.T, affine, dtype=data.dtype)
+    if labels:
+        image.header.set_intent("label")
+    nibabel.save(image, path)
+    return path
+
+
+def real(*parts):
+    if not (path := DATA.joinpath(*parts)).exists():
+        pytest.skip(f"the real volume {path} is missing")
+    return path
+
+
+def listing(folder):
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
+
+
+# In
+
+
+@few
+@given(shapes, st.sampled_from(DTYPES), st.booleans(), seeds)
+def test_there_and_back(tmp_path, shape, dtype, left_handed, seed):
+    """Voxels, type and affine of NIfTI are the same after its way through OME-Zarr."""
+    affine, data = oblique(seed, left_handed), numbers(shape, dtype, seed)
+    path = nifti(tmp_path / "a.nii", data, affine)
+    dseeds.import_volume(path, tmp_path / "a.zarr", overwrite=True)
+    exported = dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "b.nii.gz", overwrite=True)
+    before, after = nibabel.load(path), nibabel.load(tmp_path / "b.nii.gz")
+    assert (exported.shape, exported.dtype, exported.labels) == (shape, np.dtype(dtype).name, False)
+    np.testing.assert_array_equal(np.asarray(after.dataobj), data.T)
+    assert after.get_data_dtype() == data.dtype
+    np.testing.assert_array_equal(after.affine, before.affine)
+    np.testing.assert_allclose(after.header.get_qform(), before.affine, atol=1e-5)
+    np.testing.assert_allclose(after.header.get_zooms(), before.header.get_zooms(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [("ct_3mm", "ct.nii.gz"), ("mr_sarcoma", "mr_t1.nii.gz")])
+def test_real_volumes_there_and_back(tmp_path, parts):
+    path = real(*parts)
+    imported = dseeds.import_volume(path, tmp_path / "a.zarr")
+    dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "a.nii.gz")
+    before, after = nibabel.load(path), nibabel.load(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(np.asarray(after.dataobj), np.asarray(before.dataobj))
+    np.testing.assert_array_equal(after.affine, before.affine)
+    assert imported.spacing == open_source(path).spacing == open_source(tmp_path / "a.zarr").spacing
+    assert describe(tmp_path / "a.zarr")["kind"] == "image"
+
+
+def test_a_series_of_dicom_comes_in_with_its_pyramid(tmp_path):
+    folder = real("ct_dicom")
+    imported = dseeds.import_volume(folder, tmp_path / "a.zarr")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    voxels = sitk.GetArrayFromImage(image)
+    np.testing.assert_array_equal(group["0"][:], voxels)
+    assert (group["0"].chunks, imported.levels) == ((20, 64, 64), 2)
+    means = voxels.reshape(20, 256, 2, 256, 2).mean((2, 4))
+    assert np.abs(group["1"][:] - means).max() <= 0.5
+    # The place of a voxel, by SimpleITK and by what is noted in the group.
+    affine = np.array(group.attrs["dseeds"]["affine"])
+    place = np.array(image.TransformIndexToPhysicalPoint((100, 200, 7))) * (-1, -1, 1)
+    np.testing.assert_allclose(affine @ (100, 200, 7, 1), (*place, 1), atol=1e-6)
+    coarse = open_source(tmp_path / "a.zarr", level=1)
+    np.testing.assert_allclose(coarse.affine @ (0, 0, 0, 1), affine @ (0.5, 0.5, 0, 1), atol=1e-6)
+
+
+def test_other_programs_read_what_came_in(tmp_path):
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+    from ome_zarr_models.v05 import Image
+
+    affine = np.diag([0.5, 0.75, 2.0, 1])
+    affine[:3, 3] = (10, 20, 30)
+    data = [numbers((20, 24, 28), "u2", seed) for seed in (1, 2)]
+    paths = [nifti(tmp_path / f"{n}.nii.gz", one, affine) for n, one in enumerate(data)]
+    dseeds.import_volume(paths, tmp_path / "a.zarr")
+    image = Image.from_zarr(zarr.open_group(tmp_path / "a.zarr", mode="r"))
+    [multiscale] = image.ome_attributes.multiscales
+    assert [(axis.name, axis.type) for axis in multiscale.axes] == [("c", "channel"), *[(a, "space") for a in "zyx"]]
+    scale, translation = multiscale.datasets[0].coordinateTransformations
+    assert tuple(scale.scale) == (1, 2, 0.75, 0.5)
+    assert tuple(translation.translation) == (0, 30, 20, 10)
+    [node] = list(Reader(parse_url(tmp_path / "a.zarr"))())
+    np.testing.assert_array_equal(np.asarray(node.data[0]), np.stack(data))
+
+
+def test_channels_of_all_kinds(tmp_path):
+    data = numbers((3, 4, 5, 6), "u2")
+    dseeds.import_volume(data, tmp_path / "a.zarr", channel_axis=0)
+    image = open_image(tmp_path / "a.zarr", channel_axis="c")
+    np.testing.assert_array_equal(np.stack(image.read(np.s_[:, :, :])), data)
+    # Of what was imported, and of TIFF, channels are taken together without being asked.
+    dseeds.import_volume(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "b.zarr/0")[:], data)
+    dseeds.import_volume(tmp_path / "a.zarr", tmp_path / "c.zarr", volume=1)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "c.zarr/0")[:], data[1])
+    # Types are made one that holds all values.
+    mixed = [data[0].astype("u1"), data[1].view("i2")]
+    dseeds.import_volume(mixed, tmp_path / "d.zarr")
+    array = zarr.open_array(tmp_path / "d.zarr/0")
+    assert array.dtype == np.int16
+    np.testing.assert_array_equal(array[:], np.stack([mixed[0].astype("i2"), mixed[1]]))
+    with pytest.raises(ValueError, match="types that have none in common"):
+        dseeds.import_volume([data[0].astype("u8"), data[1].astype("f4")], tmp_path / "e.zarr")
+
+
+def test_volumes_of_4d(tmp_path):
+    data = numbers((3, 4, 5, 6), "u2")
+    nibabel.save(nibabel.Nifti1Image(data.T, np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match="holds 3 volumes"):
+        dseeds.import_volume(tmp_path / "a.nii.gz", tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+    dseeds.import_volume(tmp_path / "a.nii.gz", tmp_path / "a.zarr", volume=2)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr/0")[:], data[2])
+    dseeds.import_volume(tmp_path / "a.nii.gz", tmp_path / "b.zarr", channel_axis=0)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "b.zarr/0")[:], data)
+
+
+@settings(few, max_examples=20)
+@given(
+    st.tuples(*[st.integers(1, 40)] * 3),
+    st.sampled_from(["a.npy", "a.nrrd"]),
+    st.none() | st.tuples(*[st.integers(1, 9)] * 3),
+    st.none() | st.tuples(*[st.integers(1, 4)] * 3),
+    st.sampled_from([1 << 14, 1 << 16, 1 << 29]),
+)
+def test_however_it_is_cut(tmp_path, shape, name, chunks, times, memory):
+    """Read at random or from top to bottom, in slabs as thick as fit: the same voxels, each shard written whole."""
+    data = numbers(shape, "u2")
+    np.save(tmp_path / "a.npy", data)
+    sitk.WriteImage(sitk.GetImageFromArray(data), tmp_path / "a.nrrd", True)
+    shards = tuple(c * t for c, t in zip(chunks, times, strict=True)) if chunks and times else None
+    asked = {"chunks": chunks, "shards": shards, "memory": memory, "overwrite": True, "pyramid": False, "threads": 2}
+    try:
+        found = dseeds.import_volume(tmp_path / name, tmp_path / "a.zarr", **asked)
+    except ValueError as error:
+        # Only of what is asked for, and not of what can be read at random.
+        if not ("do not fit the memory" in str(error) and chunks and name == "a.nrrd"):
+            raise
+        return
+    array = zarr.open_array(tmp_path / "a.zarr/0")
+    np.testing.assert_array_equal(array[:], data)
+    assert (array.chunks, array.shards) == (found.chunks, found.shards)
+    if chunks:
+        assert found.chunks == tuple(map(min, chunks, shape))
+
+
+def test_labels_stay_labels(tmp_path):
+    data = np.random.default_rng(0).integers(0, 9, (20, 300, 24)).astype("u1")
+    path = nifti(tmp_path / "a.nii.gz", data, np.eye(4), labels=True)
+    assert dseeds.import_volume(path, tmp_path / "a.zarr").labels
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    assert "image-label" in group.attrs["ome"]
+    assert set(np.unique(group["1"][:])) <= set(np.unique(data))
+    assert describe(tmp_path / "a.zarr")["kind"] == "labels"
+    with pytest.raises(ValueError, match="holds labels, not intensities"):
+        open_image(tmp_path / "a.zarr")
+    assert dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "b.nii.gz").labels
+    assert nibabel.load(tmp_path / "b.nii.gz").header.get_intent()[0] == "label"
+    # NIfTI often holds labels as floats, and does not say that they are labels.
+    path = nifti(tmp_path / "c.nii.gz", data.astype("f4"), np.eye(4))
+    assert dseeds.import_volume(path, tmp_path / "c.zarr", labels=True).dtype == "int32"
+    path = nifti(tmp_path / "d.nii.gz", data + np.float32(0.5), np.eye(4))
+    with pytest.raises(ValueError, match="are not whole numbers"):
+        dseeds.import_volume(path, tmp_path / "d.zarr", labels=True)
+    assert not (tmp_path / "d.zarr").exists()
+    assert dseeds.import_volume(data > 4, tmp_path / "e.zarr").dtype == "uint8"
+
+
+def test_another_spacing(tmp_path):
+    affine = oblique(1, True)
+    path = nifti(tmp_path / "a.nii.gz", numbers((4, 5, 6), "u1"), affine)
+    dseeds.import_volume(path, tmp_path / "a.zarr", spacing=(5, 1.5, 1))
+    found = open_source(tmp_path / "a.zarr")
+    assert found.spacing == (5, 1.5, 1)
+    np.testing.assert_allclose(found.affine, nibabel.load(path).affine * (2, 2, 2, 1), rtol=1e-6)
+    for wrong in [(1, 1), (0, 1, 1), (1, 1, float("nan"))]:
+        with pytest.raises(ValueError, match="three positive lengths"):
+            dseeds.import_volume(path, tmp_path / "b.zarr", spacing=wrong)
+
+
+@pytest.mark.parametrize("unit", ["micrometer", None])
+def test_ome_zarr_stays_where_it_is(tmp_path, unit):
+    frame = {"spacing": (2.0, 0.5, 0.25), "translation": (10.0, -20.0, 30.0), "units": (unit,) * 3}
+    group = zarr.create_group(tmp_path / "a.zarr", attributes={"ome": ome_image_attributes(name="a", **frame)})
+    group.create_array("0", data=numbers((4, 5, 6), "u1"))
+    dseeds.import_volume(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    assert vars(open_source(tmp_path / "b.zarr").frame) == frame
+
+
+def test_slabs_are_as_deep_as_what_is_written_together():
+    array = zarr.create_array(zarr.storage.MemoryStore(), data=numbers((20, 4, 4), "u1"), chunks=(6, 4, 4))
+    reading = Reading(open_image(array), 1 << 20, None)
+    assert [len(slab) for _, slab in reading.slabs("read", planes=8)] == [8, 8, 4]
+
+
+def test_nothing_of_others_is_replaced(tmp_path):
+    data = numbers((4, 5, 6), "u1")
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr/thesis.txt").write_text("all of it")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="not written by dseeds"):
+            dseeds.import_volume(data, tmp_path / "a.zarr", overwrite=overwrite)
+    dseeds.import_volume(data, tmp_path / "b.zarr")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        dseeds.import_volume(data, tmp_path / "b.zarr")
+    with pytest.raises(FileExistsError, match="is the source, or holds it"):
+        dseeds.import_volume(tmp_path / "b.zarr", tmp_path / "b.zarr", overwrite=True)
+    dseeds.import_volume(data + 1, tmp_path / "b.zarr", overwrite=True)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "b.zarr/0")[:], data + 1)
+    with pytest.raises(FileNotFoundError, match="for the target does not exist"):
+        dseeds.import_volume(data, tmp_path / "c/d.zarr")
+
+
+def test_nothing_is_left_of_what_failed(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    nifti(path, numbers((40, 50, 60), "u2"), np.eye(4))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        dseeds.import_volume(path, tmp_path / "a.zarr")
+    for ending in FILES:
+        with pytest.raises(ValueError, match="damaged or incomplete"):
+            dseeds.export_volume(path, tmp_path / f"a{ending.replace('.nii', '-.nii')}")
+    assert listing(tmp_path) == before
+
+
+def test_into_an_object_store(faulty_store):
+    """The pyramid, too, and nothing but what belongs there."""
+    data, target = numbers((20, 300, 28), "u2"), f"{faulty_store.make_bucket()}/a.zarr"
+    dseeds.import_volume(data, target, spacing=(2, 1, 1))
+    source = open_source(target)
+    np.testing.assert_array_equal(source.read(np.s_[:, :, :]), data)
+    assert source.spacing == (2, 1, 1)
+    assert open_source(target, level=1).shape == (20, 150, 28)
+    with pytest.raises(FileExistsError):
+        dseeds.import_volume(data, target)
+    dseeds.import_volume(data[:9], target, overwrite=True)
+    assert open_source(target).shape == (9, 300, 28)
+
+
+# Out
+
+
+def by_others(path):
+    """Read a file by its own library, axes (z, y, x) or (c, z, y, x), and its spacing."""
+    name = path.name
+    if ".nii" in name:
+        image = nibabel.load(path)
+        return np.asarray(image.dataobj).T, image.header.get_zooms()[::-1]
+    if ".tif" in name:
+        with tifffile.TiffFile(path) as tiff:
+            voxels, axes = tiff.asarray(), tiff.series[0].axes
+            voxels = voxels.reshape([1] * (3 - voxels.ndim) + list(voxels.shape))
+            if tiff.is_ome:
+                pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+                assert {pixels[f"PhysicalSize{axis}Unit"] for axis in "XYZ"} == {"mm"}
+                return voxels, [pixels[f"PhysicalSize{axis}"] for axis in "ZYX"]
+            assert tiff.imagej_metadata["unit"] == "mm"
+            sizes = [tiff.pages[0].tags[f"{axis}Resolution"].value for axis in "YX"]
+            plane = [below / above for above, below in sizes]
+            return (np.moveaxis(voxels, axes.index("C"), 0) if "C" in axes else voxels), [
+                tiff.imagej_metadata["spacing"],
+                *plane,
+            ]
+    if ".h5" in name or ".hdf5" in name:
+        with h5py.File(path) as file:
+            return file["volume"][:], [size / 1000 for size in file["volume"].attrs["element_size_um"]]
+    if ".npy" in name:
+        return np.load(path), (2.5, 0.75, 0.5)
+    image = sitk.ReadImage(path)
+    voxels = sitk.GetArrayFromImage(image)
+    return np.moveaxis(voxels, -1, 0) if voxels.ndim > 3 else voxels, image.GetSpacing()[::-1]
+
+
+@pytest.mark.parametrize("ending", [*FILES, ".ome.tif"])
+@settings(few, max_examples=6)
+@given(shapes, st.sampled_from(DTYPES), st.sampled_from("<>"), st.booleans(), seeds)
+def test_other_programs_read_what_went_out(tmp_path, ending, shape, dtype, order, labelled, seed):
+    if ".tif" in ending and dtype in ("i8", "u8"):
+        dtype = "u4"
+    data, affine = numbers(shape, order + dtype, seed), oblique(seed, seed % 2 == 0)
+    labelled = labelled and data.dtype.kind in "iu"
+    if labelled:
+        data = (numbers(shape, "u1", seed) % 100).astype(data.dtype)
+    path, target = nifti(tmp_path / "source.nii", data, affine), tmp_path / f"a{ending}"
+    target.unlink(missing_ok=True)
+    found = dseeds.export_volume(path, target, labels=labelled)
+    voxels, spacing = by_others(target)
+    np.testing.assert_array_equal(voxels.reshape(shape), data)
+    assert voxels.dtype.newbyteorder("=") == found.dtype
+    assert spacing == pytest.approx((2.5, 0.75, 0.5), rel=1e-4)
+    if not labelled:
+        assert found.dtype == data.dtype.newbyteorder("=")
+    else:
+        assert found.dtype == "uint8"
+    if ".tif" in ending and shape[0] == 1:
+        return  # a single page is no volume
+    source = open_source(target)
+    np.testing.assert_array_equal(source.read(np.s_[:, :, :]), data)
+    if source.kind in ("nrrd", "metaimage"):
+        image = sitk.ReadImage(target)
+        for xyz in [(0, 0, 0), (3, 0, 0), (0, 4, 0), (1.5, 2, 3)]:
+            place = np.array(image.TransformContinuousIndexToPhysicalPoint(xyz)) * (-1, -1, 1)
+            np.testing.assert_allclose(nibabel.load(path).affine @ (*xyz, 1), (*place, 1), atol=1e-4)
+        np.testing.assert_allclose(source.affine, nibabel.load(path).affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".tif", ".ome.tif", ".nrrd", ".mha", ".h5", ".npy"])
+def test_channels_go_out(tmp_path, ending):
+    data = numbers((3, 4, 5, 6), "u1")
+    dseeds.import_volume(data, tmp_path / "a.zarr", channel_axis=0, spacing=(2.5, 0.75, 0.5))
+    found = dseeds.export_volume(tmp_path / "a.zarr", tmp_path / f"a{ending}")
+    assert found.channels == 3
+    voxels, spacing = by_others(tmp_path / f"a{ending}")
+    if ending == ".ome.tif":
+        voxels = np.moveaxis(voxels, 1, 0)
+    np.testing.assert_array_equal(voxels, data)
+    assert spacing == pytest.approx((2.5, 0.75, 0.5), rel=1e-4)
+
+
+def test_nifti_has_one_channel(tmp_path):
+    data = numbers((3, 4, 5, 6), "u1")
+    with pytest.raises(ValueError, match=r"holds one channel, and the source 3: say which with volume="):
+        dseeds.export_volume(data, tmp_path / "a.nii", channel_axis=0)
+    dseeds.export_volume(data, tmp_path / "a.nii", volume=1)
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "a.nii").dataobj).T, data[1])
+
+
+def test_types_that_are_asked_for(tmp_path):
+    data = np.array([[[0, 1, 300]]], "i4")
+    assert dseeds.export_volume(data, tmp_path / "a.tif", dtype="uint16").dtype == "uint16"
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif").ravel(), [0, 1, 300])
+    with pytest.raises(ValueError, match="from 0 to 300, which uint8 does not hold"):
+        dseeds.export_volume(data, tmp_path / "b.tif", dtype="uint8")
+    with pytest.raises(ValueError, match="not whole numbers, which int16 does not hold"):
+        dseeds.export_volume(data + 0.5, tmp_path / "b.tif", dtype="int16")
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        dseeds.export_volume(data, tmp_path / "b.tif", dtype="complex64")
+    assert dseeds.export_volume(data.astype("f2"), tmp_path / "b.nii").dtype == "float32"
+    assert dseeds.export_volume(data.astype(bool), tmp_path / "c.nii").dtype == "uint8"
+    assert dseeds.export_volume(data, tmp_path / "d.nii", labels=True).dtype == "int16"
+    assert dseeds.export_volume(data.astype("u8") + 2**40, tmp_path / "e.h5", labels=True).dtype == "int64"
+    with pytest.raises(ValueError, match="the format knows no int64: name another type"):
+        dseeds.export_volume(data.astype("i8"), tmp_path / "e.tif")
+    with pytest.raises(ValueError, match=r"the labels are from -1 to 300, which none of uint8"):
+        dseeds.export_volume(np.array([[[-1, 300]]]), tmp_path / "f.tif", labels=True)
+
+
+def test_targets(tmp_path):
+    data = numbers((4, 5, 6), "u1")
+    for target, says in [
+        ("a.jpg", r"none of the endings \.nii"),
+        ("a.zarr", "dseeds import writes"),
+        ("s3://bucket/a.nii", "not on this machine"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            dseeds.export_volume(data, target if ":" in target else tmp_path / target)
+    with pytest.raises(ValueError, match="format must be one of nifti, tiff"):
+        dseeds.export_volume(data, tmp_path / "a.tif", format="jpeg")
+    with pytest.raises(ValueError, match=r"a\.tif is the name of tiff, not of nrrd"):
+        dseeds.export_volume(data, tmp_path / "a.tif", format="nrrd")
+    assert dseeds.export_volume(data, tmp_path / "a.raw", format="numpy").format == "numpy"
+    assert dseeds.export_volume(data, f"{tmp_path}/a.h5:/deep/er").format == "hdf5"
+    with h5py.File(tmp_path / "a.h5") as file:
+        np.testing.assert_array_equal(file["deep/er"][:], data)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.raw", tmp_path / "a.h5"] or len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("ending", FILES)
+def test_only_what_is_ours_is_overwritten(tmp_path, ending):
+    data, target = numbers((4, 5, 6), "u1"), tmp_path / f"a{ending}"
+    dseeds.export_volume(data, target)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        dseeds.export_volume(data, target)
+    if ending == ".npy":
+        # Nothing tells whose it is.
+        with pytest.raises(FileExistsError, match="not written by dseeds"):
+            dseeds.export_volume(data, target, overwrite=True)
+        return
+    dseeds.export_volume(data + 1, target, overwrite=True)
+    np.testing.assert_array_equal(open_source(target).read(np.s_[:, :, :]), data + 1)
+    for content in (b"another's", b""):
+        target.write_bytes(content)
+        with pytest.raises(FileExistsError, match="not written by dseeds"):
+            dseeds.export_volume(data, target, overwrite=True)
+        assert target.read_bytes() == content
+    with pytest.raises(FileExistsError, match="is the source"):
+        dseeds.export_volume(target, target, overwrite=True) if ending == ".npy" else _onto_itself(data, target)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_datasets_that_were_added_stay(tmp_path):
+    data, target = numbers((4, 5, 6), "u1"), tmp_path / "a.h5"
+    dseeds.export_volume(data, target)
+    with h5py.File(target, "a") as file:
+        file["mine"] = 1
+    with pytest.raises(FileExistsError, match="not written by dseeds"):
+        dseeds.export_volume(data, target, overwrite=True)
+    with h5py.File(target) as file:
+        assert file["mine"][()] == 1
+
+
+def _onto_itself(data, target):
+    target.unlink()
+    dseeds.export_volume(data, target)
+    dseeds.export_volume(target, target, overwrite=True)
+
+
+# Neuroglancer
+
+
+def precomputed(folder, scale=0):
+    tensorstore = pytest.importorskip("tensorstore")
+    spec = {"driver": "file", "path": f"{folder}/"}
+    array = tensorstore.open({"driver": "neuroglancer_precomputed", "kvstore": spec, "scale_index": scale}).result()
+    return array.read().result().transpose(3, 2, 1, 0)
+
+
+def chunk_of(folder, number, grid, chunk):
+    """Read one chunk of a raw volume as the format's specification says, byte by byte, by none of its libraries."""
+    info = json.loads((folder / "info").read_text())
+    scale = info["scales"][number]
+    sharding = scale["sharding"]
+    bits, code, place = [max(n - 1, 0).bit_length() for n in grid], 0, 0
+    for bit in range(max(bits)):
+        for axis in range(3):
+            if 2**bit < grid[axis]:
+                code |= (chunk[axis] >> bit & 1) << place
+                place += 1
+    minishard = code & (1 << sharding["minishard_bits"]) - 1
+    shard = code >> sharding["minishard_bits"] & (1 << sharding["shard_bits"]) - 1
+    name = f"{shard:0{-(-sharding['shard_bits'] // 4)}x}" if sharding["shard_bits"] else "0"
+    content = (folder / scale["key"] / f"{name}.shard").read_bytes()
+    index = 16 << sharding["minishard_bits"]
+    begin, end = np.frombuffer(content, "<u8", 2, 16 * minishard) + np.uint64(index)
+    table = np.frombuffer(gzip.decompress(content[int(begin) : int(end)]), "<u8").reshape(3, -1)
+    ids, gaps, sizes = np.cumsum(table[0]), table[1], table[2]
+    [entry] = np.flatnonzero(ids == code)
+    at = index + int(gaps[: entry + 1].sum() + sizes[:entry].sum())
+    return np.frombuffer(gzip.decompress(content[at : at + int(sizes[entry])]), np.dtype(info["data_type"]))
+
+
+def test_neuroglancer_reads_a_volume_with_all_its_resolutions(tmp_path):
+    pytest.importorskip("tensorstore")
+    data = numbers((20, 300, 140), "u2")
+    dseeds.import_volume(data, tmp_path / "a.zarr", spacing=(2e-3, 5e-4, 5e-4))
+    found = dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "a.precomputed")
+    assert (found.format, found.labels) == ("precomputed", False)
+    np.testing.assert_array_equal(precomputed(tmp_path / "a.precomputed")[0], data)
+    coarse = zarr.open_array(tmp_path / "a.zarr/1")[:]
+    np.testing.assert_array_equal(precomputed(tmp_path / "a.precomputed", 1)[0], coarse)
+    info = json.loads((tmp_path / "a.precomputed/info").read_text())
+    assert (info["type"], info["data_type"], info["num_channels"]) == ("image", "uint16", 1)
+    full, half = info["scales"]
+    assert (full["size"], half["size"]) == ([140, 300, 20], [70, 150, 20])
+    assert full["resolution"] == pytest.approx([500, 500, 2000])
+    assert half["resolution"] == pytest.approx([1000, 1000, 2000])
+    for x, y in [(0, 0), (2, 4), (1, 3)]:
+        stored = chunk_of(tmp_path / "a.precomputed", 0, (3, 5, 1), (x, y, 0))
+        expected = data[:, 64 * y : 64 * y + 64, 64 * x : 64 * x + 64]
+        np.testing.assert_array_equal(stored, expected.ravel())
+
+
+def test_neuroglancer_reads_labels_and_channels(tmp_path):
+    pytest.importorskip("tensorstore")
+    data = np.random.default_rng(0).integers(0, 2**33, (70, 80, 90)).astype("u8")
+    dseeds.export_volume(data, tmp_path / "a.precomputed", labels=True, memory=1 << 23)
+    info = json.loads((tmp_path / "a.precomputed/info").read_text())
+    assert (info["type"], info["data_type"]) == ("segmentation", "uint64")
+    assert info["scales"][0]["encoding"] == "compressed_segmentation"
+    np.testing.assert_array_equal(precomputed(tmp_path / "a.precomputed")[0], data)
+    assert dseeds.export_volume(data % 9, tmp_path / "b.precomputed", labels=True).dtype == "uint32"
+    channels = numbers((2, 20, 30, 40), "u1")
+    dseeds.export_volume(channels, tmp_path / "c", format="precomputed", channel_axis=0)
+    np.testing.assert_array_equal(precomputed(tmp_path / "c"), channels)
+
+
+def test_only_our_precomputed_is_overwritten(tmp_path):
+    pytest.importorskip("tensorstore")
+    data, target = numbers((20, 30, 40), "u1"), tmp_path / "a.precomputed"
+    dseeds.export_volume(data, target)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        dseeds.export_volume(data, target)
+    dseeds.export_volume(data + 1, target, overwrite=True)
+    np.testing.assert_array_equal(precomputed(target)[0], data + 1)
+    (target / "mesh").mkdir()
+    with pytest.raises(FileExistsError, match="or holds something else"):
+        dseeds.export_volume(data, target, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_the_package_that_neuroglancer_needs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorstore", None)
+    with pytest.raises(ValueError, match=r"pip install 'dseeds\[neuroglancer\]'"):
+        dseeds.export_volume(numbers((4, 5, 6), "u1"), tmp_path / "a.precomputed")
+    assert list(tmp_path.iterdir()) == []
+
+
+# All the way, and the command line
+
+
+def test_segments_of_an_import_lie_where_the_image_lies(tmp_path, compiled):
+    """NIfTI in, segmented in OME-Zarr, NIfTI out: on the voxel and to the last bit of the affine."""
+    data = real("mr_sarcoma", "mr_t1.nii.gz")
+    image = nibabel.load(data)
+    small = image.slicer[20:60, 30:70, 10:40]
+    small.set_sform(oblique(3, True) @ small.affine, code=1)
+    nibabel.save(small, tmp_path / "a.nii.gz")
+    script = Path(sys.executable).with_name("dseeds")
+    environment = {**os.environ, "DSEEDS_CACHE_DIR": compiled, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for command in [
+        "import a.nii.gz a.zarr",
+        "segment a.zarr labels.zarr --step 8 --workers 1",
+        "export labels.zarr labels.nii.gz",
+    ]:
+        subprocess.run([script, *command.split(), "-q"], cwd=tmp_path, env=environment, check=True, timeout=300)
+    before, after = nibabel.load(tmp_path / "a.nii.gz"), nibabel.load(tmp_path / "labels.nii.gz")
+    np.testing.assert_array_equal(after.affine, before.affine)
+    labels = zarr.open_array(tmp_path / "labels.zarr/0")[:]
+    np.testing.assert_array_equal(np.asarray(after.dataobj), labels.T)
+    assert after.get_data_dtype() == np.int16 if labels.max() > 255 else np.uint8
+
+
+def test_the_command_line(tmp_path, call):
+    data = numbers((20, 24, 28), "u2")
+    np.save(tmp_path / "a.npy", data)
+    code, out, _ = call("import", tmp_path / "a.npy", tmp_path / "a.zarr", "--spacing", "2,1,1", "--json")
+    assert code == 0
+    assert json.loads(out)["spacing"] == [2, 1, 1]
+    code, out, _ = call("export", tmp_path / "a.zarr", tmp_path / "a.tif")
+    assert (code, out.strip()) == (0, f"an image of 20 x 24 x 28 voxels, uint16, as tiff: {tmp_path}/a.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), data)
+    code, out, _ = call("export", tmp_path / "a.zarr", tmp_path / "b.nrrd", "--labels", "--json", "-q")
+    assert json.loads(out)["labels"] is True
+    code, out, err = call("import", tmp_path / "a.npy", tmp_path / "a.zarr")
+    assert (code, out) == (1, "")
+    assert "--overwrite" in err
+    assert call("import", tmp_path / "a.npy", tmp_path / "a.zarr", "--overwrite", "--no-pyramid", "-q")[:2] == (0, "")
+    assert call("import", tmp_path / "a.npy", tmp_path / "b.zarr", "--spacing", "wide")[0] == 2
+    assert not (tmp_path / "b.zarr").exists()
+
+
+BIG = """
+import sys, numpy as np
+from dseeds.core.process import peak_memory
+from dseeds import import_volume, export_volume
+from dseeds.cli import main
+import dseeds.convert.import_volume, dseeds.convert.export_volume, tifffile, nibabel, SimpleITK
+warm = np.zeros((8, 9, 9), "u2")
+for name in ("w.zarr", "w.tif", "w.nii.gz"):
+    (import_volume if "zarr" in name else export_volume)(warm, name)
+before = peak_memory()
+import_volume(sys.argv[1], "big.zarr", memory="32MiB", threads=2, pyramid=False)
+export_volume(sys.argv[1], "big.tif", memory="32MiB")
+print(peak_memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does it")
+@pytest.mark.parametrize("name", ["big.npy", "big.nrrd"])
+def test_memory_is_bounded(tmp_path, name):
+    """A sparse file of 300 MB, of which no more is held at once than is allowed, and what libraries take."""
+    shape = (300, 1000, 500)
+    if name == "big.npy":
+        np.lib.format.open_memmap(tmp_path / name, "w+", "u2", shape).flush()
+    else:
+        header = "NRRD0005\ntype: uint16\ndimension: 3\nsizes: 500 1000 300\nendian: little\nencoding: gzip\n\n"
+        with (tmp_path / name).open("wb") as file:
+            file.write(header.encode())
+            with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as stream:
+                for _ in range(30):
+                    stream.write(bytes(10_000_000))
+    command = [sys.executable, "-c", BIG, name]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    assert int(done.stdout) < 120 << 20
+    assert zarr.open_array(tmp_path / "big.zarr/0").shape == shape
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,253 @@
+"""The course of a run: replayed from its records it is the same, and scratch holds what is needed and no more."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dseeds.core.geometry import Window
+from dseeds.engine.job import Job
+from dseeds.engine.journal import Journal
+from dseeds.engine.phases import LABEL, QUANTISE, Phase
+from dseeds.engine.run_state import ImageQuery, RunState
+from dseeds.engine.scratch import bins, codes, core, digits, shells, statistics
+from dseeds.engine.tasks import perform
+from dseeds.io import ArraySource, Image
+from dseeds.seeds.order_statistics import NothingFinite, WindowSearch, intensity_window
+from dseeds.seeds.schedule import may_rest
+from dseeds.storage.label_group import LabelGroup
+
+WORDS = {"quantise": "all", "label": "labelled", "merge": "merged", "window": "counted"}
+
+
+WINDOW = (0.0, 1.0)
+
+
+def job_in(folder, shape, step=(4, 4, 4), region=(2, 2, 2), image=None):
+    return Job(
+        Image((ArraySource(np.broadcast_to(np.uint16(1), shape) if image is None else image),)),
+        shape,
+        step,
+        region,
+        f"{folder}/scratch",
+        Journal(str(folder), "0123"),
+        (LabelGroup(f"{folder}/labels"),),
+    )
+
+
+def course_in(job, window=WINDOW):
+    return RunState.of(job, WindowSearch(job.source.dtypes, [window]), ImageQuery())
+
+
+@contextmanager
+def course_of(*arguments, **options):
+    with TemporaryDirectory() as folder:
+        yield course_in(job_in(folder, *arguments, **options))
+
+
+def state(course):
+    return (
+        course.done,
+        course.phases,
+        course.job.windows,
+        course.search,
+        [flags.tolist() for flags in course._swept],
+        [flags.tolist() for flags in course._moved],
+    )
+
+
+def walk(course, chance, moving):
+    """Go through all phases as if tasks were done, with random regions that move; yield at each before it is closed."""
+    while (phase := course.current) is not None:
+        yield phase
+        if phase.stage.startswith("sweep"):
+            marks = {n: "moved" if chance.random() < moving else "still" for n in course.regions(phase)}
+        else:
+            marks = dict.fromkeys(course.regions(phase), WORDS[phase.stage])
+        course.close(phase, marks)
+
+
+shapes = st.tuples(st.integers(4, 6), st.integers(4, 10), st.integers(30, 70))
+cuts = st.sampled_from([(1, 1, 1), (2, 2, 2), (4, 1, 3), (9, 9, 1)])
+steps = st.sampled_from([(4, 4, 4), (8, 8, 8), (3, 8, 5)])
+cases = st.tuples(shapes, steps, cuts)
+moving = st.sampled_from([0, 0.02, 0.3, 1])
+
+
+@settings(max_examples=8)
+@given(cases, moving, st.integers(0, 2**32))
+def test_replayed_it_is_the_same(case, share, seed):
+    with course_of(*case) as course:
+        for phase in walk(course, np.random.default_rng(seed), share):
+            again = course_in(course.job)
+            assert state(again) == state(course)
+            assert again.current == phase
+            assert again.regions(phase) == course.regions(phase)
+        assert course_in(course.job).current is None
+
+
+@settings(max_examples=8)
+@given(cases, moving, st.integers(0, 2**32))
+def test_who_rests_and_what_it_wrote_last(case, share, seed):
+    """By definition: a region works unless nothing within reach has moved in the last two rounds."""
+    with course_of(*case) as course:
+        job, moved, last = course.job, [], {}
+        for phase in walk(course, np.random.default_rng(seed), share):
+            turn = len(job.schedule) if phase == LABEL else phase.turn
+            if phase.stage == "merge" or phase == LABEL:
+                moved.append(course._moved[-1])
+                last.update(dict.fromkeys(np.flatnonzero(course._swept[-1]).tolist(), turn - 1))
+            if phase.stage.startswith("sweep"):
+                assert course.regions(phase) == [n for n in range(len(job.regions)) if works(job, turn, n, moved)]
+            if phase != QUANTISE:
+                for number in {0, len(job.regions) // 2, len(job.regions) - 1}:
+                    near = within(job, number, turn) if turn else []
+                    assert course.known(phase, number) == {n: last[n] for n in near if last[n] != turn - 1}
+
+
+def works(job, turn, number, moved):
+    if not may_rest(job.schedule, turn):
+        return True
+    return any(moved[turn - 1][n] or moved[turn - 2][n] for n in within(job, number, turn))
+
+
+def within(job, number, turn):
+    """Regions that are as near as anything matters, counted in regions along the axis where that is most."""
+    round_ = job.schedule[min(turn, len(job.schedule) - 1)]
+    reach = 0
+    for parts, extent in zip(job.lattice.grids[round_.level].parts, job.region, strict=True):
+        # The window reaches so many cells further than the region; the statistics around it follow units two away.
+        cells = -(-round_.halo // parts) + 2
+        reach = max(reach, -(-cells // extent))
+    indices = np.array([job.regions.index(n) for n in range(len(job.regions))])
+    return np.flatnonzero(abs(indices - indices[number]).max(axis=1) <= reach).tolist()
+
+
+@settings(max_examples=8)
+@given(cases, moving, st.integers(0, 2**32))
+def test_scratch_holds_what_is_needed_and_no_more(case, share, seed):
+    """What the phase to come reads, and what doing the last one again would read; and that does not grow."""
+    with course_of(*case) as course:
+        job, before = course.job, RunState(course.job, course.search)
+        for phase in walk(course, np.random.default_rng(seed), share):
+            held = {(path.parts[-3], int(path.name)) for path in Path(job.scratch).glob("*/c/*")}
+            for followed, reader in ((course, phase), *((before, last) for last in course.done[-1:])):
+                for number in followed.regions(reader):
+                    missing = read_by(followed, reader, number) - held
+                    assert not missing, (reader, number)
+            kept = {name for name, _ in held}
+            assert sum(name.startswith("statistics") for name in kept) <= 2
+            assert sum(name.startswith(("core", "shells")) for name in kept) <= 4
+            if phase.stage.startswith("sweep") and phase.turn > 1:
+                # Of rounds before the last two, what regions that rest go on from: of one level.
+                level = job.schedule[phase.turn - 2].level
+                allowed = [n for n, round_ in enumerate(job.schedule) if round_.level == level and share < 1]
+                older = {codes(turn) for turn in range(phase.turn - 2)}
+                assert older & kept <= {codes(turn) for turn in allowed}
+            for number in course.regions(phase):
+                for name in written(job, phase):
+                    path = Path(job.scratch) / name / "c" / str(number)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.touch()
+            before = course_in(job)
+
+
+def written(job, phase):
+    """The arrays of whose values a task writes its region's part."""
+    turn = phase.turn
+    if phase == QUANTISE:
+        return [bins(0), statistics(0)]
+    if phase.stage == "merge":
+        return [statistics(turn)]
+    if phase.stage.startswith("sweep"):
+        return [codes(turn), *([core(turn + 1), shells(turn + 1)] if turn + 1 < len(job.schedule) else [])]
+    return []
+
+
+def read_by(course, phase, number):
+    """Which regions' parts of which arrays a task reads."""
+    job, turn, rounds = course.job, phase.turn, course.job.schedule
+    if phase == QUANTISE:
+        return set()
+    rested = course.known(phase, number)
+    if phase == LABEL:
+        return {(codes(rested.get(number, len(rounds) - 1)), number)}
+    if phase.stage == "merge":
+        found = {(shells(turn), n) for n in job.regions.within(number, 1) if n not in rested}
+        if number not in rested:
+            found.add((core(turn), number))
+        if rounds[turn - 1].bins == rounds[turn].bins:
+            found.add((statistics(turn - 1), number))
+        return found
+    grid = job.lattice.grids[rounds[turn].level]
+    window = Window.around(job.lattice, grid, job.regions.box(number), rounds[turn].halo)
+    near = job.regions.touching(grid.cells_of(window.box))
+    found = {(bins(0), n) for n in near} | {(statistics(turn), n) for n in job.regions.touching(window.cells)}
+    return found | ({(codes(rested.get(n, turn - 1)), n) for n in near} if turn else set())
+
+
+# The window, and images without one.
+
+
+def found_by(image, folder, region=(2, 2, 2)):
+    """The course of a run whose window has been found, all its tasks done."""
+    job = job_in(folder, image.shape, region=region, image=image)
+    course = course_in(job, None)
+    job.store.create(course.layouts)
+    while course.current.stage == "window":
+        phase = course.current
+        assert state(course_in(job, None)) == state(course)
+        for number in course.regions(phase):
+            perform(course.job, phase, number, course.known(phase, number))
+        course.close(phase, job.journal.marks(phase))
+    return course
+
+
+@settings(max_examples=8)
+@given(
+    st.sampled_from(["u1", "i2", "<f4", "f8", ">u8"]),
+    st.sampled_from([(8, 8, 8), (5, 9, 70)]),
+    st.integers(0, 2**32),
+)
+def test_the_window_is_that_of_the_whole(dtype, shape, seed):
+    image = np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
+    with TemporaryDirectory() as folder:
+        course = found_by(image, folder)
+        assert course.job.windows == (intensity_window(image),)
+        assert course.phases == course.planned
+        assert course_in(course.job, None).job.windows == course.job.windows
+        # Counts are wanted no more when all is quantised.
+        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "all"))
+        assert list(Path(folder, "scratch").glob("digits-*/c")) == []
+        assert Path(folder, "scratch", digits(0), "zarr.json").exists()
+
+
+def test_a_constant_image_has_no_rounds():
+    with TemporaryDirectory() as folder:
+        course = found_by(np.full((8, 8, 8), 3, np.uint8), folder)
+        assert course.phases == [Phase("window"), QUANTISE, LABEL]
+        assert set(course.phases) < set(course.planned)
+        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "all"))
+        assert course.current == LABEL
+        assert course.known(LABEL, 0) == {}
+
+
+def test_nothing_finite_is_noticed():
+    with TemporaryDirectory() as folder, pytest.raises(NothingFinite):
+        found_by(np.full((8, 8, 8), np.nan), folder)
+    with course_of((8, 8, 8)) as course, pytest.raises(NothingFinite):
+        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "nothing"))
+
+
+def test_many_regions_in_a_record():
+    """A bit for each, packed."""
+    with course_of((4, 400, 400), region=(1, 1, 1)) as course:
+        chance = np.random.default_rng(0)
+        numbers = sorted(chance.choice(10_000, 300, replace=False).tolist())
+        text = course._pack(numbers)
+        assert np.flatnonzero(course._unpack(text)).tolist() == numbers
+        assert len(text) < 10_000 // 8 * 4 // 3

@@ -1,0 +1,180 @@
+"""What the doctor finds: on a machine that is well, and of each thing that can be amiss."""
+
+import contextlib
+import importlib.metadata
+import json
+
+import distributed
+import numpy as np
+import pytest
+
+import dseeds
+from dseeds import cli, doctor
+from dseeds.parallel import cluster
+
+
+def found(*arguments, **options):
+    """What it finds, by name, without the self test unless that is asked for."""
+    return {finding.name: finding for finding in doctor.examine(*arguments, **{"self_test": False, **options})}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of its own to be in, and clusters of this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def local_cluster(**options):
+        return distributed.LocalCluster(**options | {"processes": False, "host": None, "memory_limit": None})
+
+    monkeypatch.setattr(cluster, "LocalCluster", local_cluster)
+    return tmp_path
+
+
+@pytest.fixture
+def client():
+    with distributed.Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+        yield client
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Let packages have other versions than they have, or with None be missing."""
+
+    def pretend(**others):
+        def version(name, real=importlib.metadata.version):
+            if name in others and others[name] is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return others.get(name) or real(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+
+    return pretend
+
+
+def test_nothing_is_amiss_and_nothing_is_left(here):
+    seen = found([here])
+    assert {finding.state for finding in seen.values()} == {"ok"}
+    assert dseeds.__version__ in seen["versions"].found
+    assert "free" in seen[str(here)].found
+    assert list(here.iterdir()) == []
+
+
+def test_a_missing_extra_is_no_fault_but_comes_with_its_command(here, versions):
+    versions(obstore=None)
+    extras = found()["extras"]
+    assert extras.state == "ok"
+    assert "'dseeds[remote" in extras.advice
+
+
+def test_what_is_needed_and_too_old_has_failed(here, versions):
+    versions(zarr="2.18.0")
+    seen = found()["versions"]
+    assert (seen.state, "'zarr>=3" in seen.advice) == ("failed", True)
+
+
+@pytest.mark.parametrize(("limit", "state"), [(1 << 30, "warning"), (8 << 30, "ok")])
+def test_memory(here, monkeypatch, limit, state):
+    monkeypatch.setattr(doctor, "MEMORY_LIMIT", limit)
+    assert found()["memory"].state == state
+
+
+def test_a_processor_without_wide_registers(here, monkeypatch):
+    monkeypatch.setattr(doctor, "VECTORS", ())
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    assert found()["vectors"].state == "warning"
+
+
+def test_compiled_code(here, monkeypatch):
+    monkeypatch.delenv("DSEEDS_CACHE_DIR", raising=False)
+    assert "dseeds compile" in found()["compiled code"].advice
+    monkeypatch.setenv("DSEEDS_CACHE_DIR", str(here))
+    monkeypatch.setattr(doctor.compilation, "_read", dict)
+    assert found()["compiled code"].state == "warning"
+    monkeypatch.setattr(doctor.compilation, "_read", lambda: {"a kernel": b""})
+    assert found()["compiled code"].state == "ok"
+
+
+def test_a_folder_that_cannot_be_written_to(here):
+    (here / "file").touch()
+    for name in ("nowhere", "file"):
+        seen = found([name])[name]
+        assert (seen.state, bool(seen.advice)) == ("failed", True)
+
+
+def test_a_disk_with_little_room(here, monkeypatch):
+    monkeypatch.setattr(doctor, "LEAST_ROOM", 1 << 60)
+    assert found()["this folder"].state == "warning"
+
+
+def test_object_stores(here, faulty_store):
+    good, bad = faulty_store.make_bucket(), "s3://no-such-bucket-of-ours"
+    seen = found([good, bad])
+    assert (seen[good].state, seen[bad].state) == ("ok", "failed")
+    assert list(doctor.open_place(good).names()) == []
+
+
+@pytest.mark.parametrize("lie", [{"read": b"x"}, {"names": []}, {"delete": None}])
+def test_a_store_that_lies(here, monkeypatch, lie):
+    for name, value in lie.items():
+        monkeypatch.setattr(doctor.LocalPlace, name, lambda *_, value=value: value)
+    assert found()["this folder"].state == "failed"
+    monkeypatch.undo()
+    assert not list(here.rglob("dseeds-doctor-*"))
+
+
+def test_a_cluster(here, client, monkeypatch):
+    seen = found([str(here)], client=contextlib.nullcontext(client))
+    assert {finding.state for finding in seen.values()} == {"ok"}
+    assert seen["cluster"].found.startswith("2 workers, 2 threads")
+    assert "all 2" in seen[f"{here} from workers"].found
+    assert list(here.iterdir()) == []
+    # What each calls its own folder is not one.
+    monkeypatch.setattr(doctor, "_reads", lambda _: False)
+    assert found([str(here)], client=contextlib.nullcontext(client))[f"{here} from workers"].state == "failed"
+
+
+def test_a_cluster_of_other_versions(here, client, monkeypatch):
+    versions = client.get_versions(check=False, packages=list(doctor.PACKAGES))
+    worker = next(iter(versions["workers"]))
+    versions["workers"][worker]["packages"]["numba"] = "0.1"
+    monkeypatch.setattr(client, "get_versions", lambda **_: versions)
+    seen = found(client=contextlib.nullcontext(client))["cluster's versions"]
+    assert (seen.state, f"numba 0.1 at {worker}" in seen.found) == ("warning", True)
+
+
+def test_a_cluster_without_workers(here):
+    with (
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty,
+        distributed.Client(empty) as client,
+    ):
+        seen = found(client=contextlib.nullcontext(client))
+    assert (seen["cluster"].state, "no worker" in seen["cluster"].found) == ("failed", True)
+
+
+def test_the_command(here, capsys, monkeypatch):
+    assert cli.main(["doctor", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"]
+    assert said["findings"][-1]["name"] == "self test"
+    assert list(here.iterdir()) == []
+    # No cluster is there, and one fault is enough.
+    monkeypatch.setattr("dseeds.cli.cluster.CONNECT_SECONDS", 1)
+    assert cli.main(["doctor", "--no-self-test", "--scheduler", "tcp://127.0.0.1:1"]) == 1
+    out, err = capsys.readouterr()
+    assert ("failed" in out, err) == (True, "")
+    assert cli.main(["doctor", "--tls-key", __file__]) == 2
+
+
+def test_a_self_test_that_fails(here, monkeypatch):
+    def others(image, **options):
+        labels = cut(image, **options)
+        labels[0, 0, 0] = labels.max()
+        return labels
+
+    cut = dseeds.supervoxels
+    monkeypatch.setattr(dseeds, "supervoxels", others)
+    monkeypatch.setattr(dseeds, "segment", lambda image, target, **_: np.save(target, cut(image, step=8)))
+    monkeypatch.setattr(
+        doctor, "open_source", lambda path: type("Source", (), {"read": lambda *_: np.load(f"{path}.npy")})()
+    )
+    assert found(self_test=True)["self test"].state == "failed"

@@ -1,0 +1,47 @@
+"""The package is there at once: what computes out of core is imported by who uses it."""
+
+import json
+import subprocess
+import sys
+
+import dseeds
+
+HEAVY = ["dask", "distributed", "zarr", "nibabel", "typer", "rich", "bokeh"]
+MEASURE = """
+import json, sys, time
+start = time.perf_counter()
+import numpy, numba
+known = time.perf_counter()
+{}
+end = time.perf_counter()
+print(json.dumps([end - known, known - start, sorted(sys.modules)]))
+"""
+
+
+def measure(code):
+    """Seconds that it takes beyond NumPy and Numba, those that these take, and all modules then."""
+    process = [sys.executable, "-c", MEASURE.format(code)]
+    return json.loads(subprocess.run(process, check=True, text=True, capture_output=True).stdout)
+
+
+def test_the_package_is_imported_alone():
+    seconds, numba, modules = measure("import dseeds")
+    assert not {*HEAVY, "dseeds.seeds.kernels"} & set(modules)
+    assert seconds < numba
+
+
+def test_in_memory_nothing_of_dask_is_imported():
+    seconds, numba, modules = measure("from dseeds import supervoxels")
+    assert not set(HEAVY) & set(modules)
+    assert seconds < 2 * numba
+
+
+def test_the_run_out_of_core_is_found():
+    seconds, numba, modules = measure("import dseeds; dseeds.segment")
+    assert {"distributed", "zarr"} <= set(modules)
+    assert seconds < 10 * numba
+
+
+def test_names():
+    assert set(dir(dseeds)) == set(dseeds.__all__)
+    assert all(getattr(dseeds, name) is not None for name in dseeds.__all__)

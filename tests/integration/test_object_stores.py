@@ -1,0 +1,547 @@
+"""Whole runs on an object store: its labels are those in memory, though it errs, dawdles, refuses or dies meanwhile."""
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import zarr
+from distributed import Client, LocalCluster
+
+from dseeds import cli, segment, supervoxels
+from dseeds.engine import batch
+from dseeds.engine.batch import Share
+from dseeds.engine.dask_runner import RegionFailed
+from dseeds.engine.run import RunOptions
+from dseeds.io import ome_label_attributes
+from dseeds.storage.lease import FOLDER as LEASE
+from dseeds.storage.location import open_location
+from dseeds.storage.object_store import PATIENCE
+from tests.support.faulty_store import Faults, FaultyStore
+
+IMAGE = np.random.default_rng(0).integers(-100, 1000, (8, 8, 15), dtype="i2")
+# Two regions, and few rounds.
+FEW = {"step": 2, "region": 8}
+LABELS = supervoxels(IMAGE, step=2)
+SPACING = (2.0, 0.5, 0.5)
+NAMES = {"zarr.json", "0/zarr.json", "0/c/0/0/0", "0/c/0/0/1"}
+# Every eighth request or so goes wrong, all the time.
+FAULTS = {
+    "errors": Faults(error_every=8),
+    "slow down": Faults(error_every=8, status=503),
+    "slow": Faults(slow_every=8, delay=0.2),
+    "dropped": Faults(drop_every=8),
+    "answers lost": Faults(lose_every=8),
+    "answers cut": Faults(cut_every=8),
+    "all": Faults(error_every=13, drop_every=17, lose_every=19, cut_every=11, slow_every=23, delay=0.1),
+}
+
+
+class When:
+    """A progress that does something once, when a task of a stage is done."""
+
+    def __init__(self, stage, do):
+        self.stage, self.do, self.happened = stage, do, False
+
+    def dashboard(self, link):
+        pass
+
+    def begin(self, stage, total):
+        pass
+
+    def advance(self, stage):
+        if stage == self.stage and not self.happened:
+            self.happened = True
+            self.do()
+
+    def end(self, stage):
+        pass
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def world(object_store):
+    """A store for all tests here, which processes that they share have been told of."""
+    with pytest.MonkeyPatch.context() as patch, FaultyStore(object_store) as store:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        patch.setenv(PATIENCE, "20")
+        yield store
+
+
+@pytest.fixture
+def store(world):
+    world.faults, world.watch = Faults(), None
+    yield world
+    world.faults, world.watch = Faults(), None
+
+
+@pytest.fixture(autouse=True)
+def quick_watch(monkeypatch):
+    """Who cannot give a run back, for want of credentials, holds it until others have watched it for a while."""
+    monkeypatch.setattr("dseeds.storage.lease.BEAT_SECONDS", 0.5)
+    monkeypatch.setattr("dseeds.storage.lease.WATCH_SECONDS", 2.0)
+
+
+@pytest.fixture
+def bucket(store):
+    """A bucket with an image, and something beside the target that is nobody's business."""
+    place = open_location(store.make_bucket())
+    save(place.at("image.zarr"), IMAGE)
+    place.write("labels.zarr-notes/a", b"precious")
+    return place
+
+
+@pytest.fixture(scope="module")
+def threads(world):
+    with Client(
+        processes=False, n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0", silence_logs=50
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def processes(world):
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit="2GiB",
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def client(request):
+    return request.getfixturevalue(request.param)
+
+
+both = pytest.mark.parametrize("client", ["threads", "processes"], indirect=True)
+
+
+def save(place, voxels):
+    """Write an OME-Zarr image."""
+    ome = ome_label_attributes(spacing=SPACING, source="x")
+    del ome["image-label"]
+    group = zarr.create_group(place.zarr(), attributes={"ome": ome})
+    array = group.create_array("0", shape=voxels.shape, dtype=voxels.dtype, chunks=(8, 8, 8))
+    array[:] = voxels
+
+
+def check_labels(place, spacing=SPACING):
+    """All that is there are labels, and they are right."""
+    assert set(place.names()) == NAMES
+    group = zarr.open_group(place.zarr(), mode="r")
+    np.testing.assert_array_equal(group["0"][:], LABELS)
+    [scale] = group.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    assert scale == {"type": "scale", "scale": list(spacing)}
+    assert group.attrs["ome"]["image-label"] == {"version": "0.5"}
+    assert group.attrs["dseeds"]["supervoxels"] == LABELS.max()
+
+
+def check_left(bucket, spacing=SPACING):
+    """In the bucket are the image, the labels and what was there before, and nothing else."""
+    check_labels(bucket.at("labels.zarr"), spacing)
+    assert {name.partition("/")[0] for name in bucket.names()} == {"image.zarr", "labels.zarr", "labels.zarr-notes"}
+    assert bucket.read("labels.zarr-notes/a") == b"precious"
+
+
+def run(bucket, client, **more):
+    return segment(f"{bucket.address}/image.zarr", f"{bucket.address}/labels.zarr", client=client, **{**FEW, **more})
+
+
+# Where everything lies.
+
+
+@both
+def test_everything_in_a_store(bucket, client):
+    report = run(bucket, client)
+    assert (report.target, report.regions) == (f"{bucket.address}/labels.zarr", 2)
+    check_left(bucket)
+
+
+def test_scratch_here_and_labels_there(bucket, processes, tmp_path):
+    run(bucket, processes, scratch=tmp_path)
+    check_left(bucket)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scratch_in_another_bucket(bucket, store, processes):
+    other = open_location(f"{store.make_bucket()}/tmp")
+    run(bucket, processes, scratch=other.address)
+    check_left(bucket)
+    assert not list(other.names())
+
+
+def test_scratch_there_and_labels_here(bucket, processes, tmp_path):
+    target = tmp_path / "labels.zarr"
+    before = set(bucket.names())
+    segment(f"{bucket.address}/image.zarr", target, client=processes, scratch=f"{bucket.address}/tmp", **FEW)
+    check_labels(open_location(target))
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.zarr"]
+    assert set(bucket.names()) == before
+
+
+def test_a_source_here(bucket, processes, tmp_path):
+    save(open_location(tmp_path / "image.zarr"), IMAGE)
+    segment(tmp_path / "image.zarr", f"{bucket.address}/labels.zarr", client=processes, **FEW)
+    check_left(bucket)
+
+
+def test_a_source_in_this_process(bucket, processes):
+    segment(IMAGE, f"{bucket.address}/labels.zarr", client=processes, **FEW)
+    check_left(bucket, (1.0, 1.0, 1.0))
+
+
+def test_a_target_within_the_source(bucket, threads):
+    """As OME-Zarr has it: that something lies beside its chunks does not change an image."""
+    image = bucket.at("plain.zarr")
+    zarr.create_array(image.zarr(), data=IMAGE, chunks=(8, 8, 8))
+    target = image.at("labels/supervoxels")
+    segment(image.address, target.address, client=threads, **FEW)
+    check_labels(target, (1.0, 1.0, 1.0))
+
+
+def test_a_source_by_http(bucket, processes, tmp_path):
+    save(open_location(tmp_path / "image.zarr"), IMAGE)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        source = f"http://127.0.0.1:{server.server_port}/image.zarr"
+        segment(source, f"{bucket.address}/labels.zarr", client=processes, **FEW)
+        check_left(bucket)
+        with pytest.raises(ValueError, match="neither a path nor an address in an object store"):
+            segment(IMAGE, source.replace("image", "labels"), client=processes, **FEW)
+        server.shutdown()
+
+
+# What is not to be lost.
+
+
+def test_labels_are_overwritten_only_if_asked(bucket, threads):
+    run(bucket, threads)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        run(bucket, threads)
+    check_left(bucket)
+    # Other cuts, in processes that know the array that was there.
+    run(bucket, threads, step=4, region=8, chunks=4, overwrite=True)
+    np.testing.assert_array_equal(
+        zarr.open_array(bucket.at("labels.zarr").zarr("0"), mode="r")[:], supervoxels(IMAGE, step=4)
+    )
+    assert not list(bucket.names("labels.zarr.dseeds"))
+
+
+@pytest.mark.parametrize("name", ["labels/0/zarr.json", "0/c/0/0/0.bak"])
+def test_what_strangers_put_there_is_kept(bucket, threads, name):
+    target = bucket.at("labels.zarr")
+    target.write(name, b"precious")
+    with pytest.raises(FileExistsError, match="was not written by dseeds"):
+        run(bucket, threads, overwrite=True)
+    target.delete([name])
+    run(bucket, threads)
+    target.write(name, b"precious")
+    with pytest.raises(FileExistsError, match=f"holds {name}, which dseeds did not write"):
+        run(bucket, threads, overwrite=True)
+    assert target.read(name) == b"precious"
+    target.delete([name])
+    check_left(bucket)
+
+
+def test_what_is_in_the_place_of_the_runs_folder_is_kept(bucket, threads):
+    bucket.write("labels.zarr.dseeds/a", b"precious")
+    with pytest.raises(FileExistsError, match="was not written by dseeds"):
+        run(bucket, threads, overwrite=True)
+    assert bucket.read("labels.zarr.dseeds/a") == b"precious"
+
+
+@pytest.mark.parametrize("target", ["image.zarr", "image.zarr/0", ""])
+def test_the_source_is_kept(bucket, threads, target):
+    before = set(bucket.names())
+    where = f"{bucket.address}/{target}".replace("s3://", "s3a://")
+    with pytest.raises(FileExistsError, match="is the source, or holds it"):
+        segment(f"{bucket.address}/image.zarr", where, client=threads, overwrite=True, **FEW)
+    assert set(bucket.names()) == before
+
+
+# Going on.
+
+
+@pytest.mark.parametrize("stage", ["window", "quantise", "sweep-voxels", "merge", "label"])
+def test_an_interrupted_run_is_gone_on_with(bucket, threads, processes, stage):
+    progress = When(stage, interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(bucket, threads, progress=progress)
+    assert any("--resume" in note for note in caught.value.__notes__)
+    with pytest.raises(FileExistsError, match="there is an unfinished run"):
+        run(bucket, threads)
+    report = run(bucket, processes, resume=True)
+    assert report.resumed
+    assert report.skipped or stage == "label", "labels are looked at once more"
+    check_left(bucket)
+
+
+def test_of_two_runs_one_is_refused(bucket, threads, capsys):
+    def begin():
+        for more in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(FileExistsError, match="is at work on"):
+                run(bucket, threads, **more)
+
+    progress = When("merge", begin)
+    run(bucket, threads, progress=progress)
+    assert progress.happened
+    check_left(bucket)
+
+
+def test_a_run_on_a_machine_that_is_gone_is_taken_over(bucket, threads):
+    with pytest.raises(KeyboardInterrupt):
+        run(bucket, threads, progress=When("merge", interrupt))
+    holder = {"host": "gone", "machine": "gone", "process": 1, "started": 0.0, "name": "gone", "beats": 7}
+    bucket.write(f"labels.zarr.dseeds/{LEASE}/000007.json", json.dumps(holder).encode())
+    began = time.monotonic()
+    assert run(bucket, threads, resume=True).resumed
+    assert time.monotonic() - began > 2
+    check_left(bucket)
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+def test_a_store_that_errs(bucket, store, processes, faults):
+    store.requests.clear()
+    store.faults = FAULTS[faults]
+    report = run(bucket, processes)
+    store.faults = Faults()
+    wrong = sum(request.status in (0, 500, 503) for request in store.requests)
+    assert faults == "slow" or wrong > 20
+    assert report.retried == 0
+    check_left(bucket)
+
+
+def test_a_store_that_errs_on_threads(bucket, store, threads):
+    store.faults = FAULTS["all"]
+    run(bucket, threads)
+    store.faults = Faults()
+    check_left(bucket)
+
+
+def check_sentence(error, address):
+    text = str(error)
+    assert address in text
+    assert "\n" not in text
+    assert "testing" not in text
+    assert any(note.startswith("go on with: dseeds segment") for note in error.__notes__)
+
+
+@pytest.mark.parametrize("stage", ["window", "sweep-voxels", "merge", "label"])
+def test_credentials_that_expire(bucket, store, processes, stage):
+    began = None
+
+    def expire():
+        nonlocal began
+        began = time.monotonic()
+        store.expire_now(400 if stage == "merge" else 403)
+
+    with pytest.raises(PermissionError, match="renew the credentials") as caught:
+        run(bucket, processes, progress=When(stage, expire))
+    assert time.monotonic() - began < 10
+    check_sentence(caught.value, bucket.address)
+    if stage == "merge":
+        with pytest.raises(PermissionError, match="renew the credentials"):
+            run(bucket, processes, resume=True)
+    store.faults = Faults()
+    report = run(bucket, processes, resume=True)
+    assert report.resumed
+    check_left(bucket)
+
+
+@pytest.mark.parametrize("later", [1, 2, 3, 4, 5, 6])
+def test_credentials_that_expire_at_the_very_end(bucket, store, threads, later):
+    """When the labels have been published, and what is known of the run is being removed."""
+
+    def watch(method, path):
+        if (method, path.partition("/labels.zarr/")[2]) == ("PUT", "zarr.json"):
+            store.faults.expire_from = store.count + later
+
+    store.watch = watch
+    with pytest.raises(PermissionError):
+        run(bucket, threads)
+    store.watch = None
+    store.faults = Faults()
+    run(bucket, threads, resume=True)
+    check_left(bucket)
+
+
+def test_an_array_that_somebody_took_away(bucket, processes):
+    def take():
+        [gone] = [name for name in bucket.names() if name.endswith("scratch/core-02/zarr.json")]
+        bucket.delete([gone])
+
+    with pytest.raises(RegionFailed, match="the array core-02 of a run is gone"):
+        run(bucket, processes, progress=When("quantise", take))
+
+
+def die(bucket, store, client, longest):
+    began = None
+
+    def end():
+        nonlocal began
+        began = time.monotonic()
+        store.die()
+
+    try:
+        with pytest.raises(ConnectionError, match="wait until the store is well") as caught:
+            run(bucket, client, progress=When("sweep-voxels", end))
+        assert time.monotonic() - began < longest
+    finally:
+        store.revive()
+    check_sentence(caught.value, bucket.address)
+    assert run(bucket, client, resume=True).resumed
+    check_left(bucket)
+
+
+def test_a_store_that_dies(bucket, store, threads, monkeypatch):
+    monkeypatch.setenv(PATIENCE, "3")
+    die(bucket, store, threads, 25)
+
+
+@pytest.mark.slow
+def test_a_store_that_dies_and_is_waited_for(bucket, store, threads, monkeypatch):
+    monkeypatch.delenv(PATIENCE)
+    die(bucket, store, threads, 200)
+
+
+def test_a_store_that_is_back_soon(bucket, store, threads):
+    def fail():
+        store.die()
+        threading.Timer(4, store.revive).start()
+
+    progress = When("sweep-voxels", fail)
+    assert run(bucket, threads, progress=progress).retried == 0
+    assert progress.happened
+    check_left(bucket)
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-1", "inf", "nan"])
+def test_patience_that_is_none(bucket, monkeypatch, said):
+    monkeypatch.setenv(PATIENCE, said)
+    with pytest.raises(ValueError, match=f"{PATIENCE} is '{said}': it must be a number of seconds"):
+        bucket.read("a")
+
+
+# Without Dask, and on the command line.
+
+
+@pytest.mark.parametrize("faults", ["none", "all"])
+def test_batch_jobs(bucket, store, faults, monkeypatch):
+    monkeypatch.setattr("dseeds.engine.batch.LOOK_SECONDS", (0.1, 0.2))
+    store.faults = FAULTS.get(faults, Faults())
+    source, target = f"{bucket.address}/image.zarr", f"{bucket.address}/labels.zarr"
+    plan = batch.begin_batch(source, target, RunOptions(**FEW), 1 << 30).folder.address
+    assert plan == f"{target}.dseeds"
+
+    def job(index):
+        return batch.run_step(batch.open_batch_run(plan), Share(index, 2), wait=True)
+
+    with ThreadPoolExecutor(2) as jobs:
+        list(jobs.map(job, range(2)))
+    batch.finalize_run(batch.open_batch_run(target))
+    store.faults = Faults()
+    check_left(bucket)
+
+
+@pytest.fixture
+def dseeds(capsys):
+    def call(*arguments):
+        code = cli.main([*map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_the_command_line(bucket, store, processes, dseeds):
+    source, target = f"{bucket.address}/image.zarr", f"{bucket.address}/labels.zarr"
+    words = ["segment", source, target, "--step", 2, "--region", 8, "--scheduler", processes.scheduler.address]
+    assert dseeds("info", source, "--json")[0] == 0
+    code, out, err = dseeds("info", target)
+    assert (code, out) == (1, "")
+    assert "does not exist" in err
+    for stage in ("window", "label"):
+        with pytest.raises(KeyboardInterrupt):
+            run(bucket, processes, progress=When(stage, interrupt), resume=stage == "label")
+        code, out, err = dseeds("info", target)
+        assert (code, out) == (1, "")
+        assert f"{target} is unfinished" in err
+        assert "--resume" in err
+        code, out, err = dseeds("status", f"{target}.dseeds", "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["target"] == target
+    assert dseeds(*words)[0] == 1
+    code, out, err = dseeds(*words, "--resume", "--json")
+    assert code == 0, err
+    assert json.loads(out)["resumed"]
+    check_left(bucket)
+    code, out, err = dseeds("info", target, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["kind"], found["path"], found["supervoxels"]) == ("labels", target, LABELS.max())
+    store.expire_now()
+    for command in (words, ("info", target), ("status", f"{target}.dseeds")):
+        code, out, err = dseeds(*command)
+        assert (code, out) == (1, "")
+        assert "renew the credentials" in err
+        assert err.count("\n") == 1, err
+
+
+# What it costs.
+
+# For a region with three neighbours: what it reads of each, what it writes, and its mark.
+PER_TASK = {
+    "window": 1 + 1 + 1,
+    "quantise": 1 + 2 + 1,
+    "sweep-voxels": 3 * 4 + 3 + 1,
+    "merge": 4 + 2 + 1 + 1,
+    "label": 1 + 1 + 1 + 1,
+}
+PER_PHASE, PER_ARRAY, PER_RUN = 9, 6, 25
+
+
+def test_requests(bucket, store, threads):
+    rng = np.random.default_rng(0)
+    image = bucket.at("large.zarr")
+    zarr.create_array(image.zarr(), data=rng.integers(0, 1000, (8, 16, 16), dtype="i2"), chunks=(8, 8, 8))
+    store.requests.clear()
+    report = segment(image.address, f"{bucket.address}/labels.zarr", client=threads, **FEW)
+    paths = [(request.method, request.path.partition("?")[0]) for request in store.requests]
+    paths = [(method, path) for method, path in paths if f"/{LEASE}/" not in path]
+    for_tasks = [path for _, path in paths if re.search(r"/c/\d+/|/done/.*/\d+-\w+$", path)]
+    tasks = {stage.name: stage.tasks for stage in report.stages}
+    bound = sum(tasks[stage] * PER_TASK[stage] for stage in tasks)
+    assert report.regions == 4
+    assert bound // 2 < len(for_tasks) <= bound
+    described = Counter(path for method, path in paths if method == "GET" and path.endswith("zarr.json"))
+    of_ours = {path: count for path, count in described.items() if "large.zarr" not in path}
+    assert max(of_ours.values()) <= 1 + 4, "once to find that there is none yet, then each thread may open it"
+    assert not [path for _, path in paths if path.endswith((".zarray", ".zattrs")) and "large.zarr" not in path]
+    phases = sum(tasks.values()) // report.regions
+    rest = len(paths) - len(for_tasks)
+    assert rest <= PER_RUN + PER_PHASE * phases + PER_ARRAY * len(of_ours), Counter(paths)

@@ -1,0 +1,326 @@
+"""What the files for clusters say: valid for those who read them, and the same everywhere where it has to be."""
+
+import importlib.metadata
+import inspect
+import json
+import os
+import re
+import runpy
+import stat
+
+import botocore.session
+import dask.config
+import dask.utils
+import jsonschema
+import pytest
+import typer
+import yaml
+from botocore.validate import ParamValidator
+from dask.config import interpret_value
+from distributed.cli.dask_scheduler import main as dask_scheduler
+from distributed.cli.dask_worker import main as dask_worker
+
+from dseeds.cli import app
+from tests.support.deployment import ALLOCATOR, DEPLOY
+
+TLS = {
+    "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION",
+    "DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME",
+    "DASK_DISTRIBUTED__COMM__TLS__CA_FILE",
+    *(
+        f"DASK_DISTRIBUTED__COMM__TLS__{role}__{file}"
+        for role in ("SCHEDULER", "WORKER", "CLIENT")
+        for file in ("CERT", "KEY")
+    ),
+}
+
+
+def read(*parts):
+    return DEPLOY.joinpath(*parts).read_text(encoding="utf-8")
+
+
+def compose(name):
+    return yaml.safe_load(read("compose", name))
+
+
+def manifest(name):
+    return yaml.safe_load(read("kubernetes", name))
+
+
+def asked_of_worker(arguments):
+    """The options of `dask worker`, as its own command line reads them."""
+    given = dask_worker.make_context("worker", list(arguments), ignore_unknown_options=False)
+    return given.params
+
+
+def pods(name):
+    """The specs of the pods of a cluster or a job, by their role."""
+    spec = manifest(name)["spec"]
+    cluster = spec["cluster"]["spec"] if "cluster" in spec else spec
+    found = {role: cluster[role]["spec"] for role in ("worker", "scheduler")}
+    return found | ({"job": spec["job"]["spec"]} if "job" in spec else {})
+
+
+def stages():
+    """The Dockerfile's stages: their names, what they are built from, and their instructions in order."""
+    lines = re.sub(r"\\\n", " ", re.sub(r"(?m)^#.*\n", "", read("Dockerfile"))).splitlines()
+    found = {}
+    for word, _, rest in (line.partition(" ") for line in lines if line.strip()):
+        if word == "FROM":
+            origin, _, name = rest.partition(" AS ")
+            found[name] = (origin, [])
+        elif found:
+            found[name][1].append((word, " ".join(rest.split())))
+    return found
+
+
+def test_the_images():
+    found = stages()
+    assert list(found) == ["build", "build-notebook", "common", "notebook", "dseeds"]
+    for name in ("notebook", "dseeds"):
+        origin, instructions = found[name]
+        assert origin == "common"
+        assert not [rest for word, rest in instructions if word in ("USER", "RUN")]
+    origin, instructions = found["common"]
+    # What is installed comes from elsewhere, so that no compiler comes along; and root has no part in it.
+    assert origin == found["build"][0] == "python:${PYTHON}-slim"
+    assert not any("apt" in rest or "pip" in rest for word, rest in instructions if word == "RUN")
+    assert [rest for word, rest in instructions if word == "USER"] == ["1000:1000"]
+    environment = dict(pair.split("=", 1) for word, rest in instructions if word == "ENV" for pair in rest.split())
+    assert ALLOCATOR.items() <= environment.items()
+    version = next(rest for word, rest in instructions if word == "ARG" and rest.startswith("VERSION="))
+    assert version == f"VERSION={importlib.metadata.version('dseeds')}"
+    # Whatever is copied in passes the context's filter.
+    kept = {line[1:] for line in read("..", ".dockerignore").splitlines() if line.startswith("!")}
+    copied = [rest.split()[:-1] for word, rest in found["build"][1] if word == "COPY"]
+    assert {name for names in copied for name in names} == kept
+
+
+def test_freed_memory_is_kept_everywhere():
+    """With the image's variables, or with its own."""
+    for path in (*DEPLOY.glob("slurm/job.sh"), *DEPLOY.glob("pbs/step.sh")):
+        assert all(f"{name}={value}" in path.read_text(encoding="utf-8") for name, value in ALLOCATOR.items()), path
+    job = json.loads(read("aws", "job.json"))["containerProperties"]
+    assert ALLOCATOR.items() <= {entry["name"]: entry["value"] for entry in job["environment"]}.items()
+    for name in ("cluster.yaml", "job.yaml"):
+        (worker,) = pods(name)["worker"]["containers"]
+        assert ALLOCATOR.items() <= {entry["name"]: entry["value"] for entry in worker["env"]}.items()
+    services = compose("compose.yml")["services"]
+    assert not any(name in service.get("environment", {}) for name in ALLOCATOR for service in services.values())
+
+
+def workers():
+    service = compose("compose.yml")["services"]["worker"]
+    memory = service["deploy"]["resources"]["limits"]["memory"]
+    yield "compose.yml", service["command"], dask.utils.parse_bytes(memory.replace("M", "MiB"))
+    for name in ("cluster.yaml", "job.yaml"):
+        (container,) = pods(name)["worker"]["containers"]
+        wanted, most = (container["resources"][key] for key in ("requests", "limits"))
+        assert wanted == most
+        yield name, container["args"], dask.utils.parse_bytes(most["memory"].replace("Mi", "MiB"))
+
+
+def test_workers_have_a_thread_a_limit_below_their_containers_and_an_end():
+    for name, arguments, memory in workers():
+        asked = asked_of_worker(arguments)
+        assert asked["nthreads"] == 1, name
+        # The nanny takes some 200 MiB.
+        assert 2**30 <= dask.utils.parse_bytes(asked["memory_limit"]) <= memory - 2**28, name
+        lifetime, stagger = (dask.utils.parse_timedelta(asked[key]) for key in ("lifetime", "lifetime_stagger"))
+        assert lifetime - stagger > 3600, name
+        assert stagger >= 600, name
+        assert asked["lifetime_restart"] is True, name
+        assert asked["local_directory"] == "/tmp", name
+
+
+def test_nothing_of_compose_is_reached_from_elsewhere():
+    services = compose("compose.yml")["services"]
+    ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    # Not Dask's own port, where whoever comes may run anything.
+    assert ports == {
+        "scheduler": ["127.0.0.1:8787:8787"],
+        "jupyter": ["127.0.0.1:8888:8888"],
+        "store": ["127.0.0.1:8333:8333"],
+    }
+    dask_scheduler.make_context("scheduler", list(services["scheduler"]["command"]))
+    for name, service in services.items():
+        tag = service["image"].partition(":")[2]
+        assert service["image"].startswith("dseeds") or re.fullmatch(r"[\d.]+", tag), name
+
+
+def test_secrets_are_made_up_by_who_uses_compose():
+    text = read("compose", "compose.yml")
+    needed = set(re.findall(r"\$\{(\w+):\?", text))
+    assert set(re.findall(r"\$\{?(\w+)", text)) == needed
+    example = dict(line.split("=") for line in read("compose", "env.example").splitlines() if not line.startswith("#"))
+    assert set(example) == needed
+    assert {name for name, value in example.items() if not value} == {"S3_SECRET_KEY", "JUPYTER_TOKEN"}
+    ignored = read("..", ".gitignore").splitlines()
+    assert ".env" in ignored
+    assert not list(DEPLOY.rglob("*.key")) + list(DEPLOY.rglob("*.crt"))
+
+
+def test_tls_is_set_alike():
+    overlay = compose("compose.tls.yml")["services"]
+    settings = overlay.pop("certificates") and overlay.pop("scheduler")["environment"]
+    assert set(settings) == TLS
+    assert all(service["environment"] == settings for service in overlay.values())
+    assert set(overlay) == {"worker", "dseeds", "jupyter"}
+    assert manifest("tls.yaml")["data"] == settings
+
+
+@pytest.fixture(scope="module")
+def definitions():
+    """What the operator's resources have to look like, by their kind."""
+    try:
+        files = importlib.metadata.files("dask-kubernetes")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("dask-kubernetes, whose files say what its resources look like, is not installed")
+    found = {}
+    for path in files:
+        if path.parent.name == "crds" and path.suffix == ".yaml":
+            definition = yaml.load(
+                path.locate().read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            )["spec"]
+            (version,) = definition["versions"]
+            assert (definition["group"], version["name"]) == ("kubernetes.dask.org", "v1")
+            found[definition["names"]["kind"]] = strict(version["schema"]["openAPIV3Schema"])
+    return found
+
+
+def strict(schema):
+    """Refuse what the schema does not name: Kubernetes drops it without a word."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: strict(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        changed.setdefault("additionalProperties", bool(schema.get("x-kubernetes-preserve-unknown-fields")))
+    if schema.get("x-kubernetes-int-or-string"):
+        changed["type"] = ["integer", "string"]
+    return changed
+
+
+def check(definitions, resource):
+    assert resource["apiVersion"] == "kubernetes.dask.org/v1"
+    rest = {key: value for key, value in resource.items() if key not in ("apiVersion", "kind", "metadata")}
+    jsonschema.Draft7Validator(definitions[resource["kind"]]).validate(rest)
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "job.yaml", "autoscaler.yaml"])
+def test_the_operator_knows_its_resources(definitions, name):
+    check(definitions, manifest(name))
+
+
+def test_a_slip_would_be_noticed(definitions):
+    for path, value in (("replicas", "four"), ("replica", 4)):
+        resource = manifest("cluster.yaml")
+        resource["spec"]["worker"][path] = value
+        with pytest.raises(jsonschema.ValidationError):
+            check(definitions, resource)
+    resource = manifest("job.yaml")
+    resource["spec"]["job"]["spec"]["containers"][0]["volumeMount"] = []
+    with pytest.raises(jsonschema.ValidationError):
+        check(definitions, resource)
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "job.yaml"])
+def test_pods_find_each_other_and_have_no_rights(name):
+    own = manifest(name)["metadata"]["name"]
+    address = f"{own}-scheduler:8786"
+    specs = pods(name)
+    spec = manifest(name)["spec"]
+    service = (spec["cluster"]["spec"] if "cluster" in spec else spec)["scheduler"]["service"]
+    # What the operator calls the scheduler's pod, and the ports that it looks for.
+    assert service["selector"] == {"dask.org/cluster-name": own, "dask.org/component": "scheduler"}
+    (scheduler,) = specs["scheduler"]["containers"]
+    assert {p["name"]: p["containerPort"] for p in scheduler["ports"]} == {"tcp-comm": 8786, "http-dashboard": 8787}
+    assert {p["targetPort"]: p["port"] for p in service["ports"]} == {"tcp-comm": 8786, "http-dashboard": 8787}
+    # The operator asks by HTTP, whether there is TLS or not.
+    (routes,) = (e["value"] for e in scheduler["env"] if e["name"] == "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES")
+    own_routes = dask.config.get("distributed.scheduler.http.routes")
+    assert interpret_value(routes) == [*own_routes, "distributed.http.scheduler.api"]
+    asked = asked_of_worker(specs["worker"]["containers"][0]["args"])
+    assert (asked["scheduler"], asked["name"]) == (address, "$(DASK_WORKER_NAME)")
+    for spec in specs.values():
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        for container in spec["containers"] + spec.get("initContainers", []):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["image"] == "registry.example.org/dseeds:" + importlib.metadata.version("dseeds")
+            assert "memory" in container["resources"]["limits"]
+    if "job" in specs:
+        command, *arguments = specs["job"]["containers"][0]["args"]
+        given = typer.main.get_command(app).commands[command].make_context(command, arguments).params
+        assert given["scheduler"] == address
+        assert given["resume"] is True
+
+
+def test_the_network_policy_and_the_autoscaler_are_for_the_cluster():
+    name = manifest("cluster.yaml")["metadata"]["name"]
+    policy = manifest("network-policy.yaml")
+    assert policy["spec"]["podSelector"]["matchLabels"] == {"dask.org/cluster-name": name}
+    assert manifest("autoscaler.yaml")["spec"]["cluster"] == name
+
+
+def test_aws_knows_the_job_definition():
+    definition = json.loads(read("aws", "job.json"))
+    session = botocore.session.get_session()
+    shape = session.get_service_model("batch").operation_model("RegisterJobDefinition").input_shape
+    report = ParamValidator().validate(definition, shape)
+    assert not report.has_errors(), report.generate_report()
+    # What the validator leaves to the service.
+    assert definition["type"] in shape.members["type"].enum
+    wanted = {need["type"]: int(need["value"]) for need in definition["containerProperties"]["resourceRequirements"]}
+    assert set(wanted) <= set(
+        shape.members["containerProperties"].members["resourceRequirements"].member.members["type"].enum
+    )
+    # In MiB, more than what `dseeds init` allows a job by default.
+    assert wanted["MEMORY"] > 2048
+    retry = definition["retryStrategy"]
+    assert 1 <= retry["attempts"] <= 10
+    assert len(retry["evaluateOnExit"]) <= 5
+    assert {rule["action"] for rule in retry["evaluateOnExit"]} == {"RETRY", "EXIT"}
+    assert definition["timeout"]["attemptDurationSeconds"] >= 3600
+
+
+def test_batch_jobs_ask_for_what_a_region_takes_and_may_be_sent_again():
+    slurm = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", read("slurm", "job.sh"), re.MULTILINE))
+    assert slurm["mem"] == "3G"
+    assert (slurm["cpus-per-task"], slurm["time"]) == ("1", "1-00:00:00")
+    assert "requeue" in slurm
+    assert slurm["open-mode"] == "append"
+    pbs = dict(re.findall(r"^#PBS -(\w) (.*)$", read("pbs", "step.sh"), re.MULTILINE))
+    assert (pbs["r"], pbs["l"]) == ("y", "walltime=24:00:00")
+    assert "ncpus=1:mem=3gb" in read("pbs", "step.sh")
+
+
+def test_coiled_is_asked_for_what_it_knows(monkeypatch):
+    coiled = pytest.importorskip("coiled", reason="coiled is not installed: what it is asked for is not checked")
+    assert coiled_options(monkeypatch).keys() <= inspect.signature(coiled.Cluster.__init__).parameters.keys()
+
+
+def coiled_options(monkeypatch):
+    """What the script asks Coiled for."""
+    asked = {}
+
+    class Asked(Exception):
+        pass
+
+    def cluster(**options):
+        asked.update(options)
+        raise Asked
+
+    script = runpy.run_path(str(DEPLOY / "coiled" / "run.py"))
+    monkeypatch.setitem(script["run"].__globals__, "Cluster", cluster)
+    with pytest.raises(Asked):
+        script["run"]("s3://lab/body.zarr", "s3://lab/labels.zarr", "16")
+    return asked
+
+
+def test_scripts_are_executable_and_others_are_not():
+    for path in DEPLOY.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts and os.name == "posix":
+            assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.name == "submit.sh"), path

@@ -1,0 +1,101 @@
+"""The pages of the documentation: their Python runs, their commands exist, and what they say twice is said once.
+
+That all links lead somewhere is for `make docs` to find, whose warnings are errors.
+"""
+
+import re
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from dseeds.cli import app, manual
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
+COMMANDS = typer.main.get_command(app).commands
+
+
+def text(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text(page), re.DOTALL | re.MULTILINE)
+
+
+def test_the_tutorial(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mpl.use("agg")
+    names = {}
+    parts = blocks("docs/tutorial.md", "python")
+    assert len(parts) == 8
+    for part in parts:
+        exec(compile(part, "tutorial.md", "exec"), names)
+    assert names["image"].shape == (24, 96, 128)
+    np.testing.assert_allclose(names["spacing"], [2.2, 2, 2], atol=0.01)
+    # As the page says: most of it is air.
+    assert 0 < (names["labels"] > 0).mean() < 0.5
+    assert capsys.readouterr().out.endswith("60 segments\n")
+    assert names["tree"].components == 31
+    names["plt"].close("all")
+    with Image.open("supervoxels.png") as picture:
+        assert picture.size == (640, 480)
+    np.testing.assert_array_equal(np.asarray(names["nibabel"].load("labels.nii.gz").dataobj).T, names["labels"])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_is_python(page):
+    for part in blocks(page, "python"):
+        compile(part, page, "exec")
+        assert max(map(len, part.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands(page):
+    planned = {name for names in manual.COMMANDS.values() for name in names}
+    for block in blocks(page, "sh"):
+        for line in re.findall(r"^dseeds (\w[^#|\n]*)", block.replace("\\\n", " "), re.MULTILINE):
+            name, *arguments = line.split()
+            assert name in planned
+            if name in COMMANDS:
+                options = {option for one in COMMANDS[name].params for option in (*one.opts, *one.secondary_opts)}
+                assert {argument.split("=")[0] for argument in arguments if argument.startswith("-")} <= options
+
+
+def test_all_commands_are_in_the_reference(monkeypatch):
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(DOCS)
+    import hooks
+
+    said = "\n".join(hooks.reference())
+    for name, command in COMMANDS.items():
+        assert f"### `dseeds {name}`" in said
+        for parameter in command.params:
+            assert parameter.help in said
+    assert "`--step N|Z,Y,X|LENGTH`" in said
+    del sys.modules["hooks"]
+
+
+def test_figures_that_are_said_again_are_those_of_the_readme():
+    rows = {}
+    for row in re.findall(r"^\|(.+)\|$", text("README.md").replace("*", ""), re.MULTILINE):
+        name, *cells = (cell.strip() for cell in row.split("|"))
+        rows.setdefault(name, set()).update(cells)
+    again = re.findall(r"^\| (dseeds|SLIC .*?) \| (0\.\d.*) \|$", text("docs/coming_from.md"), re.MULTILINE)
+    assert len(again) == 4
+    for name, cells in again:
+        assert set(cells.split(" | ")) <= rows[name]
+
+
+def test_pictures_are_small():
+    pictures = list(DOCS.rglob("pictures/*.png"))
+    assert {path.name for path in pictures} == set(
+        re.findall(r"pictures/(\w+\.png)\)", "".join(text(page) for page in PAGES))
+    )
+    for path in pictures:
+        assert path.stat().st_size < 150_000

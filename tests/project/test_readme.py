@@ -1,0 +1,87 @@
+"""What the README says works: its Python runs, its commands and options exist, its links lead somewhere."""
+
+import re
+
+import distributed
+import pytest
+import typer
+
+from dseeds.cli import app
+from dseeds.parallel import cluster
+from tests.support.paths import ROOT
+
+PAGES = ["README.md", "docs/algorithm.md", "deploy/README.md"]
+
+
+def blocks(page, language):
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def commands(page):
+    """The command lines of dseeds, without what comes before and after them."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.match(r"\s*(?:docker run (?!.*--entrypoint).* )?dseeds ([a-z][^#|]*)", line):
+                yield found[1].split()
+
+
+@pytest.fixture
+def one_process(monkeypatch, tmp_path):
+    """Clusters within this process, which has compiled the kernels already, and a folder of its own to write to."""
+    monkeypatch.chdir(tmp_path)
+
+    def local_cluster(**options):
+        return distributed.LocalCluster(**options | {"processes": False, "host": None})
+
+    def client(address):
+        assert address.startswith("tcp://")
+        return cluster.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0")
+
+    monkeypatch.setattr(cluster, "LocalCluster", local_cluster)
+    monkeypatch.setattr(distributed, "Client", client)
+
+
+def test_python(one_process, capsys):
+    names = {"__name__": "__main__"}
+    parts = blocks("README.md", "python")
+    assert len(parts) == 4
+    for part in parts:
+        exec(compile(part, "README.md", "exec"), names)
+    # At step 4, and at twice that.
+    assert names["labels"].max() == 16 * 24 * 24
+    assert names["coarser"].max() < names["coarse"].max() < names["labels"].max() / 5
+    assert 0 < names["figures"]["achievable_dice"] <= 1
+    assert names["segments"].max() == 100
+    assert names["volume"].shape == names["labels"].shape
+    assert capsys.readouterr().out.startswith("384 supervoxels ")
+    assert names["report"].supervoxels == pytest.approx(200, rel=0.05)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands(page):
+    known = typer.main.get_command(app).commands
+    for name, *arguments in commands(page):
+        options = {option for one in known[name].params for option in (*one.opts, *one.secondary_opts)}
+        used = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+        assert used <= options
+
+
+def test_all_commands_are_shown():
+    # A step is what a job does, and a single region is for those in need.
+    others = {"step", "debug-region"}
+    assert {name for name, *_ in commands("README.md")} == set(typer.main.get_command(app).commands) - others
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_targets_of_make():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    used = re.findall(r"\bmake ([a-z]+)", " ".join((ROOT / "README.md").read_text(encoding="utf-8").split("```")))
+    assert {"demo", "test", "figures"} <= set(used) <= set(targets)

@@ -1,0 +1,218 @@
+"""From what a user asks for to the step per axis."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from dseeds.core.geometry import Lattice
+from dseeds.seeds.cell_size import choose_step
+
+sides = st.integers(1, 300)
+shapes = st.tuples(sides, sides, sides)
+spacings = st.tuples(*[st.floats(0.1, 10)] * 3)
+
+
+# Voxels.
+
+
+@given(shapes, st.integers(2, 400))
+def test_a_number_is_the_step_along_every_axis(shape, step):
+    expected = tuple(min(step, n) for n in shape)
+    assert choose_step(shape, step=step) == expected
+    assert choose_step(shape, step=float(step)) == expected
+    assert choose_step(shape, step=np.int16(step)) == expected
+    assert choose_step(shape, step=str(step)) == expected
+    assert {type(s) for s in choose_step(shape, step=np.int16(step))} == {int}
+
+
+@given(shapes, st.tuples(*[st.integers(2, 400)] * 3))
+def test_three_numbers_are_the_steps_along_z_y_x(shape, step):
+    expected = tuple(min(s, n) for s, n in zip(step, shape, strict=True))
+    for asked in (step, list(step), np.array(step), "{},{},{}".format(*step), " {} , {}, {} ".format(*step)):
+        assert choose_step(shape, step=asked) == expected
+    assert choose_step(shape, step=step, spacing=(3, 1, 0.5)) == expected
+
+
+def test_the_default_is_16():
+    assert choose_step((100, 100, 100)) == (16, 16, 16)
+    assert choose_step((100, 9, 100)) == (16, 9, 16)
+
+
+def test_a_known_spacing_changes_no_step_in_voxels():
+    assert choose_step((99, 99, 99), step=8, known_spacing=(3, 1, 1)) == (8, 8, 8)
+    assert choose_step((99, 99, 99), known_spacing=(3, 1, 1)) == (16, 16, 16)
+
+
+def test_an_axis_of_one_voxel_may_have_a_step_of_one():
+    assert choose_step((1, 99, 99), step=(1, 8, 8)) == (1, 8, 8)
+
+
+# Millimetres.
+
+
+def check_isotropic(step, edge, shape, spacing):
+    """Every side of a cell is as close to the edge as whole voxels allow, but for at least 2 and at most all voxels."""
+    for s, n, mm in zip(step, shape, spacing, strict=True):
+        assert 1 <= s <= n
+        if 2 < s < n:
+            assert abs(s * mm - edge) <= mm * (0.5 + 1e-9)
+        elif s == n:
+            assert edge >= (n - 0.5 - 1e-9) * mm or n <= 2
+        else:
+            assert edge <= 2.5 * mm * (1 + 1e-9)
+
+
+@given(shapes, st.floats(1, 100), spacings)
+def test_a_length_makes_cells_isotropic(shape, length, spacing):
+    assume(length >= 2 * min(spacing))
+    asked = f"{length:.3f}mm"
+    assume(float(asked[:-2]) >= 2 * min(spacing))
+    step = choose_step(shape, step=asked, spacing=spacing)
+    check_isotropic(step, float(asked[:-2]), shape, spacing)
+    assert choose_step(shape, step=f" {length:.3f} mm ", known_spacing=spacing) == step
+
+
+@given(shapes, st.integers(2, 60), spacings)
+def test_a_number_with_a_spacing_makes_a_cube_of_as_many_voxels(shape, step, spacing):
+    found = choose_step(shape, step=step, spacing=spacing)
+    check_isotropic(found, step * math.prod(spacing) ** (1 / 3), shape, spacing)
+
+
+@given(st.integers(2, 60), st.floats(0.1, 10))
+def test_an_isotropic_spacing_changes_no_step(step, mm):
+    assert choose_step((300, 300, 300), step=step, spacing=(mm, mm, mm)) == (step,) * 3
+
+
+def test_the_given_spacing_goes_before_the_known_one():
+    asked = {"spacing": (2, 1, 1), "known_spacing": (5, 5, 5)}
+    assert choose_step((99, 99, 99), step="8mm", **asked) == (4, 8, 8)
+
+
+# Numbers of supervoxels.
+
+
+def cells(shape, steps):
+    return ((2 * np.array(shape) + steps) // (2 * steps)).prod(axis=-1)
+
+
+def best_miss(shape, wanted, ratio):
+    """By trying every step there is: how close to the wanted number cells of up to this ratio of edges can come."""
+    edge = (math.prod(shape) / wanted) ** (1 / 3)
+    axis = np.arange(max(2, int(edge / ratio)), int(edge * ratio) + 2)
+    steps = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    steps = steps[(steps.max(axis=1) <= ratio * steps.min(axis=1)) & (steps <= shape).all(axis=1)]
+    return np.abs(cells(shape, steps) / wanted - 1).min(initial=np.inf)
+
+
+large = st.integers(64, 200)
+
+
+@settings(max_examples=100)
+@given(st.tuples(large, large, large), st.data())
+@example((64, 64, 64), None)
+def test_the_number_of_supervoxels_is_within_five_per_cent_where_cells_allow_it(shape, data):
+    if data is None:
+        wanted = 432
+    else:
+        wanted = round(math.exp(data.draw(st.floats(math.log(200), math.log(math.prod(shape) / 27)))))
+    step = choose_step(shape, n_segments=wanted)
+    miss = abs(cells(shape, np.array(step)) / wanted - 1)
+    assert max(step) <= 2.5 * min(step) or miss <= 0.05
+    assert miss <= 0.05 or best_miss(shape, wanted, 2.5) > 0.05
+
+
+@given(shapes, st.data(), st.one_of(st.none(), spacings))
+def test_any_number_of_supervoxels_gives_steps_that_fit(shape, data, spacing):
+    wanted = data.draw(st.integers(1, math.prod(shape)))
+    step = choose_step(shape, n_segments=wanted, spacing=spacing)
+    assert all(min(2, n) <= s <= n for s, n in zip(step, shape, strict=True))
+    assert {type(s) for s in step} == {int}
+    assert choose_step(shape, n_segments=wanted, known_spacing=spacing) == step
+    if spacing is not None:
+        assert choose_step(shape, n_segments=wanted, spacing=spacing, known_spacing=(1, 1, 1)) == step
+
+
+@given(shapes)
+def test_one_supervoxel_is_the_volume(shape):
+    assert Lattice(shape, choose_step(shape, n_segments=1)).size == 1
+
+
+@settings(max_examples=50)
+@given(st.tuples(large, large, large), st.tuples(*[st.floats(0.4, 1.6)] * 3), st.data())
+def test_cells_for_a_number_are_isotropic_in_millimetres(shape, spacing, data):
+    """The longer edge of a cell is at most 2.5 times the shorter, where a cube is neither flat nor a voxel or two."""
+    wanted = data.draw(st.integers(200, 2000))
+    edge = (math.prod(shape) * math.prod(spacing) / wanted) ** (1 / 3)
+    assume(all(4 * mm <= edge <= n * mm / 2 for n, mm in zip(shape, spacing, strict=True)))
+    step = choose_step(shape, n_segments=wanted, spacing=spacing)
+    edges = np.multiply(step, spacing)
+    assert edges.max() <= 2.5 * edges.min()
+    assert abs(cells(shape, np.array(step)) / wanted - 1) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted", "spacing"),
+    [((30, 256, 256), 1000, (4, 1, 1)), ((3, 200, 200), 400, (1, 1, 1)), ((1, 500, 1), 50, (1, 1, 1))],
+)
+def test_flat_volumes_get_their_number_too(shape, wanted, spacing):
+    step = choose_step(shape, n_segments=wanted, spacing=spacing)
+    assert abs(cells(shape, np.array(step)) / wanted - 1) <= 0.05
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"step": 8, "n_segments": 9}, "not both"),
+        ({"step": 1}, "at least 2"),
+        ({"step": (2, 2, 1)}, "at least 2"),
+        ({"step": -1}, "at least 2"),
+        ({"step": True}, "at least 2"),
+        ({"step": 3.5}, "whole number"),
+        ({"step": (3.5, 4, 4)}, "whole number"),
+        ({"step": math.nan}, "whole number"),
+        ({"step": math.inf}, "whole number"),
+        ({"step": (4, math.inf, 4)}, "whole number"),
+        ({"step": [4]}, "three of them"),
+        ({"step": "4,4"}, "three of them"),
+        ({"step": "4cm"}, "4cm"),
+        ({"step": "mm"}, "12mm"),
+        ({"step": "-4mm", "spacing": (1, 1, 1)}, "12mm"),
+        ({"step": "4mm"}, "needs the voxels' size"),
+        ({"step": "0mm", "spacing": (1, 1, 1)}, "less than two voxels"),
+        ({"step": "3mm", "spacing": (2, 2, 2)}, "less than two voxels"),
+        ({"step": 4, "spacing": (1, 1)}, "three positive numbers"),
+        ({"step": 4, "known_spacing": (1, 1, 0)}, "three positive numbers"),
+        ({"n_segments": 0}, "from 1 to the number of voxels, 1000"),
+        ({"n_segments": 1001}, "from 1 to"),
+        ({"n_segments": 1.5}, "whole number"),
+        ({"n_segments": False}, "whole number"),
+    ],
+)
+def test_nonsense_is_refused(asked, says):
+    with pytest.raises(ValueError, match=says):
+        choose_step((10, 10, 10), **asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"step": "1.2.3mm", "spacing": (1, 1, 1)},
+        {"n_segments": math.nan},
+        {"n_segments": "many"},
+        {"n_segments": math.inf},
+        {"step": object()},
+        {"n_segments": [3]},
+        {"step": 4, "spacing": 1},
+        {"step": 4, "spacing": "abc"},
+        {"step": 4, "spacing": (1e300, 1e300, 1e300)},
+    ],
+)
+def test_nonsense_is_refused_in_words_of_our_own(asked):
+    with pytest.raises(ValueError, match=r"(step|n_segments|spacing) must"):
+        choose_step((10, 10, 10), **asked)

@@ -1,0 +1,334 @@
+"""Intensity windows against sorting."""
+
+import json
+import math
+import pickle
+from copy import copy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_window, read_windows
+from dseeds.seeds.order_statistics import NothingFinite, WindowSearch, find_windows, intensity_window
+from tests.support.intensities import KINDS, cut, has_values, images, masked_images, window_by_sorting
+
+INF, NAN = math.inf, math.nan
+
+
+@settings(max_examples=300)
+@given(images())
+def test_the_window_is_what_sorting_gives(image):
+    assume(has_values(image))
+    assert intensity_window(image) == window_by_sorting(image)
+
+
+@pytest.mark.parametrize("n", [1, 2, 200, 201, 400, 401, 402, 1000, 1001, 1201])
+def test_the_ranks_of_the_window(n):
+    cut = (n - 1) * 5 // 1000
+    image = np.random.default_rng(n).permutation(n).astype(np.float32)
+    assert intensity_window(image) == (cut, n - 1 - cut)
+
+
+@st.composite
+def percentiles(draw):
+    low, high = sorted(draw(st.lists(st.integers(0, 10**6), min_size=2, max_size=2, unique=True)))
+    return draw(st.sampled_from([(low, high), (0, 10**6), (5_000, 995_000), (0, high), (low, 10**6)]))
+
+
+@given(images(), percentiles(), st.data())
+def test_any_percentiles_are_what_sorting_gives(image, percentiles, data):
+    inside = data.draw(st.one_of(st.none(), hnp.arrays(bool, image.shape)))
+    assume(has_values(image, inside) and percentiles[0] < percentiles[1])
+    assert find_windows([image], [None], percentiles, inside) == (window_by_sorting(image, inside, percentiles),)
+
+
+@settings(max_examples=200)
+@given(masked_images(), st.data())
+def test_any_cut_of_the_image_gives_the_same_counts(image, data):
+    values, inside = image
+    wanted = [data.draw(st.sampled_from([None, (1.0, 2.0)])) for _ in values]
+    parts = cut(values[0].shape, data)
+    search = WindowSearch([channel.dtype for channel in values], wanted)
+    searched = [channel for channel, window in zip(values, wanted, strict=True) if window is None]
+    assert search.passes == max(map(passes_of, searched), default=0)
+    if not all(has_values(channel, inside) for channel in searched):
+        with pytest.raises(NothingFinite, match="image holds no finite value"):
+            search.narrow(search.counts(values, inside))
+        return
+    for turn in range(search.passes):
+        assert not search.done
+        whole = search.counts(values, inside)
+        assert len(whole) <= search.rows(turn)
+        pieces = [
+            search.counts([channel[part] for channel in values], None if inside is None else inside[part])
+            for part in parts
+        ]
+        np.testing.assert_array_equal(sum(pieces), whole)
+        search.narrow(whole)
+    assert search.done
+    assert search.rows(search.passes) == len(search.counts(values, inside)) == 0
+    assert search.windows() == tuple(
+        window or window_by_sorting(channel, inside) for channel, window in zip(values, wanted, strict=True)
+    )
+
+
+def passes_of(channel):
+    bits = 32 if (channel.dtype.kind, channel.dtype.itemsize) == ("f", 2) else 8 * channel.dtype.itemsize
+    return max(1, bits // 16)
+
+
+@given(masked_images(), st.integers(0, 4))
+def test_a_search_goes_on_where_another_has_come_to(image, turns):
+    values, inside = image
+    assume(all(has_values(channel, inside) for channel in values))
+    begin, wanted = [channel.dtype for channel in values], [None] * len(values)
+    first, second = WindowSearch(begin, wanted), WindowSearch(begin, wanted)
+    copies, state = (copy(first), copy(second)), first.state()
+    for _ in range(min(turns, first.passes)):
+        first.narrow(first.counts(values, inside))
+    second.restore(json.loads(json.dumps(first.state())))
+    while not second.done:
+        second = pickle.loads(pickle.dumps(second))
+        second.narrow(second.counts(values, inside))
+    assert second.windows() == find_windows(values, wanted, inside=inside)
+    assert all(untouched.state() == state for untouched in copies)
+
+
+@given(images(), st.permutations(range(3)), st.sampled_from([1, -1, 2, -3]), st.data())
+def test_a_mask_may_lie_in_memory_as_it_likes(image, order, stride, data):
+    inside = np.random.default_rng(data.draw(st.integers(0, 99))).random(image.shape) < 0.7
+    view, mask = (array.transpose(order)[::stride] for array in (image, inside))
+    assume(has_values(view, mask))
+    expected = (window_by_sorting(view, mask),)
+    assert find_windows([view], [None], inside=mask) == expected
+    assert find_windows([np.ascontiguousarray(view)], [None], inside=mask) == expected
+    assert find_windows([view], [None], inside=np.asfortranarray(mask)) == expected
+
+
+@given(images(), st.permutations(range(3)), st.sampled_from([1, -1, 2, -3]))
+def test_the_memory_order_does_not_matter(image, order, stride):
+    view = image.transpose(order)[::stride]
+    assume(has_values(view))
+    assert intensity_window(view) == window_by_sorting(view)
+    assert intensity_window(np.asfortranarray(view)) == window_by_sorting(view)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 4])
+def test_any_number_of_axes_will_do(ndim):
+    image = np.random.default_rng(0).normal(size=4096).reshape([int(4096 ** (1 / ndim) + 0.5)] * ndim)
+    assert intensity_window(image) == window_by_sorting(image)
+
+
+def test_large_images_are_read_in_slabs(monkeypatch):
+    monkeypatch.setattr("dseeds.seeds.order_statistics.SLAB_BYTES", 1000)
+    image = np.random.default_rng(0).normal(size=(20, 30, 40))
+    for view in (image, image.transpose(2, 0, 1), image[::-2], np.broadcast_to(image[0], image.shape)):
+        assert intensity_window(view) == window_by_sorting(view)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "f4", "f8"])
+def test_only_finite_values_count(dtype):
+    image = np.full(1000, np.nan, dtype)
+    image[::3] = np.inf
+    image[1::3] = -np.inf
+    image[7], image[500], image[900] = -2, 0, 5
+    # Three values are too few for percentiles to leave any out.
+    assert intensity_window(image) == (-2, 5)
+    image[[7, 500, 900]] = np.nan
+    with pytest.raises(ValueError, match="no finite value"):
+        intensity_window(image)
+
+
+def test_an_image_without_voxels_is_refused():
+    with pytest.raises(ValueError, match="no finite value"):
+        intensity_window(np.zeros((0, 4, 4)))
+
+
+def test_float16_in_the_other_byte_order():
+    image = np.arange(300, dtype=np.float16).reshape(3, 10, 10)
+    other = image.astype(image.dtype.newbyteorder())
+    assert intensity_window(other) == intensity_window(image) == (1, 298)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "f4", "f8"])
+def test_negative_zero_is_zero(dtype):
+    image = np.zeros(1001, dtype)
+    image[::2] = -0.0
+    assert intensity_window(image) == (0, 0)
+    image[:20], image[-20:] = -1, 1
+    assert intensity_window(image) == (-1, 1)
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_constant_image_has_equal_ends(dtype):
+    assert intensity_window(np.full((3, 4, 5), 7, dtype)) == (7, 7)
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_few_voxels_on_a_constant_background_still_make_a_window(dtype):
+    """Where the percentiles coincide, the ends are the least and the greatest value."""
+    image = np.full(1000, 7, dtype)
+    image[3] = 9
+    assert intensity_window(image) == (7, 9)
+    image[4] = 2
+    assert intensity_window(image) == (2, 9)
+
+
+def test_the_channel_without_a_finite_value_is_named():
+    values = [np.zeros((2, 2, 2)), np.full((2, 2, 2), NAN)]
+    with pytest.raises(NothingFinite, match=r"^channel 1 of the image holds no finite value, or none inside the mask"):
+        find_windows(values, [None, None])
+    assert find_windows(values, [None, (0.0, 1.0)]) == ((0, 0), (0, 1))
+    with pytest.raises(NothingFinite, match=r"^the image holds no finite value, or none inside the mask"):
+        find_windows(values[:1], [None], inside=np.zeros((2, 2, 2), bool))
+    error = NothingFinite("channel 3 of the image")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+# What the user asks for.
+
+
+@pytest.mark.parametrize(
+    ("said", "window"),
+    [
+        (None, None),
+        ("abdomen", (-160, 240)),
+        ("Lung", (-1350, 150)),
+        (" BONE ", (-500, 1300)),
+        ("brain", (0, 80)),
+        ("40,400", (-160, 240)),
+        ("-600, 1500", (-1350, 150)),
+        ("-160:240", (-160, 240)),
+        ("-1e3 : 2.5", (-1000, 2.5)),
+        ((-160, 240), (-160, 240)),
+        (np.array([-150, 250]), (-150, 250)),
+        ([np.float32(0.5), 2**70], (0.5, 2.0**70)),
+    ],
+)
+def test_a_window_may_be_said_in_many_ways(said, window):
+    assert read_window(said) == window
+    for channels in (1, 3):
+        assert read_windows(said, channels) == (window,) * channels
+    for several in ([said, said], (said, said)):
+        assert read_windows(several, 2) == (window, window)
+
+
+NONSENSE = [(1, 1), (2, 1), (NAN, 1), (0, NAN), (0, INF), (-INF, 0), (), (1,), (1, 2, 3), 5, (0, 10**400), {}, object()]
+NONSENSE += ["liver", "1", "1,2,3", "1:2:3", "1,0", "1,-2", "2:1", "1:1", ":", ",", "1:", "nan,1", "0:inf", "1e308:a"]
+NONSENSE += ["1e30,1", "1e308,1e309", "abdomen,lung", "a" * 100]
+
+
+@pytest.mark.parametrize("window", NONSENSE)
+def test_nonsense_windows_are_refused(window):
+    with pytest.raises(ValueError, match=r"^window must be two finite intensities .* got"):
+        read_window(window)
+    for channels in (1, 2):
+        with pytest.raises(ValueError, match=r"^window must be two finite intensities .* got"):
+            read_windows(window, channels)
+
+
+def test_an_empty_string_is_no_single_window():
+    with pytest.raises(ValueError, match="two finite intensities"):
+        read_window("")
+
+
+@pytest.mark.parametrize(
+    ("said", "windows"),
+    [
+        ("abdomen;40,400;0:100", ((-160, 240), (-160, 240), (0, 100))),
+        ("0:1; ;brain", ((0, 1), None, (0, 80))),
+        (";;", (None, None, None)),
+        ("", (None, None, None)),
+        (["brain", None, (0, 1)], ((0, 80), None, (0, 1))),
+        (np.arange(6).reshape(3, 2), ((0, 1), (2, 3), (4, 5))),
+        ([(0, 1)], ((0, 1),) * 3),
+    ],
+)
+def test_channels_may_have_windows_of_their_own(said, windows):
+    assert read_windows(said, 3) == windows
+
+
+@pytest.mark.parametrize("said", ["brain;brain", [(0, 1), (2, 3)], "1:2;;;", [None] * 4])
+def test_windows_for_other_channels_are_refused(said):
+    with pytest.raises(ValueError, match=r"^window is given for [24] channels, but the image has 3: give one"):
+        read_windows(said, 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "millionths"),
+    [
+        ((0.5, 99.5), (5_000, 995_000)),
+        ("1,99", (10_000, 990_000)),
+        (" 0.1 , 99.9 ", (1_000, 999_000)),
+        ((0, 100), (0, 10**6)),
+        ([np.float32(0.1), np.float64(99.9999)], (1_000, 999_999)),
+        (np.array([2, 98]), (20_000, 980_000)),
+        ((1e-4, "1.50000000"), (1, 15_000)),
+    ],
+)
+def test_percentiles_are_exact(said, millionths):
+    found = check_percentiles(said)
+    assert found == millionths
+    assert all(type(value) is int for value in found)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_every_percentile_of_four_decimals_is_exact(low, high):
+    assume(low < high)
+    assert check_percentiles((low / 10_000, high / 10_000)) == (low, high)
+
+
+NO_PERCENTILES = [(1, 1), (2, 1), (-1, 99), (1, 101), (NAN, 1), (0, NAN), (0, INF), (), (1,), (1, 2, 3), 5, None]
+NO_PERCENTILES += ["", "1", "a,b", "1;99", (1 / 3, 99), ("1e-999999999", 99), (0, "1e999999999"), "sNaN,1"]
+
+
+@pytest.mark.parametrize("percentiles", NO_PERCENTILES)
+def test_nonsense_percentiles_are_refused(percentiles):
+    with pytest.raises(ValueError, match=r"^percentiles must be two numbers .* got"):
+        check_percentiles(percentiles)
+
+
+@pytest.mark.parametrize(
+    ("said", "weights"),
+    [
+        (None, (1, 1, 1)),
+        ((5, 5, 5), (1, 1, 1)),
+        ((1, 2, 3), (21, 43, 64)),
+        ((1e-9, 1, 1e-300), (1, 64, 1)),
+        ((1e308, 5e307, 1e308), (2, 1, 2)),
+        (np.array([0.25, 0.5, 1]), (1, 2, 4)),
+        ((10**30, 10**30, 10**30), (1, 1, 1)),
+    ],
+)
+def test_weights_are_whole_numbers(said, weights):
+    assert check_weights(said, 3) == weights
+
+
+@given(st.lists(st.floats(1e-5, 1e5), min_size=1, max_size=16))
+def test_weights_keep_their_relation(given_weights):
+    whole = check_weights(given_weights, len(given_weights))
+    assert math.gcd(*whole) == 1
+    assert all(1 <= weight <= 64 for weight in whole)
+    for said, weight in zip(given_weights, whole, strict=True):
+        relation = Fraction(weight, max(whole))
+        assert abs(max(said / max(given_weights), 1 / 64) - relation) <= 1 / 128
+
+
+@pytest.mark.parametrize(
+    "weights", [(), (1,), (1, 2, 3), (1, 0), (1, -1), (NAN, 1), (INF, 1), ("a", 1), 5, (1, 10**400)]
+)
+def test_nonsense_weights_are_refused(weights):
+    with pytest.raises(ValueError, match=r"^weights must be positive numbers, one for each channel .* got"):
+        check_weights(weights, 2)
+
+
+def test_bins_are_of_two_kinds():
+    assert check_bins("linear") == "linear"
+    assert check_bins("equalised") == "equalised"
+    for other in ("Linear", "", None, 64, ["linear"]):
+        with pytest.raises(ValueError, match=r"^bins must be 'linear' or 'equalised', got"):
+            check_bins(other)

@@ -1,0 +1,184 @@
+"""Output: it is an image only when it is whole, and nothing that is not ours is removed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from dseeds.core.geometry import Box
+from dseeds.storage.label_group import (
+    MARKER,
+    LabelGroup,
+    begin_target,
+    check_target,
+    is_ours,
+    publish_labels,
+    remove_target,
+    written_by,
+)
+from dseeds.storage.location import open_location
+from dseeds.storage.zarr_arrays import Layout
+
+RUN = "0123456789abcdef"
+
+
+def finished(target):
+    begin_target(open_location(target), RUN)
+    zarr.create_array(target / "0", data=np.arange(5))
+    publish_labels(open_location(target), {"dseeds": {"supervoxels": 5}, "ome": {}})
+
+
+def unfinished(target):
+    begin_target(open_location(target), RUN)
+    zarr.create_array(target / "0", data=np.arange(5))
+
+
+def barely_begun(target):
+    begin_target(open_location(target), RUN)
+
+
+def group_with(attributes):
+    def group(target):
+        zarr.create_group(target, attributes=attributes).create_array("0", data=np.arange(5))
+
+    return group
+
+
+def mine(name, then):
+    def with_a_file_of_mine(target):
+        then(target)
+        (target / name).write_text("precious")
+
+    return with_a_file_of_mine
+
+
+def file(target):
+    target.write_text("precious")
+
+
+def link(then):
+    def link_to(target):
+        then(target.with_name("elsewhere"))
+        target.symlink_to(target.with_name("elsewhere"))
+
+    return link_to
+
+
+def tree(folder):
+    return {
+        path: path.read_bytes() if path.is_file() else path.is_symlink() and path.readlink()
+        for path in Path(folder).rglob("*")
+    }
+
+
+@pytest.mark.parametrize("make", [finished, unfinished, barely_begun])
+def test_our_own_may_be_overwritten_but_only_when_told_to(tmp_path, make):
+    target = tmp_path / "a.zarr"
+    make(target)
+    assert is_ours(open_location(target))
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        check_target(open_location(target), overwrite=False)
+    before = tree(tmp_path)
+    check_target(open_location(target), overwrite=True)
+    assert tree(tmp_path) == before
+    remove_target(open_location(target))
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        file,
+        Path.mkdir,
+        group_with({}),
+        group_with({"dseeds": "supervoxels"}),
+        group_with({"dseeds": ["supervoxels"]}),
+        group_with({"dseeds": {"phantom": {"supervoxels": 3}}}),
+        group_with({"dseeds": 3}),
+        group_with({"dseeds": None}),
+        group_with({"supervoxels": 3}),
+        mine("zarr.json", Path.mkdir),
+        mine("notes.txt", Path.mkdir),
+        mine("notes.txt", finished),
+        mine("notes.txt", unfinished),
+        mine("0/notes.txt", finished),
+        mine("1", finished),
+        link(finished),
+        link(Path.mkdir),
+        link(lambda _target: None),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nothing_else_is_overwritten(tmp_path, make, overwrite):
+    target = tmp_path / "a.zarr"
+    make(target)
+    before = tree(tmp_path)
+    with pytest.raises(FileExistsError, match=r"a\.zarr"):
+        check_target(open_location(target), overwrite=overwrite)
+    with pytest.raises(FileExistsError):
+        begin_target(open_location(target), "another", overwrite=overwrite)
+    assert tree(tmp_path) == before
+
+
+def test_a_target_needs_a_folder_to_lie_in(tmp_path):
+    check_target(open_location(tmp_path / "a.zarr"), overwrite=False)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check_target(open_location(tmp_path / "none" / "a.zarr"), overwrite=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError):
+        check_target(open_location(tmp_path / "file" / "a.zarr"), overwrite=True)
+
+
+def test_a_target_is_an_image_only_when_it_is_published(tmp_path):
+    target = tmp_path / "a.zarr"
+    begin_target(open_location(target), RUN)
+    LabelGroup(str(target)).create(Layout.cut((4, 4, 4), "u4", (4, 4, 4), 64))
+    with pytest.raises(FileNotFoundError):
+        zarr.open(target, mode="r")
+    assert (target / MARKER).is_file()
+    publish_labels(open_location(target), {"dseeds": {"supervoxels": 1}, "more": [1, 2]})
+    group = zarr.open(target, mode="r")
+    assert isinstance(group, zarr.Group)
+    assert group.attrs.asdict() == {"dseeds": {"supervoxels": 1}, "more": [1, 2]}
+    assert group.metadata.zarr_format == 3
+    assert {path.name for path in target.iterdir()} == {"0", "zarr.json"}
+    json.loads((target / "zarr.json").read_text())
+
+
+def test_removal_takes_what_makes_it_an_image_first(tmp_path, monkeypatch):
+    """A removal that is cut short must not leave half an image that looks like one."""
+    target = tmp_path / "a.zarr"
+    finished(target)
+
+    def cut_short(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dseeds.storage.location.shutil.rmtree", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        remove_target(open_location(target))
+    with pytest.raises(FileNotFoundError):
+        zarr.open(target, mode="r")
+
+
+def test_a_run_that_is_gone_on_with_keeps_its_labels_and_another_does_not(tmp_path):
+    target = tmp_path / "a.zarr"
+    labels = LabelGroup(str(target))
+    whole = Box((0, 0, 0), (4, 4, 8))
+
+    def begin(run):
+        begin_target(open_location(target), run, overwrite=True)
+        labels.create(Layout.cut((4, 4, 8), "u4", (4, 4, 4), 64))
+
+    begin(RUN)
+    labels.write(Box((0, 0, 0), (4, 4, 4)), np.full((4, 4, 4), 3, np.uint32))
+    assert written_by(open_location(target)) == RUN
+    before = tree(tmp_path)
+    begin(RUN)
+    assert tree(tmp_path) == before
+    assert labels.whole(Box((0, 0, 0), (4, 4, 4)))
+    assert not labels.whole(whole)
+    begin("another")
+    assert written_by(open_location(target)) == "another"
+    assert not labels.whole(Box((0, 0, 0), (4, 4, 4)))

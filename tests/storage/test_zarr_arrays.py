@@ -1,0 +1,185 @@
+"""Scratch: no file is written by two tasks, and what is damaged is noticed."""
+
+import pickle
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dseeds.core.geometry import Box, Lattice, Regions
+from dseeds.engine.scratch import Scratch
+from dseeds.seeds.schedule import schedule
+from dseeds.storage.zarr_arrays import Layout, ScratchCorrupted, chunk_length, read_array, write_array
+
+
+@given(st.integers(1, 3000), st.integers(1, 200))
+@example(256, 64)
+@example(67, 64)
+def test_a_chunk_is_the_divisor_nearest_to_what_is_wanted(extent, wanted):
+    def distance(length):
+        return max(Fraction(length, wanted), Fraction(wanted, length))
+
+    found = chunk_length(extent, wanted)
+    assert extent % found == 0
+    assert all(distance(found) <= distance(d) for d in range(1, extent + 1) if extent % d == 0)
+
+
+@st.composite
+def cuts(draw):
+    """A lattice and regions: remainders are folded into the last cell or not, last regions may be short."""
+    step = draw(st.tuples(*[st.integers(1, 9)] * 3))
+    shape = tuple(draw(st.integers(1, 4 * s)) for s in step)
+    lattice = Lattice(shape, step)
+    return Regions(lattice, draw(st.tuples(*[st.integers(1, n) for n in lattice.cells])))
+
+
+def files(folder):
+    """Every file, and what changes when it is written again."""
+    found = {path: path.stat() for path in Path(folder).rglob("*") if path.is_file()}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+@settings(max_examples=12)
+@given(cuts())
+@example(Regions(Lattice((11, 9, 129), (8, 4, 8)), (1, 1, 5)))
+@example(Regions(Lattice((129, 4, 4), (8, 4, 4)), (16, 1, 1)))
+def test_no_file_is_written_by_two_regions(regions):
+    lattice = regions.lattice
+    with TemporaryDirectory() as folder:
+        store = Scratch(folder, regions)
+        # One of each that are cut alike.
+        alike = {(name[:4], layout.shape, layout.shard): name for name, (_, layout) in store.layouts.items()}
+        layouts = {name: store.layouts[name][1] for name in alike.values()}
+        store.create(layouts)
+        for name, layout in layouts.items():
+            for number in range(len(regions)):
+                box = part_of(regions, name, number)
+                before = files(folder)
+                store.write(name, box, np.full((*box.shape, *layout.shape[3:]), number + 1, layout.dtype))
+                after = files(folder)
+                assert before.items() <= after.items(), "a file of another region has changed"
+                assert len(after) > len(before)
+            whole = store.read(name, Box((0, 0, 0), layout.shape[:3]))
+            assert (whole > 0).all(), "the regions make up the array"
+        assert store.layouts["bins-0"][1].shape == lattice.shape
+
+
+def part_of(regions, name, number):
+    """A region's own part of an array."""
+    kind, _, turn = name.partition("-")
+    if kind == "shells":
+        return regions.around(number, 0)
+    if kind in ("core", "statistics", "parts", "offsets"):
+        return regions.box(number)
+    grids = regions.lattice.grids
+    level = turn if kind == "histograms" else -1
+    if kind == "codes":
+        level = schedule(regions.lattice)[int(turn)].level
+    return grids[int(level)].of_cells(regions.box(number))
+
+
+@settings(max_examples=25)
+@given(cuts())
+def test_no_two_phases_write_to_one_array(regions):
+    """What lies in scratch never changes: a task that comes late, or again, does no harm."""
+    rounds = schedule(regions.lattice)
+    layouts = Scratch("nowhere", regions).layouts
+    written = {}
+    for name, (phase, _) in layouts.items():
+        written.setdefault(str(phase), set()).add(name.partition("-")[0])
+    for turn in range(len(rounds)):
+        kinds = {"codes", "core", "shells"} if turn + 1 < len(rounds) else {"codes"}
+        assert written[f"sweep-{turn:02}"] == kinds
+        assert layouts[f"codes-{turn:02}"][1].shape == regions.lattice.grids[rounds[turn].level].shape
+        if turn:
+            assert written[f"merge-{turn:02}"] == {"statistics"}
+
+
+def array_in(folder, shape, dtype, shard, wanted):
+    Layout.cut(shape, dtype, shard, wanted).create(Path(folder) / "a")
+    return zarr.open_array(Path(folder) / "a", mode="r")
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated", "flipped", "zeroed", "exchanged"])
+@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 8, 8)])
+@pytest.mark.parametrize("value", [0, 7])
+def test_what_is_damaged_is_noticed(tmp_path, how, shape, value):
+    """Zeros too, of which zarr by itself stores nothing."""
+    array_in(tmp_path, shape, np.uint16, (4, 4, 4), 2)
+    whole = Box((0, 0, 0), shape)
+    write_array(str(tmp_path), "a", whole, np.full(shape, value, np.uint16))
+    np.testing.assert_array_equal(read_array(str(tmp_path), "a", whole), value)
+    path = tmp_path / "a" / "c" / "1" / "0" / "1"
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "exchanged":
+        path.write_bytes(b"\xff" * len(content))
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+        path.write_bytes(
+            {"empty": b"", "truncated": content[:-3], "flipped": flipped, "zeroed": bytes(len(content))}[how]
+        )
+    with pytest.raises(ScratchCorrupted, match="a in scratch is damaged") as caught:
+        read_array(str(tmp_path), "a", whole)
+    assert (caught.value.name, caught.value.box) == ("a", whole)
+    assert pickle.loads(pickle.dumps(caught.value)).box == whole
+    # The rest can be read, and what is damaged be written again.
+    first = Box((0, 0, 0), (4, 4, 4))
+    np.testing.assert_array_equal(read_array(str(tmp_path), "a", first), value)
+    box = Box((4, 0, 4), (8, 4, 8))
+    write_array(str(tmp_path), "a", box, np.full(box.shape, value, np.uint16))
+    np.testing.assert_array_equal(read_array(str(tmp_path), "a", whole), value)
+
+
+@st.composite
+def boxes(draw):
+    """An array that is cut into shards, and any box of it."""
+    shape = draw(st.tuples(*[st.integers(1, 12)] * 3))
+    shard = draw(st.tuples(*[st.integers(1, 5)] * 3))
+    lo = [draw(st.integers(0, n - 1)) for n in shape]
+    hi = [draw(st.integers(a + 1, n)) for a, n in zip(lo, shape, strict=True)]
+    if draw(st.booleans()):
+        lo = [a // s * s for a, s in zip(lo, shard, strict=True)]
+        hi = [min(n, -(-h // s) * s) for h, s, n in zip(hi, shard, shape, strict=True)]
+    return shape, shard, Box(tuple(lo), tuple(hi))
+
+
+@settings(max_examples=150)
+@given(boxes())
+@example(((4, 4, 4), (2, 2, 2), Box((0, 0, 0), (3, 4, 4))))
+@example(((5, 4, 4), (2, 2, 2), Box((4, 0, 0), (5, 4, 4))))
+@example(((5, 4, 4), (2, 2, 2), Box((3, 0, 0), (5, 4, 4))))
+def test_a_part_of_a_shard_is_not_written(case):
+    shape, shard, box = case
+    # A shard is whole if the box holds all of it that there is.
+    touched = np.zeros(shape, bool)
+    touched[box.slices] = True
+    axes = [np.arange(n) // s for n, s in zip(shape, shard, strict=True)]
+    number = np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), shape)
+    whole = not set(number[touched].tolist()) & set(number[~touched].tolist())
+    with TemporaryDirectory() as folder:
+        array = array_in(folder, shape, np.uint16, shard, 2)
+        if whole:
+            write_array(folder, "a", box, np.full(box.shape, 9, np.uint16))
+            np.testing.assert_array_equal(array[:] == 9, touched)
+        else:
+            before = files(folder)
+            with pytest.raises(RuntimeError, match="not made up of whole shards"):
+                write_array(folder, "a", box, np.full(box.shape, 9, np.uint16))
+            assert files(folder) == before
+
+
+def test_further_axes_are_not_cut(tmp_path):
+    array = array_in(tmp_path, (6, 6, 6, 32), np.uint32, (4, 4, 4, 32), 2)
+    assert (array.shards, array.chunks) == ((4, 4, 4, 32), (2, 2, 2, 32))
+    write_array(str(tmp_path), "a", Box((4, 0, 4), (6, 4, 6)), np.ones((2, 4, 2, 32), np.uint32))
+    assert int(array[:].sum()) == 2 * 4 * 2 * 32
+    with pytest.raises(RuntimeError):
+        write_array(str(tmp_path), "a", Box((4, 1, 4), (6, 4, 6)), np.ones((2, 3, 2, 32), np.uint32))

@@ -1,0 +1,105 @@
+"""Tasks that go wrong as they are told, on whatever worker of whatever cluster they run.
+
+Workers load this module when they start, where Dask's setting ``distributed.worker.preload`` names it, and find in the
+environment what is to go wrong. In this process, `Fault.wrapped` is put in the place of a task.
+"""
+
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dseeds.engine import tasks
+from tests.support.paths import ROOT
+
+FAULTS = "DSEEDS_FAULTS"
+# A worker that is killed before its nanny knows that it is up is never replaced: that is Dask's affair.
+SETTLED = 2.5
+started = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong: when a region's task of a stage is done, the first so many times that it is.
+
+    Attributes
+    ----------
+    folder : str
+        Where every time leaves a file, and so is counted, whatever becomes of the process.
+    stage, turn, region : str, int or None, int
+        Which task; None is any turn.
+    act : str
+        ``raise``, ``kill`` its process before or ``killed`` after it did its work, ``eat`` memory, or ``sleep`` until
+        it is told to `wake`.
+    times : int
+        How often.
+    """
+
+    folder: str
+    stage: str
+    turn: int | None
+    region: int
+    act: str
+    times: int = 1 << 30
+
+    @property
+    def happened(self):
+        return len(list(Path(self.folder).glob(f"{self.stage}-*")))
+
+    def _is_due(self):
+        for number in range(self.times):
+            try:
+                Path(self.folder, f"{self.stage}-{number}").open("x").close()
+            except FileExistsError:
+                continue
+            return True
+        return False
+
+    def wrapped(self, task):
+        def faulty(job, number, turn, known):
+            due = number == self.region and self.turn in (None, turn) and self._is_due()
+            if due and self.act != "killed":
+                getattr(self, f"_{self.act}")()
+            found = task(job, number, turn, known)
+            if due and self.act == "killed":
+                self._kill()
+            return found
+
+        return faulty
+
+    def _raise(self):
+        raise ArithmeticError("an error that was asked for")
+
+    def _kill(self):
+        time.sleep(max(0, started + SETTLED - time.monotonic()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _eat(self):
+        time.sleep(max(0, started + SETTLED - time.monotonic()))
+        eaten = [bytearray(b"x") * (50 << 20) for _ in range(20)]
+        # The nanny looks now and then.
+        time.sleep(10)
+        del eaten
+
+    def _sleep(self):
+        while not Path(self.folder, "awake").exists():
+            time.sleep(0.1)
+
+    def wake(self):
+        Path(self.folder, "awake").touch()
+
+
+def environment(*faults):
+    """What makes the workers of processes started with it go wrong."""
+    return {
+        FAULTS: json.dumps([asdict(fault) for fault in faults]),
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": "tests.support.faulty_tasks",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def dask_setup(_worker):
+    for fault in json.loads(os.environ.get(FAULTS, "[]")):
+        tasks._TASKS[fault["stage"]] = Fault(**fault).wrapped(tasks._TASKS[fault["stage"]])

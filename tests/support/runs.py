@@ -1,0 +1,182 @@
+"""What tests of whole runs share: volumes, followers of a run, and what is in a folder."""
+
+import re
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from distributed import Client
+from hypothesis import strategies as st
+
+from tests.support import oracle
+
+
+class Recorder:
+    """Writes down what a run tells, and may act on it."""
+
+    def __init__(self, act=None):
+        self.told = []
+        self.act = act
+
+    def _tell(self, event, stage, number):
+        self.told.append((event, stage, number))
+        if self.act:
+            self.act(event, stage, number)
+
+    def dashboard(self, link):
+        self.link = link
+
+    def begin(self, stage, total):
+        self._tell("begin", stage, total)
+
+    def advance(self, stage):
+        self._tell("advance", stage, 1 + sum(told[:2] == ("advance", stage) for told in self.told))
+
+    def end(self, stage):
+        self._tell("end", stage, None)
+
+
+def when(event, stage, number, do):
+    """A progress that does something at one point of the run; `happened` says whether the run came there."""
+
+    def act(*told):
+        if told[:2] == (event, stage) and number in (told[2], None):
+            recorder.happened = True
+            do()
+
+    recorder = Recorder(act)
+    recorder.happened = False
+    return recorder
+
+
+def in_process(workers, threads, **options):
+    return Client(
+        processes=False, n_workers=workers, threads_per_worker=threads, dashboard_address="127.0.0.1:0", **options
+    )
+
+
+def noise(shape, seed=0, dtype="float32"):
+    """Blobs in noise, so that boundaries wander and every region's neighbours matter."""
+    rng = np.random.default_rng(seed)
+    waves = sum(
+        np.sin(np.tensordot(rng.uniform(-0.6, 0.6, 3), np.indices(shape), 1) + phase) for phase in rng.uniform(0, 6, 5)
+    )
+    return (100 * (waves + rng.normal(size=shape))).astype(dtype)
+
+
+GOOD = noise((12, 14, 40))
+
+
+def labels_in(target):
+    return zarr.open_array(Path(target) / "0", mode="r")[:]
+
+
+def snapshot(folder):
+    """Everything in a folder: files with what they hold, links with where they lead."""
+    return {
+        str(path.relative_to(folder)): path.readlink()
+        if path.is_symlink()
+        else (path.read_bytes() if path.is_file() else None)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def names_in(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def assert_sentence(error):
+    """One clear sentence that a user can act on."""
+    text = str(error)
+    assert "\n" not in text
+    assert 20 < len(text) < 400
+    assert len(text.split()) >= 4
+    assert not re.search(r"[a-z]\.\s+[A-Z]", text), "more than one sentence"
+    assert not re.search(r"object (is not|has no)|could not convert|cannot convert|literal for int", text), text
+
+
+@st.composite
+def voxels(draw, shape):
+    """An image of any dtype and memory order, and a window or none."""
+    image = draw(oracle.images(shape))
+    dtype = np.dtype(
+        draw(st.sampled_from(["u1", "i1", "<i2", ">i2", "<u2", "i4", ">u4", "i8", "u8", "f2", "f4", ">f4", "f8"]))
+    )
+    image = (image - image.min()) / (np.ptp(image) or 1)
+    if dtype.kind == "f":
+        image = (image * draw(st.sampled_from([1, 1e-3, 3e4])) - draw(st.sampled_from([0, 7]))).astype(dtype)
+        if draw(st.booleans()):
+            places = np.random.default_rng(0).random(shape)
+            image[places < 0.1], image[places > 0.95] = np.nan, np.inf
+            image.flat[0] = 1
+    else:
+        top = draw(st.sampled_from([np.iinfo(dtype).max, 100, 3]))
+        # The greatest float below the greatest integer of 64 bits.
+        image = np.minimum(image * top, np.nextafter(np.float64(top), 0)).astype(dtype)
+    window = draw(st.sampled_from([None, None, (0.25, 0.75), (-2.5, 90)]))
+    return np.asarray(image, order=draw(st.sampled_from("CF"))), window
+
+
+@st.composite
+def cuts(draw, lattice, at_most=12):
+    """Voxels per region for a bounded number of regions; most odd, some larger than the volume, some a single cell."""
+    extents, room = {}, at_most
+    for axis in draw(st.permutations(range(3))):
+        count, step = lattice.cells[axis], lattice.step[axis]
+        regions = draw(st.integers(1, min(room, count)))
+        cells = -(-count // regions)
+        room //= -(-count // cells)
+        # Rounded up to so many cells again.
+        extents[axis] = cells * step - draw(st.integers(0, step - 1))
+        if cells == count and draw(st.booleans()):
+            extents[axis] += draw(st.integers(0, 300))
+    return tuple(extents[axis] for axis in range(3))
+
+
+@st.composite
+def sizes(draw, shape):
+    """What to ask for: a step along all axes or along each, or a number of supervoxels; with or without a spacing."""
+    spacing = draw(st.sampled_from([None, None, (3.27, 1.0, 1.0), (0.5, 0.75, 2)]))
+    if draw(st.integers(0, 3)) == 0:
+        return {"n_segments": draw(st.integers(1, max(1, prod(shape) // 30))), "spacing": spacing}
+    step = draw(oracle.steps)
+    return {"step": step[0] if step == step[:1] * 3 else step, "spacing": spacing}
+
+
+def as_zarr(path, image, chunk):
+    array = zarr.create_array(path, shape=image.shape, dtype=image.dtype, chunks=[min(chunk, n) for n in image.shape])
+    array[:] = image
+    return path
+
+
+@st.composite
+def mostly_constant(draw):
+    """A volume with small islands of noise in a constant, cut into many regions."""
+    shape = draw(st.permutations((draw(st.integers(90, 150)), 16, draw(st.integers(8, 20)))))
+    image = np.zeros(shape)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    for _ in range(draw(st.integers(1, 3))):
+        lo = [int(rng.integers(0, n - 4)) for n in shape]
+        island = tuple(slice(a, a + int(rng.integers(3, 16))) for a in lo)
+        image[island] = rng.normal(3, 1, image[island].shape)
+    step = draw(st.sampled_from([4, 8, (3, 8, 5)]))
+    return image, {"step": step, "window": (0, 6), "compactness": draw(st.sampled_from([0, 1]))}
+
+
+def text(target):
+    target.write_text("precious")
+
+
+def folder(target):
+    target.mkdir()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def assert_no_image(target):
+    with pytest.raises(FileNotFoundError):
+        zarr.open(target, mode="r")
