@@ -23,7 +23,7 @@ from dseeds.io.formats.hdf5 import hdf5_dataset, is_our_hdf5, write_hdf5
 from dseeds.io.formats.nifti import check_nifti_target, write_nifti_content
 from dseeds.io.formats.npy import write_npy
 from dseeds.io.formats.nrrd_writer import is_our_nrrd, write_meta, write_nrrd
-from dseeds.io.formats.precomputed import add_scale, check_precomputed_target, partial_folder, tensorstore
+from dseeds.io.formats.precomputed import add_scale, check_precomputed_target, import_tensorstore, partial_folder
 from dseeds.io.formats.tiff import is_our_tiff, write_tiff
 from dseeds.io.image import common_dtype, open_channels
 from dseeds.io.labels import TASK_BYTES
@@ -293,7 +293,7 @@ def _export_precomputed(
     reading: Reading, images: Sequence[Image], path: Path, content: Content, overwrite: bool
 ) -> None:
     """Write all resolutions."""
-    tensorstore()
+    import_tensorstore()
     with partial_folder(path, overwrite) as folder:
         for number, image in enumerate(images):
             there = replace(reading, image=image)

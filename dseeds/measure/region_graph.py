@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dseeds.core.optional import import_optional
 from dseeds.storage.parquet_dataset import EDGES, MARKER, TABLE, Dataset
 
 if TYPE_CHECKING:
@@ -110,14 +111,11 @@ class AdjacencyGraph:
         ValueError
             If there is no such column.
         """
-        try:
-            from scipy.sparse import csr_array
-        except ImportError as error:
-            raise ImportError("a sparse matrix needs SciPy: pip install scipy.") from error
+        sparse = import_optional("scipy.sparse", "a sparse matrix", "scipy")
         weights = np.ones(len(self.pairs)) if weight is None else _column(self.edges, weight, "edges")
         index, order = self._both_ways()
         values = np.tile(np.asarray(weights, np.float64), 2)[order]
-        return csr_array((values, (index[0], index[1])), shape=(len(self.labels),) * 2)
+        return sparse.csr_array((values, (index[0], index[1])), shape=(len(self.labels),) * 2)
 
     def to_networkx(
         self, columns: Iterable[str] | None = None, edge_columns: Iterable[str] | None = None
@@ -141,10 +139,7 @@ class AdjacencyGraph:
         ValueError
             If there is no such column.
         """
-        try:
-            import networkx
-        except ImportError as error:
-            raise ImportError("a graph of NetworkX needs NetworkX: pip install networkx.") from error
+        networkx = import_optional("networkx", "a NetworkX graph", "networkx")
         graph = networkx.Graph()
         nodes = _rows(self.nodes, columns, "supervoxels", len(self.labels))
         graph.add_nodes_from(zip(self.labels.tolist(), nodes, strict=True))

@@ -26,6 +26,8 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
+from dseeds.core.optional import import_optional
+
 T = TypeVar("T")
 
 _CLASSES = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "az"}
@@ -344,11 +346,7 @@ def _joined(prefix: str, key: str) -> str:
 
 
 def _obstore() -> Any:
-    try:
-        import obstore
-    except ImportError as error:
-        raise ValueError("object stores need one more package: pip install 'dseeds[remote]'") from error
-    return obstore
+    return import_optional("obstore", "an object store", "dseeds[remote]")
 
 
 def _environment() -> tuple[tuple[str, str], ...]:

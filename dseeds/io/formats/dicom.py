@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dseeds.core.optional import import_optional
 from dseeds.io.source import (
     IndexBox,
     Shape,
@@ -277,8 +278,4 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
 
 
 def _itk() -> Any:
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise ValueError("DICOM needs one more package: pip install 'dseeds[dicom]'") from error
-    return SimpleITK
+    return import_optional("SimpleITK", "DICOM", "dseeds[dicom]")

@@ -175,8 +175,3 @@ class FileSource:
     def _zyx(self) -> list[int]:
         """Which axes of the array are z, y and x."""
         return [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice) and axis != self.channel_axis]
-
-
-def missing(what: str) -> ValueError:
-    """Give the error where a package is missing that a format needs."""
-    return ValueError(f"{what} needs one more package: pip install 'dseeds[formats]'")

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dseeds.io.formats.file_source import FileSource, Index, missing
+from dseeds.core.optional import import_optional
+from dseeds.io.formats.file_source import FileSource, Index
 from dseeds.io.formats.file_writer import OURS, Content, SlabReader
 from dseeds.io.source import (
     SourceQuery,
@@ -168,8 +169,4 @@ def _spacing(attributes: Any) -> Spacing | None:
 
 
 def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise missing("HDF5") from error
-    return h5py
+    return import_optional("h5py", "HDF5", "dseeds[formats]")

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from dseeds.core.optional import import_optional
 from dseeds.io.affine import from_lps
-from dseeds.io.formats.file_source import FileSource, Index, Voxels, missing
+from dseeds.io.formats.file_source import FileSource, Index, Voxels
 from dseeds.io.formats.npy import MappedVoxels, require_length
 from dseeds.io.ome_metadata import PER_MM
 from dseeds.io.source import (
@@ -253,8 +254,4 @@ def _space(reader: Any, header: dict[str, str], kind: Kind) -> tuple[Spacing | N
 
 
 def _itk() -> Any:
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise missing("NRRD or MetaImage") from error
-    return SimpleITK
+    return import_optional("SimpleITK", "NRRD or MetaImage", "dseeds[formats]")

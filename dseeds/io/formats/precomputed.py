@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dseeds.core.optional import import_optional
 from dseeds.io.formats.file_writer import Content, partial_name
 from dseeds.io.source import IndexBox, Shape
 
@@ -122,7 +123,7 @@ def add_scale(
         },
         "create": True,
     }
-    array = tensorstore().open(spec).result()
+    array = import_tensorstore().open(spec).result()
     shard = array.chunk_layout.write_chunk.shape
     for box, values in boxes((int(shard[2]), int(shard[1]), int(shard[0]))):
         found = np.asarray(values, content.dtype)
@@ -130,12 +131,12 @@ def add_scale(
         array[box[2], box[1], box[0], :].write(stored.transpose(3, 2, 1, 0)).result()
 
 
-def tensorstore() -> Any:
-    """Import what writes the format; `ValueError` where it is missing."""
-    try:
-        import tensorstore as found
-    except ImportError as error:
-        raise ValueError(
-            "neuroglancer's precomputed format needs one more package: pip install 'dseeds[neuroglancer]'"
-        ) from error
-    return found
+def import_tensorstore() -> Any:
+    """Import the package that writes the format.
+
+    Raises
+    ------
+    MissingDependency
+        If it is not installed.
+    """
+    return import_optional("tensorstore", "neuroglancer's precomputed format", "dseeds[neuroglancer]")

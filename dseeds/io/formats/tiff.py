@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from dseeds.io.formats.file_source import FileSource, Index, Voxels, missing
+from dseeds.core.optional import import_optional
+from dseeds.io.formats.file_source import FileSource, Index, Voxels
 from dseeds.io.formats.file_writer import OURS, Content, SlabReader
 from dseeds.io.ome_metadata import PER_MM
 from dseeds.io.source import (
@@ -305,8 +306,4 @@ def _opened(file: str, paged: bool) -> Iterator[Any]:
 
 
 def _tifffile() -> Any:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise missing("TIFF") from error
-    return tifffile
+    return import_optional("tifffile", "TIFF", "dseeds[formats]")
