@@ -12,7 +12,7 @@ from numba.core.serialize import dumps
 
 from dseeds.core.jit import CACHE_FOLDER, cache_file, kernel_key, registered_kernels, require_private
 
-DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
+COMPILED_DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 
 
 def compile_kernels() -> Path:
@@ -79,7 +79,7 @@ def _call_all() -> None:
         tempfile.TemporaryDirectory() as folder,
         Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client,
     ):
-        for dtype in DTYPES:
+        for dtype in COMPILED_DTYPES:
             volume = (image % 100).astype(dtype)
             # With one level of blocks, with two and with three: their histograms differ in dtype.
             for step in (4, 8, 16):
@@ -91,7 +91,7 @@ def _call_all() -> None:
         for step in (4, 8, 16):
             dseeds.supervoxels(np.stack([volume, volume]), step=step, channel_axis=0)
     dseeds.evaluate(labels, truth, image=volume, region=16)
-    for dtype in DTYPES:
+    for dtype in COMPILED_DTYPES:
         take_means(image.astype(dtype), (2, 2, 2), np.empty((16, 16, 16), dtype))
     for dtype in ("uint8", "float64"):
         dseeds.features(labels, image.astype(dtype))

@@ -34,7 +34,7 @@ from dseeds.seeds.scores import check_compactness
 from dseeds.storage.location import is_remote, open_location
 
 # Who does the work where no cluster does may use so much of the machine's memory: the process is the user's own.
-SHARE = 0.5
+MACHINE_SHARE = 0.5
 
 
 def lazy_supervoxels(image: da.Array, *, channel_axis: int | None, mask: Any, levels: int, **options: Any) -> da.Array:
@@ -175,7 +175,7 @@ def borrowed_client(threads: int | None) -> Iterator[tuple[Client, dict[str, Any
             worker_dashboard_address="127.0.0.1:0",
         )
         with cluster, Client(cluster, set_as_default=False) as client, client.as_current():
-            yield client, {"scheduler": "threads", "num_workers": number}, int(SHARE * MEMORY_LIMIT)
+            yield client, {"scheduler": "threads", "num_workers": number}, int(MACHINE_SHARE * MEMORY_LIMIT)
         return
     # The task gives its thread back meanwhile, so that one thread is enough for all.
     with worker_client() as client:

@@ -20,14 +20,14 @@ from dseeds.seeds.binning import check_dtype, quantise_window
 from dseeds.seeds.cell_size import Step, choose_step, millimetres
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
 from dseeds.seeds.hierarchy import check_levels, coarser_level
-from dseeds.seeds.histograms import count_levels, equalised, otsu
-from dseeds.seeds.in_memory import LabelLevels, run_rounds
+from dseeds.seeds.histograms import count_grey_levels, equalised_bins, otsu_threshold
+from dseeds.seeds.in_memory import LabelArray, run_rounds
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
-from dseeds.seeds.kernels.label_codes import global_labels
-from dseeds.seeds.kernels.layout import leave, padded
-from dseeds.seeds.kernels.mask_components import number_parts, part_counts
+from dseeds.seeds.kernels.label_codes import write_global_labels
+from dseeds.seeds.kernels.layout import new_window, unpack_box
+from dseeds.seeds.kernels.mask_components import count_components, number_components
 from dseeds.seeds.min_size import check_min_size, join_small_supervoxels
-from dseeds.seeds.order_statistics import NothingFinite, find_windows
+from dseeds.seeds.order_statistics import NoFiniteValues, find_windows
 from dseeds.seeds.schedule import schedule
 from dseeds.seeds.scores import check_compactness
 
@@ -52,11 +52,11 @@ class _Options(TypedDict, total=False):
 @overload
 def supervoxels(  # type: ignore[overload-overlap]
     image: ArrayLike, *, levels: Literal[0] = 0, **options: Unpack[_Options]
-) -> LabelLevels: ...
+) -> LabelArray: ...
 @overload
 def supervoxels(
     image: ArrayLike, *, levels: int, **options: Unpack[_Options]
-) -> tuple[LabelLevels, list[LabelLevels]]: ...
+) -> tuple[LabelArray, list[LabelArray]]: ...
 
 
 def supervoxels(
@@ -247,17 +247,17 @@ def _quantised(
     windows = find_windows(values, read_windows(window, len(values)), check_percentiles(percentiles), inside)
     tables = thresholds = None
     if equalises or finds:
-        counts = count_levels(values, windows, inside)
-        tables = [equalised(one) for one in counts] if equalises else None
-        thresholds = [otsu(one) for one in counts] if finds else None
-    out = padded(shape, 0, channels=len(values))
+        counts = count_grey_levels(values, windows, inside)
+        tables = [equalised_bins(one) for one in counts] if equalises else None
+        thresholds = [otsu_threshold(one) for one in counts] if finds else None
+    out = new_window(shape, 0, channels=len(values))
     found = quantise_window(values, windows, out, inside=inside, tables=tables, thresholds=thresholds)
     if found == "nothing":
-        raise NothingFinite
+        raise NoFiniteValues
     return out, windows, found == "part"
 
 
-def _numbered(lattice: Lattice, codes: NDArray[np.uint8], masked: bool) -> tuple[LabelLevels, NDArray[np.int64]]:
+def _numbered(lattice: Lattice, codes: NDArray[np.uint8], masked: bool) -> tuple[LabelArray, NDArray[np.int64]]:
     """Turn label codes into labels, and tell the cell of each label."""
     out = np.empty(lattice.shape, np.uint32)
     homes = lattice.grids[-1].cells
@@ -265,18 +265,18 @@ def _numbered(lattice: Lattice, codes: NDArray[np.uint8], masked: bool) -> tuple
     counts = np.ones(lattice.cells, np.uint32)
     if masked:
         plain = _plain(codes, lattice.shape)
-        counts = part_counts(plain, *homes, everything)
+        counts = count_components(plain, *homes, everything)
         offsets = (np.cumsum(counts).reshape(counts.shape) - counts).astype(np.uint64)
-        number_parts(plain, *homes, everything, offsets, Box((0, 0, 0), lattice.shape), out)
+        number_components(plain, *homes, everything, offsets, Box((0, 0, 0), lattice.shape), out)
     else:
-        global_labels(codes, *homes, lattice.cells, out)
+        write_global_labels(codes, *homes, lattice.cells, out)
     cells = np.repeat(np.arange(lattice.size), counts.reshape(-1))
     return out, np.stack(np.unravel_index(cells, lattice.cells), axis=1)
 
 
 def _parents(
     graph: ContactGraph, cells: NDArray[np.int64], levels: int, weights: tuple[int, ...]
-) -> Iterator[LabelLevels]:
+) -> Iterator[LabelArray]:
     for _ in range(levels):
         above = coarser_level(graph, cells, weights)
         yield above.parents.astype(np.uint32)
@@ -286,7 +286,7 @@ def _parents(
 def _plain(window: NDArray[np.uint8], shape: Triple) -> NDArray[np.uint8]:
     """Take all of a window out of its layout."""
     out = np.empty(shape, np.uint8)
-    leave(window, (0, 0, 0), out)
+    unpack_box(window, (0, 0, 0), out)
     return out
 
 

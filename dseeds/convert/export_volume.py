@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dseeds.convert.slab_reader import Reading, is_whole, lengths_in_mm
-from dseeds.core.dtypes import WHOLE
+from dseeds.core.dtypes import INTEGER_DTYPES
 from dseeds.core.progress import Progress
 from dseeds.io import Image, Spacing, ZarrSource
 from dseeds.io.affine import with_spacing
@@ -93,8 +93,8 @@ class _Format(NamedTuple):
     write: Callable[..., None] | None
     channels: bool = True
     # What labels and images may be stored as.
-    whole: tuple[str, ...] = WHOLE
-    dtypes: tuple[str, ...] = (*WHOLE, "int8", "float32", "float64")
+    whole: tuple[str, ...] = INTEGER_DTYPES
+    dtypes: tuple[str, ...] = (*INTEGER_DTYPES, "int8", "float32", "float64")
 
 
 def _unless(is_ours: Callable[[Path], bool]) -> Callable[[Path, bool], None]:
@@ -102,8 +102,8 @@ def _unless(is_ours: Callable[[Path], bool]) -> Callable[[Path, bool], None]:
 
 
 # What OME-TIFF knows.
-_SMALL = ("int8", *(name for name in WHOLE if "64" not in name))
-_HALF = (*WHOLE, "int8", "float16", "float32", "float64")
+_SMALL = ("int8", *(name for name in INTEGER_DTYPES if "64" not in name))
+_HALF = (*INTEGER_DTYPES, "int8", "float16", "float32", "float64")
 FORMATS = {
     "nifti": _Format(check_nifti_target, write_nifti_content, channels=False),
     "tiff": _Format(

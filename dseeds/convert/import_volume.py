@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dseeds._version import __version__
 from dseeds.convert.slab_reader import Reading, lengths_in_mm, together
 from dseeds.core.checks import check_threads, read_extents
-from dseeds.core.dtypes import DTYPES
+from dseeds.core.dtypes import NUMERIC_DTYPES
 from dseeds.core.geometry import AXES, Tiling, Triple, triple
 from dseeds.core.progress import Progress
 from dseeds.io import Frame, Image, Spacing, ome_image_attributes
@@ -303,6 +303,6 @@ def _dtype(dtypes: Sequence[np.dtype], labelled: bool) -> np.dtype:
     if labelled and found.kind == "f":
         # NIfTI files often hold labels as floats.
         return np.dtype(np.int32)
-    if found.name not in (*DTYPES, "float16"):
+    if found.name not in (*NUMERIC_DTYPES, "float16"):
         raise ValueError(f"voxels of type {found} cannot be stored: convert them to float64 or integers of 64 bits.")
     return found

@@ -26,7 +26,7 @@ from dseeds.engine.report import TaskResult
 from dseeds.engine.run import SUFFIX, RunOptions, RunSpec
 from dseeds.engine.run_state import Marks, RunState
 from dseeds.engine.source_import import import_count, import_source, is_imported
-from dseeds.engine.tasks import perform
+from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run
 from dseeds.io.labels import TASK_BYTES
 from dseeds.parallel.cluster import Capacity
@@ -366,7 +366,7 @@ def _persist(run: RunSpec, course: RunState, phase: Phase, number: int, marked: 
     """Do a region's task, again where it fails."""
     for attempt in range(RETRIES + 1):
         try:
-            perform(course.job, phase, number, course.known(phase, number), marked)
+            perform_task(course.job, phase, number, course.known(phase, number), marked)
             return
         except Exception as error:
             if course.job.journal.record(phase) is not None or not run_directory.is_current(run):
@@ -383,7 +383,7 @@ def _persist(run: RunSpec, course: RunState, phase: Phase, number: int, marked: 
 
 def _mend(run: RunSpec, course: RunState, damage: ScratchCorrupted) -> None:
     def again(phase: Phase, number: int) -> None:
-        perform(course.job, phase, number, course.known(phase, number))
+        perform_task(course.job, phase, number, course.known(phase, number))
 
     repair.repair_damage(course, damage, again, partial(import_source, run, course.job, lambda: None, again=True))
 
@@ -488,4 +488,4 @@ def debug_region_task(run: RunSpec, phase: str, region: int) -> TaskResult:
     chosen = by_name[phase]
     if chosen != course.current:
         raise ValueError(f"the run is at {course.current}; what {phase} reads is not there.")
-    return perform(course.job, chosen, region, course.known(chosen, region))
+    return perform_task(course.job, chosen, region, course.known(chosen, region))

@@ -17,7 +17,7 @@ from dseeds.core.geometry import Box, triple
 from dseeds.engine.io_model import IoModel
 from dseeds.engine.run import RunOptions, RunSpec
 from dseeds.engine.source_import import import_source
-from dseeds.engine.tasks import perform
+from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run
 from dseeds.io import write_nifti_labels
 from dseeds.parallel.cluster import READ_AT_ONCE, Capacity
@@ -107,7 +107,7 @@ class Trial:
         seconds: defaultdict[str, float] = defaultdict(float)
         while (phase := course.current) is not None:
             start = time.perf_counter()
-            results = [perform(course.job, phase, n, course.known(phase, n)) for n in course.regions(phase)]
+            results = [perform_task(course.job, phase, n, course.known(phase, n)) for n in course.regions(phase)]
             seconds[phase.stage] += time.perf_counter() - start
             course.close(phase, {result.number: result.found for result in results})
         tried = {stage.name: stage.read + stage.written for stage in IoModel(run).stages}

@@ -25,7 +25,7 @@ from dseeds.core.progress import Progress
 from dseeds.engine import run_directory
 from dseeds.engine.dask_runner import RegionFailed, StageRunner
 from dseeds.engine.io_model import check_disk
-from dseeds.engine.memory_model import available_capacity, spare_bytes
+from dseeds.engine.memory_model import resolve_capacity, thread_budget
 from dseeds.engine.phases import LABEL, Phase
 from dseeds.engine.planning import Plan, build_plan
 from dseeds.engine.publishing import (
@@ -41,13 +41,13 @@ from dseeds.engine.report import Report, TaskResult
 from dseeds.engine.run import RunOptions, RunSpec
 from dseeds.engine.run_state import RunState
 from dseeds.engine.source_import import SourceDamaged, import_count, import_source, slab_count
-from dseeds.engine.tasks import perform, perform_packed
+from dseeds.engine.tasks import perform_pickled_task, perform_task
 from dseeds.engine.validation import prepare_run
 from dseeds.io.pyramid import PYRAMID_STAGE
 from dseeds.parallel.cluster import Capacity, connect
 from dseeds.parallel.executor import Executor
 from dseeds.parallel.notebook_progress import default_progress
-from dseeds.seeds.order_statistics import NothingFinite
+from dseeds.seeds.order_statistics import NoFiniteValues
 from dseeds.storage.lease import LeaseLost, RunInUse, lease
 from dseeds.storage.zarr_arrays import ScratchCorrupted, region_units
 
@@ -90,7 +90,7 @@ def run_segmentation(
         source,
         target,
         options,
-        partial(available_capacity, client, workers, memory),
+        partial(resolve_capacity, client, workers, memory),
         overwrite=overwrite,
         resume=resume,
     )
@@ -111,7 +111,7 @@ def run_segmentation(
                 if run.pyramid:
                     with stages.timed(PYRAMID_STAGE) as advance:
                         build_pyramids(run, course.job, Executor(0, connected), advance)
-                measure_labels(run, course, Executor(0, connected, follower), spare_bytes(has))
+                measure_labels(run, course, Executor(0, connected, follower), thread_budget(has))
             peaks = dict(connected.run(peak_memory, on_error="ignore"))
             held.confirm()
             tell = partial(_report, run, course, stages, has, peaks, resumed, started)
@@ -206,7 +206,7 @@ def run_phase(
     def note(result: TaskResult) -> None:
         marks[result.number] = result.found
 
-    stages.run(phase, left, perform_packed, call, each=note, mend=mending)
+    stages.run(phase, left, perform_pickled_task, call, each=note, mend=mending)
     return marks
 
 
@@ -215,7 +215,7 @@ def _mend(run: RunSpec, course: RunState, stages: StageRunner, damage: ScratchCo
     stages.confirm()
 
     def again(phase: Phase, number: int) -> None:
-        stages.once(phase, perform, course.job, phase, number, course.known(phase, number))
+        stages.once(phase, perform_task, course.job, phase, number, course.known(phase, number))
 
     repair_damage(course, damage, again, partial(import_source, run, course.job, lambda: None, again=True))
 
@@ -227,7 +227,7 @@ def _resumable(run: RunSpec) -> Iterator[None]:
         yield
     except (RunInUse, LeaseLost):
         raise
-    except (NothingFinite, SourceDamaged):
+    except (NoFiniteValues, SourceDamaged):
         run_directory.abandon_run(run)
         raise
     except BaseException as error:

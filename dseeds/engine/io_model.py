@@ -11,13 +11,22 @@ from pathlib import Path
 
 from dseeds.core.formatting import format_bytes
 from dseeds.core.geometry import Box, Grid, Triple, Window, per_axis, triple
-from dseeds.engine.job import box_of_parents
-from dseeds.engine.memory_model import memory_share
+from dseeds.engine.job import parent_box
+from dseeds.engine.memory_model import encoded_share
 from dseeds.engine.phases import GRAPH, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase
 from dseeds.engine.publishing import pyramid_count
 from dseeds.engine.run import RunSpec
 from dseeds.engine.run_directory import DOCUMENT
-from dseeds.engine.scratch import bins, codes, core, digits, histograms, shells, source, statistics
+from dseeds.engine.scratch import (
+    bins_name,
+    codes_name,
+    core_name,
+    digits_name,
+    histograms_name,
+    shells_name,
+    source_name,
+    statistics_name,
+)
 from dseeds.engine.source_import import import_count, slab_count
 from dseeds.io.pyramid import cut_regions
 from dseeds.seeds.block_histograms import histogram_dtype
@@ -102,7 +111,7 @@ class IoModel:
         if phase == MASK:
             return mask, 0
         if phase.stage in ("window", "histogram"):
-            name = digits(phase.turn) if phase.stage == "window" else "intensities"
+            name = digits_name(phase.turn) if phase.stage == "window" else "intensities"
             return self.image + mask, self.course.counted[name].nbytes
         if phase == QUANTISE:
             first = [name for name, (writer, _) in layouts.items() if writer == phase]
@@ -160,9 +169,9 @@ class IoModel:
         """Tell what merging before a round reads."""
         layouts = self.job.store.layouts
         around = self._sum(lambda region: self.regions.around(self._number(region), 1))
-        read = around * layouts[shells(turn)][1].nbytes // len(self.regions) + layouts[core(turn)][1].nbytes
+        read = around * layouts[shells_name(turn)][1].nbytes // len(self.regions) + layouts[core_name(turn)][1].nbytes
         same = self.rounds[turn - 1].bins == self.rounds[turn].bins
-        return read + same * layouts[statistics(turn - 1)][1].nbytes
+        return read + same * layouts[statistics_name(turn - 1)][1].nbytes
 
     def _number(self, region: Box) -> int:
         return self.regions.touching(region)[0]
@@ -186,21 +195,26 @@ class IoModel:
         last = len(self.rounds) - 1
         every = range(self.job.channels)
         always = [
-            *map(bins, every),
-            *map(source, every),
+            *map(bins_name, every),
+            *map(source_name, every),
             "mask",
             "parts",
             "offsets",
-            *(histograms(level) for level in range(len(self.lattice.grids))),
+            *(histograms_name(level) for level in range(len(self.lattice.grids))),
         ]
         moments = [
-            [*self.course.counted, statistics(0)],
-            [codes(last - 1), codes(last), statistics(last), "numbers", "labels"],
+            [*self.course.counted, statistics_name(0)],
+            [codes_name(last - 1), codes_name(last), statistics_name(last), "numbers", "labels"],
         ]
         for turn in range(last + 1):
-            both = [name for t in (turn, turn + 1) for name in (core(t), shells(t))]
+            both = [name for t in (turn, turn + 1) for name in (core_name(t), shells_name(t))]
             moments.append(
-                [statistics(turn - 1), statistics(turn), *both, *(codes(t) for t in (turn - 2, turn - 1, turn))]
+                [
+                    statistics_name(turn - 1),
+                    statistics_name(turn),
+                    *both,
+                    *(codes_name(t) for t in (turn - 2, turn - 1, turn)),
+                ]
             )
         return max(self._encoded(*always, *moment) for moment in moments) + DISK_BLOCK * len(self._layouts)
 
@@ -214,7 +228,7 @@ class IoModel:
             return len(self.job.labels) * level + RECORD_BYTES
         # Gzip knows nothing of the neighbours above.
         return int(
-            self.labels * (min(1.0, 2 * memory_share("labels", self.lattice)) if self.run.target.endswith("gz") else 1)
+            self.labels * (min(1.0, 2 * encoded_share("labels", self.lattice)) if self.run.target.endswith("gz") else 1)
         )
 
     @property
@@ -237,7 +251,7 @@ class IoModel:
         pairs = list(zip(layout.shape, layout.shard, layout.chunk, strict=True))
         shards = math.prod(-(-n // s) for n, s, _ in pairs)
         chunks = shards * math.prod(s // c for _, s, c in pairs)
-        size = float(layout.nbytes * memory_share(name, self.lattice))
+        size = float(layout.nbytes * encoded_share(name, self.lattice))
         if name.startswith(("digits", "intensities")):
             # There are no more counts than voxels.
             size = min(size, 3 * math.prod(self.job.shape))
@@ -251,7 +265,7 @@ def _upper(box: Box, shape: Triple) -> Box:
 
 def _parents(grid: Grid, coarser: Grid, box: Box) -> Box:
     """Find the box of coarser units that units lie in."""
-    return box_of_parents(per_axis(p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True)))
+    return parent_box(per_axis(p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True)))
 
 
 def check_disk(run: RunSpec) -> None:

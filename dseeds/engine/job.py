@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Grid, Lattice, Regions, Triple, triple
 from dseeds.engine.journal import Journal
-from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch, codes
+from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch, codes_name
 from dseeds.io import Image, Mask, ResampledMask
 from dseeds.seeds.schedule import Round, schedule
 from dseeds.storage.label_group import LabelGroup
@@ -176,7 +176,7 @@ class Job:
         out = self._filled(name, box, fill)
         for number in itertools.filterfalse(self.is_outside, numbers):
             piece = box.overlap(of_cells(self.regions.box(number)))
-            there = codes(rested[number]) if number in rested else name
+            there = codes_name(rested[number]) if number in rested else name
             out[piece.relative_to(box.lo).slices] = self.store.read(there, piece)
         return out
 
@@ -234,6 +234,6 @@ def unpack_flags(packed: bytes, count: int) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=count).astype(np.bool_)
 
 
-def box_of_parents(parents: tuple[NDArray[np.int64], ...]) -> Box:
+def parent_box(parents: tuple[NDArray[np.int64], ...]) -> Box:
     """Give the box of coarser units that finer ones, of which is told per axis where each lies, lie in."""
     return Box(triple([p[0] for p in parents]), triple([p[-1] + 1 for p in parents]))

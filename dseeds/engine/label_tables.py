@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box
 from dseeds.engine.job import Job
 from dseeds.engine.label_tasks import read_graph, table_name
-from dseeds.engine.scratch import ID_BLOCK, TABLE_SHARD, lookup_layout
+from dseeds.engine.scratch import ID_BLOCK, TABLE_SHARD, table_layout
 from dseeds.seeds.contact_graph import ContactGraph, combine_graphs
 from dseeds.seeds.hierarchy import coarser_level
 from dseeds.seeds.min_size import join_small_supervoxels
@@ -79,7 +79,7 @@ def write_tables(job: Job, count: int, regions: Sequence[int]) -> list[int]:
 
 def read_table(job: Job, level: int, count: int) -> NDArray[np.uint64]:
     """Read what each id from 0 to `count` becomes."""
-    blocks = lookup_layout(count).shape[0]
+    blocks = table_layout(count).shape[0]
     entries = job.store.read(table_name(level), Box((0, 0, 0), (blocks, 1, 1))).reshape(-1)
     return entries[: count + 1]
 
@@ -96,7 +96,7 @@ def _cells(job: Job, ids: NDArray[Any]) -> NDArray[np.int64]:
 
 def _write_table(job: Job, level: int, count: int, becomes: Callable[[NDArray[np.int64]], NDArray[Any]]) -> None:
     """Write what each of so many ids becomes."""
-    layout = lookup_layout(count)
+    layout = table_layout(count)
     job.store.create({table_name(level): layout})
     for begin in range(0, layout.shape[0], TABLE_SHARD):
         end = min(begin + TABLE_SHARD, layout.shape[0])

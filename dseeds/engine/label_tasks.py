@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box
 from dseeds.engine.job import Job, Rested
-from dseeds.engine.scratch import bins, codes
+from dseeds.engine.scratch import bins_name, codes_name
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
-from dseeds.seeds.kernels.label_codes import entered, global_labels, seeds
-from dseeds.seeds.kernels.layout import leave
-from dseeds.seeds.kernels.mask_components import number_parts, part_counts
+from dseeds.seeds.kernels.label_codes import pack_labels, seed_labels, write_global_labels
+from dseeds.seeds.kernels.layout import unpack_box
+from dseeds.seeds.kernels.mask_components import count_components, number_components
 from dseeds.seeds.kernels.simd import NOTHING
 from dseeds.seeds.kernels.voxels import MASKED
 from dseeds.storage.zarr_arrays import ScratchCorrupted, count_bytes
@@ -30,7 +30,7 @@ def count_parts(job: Job, number: int, _turn: int, rested: Rested) -> str:
     region = job.regions.box(number)
     window = region.grow(1, within=job.lattice.cells)
     box = job.lattice.grids[-1].of_cells(window)
-    counts = part_counts(_codes(job, box, rested), *job.lattice.grids[-1].homes_of(box), region)
+    counts = count_components(_codes(job, box, rested), *job.lattice.grids[-1].homes_of(box), region)
     job.store.write("parts", region, counts)
     return "counted"
 
@@ -41,13 +41,13 @@ def number_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
     return "numbered"
 
 
-def tabulate_region(job: Job, number: int, _turn: int, _rested: Rested) -> str:
+def write_graph(job: Job, number: int, _turn: int, _rested: Rested) -> str:
     """Write what a region knows of the graph of what touches what."""
     box = job.voxels(number)
     # Faces between regions are counted by the one before.
     window = box.grow(1, within=job.shape)
     window = Box(box.lo, window.hi)
-    values = np.stack([job.store.read(bins(channel), box) for channel in range(job.channels)])
+    values = np.stack([job.store.read(bins_name(channel), box) for channel in range(job.channels)])
     graph = build_contact_graph(job.units("numbers", window), box.relative_to(box.lo), values)
     content = graph.to_bytes()
     job.store.place.write(f"graph/{number}", content)
@@ -98,22 +98,24 @@ def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
     out = np.empty(box.shape, job.lattice.label_dtype)
     if not job.masked:
         cells = grid.homes_of(box)
-        global_labels(entered(_codes(job, box, rested)), *cells, job.lattice.cells, out)
+        write_global_labels(pack_labels(_codes(job, box, rested)), *cells, job.lattice.cells, out)
         return out
     # Owners lie in the cells around a region, and their parts reach one cell further.
     owners = job.regions.box(number).grow(1, within=job.lattice.cells)
     window = grid.of_cells(owners.grow(1, within=job.lattice.cells))
     offsets = job.cells("offsets", owners)
-    number_parts(_codes(job, window, rested), *grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out)
+    number_components(
+        _codes(job, window, rested), *grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out
+    )
     return out
 
 
 def _codes(job: Job, box: Box, rested: Rested) -> NDArray[np.uint8]:
     """Read the codes that the last round leaves in a box of voxels; without rounds, those of the lattice's cells."""
     if job.schedule:
-        return job.units(codes(len(job.schedule) - 1), box, fill=NOTHING, rested=rested)
+        return job.units(codes_name(len(job.schedule) - 1), box, fill=NOTHING, rested=rested)
     out = np.empty(box.shape, np.uint8)
-    leave(seeds(*job.lattice.grids[-1].homes_of(box)), (0, 0, 0), out)
+    unpack_box(seed_labels(*job.lattice.grids[-1].homes_of(box)), (0, 0, 0), out)
     if job.masked:
-        out[job.units(bins(0), box, fill=MASKED) == MASKED] = NOTHING
+        out[job.units(bins_name(0), box, fill=MASKED) == MASKED] = NOTHING
     return out

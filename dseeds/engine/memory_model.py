@@ -14,19 +14,19 @@ from distributed import Client
 from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Box, Lattice, Regions, Triple, Window, triple
 from dseeds.engine.phases import sweep_phase
-from dseeds.engine.scratch import Scratch, codes, core, histograms, shells, statistics
+from dseeds.engine.scratch import Scratch, codes_name, core_name, histograms_name, shells_name, statistics_name
 from dseeds.parallel.cluster import READ_AT_ONCE, Capacity, cluster_capacity, local_capacity, parse_memory
-from dseeds.seeds.histograms import LEVELS
-from dseeds.seeds.order_statistics import DIGIT_BITS, SLAB_BYTES
+from dseeds.seeds.histograms import GREY_LEVELS
+from dseeds.seeds.order_statistics import COPY_BYTES, DIGIT_BITS
 from dseeds.seeds.schedule import schedule
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, Layout, chunk_length, region_units
 
 # What a worker holds before its first task: the interpreter, the libraries, the compiled kernels.
 WORKER_BYTES = 350 << 20
 # The share of a worker's memory that tasks are planned for; Dask pauses a worker at 80 %.
-SHARE = 0.75
+TASK_SHARE = 0.75
 # Longer regions waste less on halos, shorter ones spread better; in voxels along an axis.
-EXTENTS = (512, 448, 384, 320, 256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2)
+REGION_EXTENTS = (512, 448, 384, 320, 256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2)
 SPREAD_EXTENT = 128
 REGIONS_PER_WORKER = 4
 # What a pass of the search for the intensity window counts for one value.
@@ -138,15 +138,15 @@ class _Task:
         yield "window", values + 4 * rows * DIGIT_BYTES
         window, bins = channels * _padded(voxels.shape), channels * voxels.size
         counts = math.prod(k + 2 for k in region.shape) * self.rounds[0].bins * 4
-        finest = histograms(len(self.lattice.grids) - 3)
+        finest = histograms_name(len(self.lattice.grids) - 3)
         stored = channels * voxels.size // 8 * 4 if finest in self.layouts else 0
         if self.load.counted:
             # For a slab, 16 bits a channel.
-            slab = min(voxels.size, SLAB_BYTES)
-            yield "histogram", max(read, values + 3 * channels * slab + 2 * channels * LEVELS * 8)
+            slab = min(voxels.size, COPY_BYTES)
+            yield "histogram", max(read, values + 3 * channels * slab + 2 * channels * GREY_LEVELS * 8)
         yield "quantise", bins + read
         yield "quantise", bins + self._writing("bins-0", voxels.size)
-        yield "quantise", bins + 2 * window + stored + 2 * counts + self._writing(statistics(0), region.size)
+        yield "quantise", bins + 2 * window + stored + 2 * counts + self._writing(statistics_name(0), region.size)
         yield from self._naming(region)
         seen: set[tuple[Any, ...]] = set()
         for turn, round_ in enumerate(self.rounds):
@@ -160,7 +160,7 @@ class _Task:
 
     def _naming(self, region: Box) -> Iterator[tuple[str, float]]:
         """Tell what making labels of codes takes."""
-        grid, last = self.lattice.grids[-1], codes(len(self.rounds) - 1)
+        grid, last = self.lattice.grids[-1], codes_name(len(self.rounds) - 1)
         voxels = grid.of_cells(region)
         size, label = voxels.size, self.lattice.label_dtype.itemsize
         yield "label", self._reading(last, voxels)
@@ -185,22 +185,22 @@ class _Task:
         grid = grids[round_.level]
         window = Window.around(self.lattice, grid, region, round_.halo)
         units, size, left = _padded(window.box.shape), window.box.size, window.core.size
-        yield stage, units + self._reading(codes(turn), window.box)
+        yield stage, units + self._reading(codes_name(turn), window.box)
         yield stage, 2 * units + 2 * size
         if round_.level < len(grids) - 2:
-            values = size * _itemsize(self.layouts[histograms(round_.level)])
-            yield stage, 2 * units + self._reading(histograms(round_.level), window.box)
+            values = size * _itemsize(self.layouts[histograms_name(round_.level)])
+            yield stage, 2 * units + self._reading(histograms_name(round_.level), window.box)
         else:
             box = grid.voxels_of(window.box)
             values = self.load.channels * _padded(box.shape)
             yield stage, 2 * units + values + self._reading("bins-0", box)
         held = 2 * units + values
         counts = window.cells.size * round_.bins * 4
-        yield stage, held + self._reading(statistics(turn), window.cells)
+        yield stage, held + self._reading(statistics_name(turn), window.cells)
         # The counts, a table of 16 bits, or 32 with channels, and the changes.
         yield stage, held + (2.5 if self.load.channels == 1 else 3) * counts
         held += counts + left
-        yield stage, held + counts + left + self._writing(codes(turn), left)
+        yield stage, held + counts + left + self._writing(codes_name(turn), left)
         if changes:
             voxels = grids[-1].of_cells(region)
             entered = (1 + self.load.channels) * _padded(voxels.shape)
@@ -211,16 +211,16 @@ class _Task:
         shell = math.prod(k + 2 for k in self.regions.cells) * self.rounds[min(turn + 1, len(self.rounds) - 1)].bins * 4
         shell -= region.size * 4 * round_.bins
         if turn + 1 < len(self.rounds):
-            yield stage, held + counts + shell + self._writing(core(turn + 1), region.size)
-            yield stage, held + counts + shell + self._writing(shells(turn + 1), 1)
+            yield stage, held + counts + shell + self._writing(core_name(turn + 1), region.size)
+            yield stage, held + counts + shell + self._writing(shells_name(turn + 1), 1)
 
     def _merging(self, turn: int, region: Box) -> Iterator[tuple[str, float]]:
         own = region.size * self.rounds[turn].bins * 4
         around = Box((0, 0, 0), triple([min(n, 3) for n in self.regions.counts]))
-        yield "merge", own + self._reading(shells(turn), around)
-        held = own + around.size * math.prod(self.layouts[shells(turn)].shard) * 4
-        yield "merge", held + self._reading(statistics(turn), region)
-        yield "merge", held + self._writing(statistics(turn), region.size)
+        yield "merge", own + self._reading(shells_name(turn), around)
+        held = own + around.size * math.prod(self.layouts[shells_name(turn)].shard) * 4
+        yield "merge", held + self._reading(statistics_name(turn), region)
+        yield "merge", held + self._writing(statistics_name(turn), region.size)
 
     def _reading(self, name: str, box: Box) -> float:
         """Tell what reading a box takes, with what is read."""
@@ -228,7 +228,9 @@ class _Task:
         sharded = layout.shard != layout.chunk
         # What is read of a shard is put together, from what it is encoded as, before it gets to where it is wanted.
         parts = (
-            min(box.size, READ_AT_ONCE * math.prod(layout.shard[:3])) * (1 + memory_share(name, self.lattice)) * sharded
+            min(box.size, READ_AT_ONCE * math.prod(layout.shard[:3]))
+            * (1 + encoded_share(name, self.lattice))
+            * sharded
         )
         chunks = min(READ_AT_ONCE ** (1 + sharded), self._touched(name, box))
         return float(_itemsize(layout) * (box.size + parts + 2 * chunks * math.prod(layout.chunk[:3])))
@@ -247,7 +249,7 @@ class _Task:
         chunks = min(READ_AT_ONCE * math.prod(layout.chunk[:3]), math.prod(layout.shard[:3]))
         # All chunks of a shard are encoded before they are put together; and where a task is done again, there is an
         # older one.
-        return _itemsize(layout) * (2 * chunks + 3 * memory_share(name, self.lattice) * size)
+        return _itemsize(layout) * (2 * chunks + 3 * encoded_share(name, self.lattice) * size)
 
 
 def _itemsize(layout: Layout) -> int:
@@ -260,7 +262,7 @@ def _padded(shape: Triple) -> int:
     return (shape[0] + 2) * (shape[1] + 2) * (shape[2] + 3)
 
 
-def memory_share(name: str, lattice: Lattice) -> float:
+def encoded_share(name: str, lattice: Lattice) -> float:
     """Tell which share of its bytes in memory an array takes at the most when it is encoded.
 
     Noise is what can be compressed least.
@@ -313,7 +315,7 @@ def choose_region_shape(
         If `region` is not positive, or it, or even the smallest region, does not fit the memory.
     """
     if region is None:
-        candidates = [_multiple(_cells(lattice, extent), whole, lattice) for extent in EXTENTS]
+        candidates = [_multiple(_cells(lattice, extent), whole, lattice) for extent in REGION_EXTENTS]
     else:
         pairs = zip(lattice.cells, read_extents("region", region) or (), lattice.step, strict=True)
         candidates = [triple([min(n, -(-e // s)) for n, e, s in pairs])]
@@ -336,7 +338,7 @@ def choose_region_shape(
     )
 
 
-def available_capacity(client: Client | None, workers: int | None, memory: int | str | None) -> Capacity:
+def resolve_capacity(client: Client | None, workers: int | None, memory: int | str | None) -> Capacity:
     """Find out what there is to work with, before anything starts; see `segment` for the parameters."""
     limit = None if memory is None else parse_memory(memory)
     if client is None:
@@ -347,7 +349,7 @@ def available_capacity(client: Client | None, workers: int | None, memory: int |
     return replace(found, memory=min(limit or found.memory, found.memory))
 
 
-def whole_cells(lattice: Lattice, shards: Triple | None) -> Triple:
+def shard_alignment(lattice: Lattice, shards: Triple | None) -> Triple:
     """Give the cells along (z, y, x) that regions must be multiples of to be made up of whole shards.
 
     Examples
@@ -360,7 +362,9 @@ def whole_cells(lattice: Lattice, shards: Triple | None) -> Triple:
     return triple([n // math.gcd(n, s) for n, s in zip(shards, lattice.step, strict=True)])
 
 
-def cut_labels(lattice: Lattice, cells: Triple, shards: Triple | None, chunks: Triple | None) -> dict[str, Triple]:
+def choose_label_layout(
+    lattice: Lattice, cells: Triple, shards: Triple | None, chunks: Triple | None
+) -> dict[str, Triple]:
     """Choose the shards and the chunks of the labels: by default a shard is a region, a chunk about 64 voxels long.
 
     Raises
@@ -389,12 +393,12 @@ def cut_labels(lattice: Lattice, cells: Triple, shards: Triple | None, chunks: T
 
 def worker_bytes(task: int, threads: int) -> int:
     """Project the memory that a worker needs for a task of so many bytes in each of its threads."""
-    return int((WORKER_BYTES + task * threads) / SHARE)
+    return int((WORKER_BYTES + task * threads) / TASK_SHARE)
 
 
-def spare_bytes(has: Capacity) -> int:
+def thread_budget(has: Capacity) -> int:
     """Tell what each thread's task may hold in a worker."""
-    return max(1, (int(has.memory * SHARE) - WORKER_BYTES) // has.threads_per_worker)
+    return max(1, (int(has.memory * TASK_SHARE) - WORKER_BYTES) // has.threads_per_worker)
 
 
 def _cells(lattice: Lattice, extent: int) -> Triple:

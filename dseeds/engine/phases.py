@@ -55,7 +55,7 @@ def sweep_phase(rounds: Sequence[Round], turn: int) -> Phase:
     return Phase("sweep-blocks" if rounds[turn].weight is None else "sweep-voxels", turn)
 
 
-def climbing_phases(rounds: Sequence[Round]) -> list[Phase]:
+def round_phases(rounds: Sequence[Round]) -> list[Phase]:
     """List the rounds, each but the first after the merging of what the one before it changed.
 
     Examples

@@ -14,11 +14,11 @@ from distributed import Client
 
 from dseeds.core.formatting import format_bytes, format_duration
 from dseeds.core.geometry import Triple, triple
-from dseeds.core.html import html_table
+from dseeds.core.html import format_table
 from dseeds.engine.calibration import Trial
 from dseeds.engine.io_model import IoModel, StagePlan
-from dseeds.engine.memory_model import available_capacity, task_bytes, worker_bytes
-from dseeds.engine.report import from_document
+from dseeds.engine.memory_model import resolve_capacity, task_bytes, worker_bytes
+from dseeds.engine.report import from_plain_values
 from dseeds.engine.run import RunOptions, RunSpec, memory_cut
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.io.label_listing import resolve_target
@@ -90,7 +90,7 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Take a plan back from what `to_dict` gives, or JSON has made of that; see `from_document`."""
-        return from_document(cls, values, StagePlan)
+        return from_plain_values(cls, values, StagePlan)
 
     def to_json(self) -> str:
         """Give the plan as JSON."""
@@ -105,8 +105,8 @@ class Plan:
 
     def _repr_html_(self) -> str:
         stages = [(s.name, s.tasks, f"{s.read / 2**20:.0f}", f"{s.written / 2**20:.0f}") for s in self.stages]
-        figures = html_table([("target", self.target), *self._figures])
-        table = html_table(stages, ("stage", "tasks", "MiB read", "MiB written"))
+        figures = format_table([("target", self.target), *self._figures])
+        table = format_table(stages, ("stage", "tasks", "MiB read", "MiB written"))
         return f"<p>{html.escape(self._title)}</p>{figures}{table}"
 
     @property
@@ -194,7 +194,7 @@ def plan(
     target = resolve_target(source, target, into_image)
     asked = RunOptions.of(locals())
     run, has = prepare_run(
-        source, target, asked, partial(available_capacity, client, workers, memory), overwrite=overwrite
+        source, target, asked, partial(resolve_capacity, client, workers, memory), overwrite=overwrite
     )
     return build_plan(run, has, Trial(run).seconds(has) if calibrate else None)
 

@@ -15,7 +15,7 @@ from dseeds.engine.label_tables import read_table
 from dseeds.engine.run import RunSpec
 from dseeds.engine.run_directory import PUBLISHING
 from dseeds.engine.run_state import RunState
-from dseeds.engine.scratch import source
+from dseeds.engine.scratch import source_name
 from dseeds.io import Image, write_nifti_labels
 from dseeds.io.formats.file_writer import remove_partial
 from dseeds.io.label_listing import list_labels, unlist_labels
@@ -140,7 +140,7 @@ def measure_labels(run: RunSpec, course: RunState, crew: Executor, task_bytes: i
     labels = open_labels(open_location(job.labels[0].address).at(job.labels[0].name).address)
     image = run.image
     if not image.readable_by_workers:
-        copies = (open_location(job.scratch).at(source(channel)).address for channel in range(image.channels))
+        copies = (open_location(job.scratch).at(source_name(channel)).address for channel in range(image.channels))
         image = Image(tuple(open_labels(copy) for copy in copies))
     spacing = run.document["asked"].get("spacing") or run.image.spacing
     survey = FeatureJob(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 from dseeds.core.geometry import Triple, triple
-from dseeds.core.html import html_table
+from dseeds.core.html import format_table
 
 T = TypeVar("T")
 
@@ -158,7 +158,7 @@ class Report:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """Take a report back from what `to_dict` gives, or JSON has made of that; see `from_document`."""
-        return from_document(cls, values, StageReport)
+        return from_plain_values(cls, values, StageReport)
 
     def to_json(self) -> str:
         """Give the report as JSON."""
@@ -167,7 +167,7 @@ class Report:
     def _repr_html_(self) -> str:
         rows = [(s.name, f"{s.seconds:.2f}", s.tasks, s.skipped, s.retried, *_mebibytes(s)) for s in self.stages]
         head = ("stage", "seconds", "tasks", "not needed", "tried again", "MiB read", "MiB written")
-        return "".join(f"<p>{html.escape(line)}</p>" for line in self._headlines) + html_table(rows, head)
+        return "".join(f"<p>{html.escape(line)}</p>" for line in self._headlines) + format_table(rows, head)
 
     @property
     def _headlines(self) -> list[str]:
@@ -189,7 +189,7 @@ class Report:
         return "\n".join([*self._headlines, *(stage.line(width) for stage in self.stages)])
 
 
-def from_document(kind: type[T], values: Mapping[str, Any], stage: type) -> T:
+def from_plain_values(kind: type[T], values: Mapping[str, Any], stage: type) -> T:
     """Take a report or a plan back from plain values.
 
     Parameters
@@ -206,7 +206,7 @@ def from_document(kind: type[T], values: Mapping[str, Any], stage: type) -> T:
     """
     read: dict[str, Callable[[Any], Any]] = {
         **_READ,
-        f"tuple[{stage.__name__}, ...]": lambda found: tuple(from_document(stage, one, stage) for one in found),
+        f"tuple[{stage.__name__}, ...]": lambda found: tuple(from_plain_values(stage, one, stage) for one in found),
     }
     return kind(**{field.name: read[str(field.type)](values[field.name]) for field in fields(kind)})  # type: ignore[arg-type]
 

@@ -22,7 +22,7 @@ from dseeds.core.geometry import Lattice, Triple, triple
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
 from dseeds.engine.run_state import ImageQuery, RunState
-from dseeds.engine.scratch import ImportedImage, ImportedMask, source
+from dseeds.engine.scratch import ImportedImage, ImportedMask, source_name
 from dseeds.io import Frame, Image, Mask, ResampledMask, ome_label_attributes
 from dseeds.io.affine import affine_attributes, with_spacing
 from dseeds.io.formats.nifti import NIFTI_ENDINGS, is_nifti
@@ -250,7 +250,9 @@ class RunSpec:
         """The arrays in scratch that a run has for its source and target's sake."""
         found = {}
         if not self.image.readable_by_workers:
-            found = {source(c): source_layout(self.image.shape, dtype) for c, dtype in enumerate(self.image.dtypes)}
+            found = {
+                source_name(c): source_layout(self.image.shape, dtype) for c, dtype in enumerate(self.image.dtypes)
+            }
         if self.mask is not None and not self.mask.readable_by_workers:
             found["mask"] = source_layout(self.mask.own, np.dtype(np.uint8))
         if self.nifti:

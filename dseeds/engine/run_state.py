@@ -29,12 +29,12 @@ from dseeds.engine.phases import (
     PARTS,
     QUANTISE,
     Phase,
-    climbing_phases,
+    round_phases,
     window_phases,
 )
-from dseeds.engine.scratch import codes, core, digits, shells, statistics
-from dseeds.seeds.histograms import LEVELS, equalised, otsu
-from dseeds.seeds.order_statistics import NothingFinite, WindowSearch
+from dseeds.engine.scratch import codes_name, core_name, digits_name, shells_name, statistics_name
+from dseeds.seeds.histograms import GREY_LEVELS, equalised_bins, otsu_threshold
+from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.seeds.schedule import Round, may_rest, schedule
 from dseeds.storage.zarr_arrays import Layout
 
@@ -134,7 +134,7 @@ class RunState:
             *window_phases(self.search.passes),
             *[HISTOGRAM] * (self.wanted.foreground or self.wanted.equalised),
             QUANTISE,
-            *climbing_phases(rounds),
+            *round_phases(rounds),
             *[PARTS] * masked,
             *[NUMBER, GRAPH] * self.job.joins,
             LABEL,
@@ -166,9 +166,9 @@ class RunState:
     @property
     def counted(self) -> dict[str, Layout]:
         """The arrays of what is counted before there are bins."""
-        shapes = {digits(turn): (self.search.rows(turn), 1 << 16) for turn in range(self.search.passes)}
+        shapes = {digits_name(turn): (self.search.rows(turn), 1 << 16) for turn in range(self.search.passes)}
         if self.wanted.foreground or self.wanted.equalised:
-            shapes["intensities"] = self.job.channels, LEVELS
+            shapes["intensities"] = self.job.channels, GREY_LEVELS
         counts = self.job.regions.counts
         return {name: Layout.cut((*counts, *shape), np.int64, (1, 1, 1, *shape), 1) for name, shape in shapes.items()}
 
@@ -208,12 +208,12 @@ class RunState:
     def _record(self, phase: Phase, marks: Marks) -> dict[str, Any]:
         if phase.stage == "window":
             search = copy(self.search)
-            search.narrow(self._total(digits(phase.turn)))
+            search.narrow(self._total(digits_name(phase.turn)))
             return search.state()
         if phase in (MASK, QUANTISE):
             outside = [number for number, found in marks.items() if found in ("outside", "nothing")]
             if len(outside) == len(marks):
-                raise NothingFinite
+                raise NoFiniteValues
             masked = any(found != "all" for found in marks.values())
             return {"outside": self._pack(outside), "masked": masked or self.job.outside is not None}
         if phase == HISTOGRAM:
@@ -268,9 +268,9 @@ class RunState:
         """Draw from the histograms of the channels what bins and foreground are."""
         found: dict[str, Any] = {"tables": None, "thresholds": None}
         if self.wanted.equalised:
-            found["tables"] = [equalised(one).tolist() for one in counts]
+            found["tables"] = [equalised_bins(one).tolist() for one in counts]
         if self.wanted.foreground:
-            found["thresholds"] = [int(otsu(one)) for one in counts]
+            found["thresholds"] = [int(otsu_threshold(one)) for one in counts]
         return found
 
     def _take_tables(self, record: Mapping[str, Any]) -> None:
@@ -336,7 +336,12 @@ class RunState:
             turn = phase.turn
             wanted = [set(self._last(t).tolist()) for t in (turn - 1, turn, turn + 1)]
             gone = (wanted[0] | wanted[1]) - (wanted[1] | wanted[2]) - {-1}
-            names = [statistics(turn - 1), core(turn), shells(turn), *(codes(u) for u in sorted(gone))]
+            names = [
+                statistics_name(turn - 1),
+                core_name(turn),
+                shells_name(turn),
+                *(codes_name(u) for u in sorted(gone)),
+            ]
         for name in names:
             # What cannot be removed now is removed with the run.
             with suppress(OSError):

@@ -25,8 +25,8 @@ CELL_CHUNK = 8
 # Ids whose entries in a table are read at once, and such blocks in a shard: the ids of a region come in many runs.
 ID_BLOCK, TABLE_SHARD = 1024, 256
 # Scratch is read many times and soon gone: what is quick to decode is better than what is small.
-QUICK = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
-QUICK_BITS = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
+FAST_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
+FAST_BIT_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ImportedImage:
 
     def read(self, box: tuple[slice, slice, slice]) -> tuple[NDArray[Any], ...]:
         """Read the voxels in a box (z, y, x), channel by channel."""
-        return tuple(read_array(self.address, source(c), box_of(box)) for c in range(len(self.types)))
+        return tuple(read_array(self.address, source_name(c), box_from_slices(box)) for c in range(len(self.types)))
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class ImportedMask:
 
     def read(self, box: tuple[slice, slice, slice]) -> NDArray[np.bool_]:
         """Read a box (z, y, x) of the mask's own voxels."""
-        return fetch_array(self.address, "mask", box_of(box)).astype(np.bool_)
+        return fetch_array(self.address, "mask", box_from_slices(box)).astype(np.bool_)
 
 
-def box_of(slices: tuple[slice, slice, slice]) -> Box:
+def box_from_slices(slices: tuple[slice, slice, slice]) -> Box:
     """Turn an index along (z, y, x) into a box."""
     return Box(triple(side.start for side in slices), triple(side.stop for side in slices))
 
@@ -100,22 +100,28 @@ class Scratch:
         cells, counts = self.regions.cells, self.regions.counts
         grids = lattice.grids
         units = [region_units(self.regions, grid) for grid in grids]
-        of_voxels = Layout.cut(lattice.shape, np.uint8, units[-1], UNIT_CHUNK, QUICK_BITS)
-        found = {bins(channel): (QUANTISE, of_voxels) for channel in range(self.channels)}
+        of_voxels = Layout.cut(lattice.shape, np.uint8, units[-1], UNIT_CHUNK, FAST_BIT_CODEC)
+        found = {bins_name(channel): (QUANTISE, of_voxels) for channel in range(self.channels)}
         for level, grid in enumerate(grids[:-2]):
             shape = (*grid.shape, 32 * self.channels)
-            layout = Layout.cut(shape, histogram_dtype(grid), (*units[level], shape[3]), HISTOGRAM_CHUNK, QUICK)
-            found[histograms(level)] = QUANTISE, layout
+            layout = Layout.cut(shape, histogram_dtype(grid), (*units[level], shape[3]), HISTOGRAM_CHUNK, FAST_CODEC)
+            found[histograms_name(level)] = QUANTISE, layout
         shell = statistics_exchange.shell_length(cells)
         for turn, round_ in enumerate(rounds):
             sweep, level, width = sweep_phase(rounds, turn), round_.level, round_.bins
-            found[codes(turn)] = sweep, Layout.cut(grids[level].shape, np.uint8, units[level], UNIT_CHUNK, QUICK)
+            found[codes_name(turn)] = (
+                sweep,
+                Layout.cut(grids[level].shape, np.uint8, units[level], UNIT_CHUNK, FAST_CODEC),
+            )
             of_cells = Layout.cut((*lattice.cells, width), np.uint32, (*cells, width), CELL_CHUNK)
-            found[statistics(turn)] = Phase("merge", turn) if turn else QUANTISE, of_cells
+            found[statistics_name(turn)] = Phase("merge", turn) if turn else QUANTISE, of_cells
             if turn > 0:
                 before = sweep_phase(rounds, turn - 1)
-                found[core(turn)] = before, of_cells
-                found[shells(turn)] = before, Layout.cut((*counts, shell, width), np.uint32, (1, 1, 1, shell, width), 1)
+                found[core_name(turn)] = before, of_cells
+                found[shells_name(turn)] = (
+                    before,
+                    Layout.cut((*counts, shell, width), np.uint32, (1, 1, 1, shell, width), 1),
+                )
         found["parts"] = PARTS, Layout.cut(lattice.cells, np.uint32, cells, CELL_CHUNK)
         found["offsets"] = PARTS, Layout.cut(lattice.cells, np.uint64, cells, CELL_CHUNK)
         found["numbers"] = NUMBER, Layout.cut(lattice.shape, lattice.label_dtype, units[-1], UNIT_CHUNK)
@@ -145,48 +151,48 @@ class Scratch:
         self.place.clear(f"{name}/c")
 
 
-def lookup_layout(ids: int) -> Layout:
+def table_layout(ids: int) -> Layout:
     """Cut a table with an entry for each id from 0 to `ids`, shape (blocks, 1, 1, `ID_BLOCK`)."""
     blocks = ids // ID_BLOCK + 1
     shard = min(blocks, TABLE_SHARD)
     return Layout((blocks, 1, 1, ID_BLOCK), np.dtype(np.uint64), (shard, 1, 1, ID_BLOCK), (1, 1, 1, ID_BLOCK), WIDE)
 
 
-def source(channel: int) -> str:
+def source_name(channel: int) -> str:
     """Name the copy of a channel of a volume that workers cannot read."""
     return f"source-{channel}"
 
 
-def bins(channel: int) -> str:
+def bins_name(channel: int) -> str:
     """Name the bins of a channel, uint8, shape (z, y, x)."""
     return f"bins-{channel}"
 
 
-def digits(turn: int) -> str:
+def digits_name(turn: int) -> str:
     """Name the counts of a pass of the search for the intensity windows, shape (z, y, x, rows, 65536) in regions."""
     return f"digits-{turn}"
 
 
-def histograms(level: int) -> str:
+def histograms_name(level: int) -> str:
     """Name the block histograms of a level that is not one of the two finest, shape (z, y, x, 32 a channel)."""
     return f"histograms-{level}"
 
 
-def codes(turn: int) -> str:
+def codes_name(turn: int) -> str:
     """Name the label codes that a round leaves, uint8, shape (z, y, x) in units."""
     return f"codes-{turn:02}"
 
 
-def statistics(turn: int) -> str:
+def statistics_name(turn: int) -> str:
     """Name the merged statistics that a round begins with, uint32, shape (z, y, x, bins) in cells."""
     return f"statistics-{turn:02}"
 
 
-def core(turn: int) -> str:
+def core_name(turn: int) -> str:
     """Name the regions' own part of the statistics that a round will begin with."""
     return f"core-{turn:02}"
 
 
-def shells(turn: int) -> str:
+def shells_name(turn: int) -> str:
     """Name the regions' part in their neighbours' statistics, shape (z, y, x, shell, bins) in regions."""
     return f"shells-{turn:02}"

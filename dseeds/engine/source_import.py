@@ -12,7 +12,7 @@ from dseeds.core.geometry import Box, Triple
 from dseeds.engine.job import Job
 from dseeds.engine.phases import QUANTISE, Phase
 from dseeds.engine.run import RunSpec
-from dseeds.engine.scratch import source
+from dseeds.engine.scratch import source_name
 from dseeds.io import Image
 from dseeds.storage.slabs import thickness
 from dseeds.storage.zarr_arrays import count_bytes, write_array
@@ -71,7 +71,7 @@ def _slabs(run: RunSpec) -> Iterator[SourceSlab]:
     image, mask = run.image, run.mask
     if not image.readable_by_workers:
         for begin, channels in image.slabs(thickness(image.shape, widest_dtype(image))):
-            yield begin, {source(c): slab for c, slab in enumerate(channels)}
+            yield begin, {source_name(c): slab for c, slab in enumerate(channels)}
     if mask is not None and not mask.readable_by_workers:
         for begin, slab in mask.slabs(thickness(mask.own, 1)):
             yield begin, {"mask": slab.astype(np.uint8)}

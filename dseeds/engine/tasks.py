@@ -19,16 +19,24 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box, Grid, Window, per_axis
 from dseeds.core.process import peak_memory
 from dseeds.engine import label_tasks
-from dseeds.engine.job import Job, Rested, box_of_parents
+from dseeds.engine.job import Job, Rested, parent_box
 from dseeds.engine.phases import LABEL, Phase
 from dseeds.engine.report import TaskResult
-from dseeds.engine.scratch import bins, codes, core, digits, histograms, shells, statistics
+from dseeds.engine.scratch import (
+    bins_name,
+    codes_name,
+    core_name,
+    digits_name,
+    histograms_name,
+    shells_name,
+    statistics_name,
+)
 from dseeds.seeds import rounds, statistics_exchange
 from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.block_histograms import hide_outside, stored_histograms
-from dseeds.seeds.histograms import count_levels
-from dseeds.seeds.kernels.label_codes import entered, refine, seeds
-from dseeds.seeds.kernels.layout import enter, leave, padded
+from dseeds.seeds.histograms import count_grey_levels
+from dseeds.seeds.kernels.label_codes import pack_labels, refine_labels, seed_labels
+from dseeds.seeds.kernels.layout import new_window, pack_planes, unpack_box
 from dseeds.seeds.kernels.simd import NOTHING, OPEN
 from dseeds.seeds.kernels.voxels import MASKED
 from dseeds.seeds.order_statistics import WindowSearch
@@ -38,7 +46,7 @@ from dseeds.storage.zarr_arrays import ByteCounter, byte_counter
 OPEN_BIT = 128
 
 
-def perform(job: Job, phase: Phase, number: int, known: Any = None, marked: bool = False) -> TaskResult:
+def perform_task(job: Job, phase: Phase, number: int, known: Any = None, marked: bool = False) -> TaskResult:
     """Do a region's task of a phase, then mark it as done.
 
     Parameters
@@ -72,9 +80,9 @@ def perform(job: Job, phase: Phase, number: int, known: Any = None, marked: bool
     return result
 
 
-def perform_packed(packed: bytes, phase: Phase, number: int, known: Any, marked: bool) -> TaskResult:
+def perform_pickled_task(packed: bytes, phase: Phase, number: int, known: Any, marked: bool) -> TaskResult:
     """Do as `perform` for a job that was pickled once for many tasks, and is unpickled once for many."""
-    return perform(_unpacked(packed), phase, number, known, marked)
+    return perform_task(_unpacked(packed), phase, number, known, marked)
 
 
 @lru_cache(maxsize=4)
@@ -84,7 +92,7 @@ def _unpacked(packed: bytes) -> Job:
     return job
 
 
-def look_inside(job: Job, number: int, _turn: int, _known: None) -> str:
+def check_mask(job: Job, number: int, _turn: int, _known: None) -> str:
     """Tell whether the mask leaves any voxel of a region: ``"inside"`` or ``"outside"``."""
     inside = job.inside(job.voxels(number))
     return "inside" if inside is None or inside.any() else "outside"
@@ -96,14 +104,14 @@ def count_digits(job: Job, number: int, turn: int, search: WindowSearch) -> str:
     found = search.counts(job.image(box), job.inside(box))
     counts = np.zeros((search.rows(turn), found.shape[1]), np.int64)
     counts[: len(found)] = found
-    job.store.write(digits(turn), job.regions.around(number, 0), counts[None, None, None])
+    job.store.write(digits_name(turn), job.regions.around(number, 0), counts[None, None, None])
     return "counted"
 
 
 def count_intensities(job: Job, number: int, _turn: int, _known: None) -> str:
     """Count how often each level of intensity occurs in a region, for the background's end and for bins."""
     box = job.voxels(number)
-    counts = count_levels(job.image(box), job.windows, job.inside(box))
+    counts = count_grey_levels(job.image(box), job.windows, job.inside(box))
     job.store.write("intensities", job.regions.around(number, 0), counts[None, None, None])
     return "counted"
 
@@ -130,21 +138,21 @@ def quantise_region(job: Job, number: int, _turn: int = 0, _known: None = None) 
     if found == "nothing":
         return found
     for channel, one in enumerate(values):
-        job.store.write(bins(channel), box, one)
+        job.store.write(bins_name(channel), box, one)
     if not job.schedule:
         return found
     voxels = _entered(values)
     looked_at: NDArray[Any] = voxels
     for level, looked_at in stored_histograms(job.lattice, voxels, region):
-        job.store.write(histograms(level), grids[level].of_cells(region), looked_at)
+        job.store.write(histograms_name(level), grids[level].of_cells(region), looked_at)
     first = job.schedule[0]
     window = Window.around(job.lattice, grids[first.level], region, 0)
-    labels = seeds(*window.grid.homes_of(window.box))
+    labels = seed_labels(*window.grid.homes_of(window.box))
     if found == "part":
         hide_outside(first.level, job.lattice, window.box, looked_at, labels)
     counts = rounds.count_statistics(first, job.lattice, window, looked_at, labels)
     own, _ = statistics_exchange.split_statistics(counts, window.cells, region, job.regions)
-    job.store.write(statistics(0), region, own)
+    job.store.write(statistics_name(0), region, own)
     return found
 
 
@@ -166,7 +174,7 @@ def sweep_region(job: Job, number: int, turn: int, rested: Rested) -> str:
     values = _values(job, round_.level, window.box)
     if turn == 0 or job.schedule[turn - 1].level != round_.level:
         _hide(job, round_.level, window.box, values, labels)
-    counts = job.cells(statistics(turn), window.cells).reshape(-1, round_.bins)
+    counts = job.cells(statistics_name(turn), window.cells).reshape(-1, round_.bins)
     moves, change = rounds.sweep_window(
         round_,
         job.lattice,
@@ -180,7 +188,7 @@ def sweep_region(job: Job, number: int, turn: int, rested: Rested) -> str:
     )
     left = _core(labels, window)
     marks = _core(state, window) & OPEN if round_.weight is None else 0
-    job.store.write(codes(turn), window.core, left | OPEN_BIT * marks)
+    job.store.write(codes_name(turn), window.core, left | OPEN_BIT * marks)
     if turn + 1 < len(job.schedule):
         following = job.schedule[turn + 1]
         cells = window.cells
@@ -188,8 +196,8 @@ def sweep_region(job: Job, number: int, turn: int, rested: Rested) -> str:
             voxels, labels, values = _as_voxels(job, region, grid, left)
             change, cells = rounds.count_statistics(following, job.lattice, voxels, values, labels), voxels.cells
         own, shell = statistics_exchange.split_statistics(change, cells, region, job.regions)
-        job.store.write(core(turn + 1), region, own)
-        job.store.write(shells(turn + 1), job.regions.around(number, 0), shell[None, None, None])
+        job.store.write(core_name(turn + 1), region, own)
+        job.store.write(shells_name(turn + 1), job.regions.around(number, 0), shell[None, None, None])
     return "moved" if moves else "still"
 
 
@@ -201,57 +209,59 @@ def merge_region(job: Job, number: int, turn: int, rested: Rested) -> str:
     before, round_ = job.schedule[turn - 1], job.schedule[turn]
     region = job.regions.box(number)
     rests = number in rested
-    own = np.zeros((*region.shape, round_.bins), np.uint32) if rests else job.store.read(core(turn), region)
+    own = np.zeros((*region.shape, round_.bins), np.uint32) if rests else job.store.read(core_name(turn), region)
     around = job.regions.around(number, 1)
-    statistics_exchange.join_statistics(own, job.pieces(shells(turn), around, rested), around.lo, number, job.regions)
+    statistics_exchange.join_statistics(
+        own, job.pieces(shells_name(turn), around, rested), around.lo, number, job.regions
+    )
     if before.bins == round_.bins:
-        own += job.store.read(statistics(turn - 1), region)
-    job.store.write(statistics(turn), region, own)
+        own += job.store.read(statistics_name(turn - 1), region)
+    job.store.write(statistics_name(turn), region, own)
     return "merged"
 
 
 def _entered(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Make windows of bins (c, z, y, x)."""
-    windows = padded(values.shape[1:], 0, channels=len(values))
+    windows = new_window(values.shape[1:], 0, channels=len(values))
     for one, window in zip(values, windows, strict=True):
-        enter(one, 0, window)
+        pack_planes(one, 0, window)
     return windows
 
 
 def _core(units: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
     """Take the core's units out of a window."""
     out = np.empty(window.core.shape, np.uint8)
-    leave(units, window.core.relative_to(window.box.lo).lo, out)
+    unpack_box(units, window.core.relative_to(window.box.lo).lo, out)
     return out
 
 
 def _units(job: Job, turn: int, window: Window, rested: Rested) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Make the windows of labels and of states that a round finds."""
-    state = padded(window.box.shape, OPEN)
+    state = new_window(window.box.shape, OPEN)
     if turn == 0:
-        return seeds(*window.grid.homes_of(window.box)), state
+        return seed_labels(*window.grid.homes_of(window.box)), state
     before = job.schedule[turn - 1]
     grid = job.lattice.grids[before.level]
     if grid is window.grid:
-        left = job.units(codes(turn - 1), window.box, fill=NOTHING, rested=rested)
+        left = job.units(codes_name(turn - 1), window.box, fill=NOTHING, rested=rested)
         if before.weight is None:
-            enter(left // OPEN_BIT, 0, state)
-        return entered(left % OPEN_BIT), state
+            pack_planes(left // OPEN_BIT, 0, state)
+        return pack_labels(left % OPEN_BIT), state
     parents = per_axis(p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True))
-    box = box_of_parents(parents)
-    coarse = entered(job.units(codes(turn - 1), box, fill=NOTHING, rested=rested) % OPEN_BIT)
-    return refine(coarse, *per_axis(p - p[0] for p in parents)), state
+    box = parent_box(parents)
+    coarse = pack_labels(job.units(codes_name(turn - 1), box, fill=NOTHING, rested=rested) % OPEN_BIT)
+    return refine_labels(coarse, *per_axis(p - p[0] for p in parents)), state
 
 
 def _values(job: Job, level: int, box: Box) -> NDArray[Any]:
     """Read what a round looks at in a box of units: see `rounds.sweep`."""
     grids = job.lattice.grids
     if level < len(grids) - 2:
-        return job.units(histograms(level), box)
+        return job.units(histograms_name(level), box)
     voxels = grids[level].voxels_of(box)
-    windows = padded(voxels.shape, 0, channels=job.channels)
+    windows = new_window(voxels.shape, 0, channels=job.channels)
     for channel, window in enumerate(windows):
-        enter(job.units(bins(channel), voxels, fill=MASKED), 0, window)
+        pack_planes(job.units(bins_name(channel), voxels, fill=MASKED), 0, window)
     return windows
 
 
@@ -272,14 +282,14 @@ def _as_voxels(
     parents = per_axis(
         p[a:h] - o for p, a, h, o in zip(voxels.parents(grid), window.box.lo, window.box.hi, box.lo, strict=True)
     )
-    labels = refine(entered(left), *parents)
+    labels = refine_labels(pack_labels(left), *parents)
     values = _values(job, level, window.box)
     _hide(job, level, window.box, values, labels)
     return window, labels, values
 
 
 _TASKS: dict[str, Callable[..., str]] = {
-    "mask": look_inside,
+    "mask": check_mask,
     "window": count_digits,
     "histogram": count_intensities,
     "quantise": quantise_region,
@@ -288,6 +298,6 @@ _TASKS: dict[str, Callable[..., str]] = {
     "merge": merge_region,
     "parts": label_tasks.count_parts,
     "number": label_tasks.number_region,
-    "graph": label_tasks.tabulate_region,
+    "graph": label_tasks.write_graph,
     "label": label_tasks.label_region,
 }

@@ -10,7 +10,7 @@ from typing import Any
 from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Lattice, check_shape
-from dseeds.engine.memory_model import TaskShape, choose_region_shape, cut_labels, whole_cells
+from dseeds.engine.memory_model import TaskShape, choose_label_layout, choose_region_shape, shard_alignment
 from dseeds.engine.run import SUFFIX, RunOptions, RunSpec, memory_cut
 from dseeds.engine.run_directory import FORMAT, RunMismatch, is_published, read_document
 from dseeds.io import Image, ZarrSource, check_nifti_target, open_image, open_mask
@@ -85,7 +85,7 @@ def prepare_run(
         has,
         region=asked.region,
         cut=memory_cut(image, chunks),
-        whole=whole_cells(lattice, shards),
+        whole=shard_alignment(lattice, shards),
     )
     document = {
         "format": FORMAT,
@@ -96,7 +96,7 @@ def prepare_run(
         "step": step,
         **labels_follow,
         "region": region,
-        "labels": cut_labels(lattice, region, shards, chunks),
+        "labels": choose_label_layout(lattice, region, shards, chunks),
         "pyramid": _pyramid(asked, image, address, into_image),
         "into_image": into_image,
         "asked": asked.to_dict(),

@@ -39,7 +39,7 @@ from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.parallel.cluster import parse_memory
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.seeds.intensity_windows import Limits, check_percentiles, read_windows
-from dseeds.seeds.order_statistics import NothingFinite, WindowSearch
+from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.storage.label_records import RANGE, Index, LabelRange, LabelRecords, label_ranges
 from dseeds.storage.location import Location
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
@@ -393,7 +393,7 @@ def _found(survey: FeatureJob, search: WindowSearch, crew: Executor) -> tuple[Li
             calls = ((survey, number, search) for number in range(count))
             search.narrow(sum(crew.each("window", count_region, calls, count), np.zeros(1, np.int64)))
         return search.windows()
-    except NothingFinite:
+    except NoFiniteValues:
         raise ValueError("labels has no supervoxel with a finite intensity: is it another image's?") from None
 
 

@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from dseeds._version import __version__
 from dseeds.core.checks import check_threads, read_extents
-from dseeds.core.dtypes import DTYPES, WHOLE
+from dseeds.core.dtypes import INTEGER_DTYPES, NUMERIC_DTYPES
 from dseeds.core.geometry import Box, Tiling, Triple, triple
 from dseeds.core.progress import Progress
 from dseeds.io import ArraySource, Source, check_nifti_target, frame_of, ome_image_attributes, write_nifti
@@ -373,7 +373,7 @@ def _painting(labels: Source, values: LookupTable, fill: Any, dtype: DTypeLike |
         fill = float("nan") if stored.kind == "f" else 0
     if stored.kind != "f":
         fill = _whole(fill)
-        stored = _narrowest(values, fill, WHOLE if dtype is None else (stored.name,))
+        stored = _narrowest(values, fill, INTEGER_DTYPES if dtype is None else (stored.name,))
     if as_labels and (stored.kind == "f" or min(fill, values.extremes[0]) < 0):
         raise ValueError("as_labels (--as-labels) is for integers from 0: these are others.")
     return PaintJob(labels, values.astype(stored), fill)
@@ -398,9 +398,9 @@ def _narrowest(values: LookupTable, fill: int, names: Sequence[str]) -> np.dtype
 
 def _named(dtype: DTypeLike) -> np.dtype[Any]:
     with suppress(TypeError):
-        if np.dtype(dtype).name in DTYPES:
+        if np.dtype(dtype).name in NUMERIC_DTYPES:
             return np.dtype(np.dtype(dtype).name)
-    raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    raise ValueError(f"dtype must be one of {', '.join(NUMERIC_DTYPES)}, got {dtype!r}.")
 
 
 def _plain(number: float) -> float | str:

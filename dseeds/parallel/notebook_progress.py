@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from dseeds.core.html import table_of_markup
+from dseeds.core.html import format_markup_table
 from dseeds.core.progress import Progress
-from dseeds.parallel.terminal_progress import TerminalProgress, rate, time_left
+from dseeds.parallel.terminal_progress import TerminalProgress, format_rate, format_time_left
 
 # Between two pictures of the progress: every one travels to a browser.
 EVERY_SECONDS = 0.25
@@ -87,8 +87,8 @@ class NotebookProgress(TerminalProgress):
         for task in self.bars.tasks:
             bar = f'<progress value="{task.completed:.0f}" max="{task.total:.0f}"></progress>'
             done = f"{task.completed:.0f} of {task.total:.0f}"
-            rows.append((html.escape(task.description), bar, done, rate(task), time_left(task)))
-        return self._link + table_of_markup(rows)
+            rows.append((html.escape(task.description), bar, done, format_rate(task), format_time_left(task)))
+        return self._link + format_markup_table(rows)
 
     def _show(self) -> None:
         self._shown = time.monotonic()

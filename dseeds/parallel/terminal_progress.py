@@ -33,8 +33,8 @@ class TerminalProgress:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            _Column(rate),
-            _Column(time_left),
+            _Column(format_rate),
+            _Column(format_time_left),
             console=console,
             transient=True,
             redirect_stdout=False,
@@ -79,7 +79,7 @@ class TerminalProgress:
             return
         self._last_line = time.monotonic()
         task = self.bars.tasks[self._ids[stage]]
-        parts = [f"{stage}: {task.completed:.0f} of {task.total:.0f}", rate(task), time_left(task)]
+        parts = [f"{stage}: {task.completed:.0f} of {task.total:.0f}", format_rate(task), format_time_left(task)]
         self._console.print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
 
@@ -98,7 +98,7 @@ def _seconds(task: Task) -> float:
     return task.finished_time or task.elapsed or 0.0
 
 
-def rate(task: Task) -> str:
+def format_rate(task: Task) -> str:
     """Say how fast a stage is, in the unit that makes a readable number."""
     if not (task.completed and _seconds(task)):
         return ""
@@ -107,7 +107,7 @@ def rate(task: Task) -> str:
     return f"{rate * per_second:.1f}/{unit}"
 
 
-def time_left(task: Task) -> str:
+def format_time_left(task: Task) -> str:
     """Say how long a stage will take, or has taken."""
     if task.finished:
         return f"done in {_clock(_seconds(task))}"

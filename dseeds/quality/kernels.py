@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from dseeds.core.exact_sum import WIDTH, add_number, add_sum
 from dseeds.core.geometry import Triple
 from dseeds.core.jit import jit
-from dseeds.seeds.kernels.contacts import PLACES, doubled, place_of
-from dseeds.seeds.kernels.mask_components import unite
+from dseeds.seeds.kernels.contacts import FIRST_SLOTS, double_table, find_slot
+from dseeds.seeds.kernels.mask_components import unite_roots
 
 # Of a plane between voxels: pairs of labelled voxels on its two sides, and how many of them differ.
 PAIRS, CHANGES = range(2)
@@ -61,14 +61,14 @@ def find_components(labels: NDArray[Any], lo: Triple, shape: Triple) -> tuple[ND
                 # Where a square of four voxels has one label, three of its sides join them all.
                 above = y > 0 and labels[lo[0] + z, lo[1] + y - 1, lo[2] + x] == own
                 if above and not (left and labels[lo[0] + z, lo[1] + y - 1, lo[2] + x - 1] == own):
-                    count -= unite(parents, voxel, voxel - nx)
+                    count -= unite_roots(parents, voxel, voxel - nx)
                 if (
                     z > 0
                     and labels[lo[0] + z - 1, lo[1] + y, lo[2] + x] == own
                     and not (left and labels[lo[0] + z - 1, lo[1] + y, lo[2] + x - 1] == own)
                     and not (above and labels[lo[0] + z - 1, lo[1] + y - 1, lo[2] + x] == own)
                 ):
-                    count -= unite(parents, voxel, voxel - ny * nx)
+                    count -= unite_roots(parents, voxel, voxel - ny * nx)
     owners, used = np.empty(count, np.int64), 0
     for z in range(nz):
         for y in range(ny):
@@ -109,9 +109,9 @@ def find_patches(contact: NDArray[Any]) -> NDArray[np.int64]:
                 continue
             count += 1
             if j > 0 and contact[i, j - 1] == own:
-                count -= unite(parents, face, face - 1)
+                count -= unite_roots(parents, face, face - 1)
             if i > 0 and contact[i - 1, j] == own:
-                count -= unite(parents, face, face - width)
+                count -= unite_roots(parents, face, face - width)
     patches, used = np.empty((count, 2), np.int64), 0
     for i in range(height):
         for j in range(width):
@@ -137,7 +137,7 @@ def count_merges(rows: NDArray[np.int64], nodes: NDArray[np.int64], merges: NDAr
     parents = np.arange(len(rows))
     for k in range(1, len(rows)):
         if rows[k, 0] == rows[k - 1, 0] and rows[k, 1] == rows[k - 1, 1]:
-            merges[rows[k, 0]] += unite(parents, nodes[k], nodes[k - 1])
+            merges[rows[k, 0]] += unite_roots(parents, nodes[k], nodes[k - 1])
 
 
 @jit
@@ -213,13 +213,13 @@ def count_overlaps(
         Numbers of labels, from 1, with true segments; and their voxels. Where the first number is 0, there is nothing.
     """
     nz, ny, nx = nodes.shape
-    keys, counts = np.zeros((PLACES, 2), np.int64), np.zeros((PLACES, 1), np.int64)
+    keys, counts = np.zeros((FIRST_SLOTS, 2), np.int64), np.zeros((FIRST_SLOTS, 1), np.int64)
     used = 0
     for z in range(nz):
         for y in range(ny):
             # A row adds at most this many.
             while 2 * (used + nx) > len(keys):
-                keys, counts = doubled(keys, counts)
+                keys, counts = double_table(keys, counts)
             x = 0
             while x < nx:
                 node, segment, first = nodes[z, y, x], truth[lo[0] + z, lo[1] + y, lo[2] + x], x
@@ -228,7 +228,7 @@ def count_overlaps(
                 if node < 0:
                     continue
                 number = numbers[node] + 1
-                place = place_of(keys, number, np.int64(segment))
+                place = find_slot(keys, number, np.int64(segment))
                 if keys[place, 0] == 0:
                     keys[place, 0], keys[place, 1] = number, segment
                     used += 1

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
-from dseeds.seeds.histograms import LEVELS, in_parts, planes
+from dseeds.seeds.histograms import GREY_LEVELS, quantise_range, slab_planes
 from dseeds.seeds.intensity_windows import Limits
-from dseeds.seeds.kernels.layout import enter
+from dseeds.seeds.kernels.layout import pack_planes
 from dseeds.seeds.kernels.voxels import BINS, MASKED
 
 # Bins of equal width, and what NaN is.
-_LINEAR = (np.arange(LEVELS + 1) // (LEVELS // BINS)).astype(np.uint8)
+_LINEAR = (np.arange(GREY_LEVELS + 1) // (GREY_LEVELS // BINS)).astype(np.uint8)
 
 
 # NumPy's own would make indices of 64 bits of the levels first.
@@ -86,16 +86,16 @@ def quantise_box(
     """
     settled = len(values) == 1 and inside is None and thresholds is None
     left = 0
-    for part in planes(values):
+    for part in slab_planes(values):
         slab = bins[:, part]
         missing = 0
         stays: Any = thresholds is None
         for c, (channel, window, out) in enumerate(zip(values, windows, slab, strict=True)):
             if tables is None and thresholds is None:
-                missing += in_parts(channel[part], window, BINS, out)
+                missing += quantise_range(channel[part], window, BINS, out)
                 continue
             levels = np.empty(out.shape, np.uint16)
-            missing += in_parts(channel[part], window, LEVELS, levels)
+            missing += quantise_range(channel[part], window, GREY_LEVELS, levels)
             _look_up(levels, _LINEAR if tables is None else np.append(tables[c], np.uint8(MASKED)), out)
             if thresholds is not None:
                 stays = stays | (levels > thresholds[c])
@@ -123,11 +123,11 @@ def quantise_window(
 ) -> str:
     """Do as `quantise_box`, but into a window of `kernel.layout` for each channel, shape (channels, z + 2, ...)."""
     found = set()
-    for part in planes(values):
+    for part in slab_planes(values):
         channels = [channel[part] for channel in values]
         slab = np.empty((len(channels), *channels[0].shape), np.uint8)
         mask = None if inside is None else inside[part]
         found.add(quantise_box(channels, windows, slab, inside=mask, tables=tables, thresholds=thresholds))
         for plain, window in zip(slab, bins, strict=True):
-            enter(plain, part.start, window)
+            pack_planes(plain, part.start, window)
     return found.pop() if len(found) == 1 else "part"

@@ -9,12 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Grid, Lattice, per_axis
-from dseeds.seeds.kernels.blocks import (
-    block_histograms,
-    coarsen_histograms,
-    hide_blocks,
-    hide_fine_units,
-)
+from dseeds.seeds.kernels.blocks import coarsen_histograms, count_block_histograms, hide_blocks, hide_fine_units
 from dseeds.seeds.kernels.simd import BLOCK_BINS
 
 
@@ -34,7 +29,7 @@ def histogram_dtype(grid: Grid) -> np.dtype[np.unsignedinteger]:
 def level_histograms(bins: NDArray[np.uint8], grid: Grid, box: Box) -> NDArray[Any]:
     """Take the histograms of a box of blocks from the windows, one a channel, of the voxels that they cover."""
     out = np.zeros((*box.shape, len(bins) * BLOCK_BINS), histogram_dtype(grid))
-    block_histograms(bins, *grid.edges_of(box), out)
+    count_block_histograms(bins, *grid.edges_of(box), out)
     return out
 
 

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box
-from dseeds.seeds.kernels.contacts import count_voxels_and_faces, list_neighbours
+from dseeds.seeds.kernels.contacts import count_voxels_and_faces, fill_adjacency_lists
 
 FIELDS = ("ids", "sizes", "sums", "pairs", "contacts")
-DIGEST = sha256().digest_size
+DIGEST_BYTES = sha256().digest_size
 # Graphs that are added up at once.
-TOGETHER = 64
+GRAPHS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +85,8 @@ class ContactGraph:
         ValueError
             If it is damaged.
         """
-        content = data[DIGEST:]
-        if sha256(content).digest() != data[:DIGEST]:
+        content = data[DIGEST_BYTES:]
+        if sha256(content).digest() != data[:DIGEST_BYTES]:
             raise ValueError("the graph is damaged: its checksum is wrong; do the region again that it is of.")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return cls(*(arrays[name] for name in FIELDS))
@@ -106,7 +106,7 @@ def combine_graphs(graphs: Iterable[ContactGraph]) -> ContactGraph:
     """
     total, waiting = None, iter(graphs)
     # A few at once: regions are many, and what they have in common is there once when they are added up.
-    while pieces := list(islice(waiting, TOGETHER)):
+    while pieces := list(islice(waiting, GRAPHS_AT_ONCE)):
         pieces += [] if total is None else [total]
         total = _added(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in FIELDS))
     if total is None:
@@ -136,7 +136,7 @@ def build_contact_graph(labels: NDArray[Any], core: Box, bins: NDArray[np.uint8]
     return _added(nodes[:, 0], totals[:, 0], totals[:, 1:], edges, faces[:, 0])
 
 
-def neighbours(
+def adjacency_lists(
     count: int, pairs: NDArray[np.int64], contacts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """List for each of `count` nodes, numbered from 0, which others it touches.
@@ -151,7 +151,7 @@ def neighbours(
     starts = np.zeros(count + 1, np.int64)
     starts[1:] = np.cumsum(np.bincount(pairs.reshape(-1), minlength=count))
     others, faces = np.empty((2, 2 * len(pairs)), np.int64)
-    list_neighbours(pairs, contacts, starts[:-1].copy(), others, faces)
+    fill_adjacency_lists(pairs, contacts, starts[:-1].copy(), others, faces)
     return starts, others, faces
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.seeds.contact_graph import ContactGraph, neighbours
-from dseeds.seeds.kernels.hierarchy import climb_groups, connected
+from dseeds.seeds.contact_graph import ContactGraph, adjacency_lists
+from dseeds.seeds.kernels.hierarchy import climb_groups, group_components
 from dseeds.seeds.kernels.min_size import join_nodes
 
 # Of twice the step each: the last is of 65,536 times the step.
-MOST_LEVELS = 16
+MOST_COARSER_LEVELS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,8 @@ def check_levels(levels: Any) -> int:
     ValueError
         If it is no whole number from 0 to 16.
     """
-    if isinstance(levels, bool) or not isinstance(levels, Integral) or not 0 <= int(levels) <= MOST_LEVELS:
-        raise ValueError(f"levels must be a whole number from 0 to {MOST_LEVELS}, got {levels!r}.")
+    if isinstance(levels, bool) or not isinstance(levels, Integral) or not 0 <= int(levels) <= MOST_COARSER_LEVELS:
+        raise ValueError(f"levels must be a whole number from 0 to {MOST_COARSER_LEVELS}, got {levels!r}.")
     return int(levels)
 
 
@@ -89,8 +89,8 @@ def coarser_level(graph: ContactGraph, cells: NDArray[np.int64], weights: tuple[
     pairs, scale = graph.pairs - 1, np.array(weights, np.int64)
     larger, groups = np.unique(cells // 2, axis=0, return_inverse=True)
     groups = groups.reshape(-1).astype(np.int64)
-    climb_groups(groups, larger, graph.sizes, graph.sums, scale, *neighbours(count, pairs, graph.contacts))
-    first = connected(groups, pairs)
+    climb_groups(groups, larger, graph.sizes, graph.sums, scale, *adjacency_lists(count, pairs, graph.contacts))
+    first = group_components(groups, pairs)
     names, piece = np.unique(first, return_inverse=True)
     ends = _without_cut_off(graph.renamed(piece + 1, piece[pairs] + 1), groups[names], scale)
     _, lowest, member = np.unique(ends[piece], return_index=True, return_inverse=True)
@@ -108,5 +108,5 @@ def _without_cut_off(pieces: ContactGraph, groups: NDArray[np.int64], weights: N
     largest = order[np.unique(groups[order], return_index=True)[1]]
     limits = np.full(len(groups), pieces.sizes.sum() + 1)
     limits[largest] = 0
-    links = neighbours(len(groups), pieces.pairs - 1, pieces.contacts)
+    links = adjacency_lists(len(groups), pieces.pairs - 1, pieces.contacts)
     return join_nodes(limits, pieces.sizes, pieces.sums, weights, *links)

@@ -16,10 +16,10 @@ from dseeds.core.dtypes import native_values
 from dseeds.core.jit import jit
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.voxels import BINS
-from dseeds.seeds.order_statistics import SLAB_BYTES
+from dseeds.seeds.order_statistics import COPY_BYTES
 
 # Parts of equal width that a window has where intensities are counted.
-LEVELS = 4096
+GREY_LEVELS = 4096
 
 
 @jit
@@ -44,7 +44,7 @@ def _in_parts(values: NDArray[Any], lo: float, hi: float, parts: int, out: NDArr
     return missing
 
 
-def in_parts(values: NDArray[Any], window: Limits, parts: int, out: NDArray[Any]) -> int:
+def quantise_range(values: NDArray[Any], window: Limits, parts: int, out: NDArray[Any]) -> int:
     """Find out in which of the window's parts of equal width the intensities are.
 
     Parameters
@@ -67,10 +67,10 @@ def in_parts(values: NDArray[Any], window: Limits, parts: int, out: NDArray[Any]
     return _in_parts(native_values(values), *window, parts, out)
 
 
-def planes(values: Sequence[NDArray[Any]]) -> Iterator[slice]:
+def slab_planes(values: Sequence[NDArray[Any]]) -> Iterator[slice]:
     """Cut the z axis of channels, so that copies of a part of all of them stay small."""
     depth = len(values[0])
-    thickness = max(1, SLAB_BYTES * depth // max(1, sum(channel.nbytes for channel in values)))
+    thickness = max(1, COPY_BYTES * depth // max(1, sum(channel.nbytes for channel in values)))
     for begin in range(0, depth, thickness):
         yield slice(begin, begin + thickness)
 
@@ -82,13 +82,13 @@ def _count_levels(levels: NDArray[np.uint16], inside: NDArray[np.bool_], counts:
             for x in range(levels.shape[3]):
                 counted = inside.size == 0 or inside[z, y, x]
                 for c in range(levels.shape[0]):
-                    counted &= levels[c, z, y, x] < LEVELS
+                    counted &= levels[c, z, y, x] < GREY_LEVELS
                 if counted:
                     for c in range(levels.shape[0]):
                         counts[c, levels[c, z, y, x]] += 1
 
 
-def count_levels(
+def count_grey_levels(
     values: Sequence[NDArray[Any]], windows: Sequence[Limits], inside: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
     """Count how often each level occurs: 4096 of equal width over the window. Counts of any cut add up.
@@ -106,17 +106,17 @@ def count_levels(
     -------
     ndarray of int64, shape (channels, 4096)
     """
-    counts = np.zeros((len(values), LEVELS), np.int64)
+    counts = np.zeros((len(values), GREY_LEVELS), np.int64)
     nowhere = np.zeros((0, 0, 0), bool)
-    for part in planes(values):
+    for part in slab_planes(values):
         levels = np.empty((len(values), *values[0][part].shape), np.uint16)
         for channel, window, out in zip(values, windows, levels, strict=True):
-            in_parts(channel[part], window, LEVELS, out)
+            quantise_range(channel[part], window, GREY_LEVELS, out)
         _count_levels(levels, nowhere if inside is None else np.ascontiguousarray(inside[part], bool), counts)
     return counts
 
 
-def otsu(counts: NDArray[np.int64]) -> int:
+def otsu_threshold(counts: NDArray[np.int64]) -> int:
     """Find the level that tells background from foreground best: the variance between the two is the largest.
 
     N. Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems, Man, and
@@ -152,7 +152,7 @@ def otsu(counts: NDArray[np.int64]) -> int:
     return threshold
 
 
-def equalised(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+def equalised_bins(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Deal levels out to 64 bins, so that these hold about equally many voxels.
 
     A bin but for its last level holds no more than a 64th of the voxels. The first level that occurs is in the first

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box, Grid, Lattice, Window
 from dseeds.seeds import rounds
 from dseeds.seeds.block_histograms import hide_outside, stored_histograms
-from dseeds.seeds.kernels.label_codes import refine, seeds
-from dseeds.seeds.kernels.layout import padded
+from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels
+from dseeds.seeds.kernels.layout import new_window
 from dseeds.seeds.kernels.simd import OPEN
 from dseeds.seeds.schedule import Round
 
-LabelLevels = NDArray[np.uint32]
+LabelArray = NDArray[np.uint32]
 
 
 def run_rounds(
@@ -59,18 +59,18 @@ def run_rounds(
         values[level] = histograms
     level = 0 if schedule else len(lattice.grids) - 1
     grid: Grid = lattice.grids[level]
-    labels = seeds(*grid.cells)
+    labels = seed_labels(*grid.cells)
     if masked:
         hide_outside(level, lattice, Box((0, 0, 0), grid.shape), values[level], labels)
     counts = np.zeros((0, 0), np.uint32)
     for level, turns in itertools.groupby(schedule, key=lambda round_: round_.level):
         finer: Grid = lattice.grids[level]
         if finer is not grid:
-            labels = refine(labels, *finer.parents(grid))
+            labels = refine_labels(labels, *finer.parents(grid))
             grid = finer
             if masked:
                 hide_outside(level, lattice, Box((0, 0, 0), grid.shape), values[level], labels)
-        state = padded(grid.shape, OPEN)
+        state = new_window(grid.shape, OPEN)
         for round_ in turns:
             if round_.weight is not None:
                 state[:] = OPEN

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 # Percentiles are given in millionths of the voxels.
-WHOLE = 1_000_000
-PERCENTILES = 5_000, 995_000
+MILLION = 1_000_000
+DEFAULT_PERCENTILES = 5_000, 995_000
 # Level and width in Hounsfield units, as in https://radiopaedia.org/articles/windowing-ct but for the abdomen's level:
 # that is the one of soft tissue in the OHIF viewer.
 PRESETS = {"abdomen": (40.0, 400.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "lung": (-600.0, 1500.0)}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.seeds.contact_graph import ContactGraph, combine_graphs, neighbours
-from dseeds.seeds.kernels.min_size import join_nodes, relabel
+from dseeds.seeds.contact_graph import ContactGraph, adjacency_lists, combine_graphs
+from dseeds.seeds.kernels.min_size import join_nodes, relabel_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class JoinResult:
     def final(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Give the new numbers for ids of any integer type and shape; 0 stays 0."""
         out = np.empty(ids.shape, ids.dtype)
-        relabel(np.ascontiguousarray(ids).reshape(-1), self.gone, self.into, out.reshape(-1))
+        relabel_ids(np.ascontiguousarray(ids).reshape(-1), self.gone, self.into, out.reshape(-1))
         return out
 
     def graph(self, graph: ContactGraph) -> ContactGraph:
@@ -108,7 +108,7 @@ def join_small_supervoxels(
     small[edges.pairs.reshape(-1)] = True
     nodes = combine_graphs(graph.part(small[graph.ids], slice(0)) for graph in graphs())
     limits = np.full(len(nodes.ids), min_size)
-    starts, others, contacts = neighbours(len(limits), np.searchsorted(nodes.ids, edges.pairs), edges.contacts)
+    starts, others, contacts = adjacency_lists(len(limits), np.searchsorted(nodes.ids, edges.pairs), edges.contacts)
     ends = join_nodes(limits, nodes.sizes, nodes.sums, np.array(weights, np.int64), starts, others, contacts)
     moved = ends != np.arange(len(ends))
     gone, into = nodes.ids[moved], nodes.ids[ends[moved]]

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from dseeds.core.dtypes import native_dtype, native_values
 from dseeds.core.jit import jit
-from dseeds.seeds.intensity_windows import PERCENTILES, WHOLE, Limits
+from dseeds.seeds.intensity_windows import DEFAULT_PERCENTILES, MILLION, Limits
 
 DIGIT_BITS = 16
-SLAB_BYTES = 16 << 20
+COPY_BYTES = 16 << 20
 
 
-class NothingFinite(ValueError):
+class NoFiniteValues(ValueError):
     """The image, or one of its channels, holds no finite value."""
 
     def __init__(self, where: str = "the image") -> None:
@@ -71,7 +71,7 @@ class OrderStatistics:
     """
 
     dtype: np.dtype[Any]
-    percentiles: tuple[int, int] = PERCENTILES
+    percentiles: tuple[int, int] = DEFAULT_PERCENTILES
     prefixes: tuple[int, ...] = (0,)
     ranks: tuple[int, ...] = ()
     shift: int = field(init=False)
@@ -121,9 +121,9 @@ class OrderStatistics:
         if not self.ranks:
             last = int(counts.sum()) - 1
             if last < 0:
-                raise NothingFinite
+                raise NoFiniteValues
             low, high = self.percentiles
-            self.ranks = 0, last * low // WHOLE, last - last * (WHOLE - high) // WHOLE, last
+            self.ranks = 0, last * low // MILLION, last - last * (MILLION - high) // MILLION, last
         found, ranks = [], []
         for j, rank in zip(self.which, self.ranks, strict=True):
             below = np.cumsum(counts[j])
@@ -170,7 +170,7 @@ def _slabs(part: NDArray[Any], inside: NDArray[np.bool_] | None) -> Iterator[NDA
     """Cut an array along its slowest axis in memory, so that a copy stays small whatever the memory order."""
     order = sorted(range(part.ndim), key=lambda axis: -abs(part.strides[axis]))
     part = part.transpose(order)
-    thickness = max(1, SLAB_BYTES * len(part) // max(1, part.nbytes)) if part.ndim else 1
+    thickness = max(1, COPY_BYTES * len(part) // max(1, part.nbytes)) if part.ndim else 1
     for begin in range(0, len(part), thickness):
         slab = part[begin : begin + thickness]
         yield slab if inside is None else slab[inside.transpose(order)[begin : begin + thickness]]
@@ -203,7 +203,7 @@ class WindowSearch:
 
     dtypes: Sequence[np.dtype[Any]]
     wanted: Sequence[Limits | None]
-    percentiles: tuple[int, int] = PERCENTILES
+    percentiles: tuple[int, int] = DEFAULT_PERCENTILES
     _searches: dict[int, OrderStatistics] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -258,7 +258,7 @@ class WindowSearch:
         for channel, search in self._searching():
             rows = counts[begin : begin + len(search.prefixes)]
             if not rows.any():
-                raise NothingFinite("the image" if len(self.dtypes) == 1 else f"channel {channel} of the image")
+                raise NoFiniteValues("the image" if len(self.dtypes) == 1 else f"channel {channel} of the image")
             narrowed[channel] = copy(search)
             narrowed[channel].narrow(rows)
             begin += len(rows)
@@ -287,7 +287,7 @@ class WindowSearch:
 def find_windows(
     values: Sequence[NDArray[Any]],
     wanted: Sequence[Limits | None],
-    percentiles: tuple[int, int] = PERCENTILES,
+    percentiles: tuple[int, int] = DEFAULT_PERCENTILES,
     inside: NDArray[np.bool_] | None = None,
 ) -> tuple[Limits, ...]:
     """Find the windows of an image in memory; see `WindowSearch`."""

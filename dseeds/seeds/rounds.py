@@ -24,7 +24,7 @@ from dseeds.seeds.kernels.blocks import (
     sweep_blocks,
 )
 from dseeds.seeds.kernels.connectivity import connectivity_table
-from dseeds.seeds.kernels.layout import WindowGeometry, padded
+from dseeds.seeds.kernels.layout import WindowGeometry, new_window
 from dseeds.seeds.kernels.simd import BLOCK_BINS
 from dseeds.seeds.kernels.voxels import count_voxels, sweep_voxels
 from dseeds.seeds.schedule import BLOCK_GAINS, COLOURS, Round
@@ -102,7 +102,7 @@ def sweep_window(
         fine = round_.level == len(lattice.grids) - 2
         colour = partial(
             sweep_blocks,
-            values if fine else padded((0, 0, 0), 0, channels=1),
+            values if fine else new_window((0, 0, 0), 0, channels=1),
             np.zeros((0, 0, 0, BLOCK_BINS), np.uint8) if fine else values,
             *window.grid.edges_of(window.box),
             labels,

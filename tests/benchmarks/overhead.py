@@ -76,7 +76,7 @@ class Clocks(WorkerPlugin):
             setattr(module, name, timed(getattr(module, name), "kernel"))
         for name in ("read", "write"):
             setattr(zarr_arrays, name, timed(getattr(zarr_arrays, name), "io"))
-        tasks.perform = task(tasks.perform)
+        tasks.perform_task = task(tasks.perform_task)
 
 
 def key(phase: Phase) -> str:

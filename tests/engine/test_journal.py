@@ -17,7 +17,7 @@ from dseeds.engine.phases import (
     PARTS,
     QUANTISE,
     Phase,
-    climbing_phases,
+    round_phases,
     sweep_phase,
 )
 from dseeds.engine.tasks import _TASKS
@@ -30,7 +30,7 @@ PHASES = [
     Phase("window", 3),
     HISTOGRAM,
     QUANTISE,
-    *climbing_phases(ROUNDS),
+    *round_phases(ROUNDS),
     PARTS,
     NUMBER,
     GRAPH,
@@ -46,11 +46,11 @@ def test_phases_have_names_of_their_own_and_tasks():
 
 
 def test_rounds_alternate_with_merging():
-    phases = climbing_phases(ROUNDS)
+    phases = round_phases(ROUNDS)
     assert phases[::2] == [sweep_phase(ROUNDS, turn) for turn in range(len(ROUNDS))]
     assert phases[1::2] == [Phase("merge", turn) for turn in range(1, len(ROUNDS))]
     assert {phase.stage == "sweep-blocks" for phase in phases[::2]} == {True, False}
-    assert climbing_phases(()) == []
+    assert round_phases(()) == []
 
 
 @given(st.dictionaries(st.integers(0, 10**9), st.sampled_from(FOUND), max_size=20), st.sampled_from(PHASES))

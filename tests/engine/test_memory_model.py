@@ -16,7 +16,7 @@ from dseeds.engine.driver import begin_labels, create_scratch
 from dseeds.engine.memory_model import TaskShape, choose_region_shape, stage_bytes, task_bytes, worker_bytes
 from dseeds.engine.run import RunOptions, memory_cut
 from dseeds.engine.source_import import import_source
-from dseeds.engine.tasks import perform
+from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.parallel.cluster import READ_AT_ONCE, Capacity, parse_memory
 
@@ -110,7 +110,7 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
     def measure(phase, number):
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
-        perform(course.job, phase, number, course.known(phase, number))
+        perform_task(course.job, phase, number, course.known(phase, number))
         peak = tracemalloc.get_traced_memory()[1] - before
         peaks[phase.stage] = max(peak, peaks.get(phase.stage, 0))
 
@@ -118,7 +118,7 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
         while (phase := course.current) is not None:
             # Once without a look at the memory, which compiling takes too.
             numbers = course.regions(phase)
-            marks = {n: perform(course.job, phase, n, course.known(phase, n)).found for n in numbers}
+            marks = {n: perform_task(course.job, phase, n, course.known(phase, n)).found for n in numbers}
             tracemalloc.start()
             try:
                 # One at each end and one in the middle are enough of a look, which takes its time.

@@ -14,8 +14,8 @@ from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
 from dseeds.engine.phases import LABEL, QUANTISE, Phase
 from dseeds.engine.run_state import ImageQuery, RunState
-from dseeds.engine.scratch import bins, codes, core, digits, shells, statistics
-from dseeds.engine.tasks import perform
+from dseeds.engine.scratch import bins_name, codes_name, core_name, digits_name, shells_name, statistics_name
+from dseeds.engine.tasks import perform_task
 from dseeds.io import ArraySource, Image
 from dseeds.seeds.order_statistics import NothingFinite, WindowSearch, intensity_window
 from dseeds.seeds.schedule import may_rest
@@ -146,8 +146,8 @@ def test_scratch_holds_what_is_needed_and_no_more(case, share, seed):
                 # Of rounds before the last two, what regions that rest go on from: of one level.
                 level = job.schedule[phase.turn - 2].level
                 allowed = [n for n, round_ in enumerate(job.schedule) if round_.level == level and share < 1]
-                older = {codes(turn) for turn in range(phase.turn - 2)}
-                assert older & kept <= {codes(turn) for turn in allowed}
+                older = {codes_name(turn) for turn in range(phase.turn - 2)}
+                assert older & kept <= {codes_name(turn) for turn in allowed}
             for number in course.regions(phase):
                 for name in written(job, phase):
                     path = Path(job.scratch) / name / "c" / str(number)
@@ -160,11 +160,14 @@ def written(job, phase):
     """The arrays of whose values a task writes its region's part."""
     turn = phase.turn
     if phase == QUANTISE:
-        return [bins(0), statistics(0)]
+        return [bins_name(0), statistics_name(0)]
     if phase.stage == "merge":
-        return [statistics(turn)]
+        return [statistics_name(turn)]
     if phase.stage.startswith("sweep"):
-        return [codes(turn), *([core(turn + 1), shells(turn + 1)] if turn + 1 < len(job.schedule) else [])]
+        return [
+            codes_name(turn),
+            *([core_name(turn + 1), shells_name(turn + 1)] if turn + 1 < len(job.schedule) else []),
+        ]
     return []
 
 
@@ -175,19 +178,19 @@ def read_by(course, phase, number):
         return set()
     rested = course.known(phase, number)
     if phase == LABEL:
-        return {(codes(rested.get(number, len(rounds) - 1)), number)}
+        return {(codes_name(rested.get(number, len(rounds) - 1)), number)}
     if phase.stage == "merge":
-        found = {(shells(turn), n) for n in job.regions.within(number, 1) if n not in rested}
+        found = {(shells_name(turn), n) for n in job.regions.within(number, 1) if n not in rested}
         if number not in rested:
-            found.add((core(turn), number))
+            found.add((core_name(turn), number))
         if rounds[turn - 1].bins == rounds[turn].bins:
-            found.add((statistics(turn - 1), number))
+            found.add((statistics_name(turn - 1), number))
         return found
     grid = job.lattice.grids[rounds[turn].level]
     window = Window.around(job.lattice, grid, job.regions.box(number), rounds[turn].halo)
     near = job.regions.touching(grid.cells_of(window.box))
-    found = {(bins(0), n) for n in near} | {(statistics(turn), n) for n in job.regions.touching(window.cells)}
-    return found | ({(codes(rested.get(n, turn - 1)), n) for n in near} if turn else set())
+    found = {(bins_name(0), n) for n in near} | {(statistics_name(turn), n) for n in job.regions.touching(window.cells)}
+    return found | ({(codes_name(rested.get(n, turn - 1)), n) for n in near} if turn else set())
 
 
 # The window, and images without one.
@@ -202,7 +205,7 @@ def found_by(image, folder, region=(2, 2, 2)):
         phase = course.current
         assert state(course_in(job, None)) == state(course)
         for number in course.regions(phase):
-            perform(course.job, phase, number, course.known(phase, number))
+            perform_task(course.job, phase, number, course.known(phase, number))
         course.close(phase, job.journal.marks(phase))
     return course
 
@@ -223,7 +226,7 @@ def test_the_window_is_that_of_the_whole(dtype, shape, seed):
         # Counts are wanted no more when all is quantised.
         course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "all"))
         assert list(Path(folder, "scratch").glob("digits-*/c")) == []
-        assert Path(folder, "scratch", digits(0), "zarr.json").exists()
+        assert Path(folder, "scratch", digits_name(0), "zarr.json").exists()
 
 
 def test_a_constant_image_has_no_rounds():

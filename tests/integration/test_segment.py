@@ -38,7 +38,7 @@ from dseeds.engine.memory_model import TaskShape, task_bytes, worker_bytes
 from dseeds.engine.phases import LABEL
 from dseeds.engine.run import SUFFIX
 from dseeds.engine.run_directory import RunMismatch
-from dseeds.engine.tasks import perform
+from dseeds.engine.tasks import perform_task
 from dseeds.parallel import cluster
 from dseeds.phantom import write_phantom
 from dseeds.seeds.cell_size import choose_step
@@ -536,7 +536,7 @@ def test_labels_beyond_32_bits(tmp_path):
     job = Job(None, shape, (2, 2, 2), (8, 8, 8), folder, Journal(folder, "run"), (LabelGroup(folder, "labels"),))
     assert job.lattice.size == 1 << 32
     job.labels[0].create(Layout.cut(shape, job.lattice.label_dtype, (16, 16, 16), 16))
-    perform(job, LABEL, len(job.regions) - 1, {})
+    perform_task(job, LABEL, len(job.regions) - 1, {})
     labels = zarr.open_array(tmp_path / "labels", mode="r")[-16:, -16:, -16:]
     assert labels.dtype == np.uint64
     z, y, x = (np.arange(n - 16, n) // 2 for n in shape)

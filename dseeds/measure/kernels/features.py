@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from dseeds.core.exact_sum import BITS, WIDTH, add_number, add_sum
 from dseeds.core.geometry import Triple
 from dseeds.core.jit import jit
-from dseeds.seeds.kernels.contacts import mixed
+from dseeds.seeds.kernels.contacts import hash_pair
 from dseeds.seeds.kernels.voxels import BINS
 
 # Where in a supervoxel's row is what.
@@ -127,7 +127,7 @@ def accumulate_features(
                     end += np.uint64(1)
                 if label == 0:
                     continue
-                place = mixed(label, 0) & (len(found) - 1)
+                place = hash_pair(label, 0) & (len(found) - 1)
                 while found[place] != 0 and rows[found[place] - 1, 0] != label:
                     place = (place + 1) & (len(found) - 1)
                 i = np.int64(found[place]) - 1
@@ -207,7 +207,7 @@ def accumulate_features(
                         # As a rule it is the contact that was met here in the row before.
                         j = before[axis, start - row]
                         if steps[j, 0] != low or steps[j, 1] != high:
-                            place = mixed(low, high) & (len(touching) - 1)
+                            place = hash_pair(low, high) & (len(touching) - 1)
                             while touching[place] != 0 and (
                                 steps[touching[place] - 1, 0] != low or steps[touching[place] - 1, 1] != high
                             ):
@@ -248,7 +248,7 @@ def _doubled(
     more[:count] = rows[:count]
     table = np.zeros(2 * len(table), np.int32)
     for i in range(count):
-        place = mixed(rows[i, 0], rows[i, 1] if keys == 2 else 0) & (len(table) - 1)
+        place = hash_pair(rows[i, 0], rows[i, 1] if keys == 2 else 0) & (len(table) - 1)
         while table[place] != 0:
             place = (place + 1) & (len(table) - 1)
         table[place] = i + 1

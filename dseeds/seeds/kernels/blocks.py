@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
 from dseeds.seeds.kernels.connectivity import may_leave
-from dseeds.seeds.kernels.label_codes import OUT_OF_REACH, home_and_number, homes_and_numbers, owner_distances
+from dseeds.seeds.kernels.label_codes import OUT_OF_REACH, home_and_number, homes_and_numbers, owner_offsets
 from dseeds.seeds.kernels.layout import (
     FACES,
     LANES,
@@ -24,12 +24,12 @@ from dseeds.seeds.kernels.simd import (
     BLOCK_BINS,
     NOTHING,
     OPEN,
-    add_rows,
     boundary_lanes,
-    common,
-    common_without,
     count_neighbours,
+    intersect,
+    intersect_without,
     same_neighbours,
+    sum_rows,
     take_marked,
     trailing_zeros,
 )
@@ -47,7 +47,7 @@ LARGEST_FINE_BLOCK = 6**3
 
 
 @jit
-def block_histograms(
+def count_block_histograms(
     bins: NDArray[np.uint8],
     edge_z: NDArray[np.int64],
     edge_y: NDArray[np.int64],
@@ -126,7 +126,7 @@ def count_blocks(
     histograms: NDArray[Any], labels: NDArray[np.uint8], place: WindowGeometry, counts: NDArray[np.uint32]
 ) -> None:
     """Add the histograms of the core's blocks to those of their supervoxels."""
-    owners = owner_distances(place.cells)
+    owners = owner_offsets(place.cells)
     home_x, number_x = homes_and_numbers(place)
     bins = histograms.shape[3]
     for z in range(place.core_lo[0], place.core_hi[0]):
@@ -152,7 +152,7 @@ def count_fine_blocks(
     counts: NDArray[np.uint32],
 ) -> None:
     """Do as `count_blocks`, but from the blocks' voxels."""
-    owners = owner_distances(place.cells)
+    owners = owner_offsets(place.cells)
     home_x, number_x = homes_and_numbers(place)
     for c in range(len(bins)):
         for z in range(place.core_lo[0], place.core_hi[0]):
@@ -236,8 +236,8 @@ def _common(
 ) -> np.int64:
     """Intersect a supervoxel's shares with a block's, without the block where it is its own."""
     if own:
-        return np.int64(common_without(shares, share, profiles, profile, ratio))
-    return np.int64(common(shares, share, profiles, profile))
+        return np.int64(intersect_without(shares, share, profiles, profile, ratio))
+    return np.int64(intersect(shares, share, profiles, profile))
 
 
 @jit
@@ -301,7 +301,7 @@ def sweep_blocks(
     ny, nx = len(place.cell_y), len(place.cell_x)
     flat_labels, flat_state = labels.reshape(-1), state.reshape(-1)
     distances = neighbour_distances(labels)
-    owners = owner_distances(place.cells)
+    owners = owner_offsets(place.cells)
     votes, fresh = np.zeros(7 * LANES, np.uint8), np.zeros(4, np.uint64)
     home_x, number_x = homes_and_numbers(place)
     channels = len(shares) // len(sizes)
@@ -338,7 +338,7 @@ def sweep_blocks(
                     for k in range(channels):
                         if fine:
                             size = _list_voxels(bins, edges, k, rows, LARGEST_FINE_BLOCK * k)
-                            add_rows(smoothed, rows, LARGEST_FINE_BLOCK * k, size, _scale(size), profiles, k)
+                            sum_rows(smoothed, rows, LARGEST_FINE_BLOCK * k, size, _scale(size), profiles, k)
                         else:
                             size = _profile(histograms[z, y, x], smoothed, total, profiles, k)
                     own, cell = own_row + home_x[x], number_row + number_x[x]

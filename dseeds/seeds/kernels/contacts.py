@@ -15,7 +15,7 @@ from dseeds.core.geometry import Triple
 from dseeds.core.jit import jit
 
 # Places in a table at first, a power of two.
-PLACES = 1024
+FIRST_SLOTS = 1024
 
 
 @jit
@@ -41,16 +41,16 @@ def count_voxels_and_faces(
         Pairs of labels that touch, and at how many faces.
     """
     channels, nz, ny, nx = bins.shape
-    nodes, totals = np.zeros((PLACES, 2), np.int64), np.zeros((PLACES, 1 + channels), np.int64)
-    edges, faces = np.zeros((PLACES, 2), np.int64), np.zeros((PLACES, 1), np.int64)
+    nodes, totals = np.zeros((FIRST_SLOTS, 2), np.int64), np.zeros((FIRST_SLOTS, 1 + channels), np.int64)
+    edges, faces = np.zeros((FIRST_SLOTS, 2), np.int64), np.zeros((FIRST_SLOTS, 1), np.int64)
     used_nodes, used_edges = 0, 0
     for z in range(nz):
         for y in range(ny):
             # A row adds at most this many.
             while 2 * (used_nodes + nx) > len(nodes):
-                nodes, totals = doubled(nodes, totals)
+                nodes, totals = double_table(nodes, totals)
             while 2 * (used_edges + 3 * nx) > len(edges):
-                edges, faces = doubled(edges, faces)
+                edges, faces = double_table(edges, faces)
             here = labels[lo[0] + z, lo[1] + y]
             used_nodes += _add_nodes(here, lo[2], bins[:, z, y], nodes, totals)
             if lo[2] + 1 < labels.shape[2]:
@@ -77,7 +77,7 @@ def _add_nodes(
             x += 1
         if label == 0:
             continue
-        place = place_of(keys, np.int64(label), 0)
+        place = find_slot(keys, np.int64(label), 0)
         if keys[place, 0] == 0:
             keys[place, 0] = label
             fresh += 1
@@ -107,7 +107,7 @@ def _add_faces(
             count += 1
             x += 1
         low, high = np.int64(min(a, b)), np.int64(max(a, b))
-        place = place_of(keys, low, high)
+        place = find_slot(keys, low, high)
         if keys[place, 0] == 0:
             keys[place, 0], keys[place, 1] = low, high
             fresh += 1
@@ -116,7 +116,7 @@ def _add_faces(
 
 
 @jit
-def mixed(low: int, high: int) -> np.int64:
+def hash_pair(low: int, high: int) -> np.int64:
     """Mix a key's numbers, for its lower bits to be a place in a table."""
     # Both numbers reach the upper half.
     product = (np.uint64(low) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(high)) * np.uint64(0xD6E8FEB86659FD93)
@@ -124,22 +124,22 @@ def mixed(low: int, high: int) -> np.int64:
 
 
 @jit
-def place_of(keys: NDArray[np.int64], low: int, high: int) -> np.int64:
+def find_slot(keys: NDArray[np.int64], low: int, high: int) -> np.int64:
     """Find the place of a key, or the free one for it."""
-    place = mixed(low, high) & (len(keys) - 1)
+    place = hash_pair(low, high) & (len(keys) - 1)
     while keys[place, 0] != 0 and (keys[place, 0] != low or keys[place, 1] != high):
         place = (place + 1) & (len(keys) - 1)
     return place
 
 
 @jit
-def doubled(keys: NDArray[np.int64], values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def double_table(keys: NDArray[np.int64], values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Move a table into one of twice the length."""
     more_keys = np.zeros((2 * keys.shape[0], keys.shape[1]), np.int64)
     more_values = np.zeros((2 * values.shape[0], values.shape[1]), np.int64)
     for i in range(len(keys)):
         if keys[i, 0] != 0:
-            place = place_of(more_keys, keys[i, 0], keys[i, 1])
+            place = find_slot(more_keys, keys[i, 0], keys[i, 1])
             # One by one: whole rows take six times as long to compile.
             for k in range(keys.shape[1]):
                 more_keys[place, k] = keys[i, k]
@@ -149,7 +149,7 @@ def doubled(keys: NDArray[np.int64], values: NDArray[np.int64]) -> tuple[NDArray
 
 
 @jit
-def list_neighbours(
+def fill_adjacency_lists(
     pairs: NDArray[np.int64],
     contacts: NDArray[np.int64],
     ends: NDArray[np.int64],

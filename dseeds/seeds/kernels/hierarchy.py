@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
-from dseeds.seeds.kernels.mask_components import root, unite
+from dseeds.seeds.kernels.mask_components import find_root, unite_roots
 
-SWEEPS = 12
+MOST_GROUP_SWEEPS = 12
 # Scores count squared differences of means, in units of 2^-8 of a bin each.
-MEAN_BITS = 8
+GROUP_MEAN_BITS = 8
 SHARE_BITS = 16
 # What all of a node's contact with one group is worth, and what it costs a group to be as large as the average:
 # 16 and 3 squared bins, found on real volumes, where half or twice as much changes little.
-CONTACT, SIZE = 16 << 2 * MEAN_BITS, 3 << 2 * MEAN_BITS
+CONTACT_WEIGHT, SIZE_WEIGHT = 16 << 2 * GROUP_MEAN_BITS, 3 << 2 * GROUP_MEAN_BITS
 
 
 @jit
@@ -63,7 +63,7 @@ def climb_groups(
     # The contact of a node with each group, and the groups that it touches.
     shared, touched = np.zeros(count, np.int64), np.empty(count, np.int64)
     reached, queue = np.full(len(groups), -1), np.empty(len(groups), np.int64)
-    for sweep in range(SWEEPS):
+    for sweep in range(MOST_GROUP_SWEEPS):
         moves = 0
         for node in range(len(groups)):
             own = groups[node]
@@ -85,7 +85,10 @@ def climb_groups(
                 group = own if k < 0 else touched[k]
                 if k >= 0 and (group == own or _apart(cells, own, group)):
                     continue
-                score = CONTACT * shared[group] // max(1, whole) - SIZE * (totals[group] + sizes[node]) // average
+                score = (
+                    CONTACT_WEIGHT * shared[group] // max(1, whole)
+                    - SIZE_WEIGHT * (totals[group] + sizes[node]) // average
+                )
                 growth = _distance(group, node, totals, moments, sizes, sums, weights)
                 score -= (growth * ((totals[group] << SHARE_BITS) // (totals[group] + sizes[node]))) >> SHARE_BITS
                 if k < 0 or score > top:
@@ -129,7 +132,9 @@ def _distance(
     """Average over the channels the squared difference of a group's and a node's mean."""
     total = np.int64(0)
     for c in range(len(weights)):
-        difference = (moments[group, c] << MEAN_BITS) // totals[group] - (sums[node, c] << MEAN_BITS) // sizes[node]
+        difference = (moments[group, c] << GROUP_MEAN_BITS) // totals[group] - (
+            sums[node, c] << GROUP_MEAN_BITS
+        ) // sizes[node]
         total += weights[c] * difference * difference
     return total // weights.sum()
 
@@ -168,12 +173,12 @@ def _holds_together(
 
 
 @jit
-def connected(groups: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def group_components(groups: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give for each node the first one of its group that it is joined to within the group."""
     first = np.arange(len(groups))
     for k in range(len(pairs)):
         if groups[pairs[k, 0]] == groups[pairs[k, 1]]:
-            unite(first, pairs[k, 0], pairs[k, 1])
+            unite_roots(first, pairs[k, 0], pairs[k, 1])
     for node in range(len(first)):
-        first[node] = root(first, node)
+        first[node] = find_root(first, node)
     return first

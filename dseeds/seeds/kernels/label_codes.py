@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.geometry import Triple
 from dseeds.core.jit import jit
-from dseeds.seeds.kernels.layout import WindowGeometry, enter, padded
+from dseeds.seeds.kernels.layout import WindowGeometry, new_window, pack_planes
 from dseeds.seeds.kernels.simd import NOTHING
 
 # No cell has a number as low as its own plus this.
@@ -24,7 +24,7 @@ OUT_OF_REACH = -(1 << 31)
 
 
 @jit
-def home(cell_z: int, cell_y: int, cell_x: int) -> int:
+def home_label(cell_z: int, cell_y: int, cell_x: int) -> int:
     """Give the label of a cell's own units."""
     return ((cell_z & 3) << 4) | ((cell_y & 3) << 2) | (cell_x & 3)
 
@@ -36,12 +36,12 @@ def _seed(
     for z in range(len(cell_z)):
         for y in range(len(cell_y)):
             for x in range(len(cell_x)):
-                labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1] = home(cell_z[z], cell_y[y], cell_x[x])
+                labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1] = home_label(cell_z[z], cell_y[y], cell_x[x])
 
 
-def seeds(cell_z: NDArray[np.int64], cell_y: NDArray[np.int64], cell_x: NDArray[np.int64]) -> NDArray[np.uint8]:
+def seed_labels(cell_z: NDArray[np.int64], cell_y: NDArray[np.int64], cell_x: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Make a window in which every unit has the label of its own cell, which is given per axis."""
-    labels = padded((len(cell_z), len(cell_y), len(cell_x)), NOTHING)
+    labels = new_window((len(cell_z), len(cell_y), len(cell_x)), NOTHING)
     _seed(cell_z, cell_y, cell_x, labels)
     return labels
 
@@ -62,7 +62,7 @@ def _refine(
                 labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1] = row[parent & 1, parent >> 1]
 
 
-def refine(
+def refine_labels(
     coarse: NDArray[np.uint8],
     parent_z: NDArray[np.int64],
     parent_y: NDArray[np.int64],
@@ -72,20 +72,20 @@ def refine(
 
     Per axis is given in which coarser unit each finer one lies, in the windows without their padding.
     """
-    labels = padded((len(parent_z), len(parent_y), len(parent_x)), NOTHING)
+    labels = new_window((len(parent_z), len(parent_y), len(parent_x)), NOTHING)
     _refine(coarse, parent_z, parent_y, parent_x, labels)
     return labels
 
 
-def entered(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def pack_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Make a window of labels, shape (z, y, x)."""
-    window = padded(labels.shape, NOTHING)
-    enter(labels, 0, window)
+    window = new_window(labels.shape, NOTHING)
+    pack_planes(labels, 0, window)
     return window
 
 
 @jit
-def owner_distances(cells: Triple) -> NDArray[np.int32]:
+def owner_offsets(cells: Triple) -> NDArray[np.int32]:
     """Tell by a unit's home label and its label how far the owner's number is from that of the unit's own cell.
 
     Parameters
@@ -103,7 +103,7 @@ def owner_distances(cells: Triple) -> NDArray[np.int32]:
         for dz in range(-1, 2):
             for dy in range(-1, 2):
                 for dx in range(-1, 2):
-                    label = home((own >> 4) + dz, ((own >> 2) & 3) + dy, (own & 3) + dx)
+                    label = home_label((own >> 4) + dz, ((own >> 2) & 3) + dy, (own & 3) + dx)
                     distances[64 * own + label] = (dz * cells[1] + dy) * cells[2] + dx
     return distances
 
@@ -122,7 +122,7 @@ def homes_and_numbers(place: WindowGeometry) -> tuple[NDArray[np.uint64], NDArra
     home_x = np.empty(len(place.cell_x), np.uint64)
     number_x = np.empty(len(place.cell_x), np.int64)
     for x in range(len(place.cell_x)):
-        home_x[x] = 64 * home(0, 0, place.cell_x[x])
+        home_x[x] = 64 * home_label(0, 0, place.cell_x[x])
         number_x[x] = place.cell_x[x] - place.first_cell[2]
     return home_x, number_x
 
@@ -131,11 +131,11 @@ def homes_and_numbers(place: WindowGeometry) -> tuple[NDArray[np.uint64], NDArra
 def home_and_number(z: int, y: int, place: WindowGeometry) -> tuple[np.uint64, int]:
     """Give 64 times the home label, and the number within the window's cells, of a row's cell at the least x."""
     row = (place.cell_z[z] - place.first_cell[0]) * place.cells[1] + place.cell_y[y] - place.first_cell[1]
-    return np.uint64(64 * home(place.cell_z[z], place.cell_y[y], 0)), row * place.cells[2]
+    return np.uint64(64 * home_label(place.cell_z[z], place.cell_y[y], 0)), row * place.cells[2]
 
 
 @jit
-def global_labels(
+def write_global_labels(
     labels: NDArray[np.uint8],
     cell_z: NDArray[np.int64],
     cell_y: NDArray[np.int64],
@@ -156,11 +156,11 @@ def global_labels(
     out : ndarray of unsigned int, shape (z, y, x)
         Is filled.
     """
-    distances = owner_distances(cells)
+    distances = owner_offsets(cells)
     for z in range(len(cell_z)):
         for y in range(len(cell_y)):
             first = (cell_z[z] * cells[1] + cell_y[y]) * cells[2] + 1
-            own_row = home(cell_z[z], cell_y[y], 0)
+            own_row = home_label(cell_z[z], cell_y[y], 0)
             row, window_row = out[z, y], labels[z + 1, y + 1]
             for x in range(len(cell_x)):
                 own = np.uint64(64 * (own_row + (cell_x[x] & 3)))

@@ -75,7 +75,7 @@ def cost_of_row(costs: Costs, z: int, y: int, out: NDArray[np.int32]) -> None:
             out[part] = costs.z[z, part >> 2] + costs.y[y, part & 3]
 
 
-def padded(shape: Sequence[int], fill: int, channels: int | None = None) -> NDArray[np.uint8]:
+def new_window(shape: Sequence[int], fill: int, channels: int | None = None) -> NDArray[np.uint8]:
     """Make a window of bytes for units of a shape (z, y, x), or one for each of a number of channels.
 
     Returns
@@ -90,7 +90,7 @@ def padded(shape: Sequence[int], fill: int, channels: int | None = None) -> NDAr
 
 
 @jit
-def enter(values: NDArray[np.uint8], begin: int, window: NDArray[np.uint8]) -> None:
+def pack_planes(values: NDArray[np.uint8], begin: int, window: NDArray[np.uint8]) -> None:
     """Put planes of units, shape (z, y, x), into a window, from its plane `begin` without the padding."""
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
@@ -104,7 +104,7 @@ def enter(values: NDArray[np.uint8], begin: int, window: NDArray[np.uint8]) -> N
 
 
 @jit
-def leave(window: NDArray[np.uint8], lo: Triple, values: NDArray[np.uint8]) -> None:
+def unpack_box(window: NDArray[np.uint8], lo: Triple, values: NDArray[np.uint8]) -> None:
     """Take a box of units that begins at `lo`, without the padding, out of a window."""
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):

@@ -20,7 +20,7 @@ from dseeds.seeds.kernels.simd import NOTHING
 FEW = 1 << 31
 
 
-def part_counts(
+def count_components(
     codes: NDArray[np.uint8],
     cell_z: NDArray[np.int64],
     cell_y: NDArray[np.int64],
@@ -49,7 +49,7 @@ def part_counts(
     return counts
 
 
-def number_parts(
+def number_components(
     codes: NDArray[np.uint8],
     cell_z: NDArray[np.int64],
     cell_y: NDArray[np.int64],
@@ -104,21 +104,21 @@ def _link(codes: NDArray[np.uint8], parents: NDArray[Any]) -> None:
                     parents[voxel] = parents[voxel - 1]
                 # Where the voxel to the left has the same neighbour, the two are linked already.
                 if y > 0 and above[x] == code and not (left and above[x - 1] == code):
-                    unite(parents, voxel, voxel - nx)
+                    unite_roots(parents, voxel, voxel - nx)
                 if z > 0 and below[x] == code and not (left and below[x - 1] == code):
-                    unite(parents, voxel, voxel - ny * nx)
+                    unite_roots(parents, voxel, voxel - ny * nx)
 
 
 @jit
-def unite(parents: NDArray[Any], a: int, b: int) -> int:
+def unite_roots(parents: NDArray[Any], a: int, b: int) -> int:
     """Link two items' roots, so that the lower one is the root of both; 1 if they had two, else 0."""
-    a, b = root(parents, a), root(parents, b)
+    a, b = find_root(parents, a), find_root(parents, b)
     parents[max(a, b)] = min(a, b)
     return int(a != b)
 
 
 @jit
-def root(parents: NDArray[Any], item: int) -> int:
+def find_root(parents: NDArray[Any], item: int) -> int:
     """Find the end of an item's links, and shorten them."""
     while parents[item] != item:
         parents[item] = parents[parents[item]]

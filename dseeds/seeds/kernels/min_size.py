@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
-from dseeds.seeds.kernels.mask_components import root
+from dseeds.seeds.kernels.mask_components import find_root
 
 # Means of bins count 2^-16.
-MEAN_BITS = 16
+NODE_MEAN_BITS = 16
 
 
 @jit
@@ -63,7 +63,7 @@ def join_nodes(
         member = node
         while member >= 0:
             for k in range(starts[member], starts[member + 1]):
-                other = root(ends, others[k])
+                other = find_root(ends, others[k])
                 if other == node:
                     continue
                 if shared[other] == 0:
@@ -74,7 +74,7 @@ def join_nodes(
         best, least, longest = -1, np.int64(0), np.int64(0)
         for k in range(found):
             other = touched[k]
-            difference, contact = unlikeness(node, other, sizes, sums, weights), shared[other]
+            difference, contact = mean_difference(node, other, sizes, sums, weights), shared[other]
             shared[other] = 0
             if best < 0 or (difference, -contact, other) < (least, -longest, best):
                 best, least, longest = other, difference, contact
@@ -87,24 +87,24 @@ def join_nodes(
         if sizes[best] < limits[best]:
             heappush(due, (sizes[best], best))
     for node in range(count):
-        ends[node] = root(ends, node)
+        ends[node] = find_root(ends, node)
     return ends
 
 
 @jit
-def unlikeness(
+def mean_difference(
     one: int, other: int, sizes: NDArray[np.int64], sums: NDArray[np.int64], weights: NDArray[np.int64]
 ) -> int:
     """Add up over the channels how much the means of two nodes differ."""
     total = 0
     for c in range(len(weights)):
-        difference = (sums[one, c] << MEAN_BITS) // sizes[one] - (sums[other, c] << MEAN_BITS) // sizes[other]
+        difference = (sums[one, c] << NODE_MEAN_BITS) // sizes[one] - (sums[other, c] << NODE_MEAN_BITS) // sizes[other]
         total += weights[c] * abs(difference)
     return total
 
 
 @jit
-def relabel(ids: NDArray[Any], gone: NDArray[np.int64], into: NDArray[np.int64], out: NDArray[Any]) -> None:
+def relabel_ids(ids: NDArray[Any], gone: NDArray[np.int64], into: NDArray[np.int64], out: NDArray[Any]) -> None:
     """Replace ids by numbers without gaps: one that is gone by that which it is part of, see `joining.Joined`."""
     known, number = np.int64(0), np.int64(0)
     for k in range(len(ids)):

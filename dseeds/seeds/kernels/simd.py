@@ -25,11 +25,11 @@ from dseeds.seeds.kernels.layout import FACES, LANES
 NOTHING = 64
 # A bit of a unit's state: it is to be looked at.
 OPEN = 1
-BYTES = ir.VectorType(ir.IntType(8), LANES)
+BYTE_VECTOR = ir.VectorType(ir.IntType(8), LANES)
 BLOCK_BINS = 32
-SHARES = ir.VectorType(ir.IntType(16), BLOCK_BINS)
-SUMS = ir.VectorType(ir.IntType(32), BLOCK_BINS)
-INDEX = ir.IntType(64)
+SHARE_VECTOR = ir.VectorType(ir.IntType(16), BLOCK_BINS)
+SUM_VECTOR = ir.VectorType(ir.IntType(32), BLOCK_BINS)
+INDEX_TYPE = ir.IntType(64)
 
 
 class _Code:
@@ -53,18 +53,18 @@ class _Code:
         self.builder.store(vector, self.builder.bitcast(place, vector.type.as_pointer()), align=1)
 
     def neighbours(self, unit: Any, distances: Any, which: Sequence[int]) -> list[Any]:
-        return [self.builder.add(unit, self.load(distances, ir.Constant(INDEX, k))) for k in which]
+        return [self.builder.add(unit, self.load(distances, ir.Constant(INDEX_TYPE, k))) for k in which]
 
     def all_lanes(self, value: int) -> Any:
-        return ir.Constant(BYTES, [value] * LANES)
+        return ir.Constant(BYTE_VECTOR, [value] * LANES)
 
     def count(self, label: Any, among: Sequence[Any]) -> Any:
         # All bits of a lane that is the same are set, and that is -1.
-        same = [self.builder.sext(self.builder.icmp_unsigned("==", other, label), BYTES) for other in among]
+        same = [self.builder.sext(self.builder.icmp_unsigned("==", other, label), BYTE_VECTOR) for other in among]
         return reduce(self.builder.sub, same, self.all_lanes(0))
 
     def mask(self, bits: Any) -> Any:
-        return self.builder.zext(self.builder.bitcast(bits, ir.IntType(LANES)), INDEX)
+        return self.builder.zext(self.builder.bitcast(bits, ir.IntType(LANES)), INDEX_TYPE)
 
 
 @intrinsic
@@ -97,8 +97,8 @@ def boundary_lanes(typingctx: Any, labels: Any, unit: Any, distances: Any) -> An
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
         labels, unit, distances = write.arguments
-        own = write.load(labels, unit, BYTES)
-        faces = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, FACES)]
+        own = write.load(labels, unit, BYTE_VECTOR)
+        faces = [write.load(labels, u, BYTE_VECTOR) for u in write.neighbours(unit, distances, FACES)]
         differs = reduce(builder.or_, [builder.xor(face, own) for face in faces])
         found = builder.icmp_unsigned("!=", differs, write.all_lanes(0))
         return write.mask(builder.and_(found, builder.icmp_unsigned("!=", own, write.all_lanes(NOTHING))))
@@ -112,11 +112,11 @@ def _take_all_marked(typingctx: Any, marks: Any, unit: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
-        found = write.load(*write.arguments, BYTES)
+        found = write.load(*write.arguments, BYTE_VECTOR)
         # 1 - 1 keeps nothing, 0 - 1 keeps all.
         kept = builder.sub(builder.and_(found, write.all_lanes(OPEN)), write.all_lanes(OPEN))
         place = builder.gep(write.arguments[0], [write.arguments[1]])
-        builder.store(builder.and_(found, kept), builder.bitcast(place, BYTES.as_pointer()), align=1)
+        builder.store(builder.and_(found, kept), builder.bitcast(place, BYTE_VECTOR.as_pointer()), align=1)
         return write.mask(builder.trunc(found, ir.VectorType(ir.IntType(1), LANES)))
 
     return types.uint64(marks, unit), code
@@ -143,10 +143,10 @@ def same_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any) -> A
         write = _Code(context, builder, signature, arguments)
         labels, unit, distances = write.arguments
         own = write.load(labels, unit)
-        found = ir.Constant(INDEX, 0)
+        found = ir.Constant(INDEX_TYPE, 0)
         for k, u in enumerate(write.neighbours(unit, distances, range(18))):
-            same = builder.zext(builder.icmp_unsigned("==", write.load(labels, u), own), INDEX)
-            found = builder.or_(found, builder.shl(same, ir.Constant(INDEX, k)))
+            same = builder.zext(builder.icmp_unsigned("==", write.load(labels, u), own), INDEX_TYPE)
+            found = builder.or_(found, builder.shl(same, ir.Constant(INDEX_TYPE, k)))
         return found
 
     return types.uint64(labels, unit, distances), code
@@ -174,20 +174,20 @@ def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, vot
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
         labels, unit, distances, votes, fresh = write.arguments
-        around = [write.load(labels, u, BYTES) for u in write.neighbours(unit, distances, range(18))]
-        known = [write.load(labels, unit, BYTES)]
-        write.store(write.count(known[0], around), votes, ir.Constant(INDEX, 0))
+        around = [write.load(labels, u, BYTE_VECTOR) for u in write.neighbours(unit, distances, range(18))]
+        known = [write.load(labels, unit, BYTE_VECTOR)]
+        write.store(write.count(known[0], around), votes, ir.Constant(INDEX_TYPE, 0))
         known.append(write.all_lanes(NOTHING))
-        masks = [ir.Constant(INDEX, (1 << LANES) - 1)]
+        masks = [ir.Constant(INDEX_TYPE, (1 << LANES) - 1)]
         for f, face in enumerate(around[k] for k in FACES):
             is_new = reduce(builder.and_, [builder.icmp_unsigned("!=", face, label) for label in known])
             known.append(face)
             masks.append(write.mask(is_new))
-            write.store(write.count(face, around), votes, ir.Constant(INDEX, (f + 1) * LANES))
-        masks.append(ir.Constant(INDEX, 0))
+            write.store(write.count(face, around), votes, ir.Constant(INDEX_TYPE, (f + 1) * LANES))
+        masks.append(ir.Constant(INDEX_TYPE, 0))
         for w, (one, other) in enumerate(zip(masks[::2], masks[1::2], strict=True)):
-            word = builder.or_(one, builder.shl(other, ir.Constant(INDEX, LANES)))
-            builder.store(word, builder.gep(fresh, [ir.Constant(INDEX, w)]))
+            word = builder.or_(one, builder.shl(other, ir.Constant(INDEX_TYPE, LANES)))
+            builder.store(word, builder.gep(fresh, [ir.Constant(INDEX_TYPE, w)]))
         return context.get_dummy_value()
 
     return types.void(labels, unit, distances, votes, fresh), code
@@ -195,7 +195,7 @@ def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, vot
 
 def _bins(write: _Code, table: Any, row: Any) -> Any:
     """Load a row of a table of 16-bit numbers, shape (rows, 32)."""
-    return write.load(table, write.builder.mul(row, ir.Constant(INDEX, BLOCK_BINS)), SHARES)
+    return write.load(table, write.builder.mul(row, ir.Constant(INDEX_TYPE, BLOCK_BINS)), SHARE_VECTOR)
 
 
 def _every(write: _Code, number: Any, kind: ir.VectorType) -> Any:
@@ -212,7 +212,7 @@ def _total(write: _Code, vector: Any) -> Any:
 
 
 @intrinsic
-def add_rows(
+def sum_rows(
     typingctx: Any, table: Any, rows: Any, begin: Any, count: Any, scale: Any, profiles: Any, profile: Any
 ) -> Any:
     """Add up so many rows of a table of uint16, shape (rows, 32), and scale the sums, rounded down.
@@ -237,20 +237,22 @@ def add_rows(
         write = _Code(context, builder, signature, arguments)
         table, rows, begin, count, scale, profiles, profile = write.arguments
         rows = builder.gep(rows, [begin])
-        total = cgutils.alloca_once_value(builder, ir.Constant(SHARES, [0] * BLOCK_BINS))
+        total = cgutils.alloca_once_value(builder, ir.Constant(SHARE_VECTOR, [0] * BLOCK_BINS))
         with cgutils.for_range(builder, count) as loop:
-            row = builder.zext(write.load(rows, loop.index), INDEX)
+            row = builder.zext(write.load(rows, loop.index), INDEX_TYPE)
             builder.store(builder.add(builder.load(total), _bins(write, table, row)), total)
         numbers = ir.VectorType(ir.FloatType(), BLOCK_BINS)
         scaled = builder.fmul(builder.uitofp(builder.load(total), numbers), _every(write, scale, numbers))
-        write.store(builder.fptoui(scaled, SHARES), profiles, builder.mul(profile, ir.Constant(INDEX, BLOCK_BINS)))
+        write.store(
+            builder.fptoui(scaled, SHARE_VECTOR), profiles, builder.mul(profile, ir.Constant(INDEX_TYPE, BLOCK_BINS))
+        )
         return context.get_dummy_value()
 
     return types.void(table, rows, types.int64, types.int64, types.float32, profiles, types.uint64), code
 
 
 @intrinsic
-def common(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any) -> Any:
+def intersect(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any) -> Any:
     """Intersect a row of shares, uint16, shape (rows, 32), with one of profiles like them: the sum of the minima."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -258,13 +260,13 @@ def common(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any) -
         shares, row, profiles, profile = write.arguments
         one, other = _bins(write, shares, row), _bins(write, profiles, profile)
         least = builder.select(builder.icmp_unsigned("<", one, other), one, other)
-        return _total(write, builder.zext(least, SUMS))
+        return _total(write, builder.zext(least, SUM_VECTOR))
 
     return types.int32(shares, types.uint64, profiles, types.uint64), code
 
 
 @intrinsic
-def common_without(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any, ratio: Any) -> Any:
+def intersect_without(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any, ratio: Any) -> Any:
     """Do as `common`, but for the shares that are left when the profile is taken out of them.
 
     The ratio is that of the profile's size to what is left, in units of 2^-12.
@@ -273,10 +275,10 @@ def common_without(typingctx: Any, shares: Any, row: Any, profiles: Any, profile
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         write = _Code(context, builder, signature, arguments)
         shares, row, profiles, profile, ratio = write.arguments
-        share = builder.zext(_bins(write, shares, row), SUMS)
-        taken = builder.zext(_bins(write, profiles, profile), SUMS)
-        spread = builder.mul(builder.sub(share, taken), _every(write, ratio, SUMS))
-        spread = builder.ashr(spread, ir.Constant(SUMS, [12] * BLOCK_BINS))
+        share = builder.zext(_bins(write, shares, row), SUM_VECTOR)
+        taken = builder.zext(_bins(write, profiles, profile), SUM_VECTOR)
+        spread = builder.mul(builder.sub(share, taken), _every(write, ratio, SUM_VECTOR))
+        spread = builder.ashr(spread, ir.Constant(SUM_VECTOR, [12] * BLOCK_BINS))
         left = builder.add(share, spread)
         return _total(write, builder.select(builder.icmp_signed("<", left, taken), left, taken))
 

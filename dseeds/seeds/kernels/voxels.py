@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
 from dseeds.seeds.kernels.connectivity import may_leave
-from dseeds.seeds.kernels.label_codes import home_and_number, homes_and_numbers, owner_distances
+from dseeds.seeds.kernels.label_codes import home_and_number, homes_and_numbers, owner_offsets
 from dseeds.seeds.kernels.layout import (
     FACES,
     LANES,
@@ -35,7 +35,7 @@ MASKED = 64
 # A score's unit: this is one neighbour of the same label.
 VOXEL_UNIT = 16
 # What a voxel's byte says, besides `OPEN`: it would move, but would cut its supervoxel.
-HELD = 2
+PINNED = 2
 
 
 @jit
@@ -92,7 +92,7 @@ def sweep_voxels(
     channels, window = len(bins), np.uint64(labels.size)
     flat_labels, flat_bins, flat_state = labels.reshape(-1), bins.reshape(-1), state.reshape(-1)
     distances = neighbour_distances(labels)
-    owners = owner_distances(place.cells)
+    owners = owner_offsets(place.cells)
     home_x, number_x = homes_and_numbers(place)
     votes, fresh, beside = np.zeros(7 * LANES, np.uint8), np.zeros(4, np.uint64), np.zeros(7, np.uint64)
     top, best = np.zeros(LANES, np.int64), np.zeros(LANES, np.uint8)
@@ -178,7 +178,7 @@ def _move(
 ) -> bool:
     """Give a voxel another label, if its own supervoxel stays whole; say whether."""
     if not may_leave(same_neighbours(labels, voxel, around), simple):
-        state[voxel] = HELD
+        state[voxel] = PINNED
         return False
     labels[voxel] = label
     for k in range(18):
@@ -194,7 +194,7 @@ def count_voxels(
     bins: NDArray[np.uint8], labels: NDArray[np.uint8], place: WindowGeometry, counts: NDArray[np.uint32]
 ) -> None:
     """Add the bins of the core's voxels to the histograms of their supervoxels."""
-    owners = owner_distances(place.cells)
+    owners = owner_offsets(place.cells)
     home_x, number_x = homes_and_numbers(place)
     for c in range(len(bins)):
         for z in range(place.core_lo[0], place.core_hi[0]):
