@@ -20,8 +20,8 @@ from dseeds.core.geometry import Box, Lattice, Window
 from dseeds.phantom import phantom
 from dseeds.seeds.binning import quantise_window
 from dseeds.seeds.in_memory import run_rounds
-from dseeds.seeds.kernels.label_codes import global_labels
-from dseeds.seeds.kernels.layout import padded
+from dseeds.seeds.kernels.label_codes import write_global_labels
+from dseeds.seeds.kernels.layout import new_window
 from dseeds.seeds.order_statistics import find_windows
 from dseeds.seeds.schedule import schedule
 
@@ -35,7 +35,7 @@ FOUR = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 def stages(image: NDArray[np.uint16]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Give the labels as they are after some of the rounds, with a name for each."""
     lattice = Lattice(SHAPE, (STEP, STEP, STEP))
-    bins = padded(SHAPE, 0, channels=1)
+    bins = new_window(SHAPE, 0, channels=1)
     quantise_window((image,), find_windows((image,), (None,)), bins)
     rounds = schedule(lattice)
     levels = [round_.level for round_ in rounds]
@@ -50,7 +50,7 @@ def stages(image: NDArray[np.uint16]) -> Iterator[tuple[str, NDArray[Any]]]:
     for count, name in names.items():
         codes, grid = run_rounds(lattice, bins, rounds[:count]), lattice.grids[levels[count - 1]]
         units = np.empty(grid.shape, np.uint32)
-        global_labels(codes, *grid.cells, lattice.cells, units)
+        write_global_labels(codes, *grid.cells, lattice.cells, units)
         for axis, edges in enumerate(grid.edges):
             units = np.repeat(units, np.diff(edges), axis=axis)
         yield name, units
@@ -131,12 +131,12 @@ def draw_region(image: NDArray[np.uint16]) -> Figure:
     lattice = Lattice(SHAPE, (STEP, STEP, STEP))
     cells, voxels = Box((0, 3, 3), (4, 7, 7)), lattice.grids[-1]
     halo = schedule(lattice)[-1].halo
-    core = voxels.of_cells(cells)
+    core = voxels.units_of(cells)
     boxes = {
         "the region: what the task writes": (core, BLUE, "-"),
         f"its window: a halo of {halo} voxels more": (Window.around(lattice, voxels, cells, halo).box, AMBER, "--"),
         "one cell more: whose statistics it changes": (
-            voxels.of_cells(cells.grow(1, lattice.cells)),
+            voxels.units_of(cells.grow(1, lattice.cells)),
             PINK,
             ":",
         ),

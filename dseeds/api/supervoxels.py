@@ -214,7 +214,7 @@ def supervoxels(
         return labels
     graph = build_contact_graph(labels, Box((0, 0, 0), shape), plain)
     joined = join_small_supervoxels(len(cells), lambda: [graph], min_size, importance)
-    labels, graph, cells = joined.final(labels), joined.graph(graph), cells[joined.kept - 1]
+    labels, graph, cells = joined.relabel(labels), joined.relabel_graph(graph), cells[joined.kept_ids - 1]
     if not levels:
         return labels
     return labels, list(_parents(graph, cells, levels, importance))

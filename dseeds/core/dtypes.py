@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Whole numbers are stored as the first of these that holds them all, for viewers know the first ones best.
-WHOLE = ("uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
-DTYPES = ("int8", *WHOLE, "float32", "float64")
+INTEGER_DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+NUMERIC_DTYPES = ("int8", *INTEGER_DTYPES, "float32", "float64")
 
 # Order statistics.
 

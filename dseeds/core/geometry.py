@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Triple = tuple[int, int, int]
-PerAxis = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+AxisArrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 AXES = ("z", "y", "x")
 # Voxels in a block: the sums of a block's smoothed histogram stay within 32 bits.
 LARGEST_BLOCK = 1 << 24
@@ -65,7 +65,7 @@ class Box:
             triple(min(n, h + by) for h, n in zip(self.hi, within, strict=True)),
         )
 
-    def overlap(self, other: Box) -> Box:
+    def intersection(self, other: Box) -> Box:
         """Give what two boxes share; meaningless if they share nothing."""
         return Box(triple(map(max, self.lo, other.lo)), triple(map(min, self.hi, other.hi)))
 
@@ -77,7 +77,7 @@ class Box:
         )
 
 
-def per_axis(arrays: Iterable[NDArray[np.int64]]) -> PerAxis:
+def per_axis(arrays: Iterable[NDArray[np.int64]]) -> AxisArrays:
     """Make a (z, y, x) tuple of arrays."""
     z, y, x = arrays
     return z, y, x
@@ -104,8 +104,8 @@ class Grid:
     """
 
     parts: Triple
-    edges: PerAxis
-    cells: PerAxis
+    edges: AxisArrays
+    cells: AxisArrays
 
     @property
     def shape(self) -> Triple:
@@ -117,7 +117,7 @@ class Grid:
         """Voxels in the largest unit."""
         return math.prod(int(np.diff(e).max()) for e in self.edges)
 
-    def of_cells(self, box: Box) -> Box:
+    def units_of(self, box: Box) -> Box:
         """Find the box of units that make up a box of cells."""
         lo = triple(np.searchsorted(c, a) for c, a in zip(self.cells, box.lo, strict=True))
         hi = triple(np.searchsorted(c, h) for c, h in zip(self.cells, box.hi, strict=True))
@@ -135,15 +135,15 @@ class Grid:
         hi = triple(e[h] for e, h in zip(self.edges, box.hi, strict=True))
         return Box(lo, hi)
 
-    def edges_of(self, box: Box) -> PerAxis:
+    def edges_of(self, box: Box) -> AxisArrays:
         """Give per axis where the units of a box begin, and where the last ends, in voxels from the box's first."""
         return per_axis(e[a : h + 1] - e[a] for e, a, h in zip(self.edges, box.lo, box.hi, strict=True))
 
-    def homes_of(self, box: Box) -> PerAxis:
+    def homes_of(self, box: Box) -> AxisArrays:
         """Give per axis the cell that each unit of a box lies in."""
         return per_axis(c[a:h] for c, a, h in zip(self.cells, box.lo, box.hi, strict=True))
 
-    def parents(self, coarser: Grid) -> PerAxis:
+    def parents(self, coarser: Grid) -> AxisArrays:
         """Give per axis the unit of a coarser grid that each unit lies in."""
         return per_axis(
             np.searchsorted(theirs, mine[:-1], side="right") - 1
@@ -257,7 +257,7 @@ class Window:
     @classmethod
     def around(cls, lattice: Lattice, grid: Grid, region: Box, halo: int) -> Window:
         """Make the window of a region (a box of cells) with a halo of so many units."""
-        core = grid.of_cells(region)
+        core = grid.units_of(region)
         box = core.grow(halo, within=grid.shape)
         return cls(grid, core, box, grid.cells_of(box).grow(1, within=lattice.cells))
 

@@ -40,11 +40,11 @@ def jit(function: Function) -> Function:
     registered_kernels.append(kernel)
     if os.environ.get(CACHE_FOLDER):
         # Numba has no public place for another cache than its own.
-        kernel._cache = CompiledCode(kernel)
+        kernel._cache = CodeCache(kernel)
     return cast(Function, kernel)
 
 
-class CompiledCode(NullCache):
+class CodeCache(NullCache):
     """What Numba asks for a kernel's compiled code before it compiles, and what forgets what it is told."""
 
     def __init__(self, kernel: Any) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, triple
 from dseeds.engine.io_model import IoModel
-from dseeds.engine.run import RunOptions, RunSpec
+from dseeds.engine.run import Run, RunOptions
 from dseeds.engine.source_import import import_source
 from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run
@@ -32,7 +32,7 @@ TRIAL_EXTENT, TRIAL_SECONDS = 112, 2.0
 class Trial:
     """A small part of the volume, cut for trial: what a byte takes there that a stage reads or writes."""
 
-    def __init__(self, run: RunSpec) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         self.needs = IoModel(run)
 
@@ -59,7 +59,7 @@ class Trial:
         extent = [min(n, max(1, TRIAL_EXTENT // s)) for n, s in zip(lattice.cells, lattice.step, strict=True)]
         lo = triple([(n - k) // 2 for n, k in zip(lattice.cells, extent, strict=True)])
         hi = triple([a + k for a, k in zip(lo, extent, strict=True)])
-        box = lattice.grids[-1].of_cells(Box(lo, hi))
+        box = lattice.grids[-1].units_of(Box(lo, hi))
         start = time.perf_counter()
         if image.readable_by_workers:
             part = list(image.read(box.slices))
@@ -109,7 +109,7 @@ class Trial:
             start = time.perf_counter()
             results = [perform_task(course.job, phase, n, course.known(phase, n)) for n in course.regions(phase)]
             seconds[phase.stage] += time.perf_counter() - start
-            course.close(phase, {result.number: result.found for result in results})
+            course.close(phase, {result.number: result.outcome for result in results})
         tried = {stage.name: stage.read + stage.written for stage in IoModel(run).stages}
         rates |= {name: seconds[name] / size for name, size in tried.items() if size and name in seconds}
         if self.run.nifti:

@@ -38,7 +38,7 @@ from dseeds.engine.publishing import (
 )
 from dseeds.engine.repair import BeyondRepair, repair_damage, repairing
 from dseeds.engine.report import Report, TaskResult
-from dseeds.engine.run import RunOptions, RunSpec
+from dseeds.engine.run import Run, RunOptions
 from dseeds.engine.run_state import RunState
 from dseeds.engine.source_import import SourceDamaged, import_count, import_source, slab_count
 from dseeds.engine.tasks import perform_pickled_task, perform_task
@@ -58,7 +58,7 @@ class Outcome:
 
     Attributes
     ----------
-    run : RunSpec
+    run : Run
         What was run.
     plan : Plan
         What it was expected to take.
@@ -66,7 +66,7 @@ class Outcome:
         What it took.
     """
 
-    run: RunSpec
+    run: Run
     plan: Plan
     report: Report
 
@@ -124,7 +124,7 @@ def run_segmentation(
 
 
 def _report(
-    run: RunSpec,
+    run: Run,
     course: RunState,
     stages: StageRunner,
     has: Capacity,
@@ -159,12 +159,12 @@ def _report(
     )
 
 
-def create_scratch(run: RunSpec, course: RunState) -> None:
+def create_scratch(run: Run, course: RunState) -> None:
     """Create all arrays in scratch, empty."""
     course.job.store.create({**course.layouts, **run.layouts})
 
 
-def run_phases(run: RunSpec, course: RunState, stages: StageRunner) -> None:
+def run_phases(run: Run, course: RunState, stages: StageRunner) -> None:
     """Do all phases of a run that are not done."""
     if not course.done:
         create_scratch(run, course)
@@ -182,7 +182,7 @@ def run_phases(run: RunSpec, course: RunState, stages: StageRunner) -> None:
     run_phase(course, LABEL, stages, mend_it)
 
 
-def publish_run(run: RunSpec, course: RunState, stages: StageRunner, record: Mapping[str, Any]) -> None:
+def publish_run(run: Run, course: RunState, stages: StageRunner, record: Mapping[str, Any]) -> None:
     """Publish the labels, which say what is recorded of their run."""
     with stages.timed("export") if run.nifti else nullcontext(lambda: None) as advance:
         repairing(partial(finish_labels, run, course, advance, record), partial(_mend, run, course, stages))
@@ -204,13 +204,13 @@ def run_phase(
         return packed, phase, number, course.known(phase, number), number in before
 
     def note(result: TaskResult) -> None:
-        marks[result.number] = result.found
+        marks[result.number] = result.outcome
 
     stages.run(phase, left, perform_pickled_task, call, each=note, mend=mending)
     return marks
 
 
-def _mend(run: RunSpec, course: RunState, stages: StageRunner, damage: ScratchCorrupted) -> None:
+def _mend(run: Run, course: RunState, stages: StageRunner, damage: ScratchCorrupted) -> None:
     # Whoever has taken the run over tidies up.
     stages.confirm()
 
@@ -221,7 +221,7 @@ def _mend(run: RunSpec, course: RunState, stages: StageRunner, damage: ScratchCo
 
 
 @contextmanager
-def _resumable(run: RunSpec) -> Iterator[None]:
+def _resumable(run: Run) -> Iterator[None]:
     """Leave a run that fails so that it can be gone on with, and say how; or leave nothing, where that is no use."""
     try:
         yield
@@ -242,20 +242,20 @@ def _resumable(run: RunSpec) -> Iterator[None]:
         raise
 
 
-def resume_command(run: RunSpec) -> str:
+def resume_command(run: Run) -> str:
     """Give the command that goes on with a run."""
     sources = run.document["given"] or ["SOURCE"]
     return shlex.join(["dseeds", "segment", *sources, run.target, "--resume"])
 
 
-def debug_command(run: RunSpec, failed: RegionFailed) -> str:
+def debug_command(run: Run, failed: RegionFailed) -> str:
     """Give the command that does a region's task alone."""
     return shlex.join(
         ["dseeds", "debug-region", run.folder.address, "--phase", failed.phase, "--region", str(failed.region)]
     )
 
 
-def _totals(run: RunSpec, course: RunState) -> dict[str, int]:
+def _totals(run: Run, course: RunState) -> dict[str, int]:
     """Count the tasks of every stage to come."""
     totals = Counter({"import": import_count(run)})
     for phase in course.phases:

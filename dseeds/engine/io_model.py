@@ -15,7 +15,7 @@ from dseeds.engine.job import parent_box
 from dseeds.engine.memory_model import encoded_share
 from dseeds.engine.phases import GRAPH, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase
 from dseeds.engine.publishing import pyramid_count
-from dseeds.engine.run import RunSpec
+from dseeds.engine.run import Run
 from dseeds.engine.run_directory import DOCUMENT
 from dseeds.engine.scratch import (
     bins_name,
@@ -70,7 +70,7 @@ class StagePlan:
 class IoModel:
     """What tasks read and write, and what that takes on the disk."""
 
-    def __init__(self, run: RunSpec) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         self.course = run.course(followed=False)
         self.job = self.course.job
@@ -127,16 +127,16 @@ class IoModel:
         grid, cells = self.lattice.grids[-1], self.lattice.cells
 
         def around(reach: int) -> int:
-            return self._sum(lambda region: grid.of_cells(region.grow(reach, within=cells)))
+            return self._sum(lambda region: grid.units_of(region.grow(reach, within=cells)))
 
         if phase == PARTS:
             return around(1), layouts["parts"][1].nbytes
         numbers = layouts["numbers"][1].nbytes
         if phase == GRAPH:
             item = self.lattice.label_dtype.itemsize
-            window = self._sum(lambda region: _upper(grid.of_cells(region), self.job.shape))
+            window = self._sum(lambda region: _upper(grid.units_of(region), self.job.shape))
             return window * item + voxels * self.job.channels, 0
-        if phase == LABEL and self.job.joins:
+        if phase == LABEL and self.job.has_joins:
             return numbers, self.labels
         read = voxels
         if PARTS in self.course.phases:
@@ -268,7 +268,7 @@ def _parents(grid: Grid, coarser: Grid, box: Box) -> Box:
     return parent_box(per_axis(p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True)))
 
 
-def check_disk(run: RunSpec) -> None:
+def check_disk(run: Run) -> None:
     """Refuse a run whose scratch and labels the disk has no room for.
 
     Raises

@@ -89,7 +89,7 @@ class Job:
         return len(self.weights)
 
     @property
-    def joins(self) -> bool:
+    def has_joins(self) -> bool:
         """Whether supervoxels are joined to others at the end: small ones to their neighbours, all to coarser ones."""
         return self.min_size > 1 or len(self.labels) > 1
 
@@ -122,23 +122,23 @@ class Job:
             return self.lattice.grids[int(number)]
         return self.lattice.grids[self.schedule[int(number)].level if kind == "codes" else -1]
 
-    def voxels(self, number: int) -> Box:
+    def voxel_box(self, number: int) -> Box:
         """Give a region's voxels."""
-        return self.lattice.grids[-1].of_cells(self.regions.box(number))
+        return self.lattice.grids[-1].units_of(self.regions.box(number))
 
     @cached_property
-    def are_outside(self) -> NDArray[np.bool_]:
+    def outside_regions(self) -> NDArray[np.bool_]:
         """Which regions have no voxel inside the mask, as far as is known: nothing is stored of them."""
         count = len(self.regions)
         return np.zeros(count, np.bool_) if self.outside is None else unpack_flags(self.outside, count)
 
     def is_outside(self, number: int) -> bool:
         """Tell whether a region has no voxel inside the mask."""
-        return self.outside is not None and bool(self.are_outside[number])
+        return self.outside is not None and bool(self.outside_regions[number])
 
     # What the phases before left
 
-    def image(self, box: Box) -> tuple[NDArray[Any], ...]:
+    def read_image(self, box: Box) -> tuple[NDArray[Any], ...]:
         """Read the volume in a box of voxels, channel by channel."""
         values = self.source.read(box.slices)
         # Scratch counts for itself.
@@ -146,7 +146,7 @@ class Job:
             count_bytes(read=sum(channel.nbytes for channel in values))
         return values
 
-    def inside(self, box: Box) -> NDArray[np.bool_] | None:
+    def read_mask(self, box: Box) -> NDArray[np.bool_] | None:
         """Read which voxels of a box the mask leaves; None where there is no mask."""
         if self.mask is None:
             return None
@@ -154,20 +154,20 @@ class Job:
         count_bytes(read=inside.nbytes)
         return inside
 
-    def units(self, name: str, box: Box, *, fill: int = 0, rested: Rested | None = None) -> NDArray[Any]:
+    def read_units(self, name: str, box: Box, *, fill: int = 0, rested: Rested | None = None) -> NDArray[Any]:
         """Read a box of units of an array of blocks or voxels; `fill` where regions lie outside the mask.
 
         Label codes of regions that rested since are read where they left them.
         """
         grid = self.grid_of(name)
-        return self._gathered(name, box, grid.cells_of(box), grid.of_cells, fill, rested or {})
+        return self._gathered(name, box, grid.cells_of(box), grid.units_of, fill, rested or {})
 
-    def cells(self, name: str, box: Box) -> NDArray[Any]:
+    def read_cells(self, name: str, box: Box) -> NDArray[Any]:
         """Read a box of an array of cells; zeros where regions lie outside the mask."""
         return self._gathered(name, box, box, lambda cells: cells, 0, {})
 
     def _gathered(
-        self, name: str, box: Box, cells: Box, of_cells: Callable[[Box], Box], fill: int, rested: Rested
+        self, name: str, box: Box, cells: Box, units_of: Callable[[Box], Box], fill: int, rested: Rested
     ) -> NDArray[Any]:
         """Read a box that touches some cells, region by region where these are not all to be read from one array."""
         numbers = self.regions.touching(cells)
@@ -175,12 +175,12 @@ class Job:
             return self.store.read(name, box)
         out = self._filled(name, box, fill)
         for number in itertools.filterfalse(self.is_outside, numbers):
-            piece = box.overlap(of_cells(self.regions.box(number)))
+            piece = box.intersection(units_of(self.regions.box(number)))
             there = codes_name(rested[number]) if number in rested else name
             out[piece.relative_to(box.lo).slices] = self.store.read(there, piece)
         return out
 
-    def pieces(self, name: str, box: Box, rested: Rested) -> NDArray[Any]:
+    def read_pieces(self, name: str, box: Box, rested: Rested) -> NDArray[Any]:
         """Read a box of an array that has one piece per region; zeros where regions rested, or lie outside the mask."""
         numbers = self.regions.numbers(box)
         silent = {number for number in numbers if number in rested or self.is_outside(number)}
@@ -193,7 +193,7 @@ class Job:
                 out[one.relative_to(box.lo).slices] = self.store.read(name, one)
         return out
 
-    def looked_up(self, name: str, ids: NDArray[Any]) -> NDArray[Any]:
+    def look_up(self, name: str, ids: NDArray[Any]) -> NDArray[Any]:
         """Look ids up in a table that has an entry for each; only what is asked for is read.
 
         Returns

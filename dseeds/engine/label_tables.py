@@ -33,7 +33,7 @@ def write_offsets(job: Job) -> int:
     (nz, ny, nx), total = job.lattice.cells, 0
     for begin in range(0, nz, job.region[0]):
         layer = Box((begin, 0, 0), (min(begin + job.region[0], nz), ny, nx))
-        counts = job.cells("parts", layer).astype(np.uint64)
+        counts = job.read_cells("parts", layer).astype(np.uint64)
         before = np.cumsum(counts.reshape(-1)).reshape(counts.shape) - counts + np.uint64(total)
         job.store.write("offsets", layer, before)
         total += int(counts.sum())
@@ -64,11 +64,11 @@ def write_tables(job: Job, count: int, regions: Sequence[int]) -> list[int]:
         return (read_graph(job, number) for number in regions)
 
     joined = join_small_supervoxels(count, graphs, job.min_size, job.weights)
-    _write_table(job, 0, count, joined.final)
+    _write_table(job, 0, count, joined.relabel)
     counts = [joined.count]
     if len(job.labels) > 1:
-        graph = combine_graphs(joined.graph(one) for one in graphs())
-        cells = _cells(job, joined.kept)
+        graph = combine_graphs(joined.relabel_graph(one) for one in graphs())
+        cells = _cells(job, joined.kept_ids)
     for level in range(1, len(job.labels)):
         above = coarser_level(graph, cells, job.weights)
         _write_table(job, level, counts[-1], above.parents.__getitem__)
@@ -89,7 +89,7 @@ def _cells(job: Job, ids: NDArray[Any]) -> NDArray[np.int64]:
     numbers = ids.astype(np.int64) - 1
     if job.masked:
         # Not the offsets, for nothing is stored of regions outside the mask.
-        parts = job.cells("parts", Box((0, 0, 0), job.lattice.cells))
+        parts = job.read_cells("parts", Box((0, 0, 0), job.lattice.cells))
         numbers = np.searchsorted(np.cumsum(parts, dtype=np.int64), numbers, side="right")
     return np.stack(np.unravel_index(numbers, job.lattice.cells), axis=1).astype(np.int64)
 

@@ -29,7 +29,7 @@ def count_parts(job: Job, number: int, _turn: int, rested: Rested) -> str:
     """Count the parts into which the mask has cut each of a region's supervoxels."""
     region = job.regions.box(number)
     window = region.grow(1, within=job.lattice.cells)
-    box = job.lattice.grids[-1].of_cells(window)
+    box = job.lattice.grids[-1].units_of(window)
     counts = count_components(_codes(job, box, rested), *job.lattice.grids[-1].homes_of(box), region)
     job.store.write("parts", region, counts)
     return "counted"
@@ -37,18 +37,18 @@ def count_parts(job: Job, number: int, _turn: int, rested: Rested) -> str:
 
 def number_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
     """Write the numbers of a region's voxels, before any supervoxel is joined to another."""
-    job.store.write("numbers", job.voxels(number), _numbers(job, number, rested))
+    job.store.write("numbers", job.voxel_box(number), _numbers(job, number, rested))
     return "numbered"
 
 
 def write_graph(job: Job, number: int, _turn: int, _rested: Rested) -> str:
     """Write what a region knows of the graph of what touches what."""
-    box = job.voxels(number)
+    box = job.voxel_box(number)
     # Faces between regions are counted by the one before.
     window = box.grow(1, within=job.shape)
     window = Box(box.lo, window.hi)
     values = np.stack([job.store.read(bins_name(channel), box) for channel in range(job.channels)])
-    graph = build_contact_graph(job.units("numbers", window), box.relative_to(box.lo), values)
+    graph = build_contact_graph(job.read_units("numbers", window), box.relative_to(box.lo), values)
     content = graph.to_bytes()
     job.store.place.write(f"graph/{number}", content)
     count_bytes(written=len(content))
@@ -76,13 +76,13 @@ def read_graph(job: Job, number: int) -> ContactGraph:
 
 def label_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
     """Write a region's labels, and those of the coarser levels."""
-    box = job.voxels(number)
-    if not job.joins:
+    box = job.voxel_box(number)
+    if not job.has_joins:
         job.labels[0].write(box, _numbers(job, number, rested))
         return "labelled"
     labels: NDArray[Any] = job.store.read("numbers", box)
     for level, target in enumerate(job.labels):
-        labels = job.looked_up(table_name(level), labels)
+        labels = job.look_up(table_name(level), labels)
         target.write(box, labels)
     return "labelled"
 
@@ -94,7 +94,7 @@ def table_name(level: int) -> str:
 
 def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
     """Give each voxel of a region its number."""
-    grid, box = job.lattice.grids[-1], job.voxels(number)
+    grid, box = job.lattice.grids[-1], job.voxel_box(number)
     out = np.empty(box.shape, job.lattice.label_dtype)
     if not job.masked:
         cells = grid.homes_of(box)
@@ -102,8 +102,8 @@ def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
         return out
     # Owners lie in the cells around a region, and their parts reach one cell further.
     owners = job.regions.box(number).grow(1, within=job.lattice.cells)
-    window = grid.of_cells(owners.grow(1, within=job.lattice.cells))
-    offsets = job.cells("offsets", owners)
+    window = grid.units_of(owners.grow(1, within=job.lattice.cells))
+    offsets = job.read_cells("offsets", owners)
     number_components(
         _codes(job, window, rested), *grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out
     )
@@ -113,9 +113,9 @@ def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
 def _codes(job: Job, box: Box, rested: Rested) -> NDArray[np.uint8]:
     """Read the codes that the last round leaves in a box of voxels; without rounds, those of the lattice's cells."""
     if job.schedule:
-        return job.units(codes_name(len(job.schedule) - 1), box, fill=NOTHING, rested=rested)
+        return job.read_units(codes_name(len(job.schedule) - 1), box, fill=NOTHING, rested=rested)
     out = np.empty(box.shape, np.uint8)
     unpack_box(seed_labels(*job.lattice.grids[-1].homes_of(box)), (0, 0, 0), out)
     if job.masked:
-        out[job.units(bins_name(0), box, fill=MASKED) == MASKED] = NOTHING
+        out[job.read_units(bins_name(0), box, fill=MASKED) == MASKED] = NOTHING
     return out

@@ -47,7 +47,7 @@ class TaskShape:
         Whether there may be a mask.
     counted : bool
         Whether levels of intensity are counted.
-    joins : bool
+    has_joins : bool
         Whether supervoxels are joined to others.
     """
 
@@ -55,7 +55,7 @@ class TaskShape:
     channels: int = 1
     masked: bool = False
     counted: bool = False
-    joins: bool = False
+    has_joins: bool = False
 
 
 def task_bytes(
@@ -126,7 +126,7 @@ class _Task:
 
     def moments(self, region: Box) -> Iterator[tuple[str, float]]:
         """Tell for a region's tasks what each moment takes, and of which stage it is."""
-        voxels, channels = self.lattice.grids[-1].of_cells(region), self.load.channels
+        voxels, channels = self.lattice.grids[-1].units_of(region), self.load.channels
         # With which of them lie inside the mask.
         inside = 2 * voxels.size if self.load.masked else 0
         read = self._reading("source", voxels) + inside
@@ -161,19 +161,19 @@ class _Task:
     def _naming(self, region: Box) -> Iterator[tuple[str, float]]:
         """Tell what making labels of codes takes."""
         grid, last = self.lattice.grids[-1], codes_name(len(self.rounds) - 1)
-        voxels = grid.of_cells(region)
+        voxels = grid.units_of(region)
         size, label = voxels.size, self.lattice.label_dtype.itemsize
         yield "label", self._reading(last, voxels)
         yield "label", _padded(voxels.shape) + size * label + self._writing("labels", size)
-        near, far = (grid.of_cells(region.grow(reach, within=self.lattice.cells)) for reach in (1, 2))
-        number = "number" if self.load.joins else "label"
+        near, far = (grid.units_of(region.grow(reach, within=self.lattice.cells)) for reach in (1, 2))
+        number = "number" if self.load.has_joins else "label"
         if self.load.masked:
             # Windows of codes, and a number for each of their voxels.
             yield "parts", self._reading(last, near)
             yield "parts", 5 * near.size + self._writing("parts", region.size)
             yield number, self._reading(last, far)
             yield number, 5 * far.size + size * label
-        if self.load.joins:
+        if self.load.has_joins:
             yield number, _padded(voxels.shape) + size * label + self._writing("numbers", size)
             # What touches what takes some bytes for every voxel, where supervoxels are small.
             yield "graph", self._reading("numbers", voxels) + (2 * self.load.channels + 10) * size
@@ -202,7 +202,7 @@ class _Task:
         held += counts + left
         yield stage, held + counts + left + self._writing(codes_name(turn), left)
         if changes:
-            voxels = grids[-1].of_cells(region)
+            voxels = grids[-1].units_of(region)
             entered = (1 + self.load.channels) * _padded(voxels.shape)
             yield stage, held + counts + entered + self._reading("bins-0", voxels)
             window = Window.around(self.lattice, grids[-1], region, 0)

@@ -132,7 +132,7 @@ def _is_whole(course: RunState, name: str, number: int) -> bool:
     elif kind in CELLS:
         box = cells
     else:
-        box = job.grid_of(name).of_cells(cells)
+        box = job.grid_of(name).units_of(cells)
     try:
         if kind == "graph":
             read_graph(job, number)

@@ -136,7 +136,7 @@ class RunState:
             QUANTISE,
             *round_phases(rounds),
             *[PARTS] * masked,
-            *[NUMBER, GRAPH] * self.job.joins,
+            *[NUMBER, GRAPH] * self.job.has_joins,
             LABEL,
         ]
 
@@ -160,7 +160,7 @@ class RunState:
         """The arrays in scratch, but for those of the source's sake."""
         stored = {name: layout for name, (_, layout) in self.job.store.layouts.items()}
         unused = [] if self.wanted.may_be_masked else ["parts", "offsets"]
-        unused += [] if self.job.joins else ["numbers"]
+        unused += [] if self.job.has_joins else ["numbers"]
         return {**{name: layout for name, layout in stored.items() if name not in unused}, **self.counted}
 
     @property
@@ -186,7 +186,7 @@ class RunState:
         if phase.stage.startswith("sweep"):
             work = self._restless(phase.turn)
         if self.job.outside is not None and phase != MASK:
-            work = work & ~self.job.are_outside
+            work = work & ~self.job.outside_regions
         return [int(number) for number in np.flatnonzero(work)]
 
     def known(self, phase: Phase, number: int) -> WindowSearch | Rested | None:
@@ -235,7 +235,7 @@ class RunState:
             if self.search.done:
                 self.job = replace(self.job, windows=self.search.windows())
         elif phase in (MASK, QUANTISE):
-            outside = self._unpack(record["outside"]) | self.job.are_outside
+            outside = self._unpack(record["outside"]) | self.job.outside_regions
             self._quantised = phase == QUANTISE
             self.job = replace(
                 self.job, outside=pack_flags(outside) if outside.any() else None, masked=record["masked"]
@@ -316,7 +316,7 @@ class RunState:
             last[self._swept[earlier]] = earlier
         if self.job.outside is not None:
             # Of them nothing is read.
-            last[self.job.are_outside] = turn - 1
+            last[self.job.outside_regions] = turn - 1
         self._lasts[turn] = last
         return last
 

@@ -70,13 +70,13 @@ def perform_task(job: Job, phase: Phase, number: int, known: Any = None, marked:
     try:
         found = (
             "labelled"
-            if marked and phase == LABEL and all(labels.whole(job.voxels(number)) for labels in job.labels)
+            if marked and phase == LABEL and all(labels.whole(job.voxel_box(number)) for labels in job.labels)
             else _TASKS[phase.stage](job, number, phase.turn, known)
         )
     finally:
         byte_counter.reset(token)
     result = TaskResult(number, found, time.perf_counter() - start, counter.read, counter.written, peak_memory())
-    job.journal.mark(phase, result.number, result.found)
+    job.journal.mark(phase, result.number, result.outcome)
     return result
 
 
@@ -94,14 +94,14 @@ def _unpacked(packed: bytes) -> Job:
 
 def check_mask(job: Job, number: int, _turn: int, _known: None) -> str:
     """Tell whether the mask leaves any voxel of a region: ``"inside"`` or ``"outside"``."""
-    inside = job.inside(job.voxels(number))
+    inside = job.read_mask(job.voxel_box(number))
     return "inside" if inside is None or inside.any() else "outside"
 
 
 def count_digits(job: Job, number: int, turn: int, search: WindowSearch) -> str:
     """Count the digits that the search for the intensity windows is at, in a region's voxels."""
-    box = job.voxels(number)
-    found = search.counts(job.image(box), job.inside(box))
+    box = job.voxel_box(number)
+    found = search.count(job.read_image(box), job.read_mask(box))
     counts = np.zeros((search.rows(turn), found.shape[1]), np.int64)
     counts[: len(found)] = found
     job.store.write(digits_name(turn), job.regions.around(number, 0), counts[None, None, None])
@@ -110,8 +110,8 @@ def count_digits(job: Job, number: int, turn: int, search: WindowSearch) -> str:
 
 def count_intensities(job: Job, number: int, _turn: int, _known: None) -> str:
     """Count how often each level of intensity occurs in a region, for the background's end and for bins."""
-    box = job.voxels(number)
-    counts = count_grey_levels(job.image(box), job.windows, job.inside(box))
+    box = job.voxel_box(number)
+    counts = count_grey_levels(job.read_image(box), job.windows, job.read_mask(box))
     job.store.write("intensities", job.regions.around(number, 0), counts[None, None, None])
     return "counted"
 
@@ -125,13 +125,13 @@ def quantise_region(job: Job, number: int, _turn: int = 0, _known: None = None) 
         How much of the region is to be cut: ``"all"``, ``"part"`` or ``"nothing"``, and then nothing is written.
     """
     grids = job.lattice.grids
-    region, box = job.regions.box(number), job.voxels(number)
+    region, box = job.regions.box(number), job.voxel_box(number)
     values = np.empty((job.channels, *box.shape), np.uint8)
     found = quantise_box(
-        job.image(box),
+        job.read_image(box),
         job.windows,
         values,
-        inside=job.inside(box),
+        inside=job.read_mask(box),
         tables=job.tables,
         thresholds=job.thresholds,
     )
@@ -144,7 +144,7 @@ def quantise_region(job: Job, number: int, _turn: int = 0, _known: None = None) 
     voxels = _entered(values)
     looked_at: NDArray[Any] = voxels
     for level, looked_at in stored_histograms(job.lattice, voxels, region):
-        job.store.write(histograms_name(level), grids[level].of_cells(region), looked_at)
+        job.store.write(histograms_name(level), grids[level].units_of(region), looked_at)
     first = job.schedule[0]
     window = Window.around(job.lattice, grids[first.level], region, 0)
     labels = seed_labels(*window.grid.homes_of(window.box))
@@ -174,7 +174,7 @@ def sweep_region(job: Job, number: int, turn: int, rested: Rested) -> str:
     values = _values(job, round_.level, window.box)
     if turn == 0 or job.schedule[turn - 1].level != round_.level:
         _hide(job, round_.level, window.box, values, labels)
-    counts = job.cells(statistics_name(turn), window.cells).reshape(-1, round_.bins)
+    counts = job.read_cells(statistics_name(turn), window.cells).reshape(-1, round_.bins)
     moves, change = rounds.sweep_window(
         round_,
         job.lattice,
@@ -212,7 +212,7 @@ def merge_region(job: Job, number: int, turn: int, rested: Rested) -> str:
     own = np.zeros((*region.shape, round_.bins), np.uint32) if rests else job.store.read(core_name(turn), region)
     around = job.regions.around(number, 1)
     statistics_exchange.join_statistics(
-        own, job.pieces(shells_name(turn), around, rested), around.lo, number, job.regions
+        own, job.read_pieces(shells_name(turn), around, rested), around.lo, number, job.regions
     )
     if before.bins == round_.bins:
         own += job.store.read(statistics_name(turn - 1), region)
@@ -243,13 +243,13 @@ def _units(job: Job, turn: int, window: Window, rested: Rested) -> tuple[NDArray
     before = job.schedule[turn - 1]
     grid = job.lattice.grids[before.level]
     if grid is window.grid:
-        left = job.units(codes_name(turn - 1), window.box, fill=NOTHING, rested=rested)
+        left = job.read_units(codes_name(turn - 1), window.box, fill=NOTHING, rested=rested)
         if before.weight is None:
             pack_planes(left // OPEN_BIT, 0, state)
         return pack_labels(left % OPEN_BIT), state
     parents = per_axis(p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True))
     box = parent_box(parents)
-    coarse = pack_labels(job.units(codes_name(turn - 1), box, fill=NOTHING, rested=rested) % OPEN_BIT)
+    coarse = pack_labels(job.read_units(codes_name(turn - 1), box, fill=NOTHING, rested=rested) % OPEN_BIT)
     return refine_labels(coarse, *per_axis(p - p[0] for p in parents)), state
 
 
@@ -257,11 +257,11 @@ def _values(job: Job, level: int, box: Box) -> NDArray[Any]:
     """Read what a round looks at in a box of units: see `rounds.sweep`."""
     grids = job.lattice.grids
     if level < len(grids) - 2:
-        return job.units(histograms_name(level), box)
+        return job.read_units(histograms_name(level), box)
     voxels = grids[level].voxels_of(box)
     windows = new_window(voxels.shape, 0, channels=job.channels)
     for channel, window in enumerate(windows):
-        pack_planes(job.units(bins_name(channel), voxels, fill=MASKED), 0, window)
+        pack_planes(job.read_units(bins_name(channel), voxels, fill=MASKED), 0, window)
     return windows
 
 
@@ -278,7 +278,7 @@ def _as_voxels(
     level = len(job.lattice.grids) - 1
     voxels = job.lattice.grids[level]
     window = Window.around(job.lattice, voxels, region, 0)
-    box = grid.of_cells(region)
+    box = grid.units_of(region)
     parents = per_axis(
         p[a:h] - o for p, a, h, o in zip(voxels.parents(grid), window.box.lo, window.box.hi, box.lo, strict=True)
     )

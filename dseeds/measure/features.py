@@ -400,7 +400,7 @@ def _found(survey: FeatureJob, search: WindowSearch, crew: Executor) -> tuple[Li
 def count_region(survey: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:
     """Count the digits that the search for windows is at, where there are labels."""
     box = survey.tiling.box(number)
-    return search.counts(survey.image.read(box.slices), read_labels(survey.labels, box) != 0)
+    return search.count(survey.image.read(box.slices), read_labels(survey.labels, box) != 0)
 
 
 def _landed_image(image: Image, scratch: Location, *, anywhere: bool) -> Image:

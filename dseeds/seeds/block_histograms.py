@@ -66,8 +66,8 @@ def stored_histograms(lattice: Lattice, bins: NDArray[np.uint8], region: Box) ->
     for level in range(finest, -1, -1):
         grid = lattice.grids[level]
         if level == finest:
-            values = level_histograms(bins, grid, grid.of_cells(region))
+            values = level_histograms(bins, grid, grid.units_of(region))
         else:
             finer = lattice.grids[level + 1]
-            values = coarsen_level(values, finer, finer.of_cells(region), grid)
+            values = coarsen_level(values, finer, finer.units_of(region), grid)
         yield level, values

@@ -49,7 +49,7 @@ class ContactGraph:
     pairs: NDArray[np.int64]
     contacts: NDArray[np.int64]
 
-    def renamed(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> ContactGraph:
+    def relabelled(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> ContactGraph:
         """Give the graph that comes of other ids; what gets one and the same is added up.
 
         Parameters

@@ -92,14 +92,14 @@ def coarser_level(graph: ContactGraph, cells: NDArray[np.int64], weights: tuple[
     climb_groups(groups, larger, graph.sizes, graph.sums, scale, *adjacency_lists(count, pairs, graph.contacts))
     first = group_components(groups, pairs)
     names, piece = np.unique(first, return_inverse=True)
-    ends = _without_cut_off(graph.renamed(piece + 1, piece[pairs] + 1), groups[names], scale)
+    ends = _without_cut_off(graph.relabelled(piece + 1, piece[pairs] + 1), groups[names], scale)
     _, lowest, member = np.unique(ends[piece], return_index=True, return_inverse=True)
     home = groups[names[ends[piece[lowest]]]]
     order = np.lexsort((lowest, home))
     numbers = np.empty(len(order), np.int64)
     numbers[order] = np.arange(1, len(order) + 1)
     parents = np.append(0, numbers[member])
-    return CoarserLevel(parents, graph.renamed(parents[graph.ids], parents[graph.pairs]), larger[home[order]])
+    return CoarserLevel(parents, graph.relabelled(parents[graph.ids], parents[graph.pairs]), larger[home[order]])
 
 
 def _without_cut_off(pieces: ContactGraph, groups: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -37,19 +37,19 @@ class JoinResult:
     into: NDArray[np.int64]
 
     @property
-    def kept(self) -> NDArray[np.int64]:
+    def kept_ids(self) -> NDArray[np.int64]:
         """The ids that are left, ascending."""
         return np.delete(np.arange(1, self.count + len(self.gone) + 1), self.gone - 1)
 
-    def final(self, ids: NDArray[Any]) -> NDArray[Any]:
+    def relabel(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Give the new numbers for ids of any integer type and shape; 0 stays 0."""
         out = np.empty(ids.shape, ids.dtype)
         relabel_ids(np.ascontiguousarray(ids).reshape(-1), self.gone, self.into, out.reshape(-1))
         return out
 
-    def graph(self, graph: ContactGraph) -> ContactGraph:
+    def relabel_graph(self, graph: ContactGraph) -> ContactGraph:
         """Give a graph, the whole or a region's, with the new numbers."""
-        return graph.renamed(self.final(graph.ids), self.final(graph.pairs))
+        return graph.relabelled(self.relabel(graph.ids), self.relabel(graph.pairs))
 
 
 def check_min_size(min_size: Any) -> int:
@@ -94,7 +94,7 @@ def join_small_supervoxels(
     >>> bins = np.array([[[[10, 10, 29, 30, 30]]]], np.uint8)
     >>> graph = build_contact_graph(labels, Box((0, 0, 0), (1, 1, 5)), bins)
     >>> joined = join_small_supervoxels(3, lambda: [graph], min_size=2)
-    >>> joined.count, joined.final(labels).tolist()
+    >>> joined.count, joined.relabel(labels).tolist()
     (2, [[[1, 1, 2, 2, 2]]])
     """
     sizes = np.zeros(count + 1, np.int64)

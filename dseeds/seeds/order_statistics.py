@@ -65,7 +65,7 @@ class OrderStatistics:
     >>> image = np.arange(1001, dtype=np.int32)
     >>> search = OrderStatistics(image.dtype)
     >>> while not search.done:
-    ...     search.narrow(search.counts(image))
+    ...     search.narrow(search.count(image))
     >>> search.window()
     (5.0, 995.0)
     """
@@ -95,7 +95,7 @@ class OrderStatistics:
         """Tell for how many values at most a pass counts digits: for all at first, then for four order statistics."""
         return 0 if turn >= self.passes else 1 if turn == 0 else 4
 
-    def counts(self, part: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    def count(self, part: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Count the current digit in a part of the image of any shape and memory order, or in what of it is inside.
 
         Returns
@@ -196,7 +196,7 @@ class WindowSearch:
     >>> image = np.arange(1001, dtype=np.int32).reshape(7, 11, 13), np.zeros((7, 11, 13))
     >>> search = WindowSearch([channel.dtype for channel in image], [None, (0, 1)])
     >>> while not search.done:
-    ...     search.narrow(search.counts(image))
+    ...     search.narrow(search.count(image))
     >>> search.windows()
     ((5.0, 995.0), (0, 1))
     """
@@ -227,7 +227,7 @@ class WindowSearch:
         """Tell how many rows the counts of a pass have at most."""
         return sum(search.rows(turn) for search in self._searches.values())
 
-    def counts(self, values: Sequence[NDArray[Any]], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    def count(self, values: Sequence[NDArray[Any]], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Count the current digits in a part of the image.
 
         Parameters
@@ -243,7 +243,7 @@ class WindowSearch:
             The channels that are searched one after the other.
         """
         found = [np.zeros((0, 1 << DIGIT_BITS), np.int64)]
-        found += [search.counts(values[channel], inside) for channel, search in self._searching()]
+        found += [search.count(values[channel], inside) for channel, search in self._searching()]
         return np.concatenate(found)
 
     def narrow(self, counts: NDArray[np.int64]) -> None:
@@ -293,7 +293,7 @@ def find_windows(
     """Find the windows of an image in memory; see `WindowSearch`."""
     search = WindowSearch([channel.dtype for channel in values], wanted, percentiles)
     while not search.done:
-        search.narrow(search.counts(values, inside))
+        search.narrow(search.count(values, inside))
     return search.windows()
 
 

@@ -181,9 +181,9 @@ def test_parents_hold_their_children(data, lattice):
 def test_boxes_of_cells_units_and_voxels_are_the_same_place(data, case):
     lattice, grid = case
     cells = data.draw(boxes(lattice.cells))
-    units = grid.of_cells(cells)
+    units = grid.units_of(cells)
     assert grid.cells_of(units) == cells
-    assert grid.voxels_of(units) == lattice.grids[-1].of_cells(cells)
+    assert grid.voxels_of(units) == lattice.grids[-1].units_of(cells)
     for axis in range(3):
         inside = [u for u, c in enumerate(grid.cells[axis]) if cells.lo[axis] <= c < cells.hi[axis]]
         assert list(range(units.lo[axis], units.hi[axis])) == inside

@@ -57,7 +57,7 @@ def test_a_task_holds_at_least_its_region(cut, itemsize):
     lattice, cells = cut
     regions = Regions(lattice, cells)
     corners = np.ravel_multi_index(np.meshgrid(*[(0, n - 1) for n in regions.counts]), regions.counts)
-    largest = max(lattice.grids[-1].of_cells(regions.box(int(number))).size for number in corners.flat)
+    largest = max(lattice.grids[-1].units_of(regions.box(int(number))).size for number in corners.flat)
     assert task_bytes(lattice, cells, TaskShape(itemsize)) >= largest * max(
         itemsize + 1, 1 + lattice.label_dtype.itemsize
     )
@@ -118,7 +118,7 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
         while (phase := course.current) is not None:
             # Once without a look at the memory, which compiling takes too.
             numbers = course.regions(phase)
-            marks = {n: perform_task(course.job, phase, n, course.known(phase, n)).found for n in numbers}
+            marks = {n: perform_task(course.job, phase, n, course.known(phase, n)).outcome for n in numbers}
             tracemalloc.start()
             try:
                 # One at each end and one in the middle are enough of a look, which takes its time.

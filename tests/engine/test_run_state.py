@@ -17,7 +17,9 @@ from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.engine.scratch import bins_name, codes_name, core_name, digits_name, shells_name, statistics_name
 from dseeds.engine.tasks import perform_task
 from dseeds.io import ArraySource, Image
-from dseeds.seeds.order_statistics import NothingFinite, WindowSearch, intensity_window
+from dseeds.seeds.order_statistics import NoFiniteValues
+from dseeds.seeds.order_statistics import WindowSearch
+from dseeds.seeds.order_statistics import intensity_window
 from dseeds.seeds.schedule import may_rest
 from dseeds.storage.label_group import LabelGroup
 
@@ -240,9 +242,9 @@ def test_a_constant_image_has_no_rounds():
 
 
 def test_nothing_finite_is_noticed():
-    with TemporaryDirectory() as folder, pytest.raises(NothingFinite):
+    with TemporaryDirectory() as folder, pytest.raises(NoFiniteValues):
         found_by(np.full((8, 8, 8), np.nan), folder)
-    with course_of((8, 8, 8)) as course, pytest.raises(NothingFinite):
+    with course_of((8, 8, 8)) as course, pytest.raises(NoFiniteValues):
         course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "nothing"))
 
 

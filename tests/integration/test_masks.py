@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dseeds import segment, supervoxels
 from dseeds.engine.tasks import _TASKS
-from dseeds.seeds.order_statistics import NothingFinite
+from dseeds.seeds.order_statistics import NoFiniteValues
 from tests.support.runs import GOOD, as_zarr, assert_sentence, in_process, labels_in, names_in, noise
 
 
@@ -127,7 +127,7 @@ def test_any_cut_gives_the_labels_of_the_whole(client, run, stored):
 
 def found_or_refused(function):
     """What a function gives; None where it finds nothing to cut."""
-    with suppress(NothingFinite):
+    with suppress(NoFiniteValues):
         return function()
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dseeds.seeds.binning import check_dtype, quantise_box, quantise_window
-from dseeds.seeds.histograms import LEVELS, count_levels, equalised, otsu
-from dseeds.seeds.kernels.layout import leave, padded
+from dseeds.seeds.histograms import GREY_LEVELS, count_grey_levels, equalised_bins, otsu_threshold
+from dseeds.seeds.kernels.layout import new_window, unpack_box
 from dseeds.seeds.kernels.voxels import MASKED
 from tests.support import oracle
 from tests.support.intensities import KINDS, cut, images, masked_images, windows_of
@@ -26,7 +26,10 @@ def bins_of(values, windows, **options):
 def bins_one_by_one(values, windows, inside=None, tables=None, thresholds=None):
     """The same by the rules alone."""
     levels = np.array(
-        [oracle.to_bins(v, window, LEVELS) * (window[0] < window[1]) for v, window in zip(values, windows, strict=True)]
+        [
+            oracle.to_bins(v, window, GREY_LEVELS) * (window[0] < window[1])
+            for v, window in zip(values, windows, strict=True)
+        ]
     )
     stays = ~np.any([np.isnan(channel) for channel in values], axis=0)
     if inside is not None:
@@ -47,9 +50,9 @@ def cases(draw):
     """Channels with their windows, and whatever else the bins depend on."""
     values, inside = draw(masked_images())
     windows = draw(windows_of(values))
-    counts = count_levels(values, windows, inside)
-    tables = draw(st.sampled_from([None, [equalised(occurs) for occurs in counts]]))
-    thresholds = draw(st.sampled_from([None, [otsu(occurs) for occurs in counts], [2000] * len(values)]))
+    counts = count_grey_levels(values, windows, inside)
+    tables = draw(st.sampled_from([None, [equalised_bins(occurs) for occurs in counts]]))
+    thresholds = draw(st.sampled_from([None, [otsu_threshold(occurs) for occurs in counts], [2000] * len(values)]))
     return values, windows, {"inside": inside, "tables": tables, "thresholds": thresholds}
 
 
@@ -93,13 +96,13 @@ def test_windows_of_the_kernels_have_the_same_bins(case, slab):
     values, windows, options = case
     bins, left = bins_of(values, windows, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dseeds.seeds.histograms.SLAB_BYTES", slab)
-        padded_bins = np.array([padded(values[0].shape, 99) for _ in values])
+        patch.setattr("dseeds.seeds.histograms.COPY_BYTES", slab)
+        padded_bins = np.array([new_window(values[0].shape, 99) for _ in values])
         untouched = padded_bins.copy()
         assert quantise_window(values, windows, padded_bins, **options) == left
     for window, before, expected in zip(padded_bins, untouched, bins, strict=True):
         inner = np.empty_like(expected)
-        leave(window, (0, 0, 0), inner)
+        unpack_box(window, (0, 0, 0), inner)
         np.testing.assert_array_equal(inner, expected)
         assert (window != before).sum() == expected.size
 
@@ -160,7 +163,7 @@ def test_the_narrowest_window_does_not_divide_by_zero():
 
 
 @pytest.mark.parametrize("window", [(3, 3), (4, 3)])
-@pytest.mark.parametrize("tables", [None, [equalised(np.eye(1, LEVELS, dtype=np.int64)[0])]])
+@pytest.mark.parametrize("tables", [None, [equalised_bins(np.eye(1, GREY_LEVELS, dtype=np.int64)[0])]])
 def test_a_constant_channel_has_one_bin(window, tables):
     image = np.append(np.arange(5.0), [np.inf, -np.inf, np.nan]).reshape(2, 2, 2)
     bins, left = bins_of([image], [window], tables=tables)
@@ -181,7 +184,7 @@ def test_large_images_are_read_in_slabs(monkeypatch):
     image = np.random.default_rng(0).normal(size=(2, 20, 30, 40))
     options = {"inside": image[0] > -0.5, "thresholds": [1000, 3000]}
     whole = bins_of(image, [(-1, 1), (-2, 3)], **options)
-    monkeypatch.setattr("dseeds.seeds.histograms.SLAB_BYTES", 1000)
+    monkeypatch.setattr("dseeds.seeds.histograms.COPY_BYTES", 1000)
     bins = bins_of(image, [(-1, 1), (-2, 3)], **options)
     np.testing.assert_array_equal(bins[0], whole[0])
     assert bins[1] == whole[1] == "part"

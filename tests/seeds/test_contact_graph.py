@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dseeds.core.geometry import Box, Lattice, Regions
-from dseeds.seeds.contact_graph import FIELDS, build_contact_graph, combine_graphs, neighbours
+from dseeds.seeds.contact_graph import FIELDS, adjacency_lists, build_contact_graph, combine_graphs
 
 quick = settings(max_examples=60)
 
@@ -77,7 +77,7 @@ def test_any_cut_adds_up_to_the_whole(shape, seed, cut, random):
     labels, bins = volume(seed, shape, 2)
     lattice = Lattice(shape, (2, 2, 2))
     regions = Regions(lattice, cut)
-    boxes = [lattice.grids[-1].of_cells(regions.box(number)) for number in range(len(regions))]
+    boxes = [lattice.grids[-1].units_of(regions.box(number)) for number in range(len(regions))]
     pieces = [piece(labels, bins, box) for box in boxes]
     whole = build_contact_graph(labels, Box((0, 0, 0), shape), bins)
     random.shuffle(pieces)
@@ -114,7 +114,7 @@ def test_renamed_is_the_graph_of_renamed_labels(shape, seed):
     everything = Box((0, 0, 0), shape)
     graph = build_contact_graph(labels, everything, bins)
     same(
-        graph.renamed(graph.ids % 3 + 1, graph.pairs % 3 + 1),
+        graph.relabelled(graph.ids % 3 + 1, graph.pairs % 3 + 1),
         build_contact_graph(np.where(labels, labels % 3 + 1, 0).astype(np.uint32), everything, bins),
     )
 
@@ -124,7 +124,7 @@ def test_renamed_is_the_graph_of_renamed_labels(shape, seed):
 def test_neighbours(shape, seed):
     graph = build_contact_graph(*(lambda labels, bins: (labels, Box((0, 0, 0), shape), bins))(*volume(seed, shape, 1)))
     pairs = np.searchsorted(graph.ids, graph.pairs)
-    starts, others, contacts = neighbours(len(graph.ids), pairs, graph.contacts)
+    starts, others, contacts = adjacency_lists(len(graph.ids), pairs, graph.contacts)
     found = Counter()
     for node in range(len(graph.ids)):
         own = others[starts[node] : starts[node + 1]].tolist()

@@ -12,7 +12,7 @@ import dseeds
 from dseeds.core.geometry import Box, Lattice
 from dseeds.seeds.contact_graph import FIELDS, build_contact_graph
 from dseeds.seeds.hierarchy import coarser_level
-from dseeds.seeds.kernels.hierarchy import CONTACT, SIZE, SWEEPS
+from dseeds.seeds.kernels.hierarchy import CONTACT_WEIGHT, MOST_GROUP_SWEEPS, SIZE_WEIGHT
 
 quick = settings(max_examples=50)
 
@@ -73,7 +73,7 @@ class Slowly:
         for node, cell in enumerate(cells.tolist()):
             self.groups.setdefault(tuple(c // 2 for c in cell), set()).add(node)
         self.average = max(1, sum(self.sizes) // max(1, len(self.groups)))
-        for _ in range(SWEEPS):
+        for _ in range(MOST_GROUP_SWEEPS):
             if sum(self.move(node) for node in range(len(cells))) == 0:
                 break
         self.repair()
@@ -90,8 +90,8 @@ class Slowly:
         distance = sum(w * (a - b) ** 2 for w, a, b in pairs) // sum(self.weights)
         own, rest = self.sizes[node], self.size(nodes)
         contact = sum(count for other, count in self.touching[node].items() if other in nodes)
-        share = CONTACT * contact // max(1, sum(self.touching[node].values()))
-        return share - SIZE * (rest + own) // self.average - ((distance * ((rest << 16) // (rest + own))) >> 16)
+        share = CONTACT_WEIGHT * contact // max(1, sum(self.touching[node].values()))
+        return share - SIZE_WEIGHT * (rest + own) // self.average - ((distance * ((rest << 16) // (rest + own))) >> 16)
 
     def move(self, node):
         own = next(cell for cell, nodes in self.groups.items() if node in nodes)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import threshold_otsu
 
-from dseeds.seeds.histograms import LEVELS, count_levels, equalised, otsu
+from dseeds.seeds.histograms import GREY_LEVELS, count_grey_levels, equalised_bins, otsu_threshold
 from tests.support import oracle
 from tests.support.intensities import cut, masked_images, windows_of
 
@@ -21,13 +21,13 @@ def test_levels_are_counted_as_one_by_one(image, data):
     counted = np.ones(values[0].shape, bool) if inside is None else inside.copy()
     for channel in values:
         counted &= ~np.isnan(channel)
-    counts = count_levels(values, windows, inside)
-    assert (counts.shape, counts.dtype) == ((len(values), LEVELS), np.int64)
+    counts = count_grey_levels(values, windows, inside)
+    assert (counts.shape, counts.dtype) == ((len(values), GREY_LEVELS), np.int64)
     for channel, window, occurs in zip(values, windows, counts, strict=True):
-        levels = oracle.to_bins(channel, window, LEVELS) * (window[0] < window[1])
-        np.testing.assert_array_equal(occurs, np.bincount(levels[counted], minlength=LEVELS))
+        levels = oracle.to_bins(channel, window, GREY_LEVELS) * (window[0] < window[1])
+        np.testing.assert_array_equal(occurs, np.bincount(levels[counted], minlength=GREY_LEVELS))
     pieces = [
-        count_levels([channel[part] for channel in values], windows, None if inside is None else inside[part])
+        count_grey_levels([channel[part] for channel in values], windows, None if inside is None else inside[part])
         for part in cut(values[0].shape, data)
     ]
     np.testing.assert_array_equal(sum(pieces), counts)
@@ -36,18 +36,18 @@ def test_levels_are_counted_as_one_by_one(image, data):
 def test_levels_of_large_images_are_counted_in_slabs(monkeypatch):
     image = np.random.default_rng(0).normal(size=(2, 20, 30, 40))
     inside = image[0] > -0.5
-    whole = count_levels(image, [(-1, 1), (-2, 3)], inside)
-    monkeypatch.setattr("dseeds.seeds.histograms.SLAB_BYTES", 1000)
-    np.testing.assert_array_equal(count_levels(image, [(-1, 1), (-2, 3)], inside), whole)
+    whole = count_grey_levels(image, [(-1, 1), (-2, 3)], inside)
+    monkeypatch.setattr("dseeds.seeds.histograms.COPY_BYTES", 1000)
+    np.testing.assert_array_equal(count_grey_levels(image, [(-1, 1), (-2, 3)], inside), whole)
 
 
 # Few or many levels that occur, few or many voxels in them.
 histograms = st.one_of(
-    st.dictionaries(st.integers(0, LEVELS - 1), st.integers(1, 2**40), max_size=6),
+    st.dictionaries(st.integers(0, GREY_LEVELS - 1), st.integers(1, 2**40), max_size=6),
     st.integers(0, 2**32 - 1).map(
-        lambda seed: dict(enumerate(np.random.default_rng(seed).poisson(3, LEVELS).tolist())),
+        lambda seed: dict(enumerate(np.random.default_rng(seed).poisson(3, GREY_LEVELS).tolist())),
     ),
-).map(lambda found: np.bincount(list(found), list(found.values()), LEVELS).astype(np.int64))
+).map(lambda found: np.bincount(list(found), list(found.values()), GREY_LEVELS).astype(np.int64))
 
 
 @settings(max_examples=50)
@@ -64,7 +64,7 @@ def test_the_threshold_is_the_best_of_all(counts):
             between = below * (total - below) * apart**2
             if between > best:
                 best, expected = between, level
-    assert otsu(counts) == expected
+    assert otsu_threshold(counts) == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -74,22 +74,22 @@ def test_the_threshold_is_that_of_scikit_image(seed):
     values = np.where(rng.random(many) < share, rng.normal(30, 6, many), rng.normal(70, 9, many))
     # It counts in float32, and across a gap all thresholds are equally good: so few levels, all of which occur.
     counts = 1 + np.bincount(np.clip(values, 0, 99).astype(int), minlength=100)
-    assert otsu(counts) == threshold_otsu(hist=(counts, np.arange(100)))
+    assert otsu_threshold(counts) == threshold_otsu(hist=(counts, np.arange(100)))
 
 
-@pytest.mark.parametrize("level", [0, 7, LEVELS - 1])
+@pytest.mark.parametrize("level", [0, 7, GREY_LEVELS - 1])
 def test_where_one_level_occurs_everything_is_foreground(level):
-    counts = np.zeros(LEVELS, np.int64)
-    assert otsu(counts) == -1
+    counts = np.zeros(GREY_LEVELS, np.int64)
+    assert otsu_threshold(counts) == -1
     counts[level] = 10
-    assert otsu(counts) == -1
+    assert otsu_threshold(counts) == -1
     counts[3] = 1
-    assert otsu(counts) == min(3, level)
+    assert otsu_threshold(counts) == min(3, level)
 
 
 @given(histograms)
 def test_equalised_bins_hold_about_equally_many(counts):
-    bins = equalised(counts)
+    bins = equalised_bins(counts)
     assert (bins.shape, bins.dtype) == (counts.shape, np.uint8)
     assert (np.diff(bins.astype(int)) >= 0).all()
     assert bins.max() <= 63
@@ -105,6 +105,6 @@ def test_equalised_bins_hold_about_equally_many(counts):
 
 
 def test_equalised_bins_of_equal_levels_are_nearly_linear():
-    bins = equalised(np.full(LEVELS, 3))
-    assert np.abs(bins - np.arange(LEVELS) // 64).max() <= 1
+    bins = equalised_bins(np.full(GREY_LEVELS, 3))
+    assert np.abs(bins - np.arange(GREY_LEVELS) // 64).max() <= 1
     assert set(np.bincount(bins).tolist()) <= {63, 64, 65}

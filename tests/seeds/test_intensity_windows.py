@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_window, read_windows
-from dseeds.seeds.order_statistics import NothingFinite, WindowSearch, find_windows, intensity_window
+from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch, find_windows, intensity_window
 from tests.support.intensities import KINDS, cut, has_values, images, masked_images, window_by_sorting
 
 INF, NAN = math.inf, math.nan
@@ -56,21 +56,21 @@ def test_any_cut_of_the_image_gives_the_same_counts(image, data):
     searched = [channel for channel, window in zip(values, wanted, strict=True) if window is None]
     assert search.passes == max(map(passes_of, searched), default=0)
     if not all(has_values(channel, inside) for channel in searched):
-        with pytest.raises(NothingFinite, match="image holds no finite value"):
-            search.narrow(search.counts(values, inside))
+        with pytest.raises(NoFiniteValues, match="image holds no finite value"):
+            search.narrow(search.count(values, inside))
         return
     for turn in range(search.passes):
         assert not search.done
-        whole = search.counts(values, inside)
+        whole = search.count(values, inside)
         assert len(whole) <= search.rows(turn)
         pieces = [
-            search.counts([channel[part] for channel in values], None if inside is None else inside[part])
+            search.count([channel[part] for channel in values], None if inside is None else inside[part])
             for part in parts
         ]
         np.testing.assert_array_equal(sum(pieces), whole)
         search.narrow(whole)
     assert search.done
-    assert search.rows(search.passes) == len(search.counts(values, inside)) == 0
+    assert search.rows(search.passes) == len(search.count(values, inside)) == 0
     assert search.windows() == tuple(
         window or window_by_sorting(channel, inside) for channel, window in zip(values, wanted, strict=True)
     )
@@ -89,11 +89,11 @@ def test_a_search_goes_on_where_another_has_come_to(image, turns):
     first, second = WindowSearch(begin, wanted), WindowSearch(begin, wanted)
     copies, state = (copy(first), copy(second)), first.state()
     for _ in range(min(turns, first.passes)):
-        first.narrow(first.counts(values, inside))
+        first.narrow(first.count(values, inside))
     second.restore(json.loads(json.dumps(first.state())))
     while not second.done:
         second = pickle.loads(pickle.dumps(second))
-        second.narrow(second.counts(values, inside))
+        second.narrow(second.count(values, inside))
     assert second.windows() == find_windows(values, wanted, inside=inside)
     assert all(untouched.state() == state for untouched in copies)
 
@@ -124,7 +124,7 @@ def test_any_number_of_axes_will_do(ndim):
 
 
 def test_large_images_are_read_in_slabs(monkeypatch):
-    monkeypatch.setattr("dseeds.seeds.order_statistics.SLAB_BYTES", 1000)
+    monkeypatch.setattr("dseeds.seeds.order_statistics.COPY_BYTES", 1000)
     image = np.random.default_rng(0).normal(size=(20, 30, 40))
     for view in (image, image.transpose(2, 0, 1), image[::-2], np.broadcast_to(image[0], image.shape)):
         assert intensity_window(view) == window_by_sorting(view)
@@ -180,12 +180,12 @@ def test_a_few_voxels_on_a_constant_background_still_make_a_window(dtype):
 
 def test_the_channel_without_a_finite_value_is_named():
     values = [np.zeros((2, 2, 2)), np.full((2, 2, 2), NAN)]
-    with pytest.raises(NothingFinite, match=r"^channel 1 of the image holds no finite value, or none inside the mask"):
+    with pytest.raises(NoFiniteValues, match=r"^channel 1 of the image holds no finite value, or none inside the mask"):
         find_windows(values, [None, None])
     assert find_windows(values, [None, (0.0, 1.0)]) == ((0, 0), (0, 1))
-    with pytest.raises(NothingFinite, match=r"^the image holds no finite value, or none inside the mask"):
+    with pytest.raises(NoFiniteValues, match=r"^the image holds no finite value, or none inside the mask"):
         find_windows(values[:1], [None], inside=np.zeros((2, 2, 2), bool))
-    error = NothingFinite("channel 3 of the image")
+    error = NoFiniteValues("channel 3 of the image")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 

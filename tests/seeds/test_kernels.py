@@ -20,8 +20,16 @@ from dseeds.seeds.in_memory import run_rounds
 from dseeds.seeds.kernels import simd
 from dseeds.seeds.kernels.blocks import BLOCK_UNIT, MOST_RATIO
 from dseeds.seeds.kernels.connectivity import connectivity_table
-from dseeds.seeds.kernels.label_codes import global_labels, refine, seeds
-from dseeds.seeds.kernels.layout import FACES, LANES, NEIGHBOURS, enter, leave, neighbour_distances, padded
+from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels, write_global_labels
+from dseeds.seeds.kernels.layout import (
+    FACES,
+    LANES,
+    NEIGHBOURS,
+    neighbour_distances,
+    new_window,
+    pack_planes,
+    unpack_box,
+)
 from dseeds.seeds.kernels.simd import NOTHING, OPEN
 from dseeds.seeds.kernels.voxels import MASKED, VOXEL_UNIT
 from dseeds.seeds.schedule import BLOCK_GAINS, BLOCK_ROUNDS, VOXEL_SWEEPS, VOXEL_WEIGHTS, Round, schedule
@@ -125,7 +133,7 @@ def _rounds_of_made_up_blocks(seed, steps, weights=(1,), masked=False):
         histograms[unit] = [rng.multinomial(level.sizes[unit], rng.choice(prototypes)) for _ in weights]
     plain = [{unit: histograms[unit][c].tolist() for unit in level.units} for c in range(len(weights))]
     histograms = histograms.reshape(*grid.shape, -1)
-    labels, state = seeds(*grid.cells), padded(grid.shape, OPEN)
+    labels, state = seed_labels(*grid.cells), new_window(grid.shape, OPEN)
     hide_outside(0, lattice, Box((0, 0, 0), grid.shape), histograms, labels)
     whole = Window.around(lattice, grid, Box((0, 0, 0), lattice.cells), 8)
     round_ = Round(0, 1, channels=len(weights))
@@ -139,7 +147,7 @@ def _rounds_of_made_up_blocks(seed, steps, weights=(1,), masked=False):
 def owners(lattice, grid, labels):
     """The numbers of the cells that own the units of a window of the whole volume."""
     out = np.zeros(grid.shape, np.uint32)
-    global_labels(labels, *grid.cells, lattice.cells, out)
+    write_global_labels(labels, *grid.cells, lattice.cells, out)
     return out.astype(np.int64) - 1
 
 
@@ -167,14 +175,14 @@ def test_blocks_of_many_voxels_move_as_the_oracles_with_channels_and_a_mask(seed
 def test_a_round_says_how_much_moved(case):
     image, step, window = case
     lattice = Lattice(image.shape, step)
-    bins = padded(image.shape, 0, channels=1)
+    bins = new_window(image.shape, 0, channels=1)
     quantise_window([image], [window], bins)
     voxels = Window.around(lattice, lattice.grids[-1], Box((0, 0, 0), lattice.cells), 0)
-    labels = seeds(*voxels.grid.cells)
+    labels = seed_labels(*voxels.grid.cells)
     round_ = schedule(lattice)[-1]
     before = labels.copy()
     counts = rounds.count_statistics(round_, lattice, voxels, bins, labels)
-    moves, change = rounds.sweep_window(round_, lattice, voxels, bins, labels, padded(image.shape, OPEN), counts)
+    moves, change = rounds.sweep_window(round_, lattice, voxels, bins, labels, new_window(image.shape, OPEN), counts)
     assert (moves > 0) == (labels != before).any()
     assert moves >= (labels != before).sum()
     np.testing.assert_array_equal(counts + change, rounds.count_statistics(round_, lattice, voxels, bins, labels))
@@ -186,9 +194,9 @@ def test_a_round_says_how_much_moved(case):
 def climbed(channels, step, weights=(1,), inside=None, compactness=0, threads=1):
     """The labels that the run in memory gives to bins, (c, z, y, x)."""
     lattice = Lattice(channels[0].shape, step)
-    bins = padded(lattice.shape, 0, len(channels))
+    bins = new_window(lattice.shape, 0, len(channels))
     for window, channel in zip(bins, channels, strict=True):
-        enter(channel if inside is None else np.where(inside, channel, np.uint8(MASKED)), 0, window)
+        pack_planes(channel if inside is None else np.where(inside, channel, np.uint8(MASKED)), 0, window)
     labels = run_rounds(
         lattice,
         bins,
@@ -284,10 +292,10 @@ def test_threads_do_not_matter_with_channels_and_a_mask(threads):
 @given(oracle.shapes(), st.data())
 def test_a_window_keeps_every_unit(shape, data):
     units = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    window = padded(shape, 77)
+    window = new_window(shape, 77)
     begin = data.draw(st.integers(0, shape[0]))
-    enter(units[:begin], 0, window)
-    enter(units[begin:], begin, window)
+    pack_planes(units[:begin], 0, window)
+    pack_planes(units[begin:], begin, window)
     plain = np.full([n + 2 for n in shape], 77, np.uint8)
     plain[1:-1, 1:-1, 1:-1] = units
     for x in range(shape[2] + 2):
@@ -295,17 +303,17 @@ def test_a_window_keeps_every_unit(shape, data):
     lo = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = tuple(slice(a, data.draw(st.integers(a + 1, n))) for a, n in zip(lo, shape, strict=True))
     out = np.zeros_like(units[box])
-    leave(window, tuple(lo), out)
+    unpack_box(window, tuple(lo), out)
     np.testing.assert_array_equal(out, units[box])
 
 
 @given(oracle.shapes())
 def test_neighbours_are_where_their_distances_say(shape):
     """Also behind the window's last unit, where a vector of lanes still reads."""
-    window = padded(shape, 0)
+    window = new_window(shape, 0)
     flat = window.reshape(-1)
     assert len(window.base) == flat.size + LANES
-    assert len(padded(shape, 0, channels=3).base) == 3 * flat.size + LANES
+    assert len(new_window(shape, 0, channels=3).base) == 3 * flat.size + LANES
     place = np.arange(flat.size).reshape(window.shape)
     distances = neighbour_distances(window).view(np.int64)
     for unit in [(0, 0, 0), tuple(n - 1 for n in shape), tuple(n // 2 for n in shape)]:
@@ -329,7 +337,7 @@ def _look(labels, unit, distances, votes, fresh):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
 def test_lanes_see_what_single_units_see(seed, kinds):
     rng = np.random.default_rng(seed)
-    window = padded((3, 3, 3 * LANES), 0)
+    window = new_window((3, 3, 3 * LANES), 0)
     labels = rng.choice([NOTHING, 0, 21, 63], window.size + LANES, p=rng.dirichlet([1] * 4)).astype(np.uint8)
     labels[labels == 63] = rng.integers(0, kinds)
     distances = neighbour_distances(window)[1]
@@ -543,15 +551,15 @@ class Cut:
     def values(self, round_, box):
         grid = self.lattice.grids[round_.level]
         voxels = grid.voxels_of(box)
-        around = padded(voxels.shape, 0, len(self.bins))
+        around = new_window(voxels.shape, 0, len(self.bins))
         around[:] = self.noise.integers(0, MASKED + 1, around.shape)
         for window, bins in zip(around, self.bins, strict=True):
-            enter(bins[voxels.slices], 0, window)
+            pack_planes(bins[voxels.slices], 0, window)
         return level_histograms(around, grid, box) if round_.level < len(self.lattice.grids) - 2 else around
 
     def labels(self, round_, codes, window, values):
-        labels = padded(window.box.shape, NOTHING)
-        enter(codes[window.box.slices], 0, labels)
+        labels = new_window(window.box.shape, NOTHING)
+        pack_planes(codes[window.box.slices], 0, labels)
         if self.masked:
             hide_outside(round_.level, self.lattice, window.box, values, labels)
         return labels
@@ -571,8 +579,8 @@ class Cut:
         """One region's codes and marks after a round, and by how much its core changes the statistics."""
         grid = self.lattice.grids[round_.level]
         window = Window.around(self.lattice, grid, self.regions.box(number), self.halo(round_))
-        state = padded(window.box.shape, 0)
-        enter(open_[window.box.slices], 0, state)
+        state = new_window(window.box.shape, 0)
+        pack_planes(open_[window.box.slices], 0, state)
         counts = total[window.cells.slices].reshape(-1, round_.bins).astype(np.uint32)
         values = self.values(round_, window.box)
         labels = self.labels(round_, codes, window, values)
@@ -589,15 +597,15 @@ class Cut:
         )
         core = window.core.relative_to(window.box.lo)
         out = np.zeros((2, *core.shape), np.uint8)
-        leave(labels, core.lo, out[0])
-        leave(state, core.lo, out[1])
+        unpack_box(labels, core.lo, out[0])
+        unpack_box(state, core.lo, out[1])
         return window, *out, change.astype(np.int32).reshape(*window.cells.shape, -1)
 
     def run(self):
         rounds = schedule(self.lattice, len(self.bins))
         grid = self.lattice.grids[0]
         codes, open_ = np.zeros(grid.shape, np.uint8), np.ones(grid.shape, np.uint8)
-        leave(seeds(*grid.cells), (0, 0, 0), codes)
+        unpack_box(seed_labels(*grid.cells), (0, 0, 0), codes)
         for round_ in rounds:
             if self.lattice.grids[round_.level] is not grid:
                 coarser, grid = grid, self.lattice.grids[round_.level]
@@ -615,8 +623,8 @@ class Cut:
                 moved[window.cells.slices] += change
             codes, open_ = after, still_open
             np.testing.assert_array_equal(moved, self.count(round_, codes))
-        labels = padded(grid.shape, NOTHING)
-        enter(codes, 0, labels)
+        labels = new_window(grid.shape, NOTHING)
+        pack_planes(codes, 0, labels)
         return owners(self.lattice, grid, labels) + 1
 
 
@@ -684,8 +692,8 @@ def test_every_owner_within_reach_has_a_label_of_its_own(shape, step, seed):
     away = np.random.default_rng(seed).integers(-1, 2, own.shape)
     owner = np.clip(own + away, 0, np.reshape(lattice.cells, (3, 1, 1, 1)) - 1)
     codes = (16 * (owner[0] % 4) + 4 * (owner[1] % 4) + owner[2] % 4).astype(np.uint8)
-    labels = padded(shape, NOTHING)
-    enter(codes, 0, labels)
+    labels = new_window(shape, NOTHING)
+    pack_planes(codes, 0, labels)
     np.testing.assert_array_equal(owners(lattice, grid, labels), np.ravel_multi_index(tuple(owner), lattice.cells))
 
 
@@ -694,10 +702,10 @@ def test_finer_units_inherit_the_label_of_the_coarser_one(shape, step):
     lattice = Lattice(shape, step)
     for coarse, fine in pairwise(lattice.grids):
         values = np.random.default_rng(0).integers(0, 64, coarse.shape).astype(np.uint8)
-        labels = padded(coarse.shape, NOTHING)
-        enter(values, 0, labels)
+        labels = new_window(coarse.shape, NOTHING)
+        pack_planes(values, 0, labels)
         out = np.zeros(fine.shape, np.uint8)
-        leave(refine(labels, *per_axis(fine.parents(coarse))), (0, 0, 0), out)
+        unpack_box(refine_labels(labels, *per_axis(fine.parents(coarse))), (0, 0, 0), out)
         np.testing.assert_array_equal(out, values[np.ix_(*fine.parents(coarse))])
 
 
@@ -706,8 +714,8 @@ def test_coarser_histograms_are_sums_of_finer_ones(case):
     image, step, window = case
     lattice = Lattice(image.shape, step)
     plain = quantised(image, window)
-    bins = padded(image.shape, 0, channels=1)
-    enter(plain, 0, bins[0])
+    bins = new_window(image.shape, 0, channels=1)
+    pack_planes(plain, 0, bins[0])
     axes = oracle.levels(image.shape, step)
     finer = None
     for number in reversed(range(len(lattice.grids) - 1)):

@@ -81,7 +81,7 @@ def test_joined_as_one_by_one(case, cut):
     regions = Regions(lattice, cut)
     pieces = []
     for number in range(len(regions)):
-        box = lattice.grids[-1].of_cells(regions.box(number))
+        box = lattice.grids[-1].units_of(regions.box(number))
         around = box.grow(1, within=labels.shape)
         window, core = labels[around.slices], box.relative_to(around.lo)
         pieces.append(build_contact_graph(window, core, bins[(slice(None), *box.slices)]))
@@ -93,13 +93,13 @@ def test_joined_as_one_by_one(case, cut):
     left = np.unique(expected[expected > 0])
     numbers = np.zeros(count + 1, np.uint32)
     numbers[left] = np.arange(1, len(left) + 1)
-    final = joined.final(labels)
+    final = joined.relabel(labels)
     assert joined.count == len(left)
     assert final.dtype == labels.dtype
     np.testing.assert_array_equal(final, numbers[expected])
 
     whole = build_contact_graph(final, Box((0, 0, 0), labels.shape), bins)
-    for found in (joined.graph(combine_graphs(pieces)), combine_graphs(map(joined.graph, pieces))):
+    for found in (joined.relabel_graph(combine_graphs(pieces)), combine_graphs(map(joined.relabel_graph, pieces))):
         for name in FIELDS:
             np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
 
@@ -110,11 +110,11 @@ def test_what_is_left_is_connected_and_large_enough(case):
     labels, bins, count, weights, min_size = case
     graph = build_contact_graph(labels, Box((0, 0, 0), labels.shape), bins)
     joined = join_small_supervoxels(count, lambda: [graph], min_size, weights)
-    final = joined.graph(graph)
+    final = joined.relabel_graph(graph)
     assert final.ids.tolist() == list(range(1, joined.count + 1))
     alone = set(final.ids.tolist()) - set(final.pairs.reshape(-1).tolist())
     assert all(own in alone for own in final.ids[final.sizes < min_size].tolist())
-    labels = joined.final(labels)
+    labels = joined.relabel(labels)
     assert all(ndimage.label(labels == own)[1] == 1 for own in final.ids)
 
 
@@ -125,7 +125,7 @@ def test_many_steps(seed):
     labels = (1 + rng.permutation(90)).reshape(1, 9, 10).astype(np.uint32)
     bins = rng.integers(0, 64, (2, *labels.shape)).astype(np.uint8)
     graph = build_contact_graph(labels, Box((0, 0, 0), labels.shape), bins)
-    final = join_small_supervoxels(90, lambda: [graph], 20, (2, 1)).final(labels)
+    final = join_small_supervoxels(90, lambda: [graph], 20, (2, 1)).relabel(labels)
     expected = slowly(labels, bins, 20, (2, 1))
     np.testing.assert_array_equal(final, np.unique(expected, return_inverse=True)[1].reshape(labels.shape) + 1)
 
@@ -137,9 +137,9 @@ def test_ids_of_any_type_and_order():
     for dtype in (np.uint8, np.uint32, np.uint64, np.int64):
         ids = np.array([[3, 0, 1], [2, 2, 3]], dtype)
         for view in (ids, ids.T, ids[:, ::-1]):
-            assert joined.final(view).dtype == dtype
-            np.testing.assert_array_equal(joined.final(view), np.array([0, 1, 1, 2])[view])
-    assert joined.final(np.zeros(0, np.uint32)).shape == (0,)
+            assert joined.relabel(view).dtype == dtype
+            np.testing.assert_array_equal(joined.relabel(view), np.array([0, 1, 1, 2])[view])
+    assert joined.relabel(np.zeros(0, np.uint32)).shape == (0,)
 
 
 def test_no_supervoxel_at_all():
@@ -147,4 +147,4 @@ def test_no_supervoxel_at_all():
     graph = build_contact_graph(labels, Box((0, 0, 0), labels.shape), np.full((2, *labels.shape), 64, np.uint8))
     joined = join_small_supervoxels(0, lambda: [graph], 10, (1, 2))
     assert joined.count == 0
-    assert not joined.final(labels).any()
+    assert not joined.relabel(labels).any()

@@ -48,7 +48,7 @@ def split_all(regions, owner, bins, margin):
     cores, shells = [], np.zeros((*regions.counts, statistics_exchange.shell_length(regions.cells), BINS), np.uint32)
     for number in range(len(regions)):
         region = regions.box(number)
-        inside = lattice.grids[-1].of_cells(region).slices
+        inside = lattice.grids[-1].units_of(region).slices
         cells = region.grow(margin, within=lattice.cells)
         counts = count(owner[(slice(None), *inside)], bins[inside], cells)
         core, shells[regions.index(number)] = statistics_exchange.split_statistics(counts, cells, region, regions)

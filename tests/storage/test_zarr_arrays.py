@@ -80,7 +80,7 @@ def part_of(regions, name, number):
     level = turn if kind == "histograms" else -1
     if kind == "codes":
         level = schedule(regions.lattice)[int(turn)].level
-    return grids[int(level)].of_cells(regions.box(number))
+    return grids[int(level)].units_of(regions.box(number))
 
 
 @settings(max_examples=25)
