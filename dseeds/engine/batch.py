@@ -23,7 +23,7 @@ from dseeds.engine.io_model import check_disk
 from dseeds.engine.phases import GRAPH, LABEL, PARTS, Phase
 from dseeds.engine.publishing import begin_labels, build_pyramids, finish_labels, measure_labels
 from dseeds.engine.report import TaskResult
-from dseeds.engine.run import SUFFIX, RunOptions, RunSpec
+from dseeds.engine.run import SUFFIX, Run, RunOptions
 from dseeds.engine.run_state import Marks, RunState
 from dseeds.engine.source_import import import_count, import_source, is_imported
 from dseeds.engine.tasks import perform_task
@@ -156,7 +156,7 @@ def begin_batch(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> RunSpec:
+) -> Run:
     """Check a run, write it down, and copy the source if it is one that cannot be read in parts.
 
     Parameters
@@ -199,7 +199,7 @@ def begin_batch(
     return run
 
 
-def _begin_target(run: RunSpec, course: RunState) -> None:
+def _begin_target(run: Run, course: RunState) -> None:
     """Make room for the labels in the target: one job does, and others wait for it."""
     if run.nifti:
         return
@@ -211,7 +211,7 @@ def _begin_target(run: RunSpec, course: RunState) -> None:
         labels.create(run.labels_layout)
 
 
-def open_batch_run(plan: str | Path, *, with_source: bool = True) -> RunSpec:
+def open_batch_run(plan: str | Path, *, with_source: bool = True) -> Run:
     """Read a run from its folder, or from its target's name.
 
     Parameters
@@ -234,7 +234,7 @@ def open_batch_run(plan: str | Path, *, with_source: bool = True) -> RunSpec:
 
 
 def run_step(
-    run: RunSpec, share: Share, *, phase: str | None = None, wait: bool = False, patience: float = PATIENCE_SECONDS
+    run: Run, share: Share, *, phase: str | None = None, wait: bool = False, patience: float = PATIENCE_SECONDS
 ) -> dict[str, Any]:
     """Do a job's share of a phase.
 
@@ -285,7 +285,7 @@ def run_step(
     return {"phase": None, "done": done}
 
 
-def _followed(run: RunSpec) -> tuple[RunState, Phase, Marks]:
+def _followed(run: Run) -> tuple[RunState, Phase, Marks]:
     """Follow a run to the phase that it has come to, and say what is done of that."""
     while True:
         course = run.course()
@@ -296,7 +296,7 @@ def _followed(run: RunSpec) -> tuple[RunState, Phase, Marks]:
             return course, phase, marks
 
 
-def _advanced(run: RunSpec) -> tuple[RunState, Marks]:
+def _advanced(run: Run) -> tuple[RunState, Marks]:
     """Follow a run, and close the phase that it has come to if all its regions are done."""
     while True:
         course, phase, marks = _followed(run)
@@ -309,7 +309,7 @@ def _advanced(run: RunSpec) -> tuple[RunState, Marks]:
                 _mend(run, course, damage)
 
 
-def _close(run: RunSpec, course: RunState, phase: Phase, marks: Marks) -> None:
+def _close(run: Run, course: RunState, phase: Phase, marks: Marks) -> None:
     """Close a phase; where that takes much reading and memory, one job does, and others wait for it."""
     if phase not in (PARTS, GRAPH):
         course.close(phase, marks)
@@ -339,7 +339,7 @@ def _phase(course: RunState, name: str | None) -> Phase | None:
     return phase
 
 
-def _begin(run: RunSpec, course: RunState, phase: Phase) -> None:
+def _begin(run: Run, course: RunState, phase: Phase) -> None:
     """Make sure that what a phase needs is there, whoever began the run and was killed meanwhile."""
     if not is_imported(run, course.job):
         raise NotYet("the source has not been copied to its end: if dseeds init is over, begin anew with --overwrite.")
@@ -349,7 +349,7 @@ def _begin(run: RunSpec, course: RunState, phase: Phase) -> None:
         _begin_target(run, course)
 
 
-def _do(run: RunSpec, course: RunState, phase: Phase, numbers: list[int]) -> int:
+def _do(run: Run, course: RunState, phase: Phase, numbers: list[int]) -> int:
     """Do those of some regions that are not done, and count them."""
     marks = course.job.journal.marks(phase)
     left = [number for number in numbers if number not in marks]
@@ -362,7 +362,7 @@ def _do(run: RunSpec, course: RunState, phase: Phase, numbers: list[int]) -> int
     return len(left)
 
 
-def _persist(run: RunSpec, course: RunState, phase: Phase, number: int, marked: bool = False) -> None:
+def _persist(run: Run, course: RunState, phase: Phase, number: int, marked: bool = False) -> None:
     """Do a region's task, again where it fails."""
     for attempt in range(RETRIES + 1):
         try:
@@ -381,14 +381,14 @@ def _persist(run: RunSpec, course: RunState, phase: Phase, number: int, marked: 
                 _mend(run, course, error)
 
 
-def _mend(run: RunSpec, course: RunState, damage: ScratchCorrupted) -> None:
+def _mend(run: Run, course: RunState, damage: ScratchCorrupted) -> None:
     def again(phase: Phase, number: int) -> None:
         perform_task(course.job, phase, number, course.known(phase, number))
 
     repair.repair_damage(course, damage, again, partial(import_source, run, course.job, lambda: None, again=True))
 
 
-def _wait(run: RunSpec, course: RunState, phase: Phase, share: Share, patience: float, absent: set[int]) -> int:
+def _wait(run: Run, course: RunState, phase: Phase, share: Share, patience: float, absent: set[int]) -> int:
     """Wait until all regions of a phase are done; do those of jobs that are absent, and count them."""
     regions, journal = course.regions(phase), course.job.journal
     owners = {number: position % share.count for position, number in enumerate(regions)}
@@ -413,7 +413,7 @@ def _wait(run: RunSpec, course: RunState, phase: Phase, share: Share, patience: 
     return done
 
 
-def run_status(run: RunSpec) -> dict[str, Any]:
+def run_status(run: Run) -> dict[str, Any]:
     """Say how far a run is: plain values, ready for JSON. Nothing is written, and the source is not needed.
 
     Returns
@@ -443,7 +443,7 @@ def run_status(run: RunSpec) -> dict[str, Any]:
     }
 
 
-def finalize_run(run: RunSpec, *, keep_scratch: bool = False) -> RunState:
+def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
     """Publish the labels when all phases are done, and remove what is known of the run.
 
     Raises
@@ -470,7 +470,7 @@ def finalize_run(run: RunSpec, *, keep_scratch: bool = False) -> RunState:
     return course
 
 
-def debug_region_task(run: RunSpec, phase: str, region: int) -> TaskResult:
+def debug_region_task(run: Run, phase: str, region: int) -> TaskResult:
     """Do a region's task of a phase in this process, letting its error through.
 
     Raises

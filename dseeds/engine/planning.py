@@ -19,7 +19,7 @@ from dseeds.engine.calibration import Trial
 from dseeds.engine.io_model import IoModel, StagePlan
 from dseeds.engine.memory_model import resolve_capacity, task_bytes, worker_bytes
 from dseeds.engine.report import from_plain_values
-from dseeds.engine.run import RunOptions, RunSpec, memory_cut
+from dseeds.engine.run import Run, RunOptions, memory_cut
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.io.label_listing import resolve_target
 from dseeds.parallel.cluster import Capacity
@@ -199,7 +199,7 @@ def plan(
     return build_plan(run, has, Trial(run).seconds(has) if calibrate else None)
 
 
-def build_plan(run: RunSpec, has: Capacity, seconds: float | None) -> Plan:
+def build_plan(run: Run, has: Capacity, seconds: float | None) -> Plan:
     """Tell what a run takes that has been checked."""
     needs = IoModel(run)
     lattice, regions = needs.job.lattice, needs.job.regions

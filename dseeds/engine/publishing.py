@@ -12,7 +12,7 @@ from dseeds.core.geometry import Box, Tiling
 from dseeds.engine import run_directory
 from dseeds.engine.job import Job
 from dseeds.engine.label_tables import read_table
-from dseeds.engine.run import RunSpec
+from dseeds.engine.run import Run
 from dseeds.engine.run_directory import PUBLISHING
 from dseeds.engine.run_state import RunState
 from dseeds.engine.scratch import source_name
@@ -46,7 +46,7 @@ class SourceChanged(ValueError):
 
 
 def finish_labels(
-    run: RunSpec, course: RunState, advance: Callable[[], object], record: Mapping[str, Any] | None = None
+    run: Run, course: RunState, advance: Callable[[], object], record: Mapping[str, Any] | None = None
 ) -> None:
     """Publish the labels, which are all written, unless they have been published.
 
@@ -93,13 +93,13 @@ def finish_labels(
     _list(run)
 
 
-def _list(run: RunSpec) -> None:
+def _list(run: Run) -> None:
     """Have the image know of labels inside it, once they are whole."""
     if run.into_image:
         list_labels(run.target)
 
 
-def begin_labels(run: RunSpec, job: Job) -> None:
+def begin_labels(run: Run, job: Job) -> None:
     """Make room for the labels in the target."""
     if written_by(open_location(run.target)) != run.identity:
         if run.into_image:
@@ -111,7 +111,7 @@ def begin_labels(run: RunSpec, job: Job) -> None:
         labels.create(run.labels_layout)
 
 
-def build_pyramids(run: RunSpec, job: Job, crew: Executor, advance: Callable[[], object] = lambda: None) -> None:
+def build_pyramids(run: Run, job: Job, crew: Executor, advance: Callable[[], object] = lambda: None) -> None:
     """Build the pyramids of the labels, which are all written; what is there of them is built anew."""
     for level in range(len(job.labels) if run.pyramid else 0):
         build_pyramid(
@@ -125,14 +125,14 @@ def build_pyramids(run: RunSpec, job: Job, crew: Executor, advance: Callable[[],
         )
 
 
-def pyramid_count(run: RunSpec) -> int:
+def pyramid_count(run: Run) -> int:
     """Count the tasks that build the pyramids of the labels."""
     layout = run.labels_layout
     levels = int(run.document["levels"]) + 1
     return levels * pyramid_task_count(layout.shape, layout.chunk, layout.shard, run.pyramid)
 
 
-def measure_labels(run: RunSpec, course: RunState, crew: Executor, task_bytes: int) -> None:
+def measure_labels(run: Run, course: RunState, crew: Executor, task_bytes: int) -> None:
     """Write the table and the graph of the supervoxels, whose labels are all written, if they are wanted."""
     if run.features is None:
         return
@@ -162,14 +162,14 @@ def _write_parents(course: RunState, target: Location, level: int) -> None:
     )
 
 
-def _export(run: RunSpec, course: RunState, advance: Callable[[], object]) -> None:
+def _export(run: Run, course: RunState, advance: Callable[[], object]) -> None:
     """Write the labels as NIfTI, with the affine and the header of the source."""
     job = course.job
     planes = thickness(job.shape, job.lattice.label_dtype.itemsize)
 
     def slabs() -> Iterator[tuple[int, Any]]:
         for begin in range(0, job.shape[0], planes):
-            slab = job.units("labels", Box((begin, 0, 0), (min(begin + planes, job.shape[0]), *job.shape[1:])))
+            slab = job.read_units("labels", Box((begin, 0, 0), (min(begin + planes, job.shape[0]), *job.shape[1:])))
             yield begin, slab
             count_bytes(written=slab.nbytes)
             advance()

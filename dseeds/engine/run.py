@@ -94,7 +94,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class RunSpec:
+class Run:
     """A run that has been checked, and may have been begun.
 
     Attributes

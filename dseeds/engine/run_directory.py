@@ -13,7 +13,7 @@ import numpy as np
 
 from dseeds._version import __version__
 from dseeds.engine.journal import seal, unseal
-from dseeds.engine.run import SUFFIX, RunSpec, run_identity, scratch_elsewhere
+from dseeds.engine.run import SUFFIX, Run, run_identity, scratch_elsewhere
 from dseeds.io import ArraySource, Image, nifti_run, open_image, open_mask
 from dseeds.storage.label_group import published_by, remove_target, written_by
 from dseeds.storage.lease import FOLDER as LEASE
@@ -54,7 +54,7 @@ def read_document(folder: Location) -> dict[str, Any] | None:
     return document
 
 
-def load_run(folder: str, *, with_source: bool = True) -> RunSpec:
+def load_run(folder: str, *, with_source: bool = True) -> Run:
     """Read an unfinished run from its folder, and open its source; or put nothing but its shape and dtype in its place.
 
     Raises
@@ -72,7 +72,7 @@ def load_run(folder: str, *, with_source: bool = True) -> RunSpec:
         nothing = tuple(
             ArraySource(np.broadcast_to(np.zeros((), dtype), document["shape"])) for dtype in document["dtypes"]
         )
-        return RunSpec(Image(nothing), given and given[0], target, document, document["overwrite"])
+        return Run(Image(nothing), given and given[0], target, document, document["overwrite"])
     if given is None:
         raise ValueError(f"the source of the run at {folder} was in the memory of the process that began it.")
     asked = document["asked"]
@@ -84,23 +84,23 @@ def load_run(folder: str, *, with_source: bool = True) -> RunSpec:
         if document["given_mask"] is None:
             raise ValueError(f"the mask of the run at {folder} was in the memory of the process that began it.")
         mask = open_mask(document["given_mask"], image)
-    return RunSpec(image, given[0], target, document, document["overwrite"], mask)
+    return Run(image, given[0], target, document, document["overwrite"], mask)
 
 
-def is_current(run: RunSpec) -> bool:
+def is_current(run: Run) -> bool:
     """Tell whether a run has been neither published nor begun anew."""
     document = read_document(run.folder)
     return document is not None and run_identity(document) == run.identity
 
 
-def read_failure(run: RunSpec) -> dict[str, Any] | None:
+def read_failure(run: Run) -> dict[str, Any] | None:
     """Give why a run failed the last time it did."""
     with suppress(ValueError):
         return dict(json.loads(run.folder.read(FAILURE) or b""))
     return None
 
 
-def begin_run(run: RunSpec, resume: bool) -> bool:
+def begin_run(run: Run, resume: bool) -> bool:
     """Write down a run; or find that it has been begun, and go on.
 
     Returns
@@ -137,7 +137,7 @@ def begin_run(run: RunSpec, resume: bool) -> bool:
     return False
 
 
-def forget_run(run: RunSpec) -> None:
+def forget_run(run: Run) -> None:
     """Remove all that is known of a run, unless another has been begun in its place."""
     if is_current(run):
         remove_run(run.folder)
@@ -158,7 +158,7 @@ def remove_run(folder: Location) -> None:
     _remove_empty(folder)
 
 
-def remove_leftovers(run: RunSpec) -> None:
+def remove_leftovers(run: Run) -> None:
     """Remove what was written of a run after it had been removed."""
     _clear(run.folder, run.document["scratch"], run.identity)
 
@@ -174,12 +174,12 @@ def _clear(folder: Location, elsewhere: str | None, mine: str) -> None:
     _remove_empty(folder)
 
 
-def has_progress(run: RunSpec) -> bool:
+def has_progress(run: Run) -> bool:
     """Tell whether anything of a run is done that would be lost with it."""
     return next(run.folder.names(f"{run.identity}/done"), None) is not None
 
 
-def may_have_progress(run: RunSpec) -> bool:
+def may_have_progress(run: Run) -> bool:
     """Tell whether anything of a run may be done: that it cannot be reached does not mean that there is nothing."""
     try:
         return has_progress(run)
@@ -187,7 +187,7 @@ def may_have_progress(run: RunSpec) -> bool:
         return True
 
 
-def is_published(run: RunSpec) -> bool:
+def is_published(run: Run) -> bool:
     """Tell whether the labels are there and right, so that only what is known of the run is left to be removed."""
     if run.folder.read(PUBLISHING) is None:
         return False
@@ -195,7 +195,7 @@ def is_published(run: RunSpec) -> bool:
     return found == run.identity
 
 
-def abandon_run(run: RunSpec) -> None:
+def abandon_run(run: Run) -> None:
     """Remove all that a run has written."""
     target = open_location(run.target)
     if not run.nifti and written_by(target) == run.identity:
@@ -203,7 +203,7 @@ def abandon_run(run: RunSpec) -> None:
     remove_run(run.folder)
 
 
-def write_failure(run: RunSpec, failure: Mapping[str, Any]) -> None:
+def write_failure(run: Run, failure: Mapping[str, Any]) -> None:
     """Leave word of why a run failed, for whoever looks at it later."""
     with suppress(OSError):
         run.folder.write(FAILURE, json.dumps(failure, indent=2).encode())

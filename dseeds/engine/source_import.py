@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box, Triple
 from dseeds.engine.job import Job
 from dseeds.engine.phases import QUANTISE, Phase
-from dseeds.engine.run import RunSpec
+from dseeds.engine.run import Run
 from dseeds.engine.scratch import source_name
 from dseeds.io import Image
 from dseeds.storage.slabs import thickness
@@ -32,7 +32,7 @@ def slab_count(shape: Triple, itemsize: int) -> int:
     return len(range(0, shape[0], thickness(shape, itemsize)))
 
 
-def import_count(run: RunSpec) -> int:
+def import_count(run: Run) -> int:
     """Count the slabs of the volume and of the mask that workers cannot read themselves."""
     image, mask, found = run.image, run.mask, 0
     if not image.readable_by_workers:
@@ -47,7 +47,7 @@ def widest_dtype(image: Image) -> int:
     return max(dtype.itemsize for dtype in image.dtypes)
 
 
-def import_source(run: RunSpec, job: Job, advance: Callable[[], object], *, again: bool = False) -> None:
+def import_source(run: Run, job: Job, advance: Callable[[], object], *, again: bool = False) -> None:
     """Copy what only this process can read into scratch; slabs that are there already only if asked to.
 
     Raises
@@ -66,7 +66,7 @@ def import_source(run: RunSpec, job: Job, advance: Callable[[], object], *, agai
         advance()
 
 
-def _slabs(run: RunSpec) -> Iterator[SourceSlab]:
+def _slabs(run: Run) -> Iterator[SourceSlab]:
     """Read what workers cannot, slab by slab: arrays in scratch by their names."""
     image, mask = run.image, run.mask
     if not image.readable_by_workers:
@@ -77,7 +77,7 @@ def _slabs(run: RunSpec) -> Iterator[SourceSlab]:
             yield begin, {"mask": slab.astype(np.uint8)}
 
 
-def is_imported(run: RunSpec, job: Job) -> bool:
+def is_imported(run: Run, job: Job) -> bool:
     """Tell whether what workers cannot read is in scratch."""
     count = import_count(run)
     return not count or job.journal.record(QUANTISE) is not None or len(job.journal.marks(IMPORT)) == count

@@ -11,7 +11,7 @@ from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Lattice, check_shape
 from dseeds.engine.memory_model import TaskShape, choose_label_layout, choose_region_shape, shard_alignment
-from dseeds.engine.run import SUFFIX, RunOptions, RunSpec, memory_cut
+from dseeds.engine.run import SUFFIX, Run, RunOptions, memory_cut
 from dseeds.engine.run_directory import FORMAT, RunMismatch, is_published, read_document
 from dseeds.io import Image, ZarrSource, check_nifti_target, open_image, open_mask
 from dseeds.io.formats.nifti import is_nifti
@@ -40,7 +40,7 @@ def prepare_run(
     *,
     overwrite: bool = False,
     resume: bool = False,
-) -> tuple[RunSpec, Capacity]:
+) -> tuple[Run, Capacity]:
     """Check what is asked for; with `resume`, what is not said is taken from the run that is to be gone on with.
 
     Nothing is written.
@@ -110,7 +110,7 @@ def prepare_run(
         check_resumable(begun, plain, address)
         plain = begun
     given = source[0] if isinstance(source, list | tuple) else source
-    run = RunSpec(image, image.path or given, address, plain, plain["overwrite"], mask)
+    run = Run(image, image.path or given, address, plain, plain["overwrite"], mask)
     check_destination(run)
     if run.features:
         # What a run that is gone on with has left there is its own.
@@ -230,7 +230,7 @@ def _check_nifti(target: str, image: Image, levels: int) -> None:
         )
 
 
-def check_destination(run: RunSpec) -> None:
+def check_destination(run: Run) -> None:
     """Refuse a target or a scratch folder that cannot or must not be written."""
     if run.nifti:
         if not is_published(run):

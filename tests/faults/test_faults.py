@@ -31,7 +31,7 @@ from dseeds.engine.dask_runner import RegionFailed, StageRunner
 from dseeds.engine.journal import seal, unseal
 from dseeds.engine.publishing import SourceChanged
 from dseeds.engine.repair import BeyondRepair
-from dseeds.engine.run import SUFFIX, RunSpec
+from dseeds.engine.run import SUFFIX, Run
 from dseeds.engine.run_directory import RunMismatch
 from dseeds.storage import lease as leases
 from dseeds.storage.lease import LeaseLost, RunInUse
@@ -714,7 +714,7 @@ def test_what_is_known_of_a_failure_is_damaged(out, client, hurt):
     path = run_folder(target) / "failure.json"
     path.write_text('{"phase": "merge-02", "region": 1}')
     hurt(path)
-    assert run_directory.read_failure(RunSpec(None, None, str(target), {})) is None
+    assert run_directory.read_failure(Run(None, None, str(target), {})) is None
     resumed(target, client)
 
 
