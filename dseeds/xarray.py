@@ -6,7 +6,7 @@ from typing import Any
 
 import xarray as xr
 
-from dseeds.io.formats.data_array import like, plain_array
+from dseeds.io.formats.data_array import extract_array, wrap_like
 
 
 @xr.register_dataarray_accessor("dseeds")
@@ -47,5 +47,5 @@ class Accessor:
         """Give every voxel of these supervoxels a value from a table, lazily: `dseeds.paint` without a target."""
         from dseeds.measure.painting import paint
 
-        data, space, _ = plain_array(self._array)
-        return like(self._array, space, paint(data, table, **options), options.get("column") or "value")
+        data, space, _ = extract_array(self._array)
+        return wrap_like(self._array, space, paint(data, table, **options), options.get("column") or "value")

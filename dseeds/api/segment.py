@@ -81,7 +81,7 @@ def segment(
         How coarser levels of the label images are made, for targets in Zarr: of each block of voxels the most frequent
         label, of several that are equally frequent the smallest, where 0 counts as any other; or its first voxel; or
         not at all. There are as many as the OME-Zarr image has from the level on that is read, with the same factors;
-        else voxels are halved until no axis has more than 256 of them, see `dseeds.io.pyramid_levels.halvings`.
+        else voxels are halved until no axis has more than 256 of them, see `dseeds.io.pyramid_levels.choose_levels`.
     volume : int, optional
         Which volume of a 4D source, from 0.
     level : int, default 0

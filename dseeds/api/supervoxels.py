@@ -14,7 +14,7 @@ from dseeds._version import __version__
 from dseeds.core.checks import check_threads
 from dseeds.core.duck_arrays import is_dask_array, is_data_array
 from dseeds.core.geometry import Box, Lattice, Triple, check_shape
-from dseeds.io.formats.data_array import like, plain_array, spacing_of
+from dseeds.io.formats.data_array import extract_array, read_spacing, wrap_like
 from dseeds.io.source import Spacing
 from dseeds.seeds.binning import check_dtype, quantise_window
 from dseeds.seeds.cell_size import Step, choose_step, millimetres
@@ -304,13 +304,13 @@ def labelled_supervoxels(image: xr.DataArray, *, channel_axis: int | str | None,
     """
     from dseeds.api.supervoxels import supervoxels
 
-    data, space, has_channels = plain_array(image, channel_axis)
+    data, space, has_channels = extract_array(image, channel_axis)
     notes = {name: value for name, value in options.items() if name in NOTED and value is not None}
     if options["spacing"] is None:
         options["spacing"] = _spacing_for(image, space, options["step"], options["n_segments"])
     found = supervoxels(data, channel_axis=0 if has_channels else None, levels=levels, **options)
     labels, *parents = found if levels else (found,)
-    result = like(image, space, labels, "supervoxels", long_name="supervoxels", dseeds=__version__, **notes)
+    result = wrap_like(image, space, labels, "supervoxels", long_name="supervoxels", dseeds=__version__, **notes)
     return (result, *parents) if levels else result
 
 
@@ -319,7 +319,7 @@ def _spacing_for(image: xr.DataArray, space: tuple[str, ...], step: Any, n_segme
     length = isinstance(step, str) and millimetres(step) is not None
     if not length and n_segments is None:
         return None
-    spacing = spacing_of(image, space)
+    spacing = read_spacing(image, space)
     if not isinstance(spacing, str):
         return spacing
     if length:

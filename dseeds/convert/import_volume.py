@@ -26,7 +26,7 @@ from dseeds.io.image import common_dtype, open_channels
 from dseeds.io.labels import TASK_BYTES
 from dseeds.io.ome_metadata import MILLIMETRES
 from dseeds.io.pyramid import build_pyramid
-from dseeds.io.pyramid_levels import halvings
+from dseeds.io.pyramid_levels import choose_levels
 from dseeds.io.source import SourceQuery
 from dseeds.parallel.cluster import parse_memory
 from dseeds.parallel.executor import Executor
@@ -185,7 +185,7 @@ def import_volume(
         size = given or image.spacing
         affine = with_spacing(image.affine, given)
         frame = _frame(image, given, affine)
-        wanted = halvings(triple(image.shape), size or frame.spacing) if pyramid else ()
+        wanted = choose_levels(triple(image.shape), size or frame.spacing) if pyramid else ()
         method = "mode" if labelled else "mean"
         levels = build_pyramid(place.address, method, wanted, crew=crew, run=run) if wanted else ()
         ome = ome_image_attributes(**vars(frame), name=image.name, levels=levels, axes=axes, labels=labelled)

@@ -27,7 +27,7 @@ from dseeds.io import Frame, Image, Mask, ResampledMask, ome_label_attributes
 from dseeds.io.affine import affine_attributes, with_spacing
 from dseeds.io.formats.nifti import NIFTI_ENDINGS, is_nifti
 from dseeds.io.ome_metadata import MILLIMETRES
-from dseeds.io.pyramid_levels import PyramidLevel, resolutions
+from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, level_name
@@ -228,7 +228,7 @@ class Run:
         return ome_label_attributes(
             **vars(frame),
             source=self.image.name,
-            levels=resolutions(self.pyramid, self.document["pyramid"]["method"]),
+            levels=compute_resolutions(self.pyramid, self.document["pyramid"]["method"]),
             # Coarser supervoxels lie in a group within that of the others.
             image="../" * (3 if level else 2) if self.into_image else None,
         )

@@ -16,7 +16,7 @@ from dseeds.engine.run_directory import FORMAT, RunMismatch, is_published, read_
 from dseeds.io import Image, ZarrSource, check_nifti_target, open_image, open_mask
 from dseeds.io.formats.nifti import is_nifti
 from dseeds.io.label_listing import is_label_of
-from dseeds.io.pyramid_levels import PyramidLevel, extended_levels, halvings, matching_levels
+from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, extend_levels, match_levels
 from dseeds.parallel.cluster import Capacity
 from dseeds.seeds.binning import check_dtype
 from dseeds.seeds.cell_size import choose_step
@@ -128,16 +128,16 @@ def _pyramid(asked: RunOptions, image: Image, address: str, into_image: bool) ->
     if method not in PYRAMIDS:
         raise ValueError(f"pyramid must be one of {', '.join(PYRAMIDS)}, not {method!r}.")
     source = next((part for part in image.parts if isinstance(part, ZarrSource) and part.multiscale), None)
-    levels: Sequence[PyramidLevel] = matching_levels(image.shape, source.coarser) if source else ()
+    levels: Sequence[PyramidLevel] = match_levels(image.shape, source.coarser) if source else ()
     if into_image and source and source.multiscale:
         # OME-NGFF wants labels to have as many levels as their image.
-        levels = extended_levels(image.shape, levels, len(source.multiscale.paths) - 1)
+        levels = extend_levels(image.shape, levels, len(source.multiscale.paths) - 1)
         if method == "none" and levels:
             raise ValueError("labels inside an image have as many levels as it has: pyramid must be mode or nearest.")
     elif method == "none" or is_nifti(address):
         levels = ()
     elif not levels:
-        levels = halvings(image.shape, asked.spacing or image.spacing)
+        levels = choose_levels(image.shape, asked.spacing or image.spacing)
     return {"method": method, "levels": [(level.shape, level.factors) for level in levels]}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dseeds.io import Image, Multiscale, ZarrSource, multiscale_of
 from dseeds.storage.location import Location, is_remote, open_location
 
-NAME = "supervoxels"
+DEFAULT_NAME = "supervoxels"
 _NAMES = re.compile(r"\w[\w.+-]*")
 # How often a list is written again where another process writes it at the same time.
 TRIES = 5
@@ -28,10 +28,10 @@ def resolve_target(source: Any, target: str | Path | None, into_image: bool | st
         raise ValueError("labels go to a target or into their image: name the one, or say into_image (--into-image).")
     if target is not None:
         return target
-    return label_address(source, NAME if into_image is True else str(into_image))
+    return label_address(source, DEFAULT_NAME if into_image is True else str(into_image))
 
 
-def label_address(source: Any, name: str = NAME) -> str:
+def label_address(source: Any, name: str = DEFAULT_NAME) -> str:
     """Give the address of labels inside the image that they belong to.
 
     Parameters

@@ -20,7 +20,7 @@ from dseeds.storage.slabs import source_layout, thickness
 from dseeds.storage.zarr_arrays import write_array
 
 # Lengths of regions in voxels that are considered, and bytes that a task may hold if nobody says.
-EXTENTS = (256, 192, 128, 96, 64, 32)
+TILING_EXTENTS = (256, 192, 128, 96, 64, 32)
 TASK_BYTES = 1 << 29
 
 
@@ -125,7 +125,7 @@ def choose_tiling(
     if region is not None:
         return triple(min(r, n) for r, n in zip(region, shape, strict=True))
     found: Triple = shape
-    for extent in EXTENTS:
+    for extent in TILING_EXTENTS:
         # Whole chunks, for others' parts would be read again.
         found = triple(min(n, c * max(1, extent // c)) for n, c in zip(shape, chunks or (1, 1, 1), strict=True))
         if prod(found) * voxel_bytes <= task_bytes:

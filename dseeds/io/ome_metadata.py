@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dseeds.io.source import Spacing, error_summary, shortened, spacing_in_mm
+from dseeds.io.source import Spacing, convert_to_mm, shorten, summarise_error
 
 # How many make a millimetre: units of length in OME-NGFF's names, and short forms met in the wild.
 PER_MM = {
@@ -51,7 +51,7 @@ class Frame:
     @property
     def spacing_in_mm(self) -> Spacing | None:
         """Size of a voxel in millimetres, None where the units are none of length."""
-        return spacing_in_mm(self.spacing, [PER_MM.get(unit or "") for unit in self.units])
+        return convert_to_mm(self.spacing, [PER_MM.get(unit or "") for unit in self.units])
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{where} has OME metadata that cannot be read ({error_summary(error)}): "
+            f"{where} has OME metadata that cannot be read ({summarise_error(error)}): "
             f"correct 'multiscales' in its attributes, or pass an array inside it"
         ) from error
 
@@ -149,7 +149,7 @@ def _space(names: Sequence[str], kinds: Sequence[str | None], where: str) -> Spa
         found = [n for n, axis in enumerate(names) if axis in _SPACE]
     if len(set(names)) < len(names) or len(found) not in (2, 3):
         raise _NoVolume(
-            f"{where} has the axes {shortened(', '.join(names))}: supervoxels need z, y and x, or two of them, once"
+            f"{where} has the axes {shorten(', '.join(names))}: supervoxels need z, y and x, or two of them, once"
         )
     if all(names[n] in _SPACE for n in found):
         z, y, x = (next((n for n in found if names[n] == axis), None) for axis in _SPACE)

@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dseeds.core.duck_arrays import is_dask_array, is_data_array
-from dseeds.io.source import (
-    Source,
-    SourceQuery,
-    is_zarr,
-    local_path,
-    open_array,
-)
+from dseeds.io.source import Source, SourceQuery, is_zarr, open_array, resolve_address
 
 
 def open_source(source: object, *, volume: int | None = None, level: int = 0) -> Source:
@@ -95,9 +89,9 @@ def _opened(source: object, wanted: SourceQuery) -> tuple[Source, ...]:
 
         return open_dask_array(source, wanted)
     if is_data_array(source):
-        from dseeds.io.formats.data_array import open_labelled
+        from dseeds.io.formats.data_array import open_data_array
 
-        return open_labelled(source, wanted)
+        return open_data_array(source, wanted)
     if isinstance(source, zarr.Array | zarr.Group):
         return (open_zarr_node(source, wanted),)
     if isinstance(source, SpatialImage):
@@ -107,7 +101,7 @@ def _opened(source: object, wanted: SourceQuery) -> tuple[Source, ...]:
             f"a source is a path or URL, an array of numpy, dask or xarray, a zarr array or group, or a nibabel image, "
             f"not {type(source).__module__}.{type(source).__qualname__}"
         )
-    address = local_path(str(os.fspath(source)))
+    address = resolve_address(str(os.fspath(source)))
     if isinstance(address, str):
         return (open_zarr(address, wanted),)
     return _opened_path(address, wanted)

@@ -21,7 +21,7 @@ from dseeds.core.dtypes import native_dtype, native_values
 from dseeds.core.geometry import Triple, triple
 from dseeds.io.ome_metadata import Resolution
 from dseeds.io.pyramid_kernels import take_means, take_modes
-from dseeds.io.pyramid_levels import PyramidLevel, halvings, resolutions
+from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, compute_resolutions
 from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import written_by
 from dseeds.storage.location import open_location
@@ -57,7 +57,7 @@ def build_pyramid(
         where 0 is a label as any other; its first voxel, the one of the lowest z, y and x, as ``array[::2]`` does; or
         for intensities the mean, of integers rounded to the nearest, halves to the even one, and of floats without NaN.
     levels : sequence of Level, optional
-        The levels. Default: `halvings`.
+        The levels. Default: `choose_levels`.
     spacing : sequence of float, optional
         For these: the size of a voxel along (z, y, x).
     within : str
@@ -103,7 +103,7 @@ def build_pyramid(
     full = group.array(0)
     _check(full, method)
     if levels is None:
-        levels = halvings(triple(full.shape[-3:]), spacing)
+        levels = choose_levels(triple(full.shape[-3:]), spacing)
     crew = crew or Executor(1)
     if crew.progress:
         crew.progress.begin(
@@ -119,7 +119,7 @@ def build_pyramid(
                 crew.progress.advance(PYRAMID_STAGE)
     if crew.progress:
         crew.progress.end(PYRAMID_STAGE)
-    return resolutions(levels, method)
+    return compute_resolutions(levels, method)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class PyramidLevel:
     factors: Triple
 
 
-def halvings(shape: Triple, spacing: Sequence[float] | None = None) -> tuple[PyramidLevel, ...]:
+def choose_levels(shape: Triple, spacing: Sequence[float] | None = None) -> tuple[PyramidLevel, ...]:
     """Choose the levels of an image that has none: halved until no axis is longer than 256 voxels.
 
     Axes along which voxels are longer than along the finest one, by more than a factor of sqrt(2), wait until the
@@ -45,7 +45,7 @@ def halvings(shape: Triple, spacing: Sequence[float] | None = None) -> tuple[Pyr
 
     Examples
     --------
-    >>> [level.shape for level in halvings((200, 1025, 1025), (4.0, 1.0, 1.0))]
+    >>> [level.shape for level in choose_levels((200, 1025, 1025), (4.0, 1.0, 1.0))]
     [(200, 513, 513), (200, 257, 257), (100, 129, 129)]
     """
     found: list[PyramidLevel] = []
@@ -61,7 +61,7 @@ def halvings(shape: Triple, spacing: Sequence[float] | None = None) -> tuple[Pyr
     return tuple(found)
 
 
-def matching_levels(shape: Triple, coarser: Sequence[tuple[Triple, Sequence[float]]]) -> tuple[PyramidLevel, ...]:
+def match_levels(shape: Triple, coarser: Sequence[tuple[Triple, Sequence[float]]]) -> tuple[PyramidLevel, ...]:
     """Choose the levels of labels as those of their image are.
 
     Parameters
@@ -75,7 +75,7 @@ def matching_levels(shape: Triple, coarser: Sequence[tuple[Triple, Sequence[floa
 
     Examples
     --------
-    >>> matching_levels((9, 30, 31), [((9, 15, 15), (1.0, 2.0, 2.0)), ((5, 8, 8), (2.0, 4.0, 4.0))])
+    >>> match_levels((9, 30, 31), [((9, 15, 15), (1.0, 2.0, 2.0)), ((5, 8, 8), (2.0, 4.0, 4.0))])
     (PyramidLevel(shape=(9, 15, 15), factors=(1, 2, 2)), PyramidLevel(shape=(5, 8, 8), factors=(2, 2, 2)))
     """
     found: list[PyramidLevel] = []
@@ -89,12 +89,12 @@ def matching_levels(shape: Triple, coarser: Sequence[tuple[Triple, Sequence[floa
     return tuple(found)
 
 
-def extended_levels(shape: Triple, levels: Sequence[PyramidLevel], count: int) -> tuple[PyramidLevel, ...]:
+def extend_levels(shape: Triple, levels: Sequence[PyramidLevel], count: int) -> tuple[PyramidLevel, ...]:
     """Add levels of halves to those of an image of some shape, until there are so many: labels need as many as it has.
 
     Examples
     --------
-    >>> extended_levels((1, 40, 40), [PyramidLevel((1, 20, 20), (1, 2, 2))], 2)
+    >>> extend_levels((1, 40, 40), [PyramidLevel((1, 20, 20), (1, 2, 2))], 2)
     (PyramidLevel(shape=(1, 20, 20), factors=(1, 2, 2)), PyramidLevel(shape=(1, 10, 10), factors=(1, 2, 2)))
     """
     found = list(levels)
@@ -104,7 +104,7 @@ def extended_levels(shape: Triple, levels: Sequence[PyramidLevel], count: int) -
     return tuple(found)
 
 
-def resolutions(levels: Sequence[PyramidLevel], method: str) -> tuple[Resolution, ...]:
+def compute_resolutions(levels: Sequence[PyramidLevel], method: str) -> tuple[Resolution, ...]:
     """Tell how large the voxels of coarser levels are, and where the first ones lie.
 
     The centre of a block of f voxels lies (f - 1) / 2 voxels behind the centre of its first one, and it is there that

@@ -196,7 +196,7 @@ class ArraySource:
     def identity(self) -> dict[str, Any]:
         """See `Source.identity`. The voxels themselves are hashed when this is first asked for."""
         known = {"kind": self.kind, "shape": list(self.shape), "dtype": self.dtype.str}
-        return {**known, "digest": digest(self.slabs(16))}
+        return {**known, "digest": hash_voxels(self.slabs(16))}
 
     def reopened(self) -> ArraySource:
         """See `Source.reopened`."""
@@ -217,7 +217,7 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).exists() for name in _ZARR)
 
 
-def local_path(address: str) -> Path | str:
+def resolve_address(address: str) -> Path | str:
     """Tell a path on this machine (made absolute: workers may stand in another folder) from a URL."""
     if "://" not in address and "::" not in address:
         return Path(address).absolute()
@@ -246,7 +246,7 @@ def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, wanted: So
     raise ValueError(f"{where} {held}; supervoxels need intensities: {advice}")
 
 
-def refuse_labels(where: str, wanted: SourceQuery) -> None:
+def require_intensities(where: str, wanted: SourceQuery) -> None:
     """Refuse labels, with a ValueError, where intensities are wanted."""
     if wanted.purpose == "image":
         raise ValueError(f"{where} holds labels, not intensities: pass the image that they belong to")
@@ -261,15 +261,15 @@ def require_channels(count: int, where: str) -> None:
         )
 
 
-def plain_index(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[tuple[int | slice, ...], int | None]:
+def select_volume(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[tuple[int | slice, ...], int | None]:
     """Find the volume in an array whose axes have no names: whole axes for z, y, x and channels, numbers for others.
 
-    >>> plain_index((1, 5, 30, 40, 50), SourceQuery(volume=4), "the array")
+    >>> select_volume((1, 5, 30, 40, 50), SourceQuery(volume=4), "the array")
     ((0, 4, slice(None, None, None), slice(None, None, None), slice(None, None, None)), None)
-    >>> plain_index((30, 40, 50, 3), SourceQuery(channel_axis=-1), "the array")[1]
+    >>> select_volume((30, 40, 50, 3), SourceQuery(channel_axis=-1), "the array")[1]
     3
     """
-    channels = channel_number(shape, wanted, where)
+    channels = resolve_channel_axis(shape, wanted, where)
     axes = [axis for axis in range(len(shape)) if axis != channels]
     if len(axes) < 3:
         raise ValueError(
@@ -280,7 +280,7 @@ def plain_index(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[
         require_channels(shape[channels], where)
     while len(axes) > 3 and shape[axes[-1]] == 1:
         axes.pop()
-    chosen = volume_index({f"axis {axis}": shape[axis] for axis in axes[:-3]}, wanted, where)
+    chosen = choose_volume({f"axis {axis}": shape[axis] for axis in axes[:-3]}, wanted, where)
     index: list[int | slice] = [0] * len(shape)
     for axis, number in zip(axes[:-3], chosen, strict=True):
         index[axis] = number
@@ -289,14 +289,14 @@ def plain_index(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[
     return tuple(index), channels
 
 
-def channel_number(shape: Sequence[int], wanted: SourceQuery, where: str) -> int | None:
+def resolve_channel_axis(shape: Sequence[int], wanted: SourceQuery, where: str) -> int | None:
     """Give the axis that channels lie along as a number from 0, None where there is none."""
     axis = wanted.channel_axis
     if axis is None:
         return None
     if isinstance(axis, str):
         raise ValueError(
-            f"{where} has no names for its axes, so none of them is {shortened(axis, 40)!r}: "
+            f"{where} has no names for its axes, so none of them is {shorten(axis, 40)!r}: "
             f"pass channel_axis (--channel-axis) as a number"
         )
     number = operator.index(axis)
@@ -305,18 +305,18 @@ def channel_number(shape: Sequence[int], wanted: SourceQuery, where: str) -> int
     return number % len(shape)
 
 
-def channels_first(values: np.ndarray, index: Sequence[int | slice], channels: int) -> np.ndarray:
+def move_channels_first(values: np.ndarray, index: Sequence[int | slice], channels: int) -> np.ndarray:
     """Move channels to the front of what an index has found: `channels` is their axis in what it was taken from."""
     return np.moveaxis(values, sum(isinstance(axis, slice) for axis in index[:channels]), 0)
 
 
-def volume_index(extra: Mapping[str, int], wanted: SourceQuery, where: str) -> tuple[int, ...]:
+def choose_volume(extra: Mapping[str, int], wanted: SourceQuery, where: str) -> tuple[int, ...]:
     """Choose a position on each axis, by name and size, that is not z, y, x or channels. At most one is not 0."""
     longer = {name: size for name, size in extra.items() if size > 1}
     as_channels = wanted.channelled and wanted.channel_axis is None
     axis = "channel_axis='c' (--channel-axis c)" if "c" in longer else "channel_axis= (--channel-axis)"
     if len(longer) > 1:
-        sizes = " and ".join(f"{size} along {shortened(name, 20)}" for name, size in longer.items())
+        sizes = " and ".join(f"{size} along {shorten(name, 20)}" for name, size in longer.items())
         advice = f"name the axis of channels with {axis}, or " if as_channels else ""
         raise ValueError(
             f"{where} holds volumes in more than one way ({sizes}): {advice}store the one that you want on its own"
@@ -339,12 +339,12 @@ def volume_index(extra: Mapping[str, int], wanted: SourceQuery, where: str) -> t
     return tuple(volume if name in longer else 0 for name in extra)
 
 
-def taking_channels(
+def with_all_channels(
     wanted: SourceQuery, axes: Sequence[str], shape: Sequence[int], space: Collection[int]
 ) -> SourceQuery:
     """Take all channels of a copy that has an axis ``c`` besides those of space, unless a volume is to be one of them.
 
-    >>> taking_channels(SourceQuery(purpose="copy"), "czyx", (2, 30, 40, 50), {1, 2, 3}).channel_axis
+    >>> with_all_channels(SourceQuery(purpose="copy"), "czyx", (2, 30, 40, 50), {1, 2, 3}).channel_axis
     'c'
     """
     longer = [axis for n, axis in enumerate(axes) if n not in space and shape[n] > 1]
@@ -354,7 +354,7 @@ def taking_channels(
     return replace(wanted, channel_axis="c")
 
 
-def spacing_in_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spacing | None:
+def convert_to_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spacing | None:
     """Divide by how many units make a millimetre; None unless all are known, finite and above 0.
 
     >>> spacing_in_mm([2.0, 0.5, 0.5], [1000.0, 1000.0, 1000.0])
@@ -378,12 +378,12 @@ def slab_ranges(depth: int, thickness: int) -> Iterator[tuple[int, int]]:
         yield z0, min(z0 + thickness, depth)
 
 
-def error_summary(error: Exception) -> str:
+def summarise_error(error: Exception) -> str:
     """Word another library's error as part of a sentence: what it says if that helps who has the file, and no more.
 
-    >>> error_summary(ValueError("Invalid zarr_format. Expected one of 2 or 3."))
+    >>> summarise_error(ValueError("Invalid zarr_format. Expected one of 2 or 3."))
     'Invalid zarr_format; Expected one of 2 or 3'
-    >>> error_summary(KeyError("datasets")), error_summary(TypeError("'int' object is not iterable"))
+    >>> summarise_error(KeyError("datasets")), summarise_error(TypeError("'int' object is not iterable"))
     ("'datasets' is missing", 'a value in it is of the wrong kind')
     """
     text = str(error)
@@ -391,15 +391,15 @@ def error_summary(error: Exception) -> str:
         text += " is missing"
     elif isinstance(error, TypeError | AttributeError | ArithmeticError | IndexError) or "convert" in text:
         text = "a value in it is of the wrong kind"
-    return shortened(text).replace(". ", "; ").rstrip(".") or type(error).__name__
+    return shorten(text).replace(". ", "; ").rstrip(".") or type(error).__name__
 
 
-def shortened(text: str, width: int = 150) -> str:
+def shorten(text: str, width: int = 150) -> str:
     """Put what a file holds into one line of an error: it may be anything, of any length."""
     return textwrap.shorten(text, width, placeholder=" ...")
 
 
-def digest(slabs: Iterable[tuple[int, np.ndarray]]) -> str:
+def hash_voxels(slabs: Iterable[tuple[int, np.ndarray]]) -> str:
     """Hash the voxels of a volume that has neither file nor date to be known by."""
     state = hashlib.blake2b(digest_size=16)
     for _, slab in slabs:
@@ -421,12 +421,12 @@ def describe_damage(where: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
             raise
         raise ValueError(
-            f"{where} cannot be read ({error_summary(error)}): the file is damaged or incomplete, so copy or export "
+            f"{where} cannot be read ({summarise_error(error)}): the file is damaged or incomplete, so copy or export "
             f"it again"
         ) from error
 
 
-def files_state(files: Iterable[str]) -> str:
+def hash_files(files: Iterable[str]) -> str:
     """Hash the names, sizes and dates of files."""
     found = [(Path(file).name, Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
     return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()
@@ -436,8 +436,8 @@ def open_array(array: np.ndarray, wanted: SourceQuery) -> tuple[Source, ...]:
     """Open an array in memory: one source, or one for each channel."""
     where = "the mask" if wanted.purpose == "mask" else "the array"
     require_volume(array.shape, array.dtype, where, wanted)
-    index, channels = plain_index(array.shape, wanted, where)
+    index, channels = select_volume(array.shape, wanted, where)
     found = array[index]
     if channels is None:
         return (ArraySource(found),)
-    return tuple(ArraySource(channel) for channel in channels_first(found, index, channels))
+    return tuple(ArraySource(channel) for channel in move_channels_first(found, index, channels))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 from pyarrow import csv
 
-from dseeds.io.source import error_summary, shortened
+from dseeds.io.source import shorten, summarise_error
 from dseeds.measure.kernels.painting import distinct
 from dseeds.storage.location import LocalLocation, Location, open_location
 from dseeds.storage.parquet_dataset import MARKER, NOTE, TABLE, Dataset
@@ -177,7 +177,7 @@ class TablePart:
             table = self._parquet() if self.key.lower().endswith(PARQUET) else self._separated()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(
-                f"{self.name} cannot be read as a table ({error_summary(error)}): write it again."
+                f"{self.name} cannot be read as a table ({summarise_error(error)}): write it again."
             ) from error
         return _read(table, self.label, self.column, self.name)
 
@@ -349,7 +349,7 @@ def _columns(names: Sequence[Any], label: str, column: str, where: str) -> list[
     """Check that a table has two columns, once each."""
     for name in (label, column):
         if list(names).count(name) != 1:
-            there = shortened(", ".join(map(str, names)), 600)
+            there = shorten(", ".join(map(str, names)), 600)
             many = "no" if name not in names else "more than one"
             raise ValueError(f"{where} has {many} column {name!r}: its columns are {there}.")
     return list(dict.fromkeys((label, column)))

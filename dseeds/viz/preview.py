@@ -11,7 +11,7 @@ from PIL import Image as Picture
 
 from dseeds.core.geometry import Triple, check_spacing, triple
 from dseeds.io import Image, Source, ZarrSource, open_image
-from dseeds.io.formats.ome_zarr import open_noted
+from dseeds.io.formats.ome_zarr import reopen_zarr
 from dseeds.io.labels import check_same_shape, label_attributes, label_parameters, open_labels
 from dseeds.seeds.intensity_windows import read_windows
 from dseeds.viz.drawing import Sheet, Subject, draw
@@ -166,7 +166,7 @@ def _noted_part(identity: Mapping[str, Any]) -> tuple[Source, ...]:
         volume = max((one for one in index if isinstance(one, int)), default=None)
         return open_image(path, volume=volume, channel_axis=channels).parts
     taken = tuple(one if isinstance(one, int) else slice(None) for one in index)
-    return (open_noted(path, taken, channels),)
+    return (reopen_zarr(path, taken, channels),)
 
 
 def noted_window(labels: Source, channel: int) -> tuple[float, float] | None:

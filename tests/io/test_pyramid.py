@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dseeds.io.pyramid import build_pyramid
-from dseeds.io.pyramid_levels import LARGE, PyramidLevel, halvings, resolutions
+from dseeds.io.pyramid_levels import LARGE, PyramidLevel, choose_levels, compute_resolutions
 from dseeds.parallel.executor import Executor
 
 LABELS, INTEGERS = ("uint32", "uint64"), ("uint8", "int16", ">i2", "int64", "uint64")
@@ -112,7 +112,7 @@ def test_channels_have_levels_of_their_own(tmp_path):
 
 @given(st.tuples(*[st.integers(1, 3000)] * 3), st.tuples(*[st.sampled_from([0.1, 0.5, 1.0, 1.4, 3.0])] * 3))
 def test_halvings_end_and_bring_voxels_nearer_to_cubes(shape, spacing):
-    levels = halvings(shape, spacing)
+    levels = choose_levels(shape, spacing)
     assert (not levels) == (max(shape) <= LARGE)
     before, sizes = shape, np.array(spacing)
     for level in levels:
@@ -133,8 +133,8 @@ def test_a_block_lies_where_the_mean_of_its_voxels_does(steps):
     for factors in steps:
         shape = tuple(-(-n // f) for n, f in zip(shape, factors, strict=True))
         levels.append(PyramidLevel(shape, factors))
-    last = resolutions(levels, "mean")[-1]
-    first = resolutions(levels, "nearest")[-1]
+    last = compute_resolutions(levels, "mean")[-1]
+    first = compute_resolutions(levels, "nearest")[-1]
     for axis in range(3):
         size = math.prod(factors[axis] for factors in steps)
         assert last.scale[axis] == first.scale[axis] == size

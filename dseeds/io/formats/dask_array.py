@@ -18,7 +18,16 @@ from dask import config
 from dask.base import compute, get_scheduler
 
 from dseeds.io.formats.ome_zarr import open_zarr
-from dseeds.io.source import IndexBox, Shape, Source, SourceQuery, Spacing, channels_first, plain_index, require_volume
+from dseeds.io.source import (
+    IndexBox,
+    Shape,
+    Source,
+    SourceQuery,
+    Spacing,
+    move_channels_first,
+    require_volume,
+    select_volume,
+)
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, Layout
 
@@ -131,11 +140,11 @@ def open_dask_array(array: da.Array, wanted: SourceQuery, spacing: Spacing | Non
     if any(math.isnan(n) for n in array.shape):
         raise ValueError(f"{where} has chunks of unknown sizes: find them out with its compute_chunk_sizes()")
     require_volume(array.shape, array.dtype, where, wanted)
-    index, channels = plain_index(array.shape, wanted, where)
+    index, channels = select_volume(array.shape, wanted, where)
     found = array[index]
     if channels is None:
         return (DaskSource(found, spacing),)
-    return tuple(DaskSource(channel, spacing) for channel in channels_first(found, index, channels))
+    return tuple(DaskSource(channel, spacing) for channel in move_channels_first(found, index, channels))
 
 
 def store_dask_array(

@@ -10,7 +10,7 @@ import xarray as xr
 
 from dseeds.core.duck_arrays import is_dask_array
 from dseeds.io.ome_metadata import PER_MM
-from dseeds.io.source import ArraySource, Source, SourceQuery, Spacing, open_array, spacing_in_mm
+from dseeds.io.source import ArraySource, Source, SourceQuery, Spacing, convert_to_mm, open_array
 
 SPACE = ("z", "y", "x")
 CHANNELS = ("c", "channel", "channels", "band", "bands")
@@ -18,7 +18,7 @@ CHANNELS = ("c", "channel", "channels", "band", "bands")
 UNEVEN = 1e-3
 
 
-def axes_of(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple[tuple[str, ...], str | None]:
+def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple[tuple[str, ...], str | None]:
     """Find the dimensions of z, y and x, and that of channels.
 
     Those of these names, in either case, are meant; where they are not all there, the last three in their order.
@@ -31,7 +31,7 @@ def axes_of(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple
 
     Examples
     --------
-    >>> axes_of(xr.DataArray(np.zeros((2, 3, 4, 5)), dims=("x", "c", "y", "z")))
+    >>> find_dimensions(xr.DataArray(np.zeros((2, 3, 4, 5)), dims=("x", "c", "y", "z")))
     (('z', 'y', 'x'), 'c')
     """
     names = [str(dim) for dim in image.dims]
@@ -56,12 +56,12 @@ def axes_of(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple
     return space, channels
 
 
-def spacing_of(image: xr.DataArray, space: tuple[str, ...]) -> Spacing | str:
+def read_spacing(image: xr.DataArray, space: tuple[str, ...]) -> Spacing | str:
     """Give the size of a voxel along (z, y, x) in millimetres, or say why none is known.
 
     >>> z = xr.Variable("z", [0.0, 2.0, 4.0], {"units": "um"})
     >>> image = xr.DataArray(np.zeros((3, 1, 1)), dims=("z", "y", "x"), coords={"z": z})
-    >>> spacing_of(image, ("z", "y", "x"))
+    >>> read_spacing(image, ("z", "y", "x"))
     'y has no coordinates'
     """
     sizes, units = [], []
@@ -80,28 +80,28 @@ def spacing_of(image: xr.DataArray, space: tuple[str, ...]) -> Spacing | str:
         if not np.allclose(steps, steps.mean(), rtol=UNEVEN, atol=0):
             return f"the coordinates of {name} are not evenly spaced"
         sizes.append(abs(float(steps.mean())))
-    return spacing_in_mm(sizes, units) or "some coordinates do not differ"
+    return convert_to_mm(sizes, units) or "some coordinates do not differ"
 
 
-def plain_array(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple[Any, tuple[str, ...], bool]:
+def extract_array(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple[Any, tuple[str, ...], bool]:
     """Give the array of a `DataArray`, axes (z, y, x) or (c, z, y, x), its spatial dimensions, and which it is."""
-    space, channels = axes_of(image, channel_axis)
+    space, channels = find_dimensions(image, channel_axis)
     order = space if channels is None else (channels, *space)
     others = {name: 0 for name in image.dims if name not in order}
     return image.isel(others).transpose(*order).data, space, channels is not None
 
 
-def like(image: xr.DataArray, space: tuple[str, ...], values: Any, name: str, **attributes: Any) -> xr.DataArray:
+def wrap_like(image: xr.DataArray, space: tuple[str, ...], values: Any, name: str, **attributes: Any) -> xr.DataArray:
     """Give values (z, y, x) the dimensions of an image, in its order, and those of its coordinates that apply."""
     coords = {key: value for key, value in image.coords.items() if set(value.dims) <= set(space)}
     found = xr.DataArray(values, dims=space, coords=coords, name=name, attrs=attributes)
     return found.transpose(*(dim for dim in image.dims if dim in space))
 
 
-def open_labelled(image: xr.DataArray, wanted: SourceQuery) -> tuple[Source, ...]:
+def open_data_array(image: xr.DataArray, wanted: SourceQuery) -> tuple[Source, ...]:
     """Open a `DataArray` as `dseeds.io.open_source` opens arrays, with the spacing that its coordinates tell."""
-    data, space, has_channels = plain_array(image, wanted.channel_axis)
-    spacing = spacing_of(image, space)
+    data, space, has_channels = extract_array(image, wanted.channel_axis)
+    spacing = read_spacing(image, space)
     size = None if isinstance(spacing, str) else spacing
     inner = SourceQuery(wanted.volume, 0 if has_channels else None, wanted.purpose)
     if is_dask_array(data):

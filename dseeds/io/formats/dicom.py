@@ -15,12 +15,12 @@ from dseeds.io.source import (
     Shape,
     SourceQuery,
     Spacing,
-    files_state,
+    choose_volume,
+    convert_to_mm,
+    hash_files,
     require_volume,
-    shortened,
+    shorten,
     slab_ranges,
-    spacing_in_mm,
-    volume_index,
 )
 
 # How far distances between slices may be from the usual one, as a part of it: rounded positions are no gaps.
@@ -59,7 +59,7 @@ class DicomSource:
 
     def reopened(self) -> DicomSource:
         """See `Source.reopened`."""
-        return replace(self, identity={**self.identity, "files": files_state(self.files)})
+        return replace(self, identity={**self.identity, "files": hash_files(self.files)})
 
     def read(self, box: IndexBox) -> np.ndarray:
         """See `Source.read`. Slices are decoded whole."""
@@ -127,7 +127,7 @@ def open_dicom(path: Path, files: Sequence[Path], wanted: SourceQuery) -> DicomS
         require_volume(first.shape, np.dtype([(str(n), first.dtype) for n in range(first.values)]), str(path), wanted)
     if wanted.channel_axis is not None:
         raise ValueError(f"{path} has no axis of channels: leave out channel_axis (--channel-axis)")
-    volume_index({}, wanted, str(path))
+    choose_volume({}, wanted, str(path))
     slices, step = _in_order(path, slices)
     first = slices[0]
     shape = (first.shape[0] if len(slices) == 1 else len(slices), *first.shape[1:])
@@ -140,7 +140,7 @@ def open_dicom(path: Path, files: Sequence[Path], wanted: SourceQuery) -> DicomS
     identity = {
         "kind": "dicom",
         "path": str(path),
-        "files": files_state(names),
+        "files": hash_files(names),
         "shape": list(shape),
         "dtype": dtype.str,
     }
@@ -150,7 +150,7 @@ def open_dicom(path: Path, files: Sequence[Path], wanted: SourceQuery) -> DicomS
         path.name,
         shape,
         dtype,
-        spacing_in_mm(sizes, [1.0] * len(sizes)),
+        convert_to_mm(sizes, [1.0] * len(sizes)),
         _affine(first, step),
         first.values if first.values > 1 else None,
         identity,
@@ -173,7 +173,7 @@ def _header(file: Path) -> _Slice:
     one = _itk().Image([1, 1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
     dtype = _itk().GetArrayViewFromImage(one).dtype
     series = known.get("0020|000e", "")
-    described = shortened(known.get("0008|103e", "") or series or "without a name")
+    described = shorten(known.get("0008|103e", "") or series or "without a name")
     return _Slice(
         file,
         (z, y, x),
@@ -191,9 +191,7 @@ def _require_one_series(path: Path, slices: Sequence[_Slice]) -> None:
     series = sorted({one.series for one in slices})
     if len(series) > 1:
         listed = ", ".join(f"{name}: {sum(one.series == name for one in slices)} files" for name in series)
-        raise ValueError(
-            f"{path} holds {len(series)} series ({shortened(listed, 1000)}): pass a folder with one of them"
-        )
+        raise ValueError(f"{path} holds {len(series)} series ({shorten(listed, 1000)}): pass a folder with one of them")
     first = slices[0]
     if len(slices) > 1 and first.shape[0] > 1:
         raise ValueError(f"{path} holds {len(slices)} files that are volumes of their own: pass one of them")
@@ -273,7 +271,7 @@ def _reader(file: Path) -> Any:
 
 
 def _unreadable(file: Path, error: Exception) -> ValueError:
-    said = shortened(str(error).rpartition("): ")[2]).rstrip(".")
+    said = shorten(str(error).rpartition("): ")[2]).rstrip(".")
     return ValueError(f"{file} cannot be read as DICOM ({said}): it is damaged or holds no image, so copy it again")
 
 

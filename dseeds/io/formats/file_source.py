@@ -10,9 +10,18 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from dseeds.io.source import IndexBox, Kind, Shape, Spacing, channels_first, describe_damage, files_state, slab_ranges
+from dseeds.io.source import (
+    IndexBox,
+    Kind,
+    Shape,
+    Spacing,
+    describe_damage,
+    hash_files,
+    move_channels_first,
+    slab_ranges,
+)
 
-Index: TypeAlias = tuple[int | slice, ...]
+ArrayIndex: TypeAlias = tuple[int | slice, ...]
 
 
 class Voxels(Protocol):
@@ -34,7 +43,7 @@ class Voxels(Protocol):
     def at_random(self) -> bool:
         """Whether any box can be read at a fair price, not only planes one after the other."""
 
-    def opened(self) -> AbstractContextManager[Callable[[Index], np.ndarray]]:
+    def opened(self) -> AbstractContextManager[Callable[[ArrayIndex], np.ndarray]]:
         """Open the file for as long as it is read: with an index of slices and numbers for all axes."""
 
 
@@ -65,7 +74,7 @@ class FileSource:
     path: str
     kind: Kind
     voxels: Voxels
-    index: Index
+    index: ArrayIndex
     channel_axis: int | None
     spacing: Spacing | None
     affine: np.ndarray | None
@@ -81,7 +90,7 @@ class FileSource:
         path: Path,
         kind: Kind,
         voxels: Voxels,
-        chosen: tuple[Index, int | None],
+        chosen: tuple[ArrayIndex, int | None],
         *,
         spacing: Spacing | None = None,
         affine: np.ndarray | None = None,
@@ -90,7 +99,7 @@ class FileSource:
     ) -> FileSource:
         """Describe what has been found in a file, which has been checked to be a volume."""
         files = files or (str(path),)
-        return cls(str(path), kind, voxels, *chosen, spacing, affine, files, files_state(files), dataset)
+        return cls(str(path), kind, voxels, *chosen, spacing, affine, files, hash_files(files), dataset)
 
     @property
     def name(self) -> str:
@@ -141,7 +150,7 @@ class FileSource:
 
     def reopened(self) -> FileSource:
         """See `Source.reopened`."""
-        return replace(self, state=files_state(self.files))
+        return replace(self, state=hash_files(self.files))
 
     def read(self, box: IndexBox) -> np.ndarray:
         """See `Source.read`."""
@@ -158,14 +167,14 @@ class FileSource:
                     slab = self._channels_first(read(self._index((slice(z0, z1), slice(None), slice(None)))))
                 yield z0, slab
 
-    def _index(self, box: IndexBox) -> Index:
+    def _index(self, box: IndexBox) -> ArrayIndex:
         index = list(self.index)
         for axis, side, size in zip(self._zyx, box, self.shape, strict=True):
             index[axis] = slice(*side.indices(size)[:2])
         return tuple(index)
 
     def _channels_first(self, values: np.ndarray) -> np.ndarray:
-        return values if self.channel_axis is None else channels_first(values, self.index, self.channel_axis)
+        return values if self.channel_axis is None else move_channels_first(values, self.index, self.channel_axis)
 
     def _along_zyx(self, sizes: tuple[int, ...]) -> Shape:
         z, y, x = (int(sizes[axis]) for axis in self._zyx)

@@ -18,7 +18,7 @@ import numpy as np
 from dseeds.io.source import Shape, Spacing
 
 # Where slabs begin, and the slabs: (dz, y, x), or (c, dz, y, x).
-SlabReader: TypeAlias = Iterable[tuple[int, np.ndarray]]
+NumberedSlabs: TypeAlias = Iterable[tuple[int, np.ndarray]]
 
 # By this the program knows its own files again.
 OURS = "dseeds"
@@ -57,9 +57,9 @@ class Content:
         """Bytes of all voxels."""
         return math.prod(self.shape) * (self.channels or 1) * self.dtype.itemsize
 
-    def in_order(self, slabs: SlabReader) -> Iterator[np.ndarray]:
+    def in_order(self, slabs: NumberedSlabs) -> Iterator[np.ndarray]:
         """Give slabs of the right type, in C order; `ValueError` if they do not make up the volume."""
-        for slab in written_in_order(slabs, self.shape):
+        for slab in iterate_in_order(slabs, self.shape):
             yield np.ascontiguousarray(slab, self.dtype)
 
 
@@ -135,7 +135,7 @@ def remove_partial(target: Path) -> None:
             found.unlink(missing_ok=True)
 
 
-def written_in_order(slabs: SlabReader, shape: Shape) -> Iterator[np.ndarray]:
+def iterate_in_order(slabs: NumberedSlabs, shape: Shape) -> Iterator[np.ndarray]:
     """Give slabs (..., dz, y, x) without their numbers; `ValueError` if they do not make up a volume of a shape."""
     depth = 0
     for z0, slab in slabs:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from dseeds.core.optional import import_optional
-from dseeds.io.formats.file_source import FileSource, Index
-from dseeds.io.formats.file_writer import OURS, Content, SlabReader
+from dseeds.io.formats.file_source import ArrayIndex, FileSource
+from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
 from dseeds.io.source import (
     SourceQuery,
     Spacing,
+    convert_to_mm,
     describe_damage,
-    plain_index,
     require_volume,
-    shortened,
-    spacing_in_mm,
+    select_volume,
+    shorten,
 )
 
 _NAMED = re.compile(r"(.+\.(?:h5|hdf5)):(.+)", re.IGNORECASE)
@@ -49,7 +49,7 @@ class Hdf5Voxels:
         return self.chunks is None or max(self.chunks) <= _LONG
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Index], np.ndarray]]:
+    def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         """See `Voxels.opened`."""
         with _h5py().File(self.file, "r") as file:
             dataset = file[self.dataset]
@@ -85,13 +85,13 @@ def open_hdf5(path: Path, dataset: str, wanted: SourceQuery) -> FileSource:
         with describe_damage(where):
             found = file.get(name)
         if not isinstance(found, h5py.Dataset):
-            raise ValueError(f"{path} has no dataset {shortened(name, 80)!r}: it holds {_listed(names)}")
+            raise ValueError(f"{path} has no dataset {shorten(name, 80)!r}: it holds {_listed(names)}")
         require_volume(found.shape or (), found.dtype, where, wanted)
         with describe_damage(where):
             voxels = Hdf5Voxels(str(path), found.name, found.shape, found.dtype, found.chunks)
             spacing = _spacing(found.attrs)
     return FileSource.of(
-        path, "hdf5", voxels, plain_index(voxels.shape, wanted, where), spacing=spacing, dataset=voxels.dataset
+        path, "hdf5", voxels, select_volume(voxels.shape, wanted, where), spacing=spacing, dataset=voxels.dataset
     )
 
 
@@ -109,7 +109,7 @@ def is_our_hdf5(path: Path) -> bool:
         return len(found) == 1 and bool(file.attrs.get(_SOFTWARE) == OURS)
 
 
-def write_hdf5(path: Path, slabs: SlabReader, content: Content, dataset: str = "") -> None:
+def write_hdf5(path: Path, slabs: NumberedSlabs, content: Content, dataset: str = "") -> None:
     """Write a volume as a dataset, (z, y, x) or (c, z, y, x), of a new file of HDF5; the default name is ``volume``."""
     channels = () if content.channels is None else (content.channels,)
     found, depth = None, 0
@@ -157,7 +157,7 @@ def _only(path: Path, names: list[str]) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return f"{len(names)} datasets ({shortened(', '.join(names), 500)})"
+    return f"{len(names)} datasets ({shorten(', '.join(names), 500)})"
 
 
 def _spacing(attributes: Any) -> Spacing | None:
@@ -165,7 +165,7 @@ def _spacing(attributes: Any) -> Spacing | None:
         sizes = [float(size) for size in attributes[SIZE]]
     except (KeyError, TypeError, ValueError):
         return None
-    return spacing_in_mm(sizes, [1e3] * len(sizes))
+    return convert_to_mm(sizes, [1e3] * len(sizes))
 
 
 def _h5py() -> Any:

@@ -24,7 +24,14 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 
-from dseeds.io.formats.file_writer import OURS, Content, SlabReader, check_file_target, partial_file, written_in_order
+from dseeds.io.formats.file_writer import (
+    OURS,
+    Content,
+    NumberedSlabs,
+    check_file_target,
+    iterate_in_order,
+    partial_file,
+)
 from dseeds.io.source import (
     ArraySource,
     IndexBox,
@@ -32,15 +39,15 @@ from dseeds.io.source import (
     Source,
     SourceQuery,
     Spacing,
-    channel_number,
+    choose_volume,
+    convert_to_mm,
     describe_damage,
-    error_summary,
-    refuse_labels,
     require_channels,
+    require_intensities,
     require_volume,
+    resolve_channel_axis,
     slab_ranges,
-    spacing_in_mm,
-    volume_index,
+    summarise_error,
 )
 
 # Where nibabel finds a volume in its file: shape (x, y, z), dtype, offset in bytes, slope, intercept.
@@ -140,7 +147,7 @@ def _open(image: SpatialImage, header: SpatialHeader, wanted: SourceQuery) -> tu
         dtype = np.asarray(voxels[first]).dtype if min(shape, default=0) > 0 else np.dtype("u1")
     labelled = isinstance(header, nibabel.Nifti1Header) and bool(header["intent_code"] == _LABEL)
     if labelled:
-        refuse_labels(where, wanted)
+        require_intensities(where, wanted)
     rgb = dtype.names == _RGB and wanted.channelled
     require_volume(shape, np.dtype("u1") if rgb else dtype, where, wanted)
     if rgb and wanted.channel_axis is not None:
@@ -160,7 +167,7 @@ def _open(image: SpatialImage, header: SpatialHeader, wanted: SourceQuery) -> tu
 def _extra(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[int | slice, ...]:
     """Choose along the axes from the fourth on: one position, or all where the channels are."""
     # NIfTI's axes are (x, y, z, ...), those that people see are turned round.
-    turned = channel_number(shape[::-1], wanted, where)
+    turned = resolve_channel_axis(shape[::-1], wanted, where)
     channels = None if turned is None else len(shape) - 1 - turned
     if channels is not None and channels < 3:
         raise ValueError(
@@ -170,7 +177,7 @@ def _extra(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[int |
     if channels is not None:
         require_channels(shape[channels], where)
     others = [axis for axis in range(3, len(shape)) if axis != channels]
-    chosen = dict(zip(others, volume_index({f"axis {n}": shape[n] for n in others}, wanted, where), strict=True))
+    chosen = dict(zip(others, choose_volume({f"axis {n}": shape[n] for n in others}, wanted, where), strict=True))
     return tuple(chosen.get(axis, slice(None)) for axis in range(3, len(shape)))
 
 
@@ -352,14 +359,14 @@ def write_nifti(
     header = _header(image, shape, dtype, labels=labels)
     header["aux_file"] = run.encode()
     with partial_file(target, lambda: check_nifti_target(target, overwrite)) as partial:
-        _write(partial, header, written_in_order(slabs, shape), gzipped=target.name.lower().endswith(".gz"))
+        _write(partial, header, iterate_in_order(slabs, shape), gzipped=target.name.lower().endswith(".gz"))
 
 
-def write_nifti_content(path: Path, slabs: SlabReader, content: Content) -> None:
+def write_nifti_content(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """Write a volume, which need not come from NIfTI, with its place in space; see `dseeds.io.formats.file_writer`."""
-    image = placed(content.shape, content.spacing, content.affine)
+    image = make_placeholder(content.shape, content.spacing, content.affine)
     header = _header(image, content.shape, content.dtype.newbyteorder("<"), labels=content.labelled)
-    _write(path, header, written_in_order(slabs, content.shape), gzipped=content.name.lower().endswith(".gz"))
+    _write(path, header, iterate_in_order(slabs, content.shape), gzipped=content.name.lower().endswith(".gz"))
 
 
 def _write(path: Path, header: nibabel.Nifti1Header, slabs: Iterable[np.ndarray], *, gzipped: bool) -> None:
@@ -369,7 +376,7 @@ def _write(path: Path, header: nibabel.Nifti1Header, slabs: Iterable[np.ndarray]
             stream.write(np.ascontiguousarray(slab, header.get_data_dtype()).data)
 
 
-def placed(shape: Shape, spacing: Spacing | None, affine: np.ndarray | None) -> SpatialImage:
+def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray | None) -> SpatialImage:
     """Make an image without voxels of its own that `write_nifti` takes the place of what it writes from.
 
     Parameters
@@ -436,7 +443,7 @@ def _load(path: Path) -> SpatialImage:
             raise ValueError(f"it holds a {type(image).__name__}")
     except Exception as error:  # a damaged header can raise anything
         raise ValueError(
-            f"{path} cannot be opened as an image ({error_summary(error)}): "
+            f"{path} cannot be opened as an image ({summarise_error(error)}): "
             f"pass an undamaged file of a format that is read, such as NIfTI (.nii, .nii.gz), TIFF, NRRD or OME-Zarr"
         ) from error
     return image
@@ -460,7 +467,7 @@ def _check_to_end(stream: ImageOpener) -> None:
 
 def _spacing(header: SpatialHeader) -> Spacing | None:
     # Through text: the header's float32 3.27 is to become 3.27, not 3.2699999809.
-    return spacing_in_mm([float(str(zoom)) for zoom in np.abs(header.get_zooms()[2::-1])], [_per_mm(header)] * 3)
+    return convert_to_mm([float(str(zoom)) for zoom in np.abs(header.get_zooms()[2::-1])], [_per_mm(header)] * 3)
 
 
 def _affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dseeds.io.formats.file_source import FileSource, Index
-from dseeds.io.formats.file_writer import Content, SlabReader
-from dseeds.io.source import SourceQuery, describe_damage, plain_index, require_volume
+from dseeds.io.formats.file_source import ArrayIndex, FileSource
+from dseeds.io.formats.file_writer import Content, NumberedSlabs
+from dseeds.io.source import SourceQuery, describe_damage, require_volume, select_volume
 
 _MAGIC = b"\x93NUMPY"
 
@@ -42,11 +42,11 @@ class MappedVoxels:
     at_random: bool = True
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Index], np.ndarray]]:
+    def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         """See `Voxels.opened`."""
         yield self._read
 
-    def _read(self, index: Index) -> np.ndarray:
+    def _read(self, index: ArrayIndex) -> np.ndarray:
         # Mapped anew each time: pages that have been seen count as this process's memory until they are unmapped.
         mapped = np.memmap(self.file, self.dtype, "r", self.offset, self.shape, "F" if self.order == "F" else "C")
         return np.array(mapped[index])
@@ -82,10 +82,10 @@ def open_npy(path: Path, wanted: SourceQuery) -> FileSource:
     require_volume(shape, dtype, str(path), wanted)
     require_length(path, offset, shape, dtype)
     voxels = MappedVoxels(str(path), offset, tuple(shape), dtype, "F" if fortran else "C")
-    return FileSource.of(path, "numpy", voxels, plain_index(shape, wanted, str(path)))
+    return FileSource.of(path, "numpy", voxels, select_volume(shape, wanted, str(path)))
 
 
-def write_npy(path: Path, slabs: SlabReader, content: Content) -> None:
+def write_npy(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """Write a volume as a file of NumPy's, (z, y, x) or (c, z, y, x), slab by slab."""
     channels = () if content.channels is None else (content.channels,)
     dtype, shape = content.dtype, (*channels, *content.shape)

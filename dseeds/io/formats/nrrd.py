@@ -18,18 +18,18 @@ import numpy as np
 
 from dseeds.core.optional import import_optional
 from dseeds.io.affine import from_lps
-from dseeds.io.formats.file_source import FileSource, Index, Voxels
+from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.npy import MappedVoxels, require_length
 from dseeds.io.ome_metadata import PER_MM
 from dseeds.io.source import (
     Kind,
     SourceQuery,
     Spacing,
+    convert_to_mm,
     describe_damage,
-    plain_index,
     require_volume,
-    shortened,
-    spacing_in_mm,
+    select_volume,
+    shorten,
 )
 
 _ENDINGS: dict[str, Kind] = {".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
@@ -71,12 +71,12 @@ class DeflatedVoxels:
     at_random: bool = False
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Index], np.ndarray]]:
+    def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         """See `Voxels.opened`. Reading forwards is quick, reading backwards begins anew."""
         with Path(self.file).open("rb") as stream:
             inflated = _Inflated(stream, self.offset)
 
-            def read(index: Index) -> np.ndarray:
+            def read(index: ArrayIndex) -> np.ndarray:
                 # Up to the first axis of which a part is wanted, all is one run.
                 axis = next(n for n, taken in enumerate(index) if isinstance(taken, slice))
                 each = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
@@ -143,7 +143,7 @@ class DecodedVoxels:
     at_random: bool = False
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Index], np.ndarray]]:
+    def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         """See `Voxels.opened`."""
         whole: np.ndarray = _itk().GetArrayFromImage(_itk().ReadImage(self.file))
         if whole.shape != self.shape:
@@ -165,14 +165,14 @@ def open_nrrd(path: Path, wanted: SourceQuery) -> FileSource:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        said = shortened(str(error).rpartition("): ")[2]).rstrip(".")
+        said = shorten(str(error).rpartition("): ")[2]).rstrip(".")
         raise ValueError(f"{path} cannot be opened ({said}): it is damaged or no image, so export it again") from error
     shape, dtype, values = _array(reader)
     require_volume(shape, dtype, str(path), wanted)
     header, end = _header(path, kind)
     if values == 3 and wanted.channelled and wanted.channel_axis is None:
         wanted = SourceQuery(wanted.volume, -1, wanted.purpose)
-    chosen = plain_index(shape, wanted, str(path))
+    chosen = select_volume(shape, wanted, str(path))
     run = (_nrrd_run if kind == "nrrd" else _meta_run)(path, header, end, values)
     voxels: Voxels = DecodedVoxels(str(path), shape, dtype)
     if run is not None:
@@ -244,7 +244,7 @@ def _space(reader: Any, header: dict[str, str], kind: Kind) -> tuple[Spacing | N
         return None, None
     units = header.get("space units", header.get("units", "")).replace('"', " ").split()
     per_mm = [PER_MM.get(unit) for unit in units[-3:]] if len(units) >= 3 else [1.0] * 3
-    spacing = spacing_in_mm(sizes[::-1], per_mm[::-1])
+    spacing = convert_to_mm(sizes[::-1], per_mm[::-1])
     if spacing is None or (kind == "nrrd" and "space" not in header):
         return spacing, None
     scale = sizes[0] / spacing[2]

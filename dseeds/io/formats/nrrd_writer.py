@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dseeds.io.affine import to_lps, voxel_sizes
-from dseeds.io.formats.file_writer import OURS, Content, SlabReader
+from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
 
 _NOTE = f"# written by {OURS}"
 _COMMENT = f"Comment = written by {OURS}"
@@ -38,7 +38,7 @@ def is_our_nrrd(path: Path) -> bool:
     return _NOTE in lines or _COMMENT in lines
 
 
-def write_nrrd(path: Path, slabs: SlabReader, content: Content) -> None:
+def write_nrrd(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """Write a volume as NRRD, deflated, with its place in space, (x, y, z) or (channel, x, y, z)."""
     extents, kinds = _extents(content), ["domain"] * 3
     none, lines = "", [_NOTE, f"type: {_FLOATS.get(content.dtype.name, content.dtype.name)}"]
@@ -61,7 +61,7 @@ def write_nrrd(path: Path, slabs: SlabReader, content: Content) -> None:
     _write(path, "\n".join(["NRRD0005", *lines, "", ""]), slabs, content, deflated=True)
 
 
-def write_meta(path: Path, slabs: SlabReader, content: Content) -> None:
+def write_meta(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """Write a volume as MetaImage, (x, y, z), with its place in space; channels lie next to each other."""
     lines = ["ObjectType = Image", "NDims = 3", _COMMENT, "BinaryData = True", "BinaryDataByteOrderMSB = False"]
     lines += ["CompressedData = False"]
@@ -78,7 +78,7 @@ def write_meta(path: Path, slabs: SlabReader, content: Content) -> None:
     _write(path, "\n".join(lines), slabs, content, deflated=False)
 
 
-def _write(path: Path, header: str, slabs: SlabReader, content: Content, *, deflated: bool) -> None:
+def _write(path: Path, header: str, slabs: NumberedSlabs, content: Content, *, deflated: bool) -> None:
     with path.open("xb") as file:
         file.write(header.encode())
         # Neither name nor date: equal volumes make equal files.

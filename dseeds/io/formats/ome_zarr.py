@@ -33,19 +33,19 @@ from dseeds.io.source import (
     Source,
     SourceQuery,
     Spacing,
-    channel_number,
-    digest,
-    error_summary,
+    choose_volume,
+    hash_voxels,
     is_zarr,
-    local_path,
-    plain_index,
-    refuse_labels,
     require_channels,
+    require_intensities,
     require_volume,
-    shortened,
+    resolve_address,
+    resolve_channel_axis,
+    select_volume,
+    shorten,
     slab_ranges,
-    taking_channels,
-    volume_index,
+    summarise_error,
+    with_all_channels,
 )
 from dseeds.storage.location import is_remote, open_location
 from dseeds.storage.object_store import PrefixStore, describe_store_error, list_objects, url_of
@@ -198,7 +198,7 @@ class ZarrSource:
             "dtype": self.dtype.str,
         }
         if not self.readable_by_workers:
-            return {**common, "digest": digest(self.slabs(self.chunks[0]))}
+            return {**common, "digest": hash_voxels(self.slabs(self.chunks[0]))}
         # Attributes are notes in the margin: who adds one has not changed the voxels.
         stored = {key: value for key, value in self.array.metadata.to_dict().items() if key != "attributes"}
         text = json.dumps(stored, sort_keys=True, default=str)
@@ -227,7 +227,7 @@ class ZarrSource:
         except _DAMAGED as error:
             corner = ", ".join(str(side.start or 0) for side in box)
             raise ValueError(
-                f"{_address(self.array)} cannot be read from voxel ({corner}) on ({error_summary(error)}): "
+                f"{_address(self.array)} cannot be read from voxel ({corner}) on ({summarise_error(error)}): "
                 f"a chunk is damaged, so copy or write the array again"
             ) from error
         return self._turned(values)
@@ -283,7 +283,7 @@ def multiscale_of(source: Any) -> Multiscale | None:
         As `dseeds.io.open_source`, where it is Zarr.
     """
     if isinstance(source, str | os.PathLike):
-        address = local_path(str(os.fspath(source)))
+        address = resolve_address(str(os.fspath(source)))
         if isinstance(address, Path) and not is_zarr(address):
             return None
         source = _node(address)
@@ -308,7 +308,7 @@ def _node(address: Path | str) -> zarr.Array | zarr.Group:
         pass
     except Exception as error:  # damaged metadata can raise anything
         raise ValueError(
-            f"{address} cannot be opened as Zarr ({error_summary(error)}): "
+            f"{address} cannot be opened as Zarr ({summarise_error(error)}): "
             f"check its address, and its metadata for damage or a version other than 2 and 3"
         ) from error
     if place:
@@ -334,7 +334,7 @@ def open_zarr_node(node: zarr.Array | zarr.Group, wanted: SourceQuery) -> ZarrSo
         if wanted.level:
             raise ValueError(f"{where} is a Zarr array, which has no levels: leave out level= (--level)")
         _require_readable(node, node.shape, where, wanted)
-        index, channels = plain_index(node.shape, wanted, where)
+        index, channels = select_volume(node.shape, wanted, where)
         return ZarrSource(node, index, name, channels)
     image = read_multiscale(node.attrs.asdict(), where)
     count = len(image.paths)
@@ -350,7 +350,7 @@ def _open_level(
     """Open one of the arrays of an OME-Zarr image."""
     where = image.where
     if image.labels:
-        refuse_labels(where, wanted)
+        require_intensities(where, wanted)
     if wanted.level not in (0, level):
         raise ValueError(f"{where}/{image.paths[level]} is level {level} of an image: leave out level= (--level)")
     if len(image.axes) != array.ndim:
@@ -360,14 +360,14 @@ def _open_level(
     channels = _channel_axis(image, array.shape, wanted)
     space = {axis for axis in image.space if axis is not None}
     extra = {axis: array.shape[n] for n, axis in enumerate(image.axes) if n not in space and n != channels}
-    chosen = dict(zip(extra, volume_index(extra, wanted, where), strict=True))
+    chosen = dict(zip(extra, choose_volume(extra, wanted, where), strict=True))
     index = tuple(chosen.get(axis, slice(None)) for axis in image.axes)
     return _of_image(array, index, name, channels, group, image, level)
 
 
-def open_noted(address: str, index: tuple[int | slice, ...], channel_axis: int | None) -> ZarrSource:
+def reopen_zarr(address: str, index: tuple[int | slice, ...], channel_axis: int | None) -> ZarrSource:
     """Open an array as it was opened when its identity was noted; errors as `dseeds.io.open_source` words them."""
-    node = _anywhere(_node(local_path(address)))
+    node = _anywhere(_node(resolve_address(address)))
     if not isinstance(node, zarr.Array) or node.ndim != len(index):
         raise ValueError(f"{address} is no longer the array of {len(index)} axes that it was")
     around = _image_around(node, address)
@@ -425,15 +425,15 @@ def _image_around(array: zarr.Array, where: str) -> tuple[zarr.Group, Multiscale
 
 
 def _channel_axis(image: Multiscale, shape: Sequence[int], wanted: SourceQuery) -> int | None:
-    wanted = taking_channels(wanted, image.axes, shape, {axis for axis in image.space if axis is not None})
+    wanted = with_all_channels(wanted, image.axes, shape, {axis for axis in image.space if axis is not None})
     number, axes, where = wanted.channel_axis, image.axes, image.where
     if isinstance(number, str):
         if number not in axes:
             raise ValueError(
-                f"{where} has no axis {shortened(number, 40)!r} for channels: its axes are {shortened(', '.join(axes))}"
+                f"{where} has no axis {shorten(number, 40)!r} for channels: its axes are {shorten(', '.join(axes))}"
             )
         number = axes.index(number)
-    number = channel_number(shape, replace(wanted, channel_axis=number), where)
+    number = resolve_channel_axis(shape, replace(wanted, channel_axis=number), where)
     if number is None:
         return None
     if number in image.space:
@@ -446,7 +446,7 @@ def _channel_axis(image: Multiscale, shape: Sequence[int], wanted: SourceQuery) 
 
 
 def _member(group: zarr.Group, path: str, where: str) -> zarr.Array:
-    name = shortened(repr(path), 80)
+    name = shorten(repr(path), 80)
     # Both kinds of slashes and Windows' drives: what is refused here is refused everywhere.
     if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
         raise ValueError(f"{where} names the array {name}, which would lie outside of it: correct its OME metadata")
@@ -456,7 +456,7 @@ def _member(group: zarr.Group, path: str, where: str) -> zarr.Array:
         raise
     except Exception as error:  # damaged metadata can raise anything
         raise ValueError(
-            f"{where} names the array {name}, which cannot be opened ({error_summary(error)}): copy it again"
+            f"{where} names the array {name}, which cannot be opened ({summarise_error(error)}): copy it again"
         ) from error
     if not isinstance(array, zarr.Array):
         raise ValueError(f"{where} names {name} as one of its levels, which is a group: it must be an array")

@@ -22,18 +22,18 @@ from dseeds.io.source import IndexBox, Shape
 # A chunk is what a viewer asks for, a shard is a file: voxels of one along x and y, chunks of the other along an axis,
 # which are numbered with so many bits.
 CHUNK, PER_SHARD, _BITS = 64, 4, 6
-NOTE = "dseeds.json"
+MARKER_FILE = "dseeds.json"
 _NM_PER_MM = 1e6
 
 
 def is_our_precomputed(path: Path) -> bool:
     """Tell whether a folder was written by this program, and nobody has added anything."""
     try:
-        json.loads((path / NOTE).read_text())
+        json.loads((path / MARKER_FILE).read_text())
         scales = {scale["key"] for scale in json.loads((path / "info").read_text())["scales"]}
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return {found.name for found in path.iterdir()} == {NOTE, "info", *scales}
+    return {found.name for found in path.iterdir()} == {MARKER_FILE, "info", *scales}
 
 
 def check_precomputed_target(path: Path, overwrite: bool) -> None:
@@ -57,7 +57,7 @@ def partial_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        (partial / NOTE).write_text(json.dumps({"written": "by dseeds"}))
+        (partial / MARKER_FILE).write_text(json.dumps({"written": "by dseeds"}))
         # Again, for something may have come to be there meanwhile.
         check_precomputed_target(path, overwrite)
         with suppress(FileNotFoundError):

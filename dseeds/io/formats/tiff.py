@@ -14,19 +14,19 @@ import numpy as np
 import zarr
 
 from dseeds.core.optional import import_optional
-from dseeds.io.formats.file_source import FileSource, Index, Voxels
-from dseeds.io.formats.file_writer import OURS, Content, SlabReader
+from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
+from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
 from dseeds.io.ome_metadata import PER_MM
 from dseeds.io.source import (
     SourceQuery,
     Spacing,
-    channel_number,
+    choose_volume,
+    convert_to_mm,
     describe_damage,
     require_channels,
     require_volume,
-    spacing_in_mm,
-    taking_channels,
-    volume_index,
+    resolve_channel_axis,
+    with_all_channels,
 )
 
 _ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
@@ -59,7 +59,7 @@ class TiffVoxels:
     at_random: bool = False
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Index], np.ndarray]]:
+    def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         """See `Voxels.opened`."""
         with _opened(self.file, self.paged) as tiff, tiff.series[0].aszarr(level=0) as store:
             array = zarr.open_array(store, mode="r", zarr_format=2)
@@ -79,11 +79,11 @@ class PlaneVoxels:
     at_random: bool = False
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Index], np.ndarray]]:
+    def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         """See `Voxels.opened`. Planes are decoded whole."""
         yield self._read
 
-    def _read(self, index: Index) -> np.ndarray:
+    def _read(self, index: ArrayIndex) -> np.ndarray:
         return np.stack([self._plane(file)[index[1:]] for file in self.files[index[0]]])
 
     def _plane(self, file: str) -> np.ndarray:
@@ -147,7 +147,7 @@ def is_our_tiff(path: Path) -> bool:
         return str(tiff.pages[0].software) == OURS
 
 
-def write_tiff(path: Path, slabs: SlabReader, content: Content) -> None:
+def write_tiff(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """Write a volume as TIFF, slab by slab: a page for each plane and channel, BigTIFF where 4 GiB do not hold it.
 
     ImageJ's kind where it knows the type, else, or where the name ends in ``.ome.tif``, OME-TIFF. Labels are deflated.
@@ -197,15 +197,15 @@ def _source(
     return FileSource.of(path, "tiff", voxels, chosen, spacing=spacing, files=files)
 
 
-def _index(names: list[str], shape: tuple[int, ...], wanted: SourceQuery, where: str) -> tuple[Index, int | None]:
+def _index(names: list[str], shape: tuple[int, ...], wanted: SourceQuery, where: str) -> tuple[ArrayIndex, int | None]:
     """Find the volume in an array whose axes have names."""
     if [name for name in names if name in _SPACE] != list(_SPACE):
         raise ValueError(f"{where} has the axes {', '.join(names)}: supervoxels need z, y and x, in this order")
     space = {names.index(axis) for axis in _SPACE}
-    wanted = taking_channels(wanted, names, shape, space)
+    wanted = with_all_channels(wanted, names, shape, space)
     if wanted.channel_axis in names:
         wanted = replace(wanted, channel_axis=names.index(str(wanted.channel_axis)))
-    channels = channel_number(shape, wanted, where)
+    channels = resolve_channel_axis(shape, wanted, where)
     if channels in space:
         raise ValueError(
             f"{where} has {names[channels]} as its axis {channels}, which cannot be that of channels: "
@@ -214,7 +214,7 @@ def _index(names: list[str], shape: tuple[int, ...], wanted: SourceQuery, where:
     if channels is not None:
         require_channels(shape[channels], where)
     extra = {name: shape[n] for n, name in enumerate(names) if n not in space and n != channels}
-    chosen = dict(zip(extra, volume_index(extra, wanted, where), strict=True))
+    chosen = dict(zip(extra, choose_volume(extra, wanted, where), strict=True))
     return tuple(chosen.get(name, slice(None)) for name in names), channels
 
 
@@ -268,12 +268,12 @@ def _spacing(tiff: Any) -> Spacing | None:
         image = _tifffile().xml2dict(tiff.ome_metadata)["OME"]["Image"]
         pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
         sizes = [float(pixels.get(f"PhysicalSize{axis}", 0)) for axis in "ZYX"]
-        return spacing_in_mm(sizes, [PER_MM.get(pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "ZYX"])
+        return convert_to_mm(sizes, [PER_MM.get(pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "ZYX"])
     if tiff.is_imagej and tiff.imagej_metadata:
         told, tags = tiff.imagej_metadata, tiff.pages[0].tags
         unit = str(told.get("unit", "")).replace("\\u00B5", "\N{MICRO SIGN}")
         plane = [_per_pixel(tags.get(name)) for name in ("YResolution", "XResolution")]
-        return spacing_in_mm([float(told.get("spacing", 0)), *plane], [PER_MM.get(unit)] * 3)
+        return convert_to_mm([float(told.get("spacing", 0)), *plane], [PER_MM.get(unit)] * 3)
     return None
 
 
