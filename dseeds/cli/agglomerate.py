@@ -109,5 +109,5 @@ def _merges(features: str, weights: tuple[float, ...] | None, epsilon: float | N
             features,
             weights=weights,
             epsilon=EPSILON if epsilon is None else epsilon,
-            progress=progress.counting("merge"),
+            progress=progress.stage_callback("merge"),
         )

@@ -44,6 +44,7 @@ from dseeds.cli.options import (
     asked,
     places,
 )
+from dseeds.core.formatting import format_bytes
 
 INIT_EXAMPLES = (
     "[bold]Example[/bold]\n\n"
@@ -208,6 +209,6 @@ def debug_region(
             raise typer.Exit(errors.FAILED) from None
         raise
     print(
-        f"{phase} of region {region}: {result.found}, {result.seconds:.2f} s, {result.read} bytes read, "
-        f"{result.written} written, {result.peak_memory / 2**20:.0f} MiB at the peak"
+        f"{phase} of region {region}: {result.outcome}, {result.seconds:.2f} s, {result.read} bytes read, "
+        f"{result.written} written, {format_bytes(result.peak_memory)} at the peak"
     )

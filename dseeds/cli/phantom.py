@@ -76,7 +76,7 @@ def phantom(
             chunk=chunk,
             threads=threads,
             overwrite=overwrite,
-            progress=progress.counting("phantom"),
+            progress=progress.stage_callback("phantom"),
         )
     if not quiet:
         print(f"{by(sizes)} voxels (z, y, x): {target}")

@@ -1,10 +1,13 @@
-"""TODO."""
+"""Sizes, times, rates and shapes as text for people to read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import timedelta
+
 
 def format_bytes(size: int) -> str:
-    """Write a number of bytes.
+    """Format a number of bytes.
 
     >>> format_bytes(3 << 20), format_bytes(5 << 30)
     ('3.0 MiB', '5.0 GiB')
@@ -12,8 +15,17 @@ def format_bytes(size: int) -> str:
     return f"{size / 2**20:.1f} MiB" if size < 1 << 30 else f"{size / 2**30:.1f} GiB"
 
 
+def format_mebibytes(size: int) -> str:
+    """Format a number of bytes in MiB, without the unit, as tables need it.
+
+    >>> format_mebibytes(5 << 30)
+    '5120'
+    """
+    return f"{size / 2**20:.0f}"
+
+
 def format_duration(seconds: float) -> str:
-    """Write a time.
+    """Format a time in the largest unit that fits.
 
     >>> format_duration(3.21), format_duration(200), format_duration(80000)
     ('3 s', '3.3 min', '22.2 h')
@@ -22,3 +34,32 @@ def format_duration(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def format_clock(seconds: float) -> str:
+    """Format a time as a clock does.
+
+    >>> format_clock(3661.2)
+    '1:01:01'
+    """
+    return str(timedelta(seconds=round(seconds)))
+
+
+def format_rate(count: float, seconds: float) -> str:
+    """Format a rate per the shortest unit of time in which at least one is done.
+
+    >>> format_rate(50, 10), format_rate(1, 360)
+    ('5.0/s', '10.0/h')
+    """
+    rate = count / seconds
+    unit, length = next(((unit, n) for unit, n in (("s", 1), ("min", 60)) if rate * n >= 1), ("h", 3600))
+    return f"{rate * length:.1f}/{unit}"
+
+
+def format_shape(shape: Iterable[int]) -> str:
+    """Format a shape.
+
+    >>> format_shape((64, 512, 512))
+    '64 x 512 x 512'
+    """
+    return " x ".join(map(str, shape))

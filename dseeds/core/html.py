@@ -1,4 +1,4 @@
-"""TODO."""
+"""Tables in HTML, for notebooks and reports."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 def format_table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
-    """Make a table in HTML, of text that may hold anything; below a head, all columns but the first are flush right.
+    """Return a table whose cells are escaped; with a head, all columns but the first are right-aligned.
 
-    >>> html_table([("sweep<>", 3)], head=("stage", "tasks")).count("&lt;")
+    >>> format_table([("sweep<>", 3)], head=("stage", "tasks")).count("&lt;")
     1
     """
     escaped = [[html.escape(str(cell)) for cell in row] for row in rows]
@@ -17,10 +17,10 @@ def format_table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> 
 
 
 def format_markup_table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """Make a table of what is HTML."""
+    """Return a table whose cells are HTML already; see `format_table`."""
     lines = []
-    for kind, row in [*[("th", head)] * bool(head), *(("td", row) for row in rows)]:
+    for tag, row in [*[("th", head)] * bool(head), *(("td", row) for row in rows)]:
         sides = ("left", *["right" if head else "left"] * (len(row) - 1))
-        cells = (f'<{kind} style="text-align: {side}">{text}</{kind}>' for side, text in zip(sides, row, strict=True))
+        cells = (f'<{tag} style="text-align: {side}">{text}</{tag}>' for side, text in zip(sides, row, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table>{''.join(lines)}</table>"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The resources of this process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def peak_memory() -> int:
-    """Give the highest resident memory of this process so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Not getrusage: after an exec it still knows the parent's peak.
+        # Not getrusage: after an exec it still reports the parent's peak.
         return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     import resource
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The protocol by which long operations report their progress."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Whoever wants to follow a run; all calls come from the thread that called `segment`."""
+    """An observer of a run; all calls come from the thread that called `segment`."""
 
     def dashboard(self, link: str) -> None:
-        """Tell where the dashboard of a local cluster is."""
+        """Receive the address of a local cluster's dashboard."""
 
     def begin(self, stage: str, total: int) -> None:
-        """Tell that a stage begins, and how many tasks it has."""
+        """Begin a stage of `total` tasks."""
 
     def advance(self, stage: str) -> None:
-        """Tell that one task of a stage is done."""
+        """Count one more finished task of a stage."""
 
     def end(self, stage: str) -> None:
-        """Tell that a stage is done."""
+        """End a stage."""

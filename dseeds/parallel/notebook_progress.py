@@ -1,4 +1,4 @@
-"""What notebooks show: tables, and the progress of a run while it lasts."""
+"""The progress of a run in a notebook."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from typing_extensions import override
 
 from dseeds.core.html import format_markup_table
 from dseeds.core.progress import Progress
-from dseeds.parallel.terminal_progress import TerminalProgress, format_rate, format_time_left
+from dseeds.parallel.terminal_progress import TerminalProgress, describe_rate, describe_time_left
 
-# Between two pictures of the progress: every one travels to a browser.
-EVERY_SECONDS = 0.25
+# Between two updates: each of them travels to a browser.
+UPDATE_SECONDS = 0.25
 
 
-def in_notebook() -> bool:
-    """Tell whether this is a notebook's own thread, whose output is below the cell that it runs."""
+def is_in_notebook() -> bool:
+    """Return whether this is the main thread of a notebook's kernel, whose output appears below the running cell."""
     if "IPython" not in sys.modules or threading.current_thread() is not threading.main_thread():
         return False
     return hasattr(sys.modules["IPython"].get_ipython(), "kernel")
@@ -30,20 +31,20 @@ def in_notebook() -> bool:
 
 @contextmanager
 def default_progress(progress: Progress | None) -> Iterator[Progress | None]:
-    """Lend the progress that is given or, in a notebook, one that is shown there and taken away at the end."""
-    if progress is not None or not in_notebook():
+    """Yield `progress` or, if it is None in a notebook, a display there that is removed at the end."""
+    if progress is not None or not is_in_notebook():
         yield progress
         return
-    shown = NotebookProgress()
-    yield shown
-    # Of what fails, it is left to see how far it came.
-    shown.clear()
+    display = NotebookProgress()
+    yield display
+    # After an error the display stays, to show how far the run came.
+    display.clear()
 
 
 class NotebookProgress(TerminalProgress):
-    """Shows progress below a notebook's cell: a bar for each stage, and a link to the dashboard.
+    """Progress below a notebook's cell: a bar for each stage, and a link to the dashboard.
 
-    It is the `Progress` of a run, and needs no widgets: a picture takes the place of the one before it.
+    It needs no widgets: each update replaces the HTML of the one before.
     """
 
     def __init__(self) -> None:
@@ -51,33 +52,33 @@ class NotebookProgress(TerminalProgress):
 
         super().__init__(Console(file=io.StringIO(), force_jupyter=False))
         self._link = ""
-        self._shown = 0.0
+        self._last_update = 0.0
         self._handle: Any = display(self, display_id=True)
 
+    @override
     def dashboard(self, link: str) -> None:
-        """See `Progress.dashboard`."""
         address = html.escape(link)
         self._link = f'<p>Dask dashboard: <a href="{address}" target="_blank">{address}</a></p>'
-        self._show()
+        self._update()
 
+    @override
     def begin(self, stage: str, total: int) -> None:
-        """See `Progress.begin`."""
         super().begin(stage, total)
-        self._show()
+        self._update()
 
+    @override
     def advance(self, stage: str) -> None:
-        """See `Progress.advance`."""
         super().advance(stage)
-        if time.monotonic() - self._shown > EVERY_SECONDS:
-            self._show()
+        if time.monotonic() - self._last_update > UPDATE_SECONDS:
+            self._update()
 
+    @override
     def end(self, stage: str) -> None:
-        """See `Progress.end`."""
         super().end(stage)
-        self._show()
+        self._update()
 
     def clear(self) -> None:
-        """Take it away."""
+        """Remove the display."""
         from IPython.display import HTML
 
         self._handle.update(HTML(""))
@@ -86,10 +87,10 @@ class NotebookProgress(TerminalProgress):
         rows = []
         for task in self.bars.tasks:
             bar = f'<progress value="{task.completed:.0f}" max="{task.total:.0f}"></progress>'
-            done = f"{task.completed:.0f} of {task.total:.0f}"
-            rows.append((html.escape(task.description), bar, done, format_rate(task), format_time_left(task)))
+            count = f"{task.completed:.0f} of {task.total:.0f}"
+            rows.append((html.escape(task.description), bar, count, describe_rate(task), describe_time_left(task)))
         return self._link + format_markup_table(rows)
 
-    def _show(self) -> None:
-        self._shown = time.monotonic()
+    def _update(self) -> None:
+        self._last_update = time.monotonic()
         self._handle.update(self)

@@ -1,70 +1,73 @@
-"""The progress of a run, shown in a terminal or in a log."""
+"""The progress of a run in a terminal or in a log."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
+from typing_extensions import override
+
+from dseeds.core import formatting
+from dseeds.core.progress import Progress
 
 # Between lines of progress where there is no terminal.
 LINE_SECONDS = 60
 
 
-class TerminalProgress:
-    """Shows progress: on a terminal bars while the run lasts, elsewhere a line when a stage is done, or once a minute.
+class TerminalProgress(Progress):
+    """Progress as bars on a terminal; elsewhere as a line when a stage ends, and at least once a minute while it runs.
 
-    It is the `Progress` of a run. Rates are averages since the stage began, for a task can take longer than any window.
+    Rates are averages over the whole stage, because a single task can take longer than any shorter period.
 
     Parameters
     ----------
     console : rich.console.Console
-        Where to.
+        Where to print.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._lively = console.is_terminal and not console.is_dumb_terminal
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            _Column(format_rate),
-            _Column(format_time_left),
+            _Column(describe_rate),
+            _Column(describe_time_left),
             console=console,
             transient=True,
             redirect_stdout=False,
-            disable=not self._lively,
+            disable=not self._is_live,
         )
         self._ids: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
 
+    @override
     def dashboard(self, link: str) -> None:
-        """See `Progress.dashboard`."""
         self._console.print(f"Dask dashboard: {link}", highlight=False, soft_wrap=True)
 
+    @override
     def begin(self, stage: str, total: int) -> None:
-        """See `Progress.begin`."""
         self._ids[stage] = self.bars.add_task(stage, total=total)
 
+    @override
     def advance(self, stage: str) -> None:
-        """See `Progress.advance`."""
         self.bars.advance(self._ids[stage])
         if time.monotonic() - self._last_line > LINE_SECONDS:
-            self._line(stage)
+            self._print_line(stage)
 
+    @override
     def end(self, stage: str) -> None:
-        """See `Progress.end`."""
-        self._line(stage)
+        self._print_line(stage)
 
-    def counting(self, stage: str) -> Callable[[int, int], None]:
-        """Lend what follows a single stage as ``(done, total)``."""
+    def stage_callback(self, stage: str) -> Callable[[int, int], None]:
+        """Return a callback that shows a single stage from its counts ``(done, total)``."""
 
-        def follow(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             if stage not in self._ids:
                 self.begin(stage, total)
             if done:
@@ -72,15 +75,15 @@ class TerminalProgress:
             if done == total:
                 self.end(stage)
 
-        return follow
+        return update
 
-    def _line(self, stage: str) -> None:
-        if self._lively:
+    def _print_line(self, stage: str) -> None:
+        if self._is_live:
             return
         self._last_line = time.monotonic()
         task = self.bars.tasks[self._ids[stage]]
-        parts = [f"{stage}: {task.completed:.0f} of {task.total:.0f}", format_rate(task), format_time_left(task)]
-        self._console.print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
+        parts = [f"{stage}: {task.completed:.0f} of {task.total:.0f}", describe_rate(task), describe_time_left(task)]
+        self._console.print(", ".join(filter(None, parts)), highlight=False, soft_wrap=True)
 
 
 class _Column(ProgressColumn):
@@ -90,31 +93,26 @@ class _Column(ProgressColumn):
         super().__init__()
         self._text = text
 
+    @override
     def render(self, task: Task) -> Text:
         return Text(self._text(task), style="progress.remaining", justify="right")
 
 
-def _seconds(task: Task) -> float:
-    return task.finished_time or task.elapsed or 0.0
+def describe_rate(task: Task) -> str:
+    """Return the rate of a stage; nothing while none of its tasks has finished."""
+    seconds = _elapsed(task)
+    return formatting.format_rate(task.completed, seconds) if task.completed and seconds else ""
 
 
-def format_rate(task: Task) -> str:
-    """Say how fast a stage is, in the unit that makes a readable number."""
-    if not (task.completed and _seconds(task)):
-        return ""
-    rate = task.completed / _seconds(task)
-    unit, per_second = next(((u, s) for u, s in (("s", 1), ("min", 60)) if rate * s >= 1), ("h", 3600))
-    return f"{rate * per_second:.1f}/{unit}"
-
-
-def format_time_left(task: Task) -> str:
-    """Say how long a stage will take, or has taken."""
+def describe_time_left(task: Task) -> str:
+    """Return the estimated time left of a stage, or the time that it took."""
+    seconds = _elapsed(task)
     if task.finished:
-        return f"done in {_clock(_seconds(task))}"
+        return f"done in {formatting.format_clock(seconds)}"
     if not task.completed:
         return ""
-    return f"{_clock(_seconds(task) * (task.remaining or 0) / task.completed)} left"
+    return f"{formatting.format_clock(seconds * (task.remaining or 0) / task.completed)} left"
 
 
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+def _elapsed(task: Task) -> float:
+    return task.finished_time or task.elapsed or 0.0

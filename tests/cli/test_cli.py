@@ -732,4 +732,4 @@ def test_rates_are_readable(completed, seconds, rate, left):
     bars.add_task("sweep", total=100)
     (task,) = bars.tasks
     task.completed = completed
-    assert (terminal_progress.format_rate(task), terminal_progress.format_time_left(task)) == (rate, left)
+    assert (terminal_progress.describe_rate(task), terminal_progress.describe_time_left(task)) == (rate, left)
