@@ -22,7 +22,7 @@ class TaskResult(NamedTuple):
     ----------
     number : int
         The region.
-    found : str
+    outcome : str
         What the phase wants to know of it, as a word.
     seconds : float
         Time taken.
@@ -33,7 +33,7 @@ class TaskResult(NamedTuple):
     """
 
     number: int
-    found: str
+    outcome: str
     seconds: float
     read: int
     written: int
