@@ -1,7 +1,7 @@
-"""What `make docs` does besides turning the pages in docs/ into a site: see ``hooks`` in mkdocs.yml.
+"""Hooks of `make docs` (``hooks`` in mkdocs.yml).
 
-Pages that lie elsewhere in the repository are taken in, links to what is no page become plain names, and the reference
-of the command line is made from the command line itself.
+They add pages from elsewhere in the repository, turn links to source files into plain names, and generate the reference
+of the command line from the command line itself.
 """
 
 import re
@@ -21,21 +21,23 @@ import dseeds
 from dseeds.cli import app
 
 ROOT = Path(__file__).parents[1]
-# Pages of the site, by where they lie in the repository.
-ELSEWHERE = {"deploy/README.md": "how_to/deploy.md", "CHANGELOG.md": "changelog.md"}
+# Pages of the site by their path in the repository.
+ELSEWHERE = {
+    "deploy/README.md": "how_to/deploy.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
 COMMANDS = "commands.md"
-# Where a section of the README is to stand.
-SECTION = re.compile(r"<!-- README: (.+) -->")
-# Where all that `dseeds` exports is to stand.
+# Replaced by the reference of all names that `dseeds` exports.
 PUBLIC = "<!-- all that is public -->"
-# What a browser would fetch from another server.
+# Resources that a browser would fetch from another server.
 FOREIGN = re.compile(r"<(?:script|img|link|iframe|source)\b[^>]*\b(?:src|href)=\"(?:https?:)?//[^>]*>")
-# A link of Markdown, but not to an address on the web, into its own page, or a picture.
+# A Markdown link to a file; links to the web, within the page and to pictures are excluded.
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Take in what lies elsewhere, and the reference of the command line."""
+    """Add the pages from elsewhere and the reference of the command line."""
     for source, page in ELSEWHERE.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=text))
@@ -44,7 +46,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links, which are good in the repository, to pages of the site, or nowhere if there is none."""
+    """Point links that work in the repository to pages of the site; a link without a page becomes plain text."""
     here = page.file.src_uri
     source = next((source for source, name in ELSEWHERE.items() if name == here), join("docs", here))
 
@@ -53,16 +55,16 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         place = normpath(join(dirname(source), target))
         name = "index.md" if place == "README.md" else ELSEWHERE.get(place, place.removeprefix("docs/"))
         if files.get_file_from_path(name) is None:
-            # What leads nowhere at all is left for MkDocs to complain about.
+            # MkDocs reports links that lead nowhere at all.
             plain = text if text.startswith("`") else f"`{text}`"
             return plain if (ROOT / place).exists() else link[0]
         return f"[{text}]({relpath(name, dirname(here) or '.')}{anchor or ''})"
 
-    return LINK.sub(lead, SECTION.sub(_section_of_readme, markdown)).replace(PUBLIC, "\n\n".join(_public()))
+    return LINK.sub(lead, markdown).replace(PUBLIC, "\n\n".join(_public()))
 
 
 def _public() -> Iterator[str]:
-    """Ask for the docstrings of all that is public: what one begins with, other functions, then what they give."""
+    """Request the docstrings of the public API: main functions first, then other functions, then classes."""
     first = ("supervoxels", "segment")
     names = [name for name in dseeds.__all__ if name[0] != "_" and name not in first]
     for name in (*first, *sorted(names, key=lambda name: (name[0].isupper(), name))):
@@ -70,23 +72,16 @@ def _public() -> Iterator[str]:
 
 
 def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
-    """Refuse a page that asks another server for something."""
+    """Raise an error if a page loads anything from another server."""
     if found := FOREIGN.search(output):
         raise PluginError(f"{page.file.src_uri} loads something from elsewhere: {found[0]}")
     return output
 
 
-def _section_of_readme(name: re.Match[str]) -> str:
-    """Give a section of the README, whose links lead into docs/."""
-    _, _, after = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n## {name[1]}\n")
-    section, _, _ = after.partition("\n## ")
-    return f"## {name[1]}\n{section.replace('](docs/', '](').replace('](notebooks/', '](../notebooks/')}"
-
-
 def reference() -> Iterator[str]:
-    """Describe all commands in Markdown."""
+    """Return the reference of all commands in Markdown, line by line."""
     yield "# Commands\n"
-    yield "As `dseeds --help` and `dseeds COMMAND --help` say it."
+    yield "The same text as `dseeds --help` and `dseeds COMMAND --help`."
     root = typer.main.get_command(app)
     for panel, commands in groupby(root.commands.items(), key=lambda item: item[1].rich_help_panel):
         yield f"\n## {panel}"
@@ -97,7 +92,7 @@ def reference() -> Iterator[str]:
 
 
 def _parameters(command: Any, context: typer.Context) -> Iterator[str]:
-    """List arguments and options as terms that are explained, by panel."""
+    """Return arguments and options as a definition list, by panel."""
     panel = None
     for parameter in command.get_params(context):
         if parameter.name == "help":
@@ -114,7 +109,7 @@ def _words(parameter: Any) -> str:
     shown, default = getattr(parameter, "show_default", None), parameter.default
     if not isinstance(shown, str):
         shown = None if callable(default) or default in (None, False, True, ()) else default
-    needed = " **Needed.**" if parameter.required and parameter.opts[0].startswith("-") else ""
+    needed = " **Required.**" if parameter.required and parameter.opts[0].startswith("-") else ""
     return f"{parameter.help}{needed}" + (f" Default: {shown}." if shown is not None else "")
 
 

@@ -4,6 +4,7 @@ That all links lead somewhere is for `make docs` to find, whose warnings are err
 """
 
 import re
+import runpy
 import sys
 
 import matplotlib as mpl
@@ -81,15 +82,20 @@ def test_all_commands_are_in_the_reference(monkeypatch):
     del sys.modules["hooks"]
 
 
-def test_figures_that_are_said_again_are_those_of_the_readme():
+def test_figures_that_are_repeated_are_those_of_the_page_on_quality():
     rows = {}
-    for row in re.findall(r"^\|(.+)\|$", text("README.md").replace("*", ""), re.MULTILINE):
+    for row in re.findall(r"^\|(.+)\|$", text("docs/quality.md").replace("*", ""), re.MULTILINE):
         name, *cells = (cell.strip() for cell in row.split("|"))
         rows.setdefault(name, set()).update(cells)
     again = re.findall(r"^\| (dseeds|SLIC .*?) \| (0\.\d.*) \|$", text("docs/coming_from.md"), re.MULTILINE)
     assert len(again) == 4
     for name, cells in again:
         assert set(cells.split(" | ")) <= rows[name]
+
+
+def test_the_drawing_of_the_architecture_is_current():
+    names = runpy.run_path(str(DOCS / "architecture_drawing.py"))
+    assert names["OUTPUT"].read_text(encoding="utf-8") == names["draw"](), "run python docs/architecture_drawing.py"
 
 
 def test_pictures_are_small():

@@ -1,4 +1,4 @@
-"""What the README says works: its Python runs, its commands and options exist, its links lead somewhere."""
+"""The README is true: its Python runs, its commands and options exist, its links resolve."""
 
 import re
 
@@ -10,7 +10,8 @@ from dseeds.cli import app
 from dseeds.parallel import cluster
 from tests.support.paths import ROOT
 
-PAGES = ["README.md", "docs/algorithm.md", "deploy/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/algorithm.md", "deploy/README.md"]
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 
 def blocks(page, language):
@@ -69,9 +70,8 @@ def test_commands(page):
 
 
 def test_all_commands_are_shown():
-    # A step is what a job does, and a single region is for those in need.
-    others = {"step", "debug-region"}
-    assert {name for name, *_ in commands("README.md")} == set(typer.main.get_command(app).commands) - others
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in [*PAGES, *DOCS])
+    assert set(typer.main.get_command(app).commands) <= set(re.findall(r"\bdseeds ([a-z-]+)", text))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -83,5 +83,15 @@ def test_links(page):
 
 def test_targets_of_make():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    used = re.findall(r"\bmake ([a-z]+)", " ".join((ROOT / "README.md").read_text(encoding="utf-8").split("```")))
-    assert {"demo", "test", "figures"} <= set(used) <= set(targets)
+    pages = ["README.md", "CONTRIBUTING.md", "docs/performance.md"]
+    used = re.findall(r"[`\n]make ([a-z]+)", "".join((ROOT / page).read_text(encoding="utf-8") for page in pages))
+    assert {"demo", "test", "check", "figures"} <= set(used) <= set(targets)
+
+
+def test_the_readme_is_short_and_repeats_measured_figures():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    measured = "".join((ROOT / page).read_text(encoding="utf-8") for page in ["docs/performance.md", "docs/quality.md"])
+    rows = re.findall(r"^\| [^|]+ \| \*\*([\d.]+)\*\* \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    assert {figure for row in rows for figure in row} <= set(re.findall(r"\d+\.\d+", measured))
