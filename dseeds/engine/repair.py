@@ -10,6 +10,7 @@ from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.label_tasks import read_graph
 from dseeds.engine.phases import GRAPH, Phase
 from dseeds.engine.run_state import RunState
+from dseeds.engine.scratch import parse_name
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
 # Damage that is found while damage is mended, and so on: the round before is there, but no more.
@@ -50,7 +51,7 @@ def repair_damage(
     """
     if depth >= DEEPEST:
         raise _beyond_repair(damage) from damage
-    if damage.name.partition("-")[0] in ("source", "mask"):
+    if parse_name(damage.name)[0] in ("source", "mask"):
         with suppress(ScratchCorrupted):
             course.job.store.read(damage.name, damage.box)
             # Mended meanwhile, for another task.
@@ -113,7 +114,7 @@ def _rewrite(
 
 def _regions(course: RunState, damage: ScratchCorrupted) -> list[int]:
     """List the regions that a damaged box touches."""
-    regions, kind = course.job.regions, damage.name.partition("-")[0]
+    regions, (kind, _) = course.job.regions, parse_name(damage.name)
     if kind in PIECES:
         found = regions.numbers(damage.box)
     elif kind in CELLS:
@@ -125,7 +126,7 @@ def _regions(course: RunState, damage: ScratchCorrupted) -> list[int]:
 
 def _is_whole(course: RunState, name: str, number: int) -> bool:
     """Tell whether a region's own part of an array can be read."""
-    job, kind = course.job, name.partition("-")[0]
+    job, (kind, _) = course.job, parse_name(name)
     cells = job.regions.box(number)
     if kind in PIECES:
         box = job.regions.around(number, 0)

@@ -32,7 +32,7 @@ from dseeds.engine.phases import (
     round_phases,
     window_phases,
 )
-from dseeds.engine.scratch import codes_name, core_name, digits_name, shells_name, statistics_name
+from dseeds.engine.scratch import codes_name, core_name, digits_name, parse_name, shells_name, statistics_name
 from dseeds.seeds.histograms import GREY_LEVELS, equalised_bins, otsu_threshold
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.seeds.schedule import Round, may_rest, schedule
@@ -174,11 +174,11 @@ class RunState:
 
     def writer(self, name: str) -> Phase:
         """Tell which phase writes an array."""
-        kind, _, turn = name.partition("-")
+        kind, turn = parse_name(name)
         known = {"intensities": HISTOGRAM, "labels": LABEL, "graph": GRAPH, "table": GRAPH}
         if kind == "digits":
-            return Phase("window", int(turn))
-        return known[kind] if kind in known else self.job.store.layouts[name][0]
+            return Phase("window", turn)
+        return known[kind] if kind in known else self.job.store.layouts[name].writer
 
     def regions(self, phase: Phase) -> list[int]:
         """List the regions that have work in a phase."""

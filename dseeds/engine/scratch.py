@@ -1,11 +1,11 @@
-"""TODO."""
+"""The arrays in scratch that the tasks of a run hand to each other: their names, layouts and writers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,9 @@ from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, Layout, fetch_array, re
 
 HISTOGRAM_CHUNK = 16
 CELL_CHUNK = 8
-# Ids whose entries in a table are read at once, and such blocks in a shard: the ids of a region come in many runs.
+# Ids in a block of a table, and blocks in a shard. A task reads only the blocks with its region's ids.
 ID_BLOCK, TABLE_SHARD = 1024, 256
-# Scratch is read many times and soon gone: what is quick to decode is better than what is small.
+# Scratch is read many times and soon removed, so decoding speed counts for more than size.
 FAST_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
 FAST_BIT_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
 
@@ -46,7 +46,7 @@ class ImportedImage:
 
     @property
     def dtypes(self) -> tuple[np.dtype[Any], ...]:
-        """Types of the voxels, channel by channel."""
+        """The dtypes of the channels."""
         return tuple(map(np.dtype, self.types))
 
     def read(self, box: tuple[slice, slice, slice]) -> tuple[NDArray[Any], ...]:
@@ -56,7 +56,7 @@ class ImportedImage:
 
 @dataclass(frozen=True)
 class ImportedMask:
-    """A mask that was copied into scratch, as it is: at its own resolution."""
+    """A mask that was copied into scratch at its own resolution."""
 
     address: str
 
@@ -66,20 +66,27 @@ class ImportedMask:
 
 
 def box_from_slices(slices: tuple[slice, slice, slice]) -> Box:
-    """Turn an index along (z, y, x) into a box."""
+    """Return the box of an index along (z, y, x)."""
     return Box(triple(side.start for side in slices), triple(side.stop for side in slices))
+
+
+class ScratchArray(NamedTuple):
+    """An array in scratch: the phase that writes it, and its layout."""
+
+    writer: Phase
+    layout: Layout
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """The arrays that tasks hand to each other.
+    """The arrays of a run in scratch.
 
     Attributes
     ----------
     address : str
         A folder or a prefix in a bucket, of its own.
     regions : Regions
-        The regions, which every array is cut by.
+        The regions; every array is cut along them.
     channels : int
         Channels of the volume.
     """
@@ -90,46 +97,54 @@ class Scratch:
 
     @property
     def place(self) -> Location:
-        """Where they lie."""
+        """The location of the arrays."""
         return open_location(self.address)
 
     @cached_property
-    def layouts(self) -> dict[str, tuple[Phase, Layout]]:
-        """All arrays that a run may need: what phase writes them, and how they are cut."""
-        lattice, rounds = self.regions.lattice, schedule(self.regions.lattice, self.channels)
-        cells, counts = self.regions.cells, self.regions.counts
+    def layouts(self) -> dict[str, ScratchArray]:
+        """All arrays that a run may need and whose layout follows from the lattice, by name."""
+        lattice, cells = self.regions.lattice, self.regions.cells
         grids = lattice.grids
         units = [region_units(self.regions, grid) for grid in grids]
-        of_voxels = Layout.cut(lattice.shape, np.uint8, units[-1], UNIT_CHUNK, FAST_BIT_CODEC)
-        found = {bins_name(channel): (QUANTISE, of_voxels) for channel in range(self.channels)}
+        bins = Layout.cut(lattice.shape, np.uint8, units[-1], UNIT_CHUNK, FAST_BIT_CODEC)
+        arrays = {bins_name(channel): ScratchArray(QUANTISE, bins) for channel in range(self.channels)}
         for level, grid in enumerate(grids[:-2]):
             shape = (*grid.shape, 32 * self.channels)
             layout = Layout.cut(shape, histogram_dtype(grid), (*units[level], shape[3]), HISTOGRAM_CHUNK, FAST_CODEC)
-            found[histograms_name(level)] = QUANTISE, layout
+            arrays[histograms_name(level)] = ScratchArray(QUANTISE, layout)
+        arrays |= self._round_arrays()
+        parts = Layout.cut(lattice.cells, np.uint32, cells, CELL_CHUNK)
+        offsets = Layout.cut(lattice.cells, np.uint64, cells, CELL_CHUNK)
+        numbers = Layout.cut(lattice.shape, lattice.label_dtype, units[-1], UNIT_CHUNK)
+        return {
+            **arrays,
+            "parts": ScratchArray(PARTS, parts),
+            "offsets": ScratchArray(PARTS, offsets),
+            "numbers": ScratchArray(NUMBER, numbers),
+        }
+
+    def _round_arrays(self) -> dict[str, ScratchArray]:
+        """Return the arrays of label codes and statistics."""
+        lattice, cells = self.regions.lattice, self.regions.cells
+        rounds = schedule(lattice, self.channels)
         shell = statistics_exchange.shell_length(cells)
+        arrays = {}
         for turn, round_ in enumerate(rounds):
-            sweep, level, width = sweep_phase(rounds, turn), round_.level, round_.bins
-            found[codes_name(turn)] = (
-                sweep,
-                Layout.cut(grids[level].shape, np.uint8, units[level], UNIT_CHUNK, FAST_CODEC),
-            )
-            of_cells = Layout.cut((*lattice.cells, width), np.uint32, (*cells, width), CELL_CHUNK)
-            found[statistics_name(turn)] = Phase("merge", turn) if turn else QUANTISE, of_cells
+            grid, width = lattice.grids[round_.level], round_.bins
+            codes = Layout.cut(grid.shape, np.uint8, region_units(self.regions, grid), UNIT_CHUNK, FAST_CODEC)
+            statistics = Layout.cut((*lattice.cells, width), np.uint32, (*cells, width), CELL_CHUNK)
+            arrays[codes_name(turn)] = ScratchArray(sweep_phase(rounds, turn), codes)
+            arrays[statistics_name(turn)] = ScratchArray(Phase("merge", turn) if turn else QUANTISE, statistics)
             if turn > 0:
-                before = sweep_phase(rounds, turn - 1)
-                found[core_name(turn)] = before, of_cells
-                found[shells_name(turn)] = (
-                    before,
-                    Layout.cut((*counts, shell, width), np.uint32, (1, 1, 1, shell, width), 1),
-                )
-        found["parts"] = PARTS, Layout.cut(lattice.cells, np.uint32, cells, CELL_CHUNK)
-        found["offsets"] = PARTS, Layout.cut(lattice.cells, np.uint64, cells, CELL_CHUNK)
-        found["numbers"] = NUMBER, Layout.cut(lattice.shape, lattice.label_dtype, units[-1], UNIT_CHUNK)
-        return found
+                writer = sweep_phase(rounds, turn - 1)
+                shells = Layout.cut((*self.regions.counts, shell, width), np.uint32, (1, 1, 1, shell, width), 1)
+                arrays[core_name(turn)] = ScratchArray(writer, statistics)
+                arrays[shells_name(turn)] = ScratchArray(writer, shells)
+        return arrays
 
     def layout(self, name: str) -> Layout:
-        """Tell how an array is cut."""
-        return self.layouts[name][1]
+        """Return the layout of an array."""
+        return self.layouts[name].layout
 
     def create(self, layouts: Mapping[str, Layout]) -> None:
         """Create arrays, empty."""
@@ -138,61 +153,74 @@ class Scratch:
                 layout.create(self.place.zarr(name))
 
     def read(self, name: str, box: Box) -> NDArray[Any]:
-        """Read a box of an array's first three axes; `Damage` if it is not all there and as it was written."""
+        """Read a box of an array's first three axes; `ScratchCorrupted` if it is incomplete or damaged."""
         return read_array(self.address, name, box)
 
     def write(self, name: str, box: Box, values: NDArray[Any]) -> None:
-        """Write a box of an array's first three axes, of whole shards, as one task's own."""
+        """Write a box of an array's first three axes: whole shards, which no other task writes."""
         write_array(self.address, name, box, values)
 
     def remove(self, name: str) -> None:
         """Remove an array's values."""
-        # What describes it stays: a task that is done again may have to write it.
+        # Its metadata stays: a task that is repeated may have to write it.
         self.place.clear(f"{name}/c")
 
 
 def table_layout(ids: int) -> Layout:
-    """Cut a table with an entry for each id from 0 to `ids`, shape (blocks, 1, 1, `ID_BLOCK`)."""
+    """Return the layout of a table with an entry for each id from 0 to `ids`, shape (blocks, 1, 1, `ID_BLOCK`)."""
     blocks = ids // ID_BLOCK + 1
     shard = min(blocks, TABLE_SHARD)
     return Layout((blocks, 1, 1, ID_BLOCK), np.dtype(np.uint64), (shard, 1, 1, ID_BLOCK), (1, 1, 1, ID_BLOCK), WIDE)
 
 
+def parse_name(name: str) -> tuple[str, int]:
+    """Split the name of an array into its kind and its channel, level or turn, which is 0 if it has none.
+
+    >>> parse_name("codes-03"), parse_name("numbers")
+    (('codes', 3), ('numbers', 0))
+    """
+    kind, _, index = name.partition("-")
+    return kind, int(index or 0)
+
+
 def source_name(channel: int) -> str:
-    """Name the copy of a channel of a volume that workers cannot read."""
+    """Return the name of the copy of a channel of a volume that workers cannot read."""
     return f"source-{channel}"
 
 
 def bins_name(channel: int) -> str:
-    """Name the bins of a channel, uint8, shape (z, y, x)."""
+    """Return the name of the bins of a channel, uint8, shape (z, y, x)."""
     return f"bins-{channel}"
 
 
 def digits_name(turn: int) -> str:
-    """Name the counts of a pass of the search for the intensity windows, shape (z, y, x, rows, 65536) in regions."""
+    """Return the name of a window search pass's counts, shape (z, y, x, rows, 65536) with (z, y, x) in regions."""
     return f"digits-{turn}"
 
 
 def histograms_name(level: int) -> str:
-    """Name the block histograms of a level that is not one of the two finest, shape (z, y, x, 32 a channel)."""
+    """Return the name of the block histograms of a level but the two finest, shape (z, y, x, 32 a channel)."""
     return f"histograms-{level}"
 
 
 def codes_name(turn: int) -> str:
-    """Name the label codes that a round leaves, uint8, shape (z, y, x) in units."""
+    """Return the name of the label codes after a round, uint8, shape (z, y, x) in units."""
     return f"codes-{turn:02}"
 
 
 def statistics_name(turn: int) -> str:
-    """Name the merged statistics that a round begins with, uint32, shape (z, y, x, bins) in cells."""
+    """Return the name of the merged statistics before a round, uint32, shape (z, y, x, bins) in cells."""
     return f"statistics-{turn:02}"
 
 
 def core_name(turn: int) -> str:
-    """Name the regions' own part of the statistics that a round will begin with."""
+    """Return the name of the regions' contributions to their own statistics before a round."""
     return f"core-{turn:02}"
 
 
 def shells_name(turn: int) -> str:
-    """Name the regions' part in their neighbours' statistics, shape (z, y, x, shell, bins) in regions."""
+    """Return the name of the regions' contributions to their neighbours' statistics before a round.
+
+    The shape is (z, y, x, shell, bins) with (z, y, x) in regions.
+    """
     return f"shells-{turn:02}"
