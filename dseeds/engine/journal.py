@@ -1,9 +1,9 @@
-"""The journal of a run: small files that say what is done, beside the target, and outlive everything.
+"""The journal of a run: small files beside the target that record which tasks are done.
 
-A mark per region and phase is written after the region's data; it is an empty file whose name says it all, so that
-reading marks is listing names. When all regions of a phase are marked, one record takes their place, with a checksum of
-its own: a wrong word in it would be a wrong answer. All lies under the run's identity, a hash of the parameters, the
-source and the version, so that nothing is ever mistaken for something of another run.
+A region's mark for a phase is written after its data. It is an empty file with the task's outcome in its name, so
+reading marks only takes a listing. When all regions of a phase are marked, one record replaces the marks; it has a
+checksum, because an error in it would change labels. All files lie under the run's identity, a hash of the parameters,
+the source and the version, so that no run reads the files of another.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dseeds.storage.location import Location, open_location
 
 @dataclass(frozen=True)
 class Journal:
-    """What is done of one run.
+    """The marks and records of a run.
 
     Attributes
     ----------
     address : str
-        The run's folder, or its prefix in a bucket.
+        The run's folder or prefix in a bucket.
     run : str
         The run's identity.
     """
@@ -35,29 +35,29 @@ class Journal:
 
     @property
     def place(self) -> Location:
-        """Where it lies."""
+        """The location of the journal."""
         return open_location(self.address)
 
-    def mark(self, phase: Phase, number: int, found: str) -> None:
-        """Note that a region's task of a phase is done, and what it found, a word."""
-        self.place.write(f"{self._folder(phase)}/{number}-{found}", b"")
+    def mark(self, phase: Phase, number: int, outcome: str) -> None:
+        """Mark a region's task of a phase as done, with its outcome, a single word."""
+        self.place.write(f"{self._folder(phase)}/{number}-{outcome}", b"")
 
     def marks(self, phase: Phase) -> dict[int, str]:
-        """Give what the tasks of a phase that are done have found, by region."""
+        """Return the outcomes of a phase's finished tasks by region."""
         names = (name.rpartition("/")[2].split("-") for name in self.place.names(self._folder(phase)))
-        return {int(number): found for number, found in (name for name in names if len(name) == 2)}
+        return {int(name[0]): name[1] for name in names if len(name) == 2}
 
     def unmark(self, phase: Phase, marks: dict[int, str]) -> None:
-        """Take marks back."""
-        self.place.delete(f"{self._folder(phase)}/{number}-{found}" for number, found in marks.items())
+        """Remove marks."""
+        self.place.delete(f"{self._folder(phase)}/{number}-{outcome}" for number, outcome in marks.items())
 
     def close(self, phase: Phase, record: dict[str, Any], marks: dict[int, str]) -> None:
-        """Note that a phase is done, and what it found; the marks of its regions are wanted no more."""
+        """Write the record of a finished phase, and remove the marks of its regions."""
         self.place.write(f"{self._folder(phase)}.json", seal(record))
         self.unmark(phase, marks)
 
     def record(self, phase: Phase) -> dict[str, Any] | None:
-        """Give what a phase found; None if it is not done.
+        """Return the record of a phase; None if it is not finished.
 
         Raises
         ------
@@ -69,8 +69,8 @@ class Journal:
             return None if content is None else unseal(content)
         except ValueError as error:
             raise ValueError(
-                f"{self.place.at(self._folder(phase)).address}.json is damaged, without which the run cannot be gone "
-                f"on with: begin anew with overwrite=True (--overwrite)."
+                f"{self.place.at(self._folder(phase)).address}.json is damaged, so the run cannot be resumed: start "
+                f"again with overwrite=True (--overwrite)."
             ) from error
 
     def _folder(self, phase: Phase) -> str:
@@ -78,7 +78,7 @@ class Journal:
 
 
 def seal(values: Mapping[str, Any]) -> bytes:
-    """Write values as JSON, with their checksum.
+    """Encode values as JSON with a checksum.
 
     Examples
     --------
@@ -86,22 +86,22 @@ def seal(values: Mapping[str, Any]) -> bytes:
     {'turn': 3}
     >>> unseal(seal({"turn": 3}).replace(b"3", b"4"))
     Traceback (most recent call last):
-    ValueError: the checksum is another
+    ValueError: the checksum does not match
     """
     return json.dumps({**values, "checksum": _checksum(values)}, indent=2).encode()
 
 
 def unseal(content: bytes) -> dict[str, Any]:
-    """Read what `seal` wrote.
+    """Decode what `seal` encoded.
 
     Raises
     ------
     ValueError
-        If it is not as it was written.
+        If the checksum does not match.
     """
     values = json.loads(content)
     if not isinstance(values, dict) or values.pop("checksum", None) != _checksum(values):
-        raise ValueError("the checksum is another")
+        raise ValueError("the checksum does not match")
     return values
 
 

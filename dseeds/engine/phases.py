@@ -1,7 +1,7 @@
-"""The phases of a run: its stages one after the other, each round one of its own.
+"""The phases of a run: its stages in order, with a phase for each round.
 
-A phase is a task per region. A task reads what the phases before it left, so a phase begins when the one before it is
-done in every region; whoever walks through them, a Dask cluster or an array of batch jobs, does the same.
+A phase is one task per region. A task reads what earlier phases wrote, so a phase begins when the one before it is done
+in every region. Dask clusters and arrays of batch jobs go through the same phases.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 from dseeds.seeds.schedule import Round
 
-# Stages that come several times.
+# Stages that occur several times.
 _TURNS = ("window", "sweep-blocks", "sweep-voxels", "merge")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One stage, or one turn of a stage that comes several times.
+    """A stage, or one turn of a stage that occurs several times.
 
     Attributes
     ----------
     stage : str
-        The stage: the tasks on the Dask dashboard bear its name.
+        The stage, which is also the name of its tasks on the Dask dashboard.
     turn : int
-        Which round, or which pass of the search for the intensity windows.
+        The round, or the pass of the search for the intensity windows.
 
     Examples
     --------
@@ -46,17 +46,17 @@ PARTS, NUMBER, GRAPH, LABEL = Phase("parts"), Phase("number"), Phase("graph"), P
 
 
 def window_phases(passes: int) -> list[Phase]:
-    """List the passes of the search for the intensity windows."""
+    """Return the passes of the search for the intensity windows."""
     return [Phase("window", turn) for turn in range(passes)]
 
 
 def sweep_phase(rounds: Sequence[Round], turn: int) -> Phase:
-    """Give the phase of a round."""
+    """Return the phase of a round."""
     return Phase("sweep-blocks" if rounds[turn].weight is None else "sweep-voxels", turn)
 
 
 def round_phases(rounds: Sequence[Round]) -> list[Phase]:
-    """List the rounds, each but the first after the merging of what the one before it changed.
+    """Return the phases of all rounds; before each but the first, the one that merges the changes to the statistics.
 
     Examples
     --------
