@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from tests.support.leaks import LeakGuard
 from tests.support.paths import DATA, ROOT
 
 # Scripts, which import each other by their own names.
@@ -19,9 +20,20 @@ settings.register_profile("dseeds", deadline=None)
 settings.load_profile("dseeds")
 
 
+def pytest_configure(config):
+    config.pluginmanager.register(LeakGuard())
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        # The first of them may compile all kernels.
+        if "compiled" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(900))
+
+
 def pytest_report_header():
-    found = "" if DATA.is_dir() else " IS MISSING, so tests on them are skipped; set DSEEDS_DATA to their folder"
-    return f"real volumes: {DATA}{found}"
+    note = "" if DATA.is_dir() else " IS MISSING, so tests on them are skipped; set DSEEDS_DATA to their folder"
+    return f"real volumes: {DATA}{note}"
 
 
 def _load(*parts):
@@ -49,6 +61,21 @@ def mr_sarcoma():
 def hippocampus():
     """A brain crop at 1 mm and its hippocampus, anterior and posterior."""
     return _load("hippocampus", "image_001.nii.gz"), _load("hippocampus", "label_001.nii.gz")
+
+
+@pytest.fixture(scope="session")
+def clients():
+    """Clients of clusters within this process, of 1 and of 2 x 2 threads; none is Dask's default."""
+    from tests.support.clusters import in_process
+
+    with in_process(1, 1, set_as_default=False) as single, in_process(2, 2, set_as_default=False) as four:
+        yield {1: single, 4: four}
+
+
+@pytest.fixture
+def client(clients):
+    """A client of two workers of two threads within this process."""
+    return clients[4]
 
 
 @pytest.fixture
@@ -91,7 +118,9 @@ def compiled(tmp_path_factory):
     """A folder with compiled code for processes: the user's own, or a new one."""
     folder = os.environ.get("DSEEDS_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
     command = [sys.executable, "-m", "dseeds", "compile"]
-    subprocess.run(command, env={**os.environ, "DSEEDS_CACHE_DIR": folder}, check=True, capture_output=True)
+    subprocess.run(
+        command, env={**os.environ, "DSEEDS_CACHE_DIR": folder}, check=True, capture_output=True, timeout=600
+    )
     return folder
 
 

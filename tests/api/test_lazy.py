@@ -39,7 +39,7 @@ def temporary(tmp_path):
 @pytest.fixture
 def one_thread():
     """A cluster that has a deadlock wherever a task waits for another."""
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         yield client
 
 

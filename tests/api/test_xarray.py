@@ -141,7 +141,7 @@ def test_features_and_painting():
 
 
 def test_as_a_source(tmp_path):
-    with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
         dseeds.segment(scan().transpose("x", "y", "z"), tmp_path / "labels.zarr", step="9mm", client=client)
     group = zarr.open_group(tmp_path / "labels.zarr", mode="r")
     assert np.array_equal(group["0"], dseeds.supervoxels(scan(), step="9mm"))

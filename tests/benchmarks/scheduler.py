@@ -58,7 +58,7 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
     course = RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 0.0)]), ImageQuery())
     process, seen = psutil.Process(), []
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster,
         Client(cluster) as client,
     ):
         client.register_plugin(Trivial())

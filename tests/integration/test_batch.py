@@ -16,7 +16,6 @@ import nibabel
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -86,10 +85,9 @@ def call(start):
     return call
 
 
-@pytest.fixture(scope="module")
-def client():
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
-        yield client
+@pytest.fixture
+def client(clients):
+    return clients[1]
 
 
 # Eight regions, and few rounds; or many.

@@ -4,13 +4,14 @@ import contextlib
 import importlib.metadata
 import json
 
-import distributed
 import numpy as np
 import pytest
 
 import dseeds
 from dseeds import cli, doctor
-from dseeds.parallel import cluster
+from dseeds.core import jit
+from dseeds.storage.location import LocalLocation, open_location
+from tests.support.clusters import in_process, replace_local_clusters
 
 
 def found(*arguments, **options):
@@ -23,16 +24,13 @@ def here(tmp_path, monkeypatch):
     """A folder of its own to be in, and clusters of this process."""
     monkeypatch.chdir(tmp_path)
 
-    def local_cluster(**options):
-        return distributed.LocalCluster(**options | {"processes": False, "host": None, "memory_limit": None})
-
-    monkeypatch.setattr(cluster, "LocalCluster", local_cluster)
+    replace_local_clusters(monkeypatch, memory_limit=None)
     return tmp_path
 
 
 @pytest.fixture
 def client():
-    with distributed.Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    with in_process(2) as client:
         yield client
 
 
@@ -88,9 +86,9 @@ def test_compiled_code(here, monkeypatch):
     monkeypatch.delenv("DSEEDS_CACHE_DIR", raising=False)
     assert "dseeds compile" in found()["compiled code"].advice
     monkeypatch.setenv("DSEEDS_CACHE_DIR", str(here))
-    monkeypatch.setattr(doctor.compilation, "_read", dict)
+    monkeypatch.setattr(jit, "is_compiled", lambda: False)
     assert found()["compiled code"].state == "warning"
-    monkeypatch.setattr(doctor.compilation, "_read", lambda: {"a kernel": b""})
+    monkeypatch.setattr(jit, "is_compiled", lambda: True)
     assert found()["compiled code"].state == "ok"
 
 
@@ -110,13 +108,13 @@ def test_object_stores(here, faulty_store):
     good, bad = faulty_store.make_bucket(), "s3://no-such-bucket-of-ours"
     seen = found([good, bad])
     assert (seen[good].state, seen[bad].state) == ("ok", "failed")
-    assert list(doctor.open_place(good).names()) == []
+    assert list(open_location(good).names()) == []
 
 
 @pytest.mark.parametrize("lie", [{"read": b"x"}, {"names": []}, {"delete": None}])
 def test_a_store_that_lies(here, monkeypatch, lie):
     for name, value in lie.items():
-        monkeypatch.setattr(doctor.LocalPlace, name, lambda *_, value=value: value)
+        monkeypatch.setattr(LocalLocation, name, lambda *_, value=value: value)
     assert found()["this folder"].state == "failed"
     monkeypatch.undo()
     assert not list(here.rglob("dseeds-doctor-*"))
@@ -143,10 +141,7 @@ def test_a_cluster_of_other_versions(here, client, monkeypatch):
 
 
 def test_a_cluster_without_workers(here):
-    with (
-        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty,
-        distributed.Client(empty) as client,
-    ):
+    with in_process(0) as client:
         seen = found(client=contextlib.nullcontext(client))
     assert (seen["cluster"].state, "no worker" in seen["cluster"].found) == ("failed", True)
 
@@ -158,7 +153,7 @@ def test_the_command(here, capsys, monkeypatch):
     assert said["findings"][-1]["name"] == "self test"
     assert list(here.iterdir()) == []
     # No cluster is there, and one fault is enough.
-    monkeypatch.setattr("dseeds.cli.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr(cli.cluster, "CONNECT_SECONDS", 1)
     assert cli.main(["doctor", "--no-self-test", "--scheduler", "tcp://127.0.0.1:1"]) == 1
     out, err = capsys.readouterr()
     assert ("failed" in out, err) == (True, "")

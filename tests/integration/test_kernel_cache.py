@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dseeds
-from dseeds import cli
+from dseeds import cli, precompile
 from dseeds.core import jit
 from dseeds.precompile import compile_kernels
 
@@ -21,11 +21,11 @@ RUN = """
 import json
 import numpy as np
 import dseeds
-from dseeds.core.jit import _kernels
+from dseeds.core.jit import registered_kernels
 
 labels = dseeds.supervoxels(np.load("image.npy"), step=8)
 np.save("labels.npy", labels)
-stats = [kernel.stats for kernel in _kernels]
+stats = [kernel.stats for kernel in registered_kernels]
 print(json.dumps([sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats)]))
 """
 LOADED = "from dseeds.core.jit import _read; print(len(_read()))"
@@ -34,10 +34,10 @@ COMPILE = """
 import sys
 import numpy as np
 import dseeds
-from dseeds import compilation
+from dseeds import precompile
 from dseeds.cli import main
 
-compilation._call_all = lambda: dseeds.supervoxels(np.zeros((8, 8, 16), np.uint16), step=8)
+precompile._call_all = lambda: dseeds.supervoxels(np.zeros((8, 8, 16), np.uint16), step=8)
 sys.exit(main(["compile"]))
 """
 
@@ -90,7 +90,7 @@ def test_several_processes_make_one_whole_file(tmp_path, monkeypatch):
     assert len(set(folder.iterdir())) == 1
     assert json.loads(output(start(LOADED, tmp_path / "later", folder))) > 5
     monkeypatch.setenv(jit.CACHE_FOLDER, str(folder))
-    monkeypatch.setattr(jit, "_call_all", None)
+    monkeypatch.setattr(precompile, "_call_all", None)
     assert [compile_kernels()] == list(folder.iterdir())
 
 
@@ -138,8 +138,8 @@ def test_the_sources_are_in_the_name(fresh, monkeypatch, tmp_path):
 
 def test_a_failure_leaves_nothing_behind(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv(jit.CACHE_FOLDER, str(tmp_path / "new" / "folder"))
-    monkeypatch.setattr(jit, "_call_all", lambda: None)
-    monkeypatch.setattr(jit, "_kernels", [])
+    monkeypatch.setattr(precompile, "_call_all", lambda: None)
+    monkeypatch.setattr(precompile, "registered_kernels", [])
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         compile_kernels()
@@ -168,10 +168,10 @@ def test_a_folder_that_others_may_write_to_is_refused(fresh, monkeypatch, tmp_pa
 def test_the_folder_belongs_to_the_user_or_to_root(owner, fine):
     status = SimpleNamespace(st_uid=owner, st_mode=0o40755)
     if fine:
-        jit._check_own(Path("folder"), status)
+        jit.require_private(Path("folder"), status)
     else:
         with pytest.raises(PermissionError):
-            jit._check_own(Path("folder"), status)
+            jit.require_private(Path("folder"), status)
 
 
 def test_without_the_variable_there_is_a_sentence(monkeypatch, capsys):

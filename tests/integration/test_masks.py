@@ -17,13 +17,7 @@ from hypothesis import strategies as st
 from dseeds import segment, supervoxels
 from dseeds.engine.tasks import _TASKS
 from dseeds.seeds.order_statistics import NoFiniteValues
-from tests.support.runs import GOOD, as_zarr, assert_sentence, in_process, labels_in, names_in, noise
-
-
-@pytest.fixture(scope="module")
-def client():
-    with in_process(1, 2) as client:
-        yield client
+from tests.support.runs import GOOD, as_zarr, assert_sentence, labels_in, names_in, noise
 
 
 def every_label_is_connected(labels):

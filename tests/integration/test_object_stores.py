@@ -12,7 +12,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
 
 from dseeds import cli, segment, supervoxels
 from dseeds.engine import batch
@@ -20,9 +19,11 @@ from dseeds.engine.batch import Share
 from dseeds.engine.dask_runner import RegionFailed
 from dseeds.engine.run import RunOptions
 from dseeds.io import ome_label_attributes
+from dseeds.storage import lease
 from dseeds.storage.lease import FOLDER as LEASE
 from dseeds.storage.location import open_location
 from dseeds.storage.object_store import PATIENCE
+from tests.support.clusters import in_process, worker_process_client
 from tests.support.faulty_store import Faults, FaultyStore
 
 IMAGE = np.random.default_rng(0).integers(-100, 1000, (8, 8, 15), dtype="i2")
@@ -88,8 +89,8 @@ def store(world):
 @pytest.fixture(autouse=True)
 def quick_watch(monkeypatch):
     """Who cannot give a run back, for want of credentials, holds it until others have watched it for a while."""
-    monkeypatch.setattr("dseeds.storage.lease.BEAT_SECONDS", 0.5)
-    monkeypatch.setattr("dseeds.storage.lease.WATCH_SECONDS", 2.0)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 2.0)
 
 
 @pytest.fixture
@@ -103,25 +104,13 @@ def bucket(store):
 
 @pytest.fixture(scope="module")
 def threads(world):
-    with Client(
-        processes=False, n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0", silence_logs=50
-    ) as client:
+    with in_process(2, 2, silence_logs=50) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def processes(world):
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            memory_limit="2GiB",
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with worker_process_client() as client:
         yield client
 
 
@@ -452,7 +441,7 @@ def test_patience_that_is_none(bucket, monkeypatch, said):
 
 @pytest.mark.parametrize("faults", ["none", "all"])
 def test_batch_jobs(bucket, store, faults, monkeypatch):
-    monkeypatch.setattr("dseeds.engine.batch.LOOK_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(batch, "LOOK_SECONDS", (0.1, 0.2))
     store.faults = FAULTS.get(faults, Faults())
     source, target = f"{bucket.address}/image.zarr", f"{bucket.address}/labels.zarr"
     plan = batch.begin_batch(source, target, RunOptions(**FEW), 1 << 30).folder.address

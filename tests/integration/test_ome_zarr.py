@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ome_zarr.format import FormatV04, FormatV05
@@ -26,6 +25,7 @@ from dseeds.convert.describe import describe
 from dseeds.engine import batch, publishing
 from dseeds.io import open_image, open_source
 from dseeds.io.label_listing import list_labels
+from tests.support.runs import when
 
 with warnings.catch_warnings():
     # It calls what it deprecates.
@@ -33,12 +33,6 @@ with warnings.catch_warnings():
     from ome_zarr.writer import write_labels, write_multiscale
 
 PER_MM = {"micrometer": 1000, "millimeter": 1, "nanometer": 1000000, "centimeter": 0.1}
-
-
-@pytest.fixture(scope="module")
-def client():
-    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
-        yield client
 
 
 @pytest.fixture
@@ -310,18 +304,18 @@ def test_others_labels_stay(ct, client):
         dseeds.segment(path, into_image="none", step=16, pyramid="none", client=client)
 
 
-def test_labels_of_others_that_come_meanwhile_stay_listed(ct, client, monkeypatch):
-    path, begin = ct[0], publishing.begin_labels
+def test_labels_of_others_that_come_meanwhile_stay_listed(ct, client):
+    path = ct[0]
 
-    def late(run, job):
+    def appear():
         (path / "labels" / "supervoxels").mkdir()
         (path / "labels" / "supervoxels" / "theirs").touch()
-        list_labels(run.target)
-        begin(run, job)
+        list_labels(str(path / "labels" / "supervoxels"))
 
-    monkeypatch.setattr("dseeds.engine.driver.begin_labels", late)
+    progress = when("begin", "quantise", None, appear)
     with pytest.raises(FileExistsError, match="was not written by dseeds"):
-        dseeds.segment(path, into_image=True, step=16, client=client)
+        dseeds.segment(path, into_image=True, step=16, client=client, progress=progress)
+    assert progress.happened
     assert listed(path) == ["supervoxels"]
 
 

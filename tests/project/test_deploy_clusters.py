@@ -268,7 +268,7 @@ def test_coiled(tmp_path, monkeypatch):
         asked.update(options)
         threads = options["worker_options"]["nthreads"]
         return LocalCluster(
-            processes=False, n_workers=1, threads_per_worker=threads, memory_limit="4GiB", dashboard_address=None
+            processes=False, n_workers=1, threads_per_worker=threads, memory_limit="4GiB", dashboard_address="127.0.0.1:0"
         )
 
     monkeypatch.setitem(sys.modules, "coiled", types.SimpleNamespace(Cluster=cluster))

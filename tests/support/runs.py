@@ -1,13 +1,15 @@
 """What tests of whole runs share: volumes, followers of a run, and what is in a folder."""
 
 import re
+import shutil
+import time
 from math import prod
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import strategies as st
 
 from tests.support import oracle
@@ -51,12 +53,6 @@ def when(event, stage, number, do):
     return recorder
 
 
-def in_process(workers, threads, **options):
-    return Client(
-        processes=False, n_workers=workers, threads_per_worker=threads, dashboard_address="127.0.0.1:0", **options
-    )
-
-
 def noise(shape, seed=0, dtype="float32"):
     """Blobs in noise, so that boundaries wander and every region's neighbours matter."""
     rng = np.random.default_rng(seed)
@@ -67,6 +63,23 @@ def noise(shape, seed=0, dtype="float32"):
 
 
 GOOD = noise((12, 14, 40))
+# Two regions, and few rounds.
+FEW = {"step": 4, "region": (12, 14, 20)}
+STAGES = (
+    "import",
+    "mask",
+    "window",
+    "histogram",
+    "quantise",
+    "sweep-blocks",
+    "sweep-voxels",
+    "merge",
+    "parts",
+    "number",
+    "graph",
+    "label",
+    "export",
+)
 
 
 def labels_in(target):
@@ -180,3 +193,36 @@ def interrupt():
 def assert_no_image(target):
     with pytest.raises(FileNotFoundError):
         zarr.open(target, mode="r")
+
+
+def nifti_saver(ending, kind=nibabel.Nifti1Image):
+    """Return a function that saves an image in a folder as NIfTI and returns the path."""
+
+    def save(folder, image):
+        nibabel.save(kind(image.T, np.diag([0.5, 0.75, 3.25, 1])), folder / f"a{ending}")
+        return folder / f"a{ending}"
+
+    return save
+
+
+def copy_of_ours(target, ours):
+    shutil.copytree(ours, target)
+
+
+def assert_idle(client):
+    """Check that no worker has a task, and that the scheduler soon has none of ours left."""
+    assert not any(client.run(lambda dask_worker: len(dask_worker.active_keys)).values())
+    deadline = time.monotonic() + 30
+    # A traceback that is still referenced may hold a result.
+    while tasks_known(client, but=("memory", "erred")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert tasks_known(client, but=("memory", "erred")) == []
+
+
+def tasks_known(client, but=("erred",)):
+    """Return the keys of the scheduler's tasks, without failed ones, which live as long as their tracebacks."""
+
+    def ask(dask_scheduler):
+        return [str(key) for key, task in dask_scheduler.tasks.items() if task.state not in but]
+
+    return client.run_on_scheduler(ask)

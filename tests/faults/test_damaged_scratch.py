@@ -1,0 +1,224 @@
+"""Damaged scratch, records and labels are detected and computed again, or refused with a clear error."""
+
+import numpy as np
+import pytest
+
+from dseeds import segment, supervoxels
+from dseeds.engine import driver, run_directory
+from dseeds.engine.repair import BeyondRepair
+from dseeds.engine.run import Run
+from tests.support.faults import (
+    ASKED,
+    DAMAGES,
+    FLOATS,
+    IMAGE,
+    as_nifti,
+    assert_whole,
+    damage,
+    empty,
+    flip,
+    identity_folder,
+    interrupted,
+    remove,
+    resumed,
+    run_folder,
+    truncate,
+    zero,
+)
+from tests.support.runs import (
+    assert_no_image,
+    assert_sentence,
+    snapshot,
+    when,
+)
+
+pytestmark = pytest.mark.faults
+
+
+def shards(target, name):
+    return sorted(path for path in (identity_folder(target) / "scratch" / name / "c").rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def mended(monkeypatch):
+    """The names of the arrays that were found damaged."""
+    found = []
+
+    def noting(course, damage, *rest):
+        found.append(damage.name)
+        return mend(course, damage, *rest)
+
+    mend = driver.repair_damage
+    monkeypatch.setattr(driver, "repair_damage", noting)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "number"),
+    [
+        ("source-0", "window", 1),
+        ("digits-0", "window", 4),
+        ("digits-1", "window", 8),
+        ("bins-0", "quantise", 4),
+        ("bins-0", "sweep-blocks", 36),
+        ("histograms-0", "sweep-blocks", 6),
+        ("codes-00", "sweep-blocks", 4),
+        ("codes-04", "sweep-blocks", 20),
+        ("codes-08", "sweep-blocks", 36),
+        ("codes-12", "sweep-voxels", 16),
+        ("statistics-00", "quantise", 4),
+        ("statistics-05", "merge", 20),
+        ("statistics-09", "merge", 36),
+        ("core-01", "sweep-blocks", 4),
+        ("core-09", "sweep-blocks", 36),
+        ("core-11", "sweep-voxels", 8),
+        ("shells-01", "sweep-blocks", 4),
+        ("shells-09", "sweep-blocks", 36),
+        ("shells-12", "sweep-voxels", 12),
+        ("labels", "label", 4),
+    ],
+)
+def test_damaged_scratch_is_noticed_and_made_again(tmp_path, out, client, mended, name, stage, number):
+    """All four shards of an array, each in its own way, when they are all written."""
+    source = as_nifti(tmp_path / "image.nii", FLOATS)
+    target = out / ("labels.nii.gz" if name == "labels" else "labels.zarr")
+
+    def hurt():
+        files = shards(target, name)
+        # The source is cut into slabs, not into regions.
+        assert len(files) == (1 if name == "source-0" else 4)
+        damage(files)
+
+    progress = when("advance", stage, number, hurt)
+    segment(source, target, client=client, progress=progress, **ASKED)
+    assert progress.happened
+    assert name in mended
+    assert_whole(target, supervoxels(FLOATS, step=8))
+
+
+@pytest.mark.parametrize("hurt", DAMAGES)
+def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, hurt):
+    source, target = as_nifti(tmp_path / "image.nii"), out / "labels.zarr"
+    progress = when("begin", "window", None, lambda: hurt(shards(target, "source-0")[0]))
+    segment(source, target, client=client, progress=progress, **ASKED)
+    assert progress.happened
+    assert mended[0] == "source-0"
+    assert_whole(target)
+
+
+@pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "merge", "sweep-voxels"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_scratch_damaged_before_it_is_gone_on_with(out, client, stage, first):
+    """One shard of everything at once, each in another way; what it was made of may then be gone too."""
+    target = out / "labels.zarr"
+    interrupted(target, client, stage, 4)
+    arrays = sorted(path.name for path in (identity_folder(target) / "scratch").iterdir())
+    damage([path for name in arrays[first::2] for path in shards(target, name)[1:2]])
+    try:
+        resumed(target, client)
+    except BeyondRepair as error:
+        assert_beyond_repair(error, target, client)
+
+
+def assert_beyond_repair(error, target, client):
+    """The run is lost, which is said; another one is not."""
+    assert_sentence(error)
+    assert "begin anew" in str(error)
+    assert not hasattr(error, "__notes__")
+    assert_no_image(target)
+    segment(IMAGE, target, overwrite=True, client=client, **ASKED)
+    assert_whole(target)
+
+
+@pytest.mark.parametrize("turn", [2, 6, 10])
+def test_codes_of_two_rounds_damaged(out, client, mended, turn):
+    target = out / "labels.zarr"
+    stage, number = ("sweep-blocks", 4 * (turn + 1)) if turn < 9 else ("sweep-voxels", 4 * (turn - 8))
+
+    def hurt():
+        damage(shards(target, f"codes-{turn:02}"))
+        damage(shards(target, f"codes-{turn - 1:02}"))
+
+    progress = when("advance", stage, number, hurt)
+    try:
+        segment(IMAGE, target, client=client, progress=progress, **ASKED)
+        assert_whole(target)
+    except BeyondRepair as error:
+        assert_beyond_repair(error, target, client)
+    assert progress.happened
+    assert f"codes-{turn:02}" in mended
+
+
+def test_codes_of_regions_that_rest_damaged(out, client, mended):
+    """They were written rounds ago."""
+    image = np.zeros((16, 16, 160))
+    image[:, :, :12] = np.random.default_rng(0).normal(3, 1, (16, 16, 12))
+    target = out / "labels.zarr"
+    asked = {**ASKED, "window": (0, 6), "client": client}
+
+    def hurt():
+        for array in (identity_folder(target) / "scratch").glob("codes-*"):
+            for path in shards(target, array.name)[-1:]:
+                flip(path)
+
+    progress = when("begin", "label", None, hurt)
+    try:
+        segment(image, target, progress=progress, **asked)
+    except BeyondRepair as error:
+        assert_sentence(error)
+        segment(image, target, overwrite=True, **asked)
+    assert progress.happened
+    assert mended
+    assert_whole(target, supervoxels(image, step=8, window=(0, 6)))
+
+
+@pytest.mark.parametrize("hurt", [truncate, remove, zero, empty])
+def test_labels_damaged_before_it_is_gone_on_with(out, client, hurt):
+    """In the target, whose array is as its readers want it: without checksums of ours."""
+    target = out / "labels.zarr"
+    interrupted(target, client, "label", 4)
+    hurt(target / "0" / "c" / "0" / "0" / "2")
+    resumed(target, client)
+
+
+@pytest.mark.parametrize("what", ["run.json", "quantise.json", "sweep-03.json", "window-00.json"])
+def test_what_is_known_of_a_run_is_damaged(out, client, what):
+    target = out / "labels.zarr"
+    interrupted(target, client)
+    path = next(run_folder(target).rglob(what))
+    before, sound = snapshot(out), path.read_bytes()
+    for hurt in (flip, truncate, zero, empty):
+        hurt(path)
+        with pytest.raises(ValueError, match=f"{what} is damaged") as caught:
+            segment(IMAGE, target, resume=True, client=client)
+        assert_sentence(caught.value)
+        path.write_bytes(sound)
+        assert snapshot(out) == before
+    resumed(target, client)
+
+
+@pytest.mark.parametrize("hurt", [truncate, remove, zero, empty])
+def test_what_is_known_of_a_failure_is_damaged(out, client, hurt):
+    """It is for people to read, and nothing depends on it."""
+    target = out / "labels.zarr"
+    interrupted(target, client)
+    path = run_folder(target) / "failure.json"
+    path.write_text('{"phase": "merge-02", "region": 1}')
+    hurt(path)
+    assert run_directory.read_failure(Run(None, None, str(target), {})) is None
+    resumed(target, client)
+
+
+def test_one_letter_of_a_record_is_another(out, client):
+    """What still can be read is not believed: the window would be another, and so the labels."""
+    target = out / "labels.zarr"
+    interrupted(target, client)
+    path = next(run_folder(target).rglob("window-00.json"))
+    sound = path.read_bytes()
+    for place in [n for n, letter in enumerate(sound) if chr(letter).isdecimal()]:
+        digit = str((int(chr(sound[place])) + 1) % 10).encode()
+        path.write_bytes(sound[:place] + digit + sound[place + 1 :])
+        with pytest.raises(ValueError, match="damaged"):
+            segment(IMAGE, target, resume=True, client=client)
+    path.write_bytes(sound)
+    resumed(target, client)

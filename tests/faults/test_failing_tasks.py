@@ -1,0 +1,171 @@
+"""Tasks that fail or run out of memory, and targets that cannot be written to."""
+
+import json
+import shlex
+import subprocess
+from contextlib import contextmanager
+
+import dask
+import pytest
+
+from dseeds import cli, segment
+from dseeds.engine import tasks
+from dseeds.engine.dask_runner import RegionFailed
+from tests.support.clusters import worker_process_client
+from tests.support.faults import (
+    ASKED,
+    IMAGE,
+    assert_whole,
+    resumed,
+    run_folder,
+    wait_for,
+)
+from tests.support.faulty_tasks import Fault
+from tests.support.runs import (
+    Recorder,
+    as_zarr,
+    assert_no_image,
+    assert_sentence,
+    names_in,
+    when,
+)
+
+pytestmark = pytest.mark.faults
+
+
+@contextmanager
+def theirs(own, memory):
+    """Two workers of so much memory: what to tell `segment`."""
+    if own:
+        yield {"workers": 2, "memory": memory}
+        return
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        worker_process_client(memory=memory) as client,
+    ):
+        yield {"client": client}
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own cluster", "a cluster of the user's"])
+def test_a_task_that_never_fits_its_worker(out, client, faulty_workers, own):
+    """It takes a few workers along, but no other task."""
+    (fault,) = faulty_workers(("merge", 2, 1, "eat"))
+    target = out / "labels.zarr"
+    says = r"merge-02 of region 1 failed .*for want of memory"
+    with theirs(own, "700MiB") as more, pytest.raises(RegionFailed, match=says) as caught:
+        segment(IMAGE, target, progress=Recorder(), **ASKED, **more)
+    assert_sentence(caught.value)
+    assert fault.happened <= (3 if own else 4)
+    debug, go_on = caught.value.__notes__
+    assert debug.endswith(f"dseeds debug-region {run_folder(target)} --phase merge-02 --region 1")
+    assert go_on.endswith(f"{target} --resume")
+    failed = json.loads((run_folder(target) / "failure.json").read_text())
+    assert (failed["phase"], failed["region"]) == ("merge-02", 1)
+    report = resumed(target, client)
+    # All others had done theirs.
+    assert next(stage.skipped for stage in report.stages if stage.name == "merge") >= 3
+
+
+def test_a_task_that_does_not_fit_its_worker_once(out, faulty_workers):
+    (fault,) = faulty_workers(("sweep-voxels", None, 2, "eat", 1))
+    report = segment(IMAGE, out / "labels.zarr", workers=2, memory="700MiB", progress=Recorder(), **ASKED)
+    assert fault.happened == 1
+    assert report.retried >= 1
+    assert_whole(out / "labels.zarr")
+
+
+@pytest.fixture
+def faulty_here(tmp_path, monkeypatch):
+    """Let tasks go wrong in this process."""
+    (tmp_path / "faults").mkdir()
+
+    def make(*wanted):
+        fault = Fault(str(tmp_path / "faults"), *wanted)
+        monkeypatch.setitem(tasks._TASKS, fault.stage, fault.wrapped(tasks._TASKS[fault.stage]))
+        return fault
+
+    return make
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("stage", ["window", "merge", "label"])
+def test_a_task_that_fails_at_first(out, client, faulty_here, stage, times):
+    fault = faulty_here(stage, None, 3, "raise", times)
+    report = segment(IMAGE, out / "labels.zarr", client=client, **ASKED)
+    assert fault.happened == report.retried == times
+    assert {found.name: found.retried for found in report.stages}[stage] == times
+    assert_whole(out / "labels.zarr")
+
+
+def test_a_task_that_fails_always_can_be_looked_at(tmp_path, out, client, faulty_here, monkeypatch, capsys):
+    source, target = as_zarr(tmp_path / "image.zarr", IMAGE, 16), out / "labels.zarr"
+    with monkeypatch.context():
+        fault = faulty_here("sweep-blocks", 2, 1, "raise")
+        address = client.scheduler.address
+        code = cli.main(
+            ["segment", str(source), str(target), "--step", "8", "--region", "16", "--scheduler", address, "--quiet"]
+        )
+        said = capsys.readouterr().err.splitlines()
+        assert code == 1
+        assert said[0] == (
+            "error: sweep-02 of region 1 failed 3 times (ArithmeticError: an error that was asked for)"
+        ), said
+        assert fault.happened == 3
+        failed = json.loads((run_folder(target) / "failure.json").read_text())
+        assert (failed["phase"], failed["region"], failed["attempts"]) == ("sweep-02", 1, 3)
+        debug, go_on = (shlex.split(line.partition(": dseeds ")[2] or line.partition(": ")[2]) for line in said[1:])
+        assert cli.main(debug) == 1
+        shown = capsys.readouterr().err
+        assert "Traceback" in shown
+        assert "an error that was asked for" in shown
+        assert "faulty_tasks.py" in shown
+    monkeypatch.undo()
+    assert cli.main(debug) == 0
+    assert cli.main([*go_on, "--scheduler", address, "--quiet"]) == 0
+    assert_whole(target)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        pytest.skip(f"A READ-ONLY TARGET IS NOT TESTED: {error}")
+    if done.returncode:
+        pytest.skip(f"A READ-ONLY TARGET IS NOT TESTED, for lack of the right to mount one: {done.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def make(path, what):
+    """Let a file system be read-only or writable; it refuses while a file is being written."""
+    command = ["mount", "-o", f"remount,{what}", str(path)]
+    wait_for(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
+
+
+def test_a_target_that_is_read_only(disk, client):
+    make(disk, "ro")
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        segment(IMAGE, disk / "labels.zarr", client=client, **ASKED)
+    assert "read-only file system" in cli.errors.describe_error(caught.value)
+    make(disk, "rw")
+    assert names_in(disk) == []
+    segment(IMAGE, disk / "labels.zarr", client=client, **ASKED)
+    assert_whole(disk / "labels.zarr")
+
+
+@pytest.mark.parametrize("stage", ["window", "merge", "label"])
+def test_a_target_that_becomes_read_only(disk, client, stage):
+    progress = when("advance", stage, 2, lambda: make(disk, "ro"))
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        segment(IMAGE, disk / "labels.zarr", client=client, progress=progress, **ASKED)
+    assert progress.happened
+    assert "\n" not in cli.errors.describe_error(caught.value)
+    assert any(note.endswith("--resume") for note in caught.value.__notes__)
+    make(disk, "rw")
+    assert_no_image(disk / "labels.zarr")
+    resumed(disk / "labels.zarr", client)

@@ -1,0 +1,200 @@
+"""Killed workers, programs and schedulers: the run finishes, or resumes to the same labels."""
+
+import random
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+
+import dask
+import psutil
+import pytest
+from distributed import Client
+
+from dseeds import cli, segment, supervoxels
+from dseeds.engine import run_directory
+from tests.support.clusters import worker_process_client
+from tests.support.faults import (
+    ASKED,
+    IMAGE,
+    SECONDS,
+    WORK,
+    as_nifti,
+    assert_whole,
+    identity_folder,
+    kill_group,
+    program,
+    remove,
+    resumed,
+    run_folder,
+    wait_for,
+)
+from tests.support.runs import (
+    Recorder,
+    as_zarr,
+    assert_no_image,
+    interrupt,
+    noise,
+    when,
+)
+
+pytestmark = pytest.mark.faults
+
+
+# A worker starts anew after each of the many kills, which takes its time on a busy machine.
+@pytest.mark.timeout(1800)
+def test_killed_workers_in_every_stage(out, faulty_workers):
+    """In each stage one dies before its work, or after it and before the mark; the cluster is the user's."""
+    acts = ("kill", "killed")
+    faults = faulty_workers(*((stage, None, n % 4, acts[n % 2], 1) for n, stage in enumerate(WORK)))
+    with worker_process_client() as client:
+        segment(IMAGE, out / "labels.zarr", client=client, **ASKED)
+    assert [fault.happened for fault in faults] == [1] * len(WORK)
+    assert_whole(out / "labels.zarr")
+
+
+def test_killed_workers_of_its_own_cluster(out, faulty_workers):
+    """They are replaced, and what they were at is counted as tried again."""
+    faults = faulty_workers(("sweep-voxels", None, 1, "kill", 1), ("merge", 3, 2, "killed", 1))
+    report = segment(IMAGE, out / "labels.zarr", workers=2, memory="1GiB", progress=Recorder(), **ASKED)
+    assert [fault.happened for fault in faults] == [1, 1]
+    assert report.retried >= 2
+    assert_whole(out / "labels.zarr")
+
+
+def done_of(stage, target):
+    """How to see that a stage is at work."""
+    if stage == "export":
+        return (run_folder(target) / "publishing").exists
+    names = {"import": "import", "quantise": "quantise", "label": "label", "sweep-voxels": "sweep-10"}
+    name = names.get(stage, f"{stage.partition('-')[0]}-0{int(stage == 'merge')}")
+    return lambda: any(run_folder(target).glob(f"*/done/{name}/*"))
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["with its workers", "alone"])
+def test_a_killed_program_is_gone_on_with(tmp_path, out, client, started, whole_group):
+    """From stage to stage it is killed in each, and the next goes on."""
+    source = as_nifti(tmp_path / "image.nii", IMAGE)
+    target = out / "labels.nii.gz"
+    asked = ["--step", 8, "--region", 16]
+    for stage in ("import", *WORK, "export"):
+        with program("segment", source, target, "--workers", 1, "--quiet", "--resume", *asked) as process:
+            wait_for(done_of(stage, target), process)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            if whole_group:
+                kill_group(process)
+            else:
+                process.kill()
+            process.wait()
+            # Workers do not outlive their program, so that none comes between.
+            _, alive = psutil.wait_procs(workers, SECONDS)
+            assert alive == []
+        assert not target.exists() or stage == "export"
+        asked = []
+    if not run_folder(target).exists():
+        # It was through before it was killed.
+        assert_whole(target)
+        return
+    resumed(target, client, source)
+
+
+def test_a_program_killed_again_and_again(tmp_path, out, started):
+    image = noise((30, 30, 50), dtype="int16")
+    source, target = as_zarr(tmp_path / "image.zarr", image, 16), out / "labels.zarr"
+    chance = random.Random(0)
+    for _ in range(5):
+        with program("segment", source, target, "--step", 8, "--region", 16, "--workers", 2, "--resume") as process:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(chance.uniform(2, 6))
+            kill_group(process)
+    # Unless it was done before the last was begun.
+    if not target.exists() or run_folder(target).exists():
+        with program("segment", source, target, "--resume", "--quiet", "--step", 8) as process:
+            assert process.wait(2 * SECONDS) == 0, process.stderr.read()
+    assert_whole(target, supervoxels(image, step=8))
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".nii"])
+@pytest.mark.parametrize("lost", ["nothing", "done", "scratch and done"])
+def test_a_program_killed_when_all_was_published(tmp_path, out, client, ending, lost, monkeypatch):
+    """Between the labels' appearing and the last of the run's folder nothing is left to do but to tidy up."""
+    source, target = as_nifti(tmp_path / "image.nii"), out / f"labels{ending}"
+    with monkeypatch.context() as context:
+        context.setattr(run_directory, "remove", lambda _: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            segment(source, target, client=client, **ASKED)
+    for name in lost.split(" and ") if lost != "nothing" else ():
+        remove(identity_folder(target) / name)
+    before = target.stat().st_mtime_ns
+    report = resumed(target, client, source)
+    assert not any(stage.tasks for stage in report.stages)
+    assert target.stat().st_mtime_ns == before
+
+
+DIES = """
+import os, sys
+from dseeds import cli
+from dseeds.storage.zarr_arrays import Layout
+
+create, made = Layout.create, []
+
+def some(self, where, **more):
+    made.append(where)
+    create(self, where, **more) if len(made) < 5 else os._exit(9)
+
+Layout.create = some
+if __name__ == "__main__":
+    cli.main(sys.argv[1:])
+"""
+
+
+def test_a_program_killed_when_it_had_just_begun(tmp_path, out, client, started):
+    """The run is written down, but its arrays are not all there."""
+    source, target = as_zarr(tmp_path / "image.zarr", IMAGE, 16), out / "labels.zarr"
+    (tmp_path / "dies.py").write_text(DIES)
+    command = [sys.executable, tmp_path / "dies.py", "segment", source, target, "--step", "8", "--region", "16"]
+    done = subprocess.run([*command, "--workers", "1", "--quiet"], check=False, timeout=SECONDS)
+    assert done.returncode == 9
+    assert len(list(identity_folder(target).rglob("zarr.json"))) == 4
+    resumed(target, client, source)
+
+
+@contextmanager
+def processes_of_a_cluster(folder):
+    """A scheduler and a worker, each a process of its own, and a client."""
+    file = folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    commands = (
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"],
+        ["worker", "--no-dashboard"],
+    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    running = [
+        subprocess.Popen([sys.executable, "-m", "dask", *command, "--scheduler-file", str(file)], cwd=folder, **quiet)
+        for command in commands
+    ]
+    try:
+        wait_for(file.exists)
+        with dask.config.set({"distributed.comm.timeouts.connect": "3s"}), Client(scheduler_file=str(file)) as client:
+            yield running[0], client
+    finally:
+        for process in running:
+            kill_group(process)
+            process.wait()
+
+
+@pytest.mark.parametrize("stage", ["window", "sweep-voxels", "label"])
+def test_a_killed_scheduler(tmp_path, out, client, started, stage):
+    with processes_of_a_cluster(tmp_path) as (scheduler, own):
+
+        def kill():
+            scheduler.kill()
+            scheduler.wait()
+
+        progress = when("advance", stage, 2, kill)
+        with pytest.raises(Exception, match=r"cluster|scheduler") as caught:
+            segment(IMAGE, out / "labels.zarr", client=own, progress=progress, **ASKED)
+    assert progress.happened
+    assert "\n" not in cli.errors.describe_error(caught.value)
+    assert caught.value.__notes__ == [f"go on with: dseeds segment SOURCE {out}/labels.zarr --resume"]
+    assert_no_image(out / "labels.zarr")
+    resumed(out / "labels.zarr", client)

@@ -1,0 +1,135 @@
+"""Sources that change during a run, and attempts to resume a run with other parameters or another version."""
+
+import os
+
+import numpy as np
+import pytest
+import zarr
+
+from dseeds import segment, supervoxels
+from dseeds.engine.journal import seal, unseal
+from dseeds.engine.publishing import SourceChanged
+from dseeds.engine.run_directory import RunMismatch
+from tests.support.clusters import in_process
+from tests.support.faults import ASKED, IMAGE, as_nifti, assert_whole, interrupted, resumed, run_folder
+from tests.support.runs import (
+    as_zarr,
+    assert_no_image,
+    assert_sentence,
+    snapshot,
+    when,
+)
+
+pytestmark = pytest.mark.faults
+
+
+def rewrite(source):
+    array = zarr.open_array(source, mode="r+")
+    array[:16, :16, :16] = array[:16, :16, :16][::-1]
+
+
+def annotate(source):
+    zarr.open_array(source, mode="r+").attrs["patient"] = "another"
+
+
+def touch(source):
+    os.utime(source)
+
+
+@pytest.mark.parametrize("change", [rewrite, touch], ids=["zarr", "nifti"])
+@pytest.mark.parametrize("stage", ["quantise", "label"])
+def test_a_source_that_changes_during_the_run(tmp_path, out, client, change, stage):
+    source = as_nifti(tmp_path / "a.nii") if change is touch else as_zarr(tmp_path / "a.zarr", IMAGE, 16)
+    target = out / ("labels.nii.gz" if change is touch else "labels.zarr")
+    progress = when("advance", stage, 2, lambda: change(source))
+    with pytest.raises(SourceChanged) as caught:
+        segment(source, target, client=client, progress=progress, **ASKED)
+    assert progress.happened
+    assert_sentence(caught.value)
+    assert not hasattr(caught.value, "__notes__"), "the run cannot be gone on with"
+    assert not target.is_file()
+    assert_no_image(target)
+    segment(source, target, client=client, overwrite=True, **ASKED)
+    assert_whole(target, supervoxels(IMAGE if change is touch else zarr.open_array(source)[:], step=8))
+
+
+def test_notes_in_the_margin_of_a_source_do_not_matter(tmp_path, out, client):
+    source = as_zarr(tmp_path / "a.zarr", IMAGE, 16)
+    progress = when("advance", "merge", 2, lambda: annotate(source))
+    segment(source, out / "labels.zarr", client=client, progress=progress, **ASKED)
+    assert progress.happened
+    assert_whole(out / "labels.zarr")
+
+
+@pytest.mark.parametrize("change", [rewrite, touch], ids=["zarr", "nifti"])
+def test_a_source_that_changes_before_it_is_gone_on_with(tmp_path, out, client, change):
+    source = as_nifti(tmp_path / "a.nii") if change is touch else as_zarr(tmp_path / "a.zarr", IMAGE, 16)
+    target = out / "labels.zarr"
+    interrupted(target, client, source=source)
+    if change is rewrite:
+        annotate(source)
+    before = snapshot(out)
+    change(source)
+    with pytest.raises(RunMismatch, match=r"source was \{\"(chunks|mtime_ns)\": .* and is now") as caught:
+        segment(source, target, client=client, resume=True)
+    assert_sentence(caught.value)
+    assert snapshot(out) == before
+
+
+def test_going_on_with_another_run_is_refused(tmp_path, out, client):
+    series = np.stack([IMAGE, IMAGE[::-1]])
+    source, target = as_zarr(tmp_path / "a.zarr", series, 16), out / "labels.zarr"
+    asked = {"volume": 0, "window": (-100, 200), "compactness": 0.5}
+    interrupted(target, client, source=source, **asked)
+    before = snapshot(out)
+    for difference, says in (
+        ({"step": 4}, r"step was \[8, 8, 8\] and is now \[4, 4, 4\]"),
+        ({"n_segments": 100}, "step was"),
+        ({"window": (0, 200)}, r"windows was \[\[-100\.0, 200\.0\]\] and is now \[\[0\.0, 200\.0\]\]"),
+        ({"compactness": 1}, r"compactness was 0\.5 and is now 1\.0"),
+        ({"region": 32}, r"region was \[2, 2, 2\] and is now"),
+        ({"volume": 1}, r"source was \{\"index\": \[0, .* and is now \{\"index\": \[1, "),
+        ({"scratch": tmp_path}, "scratch was null and is now "),
+        ({"chunks": 4}, "labels was"),
+    ):
+        with pytest.raises(RunMismatch, match=says) as caught:
+            segment(source, target, client=client, resume=True, **difference)
+        assert_sentence(caught.value)
+        assert snapshot(out) == before
+    with pytest.raises(FileExistsError, match="--resume"):
+        segment(source, target, client=client, **ASKED, **asked)
+    assert snapshot(out) == before
+    # With the same, asked for in other words, and other workers.
+    with in_process(1, 1) as one:
+        resumed(
+            target,
+            one,
+            source,
+            supervoxels(IMAGE, step=8, window=(-100, 200), compactness=0.5),
+            step=(8, 8, 8),
+            region=(9, 16, 16),
+            memory="1GiB",
+        )
+
+
+@pytest.mark.parametrize("key", ["dseeds", "format"])
+def test_going_on_with_a_run_of_another_version_is_refused(out, client, key):
+    target = out / "labels.zarr"
+    interrupted(target, client)
+    path = run_folder(target) / "run.json"
+    sound = path.read_bytes()
+    path.write_bytes(seal({**unseal(sound), key: "0.0.1"}))
+    before = snapshot(out)
+    with pytest.raises(RunMismatch, match="go on with that version, or begin anew") as caught:
+        segment(IMAGE, target, client=client, resume=True)
+    assert_sentence(caught.value)
+    assert snapshot(out) == before
+    path.write_bytes(sound)
+    resumed(target, client)
+
+
+def test_going_on_where_nothing_was_begun_begins(out, client):
+    report = segment(IMAGE, out / "labels.zarr", client=client, resume=True, **ASKED)
+    assert not report.resumed
+    assert report.skipped == 0
+    assert_whole(out / "labels.zarr")

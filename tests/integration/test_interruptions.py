@@ -1,0 +1,195 @@
+"""An interrupted run leaves only its run folder, and resumes to the same labels."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+import dseeds
+from dseeds import segment, supervoxels
+from dseeds.engine.run import SUFFIX
+from tests.support.runs import (
+    FEW,
+    GOOD,
+    STAGES,
+    Recorder,
+    assert_idle,
+    assert_no_image,
+    interrupt,
+    labels_in,
+    names_in,
+    nifti_saver,
+    noise,
+    snapshot,
+    when,
+)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "ending"), [*((stage, ".zarr") for stage in STAGES[:-1]), *((stage, ".nii.gz") for stage in STAGES)]
+)
+def test_an_interrupted_run_can_be_gone_on_with(tmp_path, client, stage, ending, overwrite):
+    source = nifti_saver(".nii.gz")(tmp_path, noise((66, 8, 8), dtype="int16"))
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / f"labels{ending}"
+    mask = np.ones((66, 8, 8), np.uint8)
+    mask[:, ::5] = 0
+    np.random.default_rng(0).shuffle(mask[5:60].reshape(-1))
+    nibabel.save(nibabel.Nifti1Image(mask.T, nibabel.load(source).affine), tmp_path / "mask.nii.gz")
+    labels = {"mask": mask, "bins": "equalised", "min_size": 20}
+    asked = {**labels, "step": 4, "region": (36, 8, 4), "client": client, "mask": tmp_path / "mask.nii.gz"}
+    if overwrite:
+        segment(source, target, **{**asked, "step": 3, "region": None})
+    before = snapshot(tmp_path)
+    progress = when("advance", stage, 2, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        segment(source, target, progress=progress, overwrite=overwrite, **asked)
+    assert progress.happened
+    if (stage, ending) == ("label", ".zarr"):
+        # By now the older output has had to make room.
+        assert_no_image(target)
+    else:
+        assert_only_the_run_is_new(tmp_path, before, target)
+    assert_idle(client)
+    left = snapshot(tmp_path)
+    time.sleep(0.1)
+    # No task that was still running wrote anything after that.
+    assert snapshot(tmp_path) == left
+    report = segment(source, target, resume=True, client=client)
+    assert report.resumed
+    assert report.skipped > 0 or stage in ("import", "label", "export")
+    whole = supervoxels(noise((66, 8, 8), dtype="int16"), step=4, **labels)
+    found = labels_in(target) if ending == ".zarr" else np.asarray(nibabel.load(target, mmap=False).dataobj).T
+    np.testing.assert_array_equal(found, whole)
+    assert names_in(tmp_path / "out") == [target.name]
+
+
+def assert_only_the_run_is_new(folder, before, target):
+    """Nothing is written but what the run is to be gone on with by."""
+    run = target.with_name(target.name + SUFFIX).relative_to(folder)
+    new = {path for path in snapshot(folder).items() if path not in before.items()}
+    assert new
+    assert all(Path(path).is_relative_to(run) for path, _ in new)
+    assert before.items() <= snapshot(folder).items()
+
+
+def test_a_cluster_serves_again_after_an_interruption(tmp_path, client):
+    with pytest.raises(KeyboardInterrupt):
+        segment(
+            GOOD,
+            tmp_path / "a.zarr",
+            **FEW,
+            client=client,
+            progress=when("advance", "sweep-blocks", 5, interrupt),
+        )
+    segment(GOOD, tmp_path / "a.zarr", **FEW, client=client, overwrite=True)
+    np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(GOOD, step=4))
+    assert names_in(tmp_path) == ["a.zarr"]
+
+
+def interrupt_in_the_next_line():
+    """Raise KeyboardInterrupt not here, but in the next line of the package that is run when we are done."""
+    before, package = sys.gettrace(), str(Path(dseeds.__file__).parent)
+
+    def trace(frame, event, _arg):
+        if event == "line" and frame.f_code.co_filename.startswith(package):
+            sys.settrace(before)
+            raise KeyboardInterrupt
+        return trace
+
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        frame.f_trace = trace
+    sys.settrace(trace)
+
+
+@pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "sweep-voxels", "merge", "label"])
+def test_an_interruption_between_two_results(tmp_path, client, stage):
+    """It is chance whether Ctrl-C comes while we wait for a result or while we go on to the next."""
+    progress = when("advance", stage, 3, interrupt_in_the_next_line)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        segment(
+            noise((4, 4, 48)),
+            tmp_path / "a.zarr",
+            step=4,
+            region=4,
+            window=None if stage == "window" else (-200, 200),
+            client=client,
+            progress=progress,
+        )
+    assert progress.happened
+    # Even while somebody holds on to the traceback.
+    assert caught.tb
+    assert_no_image(tmp_path / "a.zarr")
+    assert_idle(client)
+    segment(noise((4, 4, 48)), tmp_path / "a.zarr", resume=True, client=client)
+    window = None if stage == "window" else (-200, 200)
+    whole = supervoxels(noise((4, 4, 48)), step=4, window=window)
+    np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), whole)
+    assert names_in(tmp_path) == ["a.zarr"]
+
+
+@pytest.mark.parametrize("event", ["begin", "end"])
+@pytest.mark.parametrize("stage", ["window", "merge", "label"])
+def test_a_progress_that_fails_between_stages(tmp_path, client, stage, event):
+    class BrokenError(Exception):
+        pass
+
+    def fail(*told):
+        if told[:2] == (event, stage):
+            raise BrokenError
+
+    with pytest.raises(BrokenError):
+        segment(GOOD, tmp_path / "a.zarr", **FEW, client=client, progress=Recorder(fail))
+    assert_no_image(tmp_path / "a.zarr")
+    assert_idle(client)
+    segment(GOOD, tmp_path / "a.zarr", client=client, resume=True)
+    np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(GOOD, step=4))
+
+
+SCRIPT = """
+import sys, numpy as np, dseeds
+class Progress:
+    def dashboard(self, link): pass
+    def begin(self, stage, total): print(stage, flush=True)
+    def advance(self, stage): pass
+    def end(self, stage): pass
+if __name__ == "__main__":
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 64)).astype("uint8")
+    dseeds.segment(image, sys.argv[1], step=8, region=24, workers=2, progress=Progress())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [True, False], ids=["as Ctrl-C", "to the main process"])
+def test_an_interrupted_program_says_how_to_go_on(tmp_path, whole_group):
+    """A real signal to a real program with worker processes."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "out").mkdir()
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out" / "labels.zarr")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as program:
+        try:
+            for line in program.stdout:
+                if line.strip() == "sweep-blocks":
+                    break
+            time.sleep(0.3)
+            (os.killpg if whole_group else os.kill)(program.pid, signal.SIGINT)
+            _, errors = program.communicate(timeout=60)
+        finally:
+            program.kill()
+    assert program.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert names_in(tmp_path / "out") == ["labels.zarr.dseeds"]
+    assert "--resume" in errors

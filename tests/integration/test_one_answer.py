@@ -1,0 +1,234 @@
+"""Labels of an out-of-core run equal those of the volume in memory, however the volume is cut."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from tempfile import TemporaryDirectory
+
+import nibabel
+import numpy as np
+import pytest
+import skimage.measure
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from dseeds import segment, supervoxels
+from dseeds.core.geometry import Lattice
+from dseeds.engine.dask_runner import StageRunner
+from dseeds.seeds.cell_size import choose_step
+from dseeds.seeds.schedule import may_rest, schedule
+from tests.support import oracle
+from tests.support.paths import DATA
+from tests.support.runs import (
+    STAGES,
+    Recorder,
+    as_zarr,
+    cuts,
+    labels_in,
+    mostly_constant,
+    names_in,
+    noise,
+    sizes,
+    snapshot,
+    voxels,
+)
+
+
+@st.composite
+def runs(draw):
+    longest = draw(st.sampled_from([3, 12, 25, 25, 50, 80]))
+    shape = draw(st.tuples(*[st.integers(1, longest)] * 3))
+    size = draw(sizes(shape))
+    region = draw(st.none() | cuts(Lattice(shape, choose_step(shape, **size))))
+    image, window = draw(voxels(shape))
+    return image, {**size, "window": window}, region
+
+
+LARGEST = noise((80, 80, 80), dtype="uint16")
+
+
+@pytest.mark.slow
+@settings(max_examples=18, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@example((LARGEST, {"step": (16, 9, 12)}, (32, 28, 50)), "array", 4)
+@given(runs(), st.sampled_from(["array", "array", 16, 61]), st.sampled_from([1, 4]))
+def test_any_cut_gives_the_labels_of_the_whole(clients, run, stored, threads):
+    image, asked, region = run
+    expected = supervoxels(image, **asked)
+    progress = Recorder()
+    with TemporaryDirectory() as folder:
+        source = image if stored == "array" else as_zarr(f"{folder}/image.zarr", image, stored)
+        report = segment(
+            source, f"{folder}/labels.zarr", region=region, client=clients[threads], progress=progress, **asked
+        )
+        np.testing.assert_array_equal(labels_in(report.target), expected)
+        assert set(names_in(folder)) <= {"labels.zarr", "image.zarr"}
+    assert report.supervoxels == expected.max()
+    if not np.isnan(image.astype(float)).any():
+        assert report.supervoxels == prod(report.cells)
+    if region is not None:
+        cells = [-(-e // s) for e, s in zip(region, report.step, strict=True)]
+        assert report.regions == prod(-(-n // k) for n, k in zip(report.cells, cells, strict=True))
+    assert_told_in_order(progress.told, report)
+
+
+@pytest.mark.slow
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(mostly_constant(), st.sampled_from([8, 12, (5, 40, 9)]))
+def test_regions_that_rest_are_left_out_and_no_label_changes(clients, tmp_path_factory, case, region):
+    image, asked = case
+    target = tmp_path_factory.mktemp("rest") / "labels.zarr"
+    progress = Recorder()
+    report = segment(image, target, region=region, client=clients[1], progress=progress, **asked)
+    np.testing.assert_array_equal(labels_in(target), supervoxels(image, **asked))
+    assert_told_in_order(progress.told, report)
+
+
+def test_a_background_rests(clients, tmp_path, monkeypatch):
+    """At one end something moves: elsewhere every round that may be left out is, and labels are right."""
+    image = np.zeros((16, 16, 160))
+    image[:, :, :12] = np.random.default_rng(0).normal(3, 1, (16, 16, 12))
+    swept = []
+    run = StageRunner.run
+
+    def counted(self, phase, numbers, *args, **options):
+        if phase.stage.startswith("sweep"):
+            swept.append((phase.turn, len(numbers)))
+        run(self, phase, numbers, *args, **options)
+
+    monkeypatch.setattr(StageRunner, "run", counted)
+    report = segment(image, tmp_path / "labels.zarr", step=8, region=16, window=(0, 6), client=clients[1])
+    np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), supervoxels(image, step=8, window=(0, 6)))
+    rounds = schedule(Lattice(image.shape, (8, 8, 8)))
+    assert [turn for turn, count in swept if count < report.regions] == [
+        turn for turn in range(len(rounds)) if may_rest(rounds, turn)
+    ]
+    assert min(count for _, count in swept) < report.regions // 2
+
+
+def assert_told_in_order(told, report):
+    """Every stage begins once with its number of tasks, advances so often, and ends once."""
+    for stage in report.stages:
+        events = [(event, number) for event, name, number in told if name == stage.name]
+        total = stage.tasks + stage.skipped
+        advances = [("advance", number) for number in range(1, total + 1)]
+        assert events == [("begin", total), *advances, ("end", None)]
+    assert {name for _, name, _ in told} == {stage.name for stage in report.stages} <= set(STAGES)
+    if report.rounds:
+        sweeps = sum(stage.tasks + stage.skipped for stage in report.stages if stage.name.startswith("sweep"))
+        assert sweeps == report.rounds * report.regions
+
+
+@pytest.fixture(scope="module")
+def ct():
+    """The abdominal CT as it is, shape (112, 101, 122), with its labels at step 8."""
+    path = DATA / "ct_3mm" / "ct.nii.gz"
+    if not path.is_file():
+        pytest.skip(f"the real volume {path} is missing; set DSEEDS_DATA to the folder with ct_3mm/")
+    image = np.asarray(nibabel.load(path).dataobj).T
+    assert image.shape == (112, 101, 122)
+    return path, image, supervoxels(image, step=8, window=(-150, 250))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "region", "regions"),
+    [
+        ("zarr", 64, 8),
+        ("nifti", (50, 37, 61), 12),
+        ("zarr", (16, 500, 500), 7),
+        ("zarr", (100, 60, 33), 12),
+        ("nifti", (112, 101, 122), 1),
+        ("zarr", 1000, 1),
+        ("zarr", (300, 101, 33), 3),
+        ("nifti", None, None),
+    ],
+)
+def test_a_real_volume_gets_the_labels_of_the_whole(tmp_path, client, ct, kind, region, regions):
+    path, image, expected = ct
+    source = path if kind == "nifti" else as_zarr(tmp_path / "ct.zarr", image, 48)
+    report = segment(source, tmp_path / "labels.zarr", step=8, window=(-150, 250), region=region, client=client)
+    assert regions in (None, report.regions)
+    np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "region", "shape", "regions"),
+    [
+        # The last voxel is folded into the cell before it, and so into its region.
+        (8, 128, (129, 129, 129), 1),
+        # It is a cell of its own, and a region of one plane.
+        ((2, 16, 16), 128, (128, 128, 128), 2),
+        ((16, 8, 16), 64, (64, 64, 64), 8),
+    ],
+)
+def test_129_voxels_meet_regions_of_128(tmp_path, client, ct, step, region, shape, regions):
+    image = np.pad(ct[1], [(0, 129 - n) for n in ct[1].shape], mode="wrap")
+    report = segment(image, tmp_path / "a.zarr", step=step, region=region, client=client)
+    assert (report.shape, report.regions) == ((129, 129, 129), regions)
+    np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(image, step=step))
+
+
+def test_every_label_is_one_component_and_every_cell_keeps_its_own(tmp_path, client):
+    image, step = noise((45, 52, 61), seed=3), (6, 9, 7)
+    segment(image, tmp_path / "a.zarr", step=step, region=(48, 27, 35), client=client)
+    labels = labels_in(tmp_path / "a.zarr").astype(np.int64)
+    cells = [np.array(oracle.cells_along(n, s)) for n, s in zip(image.shape, step, strict=True)]
+    counts = [c[-1] + 1 for c in cells]
+    np.testing.assert_array_equal(np.unique(labels), np.arange(1, prod(counts) + 1))
+    _, found = skimage.measure.label(labels, connectivity=1, background=-1, return_num=True)
+    assert found == prod(counts)
+    # Nothing is further than a cell from where it began, and by far not everything is where it began.
+    owner = np.unravel_index(labels - 1, counts)
+    away = np.max([np.abs(o - c) for o, c in zip(owner, np.meshgrid(*cells, indexing="ij"), strict=True)], axis=0)
+    assert away.max() == 1
+    assert 0.1 < (away == 1).mean() < 0.9
+
+
+def test_two_runs_are_equal_to_the_byte(tmp_path, clients):
+    image = noise((20, 33, 50))
+    for number, client in enumerate([clients[4], clients[4], clients[1]]):
+        segment(image, tmp_path / f"{number}.zarr", step=8, region=20, client=client)
+    assert written(tmp_path / "0.zarr") == written(tmp_path / "1.zarr") == written(tmp_path / "2.zarr")
+
+
+def written(target):
+    """All files, but for what the labels say of how long their run took, and on which workers."""
+    files = snapshot(target)
+    known = json.loads((target / "zarr.json").read_bytes())
+    assert known["attributes"]["dseeds"].pop("report")["supervoxels"] > 0
+    del known["attributes"]["dseeds"]["plan"]
+    return {**files, "zarr.json": known}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "told"), [(1, False), (2, True)])
+def test_processes_are_equal_to_threads(tmp_path, clients, capfd, workers, told):
+    image = noise((40, 30, 55), dtype="int16")
+    source = as_zarr(tmp_path / "image.zarr", image, 32)
+    segment(image, tmp_path / "threads.zarr", step=8, region=30, client=clients[workers**2])
+    progress = Recorder() if told else None
+    report = segment(
+        source, tmp_path / "processes.zarr", step=8, region=30, workers=workers, memory="1GiB", progress=progress
+    )
+    np.testing.assert_array_equal(labels_in(tmp_path / "processes.zarr"), labels_in(tmp_path / "threads.zarr"))
+    # Where nobody follows the progress, the address is printed.
+    link = progress.link if told else re.fullmatch("Dask dashboard: (.*)\n", capfd.readouterr().err)[1]
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/status", link)
+    assert report.workers == len(report.peak_memory) == workers
+    # Processes of their own, each within what it was given.
+    assert all(50 << 20 < peak < 1 << 30 for peak in report.peak_memory.values())
+
+
+def test_two_runs_at_once_on_one_cluster(tmp_path, client):
+    images = [noise((30, 33, 40), seed) for seed in (1, 2)]
+    images.append(noise((12, 33, 40)))
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(segment, image, tmp_path / f"{n}.zarr", step=8, region=24, client=client)
+            for n, image in enumerate(images)
+        ]
+    for n, (run, image) in enumerate(zip(runs, images, strict=True)):
+        assert run.result().regions > 1
+        np.testing.assert_array_equal(labels_in(tmp_path / f"{n}.zarr"), supervoxels(image, step=8))

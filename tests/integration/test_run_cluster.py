@@ -1,0 +1,194 @@
+"""Out-of-core runs and their cluster: killed workers, bounded task graphs, memory limits."""
+
+import os
+import pickle
+import re
+import signal
+import time
+from math import prod
+
+import dask
+import numpy as np
+import psutil
+import pytest
+import zarr
+from dask.utils import key_split
+
+from dseeds import segment, supervoxels
+from dseeds.core.geometry import Lattice
+from dseeds.engine.dask_runner import IN_FLIGHT
+from dseeds.engine.job import Job
+from dseeds.engine.journal import Journal
+from dseeds.engine.memory_model import TaskShape, task_bytes, worker_bytes
+from dseeds.parallel import cluster
+from dseeds.storage.label_group import LabelGroup
+from tests.support.clusters import in_process, replace_local_clusters, worker_process_client
+from tests.support.runs import (
+    GOOD,
+    STAGES,
+    Recorder,
+    as_zarr,
+    assert_sentence,
+    labels_in,
+    names_in,
+    noise,
+    snapshot,
+    tasks_known,
+)
+
+
+@pytest.fixture
+def processes():
+    with worker_process_client(memory="auto") as client:
+        yield client
+
+
+@pytest.mark.slow
+def test_killed_workers_do_not_change_the_answer(tmp_path, processes):
+    image = noise((60, 50, 55))
+    source = as_zarr(tmp_path / "image.zarr", image, 32)
+    killed = []
+
+    def pids():
+        return processes.run(os.getpid, on_error="ignore").values()
+
+    def kill(event, stage, number):
+        # Both in the middle of the block rounds, then one, then one when all is done but for the last words.
+        victims = {("advance", "sweep-blocks", 13): 2, ("advance", "sweep-voxels", 5): 1, ("advance", "label", 8): 1}
+        count = victims.get((event, stage, number), 0)
+        if count:
+            # One that is killed before its nanny knows it is up is never replaced.
+            processes.wait_for_workers(2, timeout=60)
+            time.sleep(1)
+            for pid in list(pids())[:count]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    report = segment(
+        source, tmp_path / "a.zarr", step=8, region=(16, 24, 55), client=processes, progress=Recorder(kill)
+    )
+    assert report.regions == 8
+    assert len(set(killed)) == 4
+    assert not set(killed) & set(pids())
+    np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(image, step=8))
+    assert names_in(tmp_path) == ["a.zarr", "image.zarr"]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_scheduler_knows_a_bounded_number_of_tasks(tmp_path, clients, threads):
+    client = clients[threads]
+    known = {stage: [] for stage in STAGES}
+    names = {stage: set() for stage in STAGES}
+    others = len(client.futures)
+
+    def count(event, stage, _number):
+        if event == "advance" and stage != "import":
+            keys = tasks_known(client)
+            known[stage].append(len(keys))
+            names[stage] |= {key_split(key) for key in keys}
+            assert len(client.futures) <= others + IN_FLIGHT * threads + 1
+
+    report = segment(
+        noise((7, 14, 84)), tmp_path / "a.zarr", step=7, region=(7, 7, 7), client=client, progress=Recorder(count)
+    )
+    assert report.regions == 24
+    for stage in ("window", "quantise", "sweep-blocks", "sweep-voxels", "merge", "label"):
+        # One more may just be on its way out.
+        assert max(known[stage]) <= IN_FLIGHT * threads + 1
+        assert max(known[stage]) >= threads, "no thread waits for the client"
+        # So they are grouped on the dashboard.
+        assert stage in names[stage]
+    assert set().union(*names.values()) <= set(STAGES)
+
+
+def test_what_a_task_is_told_does_not_grow_with_the_volume(tmp_path):
+    folder = str(tmp_path)
+    shape, cells = (1 << 14,) * 3, (16, 16, 16)
+    job = Job(None, shape, cells, cells, folder, Journal(folder, "run"), (LabelGroup(folder),), ((0.0, 1.0),))
+    # The client looks at all of these.
+    assert job.lattice.grids
+    assert len(job.regions) == 64**3
+    assert job.schedule
+    told = pickle.dumps(job)
+    assert len(told) < 5000
+    assert pickle.loads(told) == job
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_callers_zarr_settings_stay(tmp_path, clients, workers):
+    mine = {"async.concurrency": 7, "threading.max_workers": 3}
+    with zarr.config.set(mine):
+        segment(GOOD, tmp_path / "a.zarr", step=4, client=clients[workers**2])
+        assert {key: zarr.config.get(key) for key in mine} == mine
+
+
+@pytest.fixture
+def workers_with():
+    """In-process clusters whose workers are told of a memory limit; that of this process is none of their business."""
+    settings = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
+
+    def make(limit, threads=1):
+        return in_process(1, threads, memory_limit=limit)
+
+    with dask.config.set(settings):
+        yield make
+
+
+def test_a_worker_that_is_nearly_full_from_the_start_is_not_paused(tmp_path, monkeypatch):
+    replace_local_clusters(monkeypatch)
+    held = np.ones(64 << 20)
+    full = int(psutil.Process().memory_info().rss / 0.88)
+    report = segment(GOOD, tmp_path / "a.zarr", step=4, workers=1, memory=full)
+    assert report.supervoxels == supervoxels(GOOD, step=4).max()
+    assert held.all()
+
+
+def test_workers_with_less_memory_get_smaller_regions(tmp_path, workers_with):
+    # A constant image has no rounds, so that a larger one is quick.
+    image = zarr.create_array(tmp_path / "image.zarr", shape=(128, 128, 512), dtype="uint8", chunks=(64, 64, 128))
+    enough = worker_bytes(task_bytes(Lattice(image.shape, (16, 16, 16)), (8, 8, 8), TaskShape(1)), 1)
+    shapes = []
+    for limit, threads, memory in (
+        (enough, 1, None),
+        (enough - 1, 1, None),
+        (4 * enough, 1, enough - 1),
+        # They share their worker's memory.
+        (enough, 2, None),
+    ):
+        with workers_with(limit, threads) as client:
+            target = tmp_path / f"{len(shapes)}.zarr"
+            report = segment(image, target, step=16, client=client, memory=memory)
+        shapes.append(report.region_shape)
+        assert zarr.open_array(target / "0", mode="r")[-1, -1, -1] == report.supervoxels == 8 * 8 * 32
+    assert shapes[0] == (128, 128, 128)
+    assert all(prod(shape) < 128**3 for shape in shapes[1:])
+    assert shapes[1] == shapes[2]
+
+
+def test_memory_that_is_more_than_the_workers_have_helps_nothing(tmp_path, workers_with):
+    with workers_with("300MiB") as client, pytest.raises(ValueError, match="more memory") as caught:
+        segment(GOOD, tmp_path / "a.zarr", step=4, client=client, memory="64GiB")
+    assert_sentence(caught.value)
+    needed, given = (int(n) for n in re.findall(r"(\d+) MiB", str(caught.value))[:2])
+    assert needed > given, "the sentence makes sense"
+    assert snapshot(tmp_path) == {}
+
+
+def test_a_cluster_without_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "WORKERS_TIMEOUT", 0.2)
+    with in_process(0, 1) as client, pytest.raises(TimeoutError, match="has had no worker for"):
+        segment(GOOD, tmp_path / "a.zarr", step=4, client=client)
+    assert snapshot(tmp_path) == {}
+
+
+def test_regions_are_what_was_asked_for(tmp_path, client):
+    report = segment(GOOD, tmp_path / "a.zarr", step=(5, 6, 7), region=(6, 7, 20), client=client)
+    assert report.region_shape == (10, 12, 21)
+    # Cells: 2, 2 and 6.
+    assert report.regions == 1 * 1 * 2
+
+
+@pytest.mark.parametrize("region", [np.int64(16), np.array([16, 16, 16]), [16, 16, 16]])
+def test_numbers_of_numpy_are_numbers(tmp_path, client, region):
+    report = segment(GOOD, tmp_path / "a.zarr", step=np.int32(8), region=region, client=client)
+    assert report.region_shape == (16, 16, 16)

@@ -1,0 +1,47 @@
+"""Dask clusters for tests: threads of this process, or worker processes, on any free ports."""
+
+from contextlib import contextmanager
+
+from distributed import Client, LocalCluster
+
+from dseeds.parallel import cluster
+
+# Without an address, or with None, Dask would serve the dashboard at port 8787, where another cluster may be.
+FREE_PORT = "127.0.0.1:0"
+
+
+def in_process(workers=1, threads=1, **options):
+    """Start a cluster of threads and return its client, which closes the cluster."""
+    return Client(
+        processes=False, n_workers=workers, threads_per_worker=threads, dashboard_address=FREE_PORT, **options
+    )
+
+
+@contextmanager
+def worker_processes(workers=2, memory="2GiB"):
+    """Start a cluster of processes with a thread each."""
+    with LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        memory_limit=memory,
+        host="127.0.0.1",
+        dashboard_address=FREE_PORT,
+        silence_logs=50,
+    ) as local:
+        yield local
+
+
+@contextmanager
+def worker_process_client(workers=2, memory="2GiB"):
+    """Start a cluster of processes with a thread each, and a client of it."""
+    with worker_processes(workers, memory) as local, Client(local) as client:
+        yield client
+
+
+def replace_local_clusters(monkeypatch, **fixed):
+    """Let the package start threads of this process, which has its kernels compiled, where it would start workers."""
+
+    def local_cluster(**options):
+        return LocalCluster(**options | {"processes": False, "host": None} | fixed)
+
+    monkeypatch.setattr(cluster, "LocalCluster", local_cluster)

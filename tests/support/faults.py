@@ -1,0 +1,151 @@
+"""What the tests of the fault matrix share: a small image, its labels, interrupted runs and damaged files."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+import nibabel
+import numpy as np
+import pytest
+
+from dseeds import segment, supervoxels
+from dseeds.engine.run import SUFFIX
+from tests.support.runs import (
+    Recorder,
+    interrupt,
+    labels_in,
+    names_in,
+    noise,
+    when,
+)
+
+# Four regions in a row, so that not all are neighbours, and two levels of blocks; a window is asked for or found.
+IMAGE = noise((16, 16, 64), dtype="int16")
+ASKED = {"step": 8, "region": 16}
+WHOLE = supervoxels(IMAGE, step=8)
+# Two turns of the search for the window.
+FLOATS = noise((16, 16, 64))
+WORK = ("window", "quantise", "sweep-blocks", "merge", "sweep-voxels", "label")
+SECONDS = 60
+
+
+def as_nifti(path, image=IMAGE):
+    nibabel.save(nibabel.Nifti1Image(image.T, np.eye(4)), path)
+    return path
+
+
+def found_in(target):
+    if target.name.endswith(".zarr"):
+        return labels_in(target)
+    return np.asarray(nibabel.load(target, mmap=False).dataobj).T
+
+
+def assert_whole(target, whole=WHOLE):
+    """The labels are right, and nothing lies around."""
+    np.testing.assert_array_equal(found_in(target), whole)
+    assert names_in(target.parent) == [target.name]
+
+
+def run_folder(target):
+    return target.with_name(target.name + SUFFIX)
+
+
+def identity_folder(target):
+    """What lies under the run's identity: what is done, and the scratch."""
+    return next(path for path in run_folder(target).iterdir() if path.is_dir() and len(path.name) == 16)
+
+
+def resumed(target, client, source=IMAGE, whole=WHOLE, **asked):
+    report = segment(source, target, resume=True, client=client, **asked)
+    assert report.resumed
+    assert_whole(target, whole)
+    return report
+
+
+def interrupted(target, client, stage="sweep-voxels", number=3, source=IMAGE, **asked):
+    """A run that was interrupted in a stage."""
+    progress = when("advance", stage, number, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        segment(source, target, client=client, progress=progress, **{**ASKED, **asked})
+    assert progress.happened
+
+
+def once(condition, do):
+    """A progress that does something as soon as something is so; `happened` says whether it ever was."""
+
+    def act(*told):
+        if not recorder.happened and condition(*told):
+            recorder.happened = True
+            do()
+
+    recorder = Recorder(act)
+    recorder.happened = False
+    return recorder
+
+
+@contextmanager
+def program(*arguments):
+    """The command line in a process group of its own, which is killed in the end."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "dseeds", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            kill_group(process)
+
+
+def kill_group(process):
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(happened, process=None):
+    end = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < end, "it never came so far"
+        assert process is None or process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    path.write_bytes(data)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove(path):
+    if path.is_dir():
+        for inner in path.iterdir():
+            remove(inner)
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+DAMAGES = [flip, truncate, remove, zero]
+
+
+def damage(files):
+    for hurt, path in zip(itertools.cycle(DAMAGES), files, strict=False):
+        hurt(path)
