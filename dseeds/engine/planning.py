@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from dseeds.core.html import format_table
 from dseeds.engine.calibration import Trial
 from dseeds.engine.io_model import IoModel, StagePlan
 from dseeds.engine.memory_model import resolve_capacity, task_bytes, worker_bytes
-from dseeds.engine.report import from_plain_values
-from dseeds.engine.run import Run, RunOptions, memory_cut
+from dseeds.engine.report import RunDocument
+from dseeds.engine.run import Run, RunOptions, chunk_shapes
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.io.label_listing import resolve_target
 from dseeds.parallel.cluster import Capacity
@@ -28,7 +27,7 @@ from dseeds.storage.zarr_arrays import region_units
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(RunDocument):
     """What a run will take.
 
     Attributes
@@ -83,21 +82,8 @@ class Plan:
     seconds: float | None
     stages: tuple[StagePlan, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give the plan as plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """Take a plan back from what `to_dict` gives, or JSON has made of that; see `from_document`."""
-        return from_plain_values(cls, values, StagePlan)
-
-    def to_json(self) -> str:
-        """Give the plan as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
     def __str__(self) -> str:
-        lines = [f"{self._title}: {self.target}", *(f"{name}: {value}" for name, value in self._figures)]
+        lines = [f"{self.title}: {self.target}", *(f"{name}: {value}" for name, value in self._figures)]
         width = max(len(stage.name) for stage in self.stages)
         return "\n".join([*lines, *(stage.line(width) for stage in self.stages)])
 
@@ -107,11 +93,7 @@ class Plan:
         stages = [(s.name, s.tasks, f"{s.read / 2**20:.0f}", f"{s.written / 2**20:.0f}") for s in self.stages]
         figures = format_table([("target", self.target), *self._figures])
         table = format_table(stages, ("stage", "tasks", "MiB read", "MiB written"))
-        return f"<p>{html.escape(self._title)}</p>{figures}{table}"
-
-    @property
-    def _title(self) -> str:
-        return f"{self.supervoxels} supervoxels at step {_by(self.step)} in {_by(self.shape)} voxels (z, y, x)"
+        return f"<p>{html.escape(self.title)}</p>{figures}{table}"
 
     @property
     def _figures(self) -> list[tuple[str, str]]:
@@ -203,8 +185,8 @@ def build_plan(run: Run, has: Capacity, seconds: float | None) -> Plan:
     """Tell what a run takes that has been checked."""
     needs = IoModel(run)
     lattice, regions = needs.job.lattice, needs.job.regions
-    cut = memory_cut(run.image, triple(run.labels_layout.chunk))
-    task = task_bytes(lattice, regions.cells, task_shape(run.image, run.document), *cut)
+    chunks = chunk_shapes(run.image, triple(run.labels_layout.chunk))
+    task = task_bytes(lattice, regions.cells, task_shape(run.image, run.document), chunks)
     return Plan(
         target=run.target,
         shape=needs.job.shape,

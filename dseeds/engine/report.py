@@ -1,35 +1,36 @@
-"""What a run tells: its progress while it lasts, and a report at the end."""
+"""The results of tasks and stages, and the report of a run."""
 
 from __future__ import annotations
 
 import html
 import json
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from itertools import repeat
+from types import UnionType
+from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
-from dseeds.core.geometry import Triple, triple
+from dseeds.core.formatting import format_mebibytes, format_shape
+from dseeds.core.geometry import Triple
 from dseeds.core.html import format_table
-
-T = TypeVar("T")
 
 
 class TaskResult(NamedTuple):
-    """What a task tells of itself.
+    """The result of a task.
 
     Attributes
     ----------
     number : int
         The region.
     outcome : str
-        What the phase wants to know of it, as a word.
+        What the task found out about its region, as a word: see `dseeds.engine.tasks`.
     seconds : float
-        Time taken.
+        The time that it took.
     read, written : int
-        Bytes, as they are in memory.
+        Bytes, uncompressed.
     peak_memory : int
-        The highest resident memory of its process so far, in bytes.
+        The peak resident memory of its process so far, in bytes.
     """
 
     number: int
@@ -47,19 +48,19 @@ class StageReport:
     Attributes
     ----------
     name : str
-        The stage; the tasks on the Dask dashboard bear the same name.
+        The stage, which is also the name of its tasks on the Dask dashboard.
     tasks : int
         Tasks done.
     skipped : int
-        Tasks that need not be done: where nothing can move, or where they were done before the run was gone on with.
+        Tasks that were not needed: where nothing could move, or where they were done before the run was resumed.
     retried : int
         Tasks that failed and were tried again.
     seconds : float
-        Time that passed in the stage.
+        The duration of the stage.
     read, written : int
-        Bytes that its tasks have read and written, as they are in memory.
+        Bytes that its tasks read and wrote, uncompressed.
     peak_memory : int
-        The highest resident memory, until the stage's end, of a process that did one of its tasks, in bytes.
+        The peak resident memory, until the end of the stage, of the processes that did its tasks, in bytes.
     """
 
     name: str
@@ -72,7 +73,7 @@ class StageReport:
     peak_memory: int = 0
 
     def with_task(self, result: TaskResult | None) -> StageReport:
-        """Count one more task."""
+        """Return the report with one more task."""
         if result is None:
             return replace(self, tasks=self.tasks + 1)
         return replace(
@@ -84,37 +85,70 @@ class StageReport:
         )
 
     def line(self, width: int) -> str:
-        """Say it in a line, the name as wide as is given."""
+        """Return a line of text, with the name padded to `width`."""
         return (
             f"  {self.name:<{width}}  {self.tasks:>6} tasks  {self.seconds:8.2f} s  "
-            f"{self.read / 2**20:8.0f} MiB read  {self.written / 2**20:8.0f} MiB written"
+            f"{format_mebibytes(self.read):>8} MiB read  {format_mebibytes(self.written):>8} MiB written"
         )
 
 
+class RunDocument:
+    """The base of the dataclasses that describe a whole run: conversion to plain values and back."""
+
+    supervoxels: int
+    shape: Triple
+    step: Triple
+
+    @property
+    def title(self) -> str:
+        """The run in a line."""
+        step, shape = format_shape(self.step), format_shape(self.shape)
+        return f"{self.supervoxels} supervoxels at step {step} in {shape} voxels (z, y, x)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def to_json(self) -> str:
+        """Return the fields as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Restore an object from the values of `to_dict`, or from their JSON.
+
+        Raises
+        ------
+        TypeError, ValueError, LookupError, AttributeError
+            If the values do not fit the fields.
+        """
+        return _convert(values, cls)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
-class Report:
-    """What a run did.
+class Report(RunDocument):
+    """The report of a finished run.
 
     Attributes
     ----------
     target : str
-        Where the labels are.
+        The path or URL of the labels.
     features : str or None
-        Where the table and the graph of the supervoxels are, if they were wanted.
+        The path or URL of the supervoxels' table and graph, if they were requested.
     shape, step, cells : tuple of int
-        The volume, a cell and the lattice, (z, y, x).
+        The shapes of the volume, of a cell and of the lattice, (z, y, x).
     windows : tuple of (float, float)
         The intensity window of each channel.
     supervoxels : int
-        How many there are.
+        The number of supervoxels.
     coarser : tuple of int
-        How many there are on each coarser level.
+        The number of supervoxels on each coarser level.
     regions : int
-        How many the volume was cut into.
+        The number of regions.
     skipped, retried : int
-        Tasks that need not be done, and tasks that failed and were tried again; see `StageReport`.
+        Tasks that were not needed, and tasks that failed and were tried again; see `StageReport`.
     resumed : bool
-        Whether an unfinished run was gone on with.
+        Whether an unfinished run was resumed.
     region_shape : tuple of int
         Voxels in a region, (z, y, x).
     rounds : int
@@ -122,13 +156,13 @@ class Report:
     workers : int
         Workers at the end.
     seconds : float
-        Time from start to end.
+        The duration of the run.
     voxels_per_second : float
         The throughput of the whole run.
     peak_memory : dict of str to int
-        The highest resident memory of each worker's process in bytes.
+        The peak resident memory of each worker's process in bytes.
     stages : tuple of StageReport
-        In order of their beginning.
+        The stages in the order in which they began.
     """
 
     target: str
@@ -151,37 +185,23 @@ class Report:
     peak_memory: dict[str, int]
     stages: tuple[StageReport, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give the report as plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """Take a report back from what `to_dict` gives, or JSON has made of that; see `from_document`."""
-        return from_plain_values(cls, values, StageReport)
-
-    def to_json(self) -> str:
-        """Give the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
     def _repr_html_(self) -> str:
-        rows = [(s.name, f"{s.seconds:.2f}", s.tasks, s.skipped, s.retried, *_mebibytes(s)) for s in self.stages]
+        rows = [(s.name, f"{s.seconds:.2f}", s.tasks, s.skipped, s.retried, *_traffic(s)) for s in self.stages]
         head = ("stage", "seconds", "tasks", "not needed", "tried again", "MiB read", "MiB written")
         return "".join(f"<p>{html.escape(line)}</p>" for line in self._headlines) + format_table(rows, head)
 
     @property
     def _headlines(self) -> list[str]:
         lines = [
-            f"{self.supervoxels} supervoxels at step {_by(self.step)} in {_by(self.shape)} voxels (z, y, x): "
-            f"{self.target}",
+            f"{self.title}: {self.target}",
             f"{self.seconds:.1f} s, {self.voxels_per_second / 1e6:.2f} Mvoxel/s, {self.rounds} rounds, "
-            f"regions of {_by(self.region_shape)}: {self.regions}, workers: {self.workers}",
+            f"regions of {format_shape(self.region_shape)}: {self.regions}, workers: {self.workers}",
         ]
         lines += [f"{count} supervoxels at {2 << level} times the step" for level, count in enumerate(self.coarser)]
         lines += [f"table and graph: {self.features}"] if self.features else []
         lines.append(f"tasks tried again: {self.retried}, not needed: {self.skipped}, failed: 0")
         if self.peak_memory:
-            lines.append(f"peak memory of a worker: {max(self.peak_memory.values()) / 2**20:.0f} MiB")
+            lines.append(f"peak memory of a worker: {format_mebibytes(max(self.peak_memory.values()))} MiB")
         return lines
 
     def __str__(self) -> str:
@@ -189,52 +209,23 @@ class Report:
         return "\n".join([*self._headlines, *(stage.line(width) for stage in self.stages)])
 
 
-def from_plain_values(kind: type[T], values: Mapping[str, Any], stage: type) -> T:
-    """Take a report or a plan back from plain values.
-
-    Parameters
-    ----------
-    kind, stage : type
-        The dataclass, and that of its stages.
-    values : dict
-        By the names of its fields.
-
-    Raises
-    ------
-    TypeError, ValueError, LookupError, AttributeError
-        If they are not what the fields hold.
-    """
-    read: dict[str, Callable[[Any], Any]] = {
-        **_READ,
-        f"tuple[{stage.__name__}, ...]": lambda found: tuple(from_plain_values(stage, one, stage) for one in found),
-    }
-    return kind(**{field.name: read[str(field.type)](values[field.name]) for field in fields(kind)})  # type: ignore[arg-type]
+def _convert(value: Any, kind: Any) -> Any:
+    """Convert a JSON value to the type that a field is annotated with."""
+    arguments = get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: _convert(value[field.name], hints[field.name]) for field in fields(kind)})
+    if get_origin(kind) is UnionType:
+        return None if value is None else _convert(value, arguments[0])
+    if get_origin(kind) is dict:
+        return {_convert(key, arguments[0]): _convert(item, arguments[1]) for key, item in value.items()}
+    if get_origin(kind) is tuple:
+        kinds = repeat(arguments[0], len(value)) if arguments[-1] is ... else arguments
+        return tuple(_convert(item, each) for item, each in zip(value, kinds, strict=True))
+    if kind is str and not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return operator.index(value) if kind is int else kind(value)
 
 
-def _mebibytes(stage: StageReport) -> tuple[str, str]:
-    return f"{stage.read / 2**20:.0f}", f"{stage.written / 2**20:.0f}"
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-# How what JSON knows becomes what fields are annotated with.
-_READ: dict[str, Callable[[Any], Any]] = {
-    "str": _text,
-    "str | None": lambda value: None if value is None else _text(value),
-    "bool": bool,
-    "int": operator.index,
-    "float": float,
-    "float | None": lambda value: None if value is None else float(value),
-    "Triple": triple,
-    "tuple[int, ...]": lambda values: tuple(map(operator.index, values)),
-    "tuple[tuple[float, float], ...]": lambda pairs: tuple((float(low), float(high)) for low, high in pairs),
-    "dict[str, int]": lambda found: {_text(key): operator.index(value) for key, value in found.items()},
-}
-
-
-def _by(values: Triple) -> str:
-    return " x ".join(str(v) for v in values)
+def _traffic(stage: StageReport) -> tuple[str, str]:
+    return format_mebibytes(stage.read), format_mebibytes(stage.written)

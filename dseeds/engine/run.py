@@ -21,6 +21,7 @@ from dseeds._version import __version__
 from dseeds.core.geometry import Lattice, Triple, triple
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
+from dseeds.engine.memory_model import ChunkShapes
 from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.engine.scratch import ImportedImage, ImportedMask, source_name
 from dseeds.io import Frame, Image, Mask, ResampledMask, ome_label_attributes
@@ -186,8 +187,8 @@ class Run:
 
     def _labels(self, scratch: str, level: int) -> LabelGroup:
         if self.nifti:
-            return LabelGroup(scratch, "labels")
-        return LabelGroup(open_location(self.target).address, level_name(level), run=self.identity)
+            return LabelGroup(open_location(scratch), "labels")
+        return LabelGroup(open_location(self.target), level_name(level), run=self.identity)
 
     def attributes(self, course: RunState) -> dict[str, Any]:
         """Describe the labels: how they came about, for us, and where they lie in space, for readers of OME-Zarr."""
@@ -292,12 +293,12 @@ def scratch_elsewhere(address: str, folder: Location) -> Location:
     return open_location(address).at(f"{folder.address.rpartition('/')[2]}-{which}")
 
 
-def memory_cut(image: Image, label_chunks: Triple | None) -> tuple[Triple | None, ...]:
-    """Give the chunks and shards of what tasks read, and the chunks of the labels: what `task_bytes` asks for."""
+def chunk_shapes(image: Image, label_chunks: Triple | None) -> ChunkShapes:
+    """Return the chunks and shards of the arrays that tasks read, and the chunks of the labels."""
     if image.readable_by_workers:
-        return image.chunks, image.shards, label_chunks
+        return ChunkShapes(image.chunks, image.shards, label_chunks)
     layout = source_layout(image.shape, max(image.dtypes, key=lambda dtype: dtype.itemsize))
-    return triple(layout.chunk), triple(layout.shard), label_chunks
+    return ChunkShapes(triple(layout.chunk), triple(layout.shard), label_chunks)
 
 
 def _plain(value: Any) -> Any:

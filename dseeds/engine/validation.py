@@ -11,7 +11,7 @@ from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Lattice, check_shape
 from dseeds.engine.memory_model import TaskShape, choose_label_layout, choose_region_shape, shard_alignment
-from dseeds.engine.run import SUFFIX, Run, RunOptions, memory_cut
+from dseeds.engine.run import SUFFIX, Run, RunOptions, chunk_shapes
 from dseeds.engine.run_directory import FORMAT, RunMismatch, is_published, read_document
 from dseeds.io import Image, ZarrSource, check_nifti_target, open_image, open_mask
 from dseeds.io.formats.nifti import is_nifti
@@ -24,8 +24,9 @@ from dseeds.seeds.hierarchy import check_levels
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
 from dseeds.seeds.min_size import check_min_size
 from dseeds.seeds.scores import check_compactness
-from dseeds.storage.label_group import check_apart, check_target, written_by
+from dseeds.storage.label_group import check_target, written_by
 from dseeds.storage.location import is_remote, open_location
+from dseeds.storage.ownership import check_apart
 from dseeds.storage.parquet_dataset import Dataset
 
 # How the coarser levels of labels are made; the first is meant where nothing is said.
@@ -84,8 +85,8 @@ def prepare_run(
         task_shape(image, labels_follow),
         has,
         region=asked.region,
-        cut=memory_cut(image, chunks),
-        whole=shard_alignment(lattice, shards),
+        chunks=chunk_shapes(image, chunks),
+        multiple=shard_alignment(lattice, shards),
     )
     document = {
         "format": FORMAT,
@@ -114,7 +115,7 @@ def prepare_run(
     check_destination(run)
     if run.features:
         # What a run that is gone on with has left there is its own.
-        Dataset(run.features).check(run.overwrite or begun is not None)
+        Dataset(open_location(run.features)).check(run.overwrite or begun is not None)
     return run, has
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dseeds.core.geometry import Lattice, Regions
 from dseeds.engine.driver import begin_labels, create_scratch
 from dseeds.engine.memory_model import TaskShape, choose_region_shape, stage_bytes, task_bytes, worker_bytes
-from dseeds.engine.run import RunOptions, memory_cut
+from dseeds.engine.run import RunOptions, chunk_shapes
 from dseeds.engine.source_import import import_source
 from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run, task_shape
@@ -127,16 +127,16 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
             finally:
                 tracemalloc.stop()
             course.close(phase, marks)
-    chunks = memory_cut(run.image, tuple(run.document["labels"]["chunk"]))
+    chunks = chunk_shapes(run.image, tuple(run.document["labels"]["chunk"]))
     load = task_shape(run.image, run.document)
-    projected = stage_bytes(job.lattice, job.region, load, *chunks)
+    projected = stage_bytes(job.lattice, job.region, load, chunks)
     # No stage takes more than was projected, but for what does not grow; and all of them not half of it, or workers
     # would idle.
     assert all(peak <= projected[stage] + (1 << 18) for stage, peak in peaks.items()), dump(peaks, projected)
     largest = max(peaks.values())
     if "mask" not in cut:
         # Floating-point numbers may be NaN, which is masked out; these are not.
-        projected = stage_bytes(job.lattice, job.region, replace(load, masked=False), *chunks)
+        projected = stage_bytes(job.lattice, job.region, replace(load, masked=False), chunks)
     assert largest <= max(projected.values()) <= 2 * largest, (peaks, projected)
 
 
