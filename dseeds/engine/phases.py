@@ -62,7 +62,7 @@ def round_phases(rounds: Sequence[Round]) -> list[Phase]:
     --------
     >>> from dseeds.core.geometry import Lattice
     >>> from dseeds.seeds.schedule import schedule
-    >>> [str(phase) for phase in climbing_phases(schedule(Lattice((4, 4, 4), (1, 1, 1))))]
+    >>> [str(phase) for phase in round_phases(schedule(Lattice((4, 4, 4), (1, 1, 1))))]
     ['sweep-00', 'merge-01', 'sweep-01', 'merge-02', 'sweep-02', 'merge-03', 'sweep-03']
     """
     phases = []
