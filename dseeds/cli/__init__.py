@@ -1,12 +1,12 @@
-"""The command line: `dseeds` with its commands, one module for each.
+"""The command line `dseeds`; each module holds one command or a group of commands.
 
-Standard output carries results alone, progress and errors go to standard error. What computes is imported by the
-commands that need it, so that help is there at once.
+Results go to standard output, progress and errors to standard error. Commands import what they compute with when they
+run, so that help appears at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -22,7 +22,6 @@ from dseeds.cli import (
     evaluate,
     features,
     info,
-    manual,
     map,
     phantom,
     plan,
@@ -31,21 +30,57 @@ from dseeds.cli import (
     segment,
     view,
 )
+from dseeds.cli.registration import add_command
 
 EPILOG = (
-    "[bold]To begin[/bold]\n\n"
+    "[bold]First steps[/bold]\n\n"
     "dseeds doctor\n\n"
     "dseeds phantom body.zarr --shape 128,128,128\n\n"
     "dseeds segment body.zarr labels.zarr --step 12\n\n"
     "dseeds segment --help\n\n"
     "[bold]Environment[/bold]\n\n"
-    "DSEEDS_CACHE_DIR: a folder of your own for compiled code, see dseeds compile.\n\n"
-    "DSEEDS_STORE_PATIENCE: for how many seconds an object store that errs is asked again; 45.\n\n"
-    f"{errors.DEBUG}=1: errors show where they come from.\n\n"
+    "DSEEDS_CACHE_DIR: a private folder for compiled code, see dseeds compile.\n\n"
+    "DSEEDS_STORE_PATIENCE: seconds during which a failing request to an object store is retried; 45 by default.\n\n"
+    f"{errors.DEBUG}=1: errors show their traceback.\n\n"
     "[bold]Exit codes[/bold]\n\n"
-    f"0 for done, {errors.FAILED} for an error, which is one sentence, {errors.MISUSED} for arguments that make no "
-    f"command, {errors.NOT_YET} where other batch jobs have to come first, {errors.INTERRUPTED} after Ctrl-C."
+    f"0 on success; {errors.FAILED} on an error, reported in one sentence; {errors.MISUSED} for invalid arguments; "
+    f"{errors.NOT_YET} if other batch jobs must finish first; {errors.INTERRUPTED} after Ctrl-C."
 )
+# The commands in the order of the help, by panel.
+COMMANDS: dict[str, tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...]] = {
+    "Supervoxels": (
+        ("segment", segment.segment_command, segment.EXAMPLES),
+        ("plan", plan.plan_command, plan.EXAMPLES),
+        ("info", info.info_command, info.EXAMPLES),
+    ),
+    "Pictures": (
+        ("preview", preview.preview_command, preview.EXAMPLES),
+        ("view", view.view_command, view.EXAMPLES),
+        ("report", report.report_command, report.EXAMPLES),
+    ),
+    "What comes after": (
+        ("features", features.features_command, features.EXAMPLES),
+        ("agglomerate", agglomerate.agglomerate_command, agglomerate.EXAMPLES),
+        ("map", map.map_command, map.EXAMPLES),
+        ("evaluate", evaluate.evaluate_command, evaluate.EXAMPLES),
+    ),
+    "Files": (
+        ("import", convert.import_command, convert.IMPORT_EXAMPLES),
+        ("export", convert.export_command, convert.EXPORT_EXAMPLES),
+        ("phantom", phantom.phantom_command, phantom.EXAMPLES),
+    ),
+    "This machine": (
+        ("doctor", doctor.doctor_command, doctor.EXAMPLES),
+        ("compile", compile.compile_command, compile.EXAMPLES),
+    ),
+    "Batch jobs": (
+        ("init", batch.init_command, batch.INIT_EXAMPLES),
+        ("step", batch.step_command, batch.STEP_EXAMPLES),
+        ("status", batch.status_command, batch.STATUS_EXAMPLES),
+        ("finalize", batch.finalize_command, batch.FINALIZE_EXAMPLES),
+        ("debug-region", batch.debug_region_command, batch.DEBUG_REGION_EXAMPLES),
+    ),
+}
 app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -60,33 +95,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Default: those that the process was called with.
+        Default: the arguments of the process.
 
     Returns
     -------
     int
-        The exit code: 0, 1 for an error, 2 for arguments that make no command, 75 where other batch jobs have to come
-        first, 130 after Ctrl-C.
+        The exit code: 0 on success, 1 on an error, 2 for invalid arguments, 75 if other batch jobs must finish first,
+        130 after Ctrl-C.
     """
-    with errors.good_manners():
+    with errors.console_manners():
         try:
             code = app(arguments, prog_name="dseeds", standalone_mode=False) or 0
         except (KeyboardInterrupt, typer.Abort):
             code = errors.INTERRUPTED
         except Exception as error:
-            sentence = errors.sentence(error)
-            if sentence is None or errors.debugging():
+            sentence = errors.describe_error(error)
+            if sentence is None or errors.is_debugging():
                 raise
-            errors.say(f"error: {sentence}")
-            errors.say_notes(error)
+            errors.print_error(f"error: {sentence}")
+            errors.print_advice(error)
             return errors.exit_code(error)
     if code == errors.INTERRUPTED:
-        errors.say("interrupted; nothing was published")
+        errors.print_error("interrupted; nothing was published")
     return int(code)
 
 
 @app.callback(invoke_without_command=True)
-def _dseeds(
+def _run_without_command(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
@@ -100,24 +135,6 @@ def _dseeds(
     raise typer.Exit
 
 
-app.command(epilog=segment.EXAMPLES)(segment.segment)
-app.command(epilog=plan.EXAMPLES)(plan.plan)
-app.command(epilog=info.EXAMPLES)(info.info)
-app.command(epilog=phantom.EXAMPLES)(phantom.phantom)
-app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command(epilog=features.EXAMPLES)(features.features)
-app.command(epilog=agglomerate.EXAMPLES)(agglomerate.agglomerate)
-app.command("map", epilog=map.EXAMPLES)(map.map_)
-app.command("import", epilog=convert.IMPORT_EXAMPLES)(convert.import_)
-app.command(epilog=convert.EXPORT_EXAMPLES)(convert.export)
-app.command(epilog=preview.EXAMPLES)(preview.preview)
-app.command(epilog=view.EXAMPLES)(view.view)
-app.command(epilog=report.EXAMPLES)(report.report)
-app.command("compile", epilog=compile.EXAMPLES)(compile.compile_)
-app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command(epilog=batch.INIT_EXAMPLES)(batch.init)
-app.command(epilog=batch.STEP_EXAMPLES)(batch.step)
-app.command(epilog=batch.STATUS_EXAMPLES)(batch.status)
-app.command(epilog=batch.FINALIZE_EXAMPLES)(batch.finalize)
-app.command("debug-region", epilog=batch.DEBUG_EXAMPLES)(batch.debug_region)
-manual.lay_out(app)
+for _panel, _commands in COMMANDS.items():
+    for _name, _command, _examples in _commands:
+        add_command(app, _name, _command, panel=_panel, examples=_examples)

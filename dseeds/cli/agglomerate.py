@@ -1,39 +1,43 @@
-"""`dseeds agglomerate`: supervoxels are merged into segments."""
+"""`dseeds agglomerate`: merge supervoxels into segments."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dseeds.cli.options import OUTPUT, AsJson, Overwrite, Quiet, Weights, numbers
-from dseeds.cli.progress import following
+from dseeds.cli.options import OUTPUT, OverwriteOption, WeightsOption
+from dseeds.cli.output import OutputOptions
 from dseeds.cli.tables import print_description
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dseeds.measure.agglomeration import MergeTree
 
-# The panel of the help.
 MERGING = "Merging"
 EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "dseeds agglomerate labels.features segments.parquet --n-segments 200\n\n"
-    "dseeds agglomerate labels.features segments.parquet --threshold 0.3 --tree tree.parquet\n\n"
-    "dseeds agglomerate tree.parquet coarser.parquet --threshold 0.5"
+    "dseeds agglomerate labels.features segments.parquet --n-segments 200",
+    "dseeds agglomerate labels.features segments.parquet --threshold 0.3 --tree tree.parquet",
+    "dseeds agglomerate tree.parquet coarser.parquet --threshold 0.5",
 )
 
 
-def agglomerate(
+def agglomerate_command(
     features: Annotated[
         str,
-        typer.Argument(metavar="FEATURES", help="The supervoxels' folder of features, or a tree of their merges."),
+        typer.Argument(metavar="FEATURES", help="The supervoxels' features folder, or a tree of their merges."),
     ],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The Parquet file to write: labels and segments.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="The Parquet file to write, with a segment for each label.")
+    ],
+    output: OutputOptions,
     n_segments: Annotated[
         int | None,
-        typer.Option("--n-segments", metavar="N", help="How many segments to make.", rich_help_panel=MERGING),
+        typer.Option("--n-segments", metavar="N", help="Number of segments to make.", rich_help_panel=MERGING),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -43,12 +47,12 @@ def agglomerate(
             rich_help_panel=MERGING,
         ),
     ] = None,
-    weights: Weights = None,
+    weights: WeightsOption = None,
     epsilon: Annotated[
         float | None,
         typer.Option(
             metavar="DISTANCE",
-            help="How much further apart than the most similar two those may be that are merged; 0 takes long.",
+            help="How far the distance of a merged pair may exceed the smallest distance; 0 is slow.",
             show_default="1/1024",
             rich_help_panel=MERGING,
         ),
@@ -57,20 +61,18 @@ def agglomerate(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write all merges to this Parquet file, to be cut elsewhere later.",
+            help="Also write the tree of all merges to this Parquet file, to be cut at other thresholds later.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Merge supervoxels that touch, the most similar histograms first, into segments.
+    """Merge touching supervoxels into segments, those with the most similar histograms first.
 
-    The table has a row for each supervoxel, with the columns label and segment.
+    The table has one row per supervoxel, with the columns label and segment.
     """
     from dseeds.measure.agglomeration import check_cut, write_segments
-    from dseeds.storage.label_group import check_apart
+    from dseeds.storage.ownership import check_apart
     from dseeds.storage.table_file import check_table_file
 
     check_cut(n_segments, threshold)
@@ -79,32 +81,31 @@ def agglomerate(
     for file in filter(None, (target, tree)):
         check_apart(file, features)
         check_table_file(file, overwrite)
-    merges = _merges(features, numbers("--weights", weights, float), epsilon, quiet)
+    merges = _load_or_merge(features, weights, epsilon, output)
     segments = merges.cut(n_segments=n_segments, threshold=threshold)
     write_segments(target, merges.labels, segments, overwrite=overwrite)
     if tree is not None:
         merges.save(tree, overwrite=overwrite)
-    done = {
+    summary = {
         "supervoxels": len(segments),
         "components": merges.components,
         "segments": int(segments.max(initial=0)),
         "table": target,
     }
-    if as_json:
-        print(json.dumps(done, indent=2))
-    elif not quiet:
-        print_description(done)
+    output.print_result(json.dumps(summary, indent=2), partial(print_description, summary))
 
 
-def _merges(features: str, weights: tuple[float, ...] | None, epsilon: float | None, quiet: bool) -> MergeTree:
-    """Merge what is in a folder of features, or load what was merged."""
+def _load_or_merge(
+    features: str, weights: Sequence[float] | None, epsilon: float | None, output: OutputOptions
+) -> MergeTree:
+    """Load the tree in a file, or merge the supervoxels of a features folder."""
     from dseeds.measure.agglomeration import EPSILON, MergeTree, agglomerate
 
     if Path(features).is_file():
         if weights is not None or epsilon is not None:
-            raise ValueError(f"{features} is a tree of merges, for which --weights and --epsilon come too late.")
+            raise ValueError(f"--weights and --epsilon do not apply to {features}, which is a tree of merges already.")
         return MergeTree.load(features)
-    with following(quiet) as progress:
+    with output.progress() as progress:
         return agglomerate(
             features,
             weights=weights,

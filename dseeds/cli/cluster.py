@@ -4,64 +4,111 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from dseeds.cli.options import WORK
 
 if TYPE_CHECKING:
     from distributed import Client
 
 CONNECT_SECONDS = 15
+_FROM_DASK = "from Dask's configuration"
 
 
-def check_workers(workers: int | None, scheduler: str | None) -> None:
-    """Refuse workers of this machine beside a cluster that has its own."""
-    if scheduler and workers is not None:
-        raise typer.BadParameter("it is for this machine, and cannot go with --scheduler", param_hint="'--workers'")
+@dataclass(frozen=True)
+class ClusterOptions:
+    """The options that select an existing Dask cluster."""
+
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Use the Dask cluster at this address, such as tcp://10.0.0.1:8786, and leave it running.",
+            rich_help_panel=WORK,
+        ),
+    ] = None
+    tls_ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-ca-file",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="CA certificates (PEM) used to verify a scheduler at a tls:// address.",
+            show_default=_FROM_DASK,
+            rich_help_panel=WORK,
+        ),
+    ] = None
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Client certificate (PEM) for a scheduler at a tls:// address.",
+            show_default=_FROM_DASK,
+            rich_help_panel=WORK,
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-key",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Private key (PEM) of --tls-cert, unless that file contains it.",
+            show_default=_FROM_DASK,
+            rich_help_panel=WORK,
+        ),
+    ] = None
+
+    @contextmanager
+    def connect(self, workers: int | None = None) -> Iterator[Client | None]:
+        """Connect to the cluster while the context lasts; yield None if no scheduler is named.
+
+        `workers` is the option of that name for a local cluster, which excludes `--scheduler`.
+        """
+        paths = {"tls_ca_file": self.tls_ca_file, "tls_client_cert": self.tls_cert, "tls_client_key": self.tls_key}
+        tls_files = {setting: str(path) for setting, path in paths.items() if path}
+        if tls_files and not (self.scheduler or "").startswith("tls://"):
+            raise typer.BadParameter(
+                "they need a --scheduler at a tls:// address", param_hint="'--tls-ca-file' / '--tls-cert' / '--tls-key'"
+            )
+        if self.scheduler and workers is not None:
+            raise typer.BadParameter("local workers cannot be combined with --scheduler", param_hint="'--workers'")
+        if self.scheduler is None:
+            yield None
+        else:
+            with _open_client(self.scheduler, tls_files) as client:
+                yield client
 
 
-@contextmanager
-def client_at(
-    address: str | None, tls_ca_file: Path | None = None, tls_cert: Path | None = None, tls_key: Path | None = None
-) -> Iterator[Client | None]:
-    """Lend a client of the cluster at an address, or None.
-
-    The files of TLS that are not given are those of Dask's configuration.
-    """
-    files = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert, "tls_client_key": tls_key}
-    given = {name: str(path) for name, path in files.items() if path}
-    if given and not (address or "").startswith("tls://"):
-        raise typer.BadParameter(
-            "it needs a --scheduler at a tls:// address", param_hint="'--tls-ca-file' / '--tls-cert' / '--tls-key'"
-        )
-    if address is None:
-        yield None
-    else:
-        with _connect(address, given) as client:
-            yield client
-
-
-def _connect(address: str, files: dict[str, str]) -> Client:
+def _open_client(address: str, tls_files: dict[str, str]) -> Client:
     import ssl
 
     from distributed import Client, Security
     from distributed.comm.core import CommClosedError
 
     try:
-        # Without files the choice is Dask's, whose configuration may name what finds them.
-        security = Security(require_encryption=True, **files) if files else None
+        # Without files, Dask's own configuration decides, which may name certificates.
+        security = Security(require_encryption=True, **tls_files) if tls_files else None
         return Client(address, timeout=CONNECT_SECONDS, security=security)
     except TypeError as error:
-        # Dask's way to say so.
+        # Dask raises this if an address at tls:// comes without certificates.
         raise ValueError(
-            f"{address} is reached with certificates: give --tls-ca-file, --tls-cert and --tls-key, or set them in "
-            "Dask's configuration"
+            f"{address} requires certificates: pass --tls-ca-file, --tls-cert and --tls-key, or set them in Dask's "
+            "configuration"
         ) from error
     except (FileNotFoundError, PermissionError, ssl.SSLError) as error:
         raise ValueError(f"the certificates or the key for {address} cannot be used: {error}") from error
     except (CommClosedError, RuntimeError, OSError, ValueError) as error:
-        # Tornado's word for a connection that breaks off while TLS begins is a ValueError.
+        # Tornado raises a ValueError if the connection breaks during the TLS handshake.
         if isinstance(error, CommClosedError | RuntimeError) or "SSL" in str(error):
             raise ConnectionError(
                 f"the connection to {address} failed, most likely because the certificates do not belong together or "

@@ -1,17 +1,17 @@
-"""`dseeds compile`: the kernels are compiled ahead of the runs."""
+"""`dseeds compile`: compile the kernels ahead of the runs."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-EXAMPLES = "[bold]Example[/bold]\n\nexport DSEEDS_CACHE_DIR=~/.cache/dseeds\n\ndseeds compile"
+EXAMPLES = ("export DSEEDS_CACHE_DIR=~/.cache/dseeds", "dseeds compile")
 
 
-def compile_() -> None:
-    """Compile all there is to compile now, for runs that are to start at once.
+def compile_command() -> None:
+    """Compile all kernels now, so that later runs start at once.
 
-    The code goes to the folder that the environment variable DSEEDS_CACHE_DIR names, and runs that have it set find
-    it there. It has to be a folder of your own. Without the variable, every process compiles what it uses.
+    The code is stored in the folder named by the environment variable DSEEDS_CACHE_DIR; runs use it if the variable is
+    set for them too. The folder must be private to you. Without the variable, every process compiles what it uses.
     """
     from dseeds.precompile import compile_kernels
 

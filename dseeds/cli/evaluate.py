@@ -1,48 +1,46 @@
-"""`dseeds evaluate`: supervoxels are measured, against a true segmentation, the image, and as such."""
+"""`dseeds evaluate`: measure the quality of supervoxels."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from dseeds.cli.cluster import client_at
+from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
     CELLS,
     IMAGE,
     WORK,
-    AsJson,
-    Level,
-    Quiet,
-    Region,
-    Scheduler,
-    Spacing,
-    TaskMemory,
-    Threads,
-    TlsCaFile,
-    TlsCert,
-    TlsKey,
-    Volume,
-    lengths,
-    numbers,
+    LevelOption,
+    RegionOption,
+    SpacingOption,
+    TaskMemoryOption,
+    ThreadsOption,
+    VolumeOption,
+    VoxelCounts,
+    parse_voxel_counts,
 )
-from dseeds.cli.progress import following
+from dseeds.cli.output import OutputOptions
 from dseeds.cli.tables import print_figures
 
 EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "dseeds evaluate labels.zarr body.zarr/labels/organs --image body.zarr\n\n"
-    "dseeds evaluate labels.nii.gz organs.nii.gz --tolerance 2mm --json\n\n"
-    "dseeds evaluate others.zarr --chunks 128"
+    "dseeds evaluate labels.zarr body.zarr/labels/organs --image body.zarr",
+    "dseeds evaluate labels.nii.gz organs.nii.gz --tolerance 2mm --json",
+    "dseeds evaluate others.zarr --chunks 128",
 )
 
 
-def evaluate(
+def evaluate_command(
     labels: Annotated[
         str,
-        typer.Argument(metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is masked out."),
+        typer.Argument(
+            metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is outside the mask."
+        ),
     ],
+    cluster: ClusterOptions,
+    output: OutputOptions,
     truth: Annotated[
         str | None,
         typer.Argument(metavar="TRUTH", help="The true segmentation on the same grid; 0 is background."),
@@ -50,23 +48,24 @@ def evaluate(
     image: Annotated[
         str | None,
         typer.Option(
-            metavar="IMAGE", help="The intensities; with them comes the explained variation.", rich_help_panel=IMAGE
+            metavar="IMAGE", help="The image on the same grid, for the explained variation.", rich_help_panel=IMAGE
         ),
     ] = None,
     tolerance: Annotated[
         str,
         typer.Option(
             metavar="N|LENGTH",
-            help="How far off a boundary may be for the boundary recall: voxels along every axis, or a length such as "
-            "3mm.",
+            help="Distance up to which boundaries match for the boundary recall: voxels along every axis, or a length "
+            "such as 3mm.",
             rich_help_panel=CELLS,
         ),
     ] = "1",
     chunks: Annotated[
-        str | None,
+        VoxelCounts | None,
         typer.Option(
             metavar="N|Z,Y,X",
-            help="Measure whether there are more boundaries on the planes of a grid of such chunks: seams.",
+            parser=parse_voxel_counts,
+            help="Measure seams: whether there are more boundaries on the planes of a grid of chunks of this size.",
             rich_help_panel=CELLS,
         ),
     ] = None,
@@ -74,58 +73,49 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="N|Z,Y,X|LENGTH",
-            help="Step of the lattice that the supervoxels grew from, for seams are compared with planes like them.",
-            show_default="what the labels say, if dseeds made them",
+            help="Step of the lattice of the supervoxels: seams are compared with planes in the same place of a cell.",
+            show_default="from the labels, if dseeds made them",
             rich_help_panel=CELLS,
         ),
     ] = None,
-    spacing: Spacing = None,
-    volume: Volume = None,
-    level: Level = None,
-    region: Region = None,
-    memory: TaskMemory = None,
-    threads: Threads = None,
-    scheduler: Scheduler = None,
-    tls_ca_file: TlsCaFile = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
+    spacing: SpacingOption = None,
+    volume: VolumeOption = None,
+    level: LevelOption = None,
+    region: RegionOption = None,
+    memory: TaskMemoryOption = None,
+    threads: ThreadsOption = None,
     scratch: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Folder or URL for intermediate data, which all workers see: some 100 bytes for each supervoxel.",
-            show_default="the machine's own for temporary files",
+            help="Folder or URL for intermediate data, visible to all workers: about 100 bytes per supervoxel.",
+            show_default="the system's temporary folder",
             rich_help_panel=WORK,
         ),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
-    """Measure supervoxels of any origin: against a true segmentation, against the image, and as such, out of core.
+    """Measure supervoxels of any origin against a true segmentation, the image, or by themselves, out of core.
 
-    All sums are exact, so that no figure depends on how the volume is cut.
+    All sums are exact, so no figure depends on how the volume is divided into regions.
     """
-    from dseeds.quality.evaluation import evaluate as measure
+    from dseeds.quality.evaluation import evaluate
 
-    with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
-        figures = measure(
+    with cluster.connect() as client, output.progress() as progress:
+        figures = evaluate(
             labels,
             truth,
             image=image,
             tolerance=tolerance,
-            chunks=lengths("--chunks", chunks),
+            chunks=chunks,
             step=step,
-            spacing=numbers("--spacing", spacing, float),
+            spacing=spacing,
             volume=volume,
             level=level,
-            region=lengths("--region", region),
+            region=region,
             memory=memory,
             threads=threads,
             client=client,
             scratch=scratch,
             progress=progress,
         )
-    if as_json:
-        print(json.dumps(figures, indent=2))
-    elif not quiet:
-        print_figures(figures)
+    output.print_result(json.dumps(figures, indent=2), partial(print_figures, figures))

@@ -1,117 +1,116 @@
-"""`dseeds features`: supervoxels and their contacts are measured."""
+"""`dseeds features`: measure supervoxels and their contacts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from dseeds.cli.cluster import client_at
+from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
+    IMAGE,
     OUTPUT,
-    AsJson,
-    ChannelAxis,
-    Level,
-    Overwrite,
-    Percentiles,
-    Quiet,
-    Region,
-    Scheduler,
-    Spacing,
-    TaskMemory,
-    Threads,
-    TlsCaFile,
-    TlsCert,
-    TlsKey,
-    Volume,
-    Window,
-    channel_axis_of,
-    lengths,
-    numbers,
+    ChannelAxisOption,
+    LevelOption,
+    OverwriteOption,
+    RegionOption,
+    SpacingOption,
+    TaskMemoryOption,
+    ThreadsOption,
+    VolumeOption,
+    WindowOption,
     one_or_several,
+    parse_numbers,
 )
-from dseeds.cli.progress import following
+from dseeds.cli.output import OutputOptions
 
 EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "dseeds features labels.zarr embryo.zarr\n\n"
-    "dseeds features labels.nii.gz ct.nii.gz -o organs.features --window abdomen\n\n"
-    "dseeds features labels.zarr t1.nii.gz t2.nii.gz -o labels.features --scheduler tcp://10.0.0.1:8786"
+    "dseeds features labels.zarr embryo.zarr",
+    "dseeds features labels.nii.gz ct.nii.gz -o organs.features --window abdomen",
+    "dseeds features labels.zarr t1.nii.gz t2.nii.gz -o labels.features --scheduler tcp://10.0.0.1:8786",
 )
 
 
-def features(
+def features_command(
     labels: Annotated[
         str,
-        typer.Argument(metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is masked out."),
+        typer.Argument(
+            metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is outside the mask."
+        ),
     ],
     image: Annotated[
-        list[str], typer.Argument(metavar="IMAGE", help="The image on the same grid; or several, each a channel.")
+        list[str],
+        typer.Argument(metavar="IMAGE", help="The image on the same grid; several images are taken as channels."),
     ],
-    output: Annotated[
+    cluster: ClusterOptions,
+    output: OutputOptions,
+    folder: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FOLDER",
             help="A new folder for the table and the graph.",
-            show_default="beside the labels, with the ending .features",
+            show_default="next to the labels, with the suffix .features",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    spacing: Spacing = None,
-    window: Window = None,
-    percentiles: Percentiles = None,
-    volume: Volume = None,
-    level: Level = None,
-    channel_axis: ChannelAxis = None,
-    region: Region = None,
-    memory: TaskMemory = None,
-    threads: Threads = None,
-    scheduler: Scheduler = None,
-    tls_ca_file: TlsCaFile = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    spacing: SpacingOption = None,
+    window: WindowOption = None,
+    percentiles: Annotated[
+        Sequence[float] | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            parser=parse_numbers,
+            help="Percentiles of the intensities that limit the window.",
+            show_default="0.5,99.5",
+            rich_help_panel=IMAGE,
+        ),
+    ] = None,
+    volume: VolumeOption = None,
+    level: LevelOption = None,
+    channel_axis: ChannelAxisOption = None,
+    region: RegionOption = None,
+    memory: TaskMemoryOption = None,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Measure supervoxels: a table and the graph of which touch, in Parquet, out of core.
+    """Measure supervoxels: a feature table and the region adjacency graph, in Parquet, out of core.
 
-    Each supervoxel's size, place, shape and intensities, and each contact's area and contrast, with exact sums: no
-    number depends on how the volume is cut.
+    The table holds each supervoxel's size, position, shape and intensities, the graph each contact's area and contrast.
+    Sums are exact, so no number depends on how the volume is divided into regions.
     """
     from dseeds.engine.run import features_beside
-    from dseeds.measure.features import features as measure
+    from dseeds.measure.features import features
     from dseeds.storage.location import open_location
 
     address = open_location(labels).address
-    if output is None and ".zarr/" in address:
+    if folder is None and ".zarr/" in address:
         raise typer.BadParameter(
-            f"beside {labels} is inside of another Zarr group; say where the features go", param_hint="'--output'"
+            f"required, because the folder next to {labels} would lie inside another Zarr group",
+            param_hint="'--output'",
         )
-    target = output or features_beside(address)
-    with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
-        found = measure(
+    with cluster.connect() as client, output.progress() as progress:
+        measured = features(
             labels,
             one_or_several(image),
-            target,
-            spacing=numbers("--spacing", spacing, float),
+            folder or features_beside(address),
+            spacing=spacing,
             window=window,
-            percentiles=numbers("--percentiles", percentiles, float),
+            percentiles=percentiles,
             volume=volume,
             level=level,
-            channel_axis=channel_axis_of(channel_axis),
-            region=lengths("--region", region),
+            channel_axis=channel_axis,
+            region=region,
             memory=memory,
             threads=threads,
             client=client,
             overwrite=overwrite,
             progress=progress,
         )
-    told = {"target": found.address, "supervoxels": found.supervoxels, "contacts": found.contacts}
-    if as_json:
-        print(json.dumps(told, indent=2))
-    elif not quiet:
-        print(f"{found.supervoxels} supervoxels, {found.contacts} contacts: {found.address}")
+    summary = {"target": measured.address, "supervoxels": measured.supervoxels, "contacts": measured.contacts}
+    line = f"{measured.supervoxels} supervoxels, {measured.contacts} contacts: {measured.address}"
+    output.print_result(json.dumps(summary, indent=2), partial(print, line))

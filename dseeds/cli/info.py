@@ -1,4 +1,4 @@
-"""`dseeds info`: what an output or an image is."""
+"""`dseeds info`: describe labels, a phantom or an image."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Annotated
 
 import typer
 
-from dseeds.cli.options import AsJson, Level, Volume
+from dseeds.cli.options import LevelOption, VolumeOption
+from dseeds.cli.output import JsonOption
 from dseeds.cli.tables import print_description
 
-EXAMPLES = "[bold]Examples[/bold]\n\ndseeds info labels.zarr\n\ndseeds info labels.zarr --json | jq .supervoxels"
+EXAMPLES = ("dseeds info labels.zarr", "dseeds info labels.zarr --json | jq .supervoxels")
 
 
-def info(
+def info_command(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Labels, a phantom, or any image that dseeds reads.")],
-    volume: Volume = None,
-    level: Level = None,
-    as_json: AsJson = False,
+    volume: VolumeOption = None,
+    level: LevelOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Say what an output or an image is: its shape, its spacing, and how labels came about."""
+    """Describe an output or an image: its shape, its spacing, and how labels were made."""
     from dseeds.convert.describe import describe
 
     description = describe(target, volume=volume, level=level or 0)

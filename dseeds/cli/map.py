@@ -1,39 +1,25 @@
-"""`dseeds map`: values of supervoxels return to their voxels."""
+"""`dseeds map`: paint values of supervoxels onto their voxels."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from dseeds.cli.cluster import check_workers, client_at
-from dseeds.cli.options import (
-    OUTPUT,
-    WORK,
-    AsJson,
-    Overwrite,
-    Quiet,
-    Region,
-    Scheduler,
-    TaskMemory,
-    Threads,
-    TlsCaFile,
-    TlsCert,
-    TlsKey,
-    lengths,
-)
-from dseeds.cli.progress import following
+from dseeds.cli.cluster import ClusterOptions
+from dseeds.cli.options import OUTPUT, WORK, OverwriteOption, RegionOption, TaskMemoryOption, ThreadsOption
+from dseeds.cli.output import OutputOptions
 
 TABLE = "Table"
 EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "dseeds map labels.zarr labels.features mean.zarr --column intensity_mean\n\n"
-    "dseeds map labels.nii.gz predictions.csv tumour.nii.gz --column probability --fill 0 --dtype float32\n\n"
-    "dseeds map labels.zarr segments.parquet organs.zarr --column segment --as-labels --workers 8"
+    "dseeds map labels.zarr labels.features mean.zarr --column intensity_mean",
+    "dseeds map labels.nii.gz predictions.csv tumour.nii.gz --column probability --fill 0 --dtype float32",
+    "dseeds map labels.zarr segments.parquet organs.zarr --column segment --as-labels --workers 8",
 )
 
 
-def map_(
+def map_command(
     labels: Annotated[
         str,
         typer.Argument(
@@ -44,21 +30,23 @@ def map_(
         str,
         typer.Argument(
             metavar="TABLE",
-            help="What they are given: a folder made by dseeds features, a file that ends in .parquet, .csv or .tsv, "
-            "or a folder of Parquet, with a row for each label in any order.",
+            help="The values: a folder written by dseeds features, a file with the suffix .parquet, .csv or .tsv, or a "
+            "folder of Parquet files, with one row per label in any order.",
         ),
     ],
     target: Annotated[
         str,
         typer.Argument(
             metavar="TARGET",
-            help="Where the values go: a new OME-Zarr group, or .nii or .nii.gz where the labels are NIfTI.",
+            help="Where to write the volume: a new OME-Zarr group, or .nii or .nii.gz if the labels are NIfTI.",
         ),
     ],
     column: Annotated[
         str,
-        typer.Option(metavar="NAME", help="The column of numbers or truth values to paint.", rich_help_panel=TABLE),
+        typer.Option(metavar="NAME", help="The column of numbers or booleans to paint.", rich_help_panel=TABLE),
     ],
+    cluster: ClusterOptions,
+    output: OutputOptions,
     label_column: Annotated[
         str, typer.Option("--label-column", metavar="NAME", help="The column of labels.", rich_help_panel=TABLE)
     ] = "label",
@@ -66,8 +54,8 @@ def map_(
         float | None,
         typer.Option(
             metavar="NUMBER",
-            help="What voxels get whose label has no row or a missing value, and those that are masked out.",
-            show_default="0, of floats NaN",
+            help="Value of voxels outside the mask, and of those whose label has no row or a missing value.",
+            show_default="0, or NaN for floats",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -75,8 +63,8 @@ def map_(
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="What values are stored as, such as uint8, int16 or float32.",
-            show_default="floats as they are, integers as narrow as they fit",
+            help="Data type of the stored values, such as uint8, int16 or float32.",
+            show_default="that of floats, the narrowest that holds all integers",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -84,13 +72,13 @@ def map_(
         bool,
         typer.Option(
             "--as-labels",
-            help="Say in the target that its voxels are labels, such as segments, not intensities.",
+            help="Declare the target as labels, such as segments, and not as intensities.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    region: Region = None,
-    memory: TaskMemory = None,
-    threads: Threads = None,
+    region: RegionOption = None,
+    memory: TaskMemoryOption = None,
+    threads: ThreadsOption = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -100,21 +88,13 @@ def map_(
             rich_help_panel=WORK,
         ),
     ] = None,
-    scheduler: Scheduler = None,
-    tls_ca_file: TlsCaFile = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Give every voxel the value of its supervoxel: a column of a table becomes a volume, out of core."""
-    check_workers(workers, scheduler)
+    """Paint each voxel with the value of its supervoxel: a table column becomes a volume, out of core."""
+    with cluster.connect(workers) as client, output.progress() as progress:
+        from dseeds.measure.painting import paint
 
-    from dseeds.measure.painting import paint
-
-    with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client, following(quiet) as progress:
-        painted = paint(
+        summary = paint(
             labels,
             table,
             target,
@@ -123,7 +103,7 @@ def map_(
             fill=fill,
             dtype=dtype,
             as_labels=as_labels,
-            region=lengths("--region", region),
+            region=region,
             memory=memory,
             threads=threads,
             workers=workers,
@@ -131,7 +111,4 @@ def map_(
             overwrite=overwrite,
             progress=progress,
         )
-    if as_json:
-        print(painted.to_json())
-    elif not quiet:
-        print(painted)
+    output.print_result(summary.to_json(), partial(print, summary))

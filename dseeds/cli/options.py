@@ -7,7 +7,7 @@ alias, so that commands receive values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typing_extensions import TypeAliasType
@@ -53,7 +53,7 @@ def parse_channel_axis(text: str) -> int | str:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def _parse_list[T](text: str, convert: Callable[[str], T], items: str) -> tuple[T, ...]:
+def _parse_list(text: str, convert: type[int] | type[float], items: str) -> tuple[Any, ...]:
     try:
         return tuple(convert(part) for part in text.split(","))
     except ValueError:
@@ -165,9 +165,7 @@ TaskMemoryOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", help="Threads that share the work.", show_default="one per core", rich_help_panel=WORK
-    ),
+    typer.Option(metavar="N", help="Threads that share the work.", show_default="one per core", rich_help_panel=WORK),
 ]
 KeepScratchOption = Annotated[
     bool, typer.Option("--keep-scratch", help="Keep the intermediate data.", rich_help_panel=WORK)

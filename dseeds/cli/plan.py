@@ -1,4 +1,4 @@
-"""`dseeds plan`: what a run will take."""
+"""`dseeds plan`: predict what a run will take."""
 
 from __future__ import annotations
 
@@ -6,111 +6,48 @@ from typing import Annotated
 
 import typer
 
-from dseeds.cli.cluster import check_workers, client_at
-from dseeds.cli.options import (
-    WORK,
-    AsJson,
-    Bins,
-    ChannelAxis,
-    Chunks,
-    Compactness,
-    Features,
-    IntoImage,
-    LabelName,
-    Level,
-    Levels,
-    Mask,
-    Memory,
-    MinSize,
-    Overwrite,
-    Percentiles,
-    Pyramid,
-    Region,
-    Scheduler,
-    Scratch,
-    Segments,
-    Shards,
-    Sources,
-    Spacing,
-    Step,
-    Target,
-    TlsCaFile,
-    TlsCert,
-    TlsKey,
-    Volume,
-    Weights,
-    Window,
-    Workers,
-    asked,
-    places,
-)
+from dseeds.cli.cluster import ClusterOptions
+from dseeds.cli.options import WORK, MemoryOption, WorkersOption
+from dseeds.cli.output import JsonOption
+from dseeds.cli.run_arguments import RunArguments
 
 EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "dseeds plan embryo.zarr labels.zarr --step 16 --workers 4 --memory 2GiB\n\n"
-    "dseeds plan embryo.zarr labels.zarr --no-calibrate --json | jq .scratch_bytes"
+    "dseeds plan embryo.zarr labels.zarr --step 16 --workers 4 --memory 2GiB",
+    "dseeds plan embryo.zarr labels.zarr --no-calibrate --json | jq .scratch_bytes",
 )
 
 
-def plan(
-    context: typer.Context,
-    source: Sources = None,
-    target: Target = None,
-    step: Step = None,
-    n_segments: Segments = None,
-    spacing: Spacing = None,
-    mask: Mask = None,
-    window: Window = None,
-    percentiles: Percentiles = None,
-    bins: Bins = None,
-    compactness: Compactness = None,
-    min_size: MinSize = None,
-    levels: Levels = None,
-    pyramid: Pyramid = None,
-    features: Features = False,
-    volume: Volume = None,
-    level: Level = None,
-    channel_axis: ChannelAxis = None,
-    weights: Weights = None,
-    region: Region = None,
-    workers: Workers = None,
-    memory: Memory = None,
-    scheduler: Scheduler = None,
-    tls_ca_file: TlsCaFile = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    scratch: Scratch = None,
-    chunks: Chunks = None,
-    shards: Shards = None,
-    into_image: IntoImage = False,
-    label_name: LabelName = None,
-    overwrite: Overwrite = False,
+def plan_command(
+    run: RunArguments,
+    cluster: ClusterOptions,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
     calibrate: Annotated[
         bool,
         typer.Option(
             "--calibrate/--no-calibrate",
-            help="Estimate the time from a trial on a small part, which takes some seconds.",
+            help="Estimate the time from a trial on a small part of the volume, which takes some seconds.",
             rich_help_panel=WORK,
         ),
     ] = True,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Tell what `segment` would take with the same options: tasks, memory, room on the disk and time.
+    """Predict what `segment` will take with the same options: tasks, memory, disk space and time.
 
     Nothing is written.
     """
-    options = {
-        **asked(context),
-        "memory": memory,
-        "workers": workers,
-        "overwrite": overwrite,
-        "calibrate": calibrate,
-    }
-    sources, place = places(source, target, into_image, label_name)
-    check_workers(workers, scheduler)
+    source, target = run.source_and_target()
+    with cluster.connect(workers) as client:
+        from dseeds.engine.planning import plan
 
-    from dseeds.engine.planning import plan as make
-
-    with client_at(scheduler, tls_ca_file, tls_cert, tls_key) as client:
-        found = make(sources, place, client=client, **options)
-    print(found.to_json() if as_json else found)
+        prediction = plan(
+            source,
+            target,
+            **vars(run.run_options()),
+            memory=memory,
+            workers=workers,
+            client=client,
+            overwrite=run.overwrite,
+            calibrate=calibrate,
+        )
+    print(prediction.to_json() if as_json else prediction)

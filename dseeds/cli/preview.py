@@ -1,127 +1,132 @@
-"""`dseeds preview`: a picture of supervoxels."""
+"""`dseeds preview`: draw supervoxels as a picture."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dseeds.cli import errors
-from dseeds.cli.options import IMAGE, OUTPUT, ChannelAxis, Quiet, Spacing, Volume, channel_axis_of, numbers
+from dseeds.cli.errors import print_error
+from dseeds.cli.options import (
+    IMAGE,
+    OUTPUT,
+    ChannelAxisOption,
+    OverwriteFileOption,
+    SpacingOption,
+    VolumeOption,
+    parse_integers,
+)
+from dseeds.cli.output import QuietOption
 
 EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "dseeds preview labels.zarr\n\n"
-    "dseeds preview labels.nii.gz ct.nii.gz --window abdomen --output slices.png\n\n"
-    "dseeds preview s3://lab/labels.zarr --at 1200,800,950 --size 900"
+    "dseeds preview labels.zarr",
+    "dseeds preview labels.nii.gz ct.nii.gz --window abdomen --output slices.png",
+    "dseeds preview s3://lab/labels.zarr --at 1200,800,950 --size 900",
 )
-
-Labels = Annotated[
+LabelsArgument = Annotated[
     str,
     typer.Argument(
         metavar="LABELS", help="The supervoxels: a NIfTI file, or path or URL of a Zarr array or OME-Zarr image."
     ),
 ]
-NotedImage = Annotated[
+ImageArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="IMAGE",
-        help="The intensities on the same grid.",
-        show_default="the source that the labels say they were made from",
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Replace an older file of dseeds; nothing else is ever replaced.", rich_help_panel=OUTPUT
+        help="The image on the same grid.",
+        show_default="the source recorded in the labels",
     ),
 ]
 
 
-def preview(
-    labels: Labels,
-    image: NotedImage = None,
+def preview_command(
+    labels: LabelsArgument,
+    image: ImageArgument = None,
     output: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where the picture goes, a path or URL.",
-            show_default="here, called as the labels are, with the ending .png",
+            help="Path or URL of the picture.",
+            show_default="the name of the labels with the suffix .png, in the current folder",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     at: Annotated[
-        str | None,
+        Sequence[int] | None,
         typer.Option(
             metavar="Z,Y,X",
-            help="The voxel that the planes go through.",
+            parser=parse_integers,
+            help="The voxel where the planes intersect.",
             show_default="the middle",
             rich_help_panel=IMAGE,
         ),
     ] = None,
     size: Annotated[
-        int, typer.Option(metavar="N", help="Pixels of the volume's longest side.", rich_help_panel=OUTPUT)
+        int, typer.Option(metavar="N", help="Pixels along the longest side of the volume.", rich_help_panel=OUTPUT)
     ] = 480,
     window: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|LEVEL,WIDTH|LOW:HIGH",
-            help="Intensities that are black and white; for CT abdomen, lung, bone or brain.",
-            show_default="what the labels were made with",
+            help="Intensities that are shown black and white; for CT, one of the presets abdomen, lung, bone and "
+            "brain.",
+            show_default="the window recorded in the labels",
             rich_help_panel=IMAGE,
         ),
     ] = None,
     channel: Annotated[
-        int, typer.Option(metavar="I", help="Which channel is shown, from 0.", rich_help_panel=IMAGE)
+        int, typer.Option(metavar="I", help="Index of the channel to show, from 0.", rich_help_panel=IMAGE)
     ] = 0,
-    volume: Volume = None,
-    channel_axis: ChannelAxis = None,
-    spacing: Spacing = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
+    volume: VolumeOption = None,
+    channel_axis: ChannelAxisOption = None,
+    spacing: SpacingOption = None,
+    overwrite: OverwriteFileOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Draw three planes of supervoxels: contours over the image, and each painted with its mean intensity.
+    """Draw three planes of supervoxels: as contours over the image, and painted with their mean intensities.
 
-    Of a pyramid the level is read that the pixels can show, so that this takes seconds for any size.
+    The resolution level that matches the size of the pixels is read, so this takes seconds for a volume of any size.
     """
     from dseeds.storage.owned_file import check_own_file, write_own_file
     from dseeds.viz.drawing import png
-    from dseeds.viz.preview import preview as draw
+    from dseeds.viz.preview import preview
 
-    target = output or f"{stem(labels)}.png"
-    check_own_file(target, overwrite)
-    with warnings.catch_warnings(record=True) as said:
+    path = output or default_output(labels, ".png")
+    check_own_file(path, overwrite)
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        picture = draw(
+        picture = preview(
             labels,
             image,
-            at=numbers("--at", at, int),
+            at=at,
             size=size,
             window=window,
             channel=channel,
             volume=volume,
-            channel_axis=channel_axis_of(channel_axis),
-            spacing=numbers("--spacing", spacing, float),
+            channel_axis=channel_axis,
+            spacing=spacing,
         )
-    write_own_file(target, png(picture))
-    for warning in said if not quiet else ():
+    write_own_file(path, png(picture))
+    if quiet:
+        return
+    for warning in caught:
         if warning.category is UserWarning:
-            errors.say(f"note: {warning.message}")
-    if not quiet:
-        print(target)
+            print_error(f"note: {warning.message}")
+    print(path)
 
 
-def stem(address: str) -> str:
-    """Give the name of what lies at a path or URL, without its ending.
+def default_output(labels: str, suffix: str) -> str:
+    """Return the name of a file in the current folder for a picture or report of labels.
 
-    >>> stem("s3://lab/labels.ome.zarr"), stem("data/labels.nii.gz"), stem("labels.zarr/")
-    ('labels', 'labels', 'labels')
+    >>> default_output("s3://lab/labels.ome.zarr", ".png"), default_output("data/labels.nii.gz", ".html")
+    ('labels.png', 'labels.html')
     """
-    name = Path(address.rstrip("/")).name
+    name = Path(labels.rstrip("/")).name
     for ending in (".nii", ".nii.gz", ".ome.zarr", ".zarr"):
         name = name.removesuffix(ending)
-    return name
+    return name + suffix

@@ -1,4 +1,4 @@
-"""`dseeds report`: a page about a run."""
+"""`dseeds report`: write a report of a run as an HTML page."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dseeds.cli.options import OUTPUT, Quiet, Threads
-from dseeds.cli.preview import Overwrite, stem
+from dseeds.cli.options import OUTPUT, OverwriteFileOption, ThreadsOption
+from dseeds.cli.output import QuietOption
+from dseeds.cli.preview import default_output
 
 if TYPE_CHECKING:
     from dseeds.engine.planning import Plan
 
 EXAMPLES = (
-    "[bold]Examples[/bold]\n\n"
-    "dseeds report labels.zarr\n\n"
-    "dseeds report labels.zarr --truth organs.nii.gz --output run.html\n\n"
-    "dseeds plan ct.zarr labels.zarr --json > plan.json; dseeds report labels.zarr --plan plan.json"
+    "dseeds report labels.zarr",
+    "dseeds report labels.zarr --truth organs.nii.gz --output run.html",
+    "dseeds plan ct.zarr labels.zarr --json > plan.json; dseeds report labels.zarr --plan plan.json",
 )
 
 
-def report(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The labels that a run has made.")],
+def report_command(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The labels of the run.")],
     output: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where the page goes, a path or URL.",
-            show_default="here, called as the labels are, with the ending .html",
+            help="Path or URL of the page.",
+            show_default="the name of the labels with the suffix .html, in the current folder",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     truth: Annotated[
         str | None,
-        typer.Option(metavar="TRUTH", help="The true segmentation on the same grid: with it comes the quality."),
+        typer.Option(metavar="TRUTH", help="The true segmentation on the same grid, to report the quality."),
     ] = None,
     image: Annotated[
         str | None,
         typer.Option(
             metavar="IMAGE",
-            help="The intensities.",
-            show_default="the source that the labels say they were made from",
+            help="The image on the same grid.",
+            show_default="the source recorded in the labels",
         ),
     ] = None,
     plan: Annotated[
@@ -53,43 +53,44 @@ def report(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="What dseeds plan --json has printed, to set its time beside the actual one.",
-            show_default="what the labels keep, without a time",
+            help="The output of dseeds plan --json, to compare its estimated time with the actual one.",
+            show_default="the plan recorded in the labels, which has no time",
         ),
     ] = None,
     sizes: Annotated[
-        bool, typer.Option("--sizes/--no-sizes", help="Count the sizes of the supervoxels, for which all are read.")
+        bool,
+        typer.Option("--sizes/--no-sizes", help="Whether to report the sizes of supervoxels, which reads all labels."),
     ] = True,
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteFileOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Describe a run on a page of HTML that needs nothing beside itself.
+    """Write a report of a run as a self-contained HTML page.
 
-    Parameters, plan and actual, times of the stages, memory of the workers, sizes, quality and pictures. Labels in
-    NIfTI keep nothing of their run: dseeds segment --html writes the page for them.
+    It shows parameters, the plan and the actual figures, times of the stages, memory of the workers, sizes, quality and
+    pictures. Labels in NIfTI record nothing about their run; use dseeds segment --html for them.
     """
     from dseeds.viz.html_report import html_report
 
-    where = output or f"{stem(target)}.html"
+    path = output or default_output(target, ".html")
     html_report(
         target,
-        where,
+        path,
         image=image,
         truth=truth,
-        plan=None if plan is None else _plan(plan),
+        plan=None if plan is None else _read_plan(plan),
         sizes=sizes,
         threads=threads,
         overwrite=overwrite,
     )
     if not quiet:
-        print(where)
+        print(path)
 
 
-def _plan(file: Path) -> Plan:
+def _read_plan(file: Path) -> Plan:
     from dseeds.engine.planning import Plan
 
     try:
         return Plan.from_dict(json.loads(file.read_bytes()))
     except (AttributeError, LookupError, TypeError, ValueError):
-        raise ValueError(f"{file} is not what dseeds plan --json has printed.") from None
+        raise ValueError(f"{file} does not hold the output of dseeds plan --json.") from None

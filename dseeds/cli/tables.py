@@ -1,4 +1,4 @@
-"""Results for people: tables, and numbers in words."""
+"""Tables of results, and how their values are written."""
 
 from __future__ import annotations
 
@@ -9,80 +9,80 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Structures in a table of figures.
-SHOWN = 100
+# Rows per group of a table of figures.
+MOST_ROWS = 100
 HEADINGS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)"}
 
 
 def print_description(description: Mapping[str, Any]) -> None:
-    """Print what `dseeds.convert.describe.describe` gives."""
+    """Print a mapping such as the result of `dseeds.convert.describe.describe`, one row per item."""
     table = Table.grid(padding=(0, 2))
     for key, value in description.items():
-        table.add_row(Text(HEADINGS.get(key, key), style="bold"), Text(_words(key, value), overflow="fold"))
+        table.add_row(Text(HEADINGS.get(key, key), style="bold"), Text(_format_value(key, value), overflow="fold"))
     Console().print(table)
 
 
-def _words(key: str, value: Any) -> str:
+def _format_value(key: str, value: Any) -> str:
     if value is None:
         return "none" if key == "shards" else "unknown"
     if key in ("window", "windows"):
-        return _window(value)
+        return _format_window(value)
     if key == "source":
-        parts = value.get("channels", [value])
-        return ", ".join(str(part.get("path", part)) for part in parts)
+        sources = value.get("channels", [value])
+        return ", ".join(str(source.get("path", source)) for source in sources)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_words(name, item)}" for name, item in value.items())
-    return by(value) if isinstance(value, list) else str(value)
+        return ", ".join(f"{name} {_format_value(name, item)}" for name, item in value.items())
+    return _join_sizes(value) if isinstance(value, list) else str(value)
 
 
-def _window(value: Any) -> str:
-    """Write an intensity window, or those of channels.
+def _format_window(value: Any) -> str:
+    """Return an intensity window, or those of all channels, as text.
 
-    >>> _window([[0, 100.5], "lung", None])
+    >>> _format_window([[0, 100.5], "lung", None])
     '0 to 100.5; lung; percentiles'
     """
     if value is None or isinstance(value, str):
         return value or "percentiles"
     if all(isinstance(limit, int | float) for limit in value):
         return " to ".join(f"{limit:g}" for limit in value)
-    return "; ".join(map(_window, value))
+    return "; ".join(map(_format_window, value))
 
 
-def by(values: Sequence[Any]) -> str:
-    """Write sizes along the axes.
+def _join_sizes(sizes: Sequence[Any]) -> str:
+    """Return sizes along the axes as text.
 
-    >>> by([3, 0.5, 0.5])
+    >>> _join_sizes([3, 0.5, 0.5])
     '3 x 0.5 x 0.5'
     """
-    return " x ".join(f"{value:g}" if isinstance(value, int | float) else str(value) for value in values)
+    return " x ".join(f"{size:g}" if isinstance(size, int | float) else str(size) for size in sizes)
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:
-    """Print what `dseeds.evaluate` gives."""
+    """Print the figures of `dseeds.evaluate`: single ones first, then a group for each mapping."""
     table = Table("figure", "value")
     table.columns[1].justify = "right"
-    parts = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
+    groups = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
     for name, value in figures.items():
-        if name not in parts:
-            table.add_row(name.replace("_", " "), _figure(value))
-    for name, values in parts.items():
+        if name not in groups:
+            table.add_row(name.replace("_", " "), _format_figure(value))
+    for name, values in groups.items():
         table.add_section()
-        what, _, of = name.replace("_", " ").partition(" per ")
-        for key, value in list(values.items())[:SHOWN]:
-            table.add_row(f"{what} of {of} {key}", _figure(value))
-        if len(values) > SHOWN:
-            table.add_row(f"{len(values) - SHOWN} more, see --json", "")
+        figure, _, item = name.replace("_", " ").partition(" per ")
+        for key, value in list(values.items())[:MOST_ROWS]:
+            table.add_row(f"{figure} of {item} {key}", _format_figure(value))
+        if len(values) > MOST_ROWS:
+            table.add_row(f"{len(values) - MOST_ROWS} more, see --json", "")
     Console().print(table)
 
 
-def _figure(value: Any) -> str:
-    """Write a figure.
+def _format_figure(value: Any) -> str:
+    """Return a figure as text.
 
-    >>> _figure(3.0), _figure(0.5), _figure(None), _figure([8, 8, 8])
+    >>> _format_figure(3.0), _format_figure(0.5), _format_figure(None), _format_figure([8, 8, 8])
     ('3', '0.5000', 'unknown', '8 x 8 x 8')
     """
     if value is None:
         return "unknown"
     if isinstance(value, list):
-        return by(value)
+        return _join_sizes(value)
     return f"{value:.0f}" if value == int(value) else f"{value:.4f}"

@@ -28,7 +28,7 @@ import dseeds
 from dseeds import cli, phantom
 from dseeds.engine.report import Report
 from dseeds.parallel import terminal_progress
-from dseeds.storage.label_group import MARKER
+from dseeds.storage.ownership import MARKER
 
 EXAMPLE = Path(data_path) / "example4d.nii.gz"
 SCRIPT = Path(sys.executable).with_name("dseeds")

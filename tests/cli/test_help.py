@@ -10,19 +10,25 @@ from pathlib import Path
 import pytest
 import typer
 
-from dseeds.cli import app, manual, options
+from dseeds.cli import app, options, registration
 from dseeds.seeds.intensity_windows import PRESETS
 
 COMMANDS = typer.main.get_command(app).commands
+LAYOUT = {
+    "Supervoxels": ("segment", "plan", "info"),
+    "Pictures": ("preview", "view", "report"),
+    "What comes after": ("features", "agglomerate", "map", "evaluate"),
+    "Files": ("import", "export", "phantom"),
+    "This machine": ("doctor", "compile"),
+    "Batch jobs": ("init", "step", "status", "finalize", "debug-region"),
+}
 SCRIPT = Path(sys.executable).with_name("dseeds")
 
 
 def test_every_command_has_its_panel_and_place():
-    placed = [name for names in manual.COMMANDS.values() for name in names]
-    assert set(COMMANDS) <= set(placed)
-    assert list(COMMANDS) == [name for name in placed if name in COMMANDS]
-    for panel, names in manual.COMMANDS.items():
-        assert all(COMMANDS[name].rich_help_panel == panel for name in names if name in COMMANDS)
+    assert list(COMMANDS) == [name for names in LAYOUT.values() for name in names]
+    for panel, names in LAYOUT.items():
+        assert all(COMMANDS[name].rich_help_panel == panel for name in names)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -33,9 +39,9 @@ def test_a_command_reads_as_all_others(name):
     assert len(first) < 120
     context = typer.Context(command, info_name=name)
     panels = [getattr(parameter, "rich_help_panel", None) for parameter in command.get_params(context)]
-    shared = [panel for panel in panels if panel in manual.PANELS]
-    assert shared == sorted(shared, key=manual.PANELS.index)
-    assert panels[-1] == manual.HELP
+    shared = [panel for panel in panels if panel in options.PANELS]
+    assert shared == sorted(shared, key=options.PANELS.index)
+    assert panels[-1] == registration.HELP_PANEL
     for parameter in command.params:
         assert getattr(parameter, "help", "").endswith(".")
 
@@ -91,4 +97,4 @@ def test_other_shells_have_their_script(shell):
 def test_all_presets_are_offered():
     parameter = next(one for one in COMMANDS["segment"].params if one.name == "window")
     assert {item.value for item in parameter.shell_complete(typer.Context(COMMANDS["segment"]), "")} == set(PRESETS)
-    assert options.one_of("a", "ab", "c")("a") == ["a", "ab"]
+    assert options.complete_from("a", "ab", "c")("a") == ["a", "ab"]

@@ -24,8 +24,9 @@ import dseeds
 from dseeds.convert.describe import describe
 from dseeds.io import open_source
 from dseeds.measure import lookup, painting
-from dseeds.storage.label_group import MARKER, begin_target, is_ours, written_by
+from dseeds.storage.label_group import begin_target, is_our_group, written_by
 from dseeds.storage.location import open_location
+from dseeds.storage.ownership import MARKER
 
 TOP = 2**63 - 1
 quick, few = settings(max_examples=40), settings(max_examples=12)
@@ -495,7 +496,7 @@ def test_what_was_killed_is_unfinished_and_may_be_overwritten(tmp_path):
     begin_target(open_location(target), "0123456789abcdef")
     stored(target / "0", LABELS)
     stored(target / "scratch" / f"labels-{2 * '0123456789abcdef'}", LABELS)
-    assert is_ours(open_location(target))
+    assert is_our_group(open_location(target))
     with pytest.raises(ValueError, match="unfinished"):
         describe(target)
     with pytest.raises(FileExistsError, match="overwrite"):
@@ -550,7 +551,11 @@ def test_the_command(call, tmp_path):
         (["--column", "y"], 1, "its columns are label, x"),
         (["--column", "x", "--label-column", "id"], 1, "no column 'id'"),
         (["--column", "x", "--dtype", "int8"], 1, "round them"),
-        (["--column", "x", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], 2, "cannot go with --scheduler"),
+        (
+            ["--column", "x", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"],
+            2,
+            "cannot be combined with --scheduler",
+        ),
         ([], 2, "--column"),
     ],
 )

@@ -1,0 +1,52 @@
+"""The results and the progress that commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from dseeds.cli.options import OUTPUT
+
+if TYPE_CHECKING:
+    from dseeds.parallel.terminal_progress import TerminalProgress
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.", rich_help_panel=OUTPUT)
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.", rich_help_panel=OUTPUT)
+]
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """The options that say what a command prints."""
+
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+
+    def progress(self) -> AbstractContextManager[TerminalProgress]:
+        """Return a context that shows progress on standard error."""
+        return show_progress(self.quiet)
+
+    def print_result(self, document: str, print_summary: Callable[[], object]) -> None:
+        """Print a result as JSON or as a summary, or nothing if the command is quiet."""
+        if self.as_json:
+            print(document)
+        elif not self.quiet:
+            print_summary()
+
+
+@contextmanager
+def show_progress(quiet: bool) -> Iterator[TerminalProgress]:
+    """Show progress on standard error while the context lasts, unless the command is quiet."""
+    from dseeds.parallel.terminal_progress import TerminalProgress
+
+    display = TerminalProgress(Console(stderr=True, quiet=quiet))
+    with display.bars:
+        yield display

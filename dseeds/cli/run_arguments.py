@@ -1,0 +1,255 @@
+"""The arguments and options that describe a run: those of `segment`, `plan` and `init`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dseeds.cli.options import (
+    CELLS,
+    IMAGE,
+    OUTPUT,
+    WORK,
+    ChannelAxisOption,
+    LevelOption,
+    OverwriteOption,
+    RegionOption,
+    SpacingOption,
+    VolumeOption,
+    VoxelCounts,
+    WeightsOption,
+    WindowOption,
+    complete_from,
+    one_or_several,
+    parse_voxel_counts,
+)
+
+if TYPE_CHECKING:
+    from dseeds.engine.run import RunOptions
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """The arguments and options that describe a run. None stands for an option that is not given."""
+
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="The image: a NIfTI, TIFF, NRRD, MetaImage, NumPy or HDF5 file, a folder with a DICOM series or with "
+            "one TIFF per plane, or the path or URL of a Zarr array or OME-Zarr image. Several images of one shape are "
+            "taken as channels.",
+            show_default=False,
+        ),
+    ] = None
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            help="Where to write the labels: a new OME-Zarr group, or .nii or .nii.gz if the source is NIfTI. Omitted "
+            "with --into-image.",
+            show_default=False,
+        ),
+    ] = None
+    step: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|Z,Y,X|LENGTH",
+            help="Size of a supervoxel: voxels along every axis, voxels along z,y,x, or a length such as 12mm.",
+            show_default="16",
+            rich_help_panel=CELLS,
+        ),
+    ] = None
+    n_segments: Annotated[
+        int | None,
+        typer.Option(
+            "--n-segments",
+            metavar="N",
+            help="Approximate number of supervoxels, instead of --step.",
+            rich_help_panel=CELLS,
+        ),
+    ] = None
+    compactness: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            show_default="0",
+            help="From 0, where supervoxels follow the image alone, to 30, where they are almost the cells of the "
+            "lattice.",
+            rich_help_panel=CELLS,
+        ),
+    ] = None
+    min_size: Annotated[
+        int | None,
+        typer.Option(
+            "--min-size",
+            metavar="N",
+            help="Merge supervoxels of fewer voxels into their most similar neighbour, if they have one.",
+            rich_help_panel=CELLS,
+        ),
+    ] = None
+    levels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of coarser levels of supervoxels to write as well. Each level doubles the step and merges "
+            "whole supervoxels of the level below.",
+            rich_help_panel=CELLS,
+        ),
+    ] = None
+    spacing: SpacingOption = None
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|auto",
+            help="Segment only voxels where this image is not 0. It covers the same field of view at the same or a "
+            "coarser resolution. auto masks out the background, as far as the window distinguishes it.",
+            rich_help_panel=IMAGE,
+        ),
+    ] = None
+    window: WindowOption = None
+    percentiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Percentiles of the intensities that limit the window.",
+            show_default="0.5,99.5",
+            rich_help_panel=IMAGE,
+        ),
+    ] = None
+    bins: Annotated[
+        str | None,
+        typer.Option(
+            metavar="linear|equalised",
+            help="Whether histogram bins have equal widths or hold equal numbers of voxels.",
+            autocompletion=complete_from("linear", "equalised"),
+            show_default="linear",
+            rich_help_panel=IMAGE,
+        ),
+    ] = None
+    volume: VolumeOption = None
+    level: LevelOption = None
+    channel_axis: ChannelAxisOption = None
+    weights: WeightsOption = None
+    pyramid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mode|nearest|none",
+            help="How to downsample the labels: to the most frequent label of each block of voxels, to its first "
+            "voxel, or not at all. The labels get as many resolution levels as the image has.",
+            show_default="mode",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    features: Annotated[
+        bool,
+        typer.Option(
+            "--features",
+            help="Also measure the supervoxels and their contacts, see dseeds features. The tables are written next to "
+            "the target, with the suffix .features.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    chunks: Annotated[
+        VoxelCounts | None,
+        typer.Option(
+            metavar="N|Z,Y,X",
+            parser=parse_voxel_counts,
+            help="Chunk size of the labels in voxels.",
+            show_default="about 64",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    shards: Annotated[
+        VoxelCounts | None,
+        typer.Option(
+            metavar="N|Z,Y,X",
+            parser=parse_voxel_counts,
+            help="Shard size of the labels in voxels, a multiple of the step. A shard is one file.",
+            show_default="a region",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    into_image: Annotated[
+        bool,
+        typer.Option(
+            "--into-image",
+            help="Write the labels into the OME-Zarr image itself, as one of its label images. Omit TARGET then.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    label_name: Annotated[
+        str | None,
+        typer.Option(
+            "--label-name",
+            metavar="NAME",
+            help="Name of the label image with --into-image.",
+            show_default="supervoxels",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    overwrite: OverwriteOption = False
+    region: RegionOption = None
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder or URL for intermediate data, visible to all workers: 1 to 6 bytes per voxel.",
+            show_default="next to the target",
+            rich_help_panel=WORK,
+        ),
+    ] = None
+
+    def run_options(self) -> RunOptions:
+        """Return the options that the engine takes."""
+        from dseeds.engine.run import RunOptions
+
+        return RunOptions(
+            step=self.step,
+            n_segments=self.n_segments,
+            spacing=self.spacing,
+            window=self.window,
+            percentiles=self.percentiles,
+            bins=self.bins,
+            compactness=self.compactness,
+            volume=self.volume,
+            channel_axis=self.channel_axis,
+            weights=self.weights,
+            mask=self.mask,
+            min_size=self.min_size,
+            levels=self.levels,
+            level=self.level,
+            pyramid=self.pyramid,
+            # A flag that is not set leaves the choice to the run that is resumed.
+            features=self.features or None,
+            region=self.region,
+            chunks=self.chunks,
+            shards=self.shards,
+            scratch=self.scratch,
+        )
+
+    def source_and_target(self) -> tuple[str | list[str], str]:
+        """Return the source, or the list of its channels, and the target.
+
+        The last positional argument is the target, except for labels that go into their image.
+
+        Raises
+        ------
+        BadParameter
+            If the source or the target is missing, or a label name comes without `--into-image`.
+        """
+        addresses = [*(self.source or []), *([] if self.target is None else [self.target])]
+        if not addresses:
+            raise typer.BadParameter("missing: name an image", param_hint="'SOURCE'")
+        if self.into_image:
+            from dseeds.io.label_listing import DEFAULT_NAME, label_address
+
+            return one_or_several(addresses), label_address(addresses[0], self.label_name or DEFAULT_NAME)
+        if self.label_name is not None:
+            raise typer.BadParameter("needs --into-image", param_hint="'--label-name'")
+        *sources, target = addresses
+        if not sources:
+            raise typer.BadParameter("missing: name a path for the labels, or use --into-image", param_hint="'TARGET'")
+        return one_or_several(sources), target
