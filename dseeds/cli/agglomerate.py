@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dseeds.cli.options import OUTPUT, OverwriteOption, WeightsOption
+from dseeds.cli.options import OverwriteOption, WeightsOption, output_option
 from dseeds.cli.output import OutputOptions
 from dseeds.cli.tables import print_description
 
@@ -28,8 +28,7 @@ EXAMPLES = (
 
 def agglomerate_command(
     features: Annotated[
-        str,
-        typer.Argument(metavar="FEATURES", help="The supervoxels' features folder, or a tree of their merges."),
+        str, typer.Argument(metavar="FEATURES", help="The supervoxels' features folder, or a tree of their merges.")
     ],
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="The Parquet file to write, with a segment for each label.")
@@ -59,10 +58,9 @@ def agglomerate_command(
     ] = None,
     tree: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             metavar="FILE",
             help="Also write the tree of all merges to this Parquet file, to be cut at other thresholds later.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     overwrite: OverwriteOption = False,

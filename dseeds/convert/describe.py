@@ -12,9 +12,9 @@ import zarr
 from dseeds import phantom
 from dseeds.io import Source, ZarrSource, frame_of, open_source
 from dseeds.io.formats.nifti import is_written_by_us
-from dseeds.storage import label_group as labels
 from dseeds.storage.label_group import ATTRIBUTE
 from dseeds.storage.location import Location, open_location
+from dseeds.storage.ownership import MARKER
 
 Description = dict[str, Any]
 
@@ -94,7 +94,7 @@ def _place(target: str | os.PathLike[str]) -> Location | None:
 
 
 def _refuse_unfinished(place: Location) -> None:
-    for marker in (labels.MARKER, phantom.MARKER):
+    for marker in (MARKER, phantom.MARKER):
         if place.read(marker) is not None:
             _refuse_begun(place)
             raise ValueError(

@@ -29,8 +29,8 @@ from dseeds.io.image import common_dtype, open_channels
 from dseeds.io.labels import TASK_BYTES
 from dseeds.io.source import SourceQuery
 from dseeds.parallel.cluster import parse_memory
-from dseeds.storage.label_group import check_apart
 from dseeds.storage.location import is_remote
+from dseeds.storage.ownership import check_apart
 
 EXPORT_STAGE = "export"
 ENDINGS = {

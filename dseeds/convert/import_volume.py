@@ -33,15 +33,16 @@ from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import (
     ATTRIBUTE,
     begin_target,
-    check_apart,
     check_target,
+    check_written_by,
     publish_labels,
     remove_target,
     written_by,
 )
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, opened_arrays, settle
+from dseeds.storage.ownership import check_apart
+from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, open_arrays, sync_shards
 
 IMPORT_STAGE = "import"
 # Voxels along an axis of a shard.
@@ -213,13 +214,13 @@ def _frame(image: Image, spacing: Spacing | None, affine: np.ndarray | None) -> 
     return replace(frame, translation=place)
 
 
-def copy_box(reading: Reading, address: str, run: str, dtype: np.dtype, box: tuple[slice, ...]) -> None:
+def copy_box(reading: Reading, location: Location, run: str, dtype: np.dtype, box: tuple[slice, ...]) -> None:
     """Read a box (z, y, x) of whole shards and write it."""
     z, y, x = box
-    write_box(address, run, box, together(reading.image.read((z, y, x)), dtype))
+    write_box(location, run, box, together(reading.image.read((z, y, x)), dtype))
 
 
-def write_box(address: str, run: str, box: tuple[slice, ...], values: NDArray[Any]) -> None:
+def write_box(location: Location, run: str, box: tuple[slice, ...], values: NDArray[Any]) -> None:
     """Write a box (z, y, x) of whole shards, all channels.
 
     Raises
@@ -227,13 +228,12 @@ def write_box(address: str, run: str, box: tuple[slice, ...], values: NDArray[An
     RuntimeError
         If the target is not the run's, or is no longer unfinished.
     """
-    if written_by(open_location(address)) != run:
-        raise RuntimeError(f"{address} is no longer this run's to write to.")
-    with describe_store_error(address):
-        array = opened_arrays(address, "0", run)[1]
+    check_written_by(location, run)
+    with describe_store_error(location.address):
+        array = open_arrays(location, "0", run)[1]
         index = (*(slice(0, n) for n in array.shape[:-3]), *box)
         array[index] = values
-    settle(address, "0", index, run)
+    sync_shards(location, "0", index, run)
 
 
 def _copy(reading: Reading, place: Location, run: str, dtype: np.dtype, shards: Triple, crew: Executor) -> None:
@@ -241,7 +241,7 @@ def _copy(reading: Reading, place: Location, run: str, dtype: np.dtype, shards: 
     shape = triple(reading.image.shape)
     if reading.image.readable_by_workers:
         tiling = Tiling(shape, shards)
-        calls = ((reading, place.address, run, dtype, tiling.box(number).slices) for number in range(len(tiling)))
+        calls = ((reading, place, run, dtype, tiling.box(number).slices) for number in range(len(tiling)))
         for _ in crew.each(IMPORT_STAGE, copy_box, calls, len(tiling)):
             pass
         return
@@ -250,7 +250,7 @@ def _copy(reading: Reading, place: Location, run: str, dtype: np.dtype, shards: 
     for begin, slab in reading.slabs(IMPORT_STAGE, dtype, shards[0]):
         along = slice(begin, begin + slab.shape[-3])
         boxes = (columns.box(number).slices[1:] for number in range(len(columns)))
-        parts = ((place.address, run, (along, *box), slab[(..., *box)]) for box in boxes)
+        parts = ((place, run, (along, *box), slab[(..., *box)]) for box in boxes)
         for _ in quiet.each(IMPORT_STAGE, write_box, parts, len(columns)):
             pass
 

@@ -19,7 +19,6 @@ from dseeds.engine.scratch import ID_BLOCK, TABLE_SHARD, table_layout
 from dseeds.seeds.contact_graph import ContactGraph, combine_graphs
 from dseeds.seeds.hierarchy import coarser_level
 from dseeds.seeds.min_size import join_small_supervoxels
-from dseeds.storage.zarr_arrays import write_array
 
 
 def write_offsets(job: Job) -> int:
@@ -104,4 +103,4 @@ def _write_table(job: Job, level: int, count: int, becomes: Callable[[NDArray[np
         values = np.zeros(ids.shape, np.uint64)
         known = ids <= count
         values[known] = becomes(ids[known])
-        write_array(job.scratch, table_name(level), Box((begin, 0, 0), (end, 1, 1)), values.reshape(-1, 1, 1, ID_BLOCK))
+        job.store.write(table_name(level), Box((begin, 0, 0), (end, 1, 1)), values.reshape(-1, 1, 1, ID_BLOCK))

@@ -137,7 +137,7 @@ def measure_labels(run: Run, course: RunState, crew: Executor, task_bytes: int) 
     if run.features is None:
         return
     job = course.job
-    labels = open_labels(open_location(job.labels[0].address).at(job.labels[0].name).address)
+    labels = open_labels(job.labels[0].location.at(job.labels[0].name).address)
     image = run.image
     if not image.readable_by_workers:
         copies = (open_location(job.scratch).at(source_name(channel)).address for channel in range(image.channels))
@@ -148,7 +148,7 @@ def measure_labels(run: Run, course: RunState, crew: Executor, task_bytes: int) 
         image,
         Tiling(job.shape, choose_tiling(job.shape, labels.chunks, voxel_bytes(image), task_bytes)),
         space_of(image, run.image.affine, spacing, job.windows),
-        Dataset(run.features).begin(),
+        Dataset(open_location(run.features)).begin(),
     )
     measure_features(survey, crew, {"labels": Path(run.target).name, "image": run.image.name})
 

@@ -19,6 +19,7 @@ from dseeds.storage.label_group import published_by, remove_target, written_by
 from dseeds.storage.lease import FOLDER as LEASE
 from dseeds.storage.lease import check_free
 from dseeds.storage.location import Location, is_remote, open_location
+from dseeds.storage.ownership import check_overwrite
 
 FORMAT = 3
 # Files in the run's folder: what it is, that its output is about to appear, and why it failed.
@@ -116,10 +117,8 @@ def begin_run(run: Run, resume: bool) -> bool:
     folder = run.folder
     if folder.read(DOCUMENT) is None:
         remains = list(folder.names())
-        if not all(_REMAINS.fullmatch(name) for name in remains):
-            raise FileExistsError(
-                f"{folder.address} exists and was not written by dseeds; name another target, or move it away."
-            )
+        is_ours = all(_REMAINS.fullmatch(name) for name in remains)
+        check_overwrite(folder.address, overwrite=True, is_ours=is_ours)
     elif resume:
         return True
     else:

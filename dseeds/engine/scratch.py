@@ -18,7 +18,7 @@ from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.schedule import schedule
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, Layout, fetch_array, read_array, region_units, write_array
+from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, Layout, read_array, region_units, write_array
 
 HISTOGRAM_CHUNK = 16
 CELL_CHUNK = 8
@@ -51,7 +51,8 @@ class ImportedImage:
 
     def read(self, box: tuple[slice, slice, slice]) -> tuple[NDArray[Any], ...]:
         """Read the voxels in a box (z, y, x), channel by channel."""
-        return tuple(read_array(self.address, source_name(c), box_from_slices(box)) for c in range(len(self.types)))
+        place = open_location(self.address)
+        return tuple(read_array(place, source_name(c), box_from_slices(box)) for c in range(len(self.types)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ImportedMask:
 
     def read(self, box: tuple[slice, slice, slice]) -> NDArray[np.bool_]:
         """Read a box (z, y, x) of the mask's own voxels."""
-        return fetch_array(self.address, "mask", box_from_slices(box)).astype(np.bool_)
+        return read_array(open_location(self.address), "mask", box_from_slices(box), counted=False).astype(np.bool_)
 
 
 def box_from_slices(slices: tuple[slice, slice, slice]) -> Box:
@@ -154,11 +155,11 @@ class Scratch:
 
     def read(self, name: str, box: Box) -> NDArray[Any]:
         """Read a box of an array's first three axes; `ScratchCorrupted` if it is incomplete or damaged."""
-        return read_array(self.address, name, box)
+        return read_array(self.place, name, box)
 
     def write(self, name: str, box: Box, values: NDArray[Any]) -> None:
         """Write a box of an array's first three axes: whole shards, which no other task writes."""
-        write_array(self.address, name, box, values)
+        write_array(self.place, name, box, values)
 
     def remove(self, name: str) -> None:
         """Remove an array's values."""

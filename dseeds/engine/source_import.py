@@ -15,7 +15,7 @@ from dseeds.engine.run import Run
 from dseeds.engine.scratch import source_name
 from dseeds.io import Image
 from dseeds.storage.slabs import thickness
-from dseeds.storage.zarr_arrays import count_bytes, write_array
+from dseeds.storage.zarr_arrays import count_bytes
 
 IMPORT = Phase("import")
 
@@ -61,7 +61,7 @@ def import_source(run: Run, job: Job, advance: Callable[[], object], *, again: b
             for name, slab in slabs.items():
                 count_bytes(read=slab.nbytes)
                 box = Box((begin, 0, 0), (begin + len(slab), *slab.shape[1:]))
-                write_array(job.scratch, name, box, slab.astype(slab.dtype.newbyteorder("="), copy=False))
+                job.store.write(name, box, slab.astype(slab.dtype.newbyteorder("="), copy=False))
             job.journal.mark(IMPORT, number, "imported")
         advance()
 

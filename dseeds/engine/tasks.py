@@ -70,7 +70,7 @@ def perform_task(job: Job, phase: Phase, number: int, known: Any = None, marked:
     try:
         found = (
             "labelled"
-            if marked and phase == LABEL and all(labels.whole(job.voxel_box(number)) for labels in job.labels)
+            if marked and phase == LABEL and all(labels.is_complete(job.voxel_box(number)) for labels in job.labels)
             else _TASKS[phase.stage](job, number, phase.turn, known)
         )
     finally:

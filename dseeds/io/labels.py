@@ -90,7 +90,7 @@ def materialise(source: Source, scratch: Location, name: str, *, anywhere: bool)
     layout.create(scratch.zarr(name))
     for begin, slab in source.slabs(thickness(source.shape, source.dtype.itemsize)):
         box = Box((begin, 0, 0), (begin + len(slab), *source.shape[1:]))
-        write_array(scratch.address, name, box, slab.astype(layout.dtype, copy=False))
+        write_array(scratch, name, box, slab.astype(layout.dtype, copy=False))
     [copy] = open_voxels(f"{scratch.address}/{name}", SourceQuery(purpose="mask"))
     return copy
 

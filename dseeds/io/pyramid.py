@@ -23,9 +23,9 @@ from dseeds.io.ome_metadata import Resolution
 from dseeds.io.pyramid_kernels import take_means, take_modes
 from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, compute_resolutions
 from dseeds.parallel.executor import Executor
-from dseeds.storage.label_group import written_by
-from dseeds.storage.location import open_location
-from dseeds.storage.zarr_arrays import DAMAGED, count_bytes, opened_arrays, settle
+from dseeds.storage.label_group import check_written_by
+from dseeds.storage.location import Location, open_location
+from dseeds.storage.zarr_arrays import DECODING_ERRORS, count_bytes, open_arrays, sync_shards
 
 PYRAMID_STAGE = "pyramid"
 METHODS = ("mode", "nearest", "mean")
@@ -99,7 +99,7 @@ def build_pyramid(
     (Resolution(scale=(1.0, 1.0, 2.0), offset=(0.0, 0.0, 0.5)),)
     """
     # Arrays are opened once in a process for each run.
-    group = _Group(address, f"{within}/" if within else "", run or uuid.uuid4().hex, checked=bool(run))
+    group = _Group(open_location(address), f"{within}/" if within else "", run or uuid.uuid4().hex, checked=bool(run))
     full = group.array(0)
     _check(full, method)
     if levels is None:
@@ -126,24 +126,24 @@ def build_pyramid(
 class _Group:
     """A group whose levels are being written; arrays are opened by it in every process."""
 
-    address: str
+    location: Location
     prefix: str
     run: str
     checked: bool
 
     def array(self, level: int, *, complete: bool = False) -> zarr.Array:
         """Open a level, to be written or, if all of it has to be there, to be read."""
-        readable, writable = opened_arrays(self.address, f"{self.prefix}{level}", self.run)
+        readable, writable = open_arrays(self.location, f"{self.prefix}{level}", self.run)
         return readable if complete else writable
 
     def create(self, full: zarr.Array, number: int, level: PyramidLevel) -> zarr.Array:
         """Create a level, empty, cut and coded as the full resolution."""
-        place, name = open_location(self.address), f"{self.prefix}{number}"
-        place.clear(name)
+        name = f"{self.prefix}{number}"
+        self.location.clear(name)
         shape = (*full.shape[:-3], *level.shape)
         chunks, shards = cut_regions(shape, full.chunks, full.shards or full.chunks)
         return zarr.create_array(
-            place.zarr(name),
+            self.location.zarr(name),
             shape=shape,
             dtype=full.dtype,
             chunks=chunks,
@@ -157,10 +157,10 @@ class _Group:
 
     def write(self, level: int, region: Index, values: NDArray[Any]) -> None:
         """Write whole shards of a level, and have the disk keep them."""
-        if self.checked and written_by(open_location(self.address)) != self.run:
-            raise RuntimeError(f"{self.address} is no longer this run's to write to.")
+        if self.checked:
+            check_written_by(self.location, self.run)
         self.array(level)[region] = values
-        settle(self.address, f"{self.prefix}{level}", region, self.run)
+        sync_shards(self.location, f"{self.prefix}{level}", region, self.run)
 
 
 def build_pyramid_region(group: _Group, level: int, method: str, factors: Triple, number: int) -> tuple[int, int]:
@@ -246,7 +246,7 @@ def _reduce(source: zarr.Array, piece: Index, method: str, factors: Triple, out:
     )
     try:
         values = np.asarray(source[(*piece[:-3], *blocks)])
-    except DAMAGED as error:
+    except DECODING_ERRORS as error:
         raise ValueError(
             f"{source.store_path} cannot be read back ({' '.join(str(error).split())}): it has been damaged since it "
             f"was written, so go on with resume=True (--resume), or write it again."

@@ -40,8 +40,8 @@ from dseeds.parallel.cluster import parse_memory
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.seeds.intensity_windows import Limits, check_percentiles, read_windows
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
-from dseeds.storage.label_records import RANGE, Index, LabelRange, LabelRecords, label_ranges
-from dseeds.storage.location import Location
+from dseeds.storage.label_records import RANGE, BatchIndex, LabelRange, LabelRecords, label_ranges
+from dseeds.storage.location import Location, open_location
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
 
 
@@ -86,12 +86,12 @@ class Features:
         if self.address is None:
             assert self._tables is not None
             return self._tables[which]
-        return Dataset(self.address).whole((TABLE, EDGES)[which])
+        return Dataset(open_location(self.address)).read_table((TABLE, EDGES)[which])
 
     def _count(self, name: str, which: int) -> int:
         if self.address is None:
             return int(self._read(which).num_rows)
-        return int(Dataset(self.address).note()[name])
+        return int(Dataset(open_location(self.address)).note()[name])
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,12 @@ class FeatureJob:
     @property
     def voxels(self) -> LabelRecords:
         """What regions say of supervoxels."""
-        return LabelRecords(self.dataset.scratch.address, "voxels", rows_of.CHANNELS + self.channels * rows_of.CHANNEL)
+        return LabelRecords(self.dataset.scratch.at("voxels"), rows_of.CHANNELS + self.channels * rows_of.CHANNEL)
 
     @property
     def contacts(self) -> LabelRecords:
         """What regions say of contacts."""
-        return LabelRecords(
-            self.dataset.scratch.address, "contacts", rows_of.STEPS + self.channels * rows_of.STEP_CHANNEL
-        )
+        return LabelRecords(self.dataset.scratch.at("contacts"), rows_of.STEPS + self.channels * rows_of.STEP_CHANNEL)
 
     @property
     def channels(self) -> int:
@@ -262,7 +260,7 @@ def features(
     with ExitStack() as stack:
         if target is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))
-        begun = Dataset(str(Path(folder, "features") if target is None else target))
+        begun = Dataset(open_location(Path(folder, "features") if target is None else target))
         begun.check(overwrite)
         crew = stack.enter_context(open_executor(check_threads(threads), client, progress=progress))
         dataset = begun.begin()
@@ -286,7 +284,7 @@ def features(
 def measure_features(survey: FeatureJob, crew: Executor, names: Mapping[str, str]) -> None:
     """Measure all regions, put the tables together, and publish them, with a note of what they are of."""
     regions = [(survey, number) for number in range(len(survey.tiling))]
-    indices: tuple[dict[int, Index], dict[int, Index]] = {}, {}
+    indices: tuple[dict[int, BatchIndex], dict[int, BatchIndex]] = {}, {}
     for number, *found in crew.each("measure", measure_feature_region, regions, len(regions)):
         for kind, index in zip(indices, found, strict=True):
             if len(index):
@@ -313,7 +311,7 @@ def measure_features(survey: FeatureJob, crew: Executor, names: Mapping[str, str
     )
 
 
-def measure_feature_region(survey: FeatureJob, number: int) -> tuple[int, Index, Index]:
+def measure_feature_region(survey: FeatureJob, number: int) -> tuple[int, BatchIndex, BatchIndex]:
     """Measure a region, and leave the rows of its supervoxels and contacts in scratch."""
     box, window = survey.tiling.box(number), survey.tiling.above(number)
     labels = read_labels(survey.labels, window, narrow=True)
@@ -342,7 +340,7 @@ def write_edges(survey: FeatureJob, number: int, part: LabelRange, ends: list[tu
     # In pieces, for a background may touch millions of others, and each brings its histogram.
     for begin in range(0, max(len(rows), 1), RANGE):
         piece = rows[begin : begin + RANGE]
-        touching = survey.dataset.rows_of(np.unique(piece[:, :2]), columns, ends)
+        touching = survey.dataset.read_rows(np.unique(piece[:, :2]), columns, ends)
         tables.append(edge_table(piece, touching, survey.space))
     survey.dataset.write(EDGES, number, pa.concat_tables(tables))
     return len(rows)

@@ -23,7 +23,8 @@ from pyarrow import csv
 from dseeds.io.source import shorten, summarise_error
 from dseeds.measure.kernels.painting import distinct
 from dseeds.storage.location import LocalLocation, Location, open_location
-from dseeds.storage.parquet_dataset import MARKER, NOTE, TABLE, Dataset
+from dseeds.storage.ownership import MARKER
+from dseeds.storage.parquet_dataset import NOTE, TABLE, Dataset
 
 # Rows that are held in memory whatever they come in: 16 bytes each.
 HELD = 1 << 24
@@ -260,7 +261,7 @@ def _files(address: str) -> Iterator[tuple[Location, str]]:
     names = sorted(place.names(), key=lambda name: (len(name), name))
     if {NOTE, MARKER} & set(names):
         # An unfinished one is refused.
-        Dataset(address).note()
+        Dataset(open_location(address)).note()
         names = [name for name in names if name.startswith(f"{TABLE}/")]
     found = [name for name in names if name.lower().endswith(PARQUET)]
     if names and not found:

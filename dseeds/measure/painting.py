@@ -36,16 +36,15 @@ from dseeds.parallel.cluster import local_capacity, parse_memory
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_group import (
     ATTRIBUTE,
-    SCRATCH,
     LabelGroup,
     begin_target,
-    check_apart,
     check_target,
     publish_labels,
     remove_target,
     written_by,
 )
 from dseeds.storage.location import is_remote, open_location
+from dseeds.storage.ownership import SCRATCH, check_apart
 from dseeds.storage.slabs import thickness
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, Layout
 
@@ -288,7 +287,7 @@ def _paint_zarr(
     place, run, labels = open_location(target), uuid.uuid4().hex[:16], painting.labels
     begin_target(place, run, overwrite)
     try:
-        out = LabelGroup(place.address, run=run)
+        out = LabelGroup(place, run=run)
         out.create(layout)
         copy = materialise(labels, place.at(SCRATCH), "labels", anywhere=crew.client is not None)
         shared: Any = replace(painting, labels=copy)

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dseeds.core.optional import import_optional
-from dseeds.storage.parquet_dataset import EDGES, MARKER, TABLE, Dataset
+from dseeds.storage.location import open_location
+from dseeds.storage.ownership import MARKER
+from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
 
 if TYPE_CHECKING:
     import networkx
@@ -305,8 +307,8 @@ def _parts(features: str | os.PathLike[str] | Features, table: str) -> Iterator[
                 yield part
             return
         features = features.address
-    dataset = Dataset(os.fspath(features))
-    if dataset.place.read(MARKER) is not None:
+    dataset = Dataset(open_location(features))
+    if dataset.location.read(MARKER) is not None:
         # It is unfinished, and says so.
         dataset.note()
     numbers = dataset.parts(table)

@@ -22,7 +22,8 @@ from dseeds.io import Source
 from dseeds.io.labels import read_labels
 from dseeds.quality import kernels as kernel
 from dseeds.quality.metrics import Rows, Tally, count_supervoxels
-from dseeds.storage.label_records import Index, LabelRange, LabelRecords
+from dseeds.storage.label_records import BatchIndex, LabelRange, LabelRecords
+from dseeds.storage.location import open_location
 
 # What a row tells of its label, in its second column: voxels, pairs of these that touch, components and the sum of
 # deviations; or a true segment and the voxels in common; or a patch of the border between two regions and the component
@@ -72,7 +73,7 @@ class QualityJob:
     @property
     def records(self) -> LabelRecords:
         """What regions say of labels."""
-        return LabelRecords(self.scratch, "rows", COLUMNS)
+        return LabelRecords(open_location(self.scratch).at("rows"), COLUMNS)
 
     @cached_property
     def nearby(self) -> NDArray[np.int64]:
@@ -98,7 +99,7 @@ class RegionCounts:
     ----------
     box : Box
         The region.
-    index : Index
+    index : BatchIndex
         Of the rows that it has left.
     planes : ndarray of int64, shape (3, n, 2)
         See `kernel.evaluation.count_faces`.
@@ -109,7 +110,7 @@ class RegionCounts:
     """
 
     box: Box
-    index: Index
+    index: BatchIndex
     planes: Rows
     boundaries: tuple[int, int]
     squares: Rows

@@ -1,58 +1,59 @@
-"""The output: how labels are written, how an output of ours is recognised, begun, published and removed.
+"""Zarr groups of labels: writing and reading labels, and beginning, publishing and removing an output.
 
-What makes a target an image is written last, and what is not this program's is never touched.
+The metadata that turns a folder into an image is written last. Files that this program did not write are never touched.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import AXES, Box
 from dseeds.storage import zarr_arrays
-from dseeds.storage.location import Location, is_remote, open_location
+from dseeds.storage.location import LocalLocation, Location
+from dseeds.storage.ownership import MARKER, SCRATCH, check_folder, check_overwrite
 from dseeds.storage.zarr_arrays import Layout, ScratchCorrupted
 
-MARKER, SCRATCH = "dseeds-incomplete.json", "scratch"
-# What no folder of Zarr should be called, for other programs would take it for a file of theirs.
+# Endings that a Zarr folder must not have, because other programs would take it for a file of that format.
 FILE_ENDINGS = (".nii", ".nii.gz", ".tif", ".tiff", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npy")
 ATTRIBUTE = "dseeds"
-# Levels of a pyramid, with the full resolution: each but the first is at most half as long along some axis.
-MOST_LEVELS = 64
+# Levels of a pyramid, including the full resolution: each halves at least one axis.
+MAX_PYRAMID_LEVELS = 64
 _COPY = re.compile(r"labels-[0-9a-f]{32}")
-# What zarr leaves of a file that it was writing when it was killed.
 _LEVEL = re.compile("|".join(f"{1 << level}x" for level in range(1, 17)))
+# A file that zarr was writing when it was killed.
 _PARTIAL = re.compile(r"(?:zarr|\d+)\.[0-9a-f]{32}\.partial")
 
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """The array that labels are written to: in the target or, on their way to NIfTI, in scratch.
+    """An array of labels: in the target, or in scratch if the target is a NIfTI file.
 
     Attributes
     ----------
-    address : str
-        The folder or bucket's prefix that holds it.
+    location : Location
+        The group that contains the array.
     name : str
-        The array in it.
+        The array.
     run : str, optional
-        The run whose unfinished output it has to be to be written to: a task that comes late finds another's there.
+        The run that has to own the unfinished group before labels are written. A late task of a run that was replaced
+        would otherwise write into the output of another.
     """
 
-    address: str
+    location: Location
     name: str = "0"
     run: str = ""
 
     def create(self, layout: Layout) -> None:
-        """Create the array, empty, unless it is there."""
-        layout.create(open_location(self.address).zarr(self.name), dimension_names=AXES)
+        """Create the array, empty, unless it exists."""
+        layout.create(self.location.zarr(self.name), dimension_names=AXES)
 
     def write(self, box: Box, values: NDArray[Any]) -> None:
         """Write labels in a box (z, y, x) of whole shards.
@@ -60,20 +61,20 @@ class LabelGroup:
         Raises
         ------
         RuntimeError
-            If the output is not the run's, or is no longer unfinished.
+            If the group is finished, or belongs to another run.
         """
-        if self.run and written_by(open_location(self.address)) != self.run:
-            raise RuntimeError(f"{self.address} is no longer this run's to write to.")
-        zarr_arrays.write_array(self.address, self.name, box, values, self.run)
-        # Scratch is noticed to be damaged when it is read. Labels are read by nobody before they are published.
-        zarr_arrays.settle(self.address, self.name, box.slices, self.run)
+        if self.run:
+            check_written_by(self.location, self.run)
+        zarr_arrays.write_array(self.location, self.name, box, values, self.run)
+        # Damage to scratch shows when it is read, but labels are not read before they are published.
+        zarr_arrays.sync_shards(self.location, self.name, box.slices, self.run)
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Read labels; `ScratchCorrupted` if they are not all there."""
-        return zarr_arrays.read_array(self.address, self.name, box, self.run)
+        """Read the labels in a box; raise ScratchCorrupted if some are missing."""
+        return zarr_arrays.read_array(self.location, self.name, box, self.run)
 
-    def whole(self, box: Box) -> bool:
-        """Tell whether all labels in a box are there and can be read."""
+    def is_complete(self, box: Box) -> bool:
+        """Return whether all labels in a box exist and can be read."""
         try:
             self.read(box)
         except (ScratchCorrupted, FileNotFoundError):
@@ -82,7 +83,7 @@ class LabelGroup:
 
 
 def level_name(level: int) -> str:
-    """Name the array of a level's labels: 0 for the supervoxels, 1 for those of twice the step.
+    """Return the name of a level's label array: 0 for the supervoxels, 1 for those of twice the step.
 
     >>> level_name(0), level_name(2)
     ('0', '4x/0')
@@ -91,7 +92,7 @@ def level_name(level: int) -> str:
 
 
 def parents_name(level: int) -> str:
-    """Name the table that tells which supervoxel of a level each one of the level before it is part of.
+    """Return the name of the table that maps the supervoxels of the previous level to their parents in this one.
 
     >>> parents_name(1)
     '2x/parents'
@@ -99,19 +100,25 @@ def parents_name(level: int) -> str:
     return f"{1 << level}x/parents"
 
 
-def is_ours(target: Location) -> bool:
-    """Tell whether a group of labels, of what was painted by them or imported, was written by this program."""
+def is_our_group(target: Location) -> bool:
+    """Return whether this program wrote a group of labels, or of values painted from them, or of an imported image."""
     if target.read(MARKER) is not None:
         return True
     try:
-        noted = json.loads(target.read("zarr.json") or b"")["attributes"][ATTRIBUTE]
-        return isinstance(noted.get("supervoxels"), int) or isinstance(noted.get("painted", noted.get("imported")), str)
-    except (AttributeError, OSError, ValueError, KeyError, TypeError):
+        attributes = _metadata(target)[ATTRIBUTE]
+        origin = attributes.get("painted", attributes.get("imported"))
+        return isinstance(attributes.get("supervoxels"), int) or isinstance(origin, str)
+    except (AttributeError, OSError, ValueError, LookupError, TypeError):
         return False
 
 
+def _metadata(target: Location) -> Any:
+    """Return the attributes of a group."""
+    return json.loads(target.read("zarr.json") or b"")["attributes"]
+
+
 def _is_our_name(name: str, levels: int) -> bool:
-    """Tell whether a file is one that this program writes into a group of so many levels of a pyramid."""
+    """Return whether this program writes a file of this name into a group with this many pyramid levels."""
     first, *rest = name.split("/")
     if not rest:
         return first in {"zarr.json", MARKER}
@@ -125,108 +132,70 @@ def _is_our_name(name: str, levels: int) -> bool:
         if not rest:
             return first in {"zarr.json", "zarr"}
         arrays = {*pyramid, "parents"} if not scratch else {first} if _COPY.fullmatch(first) else set()
-    chunk = rest[0] == "c" and all(part.isdecimal() for part in rest[1:])
-    return first in arrays and (rest in (["zarr.json"], ["zarr"]) or chunk)
+    is_chunk = rest[0] == "c" and all(part.isdecimal() for part in rest[1:])
+    return first in arrays and (rest in (["zarr.json"], ["zarr"]) or is_chunk)
 
 
 def _pyramid_levels(target: Location) -> int:
-    """Tell how many levels the pyramid of an output of ours has, or may have while it is unfinished."""
+    """Return the number of pyramid levels of a group, or the largest possible number while it is unfinished."""
     if target.read(MARKER) is not None:
-        return MOST_LEVELS
+        return MAX_PYRAMID_LEVELS
     try:
-        datasets = json.loads(target.read("zarr.json") or b"")["attributes"]["ome"]["multiscales"][0]["datasets"]
-        return min(MOST_LEVELS, len(datasets))
+        return min(MAX_PYRAMID_LEVELS, len(_metadata(target)["ome"]["multiscales"][0]["datasets"]))
     except (ValueError, LookupError, TypeError):
         return 1
 
 
-def _stranger(target: Location) -> str | None:
-    """Find something in a group of labels that this program does not write."""
+def _find_stranger(target: Location) -> str | None:
+    """Return the name of a file in a group that this program does not write, if there is one."""
     levels = _pyramid_levels(target)
-    if is_remote(target.address):
+    if not isinstance(target, LocalLocation):
         return next((name for name in target.names() if not _is_our_name(name, levels)), None)
-    folder = Path(target.address)
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        # Folders are known by what lies in them, but for those whose names are enough.
-        known = _is_our_name(name, levels) or (path.is_dir() and _is_our_name(f"{name}/zarr.json", levels))
-        if path.is_symlink() or not known:
+    for path in target.path.rglob("*"):
+        name = path.relative_to(target.path).as_posix()
+        # A folder is ours if it is named like one of our arrays; otherwise its contents decide.
+        is_ours = _is_our_name(name, levels) or (path.is_dir() and _is_our_name(f"{name}/zarr.json", levels))
+        if path.is_symlink() or not is_ours:
             return name
     return None
 
 
 def check_target(target: Location, overwrite: bool) -> None:
-    """Refuse a target that would lose something.
+    """Raise unless a group of labels may be written to a target.
 
     Raises
     ------
     FileExistsError
-        If the target exists and is not to be overwritten, or is not this program's output.
+        If the target exists, and was not written by this program or `overwrite` is not set.
     FileNotFoundError
-        If the folder that it is to lie in does not exist.
+        If the parent folder does not exist.
     ValueError
-        If its name is that of a file of another format.
+        If the target has the ending of another format.
     """
-    where = target.address
-    name = where.rpartition("/")[2]
+    name = target.address.rpartition("/")[2]
     if name.lower().endswith(FILE_ENDINGS):
         raise ValueError(
             f"{name} would be a file, but what is written here is Zarr: name a target such as labels.zarr, and make a "
             "file of it with dseeds export."
         )
-    if not is_remote(where):
-        _check_local(Path(where))
-    elif target.read("zarr.json") is None and next(target.names(), None) is None:
-        return
-    if not is_remote(where) and not Path(where).exists():
-        return
-    if not is_ours(target):
-        raise FileExistsError(f"{where} exists and was not written by dseeds; it is not overwritten.")
-    stranger = _stranger(target)
-    if stranger:
-        raise FileExistsError(f"{where} holds {stranger}, which dseeds did not write; it is not overwritten.")
-    if not overwrite:
-        raise FileExistsError(
-            f"{where} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
-        )
-
-
-def _check_local(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {target.parent} for the target does not exist.")
-    if target.is_symlink():
-        raise FileExistsError(f"{target} is a link; name the place that it leads to.")
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"{target} exists and was not written by dseeds; it is not overwritten.")
-
-
-def check_apart(target: str, *paths: str | None) -> None:
-    """Refuse a target that is or holds what is read.
-
-    Raises
-    ------
-    FileExistsError
-        If it does.
-    """
-    for path in paths:
-        if path is not None and is_remote(target) == is_remote(path) and _holds(target, path):
-            raise FileExistsError(f"{target} is the source, or holds it: name another target.")
-
-
-def _holds(target: str, path: str) -> bool:
-    if is_remote(target):
-        return target in {path, *(path[:end] for end, letter in enumerate(path) if letter == "/")}
-    source = Path(path).resolve()
-    return Path(target).resolve() in {source, *source.parents}
+    check_folder(target)
+    if isinstance(target, LocalLocation):
+        exists = target.path.exists()
+    else:
+        exists = target.read("zarr.json") is not None or next(target.names(), None) is not None
+    if exists:
+        is_ours = is_our_group(target)
+        stranger = _find_stranger(target) if is_ours else None
+        check_overwrite(target.address, overwrite, is_ours=is_ours, stranger=stranger)
 
 
 def begin_target(target: Location, run: str, overwrite: bool = False) -> None:
-    """Remove an older output of ours, and mark the target as incomplete and a run's; not if it is that run's already.
+    """Replace an older output by an unfinished one of a run, unless the run has begun it already.
 
     Raises
     ------
     FileExistsError
-        As `check_target`: something may have come to be there since the run began.
+        See `check_target`: something may have been written there after the run started.
     """
     if written_by(target) == run:
         return
@@ -235,20 +204,48 @@ def begin_target(target: Location, run: str, overwrite: bool = False) -> None:
     _mark(target, run)
 
 
+@contextmanager
+def unfinished_target(target: Location, overwrite: bool) -> Iterator[str]:
+    """Begin an output for a new run, to be published within the block, and remove it again if the block fails.
+
+    Yields
+    ------
+    str
+        The run.
+    """
+    run = uuid.uuid4().hex[:16]
+    begin_target(target, run, overwrite)
+    try:
+        yield run
+    except BaseException:
+        # Another run may have taken the target over.
+        if written_by(target) == run:
+            remove_target(target)
+        raise
+
+
 def written_by(target: Location) -> str | None:
-    """Give the run that a target is unfinished of."""
+    """Return the run that an unfinished output belongs to."""
     try:
         return str(json.loads(target.read(MARKER) or b"")["run"])
     except (ValueError, KeyError, TypeError):
         return None
 
 
+def check_written_by(target: Location, run: str) -> None:
+    """Raise RuntimeError unless a target is the unfinished output of a run."""
+    if written_by(target) != run:
+        raise RuntimeError(
+            f"{target.address} is no longer this run's to write to: another run replaced it, or it was removed."
+        )
+
+
 def published_by(target: Location) -> str | None:
-    """Give the run that a target is the finished output of."""
+    """Return the run that wrote a finished output."""
     if target.read(MARKER) is not None:
         return None
     try:
-        return str(json.loads(target.read("zarr.json") or b"")["attributes"][ATTRIBUTE]["run"])
+        return str(_metadata(target)[ATTRIBUTE]["run"])
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -259,11 +256,11 @@ def _mark(target: Location, run: str) -> None:
 
 
 def remove_target(target: Location) -> None:
-    """Remove what this program wrote, and nothing else."""
+    """Remove what this program wrote to a target, and nothing else."""
     if next(target.names(), None) is None:
         return
-    # What makes it an image goes first and the marker last: cut short, it is unfinished, but known as ours. A full disk
-    # takes no marker, but can be emptied.
+    # The metadata goes first and the marker last: an interrupted removal leaves an unfinished output of ours. A full
+    # disk has no space for the marker, but can still be emptied.
     with suppress(OSError):
         _mark(target, "")
     target.delete(["zarr.json"])
@@ -271,22 +268,22 @@ def remove_target(target: Location) -> None:
         if name.isdecimal() or name == SCRATCH or _LEVEL.fullmatch(name):
             target.clear(name)
     target.delete([MARKER])
-    if not is_remote(target.address):
+    if isinstance(target, LocalLocation):
         with suppress(OSError):
-            Path(target.address).rmdir()
+            target.path.rmdir()
 
 
 def publish_labels(target: Location, attributes: Mapping[str, Any], levels: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Make the target a group with these attributes, the last thing that is written; before it, groups of its levels.
+    """Write the metadata that makes a target a finished group, as the last step.
 
     Parameters
     ----------
-    target : Place
+    target : Location
         The target.
     attributes : dict
-        Of the group.
+        The group's attributes.
     levels : sequence of dict
-        What readers of OME-Zarr want to know of each coarser level.
+        The OME-Zarr metadata of each coarser level, whose groups are written first.
     """
     for level, ome in enumerate(levels, 1):
         target.write(f"{1 << level}x/zarr.json", _group({"ome": ome}))

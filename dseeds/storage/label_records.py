@@ -1,64 +1,58 @@
-"""Rows of integers by label that regions leave, and that are put together label by label, in any number.
+"""Integer rows sorted by label, which regions write and which are merged label by label, in any number.
 
-A region's rows are sorted by their label and lie in a file of its own, in batches that can be read alone. Who puts
-them together reads, for a range of labels, the batches that have some of them: so nobody ever holds more than a range.
+Each region writes a file of its own, in batches that can be read separately. A reader of a range of labels fetches only
+the batches that contain some of them, so that no process ever holds more than one range.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dseeds.storage.location import Location, open_location
+from dseeds.storage.location import Location
 
-# Rows in a batch, and in a range about.
+# Rows in a batch, and the approximate number of rows in a range.
 BATCH, RANGE = 512, 1 << 16
-# Of an index, which has a row for each batch: the first and the last label, rows, where it lies, and its checksum.
+# The columns of an index, which has a row for each batch: its first and last label, its number of rows, its first byte
+# and the one after its last, and its checksum.
 FIRST, LAST, ROWS, BEGIN, END, CHECKSUM = range(6)
-Index = NDArray[np.int64]
+BatchIndex: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class LabelRecords:
-    """Rows of one kind, left by regions.
+    """Rows of one kind, written by regions.
 
     Attributes
     ----------
-    address : str
-        The folder or bucket's prefix that they lie in.
-    name : str
-        The kind.
+    location : Location
+        The folder of the regions' files.
     width : int
         Columns of a row, of which the first is its label.
     """
 
-    address: str
-    name: str
+    location: Location
     width: int
 
-    @property
-    def place(self) -> Location:
-        """Where they lie."""
-        return open_location(self.address).at(self.name)
-
-    def write(self, number: int, rows: NDArray[np.int64]) -> Index:
-        """Write a region's rows, sorted by label, and give their index."""
+    def write(self, number: int, rows: NDArray[np.int64]) -> BatchIndex:
+        """Write the rows of a region, sorted by label, and return their index."""
         index, pieces, begin = [], [], 0
         for first in range(0, len(rows), BATCH):
             batch = rows[first : first + BATCH]
-            # Column by column, neighbours are alike.
+            # Values of one column resemble each other, so they compress better side by side.
             content = np.ascontiguousarray(batch.T).tobytes()
             piece = pa.compress(content, codec="zstd", asbytes=True)
             pieces.append(piece)
             index.append((batch[0, 0], batch[-1, 0], len(batch), begin, begin + len(piece), zlib.crc32(content)))
             begin += len(piece)
         if pieces:
-            self.place.write(str(number), b"".join(pieces))
+            self.location.write(str(number), b"".join(pieces))
         return np.array(index, np.int64).reshape(-1, 6)
 
     def read(self, part: LabelRange) -> NDArray[np.int64]:
@@ -69,67 +63,67 @@ class LabelRecords:
         OSError
             If a file is missing or damaged.
         """
-        found = [np.zeros((0, self.width), np.int64)]
+        batches = [np.zeros((0, self.width), np.int64)]
         for number, index in part.batches:
-            content = self.place.read_part(str(number), int(index[0, BEGIN]), int(index[-1, END]))
-            for batch in index:
-                piece = content[batch[BEGIN] - index[0, BEGIN] : batch[END] - index[0, BEGIN]]
-                rows = self._decoded(piece, batch)
-                found.append(rows[(rows[:, 0] >= part.lo) & (rows[:, 0] < part.hi)])
-        rows = np.concatenate(found)
+            content = self.location.read_part(str(number), int(index[0, BEGIN]), int(index[-1, END]))
+            for entry in index:
+                piece = content[entry[BEGIN] - index[0, BEGIN] : entry[END] - index[0, BEGIN]]
+                rows = self._decode(piece, entry)
+                batches.append(rows[(rows[:, 0] >= part.lo) & (rows[:, 0] < part.hi)])
+        rows = np.concatenate(batches)
         return rows[np.argsort(rows[:, 0], kind="stable")]
 
-    def _decoded(self, piece: bytes, batch: Index) -> NDArray[np.int64]:
-        size = int(batch[ROWS]) * self.width * 8
+    def _decode(self, piece: bytes, entry: BatchIndex) -> NDArray[np.int64]:
+        size = int(entry[ROWS]) * self.width * 8
         try:
             content = pa.decompress(piece, size, codec="zstd", asbytes=True)
         except OSError:
             content = b""
-        if zlib.crc32(content) != batch[CHECKSUM]:
-            raise OSError(f"{self.place.address} is damaged, which is scratch of this run: run it again.")
+        if zlib.crc32(content) != entry[CHECKSUM]:
+            raise OSError(f"{self.location.address}, scratch of this run, is damaged: run it again.")
         return np.frombuffer(content, np.int64).reshape(self.width, -1).T
 
 
 @dataclass(frozen=True)
 class LabelRange:
-    """A range of labels, and where their rows are.
+    """A range of labels, and the batches that contain some of them.
 
     Attributes
     ----------
     lo, hi : int
-        The first label, and the first one after the range.
-    batches : tuple of (int, Index)
-        For regions that have some, the part of their index that tells of them.
+        The first label, and the one after the last.
+    batches : tuple of (int, BatchIndex)
+        Regions, and the entries of their indices.
     """
 
     lo: int
     hi: int
-    batches: tuple[tuple[int, Index], ...]
+    batches: tuple[tuple[int, BatchIndex], ...]
 
 
-def label_ranges(indices: dict[int, Index], rows: int = RANGE) -> Iterator[LabelRange]:
-    """Cut all labels into ranges of about so many rows, in order.
+def label_ranges(indices: dict[int, BatchIndex], rows: int = RANGE) -> Iterator[LabelRange]:
+    """Yield consecutive ranges that cover all labels, each with about the same number of rows.
 
     Parameters
     ----------
-    indices : dict of int to Index
-        The regions' indices.
+    indices : dict of int to BatchIndex
+        The index of each region.
     rows : int
-        How many rows a range has at the most, unless a single label has more, or batches are wide.
+        The largest number of rows in a range, except where a single label or the overlap of batches exceeds it.
     """
     if not indices:
         return
     numbers = np.concatenate([np.full(len(index), number) for number, index in sorted(indices.items())])
     table = np.concatenate([index for _, index in sorted(indices.items())])
-    for lo, hi in _ranges(table, rows):
-        inside = np.flatnonzero((table[:, FIRST] < hi) & (table[:, LAST] >= lo))
-        cuts = np.flatnonzero(np.diff(numbers[inside])) + 1
-        groups: Sequence[NDArray[np.int64]] = np.split(inside, cuts)
+    for lo, hi in _cut_labels(table, rows):
+        overlapping = np.flatnonzero((table[:, FIRST] < hi) & (table[:, LAST] >= lo))
+        cuts = np.flatnonzero(np.diff(numbers[overlapping])) + 1
+        groups = np.split(overlapping, cuts)
         yield LabelRange(lo, hi, tuple((int(numbers[group[0]]), table[group]) for group in groups))
 
 
-def _ranges(table: Index, rows: int) -> Iterator[tuple[int, int]]:
-    """Choose where ranges begin and end: where batches begin."""
+def _cut_labels(table: BatchIndex, rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of ranges, which begin where batches begin."""
     order = np.argsort(table[:, FIRST], kind="stable")
     firsts, counts = table[order, FIRST], np.cumsum(table[order, ROWS])
     lo, done, last = int(firsts[0]), 0, int(table[:, LAST].max())

@@ -1,4 +1,4 @@
-"""Places that small files and Zarr arrays lie in: folders, and prefixes of buckets in object stores."""
+"""Locations that hold small files and Zarr arrays: local folders, and prefixes in the buckets of object stores."""
 
 from __future__ import annotations
 
@@ -10,69 +10,85 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from dseeds.storage.object_store import PrefixStore, RemoteLocation
+from typing_extensions import override
 
-# The schemes of object stores, and what they are called in addresses.
+from dseeds.storage.object_store import (
+    PrefixStore,
+    connect_prefix,
+    create_object,
+    delete_objects,
+    describe_store_error,
+    get_object,
+    get_range,
+    join_key,
+    list_objects,
+    put_object,
+)
+
+# The schemes of object stores, and how addresses spell them.
 _SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az", "azure": "az", "abfs": "abfs", "abfss": "abfss"}
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 
 
 class Location(Protocol):
-    """Somewhere that small files and Zarr arrays lie, each under a key such as ``"a/b.json"``.
+    """A place for small files and Zarr arrays, each under a key such as ``"a/b.json"``.
 
-    A key is not also the folder of others: what a folder cannot hold, a place should not.
+    No key is also a prefix of another key followed by a slash, since a folder could not hold both.
     """
+
+    def __hash__(self) -> int:
+        return hash(self.address)
 
     @property
     def address(self) -> str:
         """An absolute path, or a URL without a trailing slash."""
 
     def read(self, key: str) -> bytes | None:
-        """Read a file; None where there is none."""
+        """Read a file; return None if it does not exist."""
 
     def read_part(self, key: str, begin: int, end: int) -> bytes:
-        """Read the bytes of a file from `begin` up to `end`; `FileNotFoundError` where there is none."""
+        """Read the bytes of a file from `begin` up to `end`; raise FileNotFoundError if it does not exist."""
 
     def write(self, key: str, data: bytes) -> None:
-        """Write or replace a file, whole or not at all."""
+        """Write or replace a file atomically."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write a file, whole, unless there is one: of many who try, one gets True, and all others False."""
+        """Write a file atomically unless it exists; of several concurrent calls, exactly one returns True."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove files. What is missing does not matter."""
+        """Remove files, ignoring missing ones."""
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """List all keys below a prefix, which is a folder's name, in any order, relative to the place."""
+        """List all keys in a folder, recursively and in any order, relative to the location."""
 
     def clear(self, prefix: str = "") -> None:
-        """Remove all that lies below a prefix, and the folder itself where there is one. Links are not followed."""
+        """Remove everything in a folder, and the folder itself. Links are not followed."""
 
     def at(self, name: str) -> Location:
-        """Give a place within this one."""
+        """Return a location within this one."""
 
     def zarr(self, name: str = "") -> Path | PrefixStore:
-        """Give what `zarr.create_array` and `zarr.open_array` take for an array or group of this name."""
+        """Return the store of an array or group, for `zarr.create_array` and `zarr.open_array`."""
 
 
 def is_remote(address: str | os.PathLike[str]) -> bool:
-    """Tell whether an address is one in an object store.
+    """Return whether an address is in an object store.
 
     Examples
     --------
     >>> is_remote("s3://bucket/a.zarr"), is_remote("a.zarr"), is_remote("https://example.org/a.zarr")
     (True, False, False)
     """
-    scheme, found, _ = str(os.fspath(address)).partition("://")
-    return bool(found) and scheme.lower() in _SCHEMES
+    scheme, separator, _ = str(os.fspath(address)).partition("://")
+    return bool(separator) and scheme.lower() in _SCHEMES
 
 
 def open_location(address: str | os.PathLike[str]) -> Location:
-    """Give the place at a path or URL, whether or not anything lies there yet.
+    """Return the location at a path or URL, which need not exist yet.
 
     Parameters
     ----------
@@ -91,7 +107,7 @@ def open_location(address: str | os.PathLike[str]) -> Location:
     's3://bucket/images/a.zarr'
     """
     text = str(os.fspath(address))
-    scheme, found, rest = text.partition("://")
+    scheme, separator, rest = text.partition("://")
     if is_remote(text):
         bucket, *keys = rest.split("/")
         if not bucket:
@@ -99,14 +115,31 @@ def open_location(address: str | os.PathLike[str]) -> Location:
         return RemoteLocation(f"{_SCHEMES[scheme.lower()]}://{bucket}", "/".join(filter(None, keys)))
     if scheme == "file":
         return LocalLocation(Path(url2pathname(urlsplit(text).path)))
-    if found:
+    if separator:
         raise ValueError(f"{text} is neither a path nor an address in an object store (s3://, gs://, az://)")
     return LocalLocation(Path(text).expanduser().absolute())
 
 
+def open_parent(address: str | os.PathLike[str]) -> tuple[Location, str]:
+    """Return the location that contains the file at a path or URL, and the file's key there.
+
+    Examples
+    --------
+    >>> parent, name = open_parent("s3://bucket/tables/a.parquet")
+    >>> parent.address, name
+    ('s3://bucket/tables', 'a.parquet')
+    """
+    location = open_location(address)
+    if isinstance(location, RemoteLocation):
+        prefix, _, name = location.prefix.rpartition("/")
+        return RemoteLocation(location.bucket, prefix), name
+    path = Path(location.address)
+    return LocalLocation(path.parent), path.name
+
+
 @dataclass(frozen=True)
-class LocalLocation:
-    """A folder as a `Location`.
+class LocalLocation(Location):
+    """A folder on this machine.
 
     Parameters
     ----------
@@ -117,33 +150,34 @@ class LocalLocation:
     path: Path
 
     @property
+    @override
     def address(self) -> str:
-        """See `Location.address`."""
         return str(self.path)
 
+    @override
     def read(self, key: str) -> bytes | None:
-        """See `Location.read`."""
         try:
             return (self.path / key).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
+    @override
     def read_part(self, key: str, begin: int, end: int) -> bytes:
-        """See `Location.read_part`."""
         with (self.path / key).open("rb") as file:
             file.seek(begin)
             return file.read(end - begin)
 
+    @override
     def write(self, key: str, data: bytes) -> None:
-        """See `Location.write`."""
         target = self.path / key
         with _partial(target, data) as partial:
             partial.replace(target)
 
+    @override
     def create(self, key: str, data: bytes) -> bool:
-        """See `Location.create`. Where the file system knows no links, a reader may see it before it is whole."""
+        # On a file system without hard links, a reader may see the file before it is complete.
         target = self.path / key
-        # On a full disk too there may be one already.
+        # Without this check, a full disk would raise before the existing file is noticed.
         if os.path.lexists(target):
             return False
         try:
@@ -153,14 +187,15 @@ class LocalLocation:
             return False
         return True
 
+    @override
     def delete(self, keys: Iterable[str]) -> None:
-        """See `Location.delete`."""
         for key in keys:
             with suppress(FileNotFoundError, NotADirectoryError):
                 (self.path / key).unlink()
 
+    @override
     def names(self, prefix: str = "") -> Iterator[str]:
-        """See `Location.names`. A link is a name, wherever it leads."""
+        # A link is a file, even if it leads to a folder.
         try:
             entries = list(os.scandir(self.path / prefix))
         except (FileNotFoundError, NotADirectoryError):
@@ -172,35 +207,35 @@ class LocalLocation:
             elif not _PARTIAL.fullmatch(entry.name):
                 yield key
 
+    @override
     def clear(self, prefix: str = "") -> None:
-        """See `Location.clear`."""
         folder = self.path / prefix
         if folder.is_symlink() and folder.is_dir():
             folder.unlink()
         while folder.is_dir():
-            # Another may be clearing it too.
+            # Another process may be clearing it too.
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
 
+    @override
     def at(self, name: str) -> LocalLocation:
-        """See `Location.at`."""
         return LocalLocation(self.path / name)
 
+    @override
     def zarr(self, name: str = "") -> Path:
-        """See `Location.zarr`."""
         return self.path / name
 
 
 @contextmanager
 def _partial(target: Path, data: bytes) -> Iterator[Path]:
-    """Write what a file shall hold next to it, and take it away again if it is not moved."""
+    """Write data to a temporary file beside its target, and remove that file unless it has been moved."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
             file.write(data)
             file.flush()
-            # What is empty cannot be torn by a power cut, and marks are many.
+            # A power cut cannot tear an empty file, and there are many empty markers.
             if data:
                 os.fsync(file.fileno())
         yield partial
@@ -221,3 +256,74 @@ def _link(partial: Path, target: Path, data: bytes) -> None:
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
+
+
+@dataclass(frozen=True)
+class RemoteLocation(Location):
+    """A prefix in a bucket. It pickles, without credentials.
+
+    Parameters
+    ----------
+    bucket : str
+        The bucket's URL.
+    prefix : str
+        The prefix of all keys, without slashes at its ends; may be empty.
+    """
+
+    bucket: str
+    prefix: str = ""
+
+    @property
+    @override
+    def address(self) -> str:
+        return join_key(self.bucket, self.prefix)
+
+    @override
+    def read(self, key: str) -> bytes | None:
+        with describe_store_error(self.address):
+            return get_object(self._store, self._key(key))
+
+    @override
+    def read_part(self, key: str, begin: int, end: int) -> bytes:
+        with describe_store_error(self.address):
+            return get_range(self._store, self._key(key), begin, end)
+
+    @override
+    def write(self, key: str, data: bytes) -> None:
+        with describe_store_error(self.address):
+            put_object(self._store, self._key(key), data)
+
+    @override
+    def create(self, key: str, data: bytes) -> bool:
+        with describe_store_error(self.address):
+            return create_object(self._store, self._key(key), data)
+
+    @override
+    def delete(self, keys: Iterable[str]) -> None:
+        with describe_store_error(self.address):
+            delete_objects(self._store, [self._key(key) for key in keys])
+
+    @override
+    def names(self, prefix: str = "") -> Iterator[str]:
+        paths = [path for path, *_ in list_objects(self._store, self._key(prefix))]
+        start = len(self.prefix) + 1 if self.prefix else 0
+        return (path[start:] for path in paths)
+
+    @override
+    def clear(self, prefix: str = "") -> None:
+        self.delete(self.names(prefix))
+
+    @override
+    def at(self, name: str) -> RemoteLocation:
+        return RemoteLocation(self.bucket, self._key(name))
+
+    @override
+    def zarr(self, name: str = "") -> PrefixStore:
+        return PrefixStore(self.bucket, self._key(name))
+
+    @property
+    def _store(self) -> Any:
+        return connect_prefix(self.bucket)
+
+    def _key(self, key: str) -> str:
+        return join_key(self.prefix, key)

@@ -1,7 +1,7 @@
-"""Prefixes of buckets in object stores, reached by obstore.
+"""Access to prefixes in the buckets of object stores, through obstore.
 
-The endpoint and the credentials are those that the environment of each process names at the time: nothing of them
-travels to workers, and who renews them is heard.
+Each process takes the endpoint and the credentials from its environment at every call: they never travel to workers,
+and renewed credentials take effect at once.
 """
 
 from __future__ import annotations
@@ -12,40 +12,39 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from typing_extensions import override
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from dseeds.core.optional import import_optional
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-_CLASSES = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "az"}
-# A store that errs or dawdles now and then is asked again, one that is dead is given up: how long that takes in seconds
-# may be set in the environment, for some prefer to wait for a store that is down. A silent one is waited for twice. A
-# request as a whole may take longer, as long as bytes arrive.
-PATIENCE, _PATIENCE = "DSEEDS_STORE_PATIENCE", 45.0
+_SCHEMES = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "az"}
+# Seconds for which a failing store is asked again before it is given up; the environment variable overrides them. A
+# store that does not answer at all takes two read timeouts. Transfers may take longer as long as bytes arrive.
+PATIENCE, _DEFAULT_PATIENCE = "DSEEDS_STORE_PATIENCE", 45.0
 _CLIENT = {
     "connect_timeout": timedelta(seconds=5),
     "read_timeout": timedelta(seconds=25),
     "timeout": timedelta(minutes=10),
 }
 _BACKOFF = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2}
-# How often what obstore does not repeat is begun anew.
+# Attempts at a request that obstore itself does not repeat.
 _ATTEMPTS = 8
-# In one request up to this size: of many parts, those of a writer that dies would stay, unseen but paid for.
+# Larger objects are uploaded in parts. Parts of a writer that dies stay in the store, invisible but billed.
 _PART = 64 << 20
-_BATCH = 10_000
+_DELETE_BATCH = 10_000
 _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 _REFUSED = (
     "401 Unauthorized",
@@ -55,109 +54,107 @@ _REFUSED = (
     "ExpiredToken",
     "InvalidToken",
     "TokenRefreshRequired",
-    # Where a machine in the cloud is told its own credentials, which are looked for last.
+    # The metadata services of clouds, which are asked for credentials last.
     "169.254.169.254",
     "metadata.google.internal",
 )
-_BROKEN_OFF = ("HTTP error", "response body", "NoSuchUpload")
+_INTERRUPTED = ("HTTP error", "response body", "NoSuchUpload")
 
 
-@dataclass(frozen=True)
-class RemoteLocation:
-    """A prefix of a bucket as a `Place`. It pickles, without credentials.
+def get_object(store: Any, path: str) -> bytes | None:
+    """Read an object; return None if it does not exist."""
+    try:
+        return bytes(_retry(lambda: _obstore().get(store, path).bytes()))
+    except FileNotFoundError as error:
+        if _is_missing_bucket(error):
+            raise
+        return None
 
-    Parameters
-    ----------
-    bucket : str
-        The bucket's URL.
-    prefix : str
-        What all keys begin with, without slashes at its ends; may be empty.
+
+def get_range(store: Any, path: str, begin: int, end: int) -> bytes:
+    """Read the bytes of an object from `begin` up to `end`; raise FileNotFoundError if it does not exist."""
+    return bytes(_retry(lambda: _obstore().get_range(store, path, start=begin, end=end)))
+
+
+def put_object(store: Any, path: str, data: bytes) -> None:
+    """Write or replace an object."""
+    _retry(lambda: _obstore().put(store, path, data, chunk_size=_PART))
+
+
+def create_object(store: Any, path: str, data: bytes) -> bool:
+    """Write an object unless it exists, and return whether this call wrote it."""
+    obstore, writer = _obstore(), uuid.uuid4().hex
+    try:
+        _retry(lambda: obstore.put(store, path, data, mode="create", attributes={"writer": writer}))
+    except obstore.exceptions.AlreadyExistsError:
+        # It may be ours, if the response was lost and the request was repeated.
+        with suppress(FileNotFoundError):
+            return bool(_retry(lambda: obstore.get(store, path).attributes).get("writer") == writer)
+        return False
+    return True
+
+
+def delete_objects(store: Any, paths: Sequence[str]) -> None:
+    """Remove objects, ignoring missing ones."""
+    for start in range(0, len(paths), _DELETE_BATCH):
+        batch = list(paths[start : start + _DELETE_BATCH])
+        try:
+            _retry(partial(_obstore().delete, store, batch))
+        except FileNotFoundError as error:
+            if _is_missing_bucket(error):
+                raise
+            # Some stores stop at the first missing object.
+            with ThreadPoolExecutor(16) as threads:
+                list(threads.map(lambda path: _delete_object(store, path), batch))
+
+
+def _delete_object(store: Any, path: str) -> None:
+    with suppress(FileNotFoundError):
+        _retry(lambda: _obstore().delete(store, path))
+
+
+def list_objects(store: Any, prefix: str) -> list[tuple[str, int, str]]:
+    """List the objects below a prefix: paths, sizes, and tags that change with the content."""
+
+    def entries() -> list[tuple[str, int, str]]:
+        pages = _obstore().list(store, prefix or None, chunk_size=1000)
+        return [
+            (entry["path"], entry["size"], entry["e_tag"] or entry["last_modified"].isoformat())
+            for page in pages
+            for entry in page
+        ]
+
+    with describe_store_error(url_of(store, prefix) or prefix):
+        return _retry(entries)
+
+
+def url_of(store: Any, path: str) -> str | None:
+    """Return the URL of a path in a store of obstore, or None if the kind of store has no URLs."""
+    scheme = _SCHEMES.get(type(store).__name__)
+    if scheme is None:
+        return None
+    bucket = store.config.get("bucket") or store.config.get("container_name")
+    return "/".join(filter(None, (f"{scheme}://{bucket}", str(store.prefix or "").strip("/"), path)))
+
+
+def join_key(prefix: str, key: str) -> str:
+    """Join a prefix and a key, either of which may be empty.
+
+    >>> join_key("a/b", "c"), join_key("", "c")
+    ('a/b/c', 'c')
     """
-
-    bucket: str
-    prefix: str = ""
-
-    @property
-    def address(self) -> str:
-        """See `Place.address`."""
-        return _joined(self.bucket, self.prefix)
-
-    def read(self, key: str) -> bytes | None:
-        """See `Place.read`."""
-        obstore = _obstore()
-        with describe_store_error(self.address):
-            try:
-                return bytes(_persist(lambda: obstore.get(self._store, self._key(key)).bytes()))
-            except FileNotFoundError as error:
-                if _is_of_bucket(error):
-                    raise
-                return None
-
-    def read_part(self, key: str, begin: int, end: int) -> bytes:
-        """See `Place.read_part`."""
-        with describe_store_error(self.address):
-            return bytes(_persist(lambda: _obstore().get_range(self._store, self._key(key), start=begin, end=end)))
-
-    def write(self, key: str, data: bytes) -> None:
-        """See `Place.write`."""
-        with describe_store_error(self.address):
-            _persist(lambda: _obstore().put(self._store, self._key(key), data, chunk_size=_PART))
-
-    def create(self, key: str, data: bytes) -> bool:
-        """See `Place.create`."""
-        obstore, where, name = _obstore(), self._key(key), uuid.uuid4().hex
-        with describe_store_error(self.address):
-            try:
-                _persist(lambda: obstore.put(self._store, where, data, mode="create", attributes={"writer": name}))
-            except obstore.exceptions.AlreadyExistsError:
-                # Perhaps it is ours: the answer was lost, and the request made again.
-                with suppress(FileNotFoundError):
-                    return bool(_persist(lambda: obstore.get(self._store, where).attributes).get("writer") == name)
-                return False
-        return True
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """See `Place.delete`."""
-        doomed = [self._key(key) for key in keys]
-        with describe_store_error(self.address):
-            for start in range(0, len(doomed), _BATCH):
-                _delete(self._store, doomed[start : start + _BATCH])
-
-    def names(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.names`."""
-        found = [name for name, *_ in list_objects(self._store, self._key(prefix))]
-        skipped = len(self.prefix) + 1 if self.prefix else 0
-        return (path[skipped:] for path in found)
-
-    def clear(self, prefix: str = "") -> None:
-        """See `Place.clear`."""
-        self.delete(self.names(prefix))
-
-    def at(self, name: str) -> RemoteLocation:
-        """See `Place.at`."""
-        return RemoteLocation(self.bucket, self._key(name))
-
-    def zarr(self, name: str = "") -> PrefixStore:
-        """See `Place.zarr`."""
-        return PrefixStore(self.bucket, self._key(name))
-
-    @property
-    def _store(self) -> Any:
-        return _connect(self.bucket, _environment())
-
-    def _key(self, key: str) -> str:
-        return _joined(self.prefix, key)
+    return "/".join(filter(None, (prefix, key)))
 
 
 class PrefixStore(ObjectStore[Any]):
-    """A prefix of a bucket as a store of Zarr, whose errors are worded, and which is opened anew by who unpickles it.
+    """A prefix of a bucket as a store of Zarr, with readable errors; it reconnects when it is unpickled.
 
-    Zarr makes groups of all that an array lies within up to the root of its store, so that should be the array.
+    The prefix should be that of an array: Zarr creates groups at all levels from an array up to its store's root.
 
     Parameters
     ----------
     bucket, prefix : str
-        See `RemoteLocation`.
+        See `dseeds.storage.location.RemoteLocation`.
     read_only : bool
         Whether to refuse to write.
     """
@@ -169,180 +166,132 @@ class PrefixStore(ObjectStore[Any]):
 
     @property
     def store(self) -> Any:
-        """The store of obstore's, as the environment has it now: who opened an array may have new credentials since."""
-        return _connect(_joined(self.bucket, quote(self.prefix)), _environment())
+        """The store of obstore, connected with the credentials that the environment has now."""
+        return connect_prefix(self.bucket, self.prefix)
 
     @store.setter
     def store(self, _: Any) -> None:
-        """Take no other."""
+        """Ignore the store that the base class sets."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.bucket, self.prefix, self.read_only)
 
     def __str__(self) -> str:
-        return _joined(self.bucket, self.prefix)
+        return join_key(self.bucket, self.prefix)
 
+    @override
     def with_read_only(self, read_only: bool = False) -> PrefixStore:
-        """See `Store.with_read_only`."""
         return PrefixStore(self.bucket, self.prefix, read_only)
 
+    @override
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """See `Store.get`."""
         with describe_store_error(str(self)):
-            return await _persist_there(lambda: super(PrefixStore, self).get(key, prototype, byte_range))
+            return await _retry_async(lambda: super(PrefixStore, self).get(key, prototype, byte_range))
 
+    @override
     async def set(self, key: str, value: Buffer) -> None:
-        """See `Store.set`."""
         self._check_writable()
         data = value.as_buffer_like()
         with describe_store_error(str(self)):
-            await _persist_there(lambda: _obstore().put_async(self.store, key, data, chunk_size=_PART))
+            await _retry_async(lambda: _obstore().put_async(self.store, key, data, chunk_size=_PART))
 
+    @override
     async def delete(self, key: str) -> None:
-        """See `Store.delete`."""
         with describe_store_error(str(self)):
-            await _persist_there(lambda: super(PrefixStore, self).delete(key))
-
-
-def url_of(store: Any, path: str) -> str | None:
-    """Give the URL of a path in a store of obstore's, None where it is of no kind that we know URLs of."""
-    scheme = _CLASSES.get(type(store).__name__)
-    if scheme is None:
-        return None
-    bucket = store.config.get("bucket") or store.config.get("container_name")
-    return "/".join(filter(None, (f"{scheme}://{bucket}", str(store.prefix or "").strip("/"), path)))
-
-
-def list_objects(store: Any, prefix: str) -> list[tuple[str, int, str]]:
-    """List what lies below a prefix in a store of obstore's: names, sizes, and tags that change with the content."""
-
-    def entries() -> list[tuple[str, int, str]]:
-        pages = _obstore().list(store, prefix or None, chunk_size=1000)
-        return [
-            (found["path"], found["size"], found["e_tag"] or found["last_modified"].isoformat())
-            for page in pages
-            for found in page
-        ]
-
-    with describe_store_error(url_of(store, prefix) or prefix):
-        return _persist(entries)
+            await _retry_async(lambda: super(PrefixStore, self).delete(key))
 
 
 @contextmanager
 def describe_store_error(address: str) -> Iterator[None]:
-    """Turn what obstore raises into an error of the system with a sentence of its own.
+    """Turn exceptions of obstore into operating system errors with a readable message.
 
     Parameters
     ----------
     address : str
-        What the sentence is about. Credentials are not part of an address.
+        The address to name in the message. It contains no credentials.
 
     Raises
     ------
     FileNotFoundError
         If the bucket does not exist.
     PermissionError
-        If the credentials have expired, are wrong, missing, or not enough.
+        If the credentials have expired, are wrong, missing or insufficient.
     ConnectionError
-        If the store was not reached, or failed time and again.
+        If the store cannot be reached, or fails repeatedly.
     """
     try:
         yield
     except Exception as error:
-        plain = _plain(error, address)
-        if plain is None:
+        readable = _readable_error(error, address)
+        if readable is None:
             raise
-        raise plain from error
+        raise readable from error
 
 
-def _plain(error: Exception, address: str) -> OSError | None:
-    if _is_of_bucket(error):
+def _readable_error(error: Exception, address: str) -> OSError | None:
+    if _is_missing_bucket(error):
         return FileNotFoundError(f"the bucket of {address} does not exist: check its name, or create it")
     if type(error).__module__ != "obstore.exceptions":
         return None
-    text = _text(error)
+    text = _message(error)
     code = re.search(r"<Code>(\w+)</Code>", text)
-    # Behind the dash is what came of it in the end; the store's own words are pages.
+    # The final cause follows the last dash; the store's own response can fill pages.
     reason = code[1] if code else " ".join(text.partition("<")[0].rpartition(" - ")[2].split()).rstrip(" :")
     if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or any(w in text for w in _REFUSED):
         return PermissionError(
-            f"access to {address} was refused ({reason}): renew the credentials, or get them the right to it; "
+            f"access to {address} was refused ({reason}): renew the credentials, or have access granted to them; "
             f"a run that this ended can then be resumed"
         )
     return ConnectionError(
-        f"{address} cannot be used ({reason}): check its address and endpoint, or wait until the store is well; "
+        f"{address} cannot be used ({reason}): check its address and endpoint, or wait until the store works again; "
         f"a run that this ended can then be resumed"
     )
 
 
-def _is_of_bucket(error: Exception) -> bool:
-    ours = isinstance(error, FileNotFoundError) or type(error).__module__ == "obstore.exceptions"
-    return ours and any(word in _text(error) for word in _NO_BUCKET)
+def _is_missing_bucket(error: Exception) -> bool:
+    relevant = isinstance(error, FileNotFoundError) or type(error).__module__ == "obstore.exceptions"
+    return relevant and any(word in _message(error) for word in _NO_BUCKET)
 
 
-def _text(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error).partition("\n\nDebug source")[0]
 
 
-class _Patience:
-    """When to begin anew what obstore does not: a request whose answer broke off.
-
-    It must be one that may be made twice.
-    """
+class _Attempts:
+    """The attempts at an idempotent request whose response was interrupted, which obstore does not repeat."""
 
     def __init__(self) -> None:
         self.pause = 0.0
-        self._left = _ATTEMPTS
-        self._end = time.monotonic() + _patience(dict(_environment())) / 2
+        self._remaining = _ATTEMPTS
+        self._deadline = time.monotonic() + _patience(dict(_environment())) / 2
 
-    def again(self, error: Exception) -> bool:
-        self._left -= 1
+    def allow_another(self, error: Exception) -> bool:
+        self._remaining -= 1
         self.pause += 0.1
-        passing = any(words in _text(error) for words in _BROKEN_OFF)
-        return passing and self._left > 0 and time.monotonic() < self._end
+        interrupted = any(words in _message(error) for words in _INTERRUPTED)
+        return interrupted and self._remaining > 0 and time.monotonic() < self._deadline
 
 
-def _persist(call: Callable[[], T]) -> T:
-    patience = _Patience()
+def _retry(call: Callable[[], _T]) -> _T:
+    attempts = _Attempts()
     while True:
         try:
             return call()
         except Exception as error:
-            if not patience.again(error):
+            if not attempts.allow_another(error):
                 raise
-        time.sleep(patience.pause)
+        time.sleep(attempts.pause)
 
 
-async def _persist_there(call: Callable[[], Awaitable[T]]) -> T:
-    patience = _Patience()
+async def _retry_async(call: Callable[[], Awaitable[_T]]) -> _T:
+    attempts = _Attempts()
     while True:
         try:
             return await call()
         except Exception as error:
-            if not patience.again(error):
+            if not attempts.allow_another(error):
                 raise
-        await asyncio.sleep(patience.pause)
-
-
-def _delete(store: Any, keys: list[str]) -> None:
-    obstore = _obstore()
-    try:
-        _persist(lambda: obstore.delete(store, keys))
-    except FileNotFoundError as error:
-        if _is_of_bucket(error):
-            raise
-        # Some stores stop at the first that is missing.
-        with ThreadPoolExecutor(16) as threads:
-            list(threads.map(lambda key: _delete_one(store, key), keys))
-
-
-def _delete_one(store: Any, key: str) -> None:
-    with suppress(FileNotFoundError):
-        _persist(lambda: _obstore().delete(store, key))
-
-
-def _joined(prefix: str, key: str) -> str:
-    return "/".join(filter(None, (prefix, key)))
+        await asyncio.sleep(attempts.pause)
 
 
 def _obstore() -> Any:
@@ -350,49 +299,56 @@ def _obstore() -> Any:
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """Find what a store is configured by, apart from its address."""
+    """Return the environment variables that configure a store."""
     prefixes = ("AWS_", "AZURE_", "GOOGLE_", PATIENCE)
     return tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(prefixes)))
 
 
 def _patience(environment: Mapping[str, str]) -> float:
-    """Tell how many seconds a store that fails is asked again."""
-    said = environment.get(PATIENCE) or _PATIENCE
+    """Return for how many seconds requests to a failing store are repeated."""
+    text = environment.get(PATIENCE) or _DEFAULT_PATIENCE
     with suppress(ValueError):
-        if 0 < float(said) < math.inf:
-            return float(said)
-    raise ValueError(f"{PATIENCE} is {said!r}: it must be a number of seconds, such as 45.")
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise ValueError(f"{PATIENCE} is {text!r}: it must be a number of seconds, such as 45.")
+
+
+def connect_prefix(bucket: str, prefix: str = "") -> Any:
+    """Return a store of obstore for a prefix in a bucket; no request is sent yet."""
+    return _connect(join_key(bucket, quote(prefix)), _environment())
 
 
 @lru_cache(maxsize=256)
 def _connect(url: str, environment: tuple[tuple[str, str], ...]) -> Any:
-    """Open a prefix of a bucket; nothing is sent yet. Its connections are shared by the whole process."""
+    """Open a store, whose connections the whole process shares."""
     _obstore()
     from obstore.store import from_url
 
-    known = dict(environment)
-    # With options of our own, obstore asks the environment for none.
-    allowed = any(known.get(f"{cloud}_ALLOW_HTTP", "").lower() in ("1", "true") for cloud in ("AWS", "AZURE", "GOOGLE"))
-    client: Any = {**_CLIENT, "allow_http": allowed or any(value.startswith("http://") for value in known.values())}
-    retry: Any = {"max_retries": 1000, "retry_timeout": timedelta(seconds=_patience(known)), "backoff": _BACKOFF}
-    more = {"credential_provider": _profile(environment)} if url.startswith("s3:") else {}
+    variables = dict(environment)
+    # Explicit client options keep obstore from reading these variables itself.
+    allow_http = any(
+        variables.get(f"{cloud}_ALLOW_HTTP", "").lower() in ("1", "true") for cloud in ("AWS", "AZURE", "GOOGLE")
+    ) or any(value.startswith("http://") for value in variables.values())
+    client: Any = {**_CLIENT, "allow_http": allow_http}
+    retry: Any = {"max_retries": 1000, "retry_timeout": timedelta(seconds=_patience(variables)), "backoff": _BACKOFF}
+    options = {"credential_provider": _credential_provider(environment)} if url.startswith("s3:") else {}
     with describe_store_error(url):
-        return from_url(url, client_options=client, retry_config=retry, **more)
+        return from_url(url, client_options=client, retry_config=retry, **options)
 
 
 @lru_cache(maxsize=1)
-def _profile(environment: tuple[tuple[str, str], ...]) -> Any:
-    """Find credentials in files and by single sign-on, which only boto3 knows of, unless the environment has some."""
-    known = dict(environment)
-    if "AWS_ACCESS_KEY_ID" in known or known.get("AWS_SKIP_SIGNATURE") or find_spec("boto3") is None:
+def _credential_provider(environment: tuple[tuple[str, str], ...]) -> Any:
+    """Return boto3's provider, which knows profiles and single sign-on, or None if the environment has credentials."""
+    variables = dict(environment)
+    if "AWS_ACCESS_KEY_ID" in variables or variables.get("AWS_SKIP_SIGNATURE") or find_spec("boto3") is None:
         return None
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     try:
-        # They are good for ten minutes at least when boto3 hands them out.
+        # boto3 hands out credentials that stay valid for at least ten minutes.
         return Boto3CredentialProvider(ttl=timedelta(minutes=10))
     except Exception as error:
         raise PermissionError(
-            f"there are no credentials for s3:// addresses ({error}): set AWS_ACCESS_KEY_ID and "
-            f"AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or AWS_SKIP_SIGNATURE=true where all may read"
+            f"no credentials for s3:// addresses ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            f"AWS_PROFILE, or AWS_SKIP_SIGNATURE=true for public buckets"
         ) from error

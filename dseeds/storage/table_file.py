@@ -1,59 +1,39 @@
-"""Tables of ours in single Parquet files: written whole or not at all, and known again by what their schema notes."""
+"""Tables in single Parquet files, written atomically and recognised by the metadata of their schema."""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dseeds.storage.location import Location, is_remote, open_location
+from dseeds.storage.location import LocalLocation, Location, open_parent
+from dseeds.storage.ownership import check_file
 
-# The key in a schema's metadata.
-NOTE = b"dseeds"
+_METADATA_KEY = b"dseeds"
 
 
 def check_table_file(address: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuse to write a table where something would be lost.
+    """Raise unless a table may be written; see `dseeds.storage.ownership.check_file`."""
+    check_file(address, overwrite, _is_our_table, "table")
 
-    Parameters
-    ----------
-    address : str or path
-        The file, or its URL in an object store.
-    overwrite : bool
-        Whether an older table of ours may be replaced.
 
-    Raises
-    ------
-    FileExistsError
-        If the file exists and is not to be overwritten, or is not this program's.
-    FileNotFoundError
-        If the folder that it is to lie in does not exist.
-    """
-    if not is_remote(address):
-        path = Path(address)
-        if not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"the folder {path.absolute().parent} for the table does not exist.")
-        if path.is_symlink() or path.is_dir():
-            raise FileExistsError(f"{path} is a folder or a link; it is not overwritten.")
-    place, name = _split(address)
-    content = place.read(name)
+def _is_our_table(location: Location, name: str) -> bool:
+    if isinstance(location, LocalLocation) and ((path := location.path / name).is_symlink() or path.is_dir()):
+        return False
+    content = location.read(name)
     if content is None:
-        return
-    if _kind(content) is None:
-        raise FileExistsError(f"{address} exists and was not written by dseeds; it is not overwritten.")
-    if not overwrite:
-        raise FileExistsError(f"{address} exists; choose another, or overwrite it with overwrite=True (--overwrite).")
+        raise FileNotFoundError(name)
+    return _kind(content) is not None
 
 
 def write_table_file(address: str | os.PathLike[str], table: pa.Table, kind: str) -> None:
-    """Write a table of some kind; see `check_table_file`, which is to be asked before."""
+    """Write a table of some kind. Call `check_table_file` first."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({NOTE: json.dumps({"kind": kind})}), sink, compression="zstd")
-    place, name = _split(address)
-    place.write(name, sink.getvalue().to_pybytes())
+    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps({"kind": kind})}), sink, compression="zstd")
+    location, name = open_parent(address)
+    location.write(name, sink.getvalue().to_pybytes())
 
 
 def read_table_file(address: str | os.PathLike[str], kind: str) -> pa.Table:
@@ -62,12 +42,12 @@ def read_table_file(address: str | os.PathLike[str], kind: str) -> pa.Table:
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If it is no table of that kind.
+        If it is not a table of that kind.
     """
-    place, name = _split(address)
-    content = place.read(name)
+    location, name = open_parent(address)
+    content = location.read(name)
     if content is None:
         raise FileNotFoundError(f"{address} does not exist.")
     if _kind(content) != kind:
@@ -75,19 +55,10 @@ def read_table_file(address: str | os.PathLike[str], kind: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(content))
 
 
-def _split(address: str | os.PathLike[str]) -> tuple[Location, str]:
-    """Give the place that a file lies in, and its name there."""
-    if is_remote(address):
-        folder, _, name = os.fspath(address).rpartition("/")
-        return open_location(folder), name
-    path = Path(address).absolute()
-    return open_location(path.parent), path.name
-
-
 def _kind(content: bytes) -> str | None:
-    """Tell what kind of table a file's content is; None if it is none of ours."""
+    """Return the kind of a table that this program wrote, or None for any other file."""
     try:
-        noted = json.loads((pq.read_schema(pa.BufferReader(content)).metadata or {})[NOTE])
-        return str(noted["kind"])
+        metadata = (pq.read_schema(pa.BufferReader(content)).metadata or {})[_METADATA_KEY]
+        return str(json.loads(metadata)["kind"])
     except (pa.ArrowException, ValueError, KeyError, TypeError):
         return None

@@ -1,11 +1,11 @@
-"""Zarr scratch: which arrays there are, how they are cut, and how what is damaged is noticed.
+"""Zarr arrays in scratch and in outputs: layouts, reading and writing, and detection of damage.
 
-Every array is cut so that a region is a whole number of shards: then no two tasks ever write to one file, which would
-corrupt it silently. Within a shard, chunks are small enough for the reading of halos.
+Every array is cut so that a region consists of whole shards: two tasks that write to one file would corrupt it
+silently. Chunks within a shard are small, so that halos can be read cheaply.
 
-What a phase leaves lies in arrays of its own, so that nothing in scratch ever changes: a task that is done twice, or
-that was believed dead and comes back, writes what is there already. Everything is written, zeros too, and with a
-checksum: what is missing, torn or rotten is noticed when it is read, and the phase that wrote it is known.
+Each phase writes to arrays of its own, and nothing in scratch ever changes: a task that runs twice, or that was
+presumed dead and comes back, writes the same data again. Zeros are written too, and all chunks have checksums, so that
+missing, torn or corrupt data is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
+from typing_extensions import override
 from zarr.abc.codec import BytesBytesCodec
 from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -32,26 +33,25 @@ from zarr.errors import ArrayNotFoundError, ContainsArrayError
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from dseeds.core.geometry import Box, Grid, Regions, Triple, triple
-from dseeds.storage.location import is_remote, open_location
+from dseeds.storage.location import LocalLocation, Location
 from dseeds.storage.object_store import describe_store_error
 
-# Chunks per axis, in voxels, in blocks with their histograms and in cells: what a halo read wastes against what every
-# chunk costs.
+# Voxels along an axis of a chunk: larger ones waste more when a halo is read, and each chunk has its own overhead.
 UNIT_CHUNK = 64
 WIDE = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
-# What codecs raise on bytes that are not theirs. Errors of the system are not the data's fault.
-DAMAGED = (ValueError, RuntimeError, EOFError, LookupError, TypeError)
+# Exceptions that codecs raise on corrupt bytes. OSError is not among them: it says nothing about the data.
+DECODING_ERRORS = (ValueError, RuntimeError, EOFError, LookupError, TypeError)
 
 
 class ScratchCorrupted(Exception):
-    """Something in scratch is missing, torn or rotten.
+    """Data in scratch are missing, torn or corrupt.
 
     Attributes
     ----------
     name : str
         The array.
     box : Box
-        What was to be read of it, along its first three axes.
+        The box that could not be read, along the array's first three axes.
     """
 
     def __init__(self, name: str, box: Box, reason: str) -> None:
@@ -64,7 +64,7 @@ class ScratchCorrupted(Exception):
 
 @dataclass
 class ByteCounter:
-    """Bytes that a task has read and written, as they are in memory."""
+    """Bytes that a task has read and written, uncompressed."""
 
     read: int = 0
     written: int = 0
@@ -74,15 +74,15 @@ byte_counter: ContextVar[ByteCounter | None] = ContextVar("traffic", default=Non
 
 
 def count_bytes(*, read: int = 0, written: int = 0) -> None:
-    """Add to what the task at work has read and written."""
-    current = byte_counter.get()
-    if current is not None:
-        current.read += read
-        current.written += written
+    """Add to the bytes that the current task has read and written."""
+    counter = byte_counter.get()
+    if counter is not None:
+        counter.read += read
+        counter.written += written
 
 
-def chunk_length(extent: int, wanted: int) -> int:
-    """Find the divisor of a region's extent that comes closest to the wanted length of a chunk.
+def chunk_length(extent: int, target: int) -> int:
+    """Return the divisor of a region's extent that is closest, as a ratio, to the target length of a chunk.
 
     Examples
     --------
@@ -90,28 +90,28 @@ def chunk_length(extent: int, wanted: int) -> int:
     (64, 50, 67)
     """
     divisors = [d for d in range(1, extent + 1) if extent % d == 0]
-    return min(divisors, key=lambda d: abs(math.log(d / wanted)))
+    return min(divisors, key=lambda d: abs(math.log(d / target)))
 
 
 def region_units(regions: Regions, grid: Grid) -> Triple:
-    """Give the extent of a full region in a grid's units."""
+    """Return the extent of a full region in the units of a grid."""
     return triple([k * p for k, p in zip(regions.cells, grid.parts, strict=True)])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array is cut and coded.
+    """The shape, chunking and compression of an array.
 
     Attributes
     ----------
     shape, shard, chunk : tuple of int
-        The first three axes are cut as regions are, others not at all.
+        The first three axes are cut like regions, further ones not at all.
     dtype : dtype
-        Of its values.
+        The type of the values.
     codec : codec
-        Compresses its chunks.
+        The compression of the chunks.
     checked : bool
-        Whether chunks get a checksum.
+        Whether chunks have a checksum.
     """
 
     shape: tuple[int, ...]
@@ -127,25 +127,25 @@ class Layout:
         shape: tuple[int, ...],
         dtype: DTypeLike,
         shard: tuple[int, ...],
-        wanted: int,
+        chunk_extent: int,
         codec: BytesBytesCodec = WIDE,
         *,
         checked: bool = True,
     ) -> Layout:
-        """Cut shards into chunks of about the wanted length."""
-        chunk = tuple(chunk_length(n, wanted) for n in shard[:3]) + shard[3:]
+        """Cut shards into chunks of about this many voxels along each of the first three axes."""
+        chunk = tuple(chunk_length(n, chunk_extent) for n in shard[:3]) + shard[3:]
         return cls(shape, np.dtype(dtype), shard, chunk, codec, checked)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole array, uncompressed."""
+        """Bytes of the array, uncompressed."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def create(self, where: Any, **more: Any) -> None:
-        """Create the array in Zarr v3, empty, unless it is there already."""
-        try:
+    def create(self, store: Any, **options: Any) -> None:
+        """Create the array in Zarr v3, empty, unless it exists."""
+        with suppress(ContainsArrayError):
             zarr.create_array(
-                where,
+                store,
                 shape=self.shape,
                 dtype=self.dtype,
                 chunks=self.chunk,
@@ -153,39 +153,31 @@ class Layout:
                 compressors=[self.codec, Crc32cCodec()] if self.checked else self.codec,
                 fill_value=0,
                 zarr_format=3,
-                **more,
+                **options,
             )
-        except ContainsArrayError:
-            return
 
 
 def check_whole_shards(array: zarr.Array, box: Box) -> None:
-    """Assert that a box of an array's first three axes is made up of whole shards.
-
-    Raises
-    ------
-    RuntimeError
-        If it is not.
-    """
-    cut = array.shards or array.chunks
-    for begin, end, n, length in zip(box.lo, box.hi, array.shape, cut, strict=False):
+    """Raise RuntimeError unless a box of an array's first three axes consists of whole shards."""
+    lengths = array.shards or array.chunks
+    for begin, end, n, length in zip(box.lo, box.hi, array.shape, lengths, strict=False):
         if begin % length or (end % length and end != n):
-            raise RuntimeError(f"{box} is not made up of whole shards of {cut[:3]}.")
+            raise RuntimeError(f"{box} is not made up of whole shards of {lengths[:3]}.")
 
 
 def shard_keys(array: zarr.Array, index: Sequence[slice]) -> Iterator[str]:
-    """List the keys of the shards that an index of an array's first axes touches, relative to the array."""
-    cut = array.shards or array.chunks
-    ranges = [range(side.start // c, -(-side.stop // c)) for side, c in zip(index, cut, strict=False)]
-    for place in itertools.product(*ranges):
-        yield array.metadata.encode_chunk_key((*place, *(0,) * (array.ndim - len(place))))
+    """Yield the keys, relative to the array, of the shards that intersect an index of its first axes."""
+    lengths = array.shards or array.chunks
+    ranges = [range(side.start // n, -(-side.stop // n)) for side, n in zip(index, lengths, strict=False)]
+    for position in itertools.product(*ranges):
+        yield array.metadata.encode_chunk_key((*position, *(0,) * (array.ndim - len(position))))
 
 
-class Complete(WrapperStore[Store]):
-    """A store in which every chunk that is asked for has to be there: zarr takes what is missing or empty for zeros."""
+class CompleteStore(WrapperStore[Store]):
+    """A store that raises for missing or empty chunks, which Zarr alone reads as zeros."""
 
+    @override
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """See `Store.get`."""
         value = await super().get(key, prototype, byte_range)
         if key.startswith("c/") and not value:
             raise LookupError(f"{key} is missing or empty")
@@ -193,83 +185,82 @@ class Complete(WrapperStore[Store]):
 
 
 @lru_cache(maxsize=256)
-def opened_arrays(address: str, name: str, run: str | None) -> tuple[zarr.Array, zarr.Array]:
-    """Open an array to be read, and to be written; once in a process, for a run never makes two arrays of one name."""
-    where = open_location(address).zarr(name)
-    store = LocalStore(where) if isinstance(where, Path) else where
-    # Without a version to look for, zarr would look for all, with a request for each.
+def open_arrays(location: Location, name: str, run: str | None) -> tuple[zarr.Array, zarr.Array]:
+    """Open an array for reading, and for writing. Cached, since a run never creates two arrays of one name."""
+    path = location.zarr(name)
+    store = LocalStore(path) if isinstance(path, Path) else path
+    # Without the format's version, zarr would send a request for each version.
     try:
         writable = zarr.open_array(store, mode="r+", zarr_format=3).with_config({"write_empty_chunks": True})
     except ArrayNotFoundError:
-        # Zarr's own error cannot be sent from a worker.
+        # Zarr's own exception cannot be pickled, so a worker could not send it.
         raise FileNotFoundError(
-            f"the array {name} of a run is gone from {address}: begin anew with overwrite=True (--overwrite)."
+            f"the array {name} of a run is gone from {location.address}: start again with overwrite=True (--overwrite)."
         ) from None
-    readable = zarr.Array.from_dict(StorePath(Complete(store)), writable.metadata.to_dict())
+    readable = zarr.Array.from_dict(StorePath(CompleteStore(store)), writable.metadata.to_dict())
     return readable, writable
 
 
-def read_array(address: str, name: str, box: Box, run: str | None = None) -> NDArray[Any]:
-    """Do as `fetch_array`, and count it."""
-    values = fetch_array(address, name, box, run)
-    count_bytes(read=values.nbytes)
-    return values
-
-
-def fetch_array(address: str, name: str, box: Box, run: str | None = None) -> NDArray[Any]:
+def read_array(
+    location: Location, name: str, box: Box, run: str | None = None, *, counted: bool = True
+) -> NDArray[Any]:
     """Read a box of an array's first three axes.
 
     Parameters
     ----------
-    address, name : str
-        The place, and the array in it.
+    location, name : Location, str
+        The array, and what contains it.
     box : Box
-        What to read.
+        The box to read.
     run : str, optional
-        The run that made the array, where the address does not tell.
+        The run that created the array, if the location is not one of that run alone.
+    counted : bool
+        Whether to count the bytes as read by the current task.
 
     Raises
     ------
-    Damage
-        If it is not all there and as it was written.
+    ScratchCorrupted
+        If data are missing or differ from what was written.
     """
-    with describe_store_error(address):
-        array, _ = opened_arrays(address, name, run)
+    with describe_store_error(location.address):
+        array, _ = open_arrays(location, name, run)
         try:
             values = np.asarray(array[box.slices])
-        except DAMAGED as error:
+        except DECODING_ERRORS as error:
             raise ScratchCorrupted(name, box, str(error)) from error
+    if counted:
+        count_bytes(read=values.nbytes)
     return values
 
 
-def write_array(address: str, name: str, box: Box, values: NDArray[Any], run: str | None = None) -> None:
-    """Write a box of an array's first three axes, as one task's own.
+def write_array(location: Location, name: str, box: Box, values: NDArray[Any], run: str | None = None) -> None:
+    """Write a box of an array's first three axes, which no other task writes to.
 
     Raises
     ------
     RuntimeError
-        If the box is not made up of whole shards.
+        If the box does not consist of whole shards.
     """
-    with describe_store_error(address):
-        _, array = opened_arrays(address, name, run)
+    with describe_store_error(location.address):
+        _, array = open_arrays(location, name, run)
         check_whole_shards(array, box)
         try:
             array[box.slices] = values
-        except DAMAGED:
-            # At the volume's end zarr reads a shard before it writes it, which may have been torn.
-            open_location(address).delete(f"{name}/{key}" for key in shard_keys(array, box.slices))
+        except DECODING_ERRORS:
+            # Zarr reads a shard at the volume's end before it writes it, and that one may be torn.
+            location.delete(f"{name}/{key}" for key in shard_keys(array, box.slices))
             array[box.slices] = values
     count_bytes(written=values.nbytes)
 
 
-def settle(address: str, name: str, index: Sequence[slice], run: str = "") -> None:
-    """Have the disk keep what was written at an index of an array's first axes, whatever happens to the machine."""
-    if is_remote(address):
+def sync_shards(location: Location, name: str, index: Sequence[slice], run: str = "") -> None:
+    """Flush shards at an index of an array's first axes to disk, so that they survive a crash of the machine."""
+    if not isinstance(location, LocalLocation):
         return
-    _, array = opened_arrays(address, name, run)
+    _, array = open_arrays(location, name, run)
     folders = set()
     for key in shard_keys(array, index):
-        path = Path(address, name, key)
+        path = location.path / name / key
         folders.add(path.parent)
         _sync(path)
     for folder in folders:
@@ -277,10 +268,10 @@ def settle(address: str, name: str, index: Sequence[slice], run: str = "") -> No
 
 
 def _sync(path: Path) -> None:
-    # Windows keeps no folder open.
+    # On Windows, a folder cannot be opened.
     with suppress(PermissionError):
-        number = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(descriptor)
         finally:
-            os.close(number)
+            os.close(descriptor)

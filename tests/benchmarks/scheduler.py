@@ -27,6 +27,7 @@ from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.io import open_image
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.storage.label_group import LabelGroup
+from dseeds.storage.location import open_location
 
 CELL = 16
 
@@ -53,12 +54,14 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
     # No chunk of it is stored.
     image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELL,) * 3)
     address = str(folder)
-    labels = (LabelGroup(address),)
+    labels = (LabelGroup(open_location(address)),)
     job = Job(open_image(image), shape, (CELL,) * 3, (1, 1, 1), address, Journal(address, "run"), labels)
     course = RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 0.0)]), ImageQuery())
     process, seen = psutil.Process(), []
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as cluster,
         Client(cluster) as client,
     ):
         client.register_plugin(Trivial())

@@ -425,13 +425,14 @@ def test_targets(tmp_path):
 def test_only_what_is_ours_is_overwritten(tmp_path, ending):
     data, target = numbers((4, 5, 6), "u1"), tmp_path / f"a{ending}"
     dseeds.export_volume(data, target)
-    with pytest.raises(FileExistsError, match="overwrite"):
-        dseeds.export_volume(data, target)
     if ending == ".npy":
-        # Nothing tells whose it is.
-        with pytest.raises(FileExistsError, match="not written by dseeds"):
-            dseeds.export_volume(data, target, overwrite=True)
+        # Nothing in the file shows what wrote it.
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match="not written by dseeds"):
+                dseeds.export_volume(data, target, overwrite=overwrite)
         return
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        dseeds.export_volume(data, target)
     dseeds.export_volume(data + 1, target, overwrite=True)
     np.testing.assert_array_equal(open_source(target).read(np.s_[:, :, :]), data + 1)
     for content in (b"another's", b""):
@@ -539,7 +540,7 @@ def test_only_our_precomputed_is_overwritten(tmp_path):
     dseeds.export_volume(data + 1, target, overwrite=True)
     np.testing.assert_array_equal(precomputed(target)[0], data + 1)
     (target / "mesh").mkdir()
-    with pytest.raises(FileExistsError, match="or holds something else"):
+    with pytest.raises(FileExistsError, match="holds mesh, which dseeds did not write"):
         dseeds.export_volume(data, target, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 

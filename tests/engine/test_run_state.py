@@ -17,11 +17,10 @@ from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.engine.scratch import bins_name, codes_name, core_name, digits_name, shells_name, statistics_name
 from dseeds.engine.tasks import perform_task
 from dseeds.io import ArraySource, Image
-from dseeds.seeds.order_statistics import NoFiniteValues
-from dseeds.seeds.order_statistics import WindowSearch
-from dseeds.seeds.order_statistics import intensity_window
+from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch, intensity_window
 from dseeds.seeds.schedule import may_rest
 from dseeds.storage.label_group import LabelGroup
+from dseeds.storage.location import open_location
 
 WORDS = {"quantise": "all", "label": "labelled", "merge": "merged", "window": "counted"}
 
@@ -37,7 +36,7 @@ def job_in(folder, shape, step=(4, 4, 4), region=(2, 2, 2), image=None):
         region,
         f"{folder}/scratch",
         Journal(str(folder), "0123"),
-        (LabelGroup(f"{folder}/labels"),),
+        (LabelGroup(open_location(f"{folder}/labels")),),
     )
 
 

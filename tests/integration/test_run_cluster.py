@@ -22,6 +22,7 @@ from dseeds.engine.journal import Journal
 from dseeds.engine.memory_model import TaskShape, task_bytes, worker_bytes
 from dseeds.parallel import cluster
 from dseeds.storage.label_group import LabelGroup
+from dseeds.storage.location import open_location
 from tests.support.clusters import in_process, replace_local_clusters, worker_process_client
 from tests.support.runs import (
     GOOD,
@@ -104,7 +105,9 @@ def test_the_scheduler_knows_a_bounded_number_of_tasks(tmp_path, clients, thread
 def test_what_a_task_is_told_does_not_grow_with_the_volume(tmp_path):
     folder = str(tmp_path)
     shape, cells = (1 << 14,) * 3, (16, 16, 16)
-    job = Job(None, shape, cells, cells, folder, Journal(folder, "run"), (LabelGroup(folder),), ((0.0, 1.0),))
+    job = Job(
+        None, shape, cells, cells, folder, Journal(folder, "run"), (LabelGroup(open_location(folder)),), ((0.0, 1.0),)
+    )
     # The client looks at all of these.
     assert job.lattice.grids
     assert len(job.regions) == 64**3

@@ -17,6 +17,7 @@ from dseeds.engine.journal import Journal
 from dseeds.engine.phases import LABEL
 from dseeds.engine.tasks import perform_task
 from dseeds.storage.label_group import LabelGroup
+from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import Layout
 from tests.support.runs import (
     FEW,
@@ -95,7 +96,15 @@ def test_labels_are_as_wide_as_they_need_be(cells, dtype):
 def test_labels_beyond_32_bits(tmp_path):
     shape = (1 << 13, 1 << 12, 1 << 10)
     folder = str(tmp_path)
-    job = Job(None, shape, (2, 2, 2), (8, 8, 8), folder, Journal(folder, "run"), (LabelGroup(folder, "labels"),))
+    job = Job(
+        None,
+        shape,
+        (2, 2, 2),
+        (8, 8, 8),
+        folder,
+        Journal(folder, "run"),
+        (LabelGroup(open_location(folder), "labels"),),
+    )
     assert job.lattice.size == 1 << 32
     job.labels[0].create(Layout.cut(shape, job.lattice.label_dtype, (16, 16, 16), 16))
     perform_task(job, LABEL, len(job.regions) - 1, {})

@@ -328,8 +328,8 @@ def test_labels_that_are_floats_keep_their_size():
 
 def test_a_run_that_is_overtaken_writes_and_removes_nothing(tmp_path):
     table = pa.table({"label": [1]})
-    first = Dataset(str(tmp_path / "features")).begin()
-    second = Dataset(first.address).begin()
+    first = Dataset(open_location(tmp_path / "features")).begin()
+    second = Dataset(first.location).begin()
     second.write("table.parquet", 0, table)
     for late in (lambda: first.write("table.parquet", 0, table), lambda: first.publish({})):
         with pytest.raises(RuntimeError, match="no longer this run's"):
@@ -339,8 +339,8 @@ def test_a_run_that_is_overtaken_writes_and_removes_nothing(tmp_path):
             read(first.address)
     second.publish({})
     first.abandon()
-    assert second.whole("table.parquet") == table
-    third = Dataset(first.address).begin()
+    assert second.read_table("table.parquet") == table
+    third = Dataset(first.location).begin()
     third.abandon()
     assert not (tmp_path / "features").exists()
     with pytest.raises(RuntimeError, match="no longer"):
@@ -349,7 +349,7 @@ def test_a_run_that_is_overtaken_writes_and_removes_nothing(tmp_path):
 
 def test_damaged_scratch_is_noticed(tmp_path, monkeypatch):
     rows = np.arange(6).reshape(3, 2)
-    kept = label_records.LabelRecords(str(tmp_path), "rows", 2)
+    kept = label_records.LabelRecords(open_location(tmp_path / "rows"), 2)
     [part] = label_records.label_ranges({0: kept.write(0, rows)})
     assert kept.read(part).tolist() == rows.tolist()
     path = tmp_path / "rows" / "0"

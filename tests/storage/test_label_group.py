@@ -9,16 +9,16 @@ import zarr
 
 from dseeds.core.geometry import Box
 from dseeds.storage.label_group import (
-    MARKER,
     LabelGroup,
     begin_target,
     check_target,
-    is_ours,
+    is_our_group,
     publish_labels,
     remove_target,
     written_by,
 )
 from dseeds.storage.location import open_location
+from dseeds.storage.ownership import MARKER
 from dseeds.storage.zarr_arrays import Layout
 
 RUN = "0123456789abcdef"
@@ -77,7 +77,7 @@ def tree(folder):
 def test_our_own_may_be_overwritten_but_only_when_told_to(tmp_path, make):
     target = tmp_path / "a.zarr"
     make(target)
-    assert is_ours(open_location(target))
+    assert is_our_group(open_location(target))
     with pytest.raises(FileExistsError, match="--overwrite"):
         check_target(open_location(target), overwrite=False)
     before = tree(tmp_path)
@@ -134,7 +134,7 @@ def test_a_target_needs_a_folder_to_lie_in(tmp_path):
 def test_a_target_is_an_image_only_when_it_is_published(tmp_path):
     target = tmp_path / "a.zarr"
     begin_target(open_location(target), RUN)
-    LabelGroup(str(target)).create(Layout.cut((4, 4, 4), "u4", (4, 4, 4), 64))
+    LabelGroup(open_location(target)).create(Layout.cut((4, 4, 4), "u4", (4, 4, 4), 64))
     with pytest.raises(FileNotFoundError):
         zarr.open(target, mode="r")
     assert (target / MARKER).is_file()
@@ -164,7 +164,7 @@ def test_removal_takes_what_makes_it_an_image_first(tmp_path, monkeypatch):
 
 def test_a_run_that_is_gone_on_with_keeps_its_labels_and_another_does_not(tmp_path):
     target = tmp_path / "a.zarr"
-    labels = LabelGroup(str(target))
+    labels = LabelGroup(open_location(target))
     whole = Box((0, 0, 0), (4, 4, 8))
 
     def begin(run):
@@ -177,8 +177,8 @@ def test_a_run_that_is_gone_on_with_keeps_its_labels_and_another_does_not(tmp_pa
     before = tree(tmp_path)
     begin(RUN)
     assert tree(tmp_path) == before
-    assert labels.whole(Box((0, 0, 0), (4, 4, 4)))
-    assert not labels.whole(whole)
+    assert labels.is_complete(Box((0, 0, 0), (4, 4, 4)))
+    assert not labels.is_complete(whole)
     begin("another")
     assert written_by(open_location(target)) == "another"
-    assert not labels.whole(Box((0, 0, 0), (4, 4, 4)))
+    assert not labels.is_complete(Box((0, 0, 0), (4, 4, 4)))

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from dseeds.io import open_source
-from dseeds.storage.location import LocalLocation, is_remote, open_location
-from dseeds.storage.object_store import RemoteLocation, describe_store_error
+from dseeds.storage.location import LocalLocation, RemoteLocation, is_remote, open_location
+from dseeds.storage.object_store import describe_store_error
 from tests.support.faulty_store import Faults, FaultyStore, environment, s3
 
 FAULTS = {
@@ -188,7 +188,7 @@ def test_places_pickle(place):
 CREATE = """
 import sys
 from dseeds.storage.location import open_location
-place = open_place(sys.argv[1])
+place = open_location(sys.argv[1])
 sys.stdin.readline()
 for number in range(int(sys.argv[3])):
     print(int(place.create(f"locks/{number}", sys.argv[2].encode())))

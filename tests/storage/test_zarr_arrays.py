@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dseeds.core.geometry import Box, Lattice, Regions
 from dseeds.engine.scratch import Scratch
 from dseeds.seeds.schedule import schedule
+from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import Layout, ScratchCorrupted, chunk_length, read_array, write_array
 
 
@@ -112,8 +113,8 @@ def test_what_is_damaged_is_noticed(tmp_path, how, shape, value):
     """Zeros too, of which zarr by itself stores nothing."""
     array_in(tmp_path, shape, np.uint16, (4, 4, 4), 2)
     whole = Box((0, 0, 0), shape)
-    write_array(str(tmp_path), "a", whole, np.full(shape, value, np.uint16))
-    np.testing.assert_array_equal(read_array(str(tmp_path), "a", whole), value)
+    write_array(open_location(tmp_path), "a", whole, np.full(shape, value, np.uint16))
+    np.testing.assert_array_equal(read_array(open_location(tmp_path), "a", whole), value)
     path = tmp_path / "a" / "c" / "1" / "0" / "1"
     content = path.read_bytes()
     if how == "missing":
@@ -127,15 +128,15 @@ def test_what_is_damaged_is_noticed(tmp_path, how, shape, value):
             {"empty": b"", "truncated": content[:-3], "flipped": flipped, "zeroed": bytes(len(content))}[how]
         )
     with pytest.raises(ScratchCorrupted, match="a in scratch is damaged") as caught:
-        read_array(str(tmp_path), "a", whole)
+        read_array(open_location(tmp_path), "a", whole)
     assert (caught.value.name, caught.value.box) == ("a", whole)
     assert pickle.loads(pickle.dumps(caught.value)).box == whole
     # The rest can be read, and what is damaged be written again.
     first = Box((0, 0, 0), (4, 4, 4))
-    np.testing.assert_array_equal(read_array(str(tmp_path), "a", first), value)
+    np.testing.assert_array_equal(read_array(open_location(tmp_path), "a", first), value)
     box = Box((4, 0, 4), (8, 4, 8))
-    write_array(str(tmp_path), "a", box, np.full(box.shape, value, np.uint16))
-    np.testing.assert_array_equal(read_array(str(tmp_path), "a", whole), value)
+    write_array(open_location(tmp_path), "a", box, np.full(box.shape, value, np.uint16))
+    np.testing.assert_array_equal(read_array(open_location(tmp_path), "a", whole), value)
 
 
 @st.composite
@@ -167,19 +168,19 @@ def test_a_part_of_a_shard_is_not_written(case):
     with TemporaryDirectory() as folder:
         array = array_in(folder, shape, np.uint16, shard, 2)
         if whole:
-            write_array(folder, "a", box, np.full(box.shape, 9, np.uint16))
+            write_array(open_location(folder), "a", box, np.full(box.shape, 9, np.uint16))
             np.testing.assert_array_equal(array[:] == 9, touched)
         else:
             before = files(folder)
             with pytest.raises(RuntimeError, match="not made up of whole shards"):
-                write_array(folder, "a", box, np.full(box.shape, 9, np.uint16))
+                write_array(open_location(folder), "a", box, np.full(box.shape, 9, np.uint16))
             assert files(folder) == before
 
 
 def test_further_axes_are_not_cut(tmp_path):
     array = array_in(tmp_path, (6, 6, 6, 32), np.uint32, (4, 4, 4, 32), 2)
     assert (array.shards, array.chunks) == ((4, 4, 4, 32), (2, 2, 2, 32))
-    write_array(str(tmp_path), "a", Box((4, 0, 4), (6, 4, 6)), np.ones((2, 4, 2, 32), np.uint32))
+    write_array(open_location(tmp_path), "a", Box((4, 0, 4), (6, 4, 6)), np.ones((2, 4, 2, 32), np.uint32))
     assert int(array[:].sum()) == 2 * 4 * 2 * 32
     with pytest.raises(RuntimeError):
-        write_array(str(tmp_path), "a", Box((4, 1, 4), (6, 4, 6)), np.ones((2, 3, 2, 32), np.uint32))
+        write_array(open_location(tmp_path), "a", Box((4, 1, 4), (6, 4, 6)), np.ones((2, 3, 2, 32), np.uint32))

@@ -344,7 +344,7 @@ def test_command(tmp_path, monkeypatch, capsys):
         assert picture.text == {"Software": "made by dseeds"}
     for content, arguments, reason in [
         (None, [], "overwrite"),
-        (b"mine", ["--overwrite"], "was not made by dseeds"),
+        (b"mine", ["--overwrite"], "was not written by dseeds"),
     ]:
         if content:
             (tmp_path / "labels.png").write_bytes(content)

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from dseeds.io.source import Shape, Spacing
+from dseeds.storage.ownership import check_overwrite, check_parent
 
 # Where slabs begin, and the slabs: (dz, y, x), or (c, dz, y, x).
 NumberedSlabs: TypeAlias = Iterable[tuple[int, np.ndarray]]
@@ -82,20 +83,13 @@ def check_file_target(path: Path, overwrite: bool, is_ours: Callable[[Path], boo
     FileNotFoundError
         If the folder that it is to lie in does not exist.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} for the target does not exist.")
-    if not path.exists():
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"{path} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
-        )
-    try:
-        ours = path.is_file() and is_ours(path)
-    except ValueError:
-        ours = False
-    if not ours:
-        raise FileExistsError(f"{path} was not written by dseeds; it is not overwritten.")
+    check_parent(path)
+    if path.exists():
+        try:
+            ours = path.is_file() and is_ours(path)
+        except ValueError:
+            ours = False
+        check_overwrite(path, overwrite, is_ours=ours)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ import numpy as np
 from dseeds.core.optional import import_optional
 from dseeds.io.formats.file_writer import Content, partial_name
 from dseeds.io.source import IndexBox, Shape
+from dseeds.storage.location import LocalLocation
+from dseeds.storage.ownership import check_folder, check_overwrite
 
 # A chunk is what a viewer asks for, a shard is a file: voxels of one along x and y, chunks of the other along an axis,
 # which are numbered with so many bits.
@@ -26,28 +28,31 @@ MARKER_FILE = "dseeds.json"
 _NM_PER_MM = 1e6
 
 
-def is_our_precomputed(path: Path) -> bool:
-    """Tell whether a folder was written by this program, and nobody has added anything."""
+def check_precomputed_target(path: Path, overwrite: bool) -> None:
+    """Raise unless a volume may be written to a folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder exists, and was not written by this program or `overwrite` is not set.
+    FileNotFoundError
+        If the parent folder does not exist.
+    """
+    check_folder(LocalLocation(path))
+    if path.exists():
+        expected, names = _written_names(path), {entry.name for entry in path.iterdir()}
+        is_ours = expected is not None and expected <= names
+        stranger = min(names - (expected or set()), default=None)
+        check_overwrite(path, overwrite, is_ours=is_ours, stranger=stranger)
+
+
+def _written_names(path: Path) -> set[str] | None:
+    """Return the names that this program wrote into a folder, or None if it is not one of its outputs."""
     try:
         json.loads((path / MARKER_FILE).read_text())
-        scales = {scale["key"] for scale in json.loads((path / "info").read_text())["scales"]}
+        return {MARKER_FILE, "info", *(scale["key"] for scale in json.loads((path / "info").read_text())["scales"])}
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return {found.name for found in path.iterdir()} == {MARKER_FILE, "info", *scales}
-
-
-def check_precomputed_target(path: Path, overwrite: bool) -> None:
-    """Refuse a folder as a target that would lose something; see `dseeds.io.formats.file_writer.check_file_target`."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} for the target does not exist.")
-    if not (path.exists() or path.is_symlink()):
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"{path} exists; choose another target, or overwrite it with overwrite=True (--overwrite)."
-        )
-    if path.is_symlink() or not path.is_dir() or not is_our_precomputed(path):
-        raise FileExistsError(f"{path} was not written by dseeds, or holds something else; it is not overwritten.")
+        return None
 
 
 @contextmanager
