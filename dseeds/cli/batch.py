@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dseeds.cli import errors
-from dseeds.cli.options import WORK, KeepScratchOption
+from dseeds.cli.options import KeepScratchOption, work_option
 from dseeds.cli.output import JsonOption, OutputOptions, QuietOption
 from dseeds.cli.run_arguments import RunArguments
 from dseeds.core.formatting import format_bytes
@@ -40,9 +40,7 @@ PlanArgument = Annotated[
 def init_command(
     run: RunArguments,
     output: OutputOptions,
-    memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory of one job, such as 4GiB.", rich_help_panel=WORK)
-    ] = "2GiB",
+    memory: Annotated[str, work_option(metavar="SIZE", help="Memory of one job, such as 4GiB.")] = "2GiB",
 ) -> None:
     """Prepare a run of batch jobs: check everything, write the plan, and count the phases.
 
@@ -72,8 +70,7 @@ def step_command(
         typer.Option(metavar="I", help="Index of this job in the array, from 0.", show_default="from the batch system"),
     ] = None,
     count: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Number of jobs in the array.", show_default="from the batch system"),
+        int | None, typer.Option(metavar="N", help="Number of jobs in the array.", show_default="from the batch system")
     ] = None,
     wait: Annotated[
         bool,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dseeds.cli.options import WORK
+from dseeds.cli.options import work_option
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,46 +25,42 @@ class ClusterOptions:
 
     scheduler: Annotated[
         str | None,
-        typer.Option(
+        work_option(
             metavar="ADDRESS",
             help="Use the Dask cluster at this address, such as tcp://10.0.0.1:8786, and leave it running.",
-            rich_help_panel=WORK,
         ),
     ] = None
     tls_ca_file: Annotated[
         Path | None,
-        typer.Option(
+        work_option(
             "--tls-ca-file",
             metavar="FILE",
             exists=True,
             dir_okay=False,
             help="CA certificates (PEM) used to verify a scheduler at a tls:// address.",
             show_default=_FROM_DASK,
-            rich_help_panel=WORK,
         ),
     ] = None
     tls_cert: Annotated[
         Path | None,
-        typer.Option(
+        work_option(
             "--tls-cert",
             metavar="FILE",
             exists=True,
             dir_okay=False,
             help="Client certificate (PEM) for a scheduler at a tls:// address.",
             show_default=_FROM_DASK,
-            rich_help_panel=WORK,
         ),
     ] = None
     tls_key: Annotated[
         Path | None,
-        typer.Option(
+        work_option(
             "--tls-key",
             metavar="FILE",
             exists=True,
             dir_okay=False,
             help="Private key (PEM) of --tls-cert, unless that file contains it.",
             show_default=_FROM_DASK,
-            rich_help_panel=WORK,
         ),
     ] = None
 

@@ -8,17 +8,17 @@ from typing import Annotated
 import typer
 
 from dseeds.cli.options import (
-    IMAGE,
-    OUTPUT,
-    WORK,
     ChannelAxisOption,
     OverwriteOption,
     SpacingOption,
     ThreadsOption,
     VolumeOption,
     VoxelCounts,
+    image_option,
     one_or_several,
+    output_option,
     parse_voxel_counts,
+    work_option,
 )
 from dseeds.cli.output import OutputOptions
 
@@ -34,21 +34,14 @@ EXPORT_EXAMPLES = (
 )
 ConversionMemoryOption = Annotated[
     str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Memory for the voxels held at once, such as 2GiB.",
-        show_default="512MiB",
-        rich_help_panel=WORK,
+    work_option(
+        "--memory", metavar="SIZE", help="Memory for the voxels held at once, such as 2GiB.", show_default="512MiB"
     ),
 ]
 LabelsOrImageOption = Annotated[
     bool | None,
-    typer.Option(
-        "--labels/--image",
-        help="Whether the voxels are labels or intensities.",
-        show_default="from the source",
-        rich_help_panel=IMAGE,
+    image_option(
+        "--labels/--image", help="Whether the voxels are labels or intensities.", show_default="from the source"
     ),
 ]
 
@@ -71,27 +64,19 @@ def import_command(
     labels: LabelsOrImageOption = None,
     chunks: Annotated[
         VoxelCounts | None,
-        typer.Option(
-            metavar="N|Z,Y,X",
-            parser=parse_voxel_counts,
-            help="Chunk size in voxels.",
-            show_default="64",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(metavar="N|Z,Y,X", parser=parse_voxel_counts, help="Chunk size in voxels.", show_default="64"),
     ] = None,
     shards: Annotated[
         VoxelCounts | None,
-        typer.Option(
+        output_option(
             metavar="N|Z,Y,X",
             parser=parse_voxel_counts,
             help="Shard size in voxels. A shard is one file.",
             show_default="256, or as many planes as the memory holds",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     pyramid: Annotated[
-        bool,
-        typer.Option("--pyramid/--no-pyramid", help="Whether to write coarser resolutions.", rich_help_panel=OUTPUT),
+        bool, output_option("--pyramid/--no-pyramid", help="Whether to write coarser resolutions.")
     ] = True,
     memory: ConversionMemoryOption = None,
     threads: ThreadsOption = None,
@@ -135,20 +120,18 @@ def export_command(
     output: OutputOptions,
     format: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             metavar="NAME",
             help="nifti, tiff, nrrd, metaimage, hdf5, numpy or precomputed.",
             show_default="from the suffix",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             metavar="TYPE",
             help="Data type of the stored voxels, such as uint16 or float32.",
             show_default="the narrowest that holds all labels, or that of the image",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     labels: LabelsOrImageOption = None,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dseeds.cli import errors
 from dseeds.cli.cluster import ClusterOptions
-from dseeds.cli.options import WORK
+from dseeds.cli.options import work_option
 from dseeds.cli.output import JsonOption, show_progress
 
 if TYPE_CHECKING:
@@ -32,21 +32,19 @@ def doctor_command(
     cluster: ClusterOptions,
     store: Annotated[
         list[str] | None,
-        typer.Option(
+        work_option(
             metavar="DIR|URL",
             help="A folder or an address in an object store to test: a small object is written, read, listed and "
             "removed. Can be repeated. With --scheduler, workers must see it too.",
             show_default="the current folder",
-            rich_help_panel=WORK,
         ),
     ] = None,
     self_test: Annotated[
         bool,
-        typer.Option(
+        work_option(
             "--self-test/--no-self-test",
             help="Whether to segment a small phantom in memory and in a worker process, and compare the labels. The "
             "first time this compiles, for up to a minute.",
-            rich_help_panel=WORK,
         ),
     ] = True,
     as_json: JsonOption = False,

@@ -10,9 +10,6 @@ import typer
 
 from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
-    CELLS,
-    IMAGE,
-    WORK,
     LevelOption,
     RegionOption,
     SpacingOption,
@@ -20,7 +17,10 @@ from dseeds.cli.options import (
     ThreadsOption,
     VolumeOption,
     VoxelCounts,
+    cells_option,
+    image_option,
     parse_voxel_counts,
+    work_option,
 )
 from dseeds.cli.output import OutputOptions
 from dseeds.cli.tables import print_figures
@@ -42,40 +42,33 @@ def evaluate_command(
     cluster: ClusterOptions,
     output: OutputOptions,
     truth: Annotated[
-        str | None,
-        typer.Argument(metavar="TRUTH", help="The true segmentation on the same grid; 0 is background."),
+        str | None, typer.Argument(metavar="TRUTH", help="The true segmentation on the same grid; 0 is background.")
     ] = None,
     image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="IMAGE", help="The image on the same grid, for the explained variation.", rich_help_panel=IMAGE
-        ),
+        str | None, image_option(metavar="IMAGE", help="The image on the same grid, for the explained variation.")
     ] = None,
     tolerance: Annotated[
         str,
-        typer.Option(
+        cells_option(
             metavar="N|LENGTH",
             help="Distance up to which boundaries match for the boundary recall: voxels along every axis, or a length "
             "such as 3mm.",
-            rich_help_panel=CELLS,
         ),
     ] = "1",
     chunks: Annotated[
         VoxelCounts | None,
-        typer.Option(
+        cells_option(
             metavar="N|Z,Y,X",
             parser=parse_voxel_counts,
             help="Measure seams: whether there are more boundaries on the planes of a grid of chunks of this size.",
-            rich_help_panel=CELLS,
         ),
     ] = None,
     step: Annotated[
         str | None,
-        typer.Option(
+        cells_option(
             metavar="N|Z,Y,X|LENGTH",
             help="Step of the lattice of the supervoxels: seams are compared with planes in the same place of a cell.",
             show_default="from the labels, if dseeds made them",
-            rich_help_panel=CELLS,
         ),
     ] = None,
     spacing: SpacingOption = None,
@@ -86,11 +79,10 @@ def evaluate_command(
     threads: ThreadsOption = None,
     scratch: Annotated[
         str | None,
-        typer.Option(
+        work_option(
             metavar="DIR",
             help="Folder or URL for intermediate data, visible to all workers: about 100 bytes per supervoxel.",
             show_default="the system's temporary folder",
-            rich_help_panel=WORK,
         ),
     ] = None,
 ) -> None:

@@ -11,8 +11,6 @@ import typer
 
 from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
-    IMAGE,
-    OUTPUT,
     ChannelAxisOption,
     LevelOption,
     OverwriteOption,
@@ -22,7 +20,9 @@ from dseeds.cli.options import (
     ThreadsOption,
     VolumeOption,
     WindowOption,
+    image_option,
     one_or_several,
+    output_option,
     parse_numbers,
 )
 from dseeds.cli.output import OutputOptions
@@ -49,25 +49,23 @@ def features_command(
     output: OutputOptions,
     folder: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             "--output",
             "-o",
             metavar="FOLDER",
             help="A new folder for the table and the graph.",
             show_default="next to the labels, with the suffix .features",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     spacing: SpacingOption = None,
     window: WindowOption = None,
     percentiles: Annotated[
         Sequence[float] | None,
-        typer.Option(
+        image_option(
             metavar="LOW,HIGH",
             parser=parse_numbers,
             help="Percentiles of the intensities that limit the window.",
             show_default="0.5,99.5",
-            rich_help_panel=IMAGE,
         ),
     ] = None,
     volume: VolumeOption = None,

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from dseeds.cli.cluster import ClusterOptions
-from dseeds.cli.options import OUTPUT, WORK, OverwriteOption, RegionOption, TaskMemoryOption, ThreadsOption
+from dseeds.cli.options import (
+    OverwriteOption,
+    RegionOption,
+    TaskMemoryOption,
+    ThreadsOption,
+    output_option,
+    work_option,
+)
 from dseeds.cli.output import OutputOptions
 
 TABLE = "Table"
@@ -42,8 +49,7 @@ def map_command(
         ),
     ],
     column: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="The column of numbers or booleans to paint.", rich_help_panel=TABLE),
+        str, typer.Option(metavar="NAME", help="The column of numbers or booleans to paint.", rich_help_panel=TABLE)
     ],
     cluster: ClusterOptions,
     output: OutputOptions,
@@ -52,41 +58,30 @@ def map_command(
     ] = "label",
     fill: Annotated[
         float | None,
-        typer.Option(
+        output_option(
             metavar="NUMBER",
             help="Value of voxels outside the mask, and of those whose label has no row or a missing value.",
             show_default="0, or NaN for floats",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             metavar="TYPE",
             help="Data type of the stored values, such as uint8, int16 or float32.",
             show_default="that of floats, the narrowest that holds all integers",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     as_labels: Annotated[
         bool,
-        typer.Option(
-            "--as-labels",
-            help="Declare the target as labels, such as segments, and not as intensities.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option("--as-labels", help="Declare the target as labels, such as segments, and not as intensities."),
     ] = False,
     region: RegionOption = None,
     memory: TaskMemoryOption = None,
     threads: ThreadsOption = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Worker processes on this machine, instead of threads.",
-            show_default="none",
-            rich_help_panel=WORK,
-        ),
+        work_option(metavar="N", help="Worker processes on this machine, instead of threads.", show_default="none"),
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:

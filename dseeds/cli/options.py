@@ -7,6 +7,7 @@ alias, so that commands receive values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,9 @@ from typing_extensions import TypeAliasType
 # The panels of the commands' help, in their order.
 CELLS, IMAGE, OUTPUT, WORK = "Supervoxels", "Image", "Output", "Computing"
 PANELS = (CELLS, IMAGE, OUTPUT, WORK)
+cells_option, image_option, output_option, work_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in PANELS
+)
 # Typer accepts no union of types, but it accepts these names for one, as the parsers below build the values.
 VoxelCounts = TypeAliasType("VoxelCounts", int | tuple[int, ...])
 ChannelAxis = TypeAliasType("ChannelAxis", int | str)
@@ -76,114 +80,73 @@ def one_or_several(sources: list[str]) -> str | list[str]:
 
 SpacingOption = Annotated[
     Sequence[float] | None,
-    typer.Option(
-        metavar="Z,Y,X",
-        parser=parse_numbers,
-        help="Voxel size in millimetres.",
-        show_default="from the image",
-        rich_help_panel=IMAGE,
+    image_option(
+        metavar="Z,Y,X", parser=parse_numbers, help="Voxel size in millimetres.", show_default="from the image"
     ),
 ]
 WindowOption = Annotated[
     str | None,
-    typer.Option(
+    image_option(
         metavar="NAME|LEVEL,WIDTH|LOW:HIGH",
         help="Intensity window; for CT, one of the presets abdomen, lung, bone and brain. One window for all channels, "
         "or one per channel, separated by semicolons.",
         autocompletion=complete_from("abdomen", "lung", "bone", "brain"),
         show_default="from --percentiles",
-        rich_help_panel=IMAGE,
     ),
 ]
-VolumeOption = Annotated[
-    int | None, typer.Option(metavar="I", help="Index of the volume in a 4D image, from 0.", rich_help_panel=IMAGE)
-]
+VolumeOption = Annotated[int | None, image_option(metavar="I", help="Index of the volume in a 4D image, from 0.")]
 LevelOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        help="Resolution level of an OME-Zarr image.",
-        show_default="0, the full resolution",
-        rich_help_panel=IMAGE,
-    ),
+    image_option(metavar="N", help="Resolution level of an OME-Zarr image.", show_default="0, the full resolution"),
 ]
 ChannelAxisOption = Annotated[
     ChannelAxis | None,
-    typer.Option(
+    image_option(
         "--channel-axis",
         metavar="I|NAME",
         parser=parse_channel_axis,
         help="Axis of the channels: an index from 0, or from the end if negative. The volumes of 4D NIfTI lie along "
         "axis 0. OME-Zarr axes can also be given by name, such as c.",
-        rich_help_panel=IMAGE,
     ),
 ]
 WeightsOption = Annotated[
     Sequence[float] | None,
-    typer.Option(
-        metavar="W,W,...",
-        parser=parse_numbers,
-        help="Weights of the channels.",
-        show_default="all equal",
-        rich_help_panel=IMAGE,
-    ),
+    image_option(metavar="W,W,...", parser=parse_numbers, help="Weights of the channels.", show_default="all equal"),
 ]
 RegionOption = Annotated[
     VoxelCounts | None,
-    typer.Option(
+    work_option(
         metavar="N|Z,Y,X",
         parser=parse_voxel_counts,
         help="Size of a task's region in voxels. The result does not depend on it.",
         show_default="as the memory allows",
-        rich_help_panel=WORK,
     ),
 ]
 WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="Worker processes on this machine.", show_default="one per core", rich_help_panel=WORK
-    ),
+    int | None, work_option(metavar="N", help="Worker processes on this machine.", show_default="one per core")
 ]
 MemoryOption = Annotated[
     str | None,
-    typer.Option(
+    work_option(
         metavar="SIZE",
         help="Memory of one worker, such as 2GiB.",
         show_default="an equal share of the machine, or the limit of the cluster's workers",
-        rich_help_panel=WORK,
     ),
 ]
 TaskMemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Memory of one task, such as 2GiB.",
-        show_default="512MiB",
-        rich_help_panel=WORK,
-    ),
+    str | None, work_option("--memory", metavar="SIZE", help="Memory of one task, such as 2GiB.", show_default="512MiB")
 ]
 ThreadsOption = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Threads that share the work.", show_default="one per core", rich_help_panel=WORK),
+    int | None, work_option(metavar="N", help="Threads that share the work.", show_default="one per core")
 ]
-KeepScratchOption = Annotated[
-    bool, typer.Option("--keep-scratch", help="Keep the intermediate data.", rich_help_panel=WORK)
-]
+KeepScratchOption = Annotated[bool, work_option("--keep-scratch", help="Keep the intermediate data.")]
 OverwriteOption = Annotated[
     bool,
-    typer.Option(
-        "--overwrite",
-        help="Replace an older output of dseeds or an unfinished run; other files are never replaced.",
-        rich_help_panel=OUTPUT,
+    output_option(
+        "--overwrite", help="Replace an older output of dseeds or an unfinished run; other files are never replaced."
     ),
 ]
 # For commands that write one file and no run.
 OverwriteFileOption = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help="Replace an older file of dseeds; other files are never replaced.",
-        rich_help_panel=OUTPUT,
-    ),
+    bool, output_option("--overwrite", help="Replace an older file of dseeds; other files are never replaced.")
 ]

@@ -7,20 +7,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Console
 
-from dseeds.cli.options import OUTPUT
+from dseeds.cli.options import output_option
 
 if TYPE_CHECKING:
     from dseeds.parallel.terminal_progress import TerminalProgress
 
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.", rich_help_panel=OUTPUT)
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.", rich_help_panel=OUTPUT)
-]
+JsonOption = Annotated[bool, output_option("--json", help="Print JSON on standard output, and nothing else.")]
+QuietOption = Annotated[bool, output_option("--quiet", "-q", help="Show no progress and no summary.")]
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from dseeds.cli.options import (
-    IMAGE,
-    OUTPUT,
-    WORK,
     OverwriteOption,
     complete_from,
+    image_option,
+    output_option,
     parse_integers,
     parse_numbers,
+    work_option,
 )
 from dseeds.cli.output import QuietOption, show_progress
 from dseeds.core.formatting import format_shape
@@ -29,48 +29,28 @@ EXAMPLES = (
 def phantom_command(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The OME-Zarr image to write.")],
     shape: Annotated[
-        Sequence[int],
-        typer.Option(
-            metavar="Z,Y,X", parser=parse_integers, help="Shape of the volume in voxels.", rich_help_panel=IMAGE
-        ),
+        Sequence[int], image_option(metavar="Z,Y,X", parser=parse_integers, help="Shape of the volume in voxels.")
     ],
     spacing: Annotated[
         Sequence[float] | None,
-        typer.Option(
-            metavar="Z,Y,X",
-            parser=parse_numbers,
-            help="Voxel size in millimetres.",
-            show_default="1,1,1",
-            rich_help_panel=IMAGE,
-        ),
+        image_option(metavar="Z,Y,X", parser=parse_numbers, help="Voxel size in millimetres.", show_default="1,1,1"),
     ] = None,
     dtype: Annotated[
         str,
-        typer.Option(
+        image_option(
             metavar="TYPE",
             help="uint8, uint16, int16 or float32.",
             autocompletion=complete_from("uint8", "uint16", "int16", "float32"),
-            rich_help_panel=IMAGE,
         ),
     ] = "uint16",
     noise: Annotated[
-        float,
-        typer.Option(
-            metavar="S",
-            help="Standard deviation of the noise; intensities range from 0 to 4095.",
-            rich_help_panel=IMAGE,
-        ),
+        float, image_option(metavar="S", help="Standard deviation of the noise; intensities range from 0 to 4095.")
     ] = 40.0,
-    organs: Annotated[int, typer.Option(metavar="N", help="Number of organs, 0 to 1000.", rich_help_panel=IMAGE)] = 40,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Random seed: each seed makes another body.", rich_help_panel=IMAGE)
-    ] = 0,
-    chunk: Annotated[int, typer.Option(metavar="N", help="Chunk size in voxels.", rich_help_panel=OUTPUT)] = 64,
+    organs: Annotated[int, image_option(metavar="N", help="Number of organs, 0 to 1000.")] = 40,
+    seed: Annotated[int, image_option(metavar="N", help="Random seed: each seed makes another body.")] = 0,
+    chunk: Annotated[int, output_option(metavar="N", help="Chunk size in voxels.")] = 64,
     threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Number of threads.", show_default="one per core, at most 8", rich_help_panel=WORK
-        ),
+        int | None, work_option(metavar="N", help="Number of threads.", show_default="one per core, at most 8")
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from dseeds.cli.cluster import ClusterOptions
-from dseeds.cli.options import WORK, MemoryOption, WorkersOption
+from dseeds.cli.options import MemoryOption, WorkersOption, work_option
 from dseeds.cli.output import JsonOption
 from dseeds.cli.run_arguments import RunArguments
 
@@ -24,10 +22,9 @@ def plan_command(
     memory: MemoryOption = None,
     calibrate: Annotated[
         bool,
-        typer.Option(
+        work_option(
             "--calibrate/--no-calibrate",
             help="Estimate the time from a trial on a small part of the volume, which takes some seconds.",
-            rich_help_panel=WORK,
         ),
     ] = True,
     as_json: JsonOption = False,

@@ -11,12 +11,12 @@ import typer
 
 from dseeds.cli.errors import print_error
 from dseeds.cli.options import (
-    IMAGE,
-    OUTPUT,
     ChannelAxisOption,
     OverwriteFileOption,
     SpacingOption,
     VolumeOption,
+    image_option,
+    output_option,
     parse_integers,
 )
 from dseeds.cli.output import QuietOption
@@ -47,41 +47,34 @@ def preview_command(
     image: ImageArgument = None,
     output: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             "--output",
             "-o",
             metavar="FILE",
             help="Path or URL of the picture.",
             show_default="the name of the labels with the suffix .png, in the current folder",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     at: Annotated[
         Sequence[int] | None,
-        typer.Option(
+        image_option(
             metavar="Z,Y,X",
             parser=parse_integers,
             help="The voxel where the planes intersect.",
             show_default="the middle",
-            rich_help_panel=IMAGE,
         ),
     ] = None,
-    size: Annotated[
-        int, typer.Option(metavar="N", help="Pixels along the longest side of the volume.", rich_help_panel=OUTPUT)
-    ] = 480,
+    size: Annotated[int, output_option(metavar="N", help="Pixels along the longest side of the volume.")] = 480,
     window: Annotated[
         str | None,
-        typer.Option(
+        image_option(
             metavar="NAME|LEVEL,WIDTH|LOW:HIGH",
             help="Intensities that are shown black and white; for CT, one of the presets abdomen, lung, bone and "
             "brain.",
             show_default="the window recorded in the labels",
-            rich_help_panel=IMAGE,
         ),
     ] = None,
-    channel: Annotated[
-        int, typer.Option(metavar="I", help="Index of the channel to show, from 0.", rich_help_panel=IMAGE)
-    ] = 0,
+    channel: Annotated[int, image_option(metavar="I", help="Index of the channel to show, from 0.")] = 0,
     volume: VolumeOption = None,
     channel_axis: ChannelAxisOption = None,
     spacing: SpacingOption = None,

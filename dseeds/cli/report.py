@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dseeds.cli.options import OUTPUT, OverwriteFileOption, ThreadsOption
+from dseeds.cli.options import OverwriteFileOption, ThreadsOption, output_option
 from dseeds.cli.output import QuietOption
 from dseeds.cli.preview import default_output
 
@@ -26,18 +26,16 @@ def report_command(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The labels of the run.")],
     output: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             "--output",
             "-o",
             metavar="FILE",
             help="Path or URL of the page.",
             show_default="the name of the labels with the suffix .html, in the current folder",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     truth: Annotated[
-        str | None,
-        typer.Option(metavar="TRUTH", help="The true segmentation on the same grid, to report the quality."),
+        str | None, typer.Option(metavar="TRUTH", help="The true segmentation on the same grid, to report the quality.")
     ] = None,
     image: Annotated[
         str | None,

@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dseeds.cli.options import (
-    CELLS,
-    IMAGE,
-    OUTPUT,
-    WORK,
     ChannelAxisOption,
     LevelOption,
     OverwriteOption,
@@ -21,9 +17,13 @@ from dseeds.cli.options import (
     VoxelCounts,
     WeightsOption,
     WindowOption,
+    cells_option,
     complete_from,
+    image_option,
     one_or_several,
+    output_option,
     parse_voxel_counts,
+    work_option,
 )
 
 if TYPE_CHECKING:
@@ -55,78 +55,64 @@ class RunArguments:
     ] = None
     step: Annotated[
         str | None,
-        typer.Option(
+        cells_option(
             metavar="N|Z,Y,X|LENGTH",
             help="Size of a supervoxel: voxels along every axis, voxels along z,y,x, or a length such as 12mm.",
             show_default="16",
-            rich_help_panel=CELLS,
         ),
     ] = None
     n_segments: Annotated[
         int | None,
-        typer.Option(
-            "--n-segments",
-            metavar="N",
-            help="Approximate number of supervoxels, instead of --step.",
-            rich_help_panel=CELLS,
-        ),
+        cells_option("--n-segments", metavar="N", help="Approximate number of supervoxels, instead of --step."),
     ] = None
     compactness: Annotated[
         float | None,
-        typer.Option(
+        cells_option(
             metavar="NUMBER",
             show_default="0",
             help="From 0, where supervoxels follow the image alone, to 30, where they are almost the cells of the "
             "lattice.",
-            rich_help_panel=CELLS,
         ),
     ] = None
     min_size: Annotated[
         int | None,
-        typer.Option(
+        cells_option(
             "--min-size",
             metavar="N",
             help="Merge supervoxels of fewer voxels into their most similar neighbour, if they have one.",
-            rich_help_panel=CELLS,
         ),
     ] = None
     levels: Annotated[
         int | None,
-        typer.Option(
+        cells_option(
             metavar="N",
             help="Number of coarser levels of supervoxels to write as well. Each level doubles the step and merges "
             "whole supervoxels of the level below.",
-            rich_help_panel=CELLS,
         ),
     ] = None
     spacing: SpacingOption = None
     mask: Annotated[
         str | None,
-        typer.Option(
+        image_option(
             metavar="FILE|auto",
             help="Segment only voxels where this image is not 0. It covers the same field of view at the same or a "
             "coarser resolution. auto masks out the background, as far as the window distinguishes it.",
-            rich_help_panel=IMAGE,
         ),
     ] = None
     window: WindowOption = None
     percentiles: Annotated[
         str | None,
-        typer.Option(
-            metavar="LOW,HIGH",
-            help="Percentiles of the intensities that limit the window.",
-            show_default="0.5,99.5",
-            rich_help_panel=IMAGE,
+        image_option(
+            metavar="LOW,HIGH", help="Percentiles of the intensities that limit the window.", show_default="0.5,99.5"
         ),
     ] = None
     bins: Annotated[
         str | None,
-        typer.Option(
+        image_option(
             metavar="linear|equalised",
             help="Whether histogram bins have equal widths or hold equal numbers of voxels.",
             autocompletion=complete_from("linear", "equalised"),
             show_default="linear",
-            rich_help_panel=IMAGE,
         ),
     ] = None
     volume: VolumeOption = None
@@ -135,70 +121,63 @@ class RunArguments:
     weights: WeightsOption = None
     pyramid: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             metavar="mode|nearest|none",
             help="How to downsample the labels: to the most frequent label of each block of voxels, to its first "
             "voxel, or not at all. The labels get as many resolution levels as the image has.",
             show_default="mode",
-            rich_help_panel=OUTPUT,
         ),
     ] = None
     features: Annotated[
         bool,
-        typer.Option(
+        output_option(
             "--features",
             help="Also measure the supervoxels and their contacts, see dseeds features. The tables are written next to "
             "the target, with the suffix .features.",
-            rich_help_panel=OUTPUT,
         ),
     ] = False
     chunks: Annotated[
         VoxelCounts | None,
-        typer.Option(
+        output_option(
             metavar="N|Z,Y,X",
             parser=parse_voxel_counts,
             help="Chunk size of the labels in voxels.",
             show_default="about 64",
-            rich_help_panel=OUTPUT,
         ),
     ] = None
     shards: Annotated[
         VoxelCounts | None,
-        typer.Option(
+        output_option(
             metavar="N|Z,Y,X",
             parser=parse_voxel_counts,
             help="Shard size of the labels in voxels, a multiple of the step. A shard is one file.",
             show_default="a region",
-            rich_help_panel=OUTPUT,
         ),
     ] = None
     into_image: Annotated[
         bool,
-        typer.Option(
+        output_option(
             "--into-image",
             help="Write the labels into the OME-Zarr image itself, as one of its label images. Omit TARGET then.",
-            rich_help_panel=OUTPUT,
         ),
     ] = False
     label_name: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             "--label-name",
             metavar="NAME",
             help="Name of the label image with --into-image.",
             show_default="supervoxels",
-            rich_help_panel=OUTPUT,
         ),
     ] = None
     overwrite: OverwriteOption = False
     region: RegionOption = None
     scratch: Annotated[
         str | None,
-        typer.Option(
+        work_option(
             metavar="DIR",
             help="Folder or URL for intermediate data, visible to all workers: 1 to 6 bytes per voxel.",
             show_default="next to the target",
-            rich_help_panel=WORK,
         ),
     ] = None
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-import typer
-
 from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.errors import print_advice
-from dseeds.cli.options import OUTPUT, WORK, KeepScratchOption, MemoryOption, WorkersOption
+from dseeds.cli.options import KeepScratchOption, MemoryOption, WorkersOption, output_option, work_option
 from dseeds.cli.output import OutputOptions
 from dseeds.cli.run_arguments import RunArguments
 
@@ -32,18 +30,16 @@ def segment_command(
     keep_scratch: KeepScratchOption = False,
     resume: Annotated[
         bool,
-        typer.Option(
+        work_option(
             "--resume",
             help="Resume the unfinished run of this target, if there is one. Options not given are taken from it.",
-            rich_help_panel=WORK,
         ),
     ] = False,
     html: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             metavar="FILE",
             help="Also write a report of the run as an HTML page, see dseeds report. This reads all labels.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
 ) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import webbrowser
 from typing import Annotated
 
-import typer
-
 from dseeds.cli.errors import print_error
-from dseeds.cli.options import OUTPUT
+from dseeds.cli.options import output_option
 from dseeds.cli.preview import ImageArgument, LabelsArgument
 
 EXAMPLES = (
@@ -21,24 +19,11 @@ EXAMPLES = (
 def view_command(
     labels: LabelsArgument,
     image: ImageArgument = None,
-    serve: Annotated[
-        bool,
-        typer.Option("--serve", help="Serve to a browser even if napari is installed.", rich_help_panel=OUTPUT),
-    ] = False,
+    serve: Annotated[bool, output_option("--serve", help="Serve to a browser even if napari is installed.")] = False,
     port: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            max=65535,
-            help="Port to serve on.",
-            show_default="any free port",
-            rich_help_panel=OUTPUT,
-        ),
+        int, output_option(metavar="N", min=0, max=65535, help="Port to serve on.", show_default="any free port")
     ] = 0,
-    open_browser: Annotated[
-        bool, typer.Option("--open", help="Open the link in the default browser.", rich_help_panel=OUTPUT)
-    ] = False,
+    open_browser: Annotated[bool, output_option("--open", help="Open the link in the default browser.")] = False,
 ) -> None:
     """Open supervoxels over their image in napari, or print a link that shows them in a browser.
 
