@@ -94,7 +94,7 @@ def _place(target: str | os.PathLike[str]) -> Location | None:
 
 
 def _refuse_unfinished(place: Location) -> None:
-    for marker in (MARKER, phantom.MARKER):
+    for marker in (MARKER, phantom.PHANTOM_MARKER):
         if place.read(marker) is not None:
             _refuse_begun(place)
             raise ValueError(

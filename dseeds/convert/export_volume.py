@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dseeds.convert.slab_reader import Reading, is_whole, lengths_in_mm
+from dseeds.convert.slab_reader import SlabReader, has_whole_numbers, lengths_in_mm
 from dseeds.core.dtypes import INTEGER_DTYPES
 from dseeds.core.progress import Progress
 from dseeds.io import Image, Spacing, ZarrSource
@@ -46,7 +46,7 @@ ENDINGS = {
     ".precomputed": "precomputed",
 }
 # Planes in a shard of the precomputed format, if the memory allows.
-DEEP = 256
+SHARD_PLANES = 256
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def export_volume(
         raise ValueError(f"{path.name} holds one channel, and the source {image.channels}: say which with volume=.")
     chosen.check(path, overwrite)
     labelled = image.labelled if labels is None else labels
-    reading = Reading(image, parse_memory(memory) if memory is not None else TASK_BYTES, progress)
+    reading = SlabReader(image, parse_memory(memory) if memory is not None else TASK_BYTES, progress)
     content = Content(
         path.name,
         image.shape,
@@ -246,7 +246,7 @@ def _target(target: str, format: str | None) -> tuple[Path, str | None, str]:
     return path, dataset or None, kind
 
 
-def _stored(reading: Reading, chosen: _Format, labelled: bool, dtype: DTypeLike | None) -> np.dtype:
+def _stored(reading: SlabReader, chosen: _Format, labelled: bool, dtype: DTypeLike | None) -> np.dtype:
     """Choose what voxels are stored as."""
     known = chosen.whole if labelled else chosen.dtypes
     if dtype is not None:
@@ -270,13 +270,13 @@ def _stored(reading: Reading, chosen: _Format, labelled: bool, dtype: DTypeLike 
     )
 
 
-def _extremes(reading: Reading) -> tuple[int, int]:
+def _extremes(reading: SlabReader) -> tuple[int, int]:
     """Find the lowest and the highest label."""
     if all(dtype == np.uint8 for dtype in reading.image.dtypes):
         return 0, 255
     low, high = 0, 0
     for _, slab in reading.slabs("range"):
-        if slab.dtype.kind == "f" and not is_whole(slab):
+        if slab.dtype.kind == "f" and not has_whole_numbers(slab):
             raise ValueError("the labels are not whole numbers, so they are none: leave out labels= (--labels).")
         low, high = min(low, int(slab.min())), max(high, int(slab.max()))
     return low, high
@@ -290,7 +290,7 @@ def _levels(image: Image) -> range:
 
 
 def _export_precomputed(
-    reading: Reading, images: Sequence[Image], path: Path, content: Content, overwrite: bool
+    reading: SlabReader, images: Sequence[Image], path: Path, content: Content, overwrite: bool
 ) -> None:
     """Write all resolutions."""
     import_tensorstore()
@@ -312,8 +312,8 @@ def _coarser(asked: Spacing | None, full: Spacing | None, level: Spacing | None)
     return z, y, x
 
 
-def _shard_depth(reading: Reading) -> int:
+def _shard_depth(reading: SlabReader) -> int:
     """Choose how many planes a shard has: what the memory allows of slabs, or of boxes where these can be read."""
-    y, x = (min(DEEP, n) if reading.image.readable_by_workers else n for n in reading.image.shape[1:])
+    y, x = (min(SHARD_PLANES, n) if reading.image.readable_by_workers else n for n in reading.image.shape[1:])
     most = max(1, reading.memory // (y * x * reading.voxel_bytes))
-    return min(DEEP, 1 << (most.bit_length() - 1))
+    return min(SHARD_PLANES, 1 << (most.bit_length() - 1))

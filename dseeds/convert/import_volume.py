@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dseeds._version import __version__
-from dseeds.convert.slab_reader import Reading, lengths_in_mm, together
+from dseeds.convert.slab_reader import SlabReader, combine_channels, lengths_in_mm
 from dseeds.core.checks import check_threads, read_extents
 from dseeds.core.dtypes import NUMERIC_DTYPES
 from dseeds.core.geometry import AXES, Tiling, Triple, triple
@@ -42,11 +42,11 @@ from dseeds.storage.label_group import (
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error
 from dseeds.storage.ownership import check_apart
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, open_arrays, sync_shards
+from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, open_arrays, sync_shards
 
 IMPORT_STAGE = "import"
 # Voxels along an axis of a shard.
-SHARD = 256
+IMPORT_SHARD = 256
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def import_volume(
     labelled = image.labelled if labels is None else labels
     given, dtype = lengths_in_mm(spacing), _dtype(image.dtypes, labelled)
     threads, place = check_threads(threads), open_location(target)
-    reading = Reading(image, parse_memory(memory) if memory is not None else TASK_BYTES, progress)
+    reading = SlabReader(image, parse_memory(memory) if memory is not None else TASK_BYTES, progress)
     cut = _cut(reading, read_extents("chunks", chunks), read_extents("shards", shards))
     check_apart(str(target), *image.paths)
     check_target(place, overwrite)
@@ -214,10 +214,10 @@ def _frame(image: Image, spacing: Spacing | None, affine: np.ndarray | None) -> 
     return replace(frame, translation=place)
 
 
-def copy_box(reading: Reading, location: Location, run: str, dtype: np.dtype, box: tuple[slice, ...]) -> None:
+def copy_box(reading: SlabReader, location: Location, run: str, dtype: np.dtype, box: tuple[slice, ...]) -> None:
     """Read a box (z, y, x) of whole shards and write it."""
     z, y, x = box
-    write_box(location, run, box, together(reading.image.read((z, y, x)), dtype))
+    write_box(location, run, box, combine_channels(reading.image.read((z, y, x)), dtype))
 
 
 def write_box(location: Location, run: str, box: tuple[slice, ...], values: NDArray[Any]) -> None:
@@ -236,7 +236,7 @@ def write_box(location: Location, run: str, box: tuple[slice, ...], values: NDAr
     sync_shards(location, "0", index, run)
 
 
-def _copy(reading: Reading, place: Location, run: str, dtype: np.dtype, shards: Triple, crew: Executor) -> None:
+def _copy(reading: SlabReader, place: Location, run: str, dtype: np.dtype, shards: Triple, crew: Executor) -> None:
     """Copy region by region, or slab by slab where the source has to be read from top to bottom."""
     shape = triple(reading.image.shape)
     if reading.image.readable_by_workers:
@@ -265,21 +265,21 @@ def _create(
         dtype=dtype,
         chunks=(*one, *chunks),
         shards=(*one, *shards),
-        compressors=WIDE,
+        compressors=ZSTD_CODEC,
         fill_value=0,
         dimension_names=("c", *AXES)[1 - len(channels) :],
         zarr_format=3,
     )
 
 
-def _cut(reading: Reading, chunks: Triple | None, shards: Triple | None) -> tuple[Triple, Triple]:
+def _cut(reading: SlabReader, chunks: Triple | None, shards: Triple | None) -> tuple[Triple, Triple]:
     """Choose chunks and shards, or check those that are given."""
     image, shape = reading.image, triple(reading.image.shape)
-    most = SHARD if image.readable_by_workers else reading.planes
+    most = IMPORT_SHARD if image.readable_by_workers else reading.planes
     if chunks is None:
         chunks = triple(min(n, UNIT_CHUNK) for n in shards or (most, UNIT_CHUNK, UNIT_CHUNK))
     if shards is None:
-        side = SHARD
+        side = IMPORT_SHARD
         while side > UNIT_CHUNK and image.readable_by_workers and side**3 * reading.voxel_bytes > reading.memory:
             side //= 2
         deep = (min(side, most), side, side)

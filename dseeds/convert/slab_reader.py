@@ -15,13 +15,13 @@ from dseeds.io import Image, Spacing
 from dseeds.io.source import IndexBox
 
 # Planes of whole chunks of most sources.
-CHUNK = 64
+DEFAULT_SLAB_PLANES = 64
 # Where a slab begins, and its voxels: (z, y, x) or (c, z, y, x).
-Slab: TypeAlias = tuple[int, NDArray[Any]]
+PositionedSlab: TypeAlias = tuple[int, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Reading:
+class SlabReader:
     """An image that is read from end to end, all channels in one array, whatever it comes from.
 
     Attributes
@@ -48,7 +48,7 @@ class Reading:
         """Planes that may be held at once."""
         return max(1, self.memory // (self.image.shape[1] * self.image.shape[2] * self.voxel_bytes))
 
-    def slabs(self, stage: str, dtype: np.dtype | None = None, planes: int | None = None) -> Iterator[Slab]:
+    def slabs(self, stage: str, dtype: np.dtype | None = None, planes: int | None = None) -> Iterator[PositionedSlab]:
         """Read the image from top to bottom, all channels in one array if there are several; of a type if one is given.
 
         Raises
@@ -56,13 +56,13 @@ class Reading:
         ValueError
             If the type does not hold what is read.
         """
-        depth, deep = self.image.shape[0], (self.image.chunks or (CHUNK,))[0]
+        depth, deep = self.image.shape[0], (self.image.chunks or (DEFAULT_SLAB_PLANES,))[0]
         # Those that are asked for are what is written together.
         planes = planes or self.planes // deep * deep or self.planes
         if self.progress:
             self.progress.begin(stage, len(range(0, depth, planes)))
         for begin, channels in self.image.slabs(planes):
-            yield begin, together(channels, dtype)
+            yield begin, combine_channels(channels, dtype)
             if self.progress:
                 self.progress.advance(stage)
         if self.progress:
@@ -80,14 +80,14 @@ class Reading:
             self.progress.begin(stage, len(tiling))
         for number in range(len(tiling)):
             box = tiling.box(number).slices
-            yield box, together(self.image.read(box), dtype)
+            yield box, combine_channels(self.image.read(box), dtype)
             if self.progress:
                 self.progress.advance(stage)
         if self.progress:
             self.progress.end(stage)
 
 
-def together(channels: Sequence[NDArray[Any]], dtype: np.dtype | None) -> NDArray[Any]:
+def combine_channels(channels: Sequence[NDArray[Any]], dtype: np.dtype | None) -> NDArray[Any]:
     """Put the channels of a box into one array, if there are several, of a type if one is given.
 
     Raises
@@ -104,7 +104,7 @@ def together(channels: Sequence[NDArray[Any]], dtype: np.dtype | None) -> NDArra
     if dtype is None or values.dtype == dtype:
         return values
     if dtype.kind in "iu" and values.size:
-        if values.dtype.kind == "f" and not is_whole(values):
+        if values.dtype.kind == "f" and not has_whole_numbers(values):
             raise ValueError(f"the voxels are not whole numbers, which {dtype} does not hold: name another dtype.")
         low, high, bounds = int(values.min()), int(values.max()), np.iinfo(dtype)
         if low < bounds.min or high > bounds.max:
@@ -113,7 +113,7 @@ def together(channels: Sequence[NDArray[Any]], dtype: np.dtype | None) -> NDArra
         return values.astype(dtype)
 
 
-def is_whole(values: NDArray[Any]) -> bool:
+def has_whole_numbers(values: NDArray[Any]) -> bool:
     """Tell whether all values are whole numbers."""
     return bool(np.isfinite(values).all() and (values == np.floor(values)).all())
 

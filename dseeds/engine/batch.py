@@ -32,7 +32,7 @@ from dseeds.io.labels import TASK_BYTES
 from dseeds.parallel.cluster import Capacity
 from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import written_by
-from dseeds.storage.lease import RunInUse, lease
+from dseeds.storage.lease import RunInUse, hold_lease
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
@@ -205,7 +205,7 @@ def _begin_target(run: Run, course: RunState) -> None:
         return
     place = open_location(run.target)
     while written_by(place) != run.identity:
-        with suppress(RunInUse), lease(run.folder):
+        with suppress(RunInUse), hold_lease(run.folder):
             begin_labels(run, course.job)
     for labels in course.job.labels:
         labels.create(run.labels_layout)
@@ -315,7 +315,7 @@ def _close(run: Run, course: RunState, phase: Phase, marks: Marks) -> None:
         course.close(phase, marks)
         return
     try:
-        with lease(run.folder):
+        with hold_lease(run.folder):
             if course.job.journal.record(phase) is None:
                 course.close(phase, marks)
     except RunInUse:
@@ -454,7 +454,7 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
         If the source has changed since the run began.
     """
     course, marks = _advanced(run)
-    with lease(run.folder):
+    with hold_lease(run.folder):
         if not run_directory.is_published(run):
             current = course.current or LABEL
             left = len(course.regions(current)) - len(marks)

@@ -48,7 +48,7 @@ from dseeds.parallel.cluster import Capacity, connect
 from dseeds.parallel.executor import Executor
 from dseeds.parallel.notebook_progress import default_progress
 from dseeds.seeds.order_statistics import NoFiniteValues
-from dseeds.storage.lease import LeaseLost, RunInUse, lease
+from dseeds.storage.lease import LeaseLost, RunInUse, hold_lease
 from dseeds.storage.zarr_arrays import ScratchCorrupted, region_units
 
 
@@ -98,7 +98,7 @@ def run_segmentation(
     resumed = run_directory.begin_run(run, resume)
     with _resumable(run):
         with (
-            lease(run.folder) as held,
+            hold_lease(run.folder) as held,
             default_progress(progress) as follower,
             connect(client, has, follower) as connected,
         ):

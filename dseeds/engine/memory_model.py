@@ -33,7 +33,7 @@ from dseeds.parallel.cluster import READ_AT_ONCE, Capacity, cluster_capacity, lo
 from dseeds.seeds.histograms import GREY_LEVELS
 from dseeds.seeds.order_statistics import COPY_BYTES, DIGIT_BITS
 from dseeds.seeds.schedule import schedule
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, Layout, chunk_length, region_units
+from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout, chunk_length, region_units
 
 # The memory of a worker before its first task: the interpreter, the libraries, the compiled kernels.
 WORKER_BYTES = 350 << 20
@@ -121,8 +121,8 @@ def stage_bytes(
     extent = region_units(regions, lattice.grids[-1])
     default = triple([chunk_length(n, UNIT_CHUNK) for n in extent])
     chunk, label_chunk = chunks.source or default, chunks.labels or default
-    source = Layout(lattice.shape, np.dtype((np.void, task.itemsize)), chunks.source_shard or chunk, chunk, WIDE)
-    labels = Layout(lattice.shape, lattice.label_dtype, extent, triple(map(min, label_chunk, extent)), WIDE)
+    source = Layout(lattice.shape, np.dtype((np.void, task.itemsize)), chunks.source_shard or chunk, chunk, ZSTD_CODEC)
+    labels = Layout(lattice.shape, lattice.label_dtype, extent, triple(map(min, label_chunk, extent)), ZSTD_CODEC)
     model = _MemoryModel(regions, task, source, labels)
     # Regions at the ends of an axis differ in their halos, and the last ones in their length.
     samples = [sorted({0, min(1, n - 1), max(0, n - 2), n - 1}) for n in regions.counts]

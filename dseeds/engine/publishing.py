@@ -34,7 +34,7 @@ from dseeds.storage.label_group import (
 )
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.parquet_dataset import Dataset
-from dseeds.storage.slabs import thickness
+from dseeds.storage.slabs import slab_thickness
 from dseeds.storage.zarr_arrays import count_bytes
 
 # Ids in a chunk of the tables that tell what supervoxels are parts of.
@@ -165,7 +165,7 @@ def _write_parents(course: RunState, target: Location, level: int) -> None:
 def _export(run: Run, course: RunState, advance: Callable[[], object]) -> None:
     """Write the labels as NIfTI, with the affine and the header of the source."""
     job = course.job
-    planes = thickness(job.shape, job.lattice.label_dtype.itemsize)
+    planes = slab_thickness(job.shape, job.lattice.label_dtype.itemsize)
 
     def slabs() -> Iterator[tuple[int, Any]]:
         for begin in range(0, job.shape[0], planes):

@@ -33,8 +33,8 @@ from dseeds.seeds.cell_size import Step
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, level_name
 from dseeds.storage.location import Location, open_location
-from dseeds.storage.slabs import source_layout
-from dseeds.storage.zarr_arrays import WIDE, Layout
+from dseeds.storage.slabs import slab_layout
+from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout
 
 SUFFIX = ".dseeds"
 # What the user says that the labels depend on.
@@ -252,10 +252,10 @@ class Run:
         found = {}
         if not self.image.readable_by_workers:
             found = {
-                source_name(c): source_layout(self.image.shape, dtype) for c, dtype in enumerate(self.image.dtypes)
+                source_name(c): slab_layout(self.image.shape, dtype) for c, dtype in enumerate(self.image.dtypes)
             }
         if self.mask is not None and not self.mask.readable_by_workers:
-            found["mask"] = source_layout(self.mask.own, np.dtype(np.uint8))
+            found["mask"] = slab_layout(self.mask.own, np.dtype(np.uint8))
         if self.nifti:
             found["labels"] = self.labels_layout
         return found
@@ -266,7 +266,7 @@ class Run:
         shape = triple(self.document["shape"])
         labels = self.document["labels"]
         dtype = Lattice(shape, triple(self.document["step"])).label_dtype
-        return Layout(shape, dtype, triple(labels["shard"]), triple(labels["chunk"]), WIDE, checked=self.nifti)
+        return Layout(shape, dtype, triple(labels["shard"]), triple(labels["chunk"]), ZSTD_CODEC, checked=self.nifti)
 
 
 def features_beside(target: str) -> str:
@@ -297,7 +297,7 @@ def chunk_shapes(image: Image, label_chunks: Triple | None) -> ChunkShapes:
     """Return the chunks and shards of the arrays that tasks read, and the chunks of the labels."""
     if image.readable_by_workers:
         return ChunkShapes(image.chunks, image.shards, label_chunks)
-    layout = source_layout(image.shape, max(image.dtypes, key=lambda dtype: dtype.itemsize))
+    layout = slab_layout(image.shape, max(image.dtypes, key=lambda dtype: dtype.itemsize))
     return ChunkShapes(triple(layout.chunk), triple(layout.shard), label_chunks)
 
 

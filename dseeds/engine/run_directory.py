@@ -16,7 +16,7 @@ from dseeds.engine.journal import seal, unseal
 from dseeds.engine.run import SUFFIX, Run, run_identity, scratch_elsewhere
 from dseeds.io import ArraySource, Image, nifti_run, open_image, open_mask
 from dseeds.storage.label_group import published_by, remove_target, written_by
-from dseeds.storage.lease import FOLDER as LEASE
+from dseeds.storage.lease import LEASE_FOLDER as LEASE
 from dseeds.storage.lease import check_free
 from dseeds.storage.location import Location, is_remote, open_location
 from dseeds.storage.ownership import check_overwrite

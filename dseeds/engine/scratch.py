@@ -18,7 +18,7 @@ from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.schedule import schedule
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, Layout, read_array, region_units, write_array
+from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout, read_array, region_units, write_array
 
 HISTOGRAM_CHUNK = 16
 CELL_CHUNK = 8
@@ -171,7 +171,7 @@ def table_layout(ids: int) -> Layout:
     """Return the layout of a table with an entry for each id from 0 to `ids`, shape (blocks, 1, 1, `ID_BLOCK`)."""
     blocks = ids // ID_BLOCK + 1
     shard = min(blocks, TABLE_SHARD)
-    return Layout((blocks, 1, 1, ID_BLOCK), np.dtype(np.uint64), (shard, 1, 1, ID_BLOCK), (1, 1, 1, ID_BLOCK), WIDE)
+    return Layout((blocks, 1, 1, ID_BLOCK), np.dtype(np.uint64), (shard, 1, 1, ID_BLOCK), (1, 1, 1, ID_BLOCK), ZSTD_CODEC)
 
 
 def parse_name(name: str) -> tuple[str, int]:

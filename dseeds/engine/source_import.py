@@ -14,7 +14,7 @@ from dseeds.engine.phases import QUANTISE, Phase
 from dseeds.engine.run import Run
 from dseeds.engine.scratch import source_name
 from dseeds.io import Image
-from dseeds.storage.slabs import thickness
+from dseeds.storage.slabs import slab_thickness
 from dseeds.storage.zarr_arrays import count_bytes
 
 IMPORT = Phase("import")
@@ -29,7 +29,7 @@ class SourceDamaged(ValueError):
 
 def slab_count(shape: Triple, itemsize: int) -> int:
     """Count the slabs that this process reads or writes, of values of so many bytes."""
-    return len(range(0, shape[0], thickness(shape, itemsize)))
+    return len(range(0, shape[0], slab_thickness(shape, itemsize)))
 
 
 def import_count(run: Run) -> int:
@@ -70,10 +70,10 @@ def _slabs(run: Run) -> Iterator[SourceSlab]:
     """Read what workers cannot, slab by slab: arrays in scratch by their names."""
     image, mask = run.image, run.mask
     if not image.readable_by_workers:
-        for begin, channels in image.slabs(thickness(image.shape, widest_dtype(image))):
+        for begin, channels in image.slabs(slab_thickness(image.shape, widest_dtype(image))):
             yield begin, {source_name(c): slab for c, slab in enumerate(channels)}
     if mask is not None and not mask.readable_by_workers:
-        for begin, slab in mask.slabs(thickness(mask.own, 1)):
+        for begin, slab in mask.slabs(slab_thickness(mask.own, 1)):
             yield begin, {"mask": slab.astype(np.uint8)}
 
 

@@ -16,7 +16,7 @@ from dseeds.io.open import open_voxels
 from dseeds.io.source import SourceQuery
 from dseeds.storage.label_group import ATTRIBUTE
 from dseeds.storage.location import Location
-from dseeds.storage.slabs import source_layout, thickness
+from dseeds.storage.slabs import slab_layout, slab_thickness
 from dseeds.storage.zarr_arrays import write_array
 
 # Lengths of regions in voxels that are considered, and bytes that a task may hold if nobody says.
@@ -86,9 +86,9 @@ def materialise(source: Source, scratch: Location, name: str, *, anywhere: bool)
         return source
     # Arrays are opened once in a process: another one has another name.
     name = f"{name}-{uuid.uuid4().hex}"
-    layout = source_layout(source.shape, source.dtype)
+    layout = slab_layout(source.shape, source.dtype)
     layout.create(scratch.zarr(name))
-    for begin, slab in source.slabs(thickness(source.shape, source.dtype.itemsize)):
+    for begin, slab in source.slabs(slab_thickness(source.shape, source.dtype.itemsize)):
         box = Box((begin, 0, 0), (begin + len(slab), *source.shape[1:]))
         write_array(scratch, name, box, slab.astype(layout.dtype, copy=False))
     [copy] = open_voxels(f"{scratch.address}/{name}", SourceQuery(purpose="mask"))

@@ -45,8 +45,8 @@ from dseeds.storage.label_group import (
 )
 from dseeds.storage.location import is_remote, open_location
 from dseeds.storage.ownership import SCRATCH, check_apart
-from dseeds.storage.slabs import thickness
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, WIDE, Layout
+from dseeds.storage.slabs import slab_thickness
+from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout
 
 # What a task holds for each voxel beside the values: labels as they are read and as kernels know them.
 LABEL_BYTES = 16
@@ -322,7 +322,7 @@ def _paint_nifti(
     if source.kind != "nifti":
         raise ValueError(f"{path.name} would be NIfTI, but the labels are not: name a target such as values.zarr.")
     check_nifti_target(path, overwrite)
-    planes, lost = thickness(source.shape, painting.dtype.itemsize), 0
+    planes, lost = slab_thickness(source.shape, painting.dtype.itemsize), 0
 
     def slabs() -> Iterator[tuple[int, NDArray[Any]]]:
         nonlocal lost
@@ -345,7 +345,7 @@ def _paint_nifti(
 
 def _blocks(source: Source) -> Triple:
     """Choose the chunks of a lazy volume: the labels', or planes where plane follows plane."""
-    return source.chunks or (thickness(source.shape, source.dtype.itemsize), *source.shape[1:])
+    return source.chunks or (slab_thickness(source.shape, source.dtype.itemsize), *source.shape[1:])
 
 
 def _layout(source: Source, dtype: np.dtype[Any], task: int) -> Layout:
@@ -354,7 +354,7 @@ def _layout(source: Source, dtype: np.dtype[Any], task: int) -> Layout:
     if chunk is None or shard is None or prod(shard) * (LABEL_BYTES + dtype.itemsize) > task:
         shard = triple(min(n, SHARD) for n in source.shape)
         return Layout.cut(source.shape, dtype, shard, UNIT_CHUNK, checked=False)
-    return Layout(source.shape, dtype, shard, chunk, WIDE, checked=False)
+    return Layout(source.shape, dtype, shard, chunk, ZSTD_CODEC, checked=False)
 
 
 def _tiling(layout: Layout, task: int, region: Triple | None) -> Tiling:

@@ -24,17 +24,17 @@ from numpy.typing import DTypeLike
 from zarr.codecs import ZstdCodec
 
 from dseeds.core.geometry import AXES, Box, Triple, triple
-from dseeds.phantom.anatomy import TISSUES, Array, Body, Point, fill_body, place_organs
+from dseeds.phantom.anatomy import TISSUES, Array, Body, Point, build_body, render_body
 
 __all__ = ["phantom", "write_phantom"]
 
 # Raised whenever the same parameters give other numbers.
 VERSION = 1
-MARKER = "dseeds-phantom.json"
-DTYPES = ("uint8", "uint16", "int16", "float32")
+PHANTOM_MARKER = "dseeds-phantom.json"
+PHANTOM_DTYPES = ("uint8", "uint16", "int16", "float32")
 MAX_ORGANS = 1000
 # Chunks are packed in shards of up to so many voxels along an axis.
-SHARD = 256
+PHANTOM_SHARD = 256
 
 
 @dataclass(frozen=True)
@@ -180,10 +180,10 @@ def write_phantom(
     signature = {"phantom": {**asdict(recipe), "version": VERSION}}
     target.mkdir(parents=True)
     try:
-        (target / MARKER).write_text(json.dumps(signature))
+        (target / PHANTOM_MARKER).write_text(json.dumps(signature))
         root, names = _write_arrays(target, recipe, chunks, threads, progress)
         _describe(root, recipe.spacing, names, signature)
-        (target / MARKER).unlink()
+        (target / PHANTOM_MARKER).unlink()
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
@@ -203,8 +203,8 @@ def _recipe(
         name = np.dtype(dtype).name
     except TypeError:
         name = ""
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype}.")
+    if name not in PHANTOM_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(PHANTOM_DTYPES)}, not {dtype}.")
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise must be a standard deviation, 0 or more, not {noise}.")
     if not 0 <= organs <= MAX_ORGANS:
@@ -251,11 +251,11 @@ def _is_phantom(target: Path) -> bool:
     if target.is_symlink() or not target.is_dir():
         return False
     # Somebody may have put labels of their own beside ours.
-    ours = {MARKER, "zarr.json", "0", "labels", "labels/zarr.json", "labels/organs"}
+    ours = {PHANTOM_MARKER, "zarr.json", "0", "labels", "labels/zarr.json", "labels/organs"}
     found = {path.relative_to(target).as_posix() for path in (*target.glob("*"), *target.glob("labels/*"))}
     if not found <= ours:
         return False
-    if MARKER in found:
+    if PHANTOM_MARKER in found:
         return True
     try:
         metadata = json.loads((target / "zarr.json").read_text())
@@ -274,7 +274,7 @@ def _write_arrays(
     """Write image and truth into groups without attributes; return the root and the labels' names."""
     body, names = _lay_out(recipe)
     chunks = triple(min(c, n) for c, n in zip(chunks, recipe.shape, strict=True))
-    shards = triple(c * min(max(1, SHARD // c), -(-n // c)) for c, n in zip(chunks, recipe.shape, strict=True))
+    shards = triple(c * min(max(1, PHANTOM_SHARD // c), -(-n // c)) for c, n in zip(chunks, recipe.shape, strict=True))
     layout: dict[str, Any] = {
         "shape": recipe.shape,
         "chunks": chunks,
@@ -351,7 +351,7 @@ def _run(
 
 
 def _lay_out(recipe: _Recipe) -> tuple[Body, list[str]]:
-    return place_organs(recipe.shape, recipe.spacing, noise=recipe.noise, organs=recipe.organs, seed=recipe.seed)
+    return build_body(recipe.shape, recipe.spacing, noise=recipe.noise, organs=recipe.organs, seed=recipe.seed)
 
 
 def _truth_dtype(recipe: _Recipe) -> DTypeLike:
@@ -362,7 +362,7 @@ def _render(recipe: _Recipe, body: Body, box: Box) -> tuple[Array, Array]:
     """Compute image and truth of a box."""
     image = np.empty(box.shape, np.uint16)
     truth = np.empty(box.shape, _truth_dtype(recipe))
-    fill_body(image, truth, box.lo, recipe.shape, body)
+    render_body(image, truth, box.lo, recipe.shape, body)
     if recipe.dtype == "uint8":
         return (image >> 4).astype(np.uint8), truth
     if recipe.dtype == "int16":

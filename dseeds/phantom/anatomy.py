@@ -26,7 +26,7 @@ Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Organs and vessels are looked up once for a tile of so many voxels along each axis.
-TILE = 16
+TILE_EXTENT = 16
 
 # What every body has, in the order of the labels: name, intensity (0 to 4095), amplitude of the texture.
 TISSUES = (
@@ -60,7 +60,7 @@ ORGANS: tuple[Organ, ...] = (
 
 # Random values on a lattice, smoothly interpolated, make textures and let surfaces wobble. They repeat after
 # so many cells (a power of two).
-LATTICE = 32
+NOISE_PERIOD = 32
 # Two octaves each: amplitude, cells per half-width of the body. The wobble's amplitude is in half-widths, the
 # texture's is a part of the tissue's.
 WOBBLE: Octaves = ((0.035, 2.3), (0.012, 6.7))
@@ -85,7 +85,7 @@ class Body(NamedTuple):
     lattice: NDArray[np.float32]  # (4, LATTICE, LATTICE, LATTICE): wobble along z, y, x; texture
 
 
-def place_organs(shape: Triple, spacing: Point, *, noise: float, organs: int, seed: int) -> tuple[Body, list[str]]:
+def build_body(shape: Triple, spacing: Point, *, noise: float, organs: int, seed: int) -> tuple[Body, list[str]]:
     """Lay out the body that fills a box; with it come the names of the labels.
 
     The seed picks the body; `shape` and `spacing` only say how its parts share the box.
@@ -96,7 +96,7 @@ def place_organs(shape: Triple, spacing: Point, *, noise: float, organs: int, se
     # Python promises the same random() for a seed in every version, NumPy does not.
     random = Random(seed).random
     key = np.uint64(int(random() * 2**53))
-    lattice = np.array([2 * random() - 1 for _ in range(4 * LATTICE**3)], np.float32)
+    lattice = np.array([2 * random() - 1 for _ in range(4 * NOISE_PERIOD**3)], np.float32)
     chosen = list(ORGANS[:organs])
     while len(chosen) < organs:
         chosen.append(_small_organ(chosen, organs - len(ORGANS), random))
@@ -114,7 +114,7 @@ def place_organs(shape: Triple, spacing: Point, *, noise: float, organs: int, se
         extent=(z, y, x),
         organs=np.array(rows, float).reshape(-1, 14),
         tubes=np.array(tubes, float),
-        lattice=lattice.reshape(4, LATTICE, LATTICE, LATTICE),
+        lattice=lattice.reshape(4, NOISE_PERIOD, NOISE_PERIOD, NOISE_PERIOD),
     )
     return body, [name for name, _, _ in kinds]
 
@@ -212,7 +212,7 @@ def _smooth(lattice: NDArray[np.float32], n: int, z: float, y: float, x: float) 
     fz, fy, fx = math.floor(z), math.floor(y), math.floor(x)
     z, y, x = z - fz, y - fy, x - fx
     z, y, x = z * z * (3 - 2 * z), y * y * (3 - 2 * y), x * x * (3 - 2 * x)
-    last = LATTICE - 1
+    last = NOISE_PERIOD - 1
     z0, y0, x0 = int(fz) & last, int(fy) & last, int(fx) & last
     z1, y1, x1 = (z0 + 1) & last, (y0 + 1) & last, (x0 + 1) & last
     a = lattice[n, z0, y0, x0] * (1 - x) + lattice[n, z0, y0, x1] * x
@@ -373,24 +373,24 @@ def _near(rows: NDArray[np.float64], z: float, y: float, x: float, reach: float)
 
 
 @jit
-def fill_body(image: Array, truth: Array, origin: Triple, shape: Triple, body: Body) -> None:
+def render_body(image: Array, truth: Array, origin: Triple, shape: Triple, body: Body) -> None:
     """Compute the box of the volume that begins at `origin`, tile by tile."""
     level, grain, noise, key, extent, organs, tubes, lattice = body
     # Half-widths of the body per voxel.
     hz, hy, hx = 2 * extent[0] / shape[0], 2 * extent[1] / shape[1], 2 * extent[2] / shape[2]
     # Half a tile's diagonal, and more than the wobble can add: 1.8 > sqrt(3).
-    reach = 0.5 * TILE * math.sqrt(hz * hz + hy * hy + hx * hx) + 1.8 * (WOBBLE[0][0] + WOBBLE[1][0])
+    reach = 0.5 * TILE_EXTENT * math.sqrt(hz * hz + hy * hy + hx * hx) + 1.8 * (WOBBLE[0][0] + WOBBLE[1][0])
     # z
-    for k in range(0, image.shape[0], TILE):
-        z = (origin[0] + k + TILE / 2) * hz - extent[0]
+    for k in range(0, image.shape[0], TILE_EXTENT):
+        z = (origin[0] + k + TILE_EXTENT / 2) * hz - extent[0]
         # y
-        for j in range(0, image.shape[1], TILE):
-            y = (origin[1] + j + TILE / 2) * hy - extent[1]
+        for j in range(0, image.shape[1], TILE_EXTENT):
+            y = (origin[1] + j + TILE_EXTENT / 2) * hy - extent[1]
             # x
-            for i in range(0, image.shape[2], TILE):
-                x = (origin[2] + i + TILE / 2) * hx - extent[2]
+            for i in range(0, image.shape[2], TILE_EXTENT):
+                x = (origin[2] + i + TILE_EXTENT / 2) * hx - extent[2]
                 near, close = _near(organs, z, y, x, reach), _near(tubes, z, y, x, reach)
-                tile = slice(k, k + TILE), slice(j, j + TILE), slice(i, i + TILE)
+                tile = slice(k, k + TILE_EXTENT), slice(j, j + TILE_EXTENT), slice(i, i + TILE_EXTENT)
                 corner = (origin[0] + k, origin[1] + j, origin[2] + i)
                 there = Body(level, grain, noise, key, extent, near, close, lattice)
                 _fill_tile(image[tile], truth[tile], corner, shape, there)

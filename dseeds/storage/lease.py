@@ -1,9 +1,9 @@
-"""Who is at work on a run: only one at a time may be.
+"""Leases: only one process at a time works on a run.
 
-Neither locks nor clocks of several machines can be relied on. So whoever is at work creates a file of the next number,
-which only one can, and changes it again and again; one that does not change while another watches is abandoned. Who
-finds a higher number than his own, or his own file gone or written by another, has lost the run, as after a long
-sleep, and stops.
+Neither locks nor clocks can be trusted across machines. A process that takes a lease therefore creates the file of the
+next number, which only one process can, and rewrites it regularly (its heartbeat). A file that does not change while
+another process watches it is abandoned. A process that finds a higher number than its own, or its own file missing or
+written by another, as after suspension, has lost the run and stops.
 """
 
 from __future__ import annotations
@@ -23,135 +23,132 @@ import psutil
 
 from dseeds.storage.location import Location
 
-FOLDER = "lease"
+LEASE_FOLDER = "lease"
 BEAT_SECONDS = 2.0
-# Several beats: a process can be held up, by compiling or by a slow store.
+# Several heartbeats: compilation or a slow store can delay a process.
 WATCH_SECONDS = 15.0
-# The names of the leases that this process holds: of one that it could not remove, as from a full disk, it knows.
+# The leases that this process holds. A lease of ours that is not among them is a file that could not be removed, for
+# instance from a full disk.
 _held: set[str] = set()
 
 
 class RunInUse(FileExistsError):
-    """Another process is at work on the run."""
+    """Another process is working on the run."""
 
 
 class LeaseLost(RuntimeError):
-    """Another process has taken the run over."""
+    """Another process has taken over the run."""
 
 
 @contextmanager
-def lease(place: Location) -> Iterator[Lease]:
-    """Hold a run.
+def hold_lease(folder: Location) -> Iterator[Lease]:
+    """Hold the lease of a run.
 
     Parameters
     ----------
-    place : Place
+    folder : Location
         The run's folder.
 
     Yields
     ------
     Lease
-        Call its `check` now and then, and its `confirm` before what cannot be taken back.
+        Call its `check` regularly, and its `confirm` before an irreversible step.
 
     Raises
     ------
     RunInUse
-        If another process holds it. Finding out takes some seconds, where that one does not run on this machine.
+        If another process holds the lease. If that process runs on another machine, this takes some seconds.
     """
-    held = _take(place)
+    lease = _take(folder)
     try:
-        yield held
+        yield lease
     finally:
-        held.release()
+        lease.release()
 
 
-def check_free(place: Location) -> None:
-    """Refuse a run that another process holds; see `lease`."""
-    _judged(place)
+def check_free(folder: Location) -> int:
+    """Raise RunInUse if another process holds a run.
 
-
-def _judged(place: Location) -> int:
-    """Give the number of the newest lease, which is abandoned; 0 where there is none."""
-    number = _newest(place)
-    if number and not _is_abandoned(place, number):
-        raise _in_use(place, number)
+    Returns
+    -------
+    int
+        The number of the newest lease, which is abandoned, or 0.
+    """
+    number = _newest(folder)
+    if number and not _is_abandoned(folder, number):
+        raise _in_use(folder, number)
     return number
 
 
-def _take(place: Location) -> Lease:
-    before = _judged(place)
-    number = before + 1
-    held = Lease(place, number)
-    if not place.create(_key(number), held.content()) or _newest(place) > number:
-        raise _in_use(place, number)
-    # Whoever held it and wakes up is not to find his own lease once this one is given back.
-    place.delete(_key(older) for older in range(1, number))
-    held.start()
-    return held
+def _take(folder: Location) -> Lease:
+    number = check_free(folder) + 1
+    lease = Lease(folder, number)
+    if not folder.create(_key(number), lease.content()) or _newest(folder) > number:
+        raise _in_use(folder, number)
+    # Otherwise, a previous holder that wakes up would find its own lease once this one is released.
+    folder.delete(_key(older) for older in range(1, number))
+    lease.start()
+    return lease
 
 
-def _in_use(place: Location, number: int) -> RunInUse:
-    holder = _holder(place.read(_key(number)))
-    who = f"process {holder['process']} on {holder['host']}" if holder else "another process"
+def _in_use(folder: Location, number: int) -> RunInUse:
+    holder = _read_holder(folder.read(_key(number)))
+    process = f"process {holder['process']} on {holder['host']}" if holder else "another process"
     return RunInUse(
-        f"{who} is at work on {place.address.removesuffix('.dseeds')}: wait for it, stop it, or name another target."
+        f"{process} is at work on {folder.address.removesuffix('.dseeds')}: wait for it, stop it, or name another "
+        f"target."
     )
 
 
 class Lease:
-    """A run that this process holds."""
+    """A lease that this process holds."""
 
-    def __init__(self, place: Location, number: int) -> None:
-        self._place, self._number, self._name = place, number, uuid.uuid4().hex
+    def __init__(self, folder: Location, number: int) -> None:
+        self._folder, self._number, self._name = folder, number, uuid.uuid4().hex
         self._beats = 0
-        self._away = False
+        self._unreachable = False
         self._over, self._lost = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="dseeds-lease", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start the heartbeat."""
         _held.add(self._name)
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure that the run has not been taken over.
-
-        Raises
-        ------
-        LeaseLost
-            If it has.
-        """
+        """Raise LeaseLost if another process has been seen to take over the run."""
         if self._lost.is_set():
             raise LeaseLost(
-                f"another process has taken over {self._place.address.removesuffix('.dseeds')}, for this one gave no "
-                f"sign of life for {WATCH_SECONDS:.0f} s."
+                f"another process has taken over {self._folder.address.removesuffix('.dseeds')}, because this one "
+                f"showed no sign of life for {WATCH_SECONDS:.0f} s."
             )
 
     def confirm(self) -> None:
-        """Look whether the run has been taken over; see `check`."""
+        """Look whether another process has taken over the run, and raise LeaseLost if so."""
         self._look()
         self.check()
 
     def release(self) -> None:
-        """Let it go."""
+        """Stop the heartbeat and remove the lease."""
         self._over.set()
         self._thread.join()
         _held.discard(self._name)
-        # A store that is gone would keep us waiting once more.
-        if self._away:
+        # A store that is unreachable would only make the process wait once more.
+        if self._unreachable:
             return
         with suppress(OSError):
             self._look()
             if not self._lost.is_set():
-                self._place.delete([_key(self._number)])
+                self._folder.delete([_key(self._number)])
 
     def content(self) -> bytes:
-        """Say who holds the run."""
-        return json.dumps({**_me(), "name": self._name, "beats": self._beats}).encode()
+        """Return the content of the lease's file, which changes with every heartbeat."""
+        process = {"host": platform.node(), "machine": _machine(), "process": os.getpid()}
+        return json.dumps({**process, "name": self._name, "beats": self._beats}).encode()
 
     def _look(self) -> None:
-        holder = _holder(self._place.read(_key(self._number)))
-        if _newest(self._place) != self._number or (holder and holder["name"] != self._name):
+        holder = _read_holder(self._folder.read(_key(self._number)))
+        if _newest(self._folder) != self._number or (holder and holder["name"] != self._name):
             self._lost.set()
 
     def _beat(self) -> None:
@@ -160,51 +157,47 @@ class Lease:
                 self._look()
                 if not self._lost.is_set():
                     self._beats += 1
-                    self._place.write(_key(self._number), self.content())
-                self._away = False
+                    self._folder.write(_key(self._number), self.content())
+                self._unreachable = False
             except OSError as error:
-                # A store that fails now and then is no reason to stop.
-                self._away = isinstance(error, ConnectionError)
+                # An occasional failure of the store is no reason to stop.
+                self._unreachable = isinstance(error, ConnectionError)
 
 
 def _key(number: int) -> str:
-    return f"{FOLDER}/{number:06}.json"
+    return f"{LEASE_FOLDER}/{number:06}.json"
 
 
-def _newest(place: Location) -> int:
-    stems = (Path(name).stem for name in place.names(FOLDER))
+def _newest(folder: Location) -> int:
+    stems = (Path(name).stem for name in folder.names(LEASE_FOLDER))
     return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
 
-def _holder(content: bytes | None) -> dict[str, Any] | None:
-    """Read who holds a run; None where that cannot be read."""
+def _read_holder(content: bytes | None) -> dict[str, Any] | None:
+    """Return the process that a lease names, or None if it cannot be read."""
     with suppress(ValueError, KeyError, TypeError):
-        found = json.loads(content or b"")
-        return {key: found[key] for key in ("host", "machine", "process", "name")}
+        holder = json.loads(content or b"")
+        return {key: holder[key] for key in ("host", "machine", "process", "name")}
     return None
 
 
-def _is_abandoned(place: Location, number: int) -> bool:
-    before = place.read(_key(number))
-    holder = _holder(before)
+def _is_abandoned(folder: Location, number: int) -> bool:
+    before = folder.read(_key(number))
+    holder = _read_holder(before)
     if before is None or (holder and _is_dead(holder)):
         return True
     end = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(BEAT_SECONDS / 2)
-        now = place.read(_key(number))
+        now = folder.read(_key(number))
         if now != before:
-            # Changed, or given back.
+            # Either rewritten or released.
             return now is None
     return True
 
 
-def _me() -> dict[str, Any]:
-    return {"host": platform.node(), "machine": _machine(), "process": os.getpid()}
-
-
 def _machine() -> str | None:
-    """Name what a process number means something in: this boot of this machine, and in it this container."""
+    """Return the scope of process numbers: this boot of this machine, and this container in it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -213,10 +206,10 @@ def _machine() -> str | None:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Tell whether a process of this machine is no more, where that can be told at once.
+    """Return whether a process is known to have ended, which can only be told on its own machine.
 
-    That another may have been given its number since is seen by watching: when a process was started is told
-    differently before and after the clock is set.
+    A new process may have received the same number. That shows when the lease is watched: the start times of processes
+    shift when the clock is set, so they cannot be compared.
     """
     if holder["machine"] is None or holder["machine"] != _machine():
         return False

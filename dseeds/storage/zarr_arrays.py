@@ -38,7 +38,7 @@ from dseeds.storage.object_store import describe_store_error
 
 # Voxels along an axis of a chunk: larger ones waste more when a halo is read, and each chunk has its own overhead.
 UNIT_CHUNK = 64
-WIDE = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+ZSTD_CODEC = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
 # Exceptions that codecs raise on corrupt bytes. OSError is not among them: it says nothing about the data.
 DECODING_ERRORS = (ValueError, RuntimeError, EOFError, LookupError, TypeError)
 
@@ -128,7 +128,7 @@ class Layout:
         dtype: DTypeLike,
         shard: tuple[int, ...],
         chunk_extent: int,
-        codec: BytesBytesCodec = WIDE,
+        codec: BytesBytesCodec = ZSTD_CODEC,
         *,
         checked: bool = True,
     ) -> Layout:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Triple, triple
 from dseeds.io import ArraySource, Source, ZarrSource
 from dseeds.io.resolution_levels import ResolutionLevel, read_resolution_levels
-from dseeds.storage.slabs import thickness
+from dseeds.storage.slabs import slab_thickness
 
 # The planes: what they are called, and which of (superior, anterior, right) leads across, down and to the right.
 PLANES = (("axial", 0, 1, 2), ("coronal", 1, 0, 2), ("sagittal", 2, 0, 1))
@@ -181,7 +181,7 @@ class Volume:
         source, (z, y, x) = self.levels[0].source, self._at
         values = source.dtype.itemsize * (source.channels or 1)
         axial, coronal, sagittal = [], [], []
-        for begin, slab in source.slabs(thickness(source.shape, values)):
+        for begin, slab in source.slabs(slab_thickness(source.shape, values)):
             volume = self._chosen(slab)
             if begin <= z < begin + len(volume):
                 axial.append(volume[z - begin].copy())

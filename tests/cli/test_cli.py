@@ -632,7 +632,7 @@ def test_a_phantom_that_cannot_be(call, tmp_path, options):
     assert listing(tmp_path) == {}
 
 
-@pytest.mark.parametrize("marker", [MARKER, phantom.MARKER])
+@pytest.mark.parametrize("marker", [MARKER, phantom.PHANTOM_MARKER])
 def test_info_on_what_is_unfinished(call, tmp_path, marker):
     (tmp_path / marker).write_text("{}")
     code, out, err = call("info", tmp_path)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import dseeds
 from dseeds.convert.describe import describe
 from dseeds.convert.export_volume import ENDINGS
-from dseeds.convert.slab_reader import Reading
+from dseeds.convert.slab_reader import SlabReader
 from dseeds.io import ome_image_attributes, open_image, open_source
 from tests.support.paths import DATA
 
@@ -243,7 +243,7 @@ def test_ome_zarr_stays_where_it_is(tmp_path, unit):
 
 def test_slabs_are_as_deep_as_what_is_written_together():
     array = zarr.create_array(zarr.storage.MemoryStore(), data=numbers((20, 4, 4), "u1"), chunks=(6, 4, 4))
-    reading = Reading(open_image(array), 1 << 20, None)
+    reading = SlabReader(open_image(array), 1 << 20, None)
     assert [len(slab) for _, slab in reading.slabs("read", planes=8)] == [8, 8, 4]
 
 

@@ -20,7 +20,7 @@ from dseeds.engine.dask_runner import RegionFailed
 from dseeds.engine.run import RunOptions
 from dseeds.io import ome_label_attributes
 from dseeds.storage import lease
-from dseeds.storage.lease import FOLDER as LEASE
+from dseeds.storage.lease import LEASE_FOLDER as LEASE
 from dseeds.storage.location import open_location
 from dseeds.storage.object_store import PATIENCE
 from tests.support.clusters import in_process, worker_process_client

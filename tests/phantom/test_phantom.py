@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 import dseeds.phantom
-from dseeds.phantom import MARKER, phantom, write_phantom
+from dseeds.phantom import PHANTOM_MARKER, phantom, write_phantom
 from dseeds.phantom.anatomy import AIR, BONE, MUSCLE, ORGANS, TISSUES, VESSEL
 
 
@@ -32,7 +32,7 @@ def labels_of(organs):
     ],
 )
 def test_the_cut_does_not_show(tmp_path, monkeypatch, shape, chunk, shard):
-    monkeypatch.setattr(dseeds.phantom, "SHARD", shard)
+    monkeypatch.setattr(dseeds.phantom, "PHANTOM_SHARD", shard)
     options = {"shape": shape, "spacing": (2.0, 1.0, 1.5), "seed": 7}
     write_phantom(tmp_path / "p.zarr", chunk=chunk, threads=3, **options)
     for written, made in zip(read(tmp_path / "p.zarr"), phantom(**options, threads=1), strict=True):
@@ -151,7 +151,7 @@ def test_is_an_ome_zarr_image(tmp_path):
     assert about["properties"][VESSEL + 1] == {"label-value": VESSEL + 1, "name": "right lung"}
     assert len(about["properties"]) == len(TISSUES) + 12
     assert group.attrs["dseeds"]["phantom"]["organs"] == 12
-    assert not (target / MARKER).exists()
+    assert not (target / PHANTOM_MARKER).exists()
 
 
 def test_parameters_in_the_attributes_make_it_again(tmp_path):
@@ -212,7 +212,7 @@ def test_overwrites_a_phantom_when_told_to(tmp_path):
 def test_overwrites_what_a_killed_run_left(tmp_path):
     target = tmp_path / "p.zarr"
     target.mkdir()
-    (target / MARKER).write_text("{}")
+    (target / PHANTOM_MARKER).write_text("{}")
     (target / "0").mkdir()
     with pytest.raises(FileExistsError):
         write_phantom(target, shape=(4, 5, 6))
@@ -284,11 +284,11 @@ def test_overwrites_nothing_else(tmp_path, make):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(dseeds.phantom, "SHARD", 16)
+    monkeypatch.setattr(dseeds.phantom, "PHANTOM_SHARD", 16)
     target = tmp_path / "p.zarr"
 
     def stop(done, total):
-        assert (target / MARKER).exists()
+        assert (target / PHANTOM_MARKER).exists()
         assert "ome" not in zarr.open_group(target, mode="r").attrs
         if done == 3:
             raise error
@@ -309,7 +309,7 @@ def test_a_failing_task_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_memory_is_that_of_a_few_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(dseeds.phantom, "SHARD", 64)
+    monkeypatch.setattr(dseeds.phantom, "PHANTOM_SHARD", 64)
     shape = (64, 128, 1024)
     write_phantom(tmp_path / "warm.zarr", shape=(64, 64, 64), threads=2)
     tracemalloc.start()
