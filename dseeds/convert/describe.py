@@ -1,4 +1,4 @@
-"""What an output or an image is, read back from its metadata; no voxel is touched."""
+"""Description of an image or an output by its metadata."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Description = dict[str, Any]
 
 
 def describe(target: str | os.PathLike[str], *, volume: int | None = None, level: int = 0) -> Description:
-    """Describe a label volume or a phantom that this program wrote, or any other image that it can read.
+    """Describe a label volume or phantom written by this program, or any other readable image, without reading voxels.
 
     Parameters
     ----------
     target : path or URL
-        What `dseeds.io.open_source` takes.
+        Anything that `dseeds.io.open_source` takes.
     volume : int, optional
         Which volume of a 4D image, from 0.
     level : int, default 0
@@ -34,18 +34,18 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
     Returns
     -------
     dict
-        Plain values, ready for JSON. ``kind`` is ``"labels"``, ``"phantom"`` or ``"image"``, the first two only for
-        what this program wrote; ``path``, ``format``, ``shape``, ``dtype`` and ``spacing`` are always there,
-        ``chunks`` and ``shards`` for Zarr; ``level``, ``levels``, their number, ``translation`` and ``units`` for
-        OME-Zarr; ``supervoxels``, ``step``, ``cells``, ``windows``, ``rounds``, ``asked``,
-        ``source`` and ``versions`` for labels in Zarr; ``noise``, ``organs`` and ``seed`` for a phantom.
+        Plain values, ready for JSON. ``kind`` is ``"labels"`` or ``"phantom"`` for an output of this program, else
+        ``"image"``. ``path``, ``format``, ``shape``, ``dtype`` and ``spacing`` are always present. Zarr adds ``chunks``
+        and ``shards``; OME-Zarr ``level``, ``levels`` (their number), ``translation`` and ``units``; labels in Zarr
+        ``supervoxels``, ``step``, ``cells``, ``windows``, ``rounds``, ``asked``, ``source`` and ``versions``; a phantom
+        ``noise``, ``organs`` and ``seed``.
 
     Raises
     ------
     FileNotFoundError
-        If the path leads nowhere.
+        If the target does not exist.
     ValueError
-        If it is unfinished, damaged or no image.
+        If it is unfinished, damaged or not an image.
 
     Examples
     --------
@@ -57,14 +57,14 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
     >>> description["kind"], description["spacing"], description["seed"]
     ('phantom', [2.0, 1.5, 1.5], 3)
     """
-    place = _place(target)
-    if place:
-        _refuse_unfinished(place)
+    location = _open_location(target)
+    if location:
+        _check_finished(location)
     try:
         source = open_source(target, volume=volume, level=level)
     except FileNotFoundError:
-        if place:
-            _refuse_begun(place)
+        if location:
+            _check_no_run(location)
         raise
     return {
         "kind": "image",
@@ -73,89 +73,89 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
         "shape": list(source.shape),
         "dtype": str(source.dtype),
         "spacing": None if source.spacing is None else list(source.spacing),
-        **_storage(source),
-        **_noted(target, place, source.kind),
+        **_describe_storage(source),
+        **_describe_output(target, location, source.kind),
     }
 
 
-def _noted(target: str | os.PathLike[str], place: Location | None, kind: str) -> Description:
-    """Read what this program noted in its outputs."""
+def _describe_output(target: str | os.PathLike[str], location: Location | None, kind: str) -> Description:
+    """Return what this program noted in an output of its own."""
     if kind == "zarr":
-        return _of_group(place.zarr() if place else target)
-    return _of_nifti(Path(target)) if kind == "nifti" else {}
+        return _describe_group(location.zarr() if location else target)
+    # The header of a NIfTI file has space for its intent only.
+    if kind == "nifti" and is_written_by_us(Path(target), labels=True):
+        return {"kind": "labels"}
+    return {}
 
 
-def _place(target: str | os.PathLike[str]) -> Location | None:
-    """Give the place of a target; None for those that can only be read."""
+def _open_location(target: str | os.PathLike[str]) -> Location | None:
+    """Return the location of a target, or None for a URL that can only be read."""
     try:
         return open_location(target)
     except ValueError:
         return None
 
 
-def _refuse_unfinished(place: Location) -> None:
+def _check_finished(location: Location) -> None:
+    """Raise ValueError for an output that is unfinished."""
     for marker in (MARKER, phantom.PHANTOM_MARKER):
-        if place.read(marker) is not None:
-            _refuse_begun(place)
+        if location.read(marker) is not None:
+            _check_no_run(location)
             raise ValueError(
-                f"{place.address} is unfinished: it is still being written, or was left; in the latter case, write it "
-                f"again with --overwrite."
+                f"{location.address} is unfinished: wait if it is still being written, or else write it again with "
+                f"--overwrite."
             )
 
 
-def _refuse_begun(place: Location) -> None:
-    # It imports Dask, for which only those wait who need it.
+def _check_no_run(location: Location) -> None:
+    """Raise ValueError if a target has an unfinished run."""
+    # Imported late, because the engine imports Dask, which is slow.
     from dseeds.engine.run import SUFFIX
     from dseeds.engine.run_directory import DOCUMENT
 
-    if open_location(place.address + SUFFIX).read(DOCUMENT) is not None:
+    if open_location(location.address + SUFFIX).read(DOCUMENT) is not None:
         raise ValueError(
-            f"{place.address} is unfinished: see how far its run is with dseeds status {place.address}, and go on with "
-            f"it with dseeds segment and --resume, or dseeds step if it is one of batch jobs."
+            f"{location.address} is unfinished: see the progress of its run with dseeds status {location.address}, and "
+            f"resume it with dseeds segment and --resume, or dseeds step for a run of batch jobs."
         )
 
 
-def _storage(source: Source) -> Description:
+def _describe_storage(source: Source) -> Description:
     if not isinstance(source, ZarrSource):
         return {}
     shards = source.array.shards
-    cut = {"chunks": list(source.array.chunks), "shards": None if shards is None else list(shards)}
+    layout = {"chunks": list(source.array.chunks), "shards": None if shards is None else list(shards)}
     if source.multiscale is None:
-        return cut
+        return layout
     frame = frame_of(source)
     levels = {"level": source.level, "levels": len(source.multiscale.paths)}
-    return {**cut, **levels, "translation": list(frame.translation), "units": list(frame.units)}
+    return {**layout, **levels, "translation": list(frame.translation), "units": list(frame.units)}
 
 
-def _of_group(where: Any) -> Description:
-    """Read what this program noted in a group's attributes."""
-    node = zarr.open(where, mode="r")
-    noted: Any = node.attrs.get(ATTRIBUTE) if isinstance(node, zarr.Group) else None
-    if not isinstance(noted, Mapping):
+def _describe_group(store: Any) -> Description:
+    """Return what this program noted in a group's attributes."""
+    node = zarr.open(store, mode="r")
+    attributes: Any = node.attrs.get(ATTRIBUTE) if isinstance(node, zarr.Group) else None
+    if not isinstance(attributes, Mapping):
         return {}
-    if "phantom" in noted:
-        recipe = _mapping(noted["phantom"])
+    if "phantom" in attributes:
+        recipe = _mapping(attributes["phantom"])
         return {"kind": "phantom", **{key: recipe.get(key) for key in ("noise", "organs", "seed")}}
-    if "painted" in noted:
-        found = {"kind": "labels"} if "image-label" in _mapping(node.attrs.get("ome")) else {}
-        return {**found, **{key: noted[key] for key in ("painted", "labels", "fill") if key in noted}}
-    if "imported" in noted:
-        kind = "labels" if "image-label" in _mapping(node.attrs.get("ome")) else "image"
-        return {"kind": kind, "imported": noted["imported"]}
-    parameters = _mapping(noted.get("parameters"))
+    has_labels = "image-label" in _mapping(node.attrs.get("ome"))
+    if "painted" in attributes:
+        painted = {key: attributes[key] for key in ("painted", "labels", "fill") if key in attributes}
+        return {**({"kind": "labels"} if has_labels else {}), **painted}
+    if "imported" in attributes:
+        return {"kind": "labels" if has_labels else "image", "imported": attributes["imported"]}
+    parameters = _mapping(attributes.get("parameters"))
     return {
         "kind": "labels",
-        "supervoxels": noted.get("supervoxels"),
+        "supervoxels": attributes.get("supervoxels"),
         **{key: parameters.get(key) for key in ("step", "cells", "windows", "rounds", "asked")},
-        **{key: noted.get(key) for key in ("source", "versions")},
+        **{key: attributes.get(key) for key in ("source", "versions")},
     }
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """Take what others may have changed for nothing where it makes no sense."""
+    """Return a value if it is a mapping, and an empty one for anything that others may have put in its place."""
     return value if isinstance(value, Mapping) else {}
-
-
-def _of_nifti(path: Path) -> Description:
-    """Recognise labels by the header's intent: there is room for nothing more."""
-    return {"kind": "labels"} if is_written_by_us(path, labels=True) else {}

@@ -1,34 +1,32 @@
-"""`export_volume`: labels and images go out to formats of others, slab by slab, and stay where they are in space."""
+"""Export of labels and images to other formats, out of core, with their position in space."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dseeds.convert.slab_reader import SlabReader, has_whole_numbers, lengths_in_mm
+from dseeds.convert.slab_reader import ConversionReport, SlabReader, has_whole_numbers
 from dseeds.core.dtypes import INTEGER_DTYPES
+from dseeds.core.geometry import check_spacing
 from dseeds.core.progress import Progress
 from dseeds.io import Image, Spacing, ZarrSource
 from dseeds.io.affine import with_spacing
 from dseeds.io.formats.file_writer import Content, check_file_target, partial_file, remove_partial
-from dseeds.io.formats.hdf5 import hdf5_dataset, is_our_hdf5, write_hdf5
-from dseeds.io.formats.nifti import check_nifti_target, write_nifti_content
+from dseeds.io.formats.hdf5 import is_our_hdf5, split_dataset, write_hdf5
+from dseeds.io.formats.nifti import is_written_by_us, write_nifti_content
 from dseeds.io.formats.npy import write_npy
 from dseeds.io.formats.nrrd_writer import is_our_nrrd, write_meta, write_nrrd
 from dseeds.io.formats.precomputed import add_scale, check_precomputed_target, import_tensorstore, partial_folder
 from dseeds.io.formats.tiff import is_our_tiff, write_tiff
 from dseeds.io.image import common_dtype, open_channels
-from dseeds.io.labels import TASK_BYTES
 from dseeds.io.source import SourceQuery
-from dseeds.parallel.cluster import parse_memory
 from dseeds.storage.location import is_remote
 from dseeds.storage.ownership import check_apart
 
@@ -50,19 +48,19 @@ SHARD_PLANES = 256
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """What was exported.
+class ExportReport(ConversionReport):
+    """A report of an export.
 
     Attributes
     ----------
     target, format : str
-        Where it is, and what.
+        The file or folder, and its format.
     shape : tuple of int
         Voxels along (z, y, x).
     channels : int or None
-        How many channels lie along a further axis.
+        Channels along a further axis, or None if there is no such axis.
     dtype : str
-        What voxels are stored as.
+        The type of the stored voxels.
     spacing : tuple of float or None
         Size of a voxel along (z, y, x) in millimetres.
     labels : bool
@@ -78,48 +76,53 @@ class ExportReport:
     labels: bool
 
     def __str__(self) -> str:
-        what = "labels" if self.labels else "an image"
-        return f"{what} of {' x '.join(map(str, self.shape))} voxels, {self.dtype}, as {self.format}: {self.target}"
-
-    def to_json(self) -> str:
-        """Give all of it as JSON."""
-        return json.dumps(asdict(self), indent=2)
+        content = "labels" if self.labels else "an image"
+        return f"{content} of {' x '.join(map(str, self.shape))} voxels, {self.dtype}, as {self.format}: {self.target}"
 
 
-class _Format(NamedTuple):
-    """What a format holds, and how it is written; without `write`, by the code for the precomputed format."""
+@dataclass(frozen=True)
+class _ExportFormat:
+    """A format: how to recognise and write a file, and the types that it supports.
 
-    check: Callable[[Path, bool], None]
+    The precomputed format has neither function: it is a folder, and its resolutions are written separately.
+    """
+
+    is_ours: Callable[[Path], bool] | None
     write: Callable[..., None] | None
     channels: bool = True
-    # What labels and images may be stored as.
-    whole: tuple[str, ...] = INTEGER_DTYPES
-    dtypes: tuple[str, ...] = (*INTEGER_DTYPES, "int8", "float32", "float64")
+    label_dtypes: tuple[str, ...] = INTEGER_DTYPES
+    image_dtypes: tuple[str, ...] = (*INTEGER_DTYPES, "int8", "float32", "float64")
+
+    def check(self, path: Path, overwrite: bool) -> None:
+        """Raise FileExistsError or FileNotFoundError unless a target may be written."""
+        if self.is_ours is None:
+            check_precomputed_target(path, overwrite)
+        else:
+            check_file_target(path, overwrite, self.is_ours)
 
 
-def _unless(is_ours: Callable[[Path], bool]) -> Callable[[Path, bool], None]:
-    return lambda path, overwrite: check_file_target(path, overwrite, is_ours)
-
-
-# What OME-TIFF knows.
-_SMALL = ("int8", *(name for name in INTEGER_DTYPES if "64" not in name))
-_HALF = (*INTEGER_DTYPES, "int8", "float16", "float32", "float64")
+# The integer types of OME-TIFF.
+_OME_INTEGERS = ("int8", *(name for name in INTEGER_DTYPES if "64" not in name))
+_WITH_HALF_FLOATS = (*INTEGER_DTYPES, "int8", "float16", "float32", "float64")
 FORMATS = {
-    "nifti": _Format(check_nifti_target, write_nifti_content, channels=False),
-    "tiff": _Format(
-        _unless(is_our_tiff), write_tiff, whole=("uint8", "uint16", "uint32"), dtypes=(*_SMALL, "float32", "float64")
+    "nifti": _ExportFormat(is_written_by_us, write_nifti_content, channels=False),
+    "tiff": _ExportFormat(
+        is_our_tiff,
+        write_tiff,
+        label_dtypes=("uint8", "uint16", "uint32"),
+        image_dtypes=(*_OME_INTEGERS, "float32", "float64"),
     ),
-    "nrrd": _Format(_unless(is_our_nrrd), write_nrrd),
-    "metaimage": _Format(_unless(is_our_nrrd), write_meta),
-    "hdf5": _Format(_unless(is_our_hdf5), write_hdf5, dtypes=_HALF),
-    # Nothing tells whose such a file is.
-    "numpy": _Format(_unless(lambda _: False), write_npy, dtypes=_HALF),
-    # Of these alone neuroglancer makes segments that can be compressed as such.
-    "precomputed": _Format(
-        check_precomputed_target,
+    "nrrd": _ExportFormat(is_our_nrrd, write_nrrd),
+    "metaimage": _ExportFormat(is_our_nrrd, write_meta),
+    "hdf5": _ExportFormat(is_our_hdf5, write_hdf5, image_dtypes=_WITH_HALF_FLOATS),
+    # Nothing in the file shows what wrote it.
+    "numpy": _ExportFormat(lambda _: False, write_npy, image_dtypes=_WITH_HALF_FLOATS),
+    # neuroglancer can compress segments of these label types only.
+    "precomputed": _ExportFormat(
         None,
-        whole=("uint32", "uint64"),
-        dtypes=("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32"),
+        None,
+        label_dtypes=("uint32", "uint64"),
+        image_dtypes=("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32"),
     ),
 }
 
@@ -138,55 +141,55 @@ def export_volume(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Write labels or an image in a format of others, out of core.
+    """Write labels or an image in another format, out of core.
 
     Parameters
     ----------
     source : source
-        What `dseeds.io.open_source` takes, such as labels in OME-Zarr, an image, a list of several channels.
+        Anything that `dseeds.io.open_source` takes, such as labels in OME-Zarr or an image, or a list of channels.
     target : path
-        A new file, whose ending says what it is: ``.nii`` or ``.nii.gz`` (NIfTI), ``.tif``, ``.tiff`` or ``.ome.tif``
-        (TIFF), ``.nrrd``, ``.mha`` (MetaImage), ``.h5`` or ``.hdf5``, also as ``FILE.h5:/path/to/dataset``, ``.npy``;
-        or a new folder with the ending ``.precomputed``, which neuroglancer reads.
+        A new file, whose ending determines the format: ``.nii`` or ``.nii.gz`` (NIfTI), ``.tif``, ``.tiff`` or
+        ``.ome.tif`` (TIFF), ``.nrrd``, ``.mha`` (MetaImage), ``.h5`` or ``.hdf5`` (also as
+        ``FILE.h5:/path/to/dataset``), ``.npy``; or a new folder ``.precomputed``, for neuroglancer.
     format : {"nifti", "tiff", "nrrd", "metaimage", "hdf5", "numpy", "precomputed"}, optional
-        Default: what the ending says.
+        Default: the format of the ending.
     labels : bool, optional
-        Whether the voxels are labels. Default: as the source says.
+        Whether the voxels are labels. Default: as the source states.
     dtype : dtype, optional
-        What voxels are stored as. Default: labels as the smallest integers that hold them all, for which they are read
-        once more; images as they are, but where the format does not know their type: then as float32, which rounds
-        float64 in the precomputed format.
+        The type of the stored voxels. Default: for labels, the smallest integer type that holds them all, which takes
+        another pass over the source; for images, their own type, or float32 if the format does not support it, which
+        rounds float64 in the precomputed format.
     volume : int, optional
         Which volume of a 4D image, from 0.
     channel_axis : int or str, optional
-        The axis that channels lie along; see `dseeds.io.open_image`. Default: the axis ``c`` of OME-Zarr and TIFF.
+        The axis of the channels, see `dseeds.io.open_image`. Default: the axis ``c`` of OME-Zarr and TIFF.
     spacing : sequence of float, optional
-        Size of a voxel along (z, y, x) in millimetres. Default: what the source says.
+        Size of a voxel along (z, y, x) in millimetres. Default: the source's.
     memory : int or str, optional
-        What may be held at once, such as ``"512MiB"``, the default.
+        Memory for voxels, in bytes or as a text such as ``"512MiB"``, the default.
     overwrite : bool, default False
-        Replace an older output of this program; nothing else is ever replaced.
+        Whether to replace an older output of this program; nothing else is ever replaced.
     progress : Progress, optional
-        Is told about slabs.
+        Receives the progress.
 
     Returns
     -------
-    Exported
+    ExportReport
 
     Raises
     ------
     FileExistsError
-        If the target exists and is not to be, or must not be, overwritten.
+        If the target exists, and was not written by this program or `overwrite` is not set.
     FileNotFoundError
-        If the source or the target's folder does not exist.
+        If the source or the target's parent folder does not exist.
     ValueError
         If the source cannot be read, a format or type is unknown, voxels do not fit the type, or a package is missing.
 
     Notes
     -----
-    NIfTI, NRRD and MetaImage get the affine of the source, if it has one: the one that `import_volume` and `segment`
-    keep. TIFF, HDF5 and the precomputed format know the size of a voxel alone. Of the precomputed format, coarser
-    resolutions are those of an OME-Zarr source; where the size of a voxel is unknown, it is called 1 nm.
+    NIfTI, NRRD and MetaImage receive the affine of the source, if it has one, which `import_volume` and `segment` keep.
+    TIFF, HDF5 and the precomputed format store only the size of a voxel. The precomputed format also receives the
+    coarser resolutions of an OME-Zarr source; an unknown size of a voxel becomes 1 nm there.
 
     Examples
     --------
@@ -195,125 +198,123 @@ def export_volume(
     ...     print(export_volume(np.array([[[1, 1, 2, 300]]]), f"{folder}/a.npy", labels=True).dtype)
     int16
     """
-    path, dataset, kind = _target(str(target), format)
-    wanted = SourceQuery(volume, channel_axis, "copy")
-    image = open_channels(source, wanted)
+    path, dataset, kind = _resolve_target(str(target), format)
+    chosen, query = FORMATS[kind], SourceQuery(volume, channel_axis, "copy")
+    reader = SlabReader.open(source, query, memory, progress)
+    image = reader.image
     check_apart(str(path), *image.paths)
-    given, chosen = lengths_in_mm(spacing), FORMATS[kind]
+    given_spacing = None if spacing is None else check_spacing(spacing)
     if image.channels > 1 and not chosen.channels:
-        raise ValueError(f"{path.name} holds one channel, and the source {image.channels}: say which with volume=.")
+        raise ValueError(f"{path.name} holds one channel, and the source {image.channels}: choose one with volume=.")
     chosen.check(path, overwrite)
     labelled = image.labelled if labels is None else labels
-    reading = SlabReader(image, parse_memory(memory) if memory is not None else TASK_BYTES, progress)
     content = Content(
         path.name,
         image.shape,
         image.channels if image.channels > 1 else None,
-        _stored(reading, chosen, labelled, dtype),
-        given or image.spacing,
-        with_spacing(image.affine, given),
+        _choose_dtype(reader, chosen.label_dtypes if labelled else chosen.image_dtypes, labelled, dtype),
+        given_spacing or image.spacing,
+        with_spacing(image.affine, given_spacing),
         labelled,
     )
     remove_partial(path)
     if chosen.write is None:
-        levels = _levels(image)
-        images = [image, *(open_channels(source, replace(wanted, level=level)) for level in levels)]
-        _export_precomputed(reading, images, path, content, overwrite)
+        coarser = (open_channels(source, replace(query, level=level)) for level in _coarser_levels(image))
+        _export_precomputed(reader, [image, *coarser], path, content, overwrite)
     else:
         write = chosen.write if dataset is None else partial(chosen.write, dataset=dataset)
-        with partial_file(path, lambda: chosen.check(path, overwrite)) as beside:
-            write(beside, reading.slabs(EXPORT_STAGE, content.dtype), content)
+        with partial_file(path, lambda: chosen.check(path, overwrite)) as partial_path:
+            write(partial_path, reader.slabs(EXPORT_STAGE, content.dtype), content)
     return ExportReport(
         str(target), kind, content.shape, content.channels, content.dtype.name, content.spacing, content.labelled
     )
 
 
-def _target(target: str, format: str | None) -> tuple[Path, str | None, str]:
-    """Tell the file, the dataset in it and the format of a target."""
+def _resolve_target(target: str, format: str | None) -> tuple[Path, str | None, str]:
+    """Return the path of a target, the dataset in the file, and the format."""
     if is_remote(target):
-        raise ValueError(f"{target} is not on this machine: files are written here, so copy them there afterwards.")
-    path, dataset = hdf5_dataset(Path(target).expanduser().absolute())
-    found = next((kind for ending, kind in ENDINGS.items() if path.name.lower().endswith(ending)), None)
-    if found is None and path.name.lower().endswith(".zarr") and format is None:
-        raise ValueError(f"{target} would be OME-Zarr, which dseeds import writes (import_volume).")
-    if format is None and found is None:
-        raise ValueError(f"{target} has none of the endings {', '.join(ENDINGS)}: say what it is to be with format=.")
-    if format is not None and format not in FORMATS:
+        raise ValueError(f"{target} is not on this machine: export to a local file, and copy it there afterwards.")
+    path, dataset = split_dataset(Path(target).expanduser().absolute())
+    implied = next((kind for ending, kind in ENDINGS.items() if path.name.lower().endswith(ending)), None)
+    if format is None:
+        if implied is None and path.name.lower().endswith(".zarr"):
+            raise ValueError(f"{target} would be OME-Zarr, which dseeds import writes (import_volume).")
+        if implied is None:
+            raise ValueError(f"{target} has none of the endings {', '.join(ENDINGS)}: name the format with format=.")
+        return path, dataset or None, implied
+    if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
-    if format is not None and found not in (None, format):
-        raise ValueError(f"{path.name} is the name of {found}, not of {format}: leave out one, or change it.")
-    kind = str(format or found)
-    return path, dataset or None, kind
+    if implied not in (None, format):
+        raise ValueError(f"{path.name} is the name of {implied}, not of {format}: leave out one, or change it.")
+    return path, dataset or None, format
 
 
-def _stored(reading: SlabReader, chosen: _Format, labelled: bool, dtype: DTypeLike | None) -> np.dtype:
-    """Choose what voxels are stored as."""
-    known = chosen.whole if labelled else chosen.dtypes
+def _choose_dtype(reader: SlabReader, supported: tuple[str, ...], labelled: bool, dtype: DTypeLike | None) -> np.dtype:
+    """Return the type of the stored voxels."""
+    names = ", ".join(supported)
     if dtype is not None:
         with suppress(TypeError):
-            if np.dtype(dtype).name in known:
+            if np.dtype(dtype).name in supported:
                 return np.dtype(np.dtype(dtype).name)
-        raise ValueError(f"dtype must be one of {', '.join(known)} here, got {dtype!r}.")
+        raise ValueError(f"dtype must be one of {names} here, got {dtype!r}.")
     if labelled:
-        low, high = _extremes(reading)
-        for name in known:
+        low, high = _label_range(reader)
+        for name in supported:
             if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
                 return np.dtype(name)
-        raise ValueError(f"the labels are from {low} to {high}, which none of {', '.join(known)} holds.")
-    found = common_dtype(reading.image.dtypes)
-    if found.name in known:
-        return found
-    if found.kind == "f":
+        raise ValueError(f"the labels are from {low} to {high}, which none of {names} holds.")
+    common = common_dtype(reader.image.dtypes)
+    if common.name in supported:
+        return common
+    if common.kind == "f":
         return np.dtype(np.float32)
-    raise ValueError(
-        f"the format knows no {found}: name another type with dtype= (--dtype), one of {', '.join(known)}."
-    )
+    raise ValueError(f"the format knows no {common}: name another type with dtype= (--dtype), one of {names}.")
 
 
-def _extremes(reading: SlabReader) -> tuple[int, int]:
-    """Find the lowest and the highest label."""
-    if all(dtype == np.uint8 for dtype in reading.image.dtypes):
+def _label_range(reader: SlabReader) -> tuple[int, int]:
+    """Return bounds of all labels, including 0."""
+    if all(dtype == np.uint8 for dtype in reader.image.dtypes):
         return 0, 255
     low, high = 0, 0
-    for _, slab in reading.slabs("range"):
+    for _, slab in reader.slabs("range"):
         if slab.dtype.kind == "f" and not has_whole_numbers(slab):
-            raise ValueError("the labels are not whole numbers, so they are none: leave out labels= (--labels).")
+            raise ValueError("the voxels are not whole numbers, so they are no labels: leave out labels= (--labels).")
         low, high = min(low, int(slab.min())), max(high, int(slab.max()))
     return low, high
 
 
-def _levels(image: Image) -> range:
-    """Tell which coarser levels of an OME-Zarr image there are."""
+def _coarser_levels(image: Image) -> range:
+    """Return the coarser levels of an OME-Zarr image that was opened at full resolution."""
     [first, *more] = image.parts
-    whole = isinstance(first, ZarrSource) and first.level == 0 and not more
-    return range(1, 1 + len(first.coarser)) if whole and isinstance(first, ZarrSource) else range(0)
+    if isinstance(first, ZarrSource) and first.level == 0 and not more:
+        return range(1, 1 + len(first.coarser))
+    return range(0)
 
 
 def _export_precomputed(
-    reading: SlabReader, images: Sequence[Image], path: Path, content: Content, overwrite: bool
+    reader: SlabReader, images: Sequence[Image], path: Path, content: Content, overwrite: bool
 ) -> None:
     """Write all resolutions."""
     import_tensorstore()
     with partial_folder(path, overwrite) as folder:
         for number, image in enumerate(images):
-            there = replace(reading, image=image)
-            spacing = _coarser(content.spacing, reading.image.spacing, image.spacing)
+            level = replace(reader, image=image)
+            spacing = _scaled_spacing(content.spacing, reader.image.spacing, image.spacing)
             scale = replace(content, shape=image.shape, spacing=spacing)
-            add_scale(
-                folder, number, scale, _shard_depth(there), partial(there.boxes, EXPORT_STAGE, dtype=content.dtype)
-            )
+            boxes = partial(level.boxes, EXPORT_STAGE, dtype=content.dtype)
+            add_scale(folder, number, scale, _shard_depth(level), boxes)
 
 
-def _coarser(asked: Spacing | None, full: Spacing | None, level: Spacing | None) -> Spacing | None:
-    """Give the spacing of a level whose full resolution is said to have another one than it says itself."""
-    if asked is None or full is None or level is None:
-        return asked
-    z, y, x = (a * n / f for a, f, n in zip(asked, full, level, strict=True))
+def _scaled_spacing(given: Spacing | None, full: Spacing | None, level: Spacing | None) -> Spacing | None:
+    """Return the spacing of a level, when the full resolution is given another spacing than its metadata has."""
+    if given is None or full is None or level is None:
+        return given
+    z, y, x = (g * n / f for g, f, n in zip(given, full, level, strict=True))
     return z, y, x
 
 
-def _shard_depth(reading: SlabReader) -> int:
-    """Choose how many planes a shard has: what the memory allows of slabs, or of boxes where these can be read."""
-    y, x = (min(SHARD_PLANES, n) if reading.image.readable_by_workers else n for n in reading.image.shape[1:])
-    most = max(1, reading.memory // (y * x * reading.voxel_bytes))
-    return min(SHARD_PLANES, 1 << (most.bit_length() - 1))
+def _shard_depth(reader: SlabReader) -> int:
+    """Return the planes in a shard: as many as the memory holds in boxes, or in slabs if boxes cannot be read."""
+    y, x = (min(SHARD_PLANES, n) if reader.image.readable_by_workers else n for n in reader.image.shape[1:])
+    planes = max(1, reader.memory // (y * x * reader.voxel_bytes))
+    return min(SHARD_PLANES, 1 << (planes.bit_length() - 1))

@@ -1,11 +1,9 @@
-"""`import_volume`: images of any format become OME-Zarr, out of core, and stay where they are in space."""
+"""Import of images and labels of any format as OME-Zarr, out of core, with their position in space."""
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,30 +13,20 @@ import zarr
 from numpy.typing import NDArray
 
 from dseeds._version import __version__
-from dseeds.convert.slab_reader import SlabReader, combine_channels, lengths_in_mm
+from dseeds.convert.slab_reader import ConversionReport, SlabReader, combine_channels
 from dseeds.core.checks import check_threads, read_extents
 from dseeds.core.dtypes import NUMERIC_DTYPES
-from dseeds.core.geometry import AXES, Tiling, Triple, triple
+from dseeds.core.geometry import AXES, Tiling, Triple, check_spacing, triple
 from dseeds.core.progress import Progress
 from dseeds.io import Frame, Image, Spacing, ome_image_attributes
 from dseeds.io.affine import affine_attributes, translation, with_spacing
-from dseeds.io.image import common_dtype, open_channels
-from dseeds.io.labels import TASK_BYTES
-from dseeds.io.ome_metadata import MILLIMETRES
+from dseeds.io.image import common_dtype
+from dseeds.io.ome_metadata import MILLIMETRES, Resolution
 from dseeds.io.pyramid import build_pyramid
 from dseeds.io.pyramid_levels import choose_levels
-from dseeds.io.source import SourceQuery
-from dseeds.parallel.cluster import parse_memory
+from dseeds.io.source import IndexBox, SourceQuery
 from dseeds.parallel.executor import Executor
-from dseeds.storage.label_group import (
-    ATTRIBUTE,
-    begin_target,
-    check_target,
-    check_written_by,
-    publish_labels,
-    remove_target,
-    written_by,
-)
+from dseeds.storage.label_group import ATTRIBUTE, check_written_by, publish_labels, unfinished_target
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error
 from dseeds.storage.ownership import check_apart
@@ -50,23 +38,23 @@ IMPORT_SHARD = 256
 
 
 @dataclass(frozen=True)
-class ImportReport:
-    """What was imported.
+class ImportReport(ConversionReport):
+    """A report of an import.
 
     Attributes
     ----------
     target : str
-        Where it is.
+        The OME-Zarr group.
     shape, chunks, shards : tuple of int
-        Voxels along (z, y, x) of the image, and of what is stored together.
+        Voxels along (z, y, x) of the image, of a chunk and of a shard.
     channels : int or None
-        How many channels lie along a first axis; None where there is no such axis.
+        Channels along a first axis, or None if there is no such axis.
     dtype : str
-        What voxels are stored as.
+        The type of the stored voxels.
     spacing : tuple of float or None
         Size of a voxel along (z, y, x) in millimetres.
     levels : int
-        How many resolutions there are.
+        The number of resolutions.
     labels : bool
         Whether the voxels are labels.
     """
@@ -82,13 +70,56 @@ class ImportReport:
     labels: bool
 
     def __str__(self) -> str:
-        what = "labels" if self.labels else f"{self.channels} channels" if self.channels else "an image"
+        content = "labels" if self.labels else f"{self.channels} channels" if self.channels else "an image"
         levels = f"{self.levels} resolution{'' if self.levels == 1 else 's'}"
-        return f"{what} of {' x '.join(map(str, self.shape))} voxels, {self.dtype}, {levels}: {self.target}"
+        return f"{content} of {' x '.join(map(str, self.shape))} voxels, {self.dtype}, {levels}: {self.target}"
 
-    def to_json(self) -> str:
-        """Give all of it as JSON."""
-        return json.dumps(asdict(self), indent=2)
+
+@dataclass(frozen=True)
+class _Output:
+    """The array that an image is imported to.
+
+    Attributes
+    ----------
+    location : Location
+        The group that contains the array.
+    run : str
+        The run that owns the unfinished group.
+    dtype : dtype
+        The type of the stored voxels.
+    """
+
+    location: Location
+    run: str
+    dtype: np.dtype
+
+    def create(self, reader: SlabReader, axes: str, chunks: Triple, shards: Triple) -> None:
+        """Create the array, with one channel per chunk."""
+        channel = (1,) * (len(axes) - 3)
+        zarr.create_array(
+            self.location.zarr("0"),
+            shape=(*(reader.image.channels * n for n in channel), *reader.image.shape),
+            dtype=self.dtype,
+            chunks=(*channel, *chunks),
+            shards=(*channel, *shards),
+            compressors=ZSTD_CODEC,
+            fill_value=0,
+            dimension_names=("c", *AXES)[1 - len(channel) :],
+            zarr_format=3,
+        )
+
+    def write(self, box: IndexBox, values: NDArray[Any]) -> None:
+        """Write all channels of a box (z, y, x) of whole shards; RuntimeError if another run owns the group."""
+        check_written_by(self.location, self.run)
+        with describe_store_error(self.location.address):
+            array = open_arrays(self.location, "0", self.run)[1]
+            index = (*(slice(0, n) for n in array.shape[:-3]), *box)
+            array[index] = values
+        sync_shards(self.location, "0", index, self.run)
+
+    def copy(self, reader: SlabReader, box: IndexBox) -> None:
+        """Read a box (z, y, x) of whole shards, and write it."""
+        self.write(box, combine_channels(reader.image.read(box), self.dtype))
 
 
 def import_volume(
@@ -112,197 +143,162 @@ def import_volume(
     Parameters
     ----------
     source : source or list of sources
-        What `dseeds.io.open_source` takes; of several of one shape and place, each brings channels of its own.
+        Anything that `dseeds.io.open_source` takes. Several sources of the same shape and position each contribute
+        channels.
     target : path or URL
         A new OME-Zarr group.
     volume : int, optional
         Which volume of a 4D image, from 0.
     channel_axis : int or str, optional
-        The axis that channels lie along; see `dseeds.io.open_image`: 0 takes all volumes of a 4D NIfTI file as
-        channels. Default: the axis ``c`` of OME-Zarr and TIFF, and the colours of the others.
+        The axis of the channels, see `dseeds.io.open_image`; 0 makes channels of all volumes of a 4D NIfTI file.
+        Default: the axis ``c`` of OME-Zarr and TIFF, and the colours of other formats.
     spacing : sequence of float, optional
-        Size of a voxel along (z, y, x) in millimetres. Default: what the source says.
+        Size of a voxel along (z, y, x) in millimetres. Default: the source's.
     labels : bool, optional
-        Whether the voxels are labels. Default: as the source says.
+        Whether the voxels are labels. Default: as the source states.
     chunks, shards : int or sequence of int, optional
-        Voxels along (z, y, x) of a chunk, and of a shard, which is a file of whole chunks. Default: 64 and 256, less
-        along z where a source that can only be read from top to bottom has planes of which the memory holds fewer.
+        Voxels along (z, y, x) of a chunk, and of a shard, which is a file of whole chunks. Default: 64 and 256; fewer
+        planes if the source can only be read from top to bottom and the memory does not hold that many.
     pyramid : bool, default True
-        Write coarser resolutions, too: means of an image, the most frequent of labels.
+        Whether to write coarser resolutions, too: by the mean for images, by the most frequent label for labels.
     memory : int or str, optional
-        What may be held at once, such as ``"512MiB"``, the default.
+        Memory for voxels, in bytes or as a text such as ``"512MiB"``, the default.
     threads : int, optional
-        Threads that share the work. Default: one per core.
+        Number of threads. Default: one per core.
     overwrite : bool, default False
-        Replace an older output of this program; nothing else is ever replaced.
+        Whether to replace an older output of this program; nothing else is ever replaced.
     progress : Progress, optional
-        Is told about slabs or regions.
+        Receives the progress of each stage.
 
     Returns
     -------
-    Imported
+    ImportReport
 
     Raises
     ------
     FileExistsError
-        If the target exists and is not to be, or must not be, overwritten.
+        If the target exists, and was not written by this program or `overwrite` is not set.
     FileNotFoundError
-        If the source or the target's folder does not exist.
+        If the source or the target's parent folder does not exist.
     ValueError
         If the source cannot be read, a parameter is out of range, or a package is missing.
 
     Notes
     -----
-    The array's axes are (z, y, x), or (c, z, y, x) of several channels, which get a type that holds them all; its codec
-    is that of labels. OME-NGFF 0.5 knows the size of a voxel, and where the first one lies, but no orientation: the
-    affine from voxels (x, y, z) to millimetres, as in NIfTI, is in the group's attribute ``dseeds``, where `segment`
-    and `export_volume` find it.
+    The array's axes are (z, y, x), or (c, z, y, x) for several channels, which are stored in a common type; it is
+    compressed like labels. OME-NGFF 0.5 has the size and the position of voxels, but no orientation: the affine from
+    voxels (x, y, z) to millimetres, as in NIfTI, is kept in the group's attribute ``dseeds``, where `segment` and
+    `export_volume` find it.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     found = import_volume(np.zeros((30, 40, 50), "uint16"), f"{folder}/a.zarr", spacing=(2.0, 0.5, 0.5))
-    >>> found.shape, found.chunks, found.spacing
+    ...     report = import_volume(np.zeros((30, 40, 50), "uint16"), f"{folder}/a.zarr", spacing=(2.0, 0.5, 0.5))
+    >>> report.shape, report.chunks, report.spacing
     ((30, 40, 50), (30, 40, 50), (2.0, 0.5, 0.5))
     """
-    image = open_channels(source, SourceQuery(volume, channel_axis, "copy"))
+    reader = SlabReader.open(source, SourceQuery(volume, channel_axis, "copy"), memory, progress)
+    image = reader.image
     labelled = image.labelled if labels is None else labels
-    given, dtype = lengths_in_mm(spacing), _dtype(image.dtypes, labelled)
-    threads, place = check_threads(threads), open_location(target)
-    reading = SlabReader(image, parse_memory(memory) if memory is not None else TASK_BYTES, progress)
-    cut = _cut(reading, read_extents("chunks", chunks), read_extents("shards", shards))
+    given_spacing = None if spacing is None else check_spacing(spacing)
+    dtype = _storage_dtype(image.dtypes, labelled)
+    threads = check_threads(threads)
+    chunk_shape, shard_shape = _cut_array(reader, read_extents("chunks", chunks), read_extents("shards", shards))
+    # Each thread holds a shard.
+    threads = min(threads, max(1, reader.memory // (prod(shard_shape) * reader.voxel_bytes)))
     check_apart(str(target), *image.paths)
-    check_target(place, overwrite)
-    run = uuid.uuid4().hex[:16]
-    begin_target(place, run, overwrite)
-    try:
-        axes = "zyx" if image.channels == 1 else "czyx"
-        _create(place, (image.channels,) * (len(axes) - 3), image.shape, dtype, *cut)
-        # Each holds a shard.
-        fitting = max(1, reading.memory // (prod(cut[1]) * reading.voxel_bytes))
-        crew = Executor(min(threads, fitting), progress=progress)
-        _copy(reading, place, run, dtype, cut[1], crew)
-        size = given or image.spacing
-        affine = with_spacing(image.affine, given)
-        frame = _frame(image, given, affine)
-        wanted = choose_levels(triple(image.shape), size or frame.spacing) if pyramid else ()
-        method = "mode" if labelled else "mean"
-        levels = build_pyramid(place.address, method, wanted, crew=crew, run=run) if wanted else ()
+    axes = "zyx" if image.channels == 1 else "czyx"
+    affine = with_spacing(image.affine, given_spacing)
+    frame, size = _frame(image, given_spacing, affine), given_spacing or image.spacing
+    location = open_location(target)
+    with unfinished_target(location, overwrite) as run:
+        output, executor = _Output(location, run, dtype), Executor(threads, progress=progress)
+        output.create(reader, axes, chunk_shape, shard_shape)
+        _copy(reader, output, shard_shape, executor)
+        levels: tuple[Resolution, ...] = ()
+        if pyramid and (coarser := choose_levels(triple(image.shape), size or frame.spacing)):
+            method = "mode" if labelled else "mean"
+            levels = build_pyramid(location.address, method, coarser, crew=executor, run=run)
         ome = ome_image_attributes(**vars(frame), name=image.name, levels=levels, axes=axes, labels=labelled)
-        known = {"imported": image.name, "run": run, **affine_attributes(affine), "version": __version__}
+        attributes = {"imported": image.name, "run": run, **affine_attributes(affine), "version": __version__}
         if image.path is not None:
-            known["source"] = image.identity
-        if written_by(place) != run:
-            raise RuntimeError(f"{target} was taken over by another run, or taken away, before it was finished.")
-        publish_labels(place, {ATTRIBUTE: known, "ome": ome})
-    except BaseException:
-        # Another one's is not ours to remove.
-        if written_by(place) == run:
-            remove_target(place)
-        raise
-    channels = image.channels if image.channels > 1 else None
-    return ImportReport(str(target), triple(image.shape), *cut, channels, dtype.name, size, 1 + len(levels), labelled)
+            attributes["source"] = image.identity
+        check_written_by(location, run)
+        publish_labels(location, {ATTRIBUTE: attributes, "ome": ome})
+    return ImportReport(
+        str(target),
+        triple(image.shape),
+        chunk_shape,
+        shard_shape,
+        image.channels if image.channels > 1 else None,
+        dtype.name,
+        size,
+        1 + len(levels),
+        labelled,
+    )
 
 
 def _frame(image: Image, spacing: Spacing | None, affine: np.ndarray | None) -> Frame:
-    """Tell where the voxels lie: an OME-Zarr image says it itself, of others the affine does, as far as it can."""
+    """Return the position of the voxels: as an OME-Zarr image states it, or as far as the affine gives it."""
     frame = image.frame if spacing is None else Frame(spacing, units=MILLIMETRES)
-    place = translation(affine)
-    if place is None or any(frame.translation):
+    origin = translation(affine)
+    if origin is None or any(frame.translation):
         return frame
-    return replace(frame, translation=place)
+    return replace(frame, translation=origin)
 
 
-def copy_box(reading: SlabReader, location: Location, run: str, dtype: np.dtype, box: tuple[slice, ...]) -> None:
-    """Read a box (z, y, x) of whole shards and write it."""
-    z, y, x = box
-    write_box(location, run, box, combine_channels(reading.image.read((z, y, x)), dtype))
-
-
-def write_box(location: Location, run: str, box: tuple[slice, ...], values: NDArray[Any]) -> None:
-    """Write a box (z, y, x) of whole shards, all channels.
-
-    Raises
-    ------
-    RuntimeError
-        If the target is not the run's, or is no longer unfinished.
-    """
-    check_written_by(location, run)
-    with describe_store_error(location.address):
-        array = open_arrays(location, "0", run)[1]
-        index = (*(slice(0, n) for n in array.shape[:-3]), *box)
-        array[index] = values
-    sync_shards(location, "0", index, run)
-
-
-def _copy(reading: SlabReader, place: Location, run: str, dtype: np.dtype, shards: Triple, crew: Executor) -> None:
-    """Copy region by region, or slab by slab where the source has to be read from top to bottom."""
-    shape = triple(reading.image.shape)
-    if reading.image.readable_by_workers:
+def _copy(reader: SlabReader, output: _Output, shards: Triple, executor: Executor) -> None:
+    """Copy the image in boxes, or in slabs if it can only be read from top to bottom."""
+    shape = triple(reader.image.shape)
+    if reader.image.readable_by_workers:
         tiling = Tiling(shape, shards)
-        calls = ((reading, place, run, dtype, tiling.box(number).slices) for number in range(len(tiling)))
-        for _ in crew.each(IMPORT_STAGE, copy_box, calls, len(tiling)):
+        calls = ((output, reader, tiling.box(number).slices) for number in range(len(tiling)))
+        for _ in executor.map_unordered(IMPORT_STAGE, _Output.copy, calls, len(tiling)):
             pass
         return
     columns = Tiling((1, *shape[1:]), (1, *shards[1:]))
-    quiet = replace(crew, progress=None)
-    for begin, slab in reading.slabs(IMPORT_STAGE, dtype, shards[0]):
-        along = slice(begin, begin + slab.shape[-3])
+    silent = replace(executor, progress=None)
+    for begin, slab in reader.slabs(IMPORT_STAGE, output.dtype, shards[0]):
+        depth = slice(begin, begin + slab.shape[-3])
         boxes = (columns.box(number).slices[1:] for number in range(len(columns)))
-        parts = ((place, run, (along, *box), slab[(..., *box)]) for box in boxes)
-        for _ in quiet.each(IMPORT_STAGE, write_box, parts, len(columns)):
+        parts = ((output, (depth, *box), slab[(..., *box)]) for box in boxes)
+        for _ in silent.map_unordered(IMPORT_STAGE, _Output.write, parts, len(columns)):
             pass
 
 
-def _create(
-    place: Location, channels: tuple[int, ...], shape: Triple, dtype: np.dtype, chunks: Triple, shards: Triple
-) -> None:
-    one = (1,) * len(channels)
-    zarr.create_array(
-        place.zarr("0"),
-        shape=(*channels, *shape),
-        dtype=dtype,
-        chunks=(*one, *chunks),
-        shards=(*one, *shards),
-        compressors=ZSTD_CODEC,
-        fill_value=0,
-        dimension_names=("c", *AXES)[1 - len(channels) :],
-        zarr_format=3,
-    )
-
-
-def _cut(reading: SlabReader, chunks: Triple | None, shards: Triple | None) -> tuple[Triple, Triple]:
-    """Choose chunks and shards, or check those that are given."""
-    image, shape = reading.image, triple(reading.image.shape)
-    most = IMPORT_SHARD if image.readable_by_workers else reading.planes
+def _cut_array(reader: SlabReader, chunks: Triple | None, shards: Triple | None) -> tuple[Triple, Triple]:
+    """Return the extents of chunks and shards, which are chosen here unless the user gives them."""
+    image, shape = reader.image, triple(reader.image.shape)
+    max_planes = IMPORT_SHARD if image.readable_by_workers else reader.planes
     if chunks is None:
-        chunks = triple(min(n, UNIT_CHUNK) for n in shards or (most, UNIT_CHUNK, UNIT_CHUNK))
+        chunks = triple(min(n, UNIT_CHUNK) for n in shards or (max_planes, UNIT_CHUNK, UNIT_CHUNK))
     if shards is None:
         side = IMPORT_SHARD
-        while side > UNIT_CHUNK and image.readable_by_workers and side**3 * reading.voxel_bytes > reading.memory:
+        while side > UNIT_CHUNK and image.readable_by_workers and side**3 * reader.voxel_bytes > reader.memory:
             side //= 2
-        deep = (min(side, most), side, side)
-        shards = triple(max(s // c, 1) * c for s, c in zip(deep, chunks, strict=True))
+        extents = (min(side, max_planes), side, side)
+        shards = triple(max(s // c, 1) * c for s, c in zip(extents, chunks, strict=True))
     if any(s % c for s, c in zip(shards, chunks, strict=True)):
         raise ValueError(f"shards of {shards} voxels (z, y, x) are not made up of chunks of {chunks}: take multiples.")
-    chunks, asked = triple(min(c, n) for c, n in zip(chunks, shape, strict=True)), shards
+    # Neither is longer than the image, and shards still consist of whole chunks.
+    chunks, full = triple(min(c, n) for c, n in zip(chunks, shape, strict=True)), shards
     shards = triple(
-        n if s >= n and c == n else min(s, -(-n // c) * c) for s, c, n in zip(asked, chunks, shape, strict=True)
+        n if s >= n and c == n else min(s, -(-n // c) * c) for s, c, n in zip(full, chunks, shape, strict=True)
     )
-    if min(shards[0], shape[0]) > most and not image.readable_by_workers:
+    if min(shards[0], shape[0]) > max_planes and not image.readable_by_workers:
         raise ValueError(
-            f"{shards[0]} planes of {image.name} do not fit the memory, which holds {most}: "
-            f"give more (memory=, --memory), or make shards and chunks shallower"
+            f"{shards[0]} planes of {image.name} do not fit the memory, which holds {max_planes}: "
+            f"allow more (memory=, --memory), or make shards and chunks shallower"
         )
     return chunks, shards
 
 
-def _dtype(dtypes: Sequence[np.dtype], labelled: bool) -> np.dtype:
-    found = common_dtype(dtypes)
-    if labelled and found.kind == "f":
+def _storage_dtype(dtypes: Sequence[np.dtype], labelled: bool) -> np.dtype:
+    dtype = common_dtype(dtypes)
+    if labelled and dtype.kind == "f":
         # NIfTI files often hold labels as floats.
         return np.dtype(np.int32)
-    if found.name not in (*NUMERIC_DTYPES, "float16"):
-        raise ValueError(f"voxels of type {found} cannot be stored: convert them to float64 or integers of 64 bits.")
-    return found
+    if dtype.name not in (*NUMERIC_DTYPES, "float16"):
+        raise ValueError(f"voxels of type {dtype} cannot be stored: convert them to float64 or integers of 64 bits.")
+    return dtype

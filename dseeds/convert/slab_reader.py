@@ -1,46 +1,68 @@
-"""Images that are read from end to end, to be written as something else."""
+"""Reading a volume from end to end within a memory limit, to write it in another format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Tiling, Triple
 from dseeds.core.progress import Progress
-from dseeds.io import Image, Spacing
-from dseeds.io.source import IndexBox
+from dseeds.io import Image
+from dseeds.io.image import open_channels
+from dseeds.io.labels import TASK_BYTES
+from dseeds.io.source import IndexBox, SourceQuery
+from dseeds.parallel.cluster import parse_memory
 
-# Planes of whole chunks of most sources.
+_T = TypeVar("_T")
+
+# Planes that are a multiple of most sources' chunks.
 DEFAULT_SLAB_PLANES = 64
-# Where a slab begins, and its voxels: (z, y, x) or (c, z, y, x).
+# The first plane of a slab, and its voxels: (z, y, x) or (c, z, y, x).
 PositionedSlab: TypeAlias = tuple[int, NDArray[Any]]
+
+
+class ConversionReport:
+    """A report of a conversion, a dataclass."""
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(asdict(self), indent=2)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
 class SlabReader:
-    """An image that is read from end to end, all channels in one array, whatever it comes from.
+    """An image that is read from end to end, with all channels in one array.
 
     Attributes
     ----------
     image : Image
-        What is read.
+        The image.
     memory : int
         Bytes that may be held at once.
     progress : Progress or None
-        Who follows.
+        The progress to report to.
     """
 
     image: Image
     memory: int
     progress: Progress | None
 
+    @classmethod
+    def open(
+        cls, source: object, query: SourceQuery, memory: int | str | None, progress: Progress | None
+    ) -> SlabReader:
+        """Open a source. `memory` is in bytes or a text such as ``"512MiB"``."""
+        limit = TASK_BYTES if memory is None else parse_memory(memory)
+        return cls(open_channels(source, query), limit, progress)
+
     @property
     def voxel_bytes(self) -> int:
-        """Bytes of a voxel in all channels, as they are read and as they are written."""
+        """Bytes of a voxel in all channels, held twice: as read and as written."""
         return 2 * sum(max(dtype.itemsize, 4) for dtype in self.image.dtypes)
 
     @property
@@ -49,38 +71,40 @@ class SlabReader:
         return max(1, self.memory // (self.image.shape[1] * self.image.shape[2] * self.voxel_bytes))
 
     def slabs(self, stage: str, dtype: np.dtype | None = None, planes: int | None = None) -> Iterator[PositionedSlab]:
-        """Read the image from top to bottom, all channels in one array if there are several; of a type if one is given.
+        """Yield the image from top to bottom.
 
-        Raises
-        ------
-        ValueError
-            If the type does not hold what is read.
+        Parameters
+        ----------
+        stage : str
+            The stage to report progress on.
+        dtype : dtype, optional
+            The type to convert to; ValueError if it does not hold a value.
+        planes : int, optional
+            Planes of a slab. Default: as many whole chunks as the memory holds.
         """
-        depth, deep = self.image.shape[0], (self.image.chunks or (DEFAULT_SLAB_PLANES,))[0]
-        # Those that are asked for are what is written together.
-        planes = planes or self.planes // deep * deep or self.planes
-        if self.progress:
-            self.progress.begin(stage, len(range(0, depth, planes)))
-        for begin, channels in self.image.slabs(planes):
-            yield begin, combine_channels(channels, dtype)
-            if self.progress:
-                self.progress.advance(stage)
-        if self.progress:
-            self.progress.end(stage)
+        chunk = (self.image.chunks or (DEFAULT_SLAB_PLANES,))[0]
+        planes = planes or self.planes // chunk * chunk or self.planes
+        slabs = ((begin, combine_channels(channels, dtype)) for begin, channels in self.image.slabs(planes))
+        yield from self._track(stage, len(range(0, self.image.shape[0], planes)), slabs)
 
     def boxes(self, stage: str, size: Triple, dtype: np.dtype) -> Iterator[tuple[IndexBox, NDArray[Any]]]:
-        """Read the image box by box, or in slabs as deep as a box where it has to be read from top to bottom."""
+        """Yield the image box by box, or in slabs as deep as a box if it can only be read from top to bottom."""
         y, x = self.image.shape[1:]
         if not self.image.readable_by_workers:
             for begin, slab in self.slabs(stage, dtype, size[0]):
                 yield (slice(begin, begin + slab.shape[-3]), slice(0, y), slice(0, x)), slab
             return
         tiling = Tiling(self.image.shape, size)
+        indices = (tiling.box(number).slices for number in range(len(tiling)))
+        boxes = ((index, combine_channels(self.image.read(index), dtype)) for index in indices)
+        yield from self._track(stage, len(tiling), boxes)
+
+    def _track(self, stage: str, total: int, items: Iterable[_T]) -> Iterator[_T]:
+        """Yield items, and report each to the progress once it has been used."""
         if self.progress:
-            self.progress.begin(stage, len(tiling))
-        for number in range(len(tiling)):
-            box = tiling.box(number).slices
-            yield box, combine_channels(self.image.read(box), dtype)
+            self.progress.begin(stage, total)
+        for item in items:
+            yield item
             if self.progress:
                 self.progress.advance(stage)
         if self.progress:
@@ -88,16 +112,16 @@ class SlabReader:
 
 
 def combine_channels(channels: Sequence[NDArray[Any]], dtype: np.dtype | None) -> NDArray[Any]:
-    """Put the channels of a box into one array, if there are several, of a type if one is given.
+    """Return the channels of a box as one array, converted to a type if one is given.
 
     Raises
     ------
     ValueError
-        If integers are wanted that do not hold the values.
+        If the type is an integer type that does not hold a value.
 
     Examples
     --------
-    >>> together([np.array([[[1.0]]]), np.array([[[300.0]]])], np.dtype("uint16")).tolist()
+    >>> combine_channels([np.array([[[1.0]]]), np.array([[[300.0]]])], np.dtype("uint16")).tolist()
     [[[[1]]], [[[300]]]]
     """
     values = channels[0] if len(channels) == 1 else np.stack(channels)
@@ -114,15 +138,5 @@ def combine_channels(channels: Sequence[NDArray[Any]], dtype: np.dtype | None) -
 
 
 def has_whole_numbers(values: NDArray[Any]) -> bool:
-    """Tell whether all values are whole numbers."""
+    """Return whether all values are whole numbers."""
     return bool(np.isfinite(values).all() and (values == np.floor(values)).all())
-
-
-def lengths_in_mm(spacing: Sequence[float] | None) -> Spacing | None:
-    """Check a size of voxels along (z, y, x); `ValueError` if it is none."""
-    if spacing is None:
-        return None
-    found = tuple(float(size) for size in spacing)
-    if len(found) != 3 or not all(0 < size < float("inf") for size in found):
-        raise ValueError(f"spacing must be three positive lengths in mm (z, y, x), not {spacing}.")
-    return found[0], found[1], found[2]

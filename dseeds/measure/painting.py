@@ -6,7 +6,6 @@ A region's labels are read, each is looked up in the table, and the region is wr
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -37,11 +36,10 @@ from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_group import (
     ATTRIBUTE,
     LabelGroup,
-    begin_target,
     check_target,
+    check_written_by,
     publish_labels,
-    remove_target,
-    written_by,
+    unfinished_target,
 )
 from dseeds.storage.location import is_remote, open_location
 from dseeds.storage.ownership import SCRATCH, check_apart
@@ -284,9 +282,8 @@ def _paint_zarr(
     overwrite: bool,
 ) -> int:
     """Paint all regions into a new OME-Zarr group, of which nothing is left if that fails."""
-    place, run, labels = open_location(target), uuid.uuid4().hex[:16], painting.labels
-    begin_target(place, run, overwrite)
-    try:
+    place, labels = open_location(target), painting.labels
+    with unfinished_target(place, overwrite) as run:
         out = LabelGroup(place, run=run)
         out.create(layout)
         copy = materialise(labels, place.at(SCRATCH), "labels", anywhere=crew.client is not None)
@@ -295,20 +292,14 @@ def _paint_zarr(
             # The table travels once to a worker, not with every task.
             shared = crew.client.scatter(shared, broadcast=True, hash=False)
         calls = ((shared, out, tiling, number) for number in range(len(tiling)))
-        lost: int = sum(crew.each("paint", paint_region, calls, len(tiling)))
-        if written_by(place) != run:
-            raise RuntimeError(f"{target} was taken over by another run, or taken away, before it was finished.")
+        lost: int = sum(crew.map_unordered("paint", paint_region, calls, len(tiling)))
+        check_written_by(place, run)
         place.clear(SCRATCH)
         known = {"painted": name, "run": run, "labels": labels.name, "fill": _plain(painting.fill)}
         ome = ome_image_attributes(**vars(frame_of(labels)), name=f"{name} of {labels.name}", labels=as_labels)
         publish_labels(
             place, {ATTRIBUTE: {**known, **affine_attributes(labels.affine), "version": __version__}, "ome": ome}
         )
-    except BaseException:
-        # Another one's is not ours to remove.
-        if written_by(place) == run:
-            remove_target(place)
-        raise
     return lost
 
 

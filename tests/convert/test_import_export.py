@@ -228,7 +228,7 @@ def test_another_spacing(tmp_path):
     assert found.spacing == (5, 1.5, 1)
     np.testing.assert_allclose(found.affine, nibabel.load(path).affine * (2, 2, 2, 1), rtol=1e-6)
     for wrong in [(1, 1), (0, 1, 1), (1, 1, float("nan"))]:
-        with pytest.raises(ValueError, match="three positive lengths"):
+        with pytest.raises(ValueError, match="three positive numbers"):
             dseeds.import_volume(path, tmp_path / "b.zarr", spacing=wrong)
 
 
@@ -375,7 +375,7 @@ def test_channels_go_out(tmp_path, ending):
 
 def test_nifti_has_one_channel(tmp_path):
     data = numbers((3, 4, 5, 6), "u1")
-    with pytest.raises(ValueError, match=r"holds one channel, and the source 3: say which with volume="):
+    with pytest.raises(ValueError, match=r"holds one channel, and the source 3: choose one with volume="):
         dseeds.export_volume(data, tmp_path / "a.nii", channel_axis=0)
     dseeds.export_volume(data, tmp_path / "a.nii", volume=1)
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "a.nii").dataobj).T, data[1])
