@@ -1,7 +1,14 @@
-"""Images in, labels out: the formats that volumes come in, behind one interface.
+"""Images and masks in, labels out: one interface for all formats of volumes.
 
-No arithmetic happens here: what a file holds is handed on as it is, box by box or slab by slab, and labels go
-back the way the image came.
+No arithmetic on voxels happens here, except for pyramids: voxels are passed on as they are stored, box by box or slab
+by slab. A new format starts in `dseeds.io.source`.
+
+- `source`, `open`: the interface of a volume, and the table of formats; `formats` implements them.
+- `image`, `mask`, `labels`: what a volume is read as.
+- `affine`, `ome_metadata`: its position in space, and the metadata of OME-Zarr.
+- `resolution_levels`: the stored levels of an image, to be read.
+- `pyramid`, `pyramid_levels`, `pyramid_kernels`: coarser levels, to be written.
+- `label_listing`: labels inside the OME-Zarr image that they belong to.
 """
 
 from dseeds.io.formats.dicom import DicomSource

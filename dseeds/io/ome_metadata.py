@@ -1,4 +1,4 @@
-"""The metadata of OME-Zarr, as OME-NGFF defines it: read in all versions from 0.1 to 0.5, written in 0.5."""
+"""The metadata of OME-Zarr, as OME-NGFF defines it: versions 0.1 to 0.5 are read, 0.5 is written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dseeds.core.geometry import AXES
 from dseeds.io.source import Spacing, convert_to_mm, shorten, summarise_error
 
-# How many make a millimetre: units of length in OME-NGFF's names, and short forms met in the wild.
+# Units of length in a millimetre: their names in OME-NGFF, and short forms that other software writes.
 PER_MM = {
     **dict.fromkeys(("picometer", "pm"), 1e9),
     "angstrom": 1e7,
@@ -21,27 +22,25 @@ PER_MM = {
     **dict.fromkeys(("meter", "m"), 1e-3),
     "inch": 1 / 25.4,
 }
-_SPACE = ("z", "y", "x")
 MILLIMETRES = ("millimeter", "millimeter", "millimeter")
-# Which axes of an array are z, y and x; an image of one slice has two of them.
+# The axes of an array that are z, y and x; an image of one slice lacks one of them.
 SpaceAxes = tuple[int | None, int | None, int | None]
 Units = tuple[str | None, str | None, str | None]
-# What an axis is that is none of space.
-_KINDS = {"t": "time", "c": "channel"}
+_OTHER_AXES = {"t": "time", "c": "channel"}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where voxels lie in a space whose axes are theirs, along z, y, x.
+    """The position and the size of voxels in a space that has their axes, along z, y, x.
 
     Attributes
     ----------
     spacing : tuple of float
         Size of a voxel.
     translation : tuple of float
-        Where the centre of the first voxel lies.
+        Position of the centre of the first voxel.
     units : tuple of str or None
-        What both are measured in, as OME-NGFF calls it; None where nothing is said.
+        Units of both, by their names in OME-NGFF; None if unknown.
     """
 
     spacing: Spacing = (1.0, 1.0, 1.0)
@@ -50,13 +49,13 @@ class Frame:
 
     @property
     def spacing_in_mm(self) -> Spacing | None:
-        """Size of a voxel in millimetres, None where the units are none of length."""
+        """Size of a voxel in millimetres; None unless all units are lengths."""
         return convert_to_mm(self.spacing, [PER_MM.get(unit or "") for unit in self.units])
 
 
 @dataclass(frozen=True)
 class Multiscale:
-    """What an image's metadata say.
+    """The metadata of an image.
 
     Attributes
     ----------
@@ -69,9 +68,9 @@ class Multiscale:
     space : tuple of int or None
         Which of them are z, y and x.
     paths : tuple of str
-        The arrays in the group, from the full resolution on.
+        The arrays in the group, the full resolution first.
     frames : tuple of Frame or None
-        Where their voxels lie, None where that is not said or makes no sense.
+        The position and size of each array's voxels; None if they are missing or make no sense.
     labels : bool
         Whether it is a label image.
     """
@@ -91,15 +90,15 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
     Raises
     ------
     ValueError
-        If they are those of no image, or damaged.
+        If the group is no image, or its metadata are damaged.
 
     Examples
     --------
     >>> scale = {"type": "scale", "scale": [0.5, 0.5, 2.0]}
     >>> axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "xyz"]
     >>> datasets = [{"path": "0", "coordinateTransformations": [scale]}]
-    >>> found = read_multiscale({"multiscales": [{"axes": axes, "datasets": datasets}]}, "a.zarr")
-    >>> found.space, found.frames[0].spacing
+    >>> image = read_multiscale({"multiscales": [{"axes": axes, "datasets": datasets}]}, "a.zarr")
+    >>> image.space, image.frames[0].spacing
     ((2, 1, 0), (2.0, 0.5, 0.5))
     """
     ome = attributes.get("ome", attributes)
@@ -117,16 +116,19 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
         # Version 0.3 lists names only; before that there were always five axes.
         axes = [{"name": axis} if isinstance(axis, str) else axis for axis in image.get("axes", "tczyx")]
         names = tuple(str(axis["name"]).lower() for axis in axes)
-        space = _space(names, [axis.get("type") for axis in axes], where)
+        space = _find_space(names, [axis.get("type") for axis in axes], where)
         return Multiscale(
-            where,
-            "0.5" if "ome" in attributes else "0.4",
-            names,
-            space,
-            paths,
-            # Those of the whole image come after those of a level.
-            tuple(_frame(axes, space, (*_steps(dataset), *_steps(image))) for dataset in datasets),
-            "image-label" in ome,
+            where=where,
+            version="0.5" if "ome" in attributes else "0.4",
+            axes=names,
+            space=space,
+            paths=paths,
+            # The transformations of a level come before those of the whole image.
+            frames=tuple(
+                _compose_frame(axes, space, (*_transformations(dataset), *_transformations(image)))
+                for dataset in datasets
+            ),
+            labels="image-label" in ome,
         )
     except _NoVolume:
         raise
@@ -138,52 +140,53 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
 
 
 class _NoVolume(ValueError):
-    """The axes of an image are none that supervoxels lie along."""
+    """The axes of an image are not those of a volume."""
 
 
-def _space(names: Sequence[str], kinds: Sequence[str | None], where: str) -> SpaceAxes:
-    """Find z, y and x: by their names in any order, or else the axes of space as they come."""
-    found = [n for n, kind in enumerate(kinds) if kind == "space"]
-    # Some leave the types out, or say it of time as well.
-    if len(found) not in (2, 3):
-        found = [n for n, axis in enumerate(names) if axis in _SPACE]
-    if len(set(names)) < len(names) or len(found) not in (2, 3):
+def _find_space(names: Sequence[str], kinds: Sequence[str | None], where: str) -> SpaceAxes:
+    """Find z, y and x by their names in any order, or else take the axes of space in their order."""
+    space = [n for n, kind in enumerate(kinds) if kind == "space"]
+    # Some programs leave the types out, or give time the same one.
+    if len(space) not in (2, 3):
+        space = [n for n, axis in enumerate(names) if axis in AXES]
+    if len(set(names)) < len(names) or len(space) not in (2, 3):
         raise _NoVolume(
             f"{where} has the axes {shorten(', '.join(names))}: supervoxels need z, y and x, or two of them, once"
         )
-    if all(names[n] in _SPACE for n in found):
-        z, y, x = (next((n for n in found if names[n] == axis), None) for axis in _SPACE)
+    if all(names[n] in AXES for n in space):
+        z, y, x = (next((n for n in space if names[n] == axis), None) for axis in AXES)
         return z, y, x
-    return (found[0], found[1], found[2]) if len(found) == 3 else (None, found[0], found[1])
+    return (space[0], space[1], space[2]) if len(space) == 3 else (None, space[0], space[1])
 
 
-def _steps(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    steps: Sequence[Mapping[str, Any]] = part.get("coordinateTransformations", ())
-    return steps
+def _transformations(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    transformations: Sequence[Mapping[str, Any]] = part.get("coordinateTransformations", ())
+    return transformations
 
 
-def _frame(axes: Sequence[Mapping[str, Any]], space: SpaceAxes, steps: Sequence[Mapping[str, Any]]) -> Frame | None:
-    """Do one transformation after the other."""
-    known = [n for n in space if n is not None]
-    sizes, places, scaled = [1.0] * len(known), [0.0] * len(known), False
-    for step in steps:
+def _compose_frame(
+    axes: Sequence[Mapping[str, Any]], space: SpaceAxes, transformations: Sequence[Mapping[str, Any]]
+) -> Frame | None:
+    """Apply transformations one after the other."""
+    present = [n for n in space if n is not None]
+    sizes, origin, scaled = [1.0] * len(present), [0.0] * len(present), False
+    for step in transformations:
         if step["type"] == "scale":
-            factors = [float(step["scale"][n]) for n in known]
+            factors = [float(step["scale"][n]) for n in present]
             sizes = [size * f for size, f in zip(sizes, factors, strict=True)]
-            places = [place * f for place, f in zip(places, factors, strict=True)]
+            origin = [position * f for position, f in zip(origin, factors, strict=True)]
             scaled = True
         elif step["type"] == "translation":
-            places = [place + float(step["translation"][n]) for place, n in zip(places, known, strict=True)]
+            origin = [position + float(step["translation"][n]) for position, n in zip(origin, present, strict=True)]
     if not scaled or not all(math.isfinite(size) and size > 0 for size in sizes):
         return None
-    if not all(map(math.isfinite, places)):
-        places = [0.0] * len(known)
-    units = [unit if isinstance(unit := axes[n].get("unit"), str) else None for n in known]
+    if not all(map(math.isfinite, origin)):
+        origin = [0.0] * len(present)
+    units = [unit if isinstance(unit := axes[n].get("unit"), str) else None for n in present]
     # A single slice is taken to be as thick as its pixels are wide.
-    z, y, x = (known.index(n) if n is not None else None for n in space)
     thin = (min(sizes), 0.0, units[0])
-    parts = [thin if n is None else (sizes[n], places[n], units[n]) for n in (z, y, x)]
-    spacing, translation, named = zip(*parts, strict=True)
+    along = dict(zip(present, zip(sizes, origin, units, strict=True), strict=True))
+    spacing, translation, named = zip(*(thin if n is None else along[n] for n in space), strict=True)
     return Frame(spacing, translation, named)
 
 
@@ -194,9 +197,9 @@ class Resolution:
     Attributes
     ----------
     scale : tuple of float
-        How long a voxel is along z, y, x.
+        Size of a voxel along z, y, x.
     offset : tuple of float
-        Where the centre of the first voxel lies, from that of the full resolution's first one.
+        Position of the centre of the first voxel, from that of the full resolution's first voxel.
     """
 
     scale: Spacing = (1.0, 1.0, 1.0)
@@ -214,26 +217,26 @@ def ome_image_attributes(
     labels: bool = False,
     image: str | None = None,
 ) -> dict[str, Any]:
-    """Describe a Zarr v3 group as an OME-Zarr image (OME-NGFF 0.5), whose levels are the arrays ``0``, ``1`` and so on.
+    """Describe a Zarr v3 group as an OME-Zarr image (OME-NGFF 0.5) whose levels are the arrays ``0``, ``1`` and so on.
 
     Parameters
     ----------
     spacing : tuple of float or None
         Size of a voxel along z, y, x; None for a scale of 1 without a unit.
     name : str
-        What people call it.
+        The name for people.
     translation : tuple of float, optional
-        Where the centre of the first voxel lies along z, y, x; without a spacing, in voxels.
+        Position of the centre of the first voxel along z, y, x; without a spacing, in voxels.
     units : tuple of str or None
-        What the spacing and the translation are measured in.
+        Units of the spacing and the translation.
     levels : sequence of Resolution
-        The coarser levels, as `dseeds.io.pyramid.build_pyramid` gives them.
+        The coarser levels, as `dseeds.io.pyramid.build_pyramid` returns them.
     axes : str
-        The arrays' axes in order, as OME-NGFF has them: t, c, z, y and x, of which the first two may be missing.
+        The arrays' axes in the order of OME-NGFF: t, c, z, y and x, of which the first two may be missing.
     labels : bool
         Whether it is a label image.
     image : str, optional
-        Of a label image: where the image that it belongs to lies, relative to the group.
+        For a label image: the path of the image that it belongs to, relative to the group.
 
     Returns
     -------
@@ -250,37 +253,42 @@ def ome_image_attributes(
     >>> half["coordinateTransformations"]
     [{'type': 'scale', 'scale': [2.0, 1.0, 1.0]}, {'type': 'translation', 'translation': [0.0, 0.25, 0.25]}]
     """
-    unit = {} if spacing is None else dict(zip(_SPACE, units, strict=True))
-    size, begin = spacing or (1.0, 1.0, 1.0), translation or (0.0, 0.0, 0.0)
-    more = len(axes) - 3
-    datasets = []
-    for path, level in enumerate((Resolution(), *levels)):
-        scale = [float(s * k) for s, k in zip(size, level.scale, strict=True)]
-        place = [float(b + s * o) for b, s, o in zip(begin, size, level.offset, strict=True)]
-        steps: list[dict[str, Any]] = [{"type": "scale", "scale": [1.0] * more + scale}]
-        if any(place):
-            steps.append({"type": "translation", "translation": [0.0] * more + place})
-        datasets.append({"path": str(path), "coordinateTransformations": steps})
-    source = {} if image is None else {"source": {"image": image}}
-    return {
-        "version": "0.5",
-        "multiscales": [
-            {
-                "name": name,
-                "axes": [
-                    {
-                        "name": axis,
-                        "type": _KINDS.get(axis, "space"),
-                        **({"unit": unit[axis]} if unit.get(axis) else {}),
-                    }
-                    for axis in axes
-                ],
-                "datasets": datasets,
-            }
+    full = Frame(spacing or (1.0, 1.0, 1.0), translation or (0.0, 0.0, 0.0))
+    multiscale = {
+        "name": name,
+        "axes": _describe_axes(axes, (None, None, None) if spacing is None else units),
+        "datasets": [
+            {"path": str(path), "coordinateTransformations": _describe_level(full, level, len(axes) - 3)}
+            for path, level in enumerate((Resolution(), *levels))
         ],
-        # No "colors": an empty list is not allowed, and viewers have colours of their own for labels.
-        **({"image-label": {"version": "0.5", **source}} if labels else {}),
     }
+    attributes: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale]}
+    if labels:
+        # Without "colors": an empty list is not allowed, and viewers have colours of their own for labels.
+        attributes["image-label"] = {"version": "0.5", **({} if image is None else {"source": {"image": image}})}
+    return attributes
+
+
+def _describe_axes(axes: str, units: Units) -> list[dict[str, str]]:
+    by_axis = dict(zip(AXES, units, strict=True))
+    return [
+        {
+            "name": axis,
+            "type": _OTHER_AXES.get(axis, "space"),
+            **({"unit": unit} if (unit := by_axis.get(axis)) else {}),
+        }
+        for axis in axes
+    ]
+
+
+def _describe_level(full: Frame, level: Resolution, other_axes: int) -> list[dict[str, Any]]:
+    """Return the transformations of a level; those of the axes before z, y and x change nothing."""
+    scale = [float(s * k) for s, k in zip(full.spacing, level.scale, strict=True)]
+    origin = [float(b + s * o) for b, s, o in zip(full.translation, full.spacing, level.offset, strict=True)]
+    steps: list[dict[str, Any]] = [{"type": "scale", "scale": [1.0] * other_axes + scale}]
+    if any(origin):
+        steps.append({"type": "translation", "translation": [0.0] * other_axes + origin})
+    return steps
 
 
 def ome_label_attributes(*, spacing: Spacing | None, source: str, **more: Any) -> dict[str, Any]:

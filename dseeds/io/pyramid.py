@@ -112,7 +112,9 @@ def build_pyramid(
     for number, level in enumerate(levels, 1):
         total = math.prod(_counts(group.create(full, number, level)))
         calls = ((group, number, method, level.factors, task) for task in range(total))
-        for read, written in replace(crew, progress=None).each(PYRAMID_STAGE, build_pyramid_region, calls, total):
+        for read, written in replace(crew, progress=None).map_unordered(
+            PYRAMID_STAGE, build_pyramid_region, calls, total
+        ):
             count_bytes(read=read, written=written)
             advance()
             if crew.progress:

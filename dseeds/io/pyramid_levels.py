@@ -1,4 +1,7 @@
-"""The levels of multiscale images: which there are, how large their voxels are and where these lie."""
+"""The levels of a pyramid that is to be written: how many, how large, and where their voxels lie.
+
+`dseeds.io.resolution_levels` reads the levels that an image already has.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ from dataclasses import dataclass
 from dseeds.core.geometry import Triple, triple
 from dseeds.io.ome_metadata import Resolution
 
-# A pyramid ends with a level of no more voxels along any axis. Axes of no more than the second are halved no further
-# while others are: of slices that lie far apart, there would be only pixels left.
-LARGE, SMALL = 256, 64
+# The coarsest level is no longer than `TOP_EXTENT` along any axis. Axes of up to `THIN_EXTENT` are not halved while
+# others are: a stack of slices that lie far apart would be reduced to a few pixels.
+TOP_EXTENT, THIN_EXTENT = 256, 64
 
 
 @dataclass(frozen=True)
 class PyramidLevel:
-    """A coarser level to come.
+    """A coarser level to write; `factors` are whole numbers, in voxels of the level before it.
 
     Attributes
     ----------
     shape : tuple of int
-        Its voxels along (z, y, x).
+        Voxels along (z, y, x).
     factors : tuple of int
-        How many voxels of the level before, along (z, y, x), one of its voxels is made of.
+        Voxels of the level before, along (z, y, x), that make up one of its voxels.
     """
 
     shape: Triple
@@ -31,10 +34,10 @@ class PyramidLevel:
 
 
 def choose_levels(shape: Triple, spacing: Sequence[float] | None = None) -> tuple[PyramidLevel, ...]:
-    """Choose the levels of an image that has none: halved until no axis is longer than 256 voxels.
+    """Choose the levels of an image that has none: halve until no axis is longer than 256 voxels.
 
     Axes along which voxels are longer than along the finest one, by more than a factor of sqrt(2), wait until the
-    others have come near them, and axes of up to 64 voxels are left as they are.
+    others come close, and axes of up to 64 voxels are not halved.
 
     Parameters
     ----------
@@ -48,79 +51,83 @@ def choose_levels(shape: Triple, spacing: Sequence[float] | None = None) -> tupl
     >>> [level.shape for level in choose_levels((200, 1025, 1025), (4.0, 1.0, 1.0))]
     [(200, 513, 513), (200, 257, 257), (100, 129, 129)]
     """
-    found: list[PyramidLevel] = []
+    levels: list[PyramidLevel] = []
     sizes = list(spacing or (1.0, 1.0, 1.0))
-    while max(shape) > LARGE:
-        finest = min(size for size, n in zip(sizes, shape, strict=True) if n > SMALL)
+    while max(shape) > TOP_EXTENT:
+        finest = min(size for size, n in zip(sizes, shape, strict=True) if n > THIN_EXTENT)
         factors = triple(
-            2 if n > SMALL and size <= math.sqrt(2) * finest else 1 for size, n in zip(sizes, shape, strict=True)
+            2 if n > THIN_EXTENT and size <= math.sqrt(2) * finest else 1 for size, n in zip(sizes, shape, strict=True)
         )
         sizes = [size * f for size, f in zip(sizes, factors, strict=True)]
-        shape = triple(-(-n // f) for n, f in zip(shape, factors, strict=True))
-        found.append(PyramidLevel(shape, factors))
-    return tuple(found)
+        shape = _coarsen(shape, factors)
+        levels.append(PyramidLevel(shape, factors))
+    return tuple(levels)
 
 
 def match_levels(shape: Triple, coarser: Sequence[tuple[Triple, Sequence[float]]]) -> tuple[PyramidLevel, ...]:
-    """Choose the levels of labels as those of their image are.
+    """Choose the levels of labels to match those of their image.
 
     Parameters
     ----------
     shape : tuple of int
         Voxels of the labels along (z, y, x).
     coarser : sequence
-        For each coarser level of the image its voxels along (z, y, x) and how long they are, in voxels of the labels.
-        Ratios between levels are rounded to whole numbers. Where the image has left out the last block because it was
-        not whole, the labels do.
+        For each coarser level of the image its voxels along (z, y, x) and their sizes, in voxels of the labels.
+        Ratios between levels are rounded to whole numbers. If the image leaves out a last block that is not whole,
+        so do the labels.
 
     Examples
     --------
     >>> match_levels((9, 30, 31), [((9, 15, 15), (1.0, 2.0, 2.0)), ((5, 8, 8), (2.0, 4.0, 4.0))])
     (PyramidLevel(shape=(9, 15, 15), factors=(1, 2, 2)), PyramidLevel(shape=(5, 8, 8), factors=(2, 2, 2)))
     """
-    found: list[PyramidLevel] = []
+    levels: list[PyramidLevel] = []
     last: Sequence[float] = (1.0, 1.0, 1.0)
-    for theirs, sizes in coarser:
+    for image_shape, sizes in coarser:
         ratios = (max(1, round(size / before)) for size, before in zip(sizes, last, strict=True))
         factors = triple(min(f, n) for f, n in zip(ratios, shape, strict=True))
-        shape = triple(m if m == n // f else -(-n // f) for m, n, f in zip(theirs, shape, factors, strict=True))
-        found.append(PyramidLevel(shape, factors))
+        shape = triple(m if m == n // f else -(-n // f) for m, n, f in zip(image_shape, shape, factors, strict=True))
+        levels.append(PyramidLevel(shape, factors))
         last = sizes
-    return tuple(found)
+    return tuple(levels)
 
 
 def extend_levels(shape: Triple, levels: Sequence[PyramidLevel], count: int) -> tuple[PyramidLevel, ...]:
-    """Add levels of halves to those of an image of some shape, until there are so many: labels need as many as it has.
+    """Halve the last level of an image of a shape until it has `count` levels: its labels need the same number.
 
     Examples
     --------
     >>> extend_levels((1, 40, 40), [PyramidLevel((1, 20, 20), (1, 2, 2))], 2)
     (PyramidLevel(shape=(1, 20, 20), factors=(1, 2, 2)), PyramidLevel(shape=(1, 10, 10), factors=(1, 2, 2)))
     """
-    found = list(levels)
-    while len(found) < count:
-        before = found[-1].shape if found else shape
-        found.append(PyramidLevel(triple(-(-n // 2) for n in before), triple(min(2, n) for n in before)))
-    return tuple(found)
+    extended = list(levels)
+    while len(extended) < count:
+        before = extended[-1].shape if extended else shape
+        extended.append(PyramidLevel(_coarsen(before, (2, 2, 2)), triple(min(2, n) for n in before)))
+    return tuple(extended)
 
 
 def compute_resolutions(levels: Sequence[PyramidLevel], method: str) -> tuple[Resolution, ...]:
-    """Tell how large the voxels of coarser levels are, and where the first ones lie.
+    """Return the sizes of the voxels of coarser levels, and the positions of the first ones.
 
-    The centre of a block of f voxels lies (f - 1) / 2 voxels behind the centre of its first one, and it is there that
-    the block's mean and mode belong; what was taken of the first voxel stays where it was.
+    The centre of a block of f voxels lies (f - 1) / 2 voxels behind the centre of its first one. This is the position
+    of the block's mean or mode; a value that is copied from the first voxel keeps that voxel's position.
 
     Examples
     --------
     >>> levels = PyramidLevel((50, 25, 25), (1, 2, 2)), PyramidLevel((25, 13, 13), (2, 2, 2))
-    >>> resolutions(levels, "mode")[1]
+    >>> compute_resolutions(levels, "mode")[1]
     Resolution(scale=(2.0, 4.0, 4.0), offset=(0.5, 1.5, 1.5))
-    >>> resolutions(levels, "nearest")[1]
+    >>> compute_resolutions(levels, "nearest")[1]
     Resolution(scale=(2.0, 4.0, 4.0), offset=(0.0, 0.0, 0.0))
     """
-    found, scale = [], (1, 1, 1)
+    resolutions, scale = [], (1, 1, 1)
     for level in levels:
         scale = triple(s * f for s, f in zip(scale, level.factors, strict=True))
         z, y, x = (0.0 if method == "nearest" else (s - 1) / 2 for s in scale)
-        found.append(Resolution((float(scale[0]), float(scale[1]), float(scale[2])), (z, y, x)))
-    return tuple(found)
+        resolutions.append(Resolution((float(scale[0]), float(scale[1]), float(scale[2])), (z, y, x)))
+    return tuple(resolutions)
+
+
+def _coarsen(shape: Triple, factors: Triple) -> Triple:
+    return triple(-(-n // f) for n, f in zip(shape, factors, strict=True))

@@ -1,4 +1,18 @@
-"""What a source is: one 3D volume with a name, whichever format it comes from."""
+"""The interface of every volume that can be read, and what the formats share.
+
+To add a format, write a module in `dseeds.io.formats` with two functions: one that recognises a path, by its ending or
+its first bytes, and one that opens it for a `SourceQuery` and returns a `Source`. The latter
+
+- checks the array with `require_volume`, before anything large is allocated;
+- chooses the volume and the channels in it with `select_volume`, or with `select_named_volume` if its axes have names;
+- reads within `describe_damage`, so that any error of a library becomes a ValueError of one sentence that names the
+  file;
+- imports an optional package with `dseeds.core.optional.import_optional`.
+
+A format whose files hold an array each only implements `dseeds.io.formats.file_source.Voxels`; `FileSource` does the
+rest. Other sources derive from `SourceBase`, and pickle. Add the format's name to `Kind`, its endings to `_LOCAL_ONLY`,
+its two functions to the table in `dseeds.io.open`, and its tests to ``tests/io/test_formats.py``.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +27,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
+from typing_extensions import override
 
 Spacing: TypeAlias = tuple[float, float, float]
 Shape: TypeAlias = tuple[int, int, int]
+# A box of voxels as an index of an array, along z, y, x, with a step of 1.
 IndexBox: TypeAlias = tuple[slice, slice, slice]
 Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "tiff", "nrrd", "metaimage", "numpy", "hdf5", "array"]
 
-MOST_CHANNELS = 16
-# What makes a folder Zarr's.
-_ZARR = ("zarr.json", ".zarray", ".zgroup")
-# What can only be read from a file of this machine.
-_FILES = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5)", re.IGNORECASE)
+MAX_CHANNELS = 16
+_ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
+# Endings of formats that can be read from local files only.
+_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class SourceQuery:
-    """What to take of a file or array that may hold several things, and what for.
+    """Which volume of a file or array to read, and what for.
 
     Parameters
     ----------
     volume, channel_axis, level
         See `dseeds.io.open_image`.
     purpose : {"volume", "image", "mask", "copy"}
-        A volume may be anything but truth values, an image is neither these nor labels, a mask may be both. What is to
-        be copied may be all of that.
+        What the voxels may be: a volume holds anything but booleans, an image neither booleans nor labels, a mask and
+        a copy anything. Only an image and a copy may have several channels.
     """
 
     volume: int | None = None
@@ -50,7 +65,7 @@ class SourceQuery:
     level: int = 0
 
     @property
-    def channelled(self) -> bool:
+    def allows_channels(self) -> bool:
         """Whether there may be several channels."""
         return self.purpose in ("image", "copy")
 
@@ -58,20 +73,21 @@ class SourceQuery:
 class Source(Protocol):
     """One 3D volume that can be read, axes (z, y, x). Every source pickles.
 
-    Within an image, a source may also be several channels that are stored together: arrays are (c, z, y, x) then.
+    A source that belongs to an image may also be several channels that are stored together; its arrays are then
+    (c, z, y, x).
     """
 
     @property
     def name(self) -> str:
-        """What people call it: the file's name, without its folder."""
+        """The file's name without its folder, for people."""
 
     @property
     def kind(self) -> Kind:
-        """The format it comes from."""
+        """The format."""
 
     @property
     def path(self) -> str | None:
-        """Where it lies: a path or URL, None where it is in memory."""
+        """The path or URL; None in memory."""
 
     @property
     def shape(self) -> Shape:
@@ -79,42 +95,42 @@ class Source(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the voxels as they are delivered: integer or floating, of either byte order."""
+        """Type of the voxels as `read` returns them: integer or floating, of either byte order."""
 
     @property
     def spacing(self) -> Spacing | None:
-        """Size of a voxel along z, y, x in millimetres, None where the source does not say."""
+        """Size of a voxel along z, y, x in millimetres; None if unknown."""
 
     @property
     def channels(self) -> int | None:
-        """How many channels are read at once, along a first axis; None where there is no such axis."""
+        """Number of channels along the first axis of all arrays; None if there is no such axis."""
 
     @property
     def affine(self) -> np.ndarray | None:
-        """From a voxel (x, y, z) to its place in millimetres, (4, 4), as in NIfTI; None where the source is nowhere."""
+        """From a voxel (x, y, z) to its position in millimetres, (4, 4), as in NIfTI; None if unknown."""
 
     @property
     def labelled(self) -> bool:
-        """Whether the source says that its voxels are labels."""
+        """Whether the metadata say that the voxels are labels."""
 
     @property
     def chunks(self) -> Shape | None:
-        """Voxels along z, y, x that are stored together, None where plane follows plane."""
+        """Voxels along z, y, x of a chunk; None if planes are stored one after the other."""
 
     @property
     def shards(self) -> Shape | None:
-        """Voxels along z, y, x of the shards that chunks lie in, None where they lie in none."""
+        """Voxels along z, y, x of a shard that holds chunks; None without shards."""
 
     @property
     def readable_by_workers(self) -> bool:
-        """Whether another process can `read` any box at a fair price. If not, take the `slabs`, once."""
+        """Whether other processes can `read` any box at a reasonable cost. If not, read the `slabs` once."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this source from another, or from a later state of itself. Goes into JSON."""
+        """Tells this source from others and from later states of itself; can be written as JSON."""
 
     def reopened(self) -> Source:
-        """Open the same source anew, as it is now."""
+        """Return the same source as it is now."""
 
     def read(self, box: IndexBox) -> np.ndarray:
         """Read the voxels in a box.
@@ -136,12 +152,12 @@ class Source(Protocol):
         """
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Read the volume once from top to bottom, never holding more than a slab.
+        """Read the volume once from top to bottom, one slab at a time.
 
         Parameters
         ----------
         thickness : int
-            Planes in a slab; the last one may hold fewer.
+            Planes in a slab; the last one may have fewer.
 
         Yields
         ------
@@ -157,9 +173,16 @@ class Source(Protocol):
         """
 
 
+if TYPE_CHECKING:
+    SourceBase = Source
+else:
+    # Empty at run time, for no field of a dataclass can replace a property of a base class.
+    SourceBase = object
+
+
 @dataclass(frozen=True, eq=False)
-class ArraySource:
-    """A volume in this process's memory; see `Source`.
+class ArraySource(SourceBase):
+    """A volume in the memory of this process; see `Source`.
 
     Parameters
     ----------
@@ -182,94 +205,126 @@ class ArraySource:
     readable_by_workers: bool = False
 
     @property
+    @override
     def shape(self) -> Shape:
-        """See `Source.shape`."""
         z, y, x = self.array.shape
         return z, y, x
 
     @property
+    @override
     def dtype(self) -> np.dtype:
-        """See `Source.dtype`."""
         return self.array.dtype
 
     @cached_property
+    @override
     def identity(self) -> dict[str, Any]:
-        """See `Source.identity`. The voxels themselves are hashed when this is first asked for."""
-        known = {"kind": self.kind, "shape": list(self.shape), "dtype": self.dtype.str}
-        return {**known, "digest": hash_voxels(self.slabs(16))}
+        description = {"kind": self.kind, "shape": list(self.shape), "dtype": self.dtype.str}
+        return {**description, "digest": hash_voxels(self.slabs(16))}
 
+    @override
     def reopened(self) -> ArraySource:
-        """See `Source.reopened`."""
         return self
 
+    @override
     def read(self, box: IndexBox) -> np.ndarray:
-        """See `Source.read`."""
         return self.array[box]
 
+    @override
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        """See `Source.slabs`."""
         for z0, z1 in slab_ranges(self.shape[0], thickness):
             yield z0, self.array[z0:z1]
 
 
 def is_zarr(path: Path) -> bool:
-    """Tell whether a folder is a Zarr array or group."""
-    return any((path / name).exists() for name in _ZARR)
+    """Return whether a folder is a Zarr array or group."""
+    return any((path / name).exists() for name in _ZARR_METADATA)
 
 
 def resolve_address(address: str) -> Path | str:
-    """Tell a path on this machine (made absolute: workers may stand in another folder) from a URL."""
+    """Return the absolute path of a local address, since workers may run in another folder; return a URL unchanged."""
     if "://" not in address and "::" not in address:
         return Path(address).absolute()
     url = urlsplit(address)
     if url.scheme == "file":
         return Path(url2pathname(url.path))
-    if _FILES.fullmatch("".join(Path(url.path).suffixes[-2:])) or _FILES.fullmatch(Path(url.path).suffix):
-        raise ValueError(f"{address} is not on this machine: only Zarr is read from afar, so download it")
+    suffixes = Path(url.path).suffixes
+    if any(_LOCAL_ONLY.fullmatch("".join(suffixes[-count:])) for count in (1, 2)):
+        raise ValueError(f"{address} is not on this machine: only Zarr can be read from a URL, so download it")
     return address
 
 
-def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, wanted: SourceQuery) -> None:
-    """Refuse, with a ValueError that calls the image `where`, what cannot be cut into supervoxels or mask some."""
+def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, query: SourceQuery) -> None:
+    """Raise a ValueError, which calls the array `where`, if it is not a volume that serves the query's purpose."""
     shape = tuple(shape)
     if len(shape) < 3:
         raise ValueError(f"{where} has shape {shape}: supervoxels need three axes, z, y and x")
     if min(shape) < 1:
         raise ValueError(f"{where} has shape {shape}: an axis is empty, there is nothing to cut into supervoxels")
-    if dtype.kind in ("iufb" if wanted.purpose in ("mask", "copy") else "iuf"):
+    if dtype.kind in ("iufb" if query.purpose in ("mask", "copy") else "iuf"):
         return
-    held, advice = {
+    problem, advice = {
         "b": ("is boolean", "pass the image that it belongs to"),
         "c": ("is complex", "pass its magnitude"),
         "V": (f"holds records of {len(dtype.names or ())} values", "pass one number per voxel"),
     }.get(dtype.kind, (f"holds values of type {dtype}", "pass integers or floating-point numbers"))
-    raise ValueError(f"{where} {held}; supervoxels need intensities: {advice}")
+    raise ValueError(f"{where} {problem}; supervoxels need intensities: {advice}")
 
 
-def require_intensities(where: str, wanted: SourceQuery) -> None:
-    """Refuse labels, with a ValueError, where intensities are wanted."""
-    if wanted.purpose == "image":
+def require_intensities(where: str, query: SourceQuery) -> None:
+    """Raise a ValueError for labels, which `where` names, if the query is for an image."""
+    if query.purpose == "image":
         raise ValueError(f"{where} holds labels, not intensities: pass the image that they belong to")
 
 
 def require_channels(count: int, where: str) -> None:
-    """Refuse, with a ValueError, more channels than there can be."""
-    if count > MOST_CHANNELS:
+    """Raise a ValueError if there are more channels than an image may have."""
+    if count > MAX_CHANNELS:
         raise ValueError(
-            f"{where} has {count} channels, and no more than {MOST_CHANNELS} can be taken together: "
+            f"{where} has {count} channels, and no more than {MAX_CHANNELS} can be taken together: "
             f"store those that you want on their own"
         )
 
 
-def select_volume(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[tuple[int | slice, ...], int | None]:
-    """Find the volume in an array whose axes have no names: whole axes for z, y, x and channels, numbers for others.
+def require_file_length(path: Path, needed: int, expansion: float = 1) -> None:
+    """Raise a ValueError if a header promises more bytes than its file can hold.
 
+    Call it before anything is allocated.
+
+    Parameters
+    ----------
+    path : Path
+        The file that holds the voxels.
+    needed : int
+        Bytes up to the end of the voxels.
+    expansion : float
+        How many bytes decompression makes of one at most.
+    """
+    size = path.stat().st_size
+    if needed > size * expansion:
+        raise ValueError(
+            f"{path} is incomplete: its header promises {needed} bytes, more than the {size} bytes of the file can "
+            f"hold, so copy or export it again"
+        )
+
+
+def select_volume(shape: Sequence[int], query: SourceQuery, where: str) -> tuple[tuple[int | slice, ...], int | None]:
+    """Select the volume in an array whose axes have no names, such as (..., z, y, x).
+
+    Returns
+    -------
+    index : tuple of int or slice
+        Whole axes for z, y, x and channels, a position on every other axis.
+    channels : int or None
+        The axis of channels.
+
+    Examples
+    --------
     >>> select_volume((1, 5, 30, 40, 50), SourceQuery(volume=4), "the array")
     ((0, 4, slice(None, None, None), slice(None, None, None), slice(None, None, None)), None)
     >>> select_volume((30, 40, 50, 3), SourceQuery(channel_axis=-1), "the array")[1]
     3
     """
-    channels = resolve_channel_axis(shape, wanted, where)
+    channels = resolve_channel_axis(shape, query, where)
     axes = [axis for axis in range(len(shape)) if axis != channels]
     if len(axes) < 3:
         raise ValueError(
@@ -280,18 +335,45 @@ def select_volume(shape: Sequence[int], wanted: SourceQuery, where: str) -> tupl
         require_channels(shape[channels], where)
     while len(axes) > 3 and shape[axes[-1]] == 1:
         axes.pop()
-    chosen = choose_volume({f"axis {axis}": shape[axis] for axis in axes[:-3]}, wanted, where)
+    positions = choose_volume({f"axis {axis}": shape[axis] for axis in axes[:-3]}, query, where)
     index: list[int | slice] = [0] * len(shape)
-    for axis, number in zip(axes[:-3], chosen, strict=True):
-        index[axis] = number
+    for axis, position in zip(axes[:-3], positions, strict=True):
+        index[axis] = position
     for axis in (*axes[-3:], *(() if channels is None else (channels,))):
         index[axis] = slice(None)
     return tuple(index), channels
 
 
-def resolve_channel_axis(shape: Sequence[int], wanted: SourceQuery, where: str) -> int | None:
-    """Give the axis that channels lie along as a number from 0, None where there is none."""
-    axis = wanted.channel_axis
+def select_named_volume(
+    axes: Sequence[str], shape: Sequence[int], space: Collection[int], query: SourceQuery, where: str
+) -> tuple[tuple[int | slice, ...], int | None]:
+    """Select the volume in an array whose axes have names; `space` numbers those of z, y and x. See `select_volume`.
+
+    >>> select_named_volume("tzyx", (2, 30, 40, 50), {1, 2, 3}, SourceQuery(volume=1), "the array")[0]
+    (1, slice(None, None, None), slice(None, None, None), slice(None, None, None))
+    """
+    axis = with_all_channels(query, axes, shape, space).channel_axis
+    if isinstance(axis, str):
+        if axis not in axes:
+            listed = shorten(", ".join(axes))
+            raise ValueError(f"{where} has no axis {shorten(axis, 40)!r} for channels: its axes are {listed}")
+        axis = axes.index(axis)
+    channels = resolve_channel_axis(shape, replace(query, channel_axis=axis), where)
+    if channels is not None and channels in space:
+        raise ValueError(
+            f"{where} has {axes[channels]} as its axis {channels}, which cannot be that of channels: "
+            f"pass channel_axis= (--channel-axis) as another, or leave it out"
+        )
+    if channels is not None:
+        require_channels(shape[channels], where)
+    extra = {name: shape[n] for n, name in enumerate(axes) if n not in space and n != channels}
+    positions = dict(zip(extra, choose_volume(extra, query, where), strict=True))
+    return tuple(positions.get(name, slice(None)) for name in axes), channels
+
+
+def resolve_channel_axis(shape: Sequence[int], query: SourceQuery, where: str) -> int | None:
+    """Return the axis of channels, counted from 0; None without one."""
+    axis = query.channel_axis
     if axis is None:
         return None
     if isinstance(axis, str):
@@ -306,28 +388,31 @@ def resolve_channel_axis(shape: Sequence[int], wanted: SourceQuery, where: str) 
 
 
 def move_channels_first(values: np.ndarray, index: Sequence[int | slice], channels: int) -> np.ndarray:
-    """Move channels to the front of what an index has found: `channels` is their axis in what it was taken from."""
+    """Move channels to the first axis of ``array[index]``; `channels` is their axis in ``array``."""
     return np.moveaxis(values, sum(isinstance(axis, slice) for axis in index[:channels]), 0)
 
 
-def choose_volume(extra: Mapping[str, int], wanted: SourceQuery, where: str) -> tuple[int, ...]:
-    """Choose a position on each axis, by name and size, that is not z, y, x or channels. At most one is not 0."""
+def choose_volume(extra: Mapping[str, int], query: SourceQuery, where: str) -> tuple[int, ...]:
+    """Choose a position on each axis besides z, y, x and channels. At most one is not 0.
+
+    `extra` holds the sizes of these axes by name.
+    """
     longer = {name: size for name, size in extra.items() if size > 1}
-    as_channels = wanted.channelled and wanted.channel_axis is None
+    may_be_channels = query.allows_channels and query.channel_axis is None
     axis = "channel_axis='c' (--channel-axis c)" if "c" in longer else "channel_axis= (--channel-axis)"
     if len(longer) > 1:
         sizes = " and ".join(f"{size} along {shorten(name, 20)}" for name, size in longer.items())
-        advice = f"name the axis of channels with {axis}, or " if as_channels else ""
+        advice = f"name the axis of channels with {axis}, or " if may_be_channels else ""
         raise ValueError(
             f"{where} holds volumes in more than one way ({sizes}): {advice}store the one that you want on its own"
         )
     count = math.prod(longer.values())
-    volume = wanted.volume
+    volume = query.volume
     if volume is None:
-        if count > 1 and wanted.purpose == "mask":
+        if count > 1 and query.purpose == "mask":
             raise ValueError(f"{where} holds {count} volumes: a mask is one, so store the one that you want on its own")
         if count > 1:
-            advice = f", or {axis} to take all of them together" if as_channels else ""
+            advice = f", or {axis} to take all of them together" if may_be_channels else ""
             raise ValueError(
                 f"{where} holds {count} volumes: pass volume= (--volume on the command line), "
                 f"0 to {count - 1}, to say which{advice}"
@@ -340,34 +425,34 @@ def choose_volume(extra: Mapping[str, int], wanted: SourceQuery, where: str) -> 
 
 
 def with_all_channels(
-    wanted: SourceQuery, axes: Sequence[str], shape: Sequence[int], space: Collection[int]
+    query: SourceQuery, axes: Sequence[str], shape: Sequence[int], space: Collection[int]
 ) -> SourceQuery:
-    """Take all channels of a copy that has an axis ``c`` besides those of space, unless a volume is to be one of them.
+    """Return the query for a copy with the axis ``c``, unless the query chooses a volume along that axis.
 
     >>> with_all_channels(SourceQuery(purpose="copy"), "czyx", (2, 30, 40, 50), {1, 2, 3}).channel_axis
     'c'
     """
     longer = [axis for n, axis in enumerate(axes) if n not in space and shape[n] > 1]
-    chosen = wanted.channel_axis is not None or (wanted.volume is not None and len(longer) == 1)
-    if wanted.purpose != "copy" or chosen or "c" not in longer:
-        return wanted
-    return replace(wanted, channel_axis="c")
+    is_settled = query.channel_axis is not None or (query.volume is not None and len(longer) == 1)
+    if query.purpose != "copy" or is_settled or "c" not in longer:
+        return query
+    return replace(query, channel_axis="c")
 
 
 def convert_to_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spacing | None:
-    """Divide by how many units make a millimetre; None unless all are known, finite and above 0.
+    """Divide sizes by the number of their units in a millimetre; return None unless all are known, finite and positive.
 
-    >>> spacing_in_mm([2.0, 0.5, 0.5], [1000.0, 1000.0, 1000.0])
+    >>> convert_to_mm([2.0, 0.5, 0.5], [1000.0, 1000.0, 1000.0])
     (0.002, 0.0005, 0.0005)
     """
-    known = [float(size) / unit for size, unit in zip(sizes, per_mm, strict=True) if unit is not None]
-    if len(known) != 3 or not all(math.isfinite(size) and size > 0 for size in known):
+    spacing = [float(size) / unit for size, unit in zip(sizes, per_mm, strict=True) if unit is not None]
+    if len(spacing) != 3 or not all(math.isfinite(size) and size > 0 for size in spacing):
         return None
-    return known[0], known[1], known[2]
+    return spacing[0], spacing[1], spacing[2]
 
 
 def slab_ranges(depth: int, thickness: int) -> Iterator[tuple[int, int]]:
-    """Cut `depth` planes into slabs of `thickness`, the last one perhaps thinner.
+    """Cut `depth` planes into slabs of `thickness`; the last one may be thinner.
 
     >>> list(slab_ranges(5, 2))
     [(0, 2), (2, 4), (4, 5)]
@@ -379,7 +464,7 @@ def slab_ranges(depth: int, thickness: int) -> Iterator[tuple[int, int]]:
 
 
 def summarise_error(error: Exception) -> str:
-    """Word another library's error as part of a sentence: what it says if that helps who has the file, and no more.
+    """Return what another library's error tells the owner of a file, as part of a sentence.
 
     >>> summarise_error(ValueError("Invalid zarr_format. Expected one of 2 or 3."))
     'Invalid zarr_format; Expected one of 2 or 3'
@@ -395,29 +480,38 @@ def summarise_error(error: Exception) -> str:
 
 
 def shorten(text: str, width: int = 150) -> str:
-    """Put what a file holds into one line of an error: it may be anything, of any length."""
+    """Return text from a file, which may be anything of any length, as one line of an error message."""
     return textwrap.shorten(text, width, placeholder=" ...")
 
 
 def hash_voxels(slabs: Iterable[tuple[int, np.ndarray]]) -> str:
-    """Hash the voxels of a volume that has neither file nor date to be known by."""
+    """Return a digest of the voxels, for volumes that have neither a file nor a date."""
     state = hashlib.blake2b(digest_size=16)
     for _, slab in slabs:
         state.update(np.ascontiguousarray(slab).data)
     return state.hexdigest()
 
 
+def hash_files(files: Iterable[str]) -> str:
+    """Return a digest of the names, sizes and dates of files."""
+    states = [(Path(file).name, Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
+    return hashlib.blake2b(repr(states).encode(), digest_size=16).hexdigest()
+
+
 @contextmanager
 def describe_damage(where: str) -> Iterator[None]:
-    """Word what goes wrong while voxels are read: each library, zlib and the system raise errors of their own."""
+    """Turn what goes wrong while a file is read into a ValueError that names it.
+
+    Each library, zlib and the operating system raise errors of their own on damaged data.
+    """
     try:
-        # Scaling may overflow: it is infinite then, as it is to nibabel.
+        # Scaling may overflow: the result is infinite then, as in nibabel.
         with np.errstate(all="ignore"):
             yield
     except MemoryError:
         raise
     except Exception as error:
-        # The disk's fault, or the network's, not the file's.
+        # The disk or the network is at fault, not the file.
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
             raise
         raise ValueError(
@@ -426,18 +520,14 @@ def describe_damage(where: str) -> Iterator[None]:
         ) from error
 
 
-def hash_files(files: Iterable[str]) -> str:
-    """Hash the names, sizes and dates of files."""
-    found = [(Path(file).name, Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
-    return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()
+def split_channels(array: Any, query: SourceQuery) -> tuple[Any, ...]:
+    """Select the volume in an array of NumPy or Dask; return an array (z, y, x) for each channel, without copies."""
+    where = "the mask" if query.purpose == "mask" else "the array"
+    require_volume(array.shape, array.dtype, where, query)
+    index, channels = select_volume(array.shape, query, where)
+    return (array[index],) if channels is None else tuple(move_channels_first(array[index], index, channels))
 
 
-def open_array(array: np.ndarray, wanted: SourceQuery) -> tuple[Source, ...]:
-    """Open an array in memory: one source, or one for each channel."""
-    where = "the mask" if wanted.purpose == "mask" else "the array"
-    require_volume(array.shape, array.dtype, where, wanted)
-    index, channels = select_volume(array.shape, wanted, where)
-    found = array[index]
-    if channels is None:
-        return (ArraySource(found),)
-    return tuple(ArraySource(channel) for channel in move_channels_first(found, index, channels))
+def open_array(array: np.ndarray, query: SourceQuery) -> tuple[ArraySource, ...]:
+    """Open an array in memory: a source for each channel."""
+    return tuple(ArraySource(channel) for channel in split_channels(array, query))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dseeds.io.pyramid import build_pyramid
-from dseeds.io.pyramid_levels import LARGE, PyramidLevel, choose_levels, compute_resolutions
+from dseeds.io.pyramid_levels import TOP_EXTENT, PyramidLevel, choose_levels, compute_resolutions
 from dseeds.parallel.executor import Executor
 
 LABELS, INTEGERS = ("uint32", "uint64"), ("uint8", "int16", ">i2", "int64", "uint64")
@@ -113,7 +113,7 @@ def test_channels_have_levels_of_their_own(tmp_path):
 @given(st.tuples(*[st.integers(1, 3000)] * 3), st.tuples(*[st.sampled_from([0.1, 0.5, 1.0, 1.4, 3.0])] * 3))
 def test_halvings_end_and_bring_voxels_nearer_to_cubes(shape, spacing):
     levels = choose_levels(shape, spacing)
-    assert (not levels) == (max(shape) <= LARGE)
+    assert (not levels) == (max(shape) <= TOP_EXTENT)
     before, sizes = shape, np.array(spacing)
     for level in levels:
         assert level.shape == tuple(-(-n // f) for n, f in zip(before, level.factors, strict=True))
@@ -123,7 +123,7 @@ def test_halvings_end_and_bring_voxels_nearer_to_cubes(shape, spacing):
         ratio, after = np.ptp(np.log(sizes[long])), np.ptp(np.log(sizes_after[long]))
         assert after <= max(ratio, math.log(2)) + 1e-9
         before, sizes = level.shape, sizes_after
-    assert max(before) <= LARGE
+    assert max(before) <= TOP_EXTENT
 
 
 @given(st.lists(st.tuples(*[st.integers(1, 4)] * 3), min_size=1, max_size=4))

@@ -1,4 +1,4 @@
-"""Dask arrays as sources: computed block by block into a folder that lasts as long as they are read."""
+"""Dask arrays in: computed block by block into a folder that lasts as long as they are read."""
 
 from __future__ import annotations
 
@@ -16,36 +16,28 @@ import numpy as np
 import zarr
 from dask import config
 from dask.base import compute, get_scheduler
+from typing_extensions import override
 
 from dseeds.io.formats.ome_zarr import open_zarr
-from dseeds.io.source import (
-    IndexBox,
-    Shape,
-    Source,
-    SourceQuery,
-    Spacing,
-    move_channels_first,
-    require_volume,
-    select_volume,
-)
+from dseeds.io.source import IndexBox, Shape, Source, SourceBase, SourceQuery, Spacing, split_channels
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, Layout
 
-# Folders that other processes have been told of.
-_SHIPPED: set[BlockFolder] = set()
+# Folders that other processes know of, kept until this process ends.
+_SHARED: set[BlockFolder] = set()
 
 
 class BlockFolder:
-    """A folder, or prefix in an object store, that is removed when nobody in this process needs it any more.
+    """A folder, or prefix in an object store, that is removed once this process no longer refers to it.
 
-    A process that it is sent to may need it for longer than anyone here knows: then it stays until this one ends.
+    Another process that it was sent to may need it for longer; such a folder stays until this process ends.
 
     Parameters
     ----------
     address : str
         A path or URL.
     own : bool
-        Whether it is this process's to remove.
+        Whether this process removes it.
     """
 
     def __init__(self, address: str, own: bool = True) -> None:
@@ -55,23 +47,23 @@ class BlockFolder:
 
     @classmethod
     def new(cls, within: Any = None) -> BlockFolder:
-        """Name a folder in another one; by default Dask's ``temporary-directory``, or else the machine's own."""
+        """Name a new folder within another; by default in Dask's ``temporary-directory``, or else the system's."""
         within = within or config.get("temporary-directory", None) or tempfile.gettempdir()
         return cls(open_location(within).at(f"dseeds-{uuid.uuid4().hex}").address)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._own:
-            _SHIPPED.add(self)
+            _SHARED.add(self)
         return BlockFolder, (self.address, False)
 
 
 def _remove(address: str) -> None:
-    # Where a process ends, nobody is there to be told.
+    # An error while the process ends would reach no caller.
     with suppress(Exception):
         open_location(address).clear()
 
 
-class DaskSource:
+class DaskSource(SourceBase):
     """A volume that Dask computes; see `Source`.
 
     Parameters
@@ -84,43 +76,46 @@ class DaskSource:
 
     name = "array"
     kind: Literal["array"] = "array"
+    spacing: Spacing | None
     affine = path = channels = chunks = shards = None
     labelled = False
-    # A graph that is computed wherever somebody reads would be computed many times.
+    # Each process that read it would compute the graph again.
     readable_by_workers = False
 
     def __init__(self, array: da.Array, spacing: Spacing | None = None) -> None:
         self.array, self.spacing = array, spacing
-        # Of this moment: a run's own workers, which come later, are not meant for it.
+        # The current one, not the cluster that a run starts later for its own tasks.
         self._scheduler = get_scheduler(collections=[array])
 
     @property
+    @override
     def shape(self) -> Shape:
-        """See `Source.shape`."""
         z, y, x = self.array.shape
         return z, y, x
 
     @property
+    @override
     def dtype(self) -> np.dtype:
-        """See `Source.dtype`."""
         dtype: np.dtype = self.array.dtype
         return dtype
 
     @property
+    @override
     def identity(self) -> dict[str, Any]:
-        """See `Source.identity`. Dask's name of the array, which tells graphs apart but not what files they read."""
+        # Dask's name tells graphs apart, but not the contents of the files that they read.
         return {"kind": self.kind, "shape": list(self.shape), "dtype": self.dtype.str, "name": self.array.name}
 
+    @override
     def reopened(self) -> DaskSource:
-        """See `Source.reopened`."""
         return self
 
+    @override
     def read(self, box: IndexBox) -> np.ndarray:
-        """See `Source.read`. It computes the box and no more."""
         return np.asarray(self.array[box].compute(scheduler=self._scheduler))
 
+    @override
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        """See `Source.slabs`. Every block is computed once, before the first slab."""
+        # Every block is computed once, before the first slab.
         return self._stored[1].slabs(thickness)
 
     @cached_property
@@ -130,27 +125,22 @@ class DaskSource:
         return folder, open_zarr(addresses["array"], SourceQuery(purpose="mask"))
 
 
-def open_dask_array(array: da.Array, wanted: SourceQuery, spacing: Spacing | None = None) -> tuple[DaskSource, ...]:
+def open_dask_array(array: da.Array, query: SourceQuery, spacing: Spacing | None = None) -> tuple[DaskSource, ...]:
     """Open a Dask array as `dseeds.io.open_source` opens arrays. Nothing is computed.
 
-    >>> [one.shape for one in open_dask_array(da.zeros((4, 5, 6, 2)), SourceQuery(channel_axis=-1))]
+    >>> [source.shape for source in open_dask_array(da.zeros((4, 5, 6, 2)), SourceQuery(channel_axis=-1))]
     [(4, 5, 6), (4, 5, 6)]
     """
-    where = "the mask" if wanted.purpose == "mask" else "the array"
     if any(math.isnan(n) for n in array.shape):
+        where = "the mask" if query.purpose == "mask" else "the array"
         raise ValueError(f"{where} has chunks of unknown sizes: find them out with its compute_chunk_sizes()")
-    require_volume(array.shape, array.dtype, where, wanted)
-    index, channels = select_volume(array.shape, wanted, where)
-    found = array[index]
-    if channels is None:
-        return (DaskSource(found, spacing),)
-    return tuple(DaskSource(channel, spacing) for channel in move_channels_first(found, index, channels))
+    return tuple(DaskSource(channel, spacing) for channel in split_channels(array, query))
 
 
 def store_dask_array(
     arrays: Mapping[str, da.Array], address: str, scheduler: Any = None, **more: Any
 ) -> dict[str, str]:
-    """Compute arrays together, and store them block by block; no more is held than what is at work.
+    """Compute arrays together and store them block by block; only the blocks in progress are in memory.
 
     Parameters
     ----------
@@ -159,23 +149,22 @@ def store_dask_array(
     address : str
         The folder or prefix for the Zarr arrays.
     scheduler, more : object
-        What `dask.compute` takes.
+        Passed on to `dask.compute`.
 
     Returns
     -------
     dict of str to str
         The address of each array.
     """
-    place = open_location(address)
+    location = open_location(address)
     regular: list[Any] = []
     targets: list[Any] = []
     for name, array in arrays.items():
-        # A shard is a block, so that no two tasks write to one file.
+        # A shard is a block, so that no two tasks write to the same file.
         block = tuple(max(lengths) for lengths in array.chunks)
-        Layout.cut(array.shape, array.dtype.newbyteorder("="), block, UNIT_CHUNK, checked=False).create(
-            place.zarr(name)
-        )
+        layout = Layout.cut(array.shape, array.dtype.newbyteorder("="), block, UNIT_CHUNK, checked=False)
+        layout.create(location.zarr(name))
         regular.append(array.rechunk(block))
-        targets.append(zarr.open_array(place.zarr(name), mode="r+"))
+        targets.append(zarr.open_array(location.zarr(name), mode="r+"))
     compute(da.store(regular, targets, lock=False, compute=False), scheduler=scheduler, **more)
-    return {name: f"{place.address}/{name}" for name in arrays}
+    return {name: f"{location.address}/{name}" for name in arrays}

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Arrays of xarray in and out: named dimensions, and coordinates that contain the spacing."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 import xarray as xr
 
 from dseeds.core.duck_arrays import is_dask_array
+from dseeds.core.geometry import AXES
 from dseeds.io.ome_metadata import PER_MM
-from dseeds.io.source import ArraySource, Source, SourceQuery, Spacing, convert_to_mm, open_array
+from dseeds.io.source import ArraySource, Source, SourceQuery, Spacing, convert_to_mm, split_channels
 
-SPACE = ("z", "y", "x")
-CHANNELS = ("c", "channel", "channels", "band", "bands")
-# How far coordinates may be from even, as a part of their distance.
-UNEVEN = 1e-3
+_CHANNEL_NAMES = ("c", "channel", "channels", "band", "bands")
+# How far the steps between coordinates may differ, as a fraction.
+_TOLERANCE = 1e-3
 
 
 def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple[tuple[str, ...], str | None]:
-    """Find the dimensions of z, y and x, and that of channels.
+    """Return the dimensions of z, y and x, and that of channels.
 
-    Those of these names, in either case, are meant; where they are not all there, the last three in their order.
-    Channels lie along `channel_axis`, or along a dimension called c, channel, channels, band or bands.
+    z, y and x are the dimensions of these names, in either case; unless all three exist, they are the last three
+    dimensions. Channels lie along `channel_axis`, or along a dimension called c, channel, channels, band or bands.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) 
     """
     names = [str(dim) for dim in image.dims]
     if channel_axis is None:
-        channels = next((name for name in names if name.lower() in CHANNELS), None)
+        channels = next((name for name in names if name.lower() in _CHANNEL_NAMES), None)
     elif isinstance(channel_axis, str):
         channels = channel_axis
     else:
@@ -45,8 +45,9 @@ def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) 
     if channels is not None and channels not in names:
         raise ValueError(f"the DataArray has no dimension {channels} for channels: it has {', '.join(names)}.")
     others = [name for name in names if name != channels]
-    known = {name.lower(): name for name in others}
-    space = tuple(known[name] for name in SPACE) if set(SPACE) <= known.keys() else tuple(others[-3:])
+    by_lower_case = {name.lower(): name for name in others}
+    is_named = set(AXES) <= by_lower_case.keys()
+    space = tuple(by_lower_case[axis] for axis in AXES) if is_named else tuple(others[-3:])
     longer = [name for name in others if name not in space and image.sizes[name] > 1]
     if len(space) < 3 or longer:
         raise ValueError(
@@ -57,7 +58,7 @@ def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) 
 
 
 def read_spacing(image: xr.DataArray, space: tuple[str, ...]) -> Spacing | str:
-    """Give the size of a voxel along (z, y, x) in millimetres, or say why none is known.
+    """Return the size of a voxel along (z, y, x) in millimetres, or the reason why it is unknown.
 
     >>> z = xr.Variable("z", [0.0, 2.0, 4.0], {"units": "um"})
     >>> image = xr.DataArray(np.zeros((3, 1, 1)), dims=("z", "y", "x"), coords={"z": z})
@@ -73,18 +74,18 @@ def read_spacing(image: xr.DataArray, space: tuple[str, ...]) -> Spacing | str:
             return f"the coordinates of {name} have no attribute units"
         units.append(PER_MM.get(str(coordinate.attrs["units"])))
         if units[-1] is None:
-            return f"{coordinate.attrs['units']!r} of {name} is no unit of length that is known"
+            return f"{coordinate.attrs['units']!r} of {name} is not a known unit of length"
         if coordinate.size < 2 or coordinate.dtype.kind not in "iuf":
-            return f"{name} has no two coordinates that are numbers"
+            return f"{name} does not have two coordinates that are numbers"
         steps = np.diff(coordinate.values.astype(np.float64))
-        if not np.allclose(steps, steps.mean(), rtol=UNEVEN, atol=0):
+        if not np.allclose(steps, steps.mean(), rtol=_TOLERANCE, atol=0):
             return f"the coordinates of {name} are not evenly spaced"
         sizes.append(abs(float(steps.mean())))
     return convert_to_mm(sizes, units) or "some coordinates do not differ"
 
 
 def extract_array(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple[Any, tuple[str, ...], bool]:
-    """Give the array of a `DataArray`, axes (z, y, x) or (c, z, y, x), its spatial dimensions, and which it is."""
+    """Return the array, axes (z, y, x) or (c, z, y, x), the dimensions of space, and whether it has channels."""
     space, channels = find_dimensions(image, channel_axis)
     order = space if channels is None else (channels, *space)
     others = {name: 0 for name in image.dims if name not in order}
@@ -92,21 +93,20 @@ def extract_array(image: xr.DataArray, channel_axis: int | str | None = None) ->
 
 
 def wrap_like(image: xr.DataArray, space: tuple[str, ...], values: Any, name: str, **attributes: Any) -> xr.DataArray:
-    """Give values (z, y, x) the dimensions of an image, in its order, and those of its coordinates that apply."""
+    """Return values (z, y, x) as an array with the dimensions of an image, in its order, and its coordinates."""
     coords = {key: value for key, value in image.coords.items() if set(value.dims) <= set(space)}
-    found = xr.DataArray(values, dims=space, coords=coords, name=name, attrs=attributes)
-    return found.transpose(*(dim for dim in image.dims if dim in space))
+    wrapped = xr.DataArray(values, dims=space, coords=coords, name=name, attrs=attributes)
+    return wrapped.transpose(*(dim for dim in image.dims if dim in space))
 
 
-def open_data_array(image: xr.DataArray, wanted: SourceQuery) -> tuple[Source, ...]:
-    """Open a `DataArray` as `dseeds.io.open_source` opens arrays, with the spacing that its coordinates tell."""
-    data, space, has_channels = extract_array(image, wanted.channel_axis)
+def open_data_array(image: xr.DataArray, query: SourceQuery) -> tuple[Source, ...]:
+    """Open a `DataArray` as `dseeds.io.open_source` opens arrays, with the spacing of its coordinates."""
+    data, space, has_channels = extract_array(image, query.channel_axis)
     spacing = read_spacing(image, space)
     size = None if isinstance(spacing, str) else spacing
-    inner = SourceQuery(wanted.volume, 0 if has_channels else None, wanted.purpose)
+    inner = SourceQuery(query.volume, 0 if has_channels else None, query.purpose)
     if is_dask_array(data):
         from dseeds.io.formats.dask_array import open_dask_array
 
         return open_dask_array(data, inner, size)
-    everything = (slice(None),) * 3
-    return tuple(ArraySource(source.read(everything), spacing=size) for source in open_array(np.asarray(data), inner))
+    return tuple(ArraySource(channel, spacing=size) for channel in split_channels(np.asarray(data), inner))

@@ -1,4 +1,4 @@
-"""A series of DICOM slices in, read by SimpleITK, slice by slice."""
+"""Series of DICOM slices in, read by SimpleITK, slice by slice."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from dseeds.core.optional import import_optional
+from dseeds.io.formats.itk import new_reader, summarise_itk_error, voxel_dtype
 from dseeds.io.source import (
     IndexBox,
     Shape,
+    SourceBase,
     SourceQuery,
     Spacing,
     choose_volume,
@@ -23,13 +26,14 @@ from dseeds.io.source import (
     slab_ranges,
 )
 
-# How far distances between slices may be from the usual one, as a part of it: rounded positions are no gaps.
-_UNEVEN = 0.1
-_MISSING = 0.5
+# How far a distance between slices may be from the median, as a fraction of it: positions are rounded.
+_TOLERANCE = 0.1
+# From this excess on, slices are missing.
+_GAP = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class DicomSource:
+class DicomSource(SourceBase):
     """A volume in files of DICOM.
 
     Parameters
@@ -39,7 +43,7 @@ class DicomSource:
     files : tuple of str
         A file for each plane, from the first to the last; or the one file that holds all of them.
     name, shape, dtype, spacing, affine, channels, identity
-        See `Source`. Voxels are delivered as they are scaled, by slope and intercept.
+        See `Source`. Voxels are scaled by slope and intercept.
     """
 
     path: str
@@ -57,31 +61,35 @@ class DicomSource:
     shards: None = None
     readable_by_workers: bool = False
 
+    @override
     def reopened(self) -> DicomSource:
-        """See `Source.reopened`."""
         return replace(self, identity={**self.identity, "files": hash_files(self.files)})
 
+    @override
     def read(self, box: IndexBox) -> np.ndarray:
-        """See `Source.read`. Slices are decoded whole."""
+        # Files can only be decoded whole.
         if self._in_one_file:
-            return self._decoded(self.files[0])[..., *box]
-        planes = [self._decoded(file)[..., box[1], box[2]] for file in self.files[box[0]]]
+            return self._decode(self.files[0])[..., *box]
+        planes = [self._decode(file)[..., box[1], box[2]] for file in self.files[box[0]]]
         return np.concatenate(planes, axis=-3)
 
+    @override
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        """See `Source.slabs`. Each file is read once; one that holds several planes is held whole."""
-        whole = self._decoded(self.files[0]) if self._in_one_file else None
+        # Each file is read once; the only one is held whole.
+        volume = self._decode(self.files[0]) if self._in_one_file else None
         for z0, z1 in slab_ranges(self.shape[0], thickness):
-            yield z0, self.read((slice(z0, z1), slice(None), slice(None))) if whole is None else whole[..., z0:z1, :, :]
+            if volume is None:
+                yield z0, self.read((slice(z0, z1), slice(None), slice(None)))
+            else:
+                yield z0, volume[..., z0:z1, :, :]
 
     @property
     def _in_one_file(self) -> bool:
         return len(self.files) == 1
 
-    def _decoded(self, file: str) -> np.ndarray:
-        reader = _reader(Path(file))
+    def _decode(self, file: str) -> np.ndarray:
         try:
-            image = reader.Execute()
+            image = _reader(Path(file)).Execute()
         except RuntimeError as error:
             raise _unreadable(Path(file), error) from error
         voxels: np.ndarray = _itk().GetArrayFromImage(image)
@@ -91,7 +99,7 @@ class DicomSource:
 
 
 class _Slice(NamedTuple):
-    """What the header of a file says."""
+    """The header of a file; vectors that it does not contain are empty."""
 
     file: Path
     shape: Shape
@@ -103,87 +111,88 @@ class _Slice(NamedTuple):
     position: list[float]
     orientation: list[float]
 
-
-def dicom_files(path: Path) -> list[Path]:
-    """List the files of DICOM that are, or lie in, a path; they are known by the letters after their preamble."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if file.name != "DICOMDIR" and _is_dicom(file)]
-
-
-def _is_dicom(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        stream.seek(128)
-        return stream.read(4) == b"DICM"
+    @property
+    def normal(self) -> np.ndarray:
+        """The direction of the slice's normal."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
 
 
-def open_dicom(path: Path, files: Sequence[Path], wanted: SourceQuery) -> DicomSource:
-    """Open files of DICOM that make up one volume; errors as `dseeds.io.open_source` words them."""
-    slices = [_header(file) for file in files]
+def is_dicom(path: Path) -> bool:
+    """Return whether a path is a file of DICOM, or a folder that contains one."""
+    return next(_list_files(path), None) is not None
+
+
+def _list_files(path: Path) -> Iterator[Path]:
+    """List the files of DICOM that are, or lie in, a path; four letters after a preamble identify them."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.name != "DICOMDIR" and file.is_file():
+            with file.open("rb") as stream:
+                stream.seek(128)
+                if stream.read(4) == b"DICM":
+                    yield file
+
+
+def open_dicom(path: Path, query: SourceQuery) -> DicomSource:
+    """Open the files of DICOM that make up one volume; raises as `dseeds.io.open_source`."""
+    slices = [_read_header(file) for file in _list_files(path)]
     _require_one_series(path, slices)
     first = slices[0]
-    if first.values > 1 and (first.values != 3 or not wanted.channelled):
-        require_volume(first.shape, np.dtype([(str(n), first.dtype) for n in range(first.values)]), str(path), wanted)
-    if wanted.channel_axis is not None:
+    if first.values > 1 and (first.values != 3 or not query.allows_channels):
+        require_volume(first.shape, np.dtype([(str(n), first.dtype) for n in range(first.values)]), str(path), query)
+    if query.channel_axis is not None:
         raise ValueError(f"{path} has no axis of channels: leave out channel_axis (--channel-axis)")
-    choose_volume({}, wanted, str(path))
+    choose_volume({}, query, str(path))
     slices, step = _in_order(path, slices)
     first = slices[0]
     shape = (first.shape[0] if len(slices) == 1 else len(slices), *first.shape[1:])
-    # PET has a scale of its own in every slice, some of which may be whole numbers.
+    # In PET each slice has a scale of its own, some of which may be whole numbers.
     dtype = np.result_type(*(one.dtype for one in slices))
-    require_volume(shape, dtype, str(path), wanted)
-    names = tuple(str(one.file) for one in slices)
-    between = first.thickness if step is None else [float(abs(step @ _normal(first)))]
-    sizes = [*between, *first.spacing]
-    identity = {
-        "kind": "dicom",
-        "path": str(path),
-        "files": hash_files(names),
-        "shape": list(shape),
-        "dtype": dtype.str,
-    }
+    require_volume(shape, dtype, str(path), query)
+    files = tuple(str(one.file) for one in slices)
+    sizes = [*(first.thickness if step is None else [float(abs(step @ first.normal))]), *first.spacing]
     return DicomSource(
-        str(path),
-        names,
-        path.name,
-        shape,
-        dtype,
-        convert_to_mm(sizes, [1.0] * len(sizes)),
-        _affine(first, step),
-        first.values if first.values > 1 else None,
-        identity,
+        path=str(path),
+        files=files,
+        name=path.name,
+        shape=shape,
+        dtype=dtype,
+        spacing=convert_to_mm(sizes, [1.0] * len(sizes)),
+        affine=_affine(first, step),
+        channels=first.values if first.values > 1 else None,
+        identity={
+            "kind": "dicom",
+            "path": str(path),
+            "files": hash_files(files),
+            "shape": list(shape),
+            "dtype": dtype.str,
+        },
     )
 
 
-def _header(file: Path) -> _Slice:
+def _read_header(file: Path) -> _Slice:
     reader = _reader(file)
     try:
         reader.ReadImageInformation()
-        known = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
-        numbers = {
-            key: [float(number) for number in known.get(key, "").split("\\") if number]
+        tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+        vectors = {
+            key: [float(number) for number in tags.get(key, "").split("\\") if number]
             for key in ("0028|0030", "0018|0088", "0020|0032", "0020|0037")
         }
     except (RuntimeError, ValueError) as error:
         raise _unreadable(file, error) from error
     x, y, z = (*reader.GetSize(), 1)[:3]
-    # What an image of this type becomes as an array.
-    one = _itk().Image([1, 1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
-    dtype = _itk().GetArrayViewFromImage(one).dtype
-    series = known.get("0020|000e", "")
-    described = shorten(known.get("0008|103e", "") or series or "without a name")
+    series = tags.get("0020|000e", "")
+    description = shorten(tags.get("0008|103e", "") or series or "without a name")
     return _Slice(
-        file,
-        (z, y, x),
-        dtype,
-        reader.GetNumberOfComponents(),
-        f"{described} ({series})" if series not in ("", described) else described,
-        numbers["0028|0030"],
-        numbers["0018|0088"],
-        numbers["0020|0032"],
-        numbers["0020|0037"],
+        file=file,
+        shape=(z, y, x),
+        dtype=voxel_dtype(_itk(), reader),
+        values=reader.GetNumberOfComponents(),
+        series=f"{description} ({series})" if series not in ("", description) else description,
+        spacing=vectors["0028|0030"],
+        thickness=vectors["0018|0088"],
+        position=vectors["0020|0032"],
+        orientation=vectors["0020|0037"],
     )
 
 
@@ -196,11 +205,9 @@ def _require_one_series(path: Path, slices: Sequence[_Slice]) -> None:
     if len(slices) > 1 and first.shape[0] > 1:
         raise ValueError(f"{path} holds {len(slices)} files that are volumes of their own: pass one of them")
     for one in slices:
+        pair = f"{first.file.name} and {one.file.name}"
         if (one.shape, one.values) != (first.shape, first.values):
-            raise ValueError(
-                f"{path} holds slices of different sizes, {first.file.name} and {one.file.name}: "
-                f"pass a folder with those of one volume"
-            )
+            raise ValueError(f"{path} holds slices of different sizes, {pair}: pass a folder with those of one volume")
         if len(slices) > 1 and (len(one.position), len(one.orientation)) != (3, 6):
             raise ValueError(
                 f"{one.file} does not say where its slice lies (image position and orientation): "
@@ -208,32 +215,31 @@ def _require_one_series(path: Path, slices: Sequence[_Slice]) -> None:
             )
         if not np.allclose(one.orientation, first.orientation, rtol=0, atol=1e-3):
             raise ValueError(
-                f"{path} holds slices that are not parallel, {first.file.name} and {one.file.name}: "
-                f"pass a folder with those of one volume"
+                f"{path} holds slices that are not parallel, {pair}: pass a folder with those of one volume"
             )
 
 
 def _in_order(path: Path, slices: Sequence[_Slice]) -> tuple[list[_Slice], np.ndarray | None]:
-    """Sort slices as SimpleITK does, and give the way from one to the next in millimetres, None if there is but one."""
+    """Sort slices as SimpleITK does; also return the step between them in millimetres, None for a single slice."""
     if len(slices) == 1:
         return list(slices), None
-    along = np.array([one.position for one in slices]) @ _normal(slices[0])
-    order = np.argsort(along, kind="stable")
+    depths = np.array([one.position for one in slices]) @ slices[0].normal
+    order = np.argsort(depths, kind="stable")
     slices = [slices[n] for n in order]
-    gaps = np.diff(along[order])
-    usual = float(np.median(gaps))
+    gaps = np.diff(depths[order])
+    median = float(np.median(gaps))
     widest, narrowest = int(gaps.argmax()), int(gaps.argmin())
-    if gaps[narrowest] <= _UNEVEN * usual:
+    if gaps[narrowest] <= _TOLERANCE * median:
         raise ValueError(
             f"{path} holds several slices of one place, such as {_pair(slices, narrowest)}: "
             f"pass a folder with those of one volume"
         )
-    if gaps[widest] > (1 + _MISSING) * usual:
+    if gaps[widest] > (1 + _GAP) * median:
         raise ValueError(
             f"{path} lacks slices between {_pair(slices, widest)}, which are {gaps[widest]:.4g} mm apart, "
-            f"and others {usual:.4g} mm: copy or export the whole series again"
+            f"and others {median:.4g} mm: copy or export the whole series again"
         )
-    if np.abs(gaps - usual).max() > _UNEVEN * usual:
+    if np.abs(gaps - median).max() > _TOLERANCE * median:
         raise ValueError(
             f"{path} has slices that are unevenly spaced, from {gaps[narrowest]:.4g} to {gaps[widest]:.4g} mm: "
             f"resample the series to even ones"
@@ -241,12 +247,8 @@ def _in_order(path: Path, slices: Sequence[_Slice]) -> tuple[list[_Slice], np.nd
     return slices, (np.array(slices[-1].position) - slices[0].position) / len(gaps)
 
 
-def _pair(slices: Sequence[_Slice], place: int) -> str:
-    return f"{slices[place].file.name} and {slices[place + 1].file.name}"
-
-
-def _normal(one: _Slice) -> np.ndarray:
-    return np.cross(one.orientation[:3], one.orientation[3:])
+def _pair(slices: Sequence[_Slice], number: int) -> str:
+    return f"{slices[number].file.name} and {slices[number + 1].file.name}"
 
 
 def _affine(first: _Slice, step: np.ndarray | None) -> np.ndarray | None:
@@ -264,15 +266,14 @@ def _affine(first: _Slice, step: np.ndarray | None) -> np.ndarray | None:
 
 
 def _reader(file: Path) -> Any:
-    reader = _itk().ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
-    return reader
+    return new_reader(_itk(), file, "GDCMImageIO")
 
 
 def _unreadable(file: Path, error: Exception) -> ValueError:
-    said = shorten(str(error).rpartition("): ")[2]).rstrip(".")
-    return ValueError(f"{file} cannot be read as DICOM ({said}): it is damaged or holds no image, so copy it again")
+    return ValueError(
+        f"{file} cannot be read as DICOM ({summarise_itk_error(error)}): it is damaged or holds no image, "
+        f"so copy it again"
+    )
 
 
 def _itk() -> Any:

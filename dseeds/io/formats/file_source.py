@@ -1,19 +1,22 @@
-"""Volumes in files that hold one array each, behind one interface; the formats differ in how that array is read."""
+"""Volumes in files that hold an array each; the formats differ in how that array is read."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from typing_extensions import override
 
 from dseeds.io.source import (
     IndexBox,
     Kind,
     Shape,
+    SourceBase,
     Spacing,
     describe_damage,
     hash_files,
@@ -24,32 +27,38 @@ from dseeds.io.source import (
 ArrayIndex: TypeAlias = tuple[int | slice, ...]
 
 
-class Voxels(Protocol):
-    """An array in a file, of any number of axes. It pickles."""
+@dataclass(frozen=True, kw_only=True)
+class Voxels(ABC):
+    """An array in a file, of any number of axes. It pickles.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Along all axes."""
+    Parameters
+    ----------
+    shape, dtype
+        Of the array, in either byte order.
+    chunks : tuple of int, optional
+        Voxels of a chunk along all axes. Default: the array is stored in C order.
+    at_random : bool
+        Whether any box can be read at a reasonable cost, not only one plane after the other.
+    """
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Of either byte order."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: tuple[int, ...] | None = None
+    at_random: bool = False
 
-    @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """What is stored together; None where it lies in C order."""
-
-    @property
-    def at_random(self) -> bool:
-        """Whether any box can be read at a fair price, not only planes one after the other."""
-
+    @abstractmethod
     def opened(self) -> AbstractContextManager[Callable[[ArrayIndex], np.ndarray]]:
-        """Open the file for as long as it is read: with an index of slices and numbers for all axes."""
+        """Open the file, and return a function that reads an index of slices and numbers for all axes."""
+
+    def check_unchanged(self, array: Any) -> None:
+        """Raise a ValueError if the array in the file no longer has the shape and the type that it had."""
+        if (array.shape, array.dtype) != (self.shape, self.dtype):
+            raise ValueError("it has changed since it was opened")
 
 
 @dataclass(frozen=True, eq=False)
-class FileSource:
-    """A volume in a file, or in files that belong together.
+class FileSource(SourceBase):
+    """A volume in one file, or in several that belong together.
 
     Parameters
     ----------
@@ -60,15 +69,15 @@ class FileSource:
     voxels : Voxels
         The array.
     index : tuple of int or slice
-        Selects the volume in it: whole axes for z, y, x and channels, a number for every other.
+        Selects the volume in the array: whole axes for z, y, x and channels, a number for every other.
     channel_axis : int or None
-        Which axis of the array has the channels, if any.
+        The array's axis of channels.
     files : tuple of str
-        What is read.
+        All files that are read.
     state : str
-        Tells these files from others, and from a later state of themselves.
+        A digest of these files as they were when the source was opened.
     dataset : str, optional
-        Which of several arrays in the file.
+        The path of the array in the file.
     """
 
     path: str
@@ -85,55 +94,55 @@ class FileSource:
     shards: None = None
 
     @classmethod
-    def of(
+    def from_voxels(
         cls,
         path: Path,
         kind: Kind,
         voxels: Voxels,
-        chosen: tuple[ArrayIndex, int | None],
+        selection: tuple[ArrayIndex, int | None],
         *,
         spacing: Spacing | None = None,
         affine: np.ndarray | None = None,
         files: tuple[str, ...] = (),
         dataset: str | None = None,
     ) -> FileSource:
-        """Describe what has been found in a file, which has been checked to be a volume."""
+        """Open a volume, where `selection` is the index and the axis of channels; by default in one file."""
         files = files or (str(path),)
-        return cls(str(path), kind, voxels, *chosen, spacing, affine, files, hash_files(files), dataset)
+        return cls(str(path), kind, voxels, *selection, spacing, affine, files, hash_files(files), dataset)
 
     @property
+    @override
     def name(self) -> str:
-        """See `Source.name`."""
         return Path(self.path).name
 
     @property
+    @override
     def shape(self) -> Shape:
-        """See `Source.shape`."""
         return self._along_zyx(self.voxels.shape)
 
     @property
+    @override
     def dtype(self) -> np.dtype:
-        """See `Source.dtype`."""
         return self.voxels.dtype
 
     @property
+    @override
     def channels(self) -> int | None:
-        """See `Source.channels`."""
         return None if self.channel_axis is None else self.voxels.shape[self.channel_axis]
 
     @property
+    @override
     def chunks(self) -> Shape | None:
-        """See `Source.chunks`."""
         return None if self.voxels.chunks is None else self._along_zyx(self.voxels.chunks)
 
     @property
+    @override
     def readable_by_workers(self) -> bool:
-        """See `Source.readable_by_workers`."""
         return self.voxels.at_random
 
     @property
+    @override
     def identity(self) -> dict[str, Any]:
-        """See `Source.identity`. It follows the names, sizes and dates of files."""
         index = [
             taken if isinstance(taken, int) else "channels" if axis == self.channel_axis else None
             for axis, taken in enumerate(self.index)
@@ -148,17 +157,18 @@ class FileSource:
             "dtype": self.dtype.str,
         }
 
+    @override
     def reopened(self) -> FileSource:
-        """See `Source.reopened`."""
         return replace(self, state=hash_files(self.files))
 
+    @override
     def read(self, box: IndexBox) -> np.ndarray:
-        """See `Source.read`."""
         with describe_damage(self.path), self.voxels.opened() as read:
             return self._channels_first(read(self._index(box)))
 
+    @override
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        """See `Source.slabs`. The file is opened once and read forwards."""
+        # The file is opened once, and read forwards.
         with ExitStack() as stack:
             with describe_damage(self.path):
                 read = stack.enter_context(self.voxels.opened())
@@ -182,5 +192,5 @@ class FileSource:
 
     @property
     def _zyx(self) -> list[int]:
-        """Which axes of the array are z, y and x."""
+        """The axes of the array that are z, y and x."""
         return [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice) and axis != self.channel_axis]

@@ -1,4 +1,4 @@
-"""Files out: they appear under their names when they are complete, and replace nothing that is not this program's."""
+"""Files out: a file appears under its name once it is complete, and never replaces another program's."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ import numpy as np
 from dseeds.io.source import Shape, Spacing
 from dseeds.storage.ownership import check_overwrite, check_parent
 
-# Where slabs begin, and the slabs: (dz, y, x), or (c, dz, y, x).
+# Slabs (dz, y, x) or (c, dz, y, x), each with the number of its first plane.
 NumberedSlabs: TypeAlias = Iterable[tuple[int, np.ndarray]]
 
-# By this the program knows its own files again.
+# The mark by which this program recognises its own files.
 OURS = "dseeds"
 
 
 @dataclass(frozen=True)
 class Content:
-    """What is written to a file.
+    """The volume that a file holds.
 
     Attributes
     ----------
     name : str
-        Of the file, when it is complete.
+        The file's name, once it is complete.
     shape : tuple of int
         Voxels along z, y, x.
     channels : int or None
-        How many channels there are, along a first axis of all slabs; None where there is no such axis.
+        The number of channels, along the first axis of all slabs; None if there is no such axis.
     dtype : dtype
-        Of the voxels as they are stored.
+        Of the voxels in the file.
     spacing, affine
         See `dseeds.io.Source`.
     labelled : bool
@@ -54,12 +54,17 @@ class Content:
     labelled: bool
 
     @property
+    def array_shape(self) -> tuple[int, ...]:
+        """The shape (z, y, x), or (c, z, y, x) with channels."""
+        return self.shape if self.channels is None else (self.channels, *self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all voxels."""
-        return math.prod(self.shape) * (self.channels or 1) * self.dtype.itemsize
+        return math.prod(self.array_shape) * self.dtype.itemsize
 
     def in_order(self, slabs: NumberedSlabs) -> Iterator[np.ndarray]:
-        """Give slabs of the right type, in C order; `ValueError` if they do not make up the volume."""
+        """Yield slabs of the file's type in C order; raise a ValueError if they do not make up the volume."""
         for slab in iterate_in_order(slabs, self.shape):
             yield np.ascontiguousarray(slab, self.dtype)
 
@@ -94,14 +99,15 @@ def check_file_target(path: Path, overwrite: bool, is_ours: Callable[[Path], boo
 
 @contextmanager
 def partial_file(target: Path, check: Callable[[], None]) -> Iterator[Path]:
-    """Lend the name of a file beside the target, which takes the target's name when it is complete.
+    """Provide a new file beside the target, which replaces the target once it is complete.
 
     Parameters
     ----------
     target : Path
-        Of the file to write.
+        The file to write.
     check : callable
-        Is called before that, for something may have come to be there meanwhile; see `check_file_target`.
+        Called right before the replacement, since something may have appeared under the name in the meantime; see
+        `check_file_target`.
     """
     partial = partial_name(target)
     try:
@@ -115,22 +121,22 @@ def partial_file(target: Path, check: Callable[[], None]) -> Iterator[Path]:
 
 
 def partial_name(target: Path) -> Path:
-    """Give a new name beside a target."""
+    """Return a unique name beside a target for the time while it is written."""
     return target.with_name(f".{target.name}-{uuid.uuid4().hex}.partial")
 
 
 def remove_partial(target: Path) -> None:
-    """Remove what is left of files and folders of this name when the process that writes them is killed."""
+    """Remove the partial files and folders of a target that killed processes have left."""
     partial = re.compile(rf"\.{re.escape(target.name)}-[0-9a-f]{{32}}\.partial")
-    for found in target.parent.iterdir():
-        if partial.fullmatch(found.name) and found.is_dir():
-            shutil.rmtree(found, ignore_errors=True)
-        elif partial.fullmatch(found.name):
-            found.unlink(missing_ok=True)
+    for entry in target.parent.iterdir():
+        if partial.fullmatch(entry.name) and entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif partial.fullmatch(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 def iterate_in_order(slabs: NumberedSlabs, shape: Shape) -> Iterator[np.ndarray]:
-    """Give slabs (..., dz, y, x) without their numbers; `ValueError` if they do not make up a volume of a shape."""
+    """Yield slabs (..., dz, y, x) without their numbers; raise a ValueError if they do not make up the volume."""
     depth = 0
     for z0, slab in slabs:
         planes = slab.shape[-3]

@@ -1,4 +1,4 @@
-"""Datasets of HDF5 in and out by h5py: read box by box, written slab by slab."""
+"""Datasets of HDF5 in and out with h5py: read box by box, written slab by slab."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from dseeds.core.optional import import_optional
-from dseeds.io.formats.file_source import ArrayIndex, FileSource
+from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
 from dseeds.io.source import (
     SourceQuery,
@@ -24,128 +25,130 @@ from dseeds.io.source import (
     shorten,
 )
 
-_NAMED = re.compile(r"(.+\.(?:h5|hdf5)):(.+)", re.IGNORECASE)
+_FILE_AND_DATASET = re.compile(r"(.+\.(?:h5|hdf5)):(.+)", re.IGNORECASE)
 _ENDINGS = (".h5", ".hdf5")
-# Where ilastik and Fiji's plug-in for HDF5 keep the size of a voxel along z, y, x in micrometres.
-SIZE = "element_size_um"
+# The attribute in which ilastik and Fiji's HDF5 plug-in keep the size of a voxel along z, y, x in micrometres.
+_SIZE = "element_size_um"
 _SOFTWARE = "software"
-_LONG = 512
-CHUNK = 64
+# With longer chunks, each box would decode far more than it needs.
+_LONGEST_CHUNK = 512
+_CHUNK = 64
 
 
-@dataclass(frozen=True)
-class Hdf5Voxels:
-    """A dataset of HDF5; see `dseeds.io.formats.file_source.Voxels`."""
+@dataclass(frozen=True, kw_only=True)
+class Hdf5Voxels(Voxels):
+    """A dataset of HDF5; see `Voxels`."""
 
     file: str
     dataset: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    chunks: tuple[int, ...] | None
-
-    @property
-    def at_random(self) -> bool:
-        """See `Voxels.at_random`. Not where chunks are long: each box would decode all that it touches."""
-        return self.chunks is None or max(self.chunks) <= _LONG
 
     @contextmanager
+    @override
     def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
-        """See `Voxels.opened`."""
         with _h5py().File(self.file, "r") as file:
             dataset = file[self.dataset]
-            if (dataset.shape, dataset.dtype) != (self.shape, self.dtype):
-                raise ValueError("it has changed since it was opened")
+            self.check_unchanged(dataset)
             yield lambda index: np.asarray(dataset[index])
 
 
-def hdf5_dataset(path: Path) -> tuple[Path, str | None]:
-    """Take a path apart into the file and the dataset in it: "" for the only one, None if it is no HDF5.
+def split_dataset(path: Path) -> tuple[Path, str | None]:
+    """Split a path into the file and the dataset in it: "" for the only one, None if the file is not HDF5.
 
-    >>> hdf5_dataset(Path("brain.h5:/volumes/raw"))
+    >>> split_dataset(Path("brain.h5:/volumes/raw"))
     (PosixPath('brain.h5'), '/volumes/raw')
-    >>> hdf5_dataset(Path("brain.h5"))[1], hdf5_dataset(Path("brain.nii"))[1]
+    >>> split_dataset(Path("brain.h5"))[1], split_dataset(Path("brain.nii"))[1]
     ('', None)
     """
-    named = None if path.exists() else _NAMED.fullmatch(str(path))
-    if named:
-        return Path(named[1]), named[2]
+    match = None if path.exists() else _FILE_AND_DATASET.fullmatch(str(path))
+    if match:
+        return Path(match[1]), match[2]
     return path, "" if path.suffix.lower() in _ENDINGS and not path.is_dir() else None
 
 
-def open_hdf5(path: Path, dataset: str, wanted: SourceQuery) -> FileSource:
-    """Open a dataset in a file of HDF5; errors as `dseeds.io.open_source` words them."""
+def is_hdf5(path: Path) -> bool:
+    """Return whether a path names a file of HDF5, or a dataset in one, by the file's ending."""
+    return split_dataset(path)[1] is not None
+
+
+def open_hdf5(path: Path, query: SourceQuery) -> FileSource:
+    """Open a dataset in a file of HDF5; raises as `dseeds.io.open_source`."""
     h5py = _h5py()
+    path, name = split_dataset(path)
     with describe_damage(str(path)):
         file = h5py.File(path, "r")
     with file:
         with describe_damage(str(path)):
-            names = _volumes(file)
-        name = dataset or _only(path, names)
+            names = _list_volumes(file)
+        name = name or _only(path, names)
         where = f"{path}:{name}"
         with describe_damage(where):
-            found = file.get(name)
-        if not isinstance(found, h5py.Dataset):
+            dataset = file.get(name)
+        if not isinstance(dataset, h5py.Dataset):
             raise ValueError(f"{path} has no dataset {shorten(name, 80)!r}: it holds {_listed(names)}")
-        require_volume(found.shape or (), found.dtype, where, wanted)
+        require_volume(dataset.shape or (), dataset.dtype, where, query)
         with describe_damage(where):
-            voxels = Hdf5Voxels(str(path), found.name, found.shape, found.dtype, found.chunks)
-            spacing = _spacing(found.attrs)
-    return FileSource.of(
-        path, "hdf5", voxels, select_volume(voxels.shape, wanted, where), spacing=spacing, dataset=voxels.dataset
-    )
+            chunks = dataset.chunks
+            voxels = Hdf5Voxels(
+                file=str(path),
+                dataset=dataset.name,
+                shape=dataset.shape,
+                dtype=dataset.dtype,
+                chunks=chunks,
+                at_random=chunks is None or max(chunks) <= _LONGEST_CHUNK,
+            )
+            spacing = _read_spacing(dataset.attrs)
+    selection = select_volume(voxels.shape, query, where)
+    return FileSource.from_voxels(path, "hdf5", voxels, selection, spacing=spacing, dataset=voxels.dataset)
 
 
 def is_our_hdf5(path: Path) -> bool:
-    """Tell whether a file of HDF5 was written by this program, and nobody has added a dataset."""
-    found: list[str] = []
+    """Return whether this program wrote a file of HDF5, and no dataset has been added since."""
     h5py = _h5py()
-
-    def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
-            found.append(name)
-
     with describe_damage(str(path)), h5py.File(path, "r") as file:
-        file.visititems(visit)
-        return len(found) == 1 and bool(file.attrs.get(_SOFTWARE) == OURS)
+        datasets = [node for _, node in _list_nodes(file) if isinstance(node, h5py.Dataset)]
+        return len(datasets) == 1 and bool(file.attrs.get(_SOFTWARE) == OURS)
 
 
 def write_hdf5(path: Path, slabs: NumberedSlabs, content: Content, dataset: str = "") -> None:
-    """Write a volume as a dataset, (z, y, x) or (c, z, y, x), of a new file of HDF5; the default name is ``volume``."""
-    channels = () if content.channels is None else (content.channels,)
-    found, depth = None, 0
+    """Write a volume as a dataset, (z, y, x) or (c, z, y, x), of a new file of HDF5; by default ``volume``."""
+    array, depth = None, 0
     with _h5py().File(path, "x") as file:
         file.attrs[_SOFTWARE] = OURS
         for slab in content.in_order(slabs):
-            if found is None:
-                # Chunks as deep as slabs, so that each is written once.
-                sides = (slab.shape[-3], *content.shape[1:])
-                found = file.create_dataset(
+            if array is None:
+                # Chunks are as deep as the slabs, so that each is written once.
+                chunk = tuple(min(_CHUNK, n) for n in (slab.shape[-3], *content.shape[1:]))
+                array = file.create_dataset(
                     dataset or "volume",
-                    (*channels, *content.shape),
+                    content.array_shape,
                     content.dtype,
-                    chunks=(*(1 for _ in channels), *(min(CHUNK, n) for n in sides)),
+                    chunks=chunk if content.channels is None else (1, *chunk),
                     compression="gzip",
                     compression_opts=1,
                     shuffle=True,
                 )
-            found[..., depth : depth + slab.shape[-3], :, :] = slab
+            array[..., depth : depth + slab.shape[-3], :, :] = slab
             depth += slab.shape[-3]
-        if found is not None and content.spacing is not None:
-            found.attrs[SIZE] = [1e3 * size for size in content.spacing]
+        if array is not None and content.spacing is not None:
+            array.attrs[_SIZE] = [1e3 * size for size in content.spacing]
 
 
-def _volumes(file: Any) -> list[str]:
-    """List the datasets that may be volumes, by their paths."""
-    found: list[str] = []
+def _list_nodes(file: Any) -> list[tuple[str, Any]]:
+    """List the groups and datasets of a file with their paths."""
+    nodes: list[tuple[str, Any]] = []
+    # h5py goes on for as long as the callback returns None.
+    file.visititems(lambda name, node: nodes.append((f"/{name}", node)))
+    return nodes
 
-    def visit(name: str, node: Any) -> None:
-        # Groups have no shape, and a dataset without values has None.
-        shape = getattr(node, "shape", None)
-        if shape is not None and len(shape) >= 3 and node.dtype.kind in "iufb":
-            found.append(f"/{name}")
 
-    file.visititems(visit)
-    return found
+def _list_volumes(file: Any) -> list[str]:
+    """List the paths of the datasets that may be volumes."""
+    # Groups have no shape, and a dataset without values has None.
+    return [
+        name
+        for name, node in _list_nodes(file)
+        if len(getattr(node, "shape", None) or ()) >= 3 and node.dtype.kind in "iufb"
+    ]
 
 
 def _only(path: Path, names: list[str]) -> str:
@@ -160,9 +163,9 @@ def _listed(names: list[str]) -> str:
     return f"{len(names)} datasets ({shorten(', '.join(names), 500)})"
 
 
-def _spacing(attributes: Any) -> Spacing | None:
+def _read_spacing(attributes: Any) -> Spacing | None:
     try:
-        sizes = [float(size) for size in attributes[SIZE]]
+        sizes = [float(size) for size in attributes[_SIZE]]
     except (KeyError, TypeError, ValueError):
         return None
     return convert_to_mm(sizes, [1e3] * len(sizes))

@@ -23,6 +23,7 @@ from nibabel.analyze import AnalyzeHeader
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
+from typing_extensions import override
 
 from dseeds.io.formats.file_writer import (
     OURS,
@@ -37,12 +38,14 @@ from dseeds.io.source import (
     IndexBox,
     Shape,
     Source,
+    SourceBase,
     SourceQuery,
     Spacing,
     choose_volume,
     convert_to_mm,
     describe_damage,
     require_channels,
+    require_file_length,
     require_intensities,
     require_volume,
     resolve_channel_axis,
@@ -50,24 +53,27 @@ from dseeds.io.source import (
     summarise_error,
 )
 
-# Where nibabel finds a volume in its file: shape (x, y, z), dtype, offset in bytes, slope, intercept.
+# nibabel's description of a volume in a file: shape (x, y, z), dtype, offset in bytes, slope, intercept.
 Stored: TypeAlias = tuple[tuple[int, ...], np.dtype, int, float, float]
 
-# The lowest three bits of `xyzt_units`; a header that says nothing means millimetres.
+NIFTI_ENDINGS = (".nii", ".nii.gz")
+# By the lowest three bits of `xyzt_units`; 0, for unknown, counts as millimetres.
 _PER_MM = {0: 1.0, 1: 1e-3, 2: 1.0, 3: 1e3}
 _GZIP = (".gz", ".mgz")
 _COMPRESSED = (*_GZIP, ".bz2", ".zst")
 # Measured on labels of 12 voxels a side: a third of level 4's size for a quarter more time; 9 takes six times as long.
 _GZIP_LEVEL = 6
-# Deflate makes no more than this of a byte.
+# Deflate expands a byte to no more than this.
 _GZIP_RATIO = 1032
-# NIfTI's code for labels, and what nibabel calls the channels of its colours.
-_LABEL = 1002
+# NIfTI's intent code for labels, and nibabel's names for the channels of colours.
+_LABEL_INTENT = 1002
 _RGB = ("R", "G", "B")
+# NIfTI-1 keeps lengths in 16 bits.
+_LONGEST_NIFTI1 = 32767
 
 
 @dataclass(frozen=True, eq=False)
-class NiftiSource:
+class NiftiSource(SourceBase):
     """A volume in a NIfTI file, or in another file that nibabel can slice.
 
     Parameters
@@ -77,7 +83,7 @@ class NiftiSource:
     stored : tuple
         Where they are in it.
     name, shape, dtype, spacing, identity, affine, channels, labelled
-        See `Source`. Voxels are delivered as nibabel scales them, by ``scl_slope`` and ``scl_inter``.
+        See `Source`. Voxels are scaled by ``scl_slope`` and ``scl_inter``, as nibabel does.
     """
 
     path: str
@@ -95,80 +101,83 @@ class NiftiSource:
     shards: None = None
     readable_by_workers: bool = False
 
+    @override
     def reopened(self) -> NiftiSource:
-        """See `Source.reopened`."""
         status = Path(self.path).stat()
         return replace(self, identity={**self.identity, "size": status.st_size, "mtime_ns": status.st_mtime_ns})
 
+    @override
     def read(self, box: IndexBox) -> np.ndarray:
-        """See `Source.read`. From a compressed file, all planes before the box are decompressed too."""
-        with self._stream() as stream, describe_damage(self.path):
-            return _delivered(ArrayProxy(stream, self.stored, mmap=False)[box[::-1]])
+        # In a compressed file, all planes before the box are decompressed too.
+        with self._opened() as stream, describe_damage(self.path):
+            return _to_zyx(ArrayProxy(stream, self.stored, mmap=False)[box[::-1]])
 
+    @override
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        """See `Source.slabs`. The file is opened once, read forwards, and decompressed once, to its end."""
-        with self._stream() as stream:
+        # The file is opened once, read forwards, and decompressed once, to its end.
+        with self._opened() as stream:
             voxels = ArrayProxy(stream, self.stored, mmap=False)
             for z0, z1 in slab_ranges(self.shape[0], thickness):
                 with describe_damage(self.path):
-                    slab = _delivered(voxels[:, :, z0:z1])
+                    slab = _to_zyx(voxels[:, :, z0:z1])
                 yield z0, slab
             if self.path.lower().endswith(_COMPRESSED):
                 with describe_damage(self.path):
                     _check_to_end(stream)
 
     @contextmanager
-    def _stream(self) -> Iterator[ImageOpener]:
+    def _opened(self) -> Iterator[ImageOpener]:
         with describe_damage(self.path):
             stream = ImageOpener(self.path)
         with stream:
             yield stream
 
 
-def open_nifti_file(path: Path, wanted: SourceQuery) -> tuple[Source, ...]:
-    """Open a file that nibabel can read; errors as `dseeds.io.open_source` words them."""
+def open_nifti_file(path: Path, query: SourceQuery) -> tuple[Source, ...]:
+    """Open a file that nibabel can read; raises as `dseeds.io.open_source`."""
     image = _load(path)
-    return _open(image, _as_written(image), wanted)
+    return _open(image, _read_raw_header(image), query)
 
 
-def open_nifti_image(image: SpatialImage, wanted: SourceQuery) -> tuple[Source, ...]:
-    """Open a nibabel image, from its file if it has one; errors as `dseeds.io.open_source` words them."""
-    return _open(image, image.header, wanted)
+def open_nifti_image(image: SpatialImage, query: SourceQuery) -> tuple[Source, ...]:
+    """Open a nibabel image, from its file if it has one; raises as `dseeds.io.open_source`."""
+    return _open(image, image.header, query)
 
 
-def _open(image: SpatialImage, header: SpatialHeader, wanted: SourceQuery) -> tuple[Source, ...]:
+def _open(image: SpatialImage, header: SpatialHeader, query: SourceQuery) -> tuple[Source, ...]:
     filename = image.get_filename()
     where, name = (str(filename), Path(filename).name) if filename else ("the nibabel image", "nibabel image")
     voxels = image.dataobj
     shape = tuple(int(size) for size in voxels.shape)
     with describe_damage(where):
-        # One voxel tells the type after scaling, and whether there is anything to read.
+        # One voxel has the type after scaling, and shows whether anything can be read.
         first = (slice(0, 1),) * len(shape)
         dtype = np.asarray(voxels[first]).dtype if min(shape, default=0) > 0 else np.dtype("u1")
-    labelled = isinstance(header, nibabel.Nifti1Header) and bool(header["intent_code"] == _LABEL)
+    labelled = isinstance(header, nibabel.Nifti1Header) and bool(header["intent_code"] == _LABEL_INTENT)
     if labelled:
-        require_intensities(where, wanted)
-    rgb = dtype.names == _RGB and wanted.channelled
-    require_volume(shape, np.dtype("u1") if rgb else dtype, where, wanted)
-    if rgb and wanted.channel_axis is not None:
+        require_intensities(where, query)
+    rgb = dtype.names == _RGB and query.allows_channels
+    require_volume(shape, np.dtype("u1") if rgb else dtype, where, query)
+    if rgb and query.channel_axis is not None:
         raise ValueError(f"{where} has three channels in every voxel: leave out channel_axis (--channel-axis)")
-    extra = _extra(shape, wanted, where)
-    space = (_spacing(header), _affine(image, header))
+    extra = _select_extra(shape, query, where)
+    space = (_read_spacing(header), _read_affine(image, header))
     if type(voxels) is ArrayProxy and voxels.order == "F" and isinstance(voxels.file_like, str):
-        found = (_in_file(voxels, shape[:3], number, name, dtype, *space) for number in _numbers(shape[3:], extra))
-        return tuple(replace(one, labelled=labelled) for one in found)
+        volumes = _volume_numbers(shape[3:], extra)
+        sources = (_open_volume(voxels, shape[:3], volume, name, dtype, *space) for volume in volumes)
+        return tuple(replace(source, labelled=labelled) for source in sources)
     with describe_damage(where):
-        whole: np.ndarray = np.asanyarray(voxels)
-    chosen = _delivered(whole[(*(slice(None),) * 3, *extra)])
-    channels = chosen if chosen.ndim > 3 else (chosen,)
-    return tuple(ArraySource(one, name, "nifti", *space, labelled) for one in channels)
+        array: np.ndarray = np.asanyarray(voxels)
+    volume = _to_zyx(array[(*(slice(None),) * 3, *extra)])
+    channels = volume if volume.ndim > 3 else (volume,)
+    return tuple(ArraySource(channel, name, "nifti", *space, labelled) for channel in channels)
 
 
-def _extra(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[int | slice, ...]:
-    """Choose along the axes from the fourth on: one position, or all where the channels are."""
-    # NIfTI's axes are (x, y, z, ...), those that people see are turned round.
-    turned = resolve_channel_axis(shape[::-1], wanted, where)
-    channels = None if turned is None else len(shape) - 1 - turned
+def _select_extra(shape: Sequence[int], query: SourceQuery, where: str) -> tuple[int | slice, ...]:
+    """Select along the axes from the fourth on: one position, or all along the axis of channels."""
+    # Users number the axes of (..., z, y, x), NIfTI's are (x, y, z, ...).
+    reversed_axis = resolve_channel_axis(shape[::-1], query, where)
+    channels = None if reversed_axis is None else len(shape) - 1 - reversed_axis
     if channels is not None and channels < 3:
         raise ValueError(
             f"{where} has shape {tuple(shape[::-1])}, the last three of which are z, y and x: "
@@ -177,14 +186,14 @@ def _extra(shape: Sequence[int], wanted: SourceQuery, where: str) -> tuple[int |
     if channels is not None:
         require_channels(shape[channels], where)
     others = [axis for axis in range(3, len(shape)) if axis != channels]
-    chosen = dict(zip(others, choose_volume({f"axis {n}": shape[n] for n in others}, wanted, where), strict=True))
-    return tuple(chosen.get(axis, slice(None)) for axis in range(3, len(shape)))
+    positions = dict(zip(others, choose_volume({f"axis {n}": shape[n] for n in others}, query, where), strict=True))
+    return tuple(positions.get(axis, slice(None)) for axis in range(3, len(shape)))
 
 
-def _numbers(sizes: Sequence[int], extra: Sequence[int | slice]) -> list[int]:
-    """Tell which volumes of their file are chosen, in the order in which they lie there.
+def _volume_numbers(sizes: Sequence[int], extra: Sequence[int | slice]) -> list[int]:
+    """Return the numbers of the selected volumes in the order of the file.
 
-    >>> _numbers((4, 3), (2, slice(None)))
+    >>> _volume_numbers((4, 3), (2, slice(None)))
     [2, 6, 10]
     """
     along = [[taken] if isinstance(taken, int) else range(size) for size, taken in zip(sizes, extra, strict=True)]
@@ -192,13 +201,13 @@ def _numbers(sizes: Sequence[int], extra: Sequence[int | slice]) -> list[int]:
     return [sum(map(operator.mul, position, strides)) for position in itertools.product(*along)]
 
 
-def _delivered(voxels: Any) -> np.ndarray:
-    """Turn axes round to (z, y, x), with channels before them."""
-    found = np.asarray(voxels).T
-    return np.stack([found[colour] for colour in _RGB]) if found.dtype.names else found
+def _to_zyx(voxels: Any) -> np.ndarray:
+    """Reverse the axes to (z, y, x), after those of channels; colours become channels."""
+    values = np.asarray(voxels).T
+    return np.stack([values[colour] for colour in _RGB]) if values.dtype.names else values
 
 
-def _in_file(
+def _open_volume(
     voxels: ArrayProxy,
     xyz: tuple[int, ...],
     volume: int,
@@ -209,46 +218,48 @@ def _in_file(
 ) -> NiftiSource:
     path = Path(voxels.file_like).absolute()
     x, y, z = xyz
-    identity = {
-        "kind": "nifti",
-        "path": str(path),
-        "size": path.stat().st_size,
-        "mtime_ns": path.stat().st_mtime_ns,
-        "volume": volume,
-        "shape": [z, y, x],
-        "dtype": dtype.str,
-        "scaling": [float(voxels.slope), float(voxels.inter)],
-    }
     length = math.prod(xyz) * voxels.dtype.itemsize
     offset = voxels.offset + volume * length
-    _check_length(path, offset + length)
-    stored = (xyz, voxels.dtype, offset, voxels.slope, voxels.inter)
-    channels = len(dtype.names) if dtype.names else None
-    delivered = np.dtype("u1") if dtype.names else dtype
-    return NiftiSource(str(path), stored, name, (z, y, x), delivered, spacing, identity, "nifti", affine, channels)
+    ending = path.suffix.lower()
+    expansion = _GZIP_RATIO if ending in _GZIP else math.inf if ending in _COMPRESSED else 1
+    require_file_length(path, offset + length, expansion)
+    return NiftiSource(
+        path=str(path),
+        stored=(xyz, voxels.dtype, offset, voxels.slope, voxels.inter),
+        name=name,
+        shape=(z, y, x),
+        dtype=np.dtype("u1") if dtype.names else dtype,
+        spacing=spacing,
+        identity={
+            "kind": "nifti",
+            "path": str(path),
+            "size": path.stat().st_size,
+            "mtime_ns": path.stat().st_mtime_ns,
+            "volume": volume,
+            "shape": [z, y, x],
+            "dtype": dtype.str,
+            "scaling": [float(voxels.slope), float(voxels.inter)],
+        },
+        affine=affine,
+        channels=len(dtype.names) if dtype.names else None,
+    )
 
 
-def _check_length(path: Path, needed: int) -> None:
-    """Refuse a header that promises more than its file can hold, before anything is allocated for it."""
-    ending, size = path.suffix.lower(), path.stat().st_size
-    most = size * _GZIP_RATIO if ending in _GZIP else math.inf if ending in _COMPRESSED else size
-    if needed > most:
-        raise ValueError(
-            f"{path} is incomplete: its header promises {needed} bytes, more than the {size} bytes of the file can "
-            f"hold, so copy or export it again"
-        )
+def is_nifti(target: str) -> bool:
+    """Return whether the name of a target asks for NIfTI."""
+    return target.lower().endswith(NIFTI_ENDINGS)
 
 
 def is_written_by_us(path: Path, *, labels: bool = False) -> bool:
-    """Tell whether an image that nibabel can read holds voxels, or even labels, that this program wrote."""
+    """Return whether this program wrote the voxels, or only the `labels`, in an image that nibabel can read."""
     header = _load(path).header
     if not isinstance(header, nibabel.Nifti1Header) or header.get_intent()[2] != OURS:
         return False
-    return not labels or int(header["intent_code"]) == _LABEL
+    return not labels or int(header["intent_code"]) == _LABEL_INTENT
 
 
 def nifti_run(path: Path) -> str | None:
-    """Give what `write_nifti_labels` was told that a file is to be known by; None if it is not this program's."""
+    """Return the `run` that `write_nifti_labels` stored in a file; None if the file is not this program's."""
     if not (path.is_file() and is_written_by_us(path)):
         return None
     header: Any = _load(path).header
@@ -278,29 +289,29 @@ def write_nifti_labels(
     overwrite: bool = False,
     run: str = "",
 ) -> None:
-    """Write a label volume as NIfTI, placed in space like the image that it was made from.
+    """Write labels as NIfTI, with the position in space of the image that they segment.
 
-    Affine, orientation codes, voxel sizes, units and description are the image's; header extensions, which
-    describe the image's own values, are left out. The file appears under its name only when it is complete.
+    Affine, orientation codes, voxel sizes, units and description are the image's. Header extensions are left out,
+    since they describe the image's values. The file appears under its name only once it is complete.
 
     Parameters
     ----------
     path : str or path
-        Of the file to write or replace, ``.nii`` or ``.nii.gz``.
+        The file to write or replace, ``.nii`` or ``.nii.gz``.
     slabs : iterable of (int, ndarray)
-        Labels (dz, y, x) with the number of their first plane: in order, without gaps. One is held at a time.
+        Labels (dz, y, x) with the number of their first plane, in order and without gaps. One slab is held at a time.
     image : str, path or nibabel image
-        The image that was segmented. Out comes NIfTI-2 if it is NIfTI-2 or longer than 32767 voxels along an
-        axis, else NIfTI-1.
+        The image that was segmented. The result is NIfTI-2 if the image is NIfTI-2 or longer than 32767 voxels along
+        an axis, else NIfTI-1.
     shape : tuple of int
-        Of the label volume, along z, y, x.
+        Of the labels, along z, y, x.
     max_label : int, optional
-        No label is higher. By default the number of voxels. Labels are stored as int32 if this fits, as many
+        The upper bound of the labels. Default: the number of voxels. Labels are stored as int32 if it fits, since many
         viewers read nothing larger, else as uint32 or uint64.
     overwrite : bool
         Whether to replace an older output of this program.
     run : str
-        What the file is to be known by, up to 24 characters; see `nifti_run`.
+        An identifier of up to 24 characters that is stored in the file; see `nifti_run`.
 
     Raises
     ------
@@ -314,7 +325,7 @@ def write_nifti_labels(
     """
     top = math.prod(shape) if max_label is None else max_label
     dtype = np.dtype("<i4" if top < 2**31 else "<u4" if top < 2**32 else "<u8")
-    checked = _up_to(slabs, top)
+    checked = _check_labels(slabs, top)
     write_nifti(path, checked, image, shape, dtype=dtype, labels=True, overwrite=overwrite, run=run)
 
 
@@ -329,16 +340,16 @@ def write_nifti(
     overwrite: bool = False,
     run: str = "",
 ) -> None:
-    """Write a volume as NIfTI, placed in space like the image that it was made from.
+    """Write a volume as NIfTI, with the position in space of the image that it was computed from.
 
     Parameters
     ----------
     path, slabs, image, shape, overwrite, run
         See `write_nifti_labels`.
     dtype : dtype
-        What voxels are stored as.
+        Of the voxels in the file.
     labels : bool
-        Whether the header says that they are labels.
+        Whether the header says that the voxels are labels.
 
     Raises
     ------
@@ -346,7 +357,7 @@ def write_nifti(
         See `write_nifti_labels`.
     """
     target = Path(path)
-    if not target.name.lower().endswith((".nii", ".nii.gz")):
+    if not is_nifti(target.name):
         raise ValueError(f"{target} does not end in .nii or .nii.gz: NIfTI needs such a name")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist: create the folder to write {target.name} to")
@@ -355,17 +366,16 @@ def write_nifti(
     if target.resolve() in {Path(held.filename).resolve() for held in image.file_map.values() if held.filename}:
         raise ValueError(f"{target} is the image itself: give it another name")
 
-    dtype = dtype.newbyteorder("<")
-    header = _header(image, shape, dtype, labels=labels)
+    header = _new_header(image, shape, dtype, labels=labels)
     header["aux_file"] = run.encode()
     with partial_file(target, lambda: check_nifti_target(target, overwrite)) as partial:
         _write(partial, header, iterate_in_order(slabs, shape), gzipped=target.name.lower().endswith(".gz"))
 
 
 def write_nifti_content(path: Path, slabs: NumberedSlabs, content: Content) -> None:
-    """Write a volume, which need not come from NIfTI, with its place in space; see `dseeds.io.formats.file_writer`."""
+    """Write a volume of any origin as NIfTI; see `dseeds.io.formats.file_writer`."""
     image = make_placeholder(content.shape, content.spacing, content.affine)
-    header = _header(image, content.shape, content.dtype.newbyteorder("<"), labels=content.labelled)
+    header = _new_header(image, content.shape, content.dtype, labels=content.labelled)
     _write(path, header, iterate_in_order(slabs, content.shape), gzipped=content.name.lower().endswith(".gz"))
 
 
@@ -376,8 +386,13 @@ def _write(path: Path, header: nibabel.Nifti1Header, slabs: Iterable[np.ndarray]
             stream.write(np.ascontiguousarray(slab, header.get_data_dtype()).data)
 
 
+def _compressed(file: BinaryIO) -> gzip.GzipFile:
+    # Without a name and a date, so that equal voxels make equal files.
+    return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0)
+
+
 def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray | None) -> SpatialImage:
-    """Make an image without voxels of its own that `write_nifti` takes the place of what it writes from.
+    """Return an image without voxels in memory that has a position in space, for `write_nifti`.
 
     Parameters
     ----------
@@ -386,9 +401,9 @@ def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray |
     spacing : tuple of float or None
         Size of a voxel along z, y, x in millimetres.
     affine : ndarray, (4, 4) or None
-        See `Source.affine`. Shear, which an orientation by quaternions does not have, is in ``sform`` alone.
+        See `Source.affine`. Shear, which quaternions cannot express, is kept in ``sform`` only.
     """
-    nifti = nibabel.Nifti1Image if max(shape) <= 32767 else nibabel.Nifti2Image
+    nifti = nibabel.Nifti1Image if max(shape) <= _LONGEST_NIFTI1 else nibabel.Nifti2Image
     image = nifti(np.broadcast_to(np.uint8(0), shape[::-1]), affine)
     if affine is not None:
         image.set_qform(affine, code=1)
@@ -400,32 +415,26 @@ def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray |
     return image
 
 
-def _compressed(file: BinaryIO) -> gzip.GzipFile:
-    # Neither name nor date: equal labels make equal files.
-    return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0)
-
-
-def _header(image: SpatialImage, shape: Shape, dtype: np.dtype, *, labels: bool) -> nibabel.Nifti1Header:
-    """Make the header of what is written from the image's, whatever format that is."""
+def _new_header(image: SpatialImage, shape: Shape, dtype: np.dtype, *, labels: bool) -> nibabel.Nifti1Header:
+    """Return a header for voxels of a type that has the position in space of an image of any format."""
     z, y, x = shape
     if tuple(image.shape[:3]) != (x, y, z):
         raise ValueError(f"voxels of shape (z, y, x) = {shape} do not fit an image of shape {tuple(image.shape)}")
-    large = isinstance(image.header, nibabel.Nifti2Header) or max(shape) > 32767
+    large = isinstance(image.header, nibabel.Nifti2Header) or max(shape) > _LONGEST_NIFTI1
     nifti = nibabel.Nifti2Image if large else nibabel.Nifti1Image
-    # nibabel settles affine and orientation codes when it makes an image; this one takes no memory.
-    placeholder = np.broadcast_to(np.uint8(0), (x, y, z))
-    made = nifti(placeholder, image.affine, image.header)
-    header: nibabel.Nifti1Header = made.header.as_byteswapped("<")
+    # nibabel settles affine and orientation codes when it creates an image; this one takes no memory.
+    placeholder = nifti(np.broadcast_to(np.uint8(0), (x, y, z)), image.affine, image.header)
+    header: nibabel.Nifti1Header = placeholder.header.as_byteswapped("<")
     header.extensions.clear()
     header.set_data_offset(0)
-    header.set_data_dtype(dtype)
+    header.set_data_dtype(dtype.newbyteorder("<"))
     header.set_slope_inter(1, 0)
     header.set_intent("label" if labels else "none", name=OURS)
     header["cal_min"] = header["cal_max"] = 0
     return header
 
 
-def _up_to(slabs: Iterable[tuple[int, np.ndarray]], top: int) -> Iterator[tuple[int, np.ndarray]]:
+def _check_labels(slabs: Iterable[tuple[int, np.ndarray]], top: int) -> Iterator[tuple[int, np.ndarray]]:
     for z0, slab in slabs:
         if slab.size and not 0 <= int(slab.min()) <= int(slab.max()) <= top:
             raise ValueError(f"a label in planes {z0} to {z0 + len(slab) - 1} is not between 0 and {top}")
@@ -436,7 +445,7 @@ def _load(path: Path) -> SpatialImage:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        # An affine of nonsense is no reason to warn: no voxel depends on it.
+        # A senseless affine is no reason to warn: no voxel depends on it.
         with np.errstate(all="ignore"):
             image = nibabel.load(path.absolute())
         if not isinstance(image, SpatialImage):
@@ -449,8 +458,8 @@ def _load(path: Path) -> SpatialImage:
     return image
 
 
-def _as_written(image: SpatialImage) -> SpatialHeader:
-    """Read the header again, unmended: nibabel turns a voxel size of 0, which says nothing, into 1."""
+def _read_raw_header(image: SpatialImage) -> SpatialHeader:
+    """Read the header as it is in the file: nibabel corrects a voxel size of 0, which stands for unknown, to 1."""
     if not isinstance(image.header, AnalyzeHeader):
         return image.header
     path = str(image.file_map.get("header", image.file_map["image"]).filename)
@@ -460,18 +469,18 @@ def _as_written(image: SpatialImage) -> SpatialHeader:
 
 
 def _check_to_end(stream: ImageOpener) -> None:
-    """Read what is left: the checksum, last in the file, is compared only when it is reached."""
+    """Read the rest: the checksum, last in the file, is compared only when it is reached."""
     while stream.read(1 << 20):
         pass
 
 
-def _spacing(header: SpatialHeader) -> Spacing | None:
-    # Through text: the header's float32 3.27 is to become 3.27, not 3.2699999809.
+def _read_spacing(header: SpatialHeader) -> Spacing | None:
+    # Through text, so that the header's float32 3.27 becomes 3.27, not 3.2699999809.
     return convert_to_mm([float(str(zoom)) for zoom in np.abs(header.get_zooms()[2::-1])], [_per_mm(header)] * 3)
 
 
-def _affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | None:
-    """Give the affine in millimetres; None where the header says nothing of it, or nonsense."""
+def _read_affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | None:
+    """Return the affine in millimetres; None if the header has none, or one that makes no sense."""
     if isinstance(header, AnalyzeHeader):
         nifti = isinstance(header, nibabel.Nifti1Header)
         if not nifti or (header["qform_code"] == 0 and header["sform_code"] == 0):
@@ -487,11 +496,3 @@ def _affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | None:
 
 def _per_mm(header: SpatialHeader) -> float | None:
     return _PER_MM.get(int(header["xyzt_units"]) % 8 if isinstance(header, nibabel.Nifti1Header) else 2)
-
-
-NIFTI_ENDINGS = (".nii", ".nii.gz")
-
-
-def is_nifti(target: str) -> bool:
-    """Tell whether labels are to be NIfTI by the name of their target."""
-    return target.lower().endswith(NIFTI_ENDINGS)
