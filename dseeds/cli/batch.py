@@ -126,7 +126,7 @@ def finalize_command(plan: PlanArgument, keep_scratch: KeepScratchOption = False
     run = batch.open_batch_run(plan)
     state = batch.finalize_run(run, keep_scratch=keep_scratch)
     if not quiet:
-        print(f"{state.supervoxels} supervoxels: {run.target}")
+        print(f"{state.supervoxels} supervoxels: {run.target.address}")
 
 
 def debug_region_command(

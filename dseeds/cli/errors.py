@@ -22,7 +22,7 @@ DEBUG = "DSEEDS_DEBUG"
 # Depending on its version, Typer raises the exceptions of Click or of its own copy.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 # The first words of the notes that this package adds to errors.
-NOTES = ("go on with: ", "try that region alone with: ", "the labels in ")
+NOTES = ("resume with: ", "try that region alone with: ", "the labels in ")
 # Exceptions of this package that a user can meet. They are compared by name, because importing their modules would slow
 # down the help.
 EXPECTED = {"RegionFailed", "BeyondRepair", "LeaseLost", "NotYet", "ScratchCorrupted"}

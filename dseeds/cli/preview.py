@@ -86,7 +86,7 @@ def preview_command(
     The resolution level that matches the size of the pixels is read, so this takes seconds for a volume of any size.
     """
     from dseeds.storage.owned_file import check_own_file, write_own_file
-    from dseeds.viz.drawing import png
+    from dseeds.viz.drawing import encode_png
     from dseeds.viz.preview import preview
 
     path = output or default_output(labels, ".png")
@@ -104,7 +104,7 @@ def preview_command(
             channel_axis=channel_axis,
             spacing=spacing,
         )
-    write_own_file(path, png(picture))
+    write_own_file(path, encode_png(picture))
     if quiet:
         return
     for warning in caught:

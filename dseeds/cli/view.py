@@ -30,15 +30,15 @@ def view_command(
     Without napari, or with --serve, labels and image are served until Ctrl-C, to this machine only (127.0.0.1) and
     under a random path. The link opens Neuroglancer, whose page reads them from there.
     """
-    from dseeds.viz.viewers import add_to, has_napari, layers, serve_layers, showable
+    from dseeds.viz.viewers import add_to_napari, has_napari, open_layers, select_viewable, serve_layers
 
-    shown, missing = layers(labels, image)
+    layers, missing = open_layers(labels, image)
     if missing:
         print_error(f"note: {missing}: labels are shown without an image; name it to show both.")
     if has_napari() and not serve:
         import napari
 
-        add_to(napari.Viewer(title=f"dseeds: {labels}"), shown)
+        add_to_napari(napari.Viewer(title=f"dseeds: {labels}"), layers)
         napari.run()
         return
 
@@ -48,7 +48,7 @@ def view_command(
         if open_browser:
             webbrowser.open(link)
 
-    shown, left_out = showable(shown)
-    for reason in left_out:
+    viewable, reasons = select_viewable(layers)
+    for reason in reasons:
         print_error(f"note: {reason}")
-    serve_layers(shown, announce, port)
+    serve_layers(viewable, announce, port)

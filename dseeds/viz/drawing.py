@@ -1,4 +1,4 @@
-"""Planes of supervoxels as pictures: contours over the image, means as shades, and how panels are set out."""
+"""Pictures of planes of supervoxels: contours over the image, and mean intensities."""
 
 from __future__ import annotations
 
@@ -14,95 +14,96 @@ from PIL import ImageDraw, ImageFont, PngImagePlugin
 
 from dseeds.core.geometry import AXES, Triple
 from dseeds.storage.owned_file import MARK
-from dseeds.viz.sections import Orientation, Section, View, Volume, sections
+from dseeds.viz.sections import Orientation, PlaneReader, Section, View, read_sections
 
-Shades = NDArray[np.uint8]
+Colours = NDArray[np.uint8]
 
+# Pixels between panels, of a title, and of its font.
 GAP, HEAD, TEXT = 12, 22, 14
 AMBER, GRAY = (255, 178, 26), (128, 128, 128)
-# What contours leave of the image under them.
+# The opacity of the image under a contour.
 UNDER = 0.2
-# Supervoxels with a smaller side, in pixels, are looked at in detail, until theirs is as long as the second number.
+# Below the first mean side of a supervoxel, in pixels, a detail is shown, in which the side reaches the second.
 CROWDED, CLEAR = 6.0, 12.0
-# Of what is shown, where nobody says what is black and white.
-PERCENTILES = (0.5, 99.5)
-# Turning by the golden section keeps the hues of labels that follow each other apart.
+# The default window, in percentiles of what is shown.
+SHOWN_PERCENTILES = (0.5, 99.5)
+# Rotating by the golden ratio keeps the hues of consecutive labels apart.
 GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is drawn.
+    """Supervoxels to draw.
 
     Attributes
     ----------
-    labels, image : Volume
+    labels, image : PlaneReader
         The supervoxels, and their image if there is one.
     at : tuple of int
-        The voxel that the planes go through.
+        The voxel where the planes intersect.
     orientation : Orientation
-        How they are turned.
+        How the planes are turned.
     """
 
-    labels: Volume
-    image: Volume | None
+    labels: PlaneReader
+    image: PlaneReader | None
     at: Triple
     orientation: Orientation
 
-    def seen(self, view: View) -> tuple[Section, Section, Section]:
+    def read(self, view: View) -> tuple[Section, Section, Section]:
         """Read the planes of a view."""
-        return sections(self.labels, self.image, view, self.orientation)
+        return read_sections(self.labels, self.image, view, self.orientation)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Panels in rows, each with a title, which may be empty."""
+    """Rows of panels, each with a title, which may be empty."""
 
     rows: tuple[tuple[tuple[str, Picture.Image], ...], ...]
 
     def picture(self) -> Picture.Image:
-        """Set the panels out, each under its title."""
+        """Return one picture of all panels under their titles."""
         widths = [max(panel.width for _, panel in column) for column in zip(*self.rows, strict=True)]
         heights = [max(panel.height for _, panel in row) for row in self.rows]
         size = (sum(widths) + GAP * (len(widths) - 1), sum(heights) + HEAD * len(heights) + GAP * (len(heights) - 1))
-        sheet = Picture.new("RGBA", size, (0, 0, 0, 0))
+        picture = Picture.new("RGBA", size, (0, 0, 0, 0))
         top = 0
         for row, height in zip(self.rows, heights, strict=True):
             left = 0
             for (title, panel), width in zip(row, widths, strict=True):
-                _write(sheet, (left, top + 2), title, "la", GRAY)
-                sheet.paste(panel, (left, top + HEAD))
+                _write(picture, (left, top + 2), title, "la", GRAY)
+                picture.paste(panel, (left, top + HEAD))
                 left += width + GAP
             top += HEAD + height + GAP
-        return sheet
+        return picture
 
 
-def draw(subject: Subject, whole: View, limits: tuple[float, float] | None) -> Sheet:
-    """Draw all of a volume and, where its supervoxels are too small for contours, these in detail.
+def draw(subject: Subject, whole: View, window: tuple[float, float] | None) -> Sheet:
+    """Draw a volume, and a detail of it if its supervoxels are too small for contours.
 
     Parameters
     ----------
     subject : Subject
-        What is drawn.
+        What to draw.
     whole : View
-        All of it.
-    limits : tuple of float or None
-        Intensities that are black and white; None for percentiles.
+        The view of the whole volume.
+    window : tuple of float or None
+        Intensities that are black and white. None: percentiles of what is shown.
     """
-    overview = subject.seen(whole)
+    overview = subject.read(whole)
     titles = [f"{section.name}, {AXES[section.axis]} = {subject.at[section.axis]}" for section in overview]
     if subject.image is None:
-        return Sheet((_row(titles, [_panel(section, _colours(section.labels)) for section in overview]),))
-    view, closer = whole, overview
-    while _side(closer) < (CROWDED if view is whole else CLEAR):
-        # Large voxels do not become clearer.
+        return Sheet((_row(titles, [_panel(section, _hues(section.labels)) for section in overview]),))
+    view, detail = whole, overview
+    while _mean_side(detail) < (CROWDED if view is whole else CLEAR):
+        # Voxels of several pixels do not become clearer.
         if view.pixel * 4 <= min(view.spacing):
             break
         view = view.closer(subject.at)
-        closer = subject.seen(view)
-    low, high = limits or _percentiles(overview)
-    above = [_panel(section, _shades(section.image, low, high), contours=True) for section in closer]
-    below = [_panel(section, _shades(_means(section), low, high)) for section in overview]
+        detail = subject.read(view)
+    low, high = window or _percentiles(overview)
+    above = [_panel(section, _grays(section.image, low, high), contours=True) for section in detail]
+    below = [_panel(section, _grays(_means(section), low, high)) for section in overview]
     if view is not whole:
         titles = [f"{title}, {round(whole.pixel / view.pixel)} x closer" for title in titles]
         for panel, section in zip(below, overview, strict=True):
@@ -110,8 +111,8 @@ def draw(subject: Subject, whole: View, limits: tuple[float, float] | None) -> S
     return Sheet((_row(titles, above), _row(["mean intensity", "", ""], below)))
 
 
-def png(picture: Picture.Image) -> bytes:
-    """Give a picture as the content of a PNG file, which says who made it."""
+def encode_png(picture: Picture.Image) -> bytes:
+    """Return a picture as a PNG file that carries the mark of this program."""
     notes, file = PngImagePlugin.PngInfo(), BytesIO()
     notes.add_text("Software", MARK)
     picture.save(file, "PNG", pnginfo=notes)
@@ -122,29 +123,30 @@ def _row(titles: Sequence[str], panels: Sequence[Picture.Image]) -> tuple[tuple[
     return tuple(zip(titles, panels, strict=True))
 
 
-def _side(planes: Sequence[Section]) -> float:
-    """Give how many pixels long the side of a supervoxel is."""
-    shown = [section.shown(section.labels) for section in planes]
-    inside = sum(np.count_nonzero(labels) for labels in shown)
-    count = sum(np.count_nonzero(np.unique(labels)) for labels in shown)
-    return float(np.sqrt(inside / count)) if count else np.inf
+def _mean_side(sections: Sequence[Section]) -> float:
+    """Return the mean side of a supervoxel in pixels."""
+    planes = [section.to_pixels(section.labels) for section in sections]
+    pixels = sum(np.count_nonzero(labels) for labels in planes)
+    supervoxels = sum(np.count_nonzero(np.unique(labels)) for labels in planes)
+    return float(np.sqrt(pixels / supervoxels)) if supervoxels else np.inf
 
 
-def _panel(section: Section, colours: Shades, *, contours: bool = False) -> Picture.Image:
-    """Draw a plane from the colour, with what is opaque, of each of its voxels."""
-    pixels = section.shown(colours).copy()
+def _panel(section: Section, colours: Colours, *, contours: bool = False) -> Picture.Image:
+    """Draw a plane, given the RGBA colour of each of its voxels."""
+    pixels = section.to_pixels(colours).copy()
     if contours:
-        edges = contours_of(section.shown(section.labels))
+        edges = find_contours(section.to_pixels(section.labels))
         pixels[edges, :3] = UNDER * pixels[edges, :3] + (1 - UNDER) * np.array(AMBER)
         pixels[edges, 3] = 255
     panel = Picture.fromarray(pixels)
-    for place, letter in zip(((3, pixels.shape[0] / 2), (pixels.shape[1] / 2, 3)), section.towards, strict=False):
-        _write(panel, place, letter, "lm" if place[0] == 3 else "ma", AMBER, edge=2)
+    places = ((3, pixels.shape[0] / 2), "lm"), ((pixels.shape[1] / 2, 3), "ma")
+    for (place, anchor), letter in zip(places, section.letters, strict=False):
+        _write(panel, place, letter, anchor, AMBER, edge=2)
     return panel
 
 
-def contours_of(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Find where labels end: the pixels to the left of, or above, one of another label.
+def find_contours(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the pixels whose right or lower neighbour has another label.
 
     Parameters
     ----------
@@ -156,69 +158,69 @@ def contours_of(labels: NDArray[Any]) -> NDArray[np.bool_]:
 
     Examples
     --------
-    >>> contours_of(np.array([[1, 1, 2], [1, 1, 2]])).astype(int).tolist()
+    >>> find_contours(np.array([[1, 1, 2], [1, 1, 2]])).astype(int).tolist()
     [[0, 1, 0], [0, 1, 0]]
     """
-    found = np.zeros(labels.shape, np.bool_)
-    found[:-1] |= labels[:-1] != labels[1:]
-    found[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    return found
+    edges = np.zeros(labels.shape, np.bool_)
+    edges[:-1] |= labels[:-1] != labels[1:]
+    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    return edges
 
 
 def _means(section: Section) -> NDArray[np.float64]:
-    """Give each voxel the mean intensity of its supervoxel's voxels in the plane; NaN where it is masked out."""
+    """Return, for each voxel, the mean intensity of its supervoxel in the plane; NaN outside the mask."""
     assert section.image is not None
-    ids, places = np.unique(section.labels, return_inverse=True)
-    sums = np.bincount(places.ravel(), section.image.ravel())
-    means = sums / np.bincount(places.ravel())
-    means[ids == 0] = np.nan
-    return np.asarray(means[places.reshape(section.labels.shape)])
+    labels, indices = np.unique(section.labels, return_inverse=True)
+    means = np.bincount(indices.ravel(), section.image.ravel()) / np.bincount(indices.ravel())
+    means[labels == 0] = np.nan
+    return np.asarray(means[indices.reshape(section.labels.shape)])
 
 
-def _shades(values: NDArray[np.float64] | None, low: float, high: float) -> Shades:
-    """Show intensities as shades; transparent where they are no numbers."""
+def _grays(values: NDArray[np.float64] | None, low: float, high: float) -> Colours:
+    """Return intensities as gray values; NaN is transparent."""
     assert values is not None
     with np.errstate(invalid="ignore"):
-        gray = 255 * np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
-    shades = np.round(np.nan_to_num(gray)).astype(np.uint8)
-    opaque = np.where(np.isnan(values), 0, 255).astype(np.uint8)
-    return np.stack([shades, shades, shades, opaque], axis=-1)
+        shades = 255 * np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    grays = np.round(np.nan_to_num(shades)).astype(np.uint8)
+    opacity = np.where(np.isnan(values), 0, 255).astype(np.uint8)
+    return np.stack([grays, grays, grays, opacity], axis=-1)
 
 
-def _colours(labels: NDArray[np.int64]) -> Shades:
-    """Give each label a colour of its own hue, and 0 none."""
+def _hues(labels: NDArray[np.int64]) -> Colours:
+    """Return a colour for each label; 0 is transparent."""
     hues = 6 * ((labels * GOLDEN) % 1.0)[..., None]
     ramps = np.clip(np.abs((hues + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     colours = np.round(255 * (0.25 + 0.65 * ramps)).astype(np.uint8)
-    opaque = np.where(labels == 0, 0, 255).astype(np.uint8)
-    return np.concatenate([colours, opaque[..., None]], axis=-1)
+    opacity = np.where(labels == 0, 0, 255).astype(np.uint8)
+    return np.concatenate([colours, opacity[..., None]], axis=-1)
 
 
-def _percentiles(planes: Sequence[Section]) -> tuple[float, float]:
-    """Find a window for what is shown."""
-    values = np.concatenate([section.image[section.labels > 0] for section in planes if section.image is not None])
+def _percentiles(sections: Sequence[Section]) -> tuple[float, float]:
+    """Return the percentiles of the finite intensities inside the mask."""
+    values = np.concatenate([section.image[section.labels > 0] for section in sections if section.image is not None])
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0
-    low, high = np.percentile(values, PERCENTILES)
+    low, high = np.percentile(values, SHOWN_PERCENTILES)
     return float(low), float(high)
 
 
 def _frame(panel: Picture.Image, section: Section, orientation: Orientation, whole: View, view: View) -> None:
-    """Draw where a detail lies."""
-    ends = []
+    """Draw the outline of a closer view."""
+    sides = []
     for axis in (section.down, section.right):
         count = whole.pixels(axis)
         scale = count / (whole.hi[axis] - whole.lo[axis])
-        begin, end = view.lo[axis] * scale, view.hi[axis] * scale
-        ends.append((count - end, count - begin) if orientation.flips[axis] else (begin, end))
-    (top, bottom), (left, right) = ends
+        start, stop = view.lo[axis] * scale, view.hi[axis] * scale
+        sides.append((count - stop, count - start) if orientation.flips[axis] else (start, stop))
+    (top, bottom), (left, right) = sides
     ImageDraw.Draw(panel).rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=(*AMBER, 255))
 
 
 def _write(
-    sheet: Picture.Image, place: tuple[float, float], text: str, anchor: str, colour: tuple[int, ...], edge: int = 0
+    picture: Picture.Image, place: tuple[float, float], text: str, anchor: str, colour: tuple[int, ...], edge: int = 0
 ) -> None:
     font = ImageFont.load_default(TEXT)
-    draw = ImageDraw.Draw(sheet)
-    draw.text(place, text, (*colour, 255), font, anchor, stroke_width=edge, stroke_fill=(0, 0, 0, 255))
+    ImageDraw.Draw(picture).text(
+        place, text, (*colour, 255), font, anchor, stroke_width=edge, stroke_fill=(0, 0, 0, 255)
+    )

@@ -1,4 +1,4 @@
-"""`html_report`: a run and its supervoxels on a page that stands for itself."""
+"""`html_report`: a self-contained HTML page about a run and its supervoxels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,22 +16,22 @@ import zarr
 
 from dseeds._version import __version__
 from dseeds.convert.describe import describe
-from dseeds.core.formatting import format_bytes, format_duration
+from dseeds.core.formatting import format_bytes, format_duration, format_shape
 from dseeds.engine.planning import Plan
-from dseeds.engine.report import Report
+from dseeds.engine.report import Report, StageReport
 from dseeds.io import Image, ZarrSource, open_image
 from dseeds.io.labels import label_attributes
 from dseeds.quality.evaluation import evaluate
 from dseeds.storage.location import is_remote, open_location
 from dseeds.storage.owned_file import MARK, check_own_file, write_own_file
-from dseeds.viz.drawing import Sheet, png
-from dseeds.viz.preview import noted_image, noted_window, open_supervoxels, sheet_of
+from dseeds.viz.drawing import Sheet, encode_png
+from dseeds.viz.preview import draw_sheet, open_recorded_image, open_supervoxels, recorded_window
 
-T = TypeVar("T", Plan, Report)
+Document = TypeVar("Document", Plan, Report)
 
-# Bins of sizes, workers and structures that are shown, and pixels of a panel.
+# The most bins of sizes, workers and structures that are shown, and the pixels of a panel.
 BINS, WORKERS, STRUCTURES, PANEL = 32, 32, 100, 400
-# The figures of quality that compare with a truth, and what they are called.
+# Titles of the figures of `evaluate` that the page shows.
 QUALITY = {
     "achievable_dice": "achievable Dice, mean over structures",
     "achievable_segmentation_accuracy": "achievable segmentation accuracy",
@@ -39,7 +40,6 @@ QUALITY = {
     "boundary_recall": "boundary recall",
     "explained_variation": "explained variation",
 }
-HEADINGS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)", "dtype": "data type"}
 SIZES = {
     "size_min": "smallest",
     "size_median": "median",
@@ -47,6 +47,82 @@ SIZES = {
     "size_max": "largest",
     "size_std": "standard deviation",
 }
+# Titles of parameters that say more than their keys.
+PARAMETERS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)", "dtype": "data type"}
+
+
+@dataclass(frozen=True)
+class ReportPicture:
+    """A picture, embedded as a data URI."""
+
+    title: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage, the number of its planned tasks, and its time in per cent of the longest stage."""
+
+    report: StageReport
+    planned: int | None
+    share: float
+
+
+@dataclass(frozen=True)
+class WorkerBar:
+    """The peak memory of a worker, in bytes and in per cent of the limit."""
+
+    name: str
+    bytes: int
+    share: float
+
+
+@dataclass(frozen=True)
+class WorkerMemory:
+    """The peak memory of the workers, and what the plan says of it: bytes needed and allowed, and where to mark them.
+
+    `hidden` counts the workers without a bar.
+    """
+
+    bars: list[WorkerBar]
+    hidden: int
+    needed: int | None = None
+    limit: int | None = None
+    mark: float | None = None
+
+
+@dataclass(frozen=True)
+class SizeBin:
+    """A range of sizes, the number of its supervoxels, and that number in per cent of the highest."""
+
+    low: int
+    high: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that the page shows; the template reads these fields."""
+
+    generator: str
+    name: str
+    target: str
+    supervoxels: int | None
+    tiles: list[tuple[str, str]]
+    notes: list[str]
+    pictures: list[list[ReportPicture]]
+    parameters: list[tuple[str, str]]
+    comparison: list[tuple[str, str, str]]
+    stages: list[StageRow]
+    workers: WorkerMemory | None
+    sizes: list[tuple[str, str]]
+    histogram: list[SizeBin]
+    quality: list[tuple[str, str]]
+    structures: list[tuple[str, float]]
+    hidden_structures: int
 
 
 def html_report(
@@ -61,10 +137,10 @@ def html_report(
     threads: int | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Describe a run and its supervoxels on a page of HTML that needs nothing beside itself.
+    """Describe a run and its supervoxels on a self-contained HTML page.
 
-    What was asked, what was planned and what came of it, how long the stages took, the memory of the workers, the sizes
-    of the supervoxels, their quality if there is a truth, and pictures.
+    The page shows the parameters, the plan beside the actual figures, the times of the stages, the memory of the
+    workers, the sizes of the supervoxels, their quality if there is a truth, and pictures.
 
     Parameters
     ----------
@@ -73,19 +149,19 @@ def html_report(
     output : path or URL, optional
         Where to write the page.
     image : source, optional
-        The intensities, as for `segment`. Default: the source that the labels say they were made from.
+        The intensities, as for `segment`. Default: the source recorded in the labels.
     truth : source, optional
-        The true segmentation on the same grid: with it comes the quality, see `evaluate`.
+        The true segmentation on the same grid, to report the quality, see `evaluate`.
     plan : Plan, optional
-        What the run was expected to take. Default: what the labels keep of it, which says nothing of the time.
+        The plan of the run. Default: the one recorded in the labels, which has no time.
     report : Report, optional
-        What the run did. Default: what the labels keep of it. NIfTI keeps nothing.
+        The report of the run. Default: the one recorded in the labels. NIfTI records none.
     sizes : bool, default True
-        Count the sizes of the supervoxels, for which all labels are read once.
+        Count the sizes of the supervoxels, which reads all labels once.
     threads : int, optional
         Threads that count. Default: one per core.
     overwrite : bool, default False
-        Whether to replace an older page that this program made.
+        Whether to replace an older page of this program.
 
     Returns
     -------
@@ -118,11 +194,12 @@ def html_report(
     """
     if output is not None:
         check_own_file(os.fspath(output), overwrite)
-    given = image if image is None or isinstance(image, Image) else open_image(image)
-    text = _template("report.html.j2").render(_content(target, given, truth, plan, report, sizes, threads))
+    opened = image if image is None or isinstance(image, Image) else open_image(image)
+    content = _gather(target, opened, truth, plan, report, sizes, threads)
+    page = _template("report.html.j2").render(vars(content))
     if output is not None:
-        write_own_file(os.fspath(output), text.encode())
-    return text
+        write_own_file(os.fspath(output), page.encode())
+    return page
 
 
 @cache
@@ -132,11 +209,10 @@ def _template(name: str) -> jinja2.Template:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["bytes"] = format_bytes
-    environment.filters["seconds"] = format_duration
     return environment.get_template(name)
 
 
-def _content(
+def _gather(
     target: Any,
     image: Image | None,
     truth: Any,
@@ -144,81 +220,78 @@ def _content(
     report: Report | None,
     sizes: bool,
     threads: int | None,
-) -> dict[str, Any]:
+) -> ReportContent:
     """Gather all that the page shows."""
     description = describe(target)
     labels = open_supervoxels(target)
-    kept, notes = label_attributes(labels), []
-    plan = plan or _revived(Plan, kept.get("plan"))
-    report = report or _revived(Report, kept.get("report"))
+    record = label_attributes(labels)
+    notes = []
+    plan = plan or _restore(Plan, record.get("plan"))
+    report = report or _restore(Report, record.get("report"))
     if report is None:
-        notes.append("The labels keep nothing of their run, or nothing that makes sense.")
-    limits = noted_window(labels, 0)
+        notes.append("The labels hold no valid record of their run.")
     if image is None:
         try:
-            image = noted_image(labels)
+            image = open_recorded_image(labels)
         except ValueError as error:
-            notes.append(f"The picture shows labels alone, in colours of no meaning: {error}.")
-    if limits is None and report is not None and report.windows:
-        limits = report.windows[0]
+            notes.append(f"The picture shows the labels alone, in arbitrary colours: {error}.")
+    window = recorded_window(labels, 0)
+    if window is None and report is not None and report.windows:
+        window = report.windows[0]
     figures: dict[str, Any] = {}
     if sizes or truth is not None:
-        # Without a truth, there is no need to read the image whole.
-        against = None if truth is None or image is None else _alone(image)
-        figures = evaluate(os.fspath(target), truth, image=against, size_bins=BINS, threads=threads)
+        # Only the comparison with a truth needs the whole image.
+        whole = None if truth is None or image is None else _path_of(image)
+        figures = evaluate(os.fspath(target), truth, image=whole, size_bins=BINS, threads=threads)
     structures = list(figures.get("achievable_dice_per_structure", {}).items())
     supervoxels = report.supervoxels if report else figures.get("supervoxels") or description.get("supervoxels")
-    return {
-        "generator": f"{MARK} {__version__}",
-        "name": labels.name,
-        "target": os.fspath(target),
-        "supervoxels": supervoxels,
-        "tiles": [] if report is None else _tiles(report),
-        "notes": notes,
-        "pictures": _pictures(sheet_of(labels, image, size=PANEL, limits=limits)),
-        "parameters": _parameters(description, kept),
-        "comparison": _comparison(target, plan, report),
-        "stages": _stages(plan, report),
-        "workers": None if report is None else _workers(plan, report),
-        "sizes": _named(figures, SIZES),
-        "histogram": _histogram(figures.get("size_histogram")),
-        "quality": _named(figures, QUALITY),
-        "structures": structures[:STRUCTURES],
-        "more": len(structures) - STRUCTURES,
-    }
+    return ReportContent(
+        generator=f"{MARK} {__version__}",
+        name=labels.name,
+        target=os.fspath(target),
+        supervoxels=supervoxels,
+        tiles=[] if report is None else _tiles(report),
+        notes=notes,
+        pictures=_embed(draw_sheet(labels, image, size=PANEL, window=window)),
+        parameters=_parameters(description, record),
+        comparison=[] if report is None else _compare(target, plan, report),
+        stages=[] if report is None else _stage_rows(plan, report),
+        workers=None if report is None else _worker_memory(plan, report),
+        sizes=_titled(figures, SIZES),
+        histogram=_size_bins(figures.get("size_histogram")),
+        quality=_titled(figures, QUALITY),
+        structures=structures[:STRUCTURES],
+        hidden_structures=len(structures) - STRUCTURES,
+    )
 
 
-def _revived(kind: type[T], kept: Any) -> T | None:
-    """Read what labels keep of their run, as far as it makes sense: anyone may have changed it."""
+def _restore(kind: type[Document], values: Any) -> Document | None:
+    """Restore a plan or report recorded in labels; return None for a record that is missing or was edited."""
     try:
-        return kind.from_dict(kept)
+        return kind.from_dict(values)
     except (AttributeError, LookupError, TypeError, ValueError):
         return None
 
 
-def _alone(image: Image) -> str | None:
-    """Give where an image lies that is alone there."""
-    [part, *others] = image.parts
-    if others or part.channels is not None or part.path is None:
+def _path_of(image: Image) -> str | None:
+    """Return the path that opens exactly this image, if there is one."""
+    [source, *others] = image.parts
+    if others or source.channels is not None or source.path is None:
         return None
-    if isinstance(part, ZarrSource):
-        return part.path if all(isinstance(taken, slice) for taken in part.index) else None
-    # A file may hold several volumes or datasets, of which this is one.
+    if isinstance(source, ZarrSource):
+        return source.path if all(isinstance(item, slice) for item in source.index) else None
+    # A file may hold several volumes or data sets, of which this is one.
     with suppress(OSError, ValueError):
-        return part.path if open_image(part.path).identity == part.identity else None
+        return source.path if open_image(source.path).identity == source.identity else None
     return None
 
 
-def _title(report: Report) -> str:
-    return f"{report.supervoxels} supervoxels at step {_by(report.step)} in {_by(report.shape)} voxels (z, y, x)"
-
-
 def _tiles(report: Report) -> list[tuple[str, str]]:
-    """Tell what matters most."""
+    """Return the most important figures with their captions."""
     tiles = [
         (f"{report.supervoxels:,}", "supervoxels"),
-        (_by(report.shape), "voxels (z, y, x)"),
-        (format_duration(report.seconds), "from start to end"),
+        (format_shape(report.shape), "voxels (z, y, x)"),
+        (format_duration(report.seconds), "total time"),
         (f"{report.voxels_per_second / 1e6:.2f}", "million voxels per second"),
         (str(report.workers), "worker" if report.workers == 1 else "workers"),
     ]
@@ -226,74 +299,75 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
     return [*tiles, (format_bytes(peak), "peak memory of a worker")] if peak else tiles
 
 
-def _pictures(sheet: Sheet) -> list[list[dict[str, Any]]]:
+def _embed(sheet: Sheet) -> list[list[ReportPicture]]:
+    def picture(title: str, panel: Any) -> ReportPicture:
+        uri = "data:image/png;base64," + b64encode(encode_png(panel)).decode()
+        return ReportPicture(title, uri, panel.width, panel.height)
+
+    return [[picture(title, panel) for title, panel in row] for row in sheet.rows]
+
+
+def _parameters(description: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return titles and values of the labels' properties and of the parameters that they were made with."""
+    properties = {key: description.get(key) for key in ("format", "shape", "dtype", "spacing", "chunks", "shards")}
+    parameters, source, versions = (_as_mapping(record.get(key)) for key in ("parameters", "source", "versions"))
+    channels = source.get("channels", [source]) if source else []
+    derived = {key: value for key, value in parameters.items() if key != "asked"}
+    rows = {
+        "source": ", ".join(str(_as_mapping(channel).get("path", "an array in memory")) for channel in channels),
+        **properties,
+        **derived,
+        **{f"asked: {key}": value for key, value in _as_mapping(parameters.get("asked")).items()},
+        "versions": versions,
+    }
     return [
-        [
-            {
-                "title": title,
-                "uri": "data:image/png;base64," + b64encode(png(panel)).decode(),
-                "width": panel.width,
-                "height": panel.height,
-            }
-            for title, panel in row
-        ]
-        for row in sheet.rows
+        (PARAMETERS.get(key, key.replace("_", " ")), _format_parameter(value))
+        for key, value in rows.items()
+        if value not in (None, "", {})
     ]
 
 
-def _parameters(description: Mapping[str, Any], kept: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List what the labels are, and what they were made with."""
-    known = {key: description.get(key) for key in ("format", "shape", "dtype", "spacing", "chunks", "shards")}
-    parameters, source, versions = (_mapping(kept.get(key)) for key in ("parameters", "source", "versions"))
-    sources = source.get("channels", [source]) if source else []
-    made = {key: value for key, value in parameters.items() if key != "asked"}
-    asked = {f"asked: {key}": value for key, value in _mapping(parameters.get("asked")).items()}
-    paths = {"source": ", ".join(str(_mapping(one).get("path", "an array in memory")) for one in sources)}
-    rows = {**paths, **known, **made, **asked, "versions": versions}
-    said = {HEADINGS.get(name, name.replace("_", " ")): value for name, value in rows.items()}
-    return [(name, _said(value)) for name, value in said.items() if value not in (None, "", {})]
+def _format_parameter(value: Any) -> str:
+    """Return a value as text; a pair of numbers is a window.
 
-
-def _said(value: Any) -> str:
-    """Write a value.
-
-    >>> _said([8, 8, 8]), _said([[0.0, 255.0]]), _said({"numpy": "2.1"})
+    >>> _format_parameter([8, 8, 8]), _format_parameter([[0.0, 255.0]]), _format_parameter({"numpy": "2.1"})
     ('8 x 8 x 8', '0 to 255', 'numpy 2.1')
     """
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_said(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_format_parameter(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        if all(isinstance(part, int | float) for part in value):
-            return (" to " if len(value) == 2 else " x ").join(f"{part:g}" for part in value)
-        return "; ".join(map(_said, value))
+        if all(isinstance(item, int | float) for item in value):
+            return (" to " if len(value) == 2 else " x ").join(f"{item:g}" for item in value)
+        return "; ".join(map(_format_parameter, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _comparison(target: Any, plan: Plan | None, report: Report | None) -> list[tuple[str, str, str]]:
-    """Set what was expected beside what came of it."""
-    if report is None:
-        return []
-    done = report.stages
-    tasks = f"{sum(stage.tasks for stage in done):,}"
-    if report.skipped:
-        tasks += f" and {report.skipped:,} not needed"
+def _compare(target: Any, plan: Plan | None, report: Report) -> list[tuple[str, str, str]]:
+    """Return rows of a title, the planned value and the actual value."""
+    planned = {} if plan is None else _planned_values(plan)
+    return [(title, planned.get(title, ""), value) for title, value in _actual_values(target, report).items()]
+
+
+def _actual_values(target: Any, report: Report) -> dict[str, str]:
+    tasks = f"{sum(stage.tasks for stage in report.stages):,}"
     peak = max(report.peak_memory.values(), default=0)
-    actual = {
+    return {
         "supervoxels": f"{report.supervoxels:,}",
-        "regions": f"{report.regions:,} of {_by(report.region_shape)}",
+        "regions": f"{report.regions:,} of {format_shape(report.region_shape)}",
         "rounds": str(report.rounds),
-        "tasks": tasks,
-        "read": format_bytes(sum(stage.read for stage in done)),
-        "written": format_bytes(sum(stage.written for stage in done)),
-        "memory of a worker": format_bytes(peak) if peak else "not known",
-        "labels": format_bytes(_stored(target)),
+        "tasks": f"{tasks} and {report.skipped:,} skipped" if report.skipped else tasks,
+        "read": format_bytes(sum(stage.read for stage in report.stages)),
+        "written": format_bytes(sum(stage.written for stage in report.stages)),
+        "memory of a worker": format_bytes(peak) if peak else "unknown",
+        "labels": format_bytes(_stored_bytes(target)),
         "time": format_duration(report.seconds),
     }
-    if plan is None:
-        return [(name, "", value) for name, value in actual.items()]
-    planned = {
+
+
+def _planned_values(plan: Plan) -> dict[str, str]:
+    return {
         "supervoxels": f"{plan.supervoxels:,}",
-        "regions": f"{plan.regions:,} of {_by(plan.region_shape)}",
+        "regions": f"{plan.regions:,} of {format_shape(plan.region_shape)}",
         "rounds": str(plan.rounds),
         "tasks": f"{sum(stage.tasks for stage in plan.stages):,}",
         "read": format_bytes(sum(stage.read for stage in plan.stages)),
@@ -302,82 +376,55 @@ def _comparison(target: Any, plan: Plan | None, report: Report | None) -> list[t
         "labels": f"up to {format_bytes(plan.output_bytes)}",
         "time": "not estimated" if plan.seconds is None else f"about {format_duration(plan.seconds)}",
     }
-    return [(name, planned[name], value) for name, value in actual.items()]
 
 
-def _stored(target: Any) -> int:
-    """Count the bytes that labels take where they lie."""
-    address = open_location(target).address
-    if not is_remote(address) and Path(address).is_file():
-        return Path(address).stat().st_size
-    node = zarr.open(open_location(target).zarr(), mode="r")
-    arrays = [node] if isinstance(node, zarr.Array) else [part for _, part in node.members(max_depth=None)]
-    return sum(int(array.nbytes_stored()) for array in arrays if isinstance(array, zarr.Array))
+def _stored_bytes(target: Any) -> int:
+    """Return the size of the stored labels in bytes."""
+    location = open_location(target)
+    if not is_remote(location.address) and Path(location.address).is_file():
+        return Path(location.address).stat().st_size
+    node = zarr.open(location.zarr(), mode="r")
+    members = [node] if isinstance(node, zarr.Array) else [member for _, member in node.members(max_depth=None)]
+    return sum(int(array.nbytes_stored()) for array in members if isinstance(array, zarr.Array))
 
 
-def _stages(plan: Plan | None, report: Report | None) -> list[dict[str, Any]]:
-    """Tell what became of each stage, and how long it took beside the longest."""
-    if report is None:
-        return []
+def _stage_rows(plan: Plan | None, report: Report) -> list[StageRow]:
     planned = {} if plan is None else {stage.name: stage.tasks for stage in plan.stages}
     longest = max((stage.seconds for stage in report.stages), default=0.0)
-    return [
-        {
-            "name": stage.name,
-            "planned": planned.get(stage.name),
-            "tasks": stage.tasks,
-            "skipped": stage.skipped,
-            "retried": stage.retried,
-            "seconds": float(stage.seconds),
-            "share": _share(stage.seconds, longest),
-            "read": stage.read,
-            "written": stage.written,
-            "peak": stage.peak_memory,
-        }
-        for stage in report.stages
-    ]
+    return [StageRow(stage, planned.get(stage.name), _per_cent(stage.seconds, longest)) for stage in report.stages]
 
 
-def _workers(plan: Plan | None, report: Report) -> dict[str, Any]:
-    """Tell how much memory each worker took, beside what it may use."""
+def _worker_memory(plan: Plan | None, report: Report) -> WorkerMemory:
     limit = max([*report.peak_memory.values(), plan.worker_limit if plan else 0], default=0)
-    rows = sorted(report.peak_memory.items(), key=lambda row: (-row[1], row[0]))
-    return {
-        "needed": None if plan is None else plan.worker_memory,
-        "limit": None if plan is None else plan.worker_limit,
-        "mark": None if plan is None else _share(plan.worker_memory, limit),
-        "rows": [{"name": name, "bytes": size, "share": _share(size, limit)} for name, size in rows[:WORKERS]],
-        "more": len(rows) - WORKERS,
-    }
+    peaks = sorted(report.peak_memory.items(), key=lambda item: (-item[1], item[0]))
+    bars = [WorkerBar(name, size, _per_cent(size, limit)) for name, size in peaks[:WORKERS]]
+    hidden = len(peaks) - WORKERS
+    if plan is None:
+        return WorkerMemory(bars, hidden)
+    return WorkerMemory(bars, hidden, plan.worker_memory, plan.worker_limit, _per_cent(plan.worker_memory, limit))
 
 
-def _histogram(found: Mapping[str, Sequence[int]] | None) -> dict[str, Any] | None:
-    """Give the bars of the histogram of sizes, as parts of the highest."""
-    if found is None:
-        return None
-    edges, counts = found["edges"], found["counts"]
-    bars = [
-        {"low": low, "high": high if last else high - 1, "count": count, "share": _share(count, max(counts))}
-        for low, high, count, last in zip(
-            edges[:-1], edges[1:], counts, [False] * (len(counts) - 1) + [True], strict=True
-        )
+def _size_bins(histogram: Mapping[str, Sequence[int]] | None) -> list[SizeBin]:
+    """Return the bins of a `size_histogram`; both ends of a bin are inclusive."""
+    if histogram is None:
+        return []
+    edges, counts = histogram["edges"], histogram["counts"]
+    # The last edge is the largest size, the others are the first of their bins.
+    highs = [*(edge - 1 for edge in edges[1:-1]), edges[-1]]
+    return [
+        SizeBin(low, high, count, _per_cent(count, max(counts)))
+        for low, high, count in zip(edges[:-1], highs, counts, strict=True)
     ]
-    return {"bars": bars, "low": edges[0], "high": edges[-1], "most": max(counts)}
 
 
-def _named(figures: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
-    found = [(name, figures[key]) for key, name in names.items() if figures.get(key) is not None]
-    return [(name, f"{value:,.0f}" if value == int(value) else f"{value:,.4g}") for name, value in found]
+def _titled(figures: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, str]]:
+    values = [(title, figures[key]) for key, title in titles.items() if figures.get(key) is not None]
+    return [(title, f"{value:,.0f}" if value == int(value) else f"{value:,.4g}") for title, value in values]
 
 
-def _share(part: float, whole: float) -> float:
-    """Give a part in per cent."""
+def _per_cent(part: float, whole: float) -> float:
     return round(100 * part / whole, 1) if whole else 0.0
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _by(values: Sequence[int]) -> str:
-    return " x ".join(map(str, values))

@@ -1,7 +1,7 @@
-"""Folders and files lent over HTTP to a viewer in a browser on this machine, and to nobody else.
+"""A read-only HTTP server on this machine for a viewer in a browser.
 
-Browsers let any page ask a server on their own machine. What is lent lies under a name that cannot be guessed, so that
-only a page that was told of it finds it.
+Any web page can send requests to a server on the reader's own machine. Files are therefore served under a random path,
+which only the page that was given the link knows.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
+from typing_extensions import override
 
 HOST = "127.0.0.1"
-# Browsers may keep for so many seconds that they are allowed to ask.
+# How long browsers may cache the answer to a preflight request.
 PREFLIGHT_SECONDS = "600"
 
 
-class _Open(RequestHandler):
-    """Lets a page of any origin read."""
+class _ReadOnlyHandler(RequestHandler):
+    """Lets pages of any origin read."""
 
     SUPPORTED_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -47,8 +48,8 @@ class _Open(RequestHandler):
         self.finish(f"{status_code}\n")
 
 
-class _Nothing(_Open):
-    """All that is not lent."""
+class _NotFoundHandler(_ReadOnlyHandler):
+    """Answers all other requests."""
 
     def get(self, *_: str) -> None:
         raise HTTPError(404)
@@ -56,80 +57,82 @@ class _Nothing(_Open):
     head = get
 
 
-class _Lent(_Open, StaticFileHandler):
-    """What is lent, to the last byte range; folders are not listed, and links do not lead out of them."""
+class _FileHandler(_ReadOnlyHandler, StaticFileHandler):
+    """Serves files and byte ranges of them; it lists no folders and follows no links out of them."""
 
     @classmethod
+    @override
     def get_absolute_path(cls, root: str, path: str) -> str:
-        """Give where a file would lie; what lies outside is refused below."""
+        # Paths outside the root are refused below.
         return str(Path(root, path))
 
+    @override
     def validate_absolute_path(self, root: str, absolute_path: str) -> str:
-        """Give the file to send."""
         try:
             path = Path(absolute_path).resolve()
-            found = path.is_file() and path.is_relative_to(Path(root).resolve())
+            is_served = path.is_file() and path.is_relative_to(Path(root).resolve())
         except (OSError, ValueError):
-            # No name of a file, or one that leads in circles.
-            found = False
-        if not found:
+            # Not a valid file name, or a loop of links.
+            is_served = False
+        if not is_served:
             raise HTTPError(404)
         return str(path)
 
+    @override
     def compute_etag(self) -> str:
-        """Tell states of a file apart: to read all of a shard for that would take longer than to send what is asked."""
+        # A hash of the content would mean reading a whole shard to answer for a range of it.
         status = Path(self.absolute_path or "").stat()
         return f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
 
+    @override
     def get_content_type(self) -> str:
-        """Zarr's metadata are JSON, all else is bytes."""
         return "application/json" if str(self.absolute_path).endswith(".json") else "application/octet-stream"
 
 
-def serve_files(lent: Mapping[str, Path], ready: Callable[[Mapping[str, str]], None], port: int = 0) -> None:
-    """Serve files and folders on this machine's own interface until the process is told to stop.
+def serve_files(paths: Mapping[str, Path], ready: Callable[[Mapping[str, str]], None], port: int = 0) -> None:
+    """Serve files and folders to this machine until the process receives SIGINT or SIGTERM.
 
     Parameters
     ----------
-    lent : dict of str to Path
-        What is lent, and what it is called at the end of its URL.
+    paths : dict of str to Path
+        The files and folders by the last part of their URL.
     ready : callable
-        Is told the URL of each when the server answers.
+        Called with the URL of each when the server accepts requests.
     port : int, default 0
-        Where; any free port by default.
+        The port. Default: any free one.
 
     Raises
     ------
     OSError
         If the port is taken.
     """
-    asyncio.run(_lend(lent, ready, port))
+    asyncio.run(_serve(paths, ready, port))
 
 
-async def _lend(lent: Mapping[str, Path], ready: Callable[[Mapping[str, str]], None], port: int) -> None:
+async def _serve(paths: Mapping[str, Path], ready: Callable[[Mapping[str, str]], None], port: int) -> None:
     prefix = f"/{secrets.token_urlsafe(16)}/"
     routes: list[Any] = []
-    for name, path in lent.items():
+    for name, path in paths.items():
         inside = "/(.*)" if path.is_dir() else "()"
-        routes.append((re.escape(prefix + name) + inside, _Lent, {"path": str(path)}))
-    application = Application([*routes, (".*", _Nothing)], log_function=lambda _: None, autoreload=False)
-    listening = create_server((HOST, port))
-    listening.setblocking(False)
+        routes.append((re.escape(prefix + name) + inside, _FileHandler, {"path": str(path)}))
+    application = Application([*routes, (".*", _NotFoundHandler)], log_function=lambda _: None, autoreload=False)
+    listener = create_server((HOST, port))
+    listener.setblocking(False)
     server = HTTPServer(application)
-    server.add_sockets([listening])
-    found = listening.getsockname()[1]
+    server.add_sockets([listener])
+    actual_port = listener.getsockname()[1]
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(stopped.set)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ready({name: f"http://{HOST}:{found}{prefix}{name}" for name in lent})
+        ready({name: f"http://{HOST}:{actual_port}{prefix}{name}" for name in paths})
         await stopped.wait()
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         server.stop()
         await server.close_all_connections()

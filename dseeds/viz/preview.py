@@ -1,4 +1,4 @@
-"""`preview`: a picture of supervoxels, from whichever level of their pyramid is as fine as its pixels."""
+"""`preview`: a picture of supervoxels, read from the resolution level that matches its pixels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dseeds.io.formats.ome_zarr import reopen_zarr
 from dseeds.io.labels import check_same_shape, label_attributes, label_parameters, open_labels
 from dseeds.seeds.intensity_windows import read_windows
 from dseeds.viz.drawing import Sheet, Subject, draw
-from dseeds.viz.sections import Orientation, View, Volume, middle
+from dseeds.viz.sections import Orientation, PlaneReader, View, middle_voxel
 
-SIZE, SMALLEST, LARGEST = 480, 32, 4096
+DEFAULT_PIXELS, LEAST_PIXELS, MOST_PIXELS = 480, 32, 4096
 
 
 def preview(
@@ -25,46 +25,46 @@ def preview(
     image: Any = None,
     *,
     at: Sequence[int] | None = None,
-    size: int = SIZE,
+    size: int = DEFAULT_PIXELS,
     window: Any = None,
     channel: int = 0,
     volume: int | None = None,
     channel_axis: int | str | None = None,
     spacing: Sequence[float] | None = None,
 ) -> Picture.Image:
-    """Draw supervoxels in three planes: above as contours over the image, below painted with their mean intensity.
+    """Draw supervoxels in three planes: above as contours over the image, below painted with their mean intensities.
 
-    Of a pyramid the level is read whose voxels are about as large as the pixels, and of that three planes: this takes
-    seconds whatever the size of the volume. Where there is no such level, every so many voxels of the finest are taken.
-    Where supervoxels are too small for contours, the upper row shows a detail, which is framed in the lower one.
+    Three planes are read from the resolution level whose voxels are about as large as the pixels, so this takes seconds
+    for a volume of any size. Without such a level, the finest one is subsampled. If supervoxels are too small for
+    contours, the upper row shows a detail, which is framed in the lower row.
 
     Parameters
     ----------
     labels : array_like or source
-        The supervoxels, axes (z, y, x); 0 is masked out and left transparent. What `evaluate` takes.
+        The supervoxels, axes (z, y, x), as for `evaluate`; 0 is outside the mask and left transparent.
     image : array_like or source, optional
-        The intensities on the same grid, as for `segment`. Default: the source that the labels say they were made from.
-        Where that cannot be opened, there is a warning, and the labels are painted with colours of no meaning.
+        The intensities on the same grid, as for `segment`. Default: the source recorded in the labels. If it cannot be
+        opened, there is a warning, and the labels are painted in arbitrary colours.
     at : sequence of int, optional
-        The voxel (z, y, x) that the planes go through. Default: the middle.
+        The voxel (z, y, x) where the planes intersect. Default: the middle.
     size : int, default 480
-        Pixels of the longest side of the volume.
+        Pixels along the longest side of the volume.
     window : str or pair of float, optional
-        Intensities that are black and white, see `supervoxels`. Default: those that the labels say they were made with;
-        of an image that is given, the percentiles 0.5 and 99.5 of what is shown.
+        Intensities that are black and white, see `supervoxels`. Default: the window recorded in the labels; if an image
+        is passed, the percentiles 0.5 and 99.5 of what is shown.
     channel : int, default 0
-        Which channel of the image is shown.
+        The channel of the image to show.
     volume, channel_axis
-        As for `segment`, for an image that is given.
+        As for `segment`, if an image is passed.
     spacing : sequence of float, optional
-        Size of a voxel along (z, y, x). Default: what labels or image say. Pixels are square.
+        Voxel size along (z, y, x). Default: that of labels or image. Pixels are square.
 
     Returns
     -------
     PIL.Image.Image
-        RGBA; notebooks show it as it is. Where the affine of labels or image is known, planes are turned as
-        radiologists look at them: the head up, and the patient's right and front to the left. A mean is that of a
-        supervoxel's voxels in the plane, as far as they are read.
+        RGBA; notebooks show it as it is. If the affine of labels or image is known, planes are turned as radiologists
+        view them: the head up, the patient's right and front to the left. A mean is that of the supervoxel's voxels
+        that are read in the plane.
 
     Raises
     ------
@@ -82,95 +82,98 @@ def preview(
     >>> picture.mode, picture.width
     ('RGBA', 216)
     """
-    given = image is not None
-    found = open_supervoxels(np.asarray(labels) if isinstance(labels, list) else labels)
-    opened = open_image(image, volume=volume, channel_axis=channel_axis) if given else _source_of(found)
-    limits = read_windows(window, 1)[0] if window is not None else None if given else noted_window(found, channel)
-    return sheet_of(found, opened, at=at, size=size, limits=limits, channel=channel, spacing=spacing).picture()
+    source = open_supervoxels(np.asarray(labels) if isinstance(labels, list) else labels)
+    limits = None if window is None else read_windows(window, 1)[0]
+    if image is not None:
+        opened: Image | None = open_image(image, volume=volume, channel_axis=channel_axis)
+    else:
+        opened = _try_recorded_image(source)
+        limits = recorded_window(source, channel) if window is None else limits
+    return draw_sheet(source, opened, at=at, size=size, window=limits, channel=channel, spacing=spacing).picture()
 
 
-def sheet_of(
+def draw_sheet(
     labels: Source,
     image: Image | None,
     *,
     at: Sequence[int] | None = None,
-    size: int = SIZE,
-    limits: tuple[float, float] | None = None,
+    size: int = DEFAULT_PIXELS,
+    window: tuple[float, float] | None = None,
     channel: int = 0,
     spacing: Sequence[float] | None = None,
 ) -> Sheet:
-    """Draw supervoxels whose image is open; see `preview`."""
+    """Draw supervoxels and their image, both open already; see `preview`."""
     check_same_shape(labels=labels, **({} if image is None else {"image": image}))
-    if not SMALLEST <= size <= LARGEST:
-        raise ValueError(f"size must be {SMALLEST} to {LARGEST} pixels, not {size}.")
-    where = _inside(at, labels.shape)
-    lengths = spacing or labels.spacing or (image.spacing if image is not None else None)
+    if not LEAST_PIXELS <= size <= MOST_PIXELS:
+        raise ValueError(f"size must be {LEAST_PIXELS} to {MOST_PIXELS} pixels, not {size}.")
+    voxel = _check_voxel(at, labels.shape)
+    voxel_size = spacing or labels.spacing or (image.spacing if image is not None else None)
     affine = labels.affine if labels.affine is not None or image is None else image.affine
-    shown = None if image is None else Volume(*_channel(image, channel, where))
-    subject = Subject(Volume(labels, where), shown, where, Orientation.of(affine))
-    return draw(subject, View.whole(labels.shape, check_spacing(lengths or (1.0, 1.0, 1.0)), size), limits)
+    intensities = None if image is None else _channel_reader(image, channel, voxel)
+    subject = Subject(PlaneReader(labels, voxel), intensities, voxel, Orientation.of(affine))
+    return draw(subject, View.whole(labels.shape, check_spacing(voxel_size or (1.0, 1.0, 1.0)), size), window)
 
 
 def open_supervoxels(labels: Any) -> Source:
-    """Open labels that are to be shown; `ValueError` also where they say that they are an image."""
-    found = open_labels(labels)
-    if isinstance(found, ZarrSource) and found.multiscale is not None and not found.labelled:
-        raise ValueError(f"{found.name} is an image: name its labels, such as {found.name}/labels/supervoxels.")
-    return found
+    """Open labels to show; raise ValueError also for an OME-Zarr image that is not declared as labels."""
+    source = open_labels(labels)
+    if isinstance(source, ZarrSource) and source.multiscale is not None and not source.labelled:
+        raise ValueError(f"{source.name} is an image: name its labels, such as {source.name}/labels/supervoxels.")
+    return source
 
 
-def _source_of(labels: Source) -> Image | None:
-    """Open the image that labels say they were made from; warn where it cannot be."""
+def _try_recorded_image(labels: Source) -> Image | None:
+    """Open the image recorded in labels, or warn and return None."""
     try:
-        return noted_image(labels)
+        return open_recorded_image(labels)
     except ValueError as error:
         if labels.kind != "array":
-            advice = "labels are shown in colours of no meaning, so name their image"
-            warnings.warn(f"{error}: {advice}.", stacklevel=3)
+            warnings.warn(f"{error}: labels are shown in arbitrary colours; name their image.", stacklevel=3)
     return None
 
 
-def noted_image(labels: Source) -> Image:
-    """Open the image that labels were made from, as they noted it.
+def open_recorded_image(labels: Source) -> Image:
+    """Open the image that labels record as their source.
 
     Raises
     ------
     ValueError
-        If they noted none, or it cannot be opened, is of another shape by now, or was in memory.
+        If they record none, or it was in memory, cannot be opened or has another shape now.
     """
-    known = label_attributes(labels)
-    if "source" not in known:
+    attributes = label_attributes(labels)
+    if "source" not in attributes:
         raise ValueError(f"{labels.name} does not say which image it was made from")
     try:
-        identities = known["source"].get("channels", [known["source"]])
-        image = Image(tuple(source for identity in identities for source in _noted_part(identity)))
+        identities = attributes["source"].get("channels", [attributes["source"]])
+        image = Image(tuple(source for identity in identities for source in _reopen(identity)))
         check_same_shape(labels=labels, image=image)
     except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        why = str(error).rstrip(".")
-        raise ValueError(f"the image that {labels.name} was made from cannot be opened ({why})") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"the image that {labels.name} was made from cannot be opened ({reason})") from error
     return image
 
 
-def _noted_part(identity: Mapping[str, Any]) -> tuple[Source, ...]:
-    if not isinstance(identity.get("path"), str):
+def _reopen(identity: Mapping[str, Any]) -> tuple[Source, ...]:
+    """Open the source with a recorded identity, see `Source.identity`."""
+    path = identity.get("path")
+    if not isinstance(path, str):
         raise ValueError("it was in memory")
-    path = identity["path"]
     if "index" not in identity:
         return open_image(path, volume=identity.get("volume")).parts
     index = identity["index"]
-    channels = index.index("channels") if "channels" in index else None
-    if identity["kind"] != "zarr":
-        if identity.get("dataset"):
-            path = f"{path}:{identity['dataset']}"
-        # All but one of several volumes are numbered 0.
-        volume = max((one for one in index if isinstance(one, int)), default=None)
-        return open_image(path, volume=volume, channel_axis=channels).parts
-    taken = tuple(one if isinstance(one, int) else slice(None) for one in index)
-    return (reopen_zarr(path, taken, channels),)
+    channel_axis = index.index("channels") if "channels" in index else None
+    if identity["kind"] == "zarr":
+        selection = tuple(item if isinstance(item, int) else slice(None) for item in index)
+        return (reopen_zarr(path, selection, channel_axis),)
+    if identity.get("dataset"):
+        path = f"{path}:{identity['dataset']}"
+    # All volume axes but one have the index 0.
+    volume = max((item for item in index if isinstance(item, int)), default=None)
+    return open_image(path, volume=volume, channel_axis=channel_axis).parts
 
 
-def noted_window(labels: Source, channel: int) -> tuple[float, float] | None:
-    """Give the intensity window that labels were made with, as far as they say."""
+def recorded_window(labels: Source, channel: int) -> tuple[float, float] | None:
+    """Return the intensity window recorded in labels, or None."""
     try:
         low, high = label_parameters(labels)["windows"][channel]
         return float(low), float(high)
@@ -178,18 +181,18 @@ def noted_window(labels: Source, channel: int) -> tuple[float, float] | None:
         return None
 
 
-def _channel(image: Image, channel: int, at: Triple) -> tuple[Source, Triple, int]:
-    each = [(part, number) for part in image.parts for number in range(part.channels or 1)]
-    if not 0 <= channel < len(each):
-        raise ValueError(f"channel must be 0 to {len(each) - 1}, for the image has {len(each)}, not {channel}.")
-    part, number = each[channel]
-    return part, at, number
+def _channel_reader(image: Image, channel: int, at: Triple) -> PlaneReader:
+    channels = [(source, number) for source in image.parts for number in range(source.channels or 1)]
+    if not 0 <= channel < len(channels):
+        raise ValueError(f"channel must be 0 to {len(channels) - 1} for an image of {len(channels)}, not {channel}.")
+    source, number = channels[channel]
+    return PlaneReader(source, at, number)
 
 
-def _inside(at: Sequence[int] | None, shape: Triple) -> Triple:
-    """Check the voxel that planes go through."""
+def _check_voxel(at: Sequence[int] | None, shape: Triple) -> Triple:
+    """Return the voxel where the planes intersect; raise ValueError outside the volume."""
     if at is None:
-        return middle(shape)
+        return middle_voxel(shape)
     if len(at) != 3 or not all(0 <= i < n for i, n in zip(at, shape, strict=True)):
         raise ValueError(f"at must be a voxel (z, y, x) of a volume of shape {shape}, not {tuple(at)}.")
     return triple(at)

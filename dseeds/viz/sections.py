@@ -1,4 +1,4 @@
-"""Planes through a volume of any size, read from the level of its pyramid that is as fine as the pixels."""
+"""Planes through a volume of any size, read from the resolution level that matches the pixels."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from dseeds.io import ArraySource, Source, ZarrSource
 from dseeds.io.resolution_levels import ResolutionLevel, read_resolution_levels
 from dseeds.storage.slabs import slab_thickness
 
-# The planes: what they are called, and which of (superior, anterior, right) leads across, down and to the right.
+# Name, and which of (superior, anterior, right) the plane lies across and which lead down and to the right of it.
 PLANES = (("axial", 0, 1, 2), ("coronal", 1, 0, 2), ("sagittal", 2, 0, 1))
 LETTERS = "SAR"
-# A level is fine enough if its voxels are no longer than so many pixels.
+# The longest side of a voxel in pixels at which a level still counts as fine enough.
 COARSEST = math.sqrt(2)
-# Voxels along an axis that are read at once, and more only where chunks are longer.
-TILE = 512
+# Voxels along an axis that are read at once, unless a chunk is longer.
+TILE_VOXELS = 512
+AxisIndices = tuple[int, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a volume is turned to be looked at: the head is up, the patient's front is up or left, the right is left.
+    """How a volume is turned for viewing: head up, the patient's front up or left, the patient's right left.
 
     Attributes
     ----------
     axes : tuple of int
-        Which of the volume's axes (z, y, x) leads to the head, to the front and to the right, or back.
+        Which of the volume's axes (z, y, x) lie along superior-inferior, anterior-posterior and right-left.
     flips : tuple of bool
-        For each of (z, y, x), whether it is seen from its end.
+        For each of (z, y, x), whether it is reversed for viewing.
     known : bool
-        Whether that is known. If not, planes are seen as they are stored, the first row at the top.
+        Whether the orientation is known. If not, planes are shown as they are stored, the first row at the top.
     """
 
     axes: Triple = (0, 1, 2)
@@ -46,7 +47,7 @@ class Orientation:
 
     @classmethod
     def of(cls, affine: NDArray[Any] | None) -> Orientation:
-        """Take it from an affine that leads from (x, y, z) to (right, anterior, superior).
+        """Return the orientation that follows from an affine from (x, y, z) to (right, anterior, superior).
 
         >>> import numpy as np
         >>> Orientation.of(np.diag([-1.0, -1.0, 1.0, 1.0]))
@@ -54,24 +55,24 @@ class Orientation:
         """
         if affine is None:
             return cls()
-        found = nibabel.io_orientation(affine)
-        leads = {int(towards): 2 - axis for axis, (towards, _) in enumerate(found)}
-        z, y, x = (bool(direction > 0) for _, direction in found[::-1])
-        return cls((leads[2], leads[1], leads[0]), (z, y, x), True)
+        orientations = nibabel.io_orientation(affine)
+        axes = {int(direction): 2 - axis for axis, (direction, _) in enumerate(orientations)}
+        z, y, x = (bool(sign > 0) for _, sign in orientations[::-1])
+        return cls((axes[2], axes[1], axes[0]), (z, y, x), True)
 
 
 @dataclass(frozen=True)
 class View:
-    """What is looked at: a box of a volume, and how large it is shown.
+    """A box of a volume and the scale at which it is shown.
 
     Attributes
     ----------
     lo, hi : tuple of float
         The box, in voxels along (z, y, x).
     spacing : tuple of float
-        Size of a voxel along (z, y, x).
+        Voxel size along (z, y, x).
     pixel : float
-        Size of a pixel, in the same unit.
+        Pixel size in the same unit.
     """
 
     lo: tuple[float, float, float]
@@ -81,77 +82,71 @@ class View:
 
     @classmethod
     def whole(cls, shape: Triple, spacing: tuple[float, float, float], size: int) -> View:
-        """Look at all of a volume, the longest side of which takes so many pixels or a little less."""
+        """Return a view of a whole volume whose longest side takes `size` pixels or slightly less."""
         longest = max(n * s for n, s in zip(shape, spacing, strict=True))
         pixel = longest / size
-        # Whole pixels for a voxel, where it has several: it is seen if some have more than others.
+        # A voxel of several pixels takes a whole number of them: uneven voxels would be visible.
         zoom = min(spacing) / pixel
         return cls((0.0, 0.0, 0.0), _floats(shape), spacing, min(spacing) / math.floor(zoom) if zoom >= 3 else pixel)
 
     def closer(self, at: Triple) -> View:
-        """Look twice as closely at what lies around a voxel; short sides are seen whole."""
+        """Return a view around a voxel at twice the scale. Short sides stay whole."""
         longest = max((b - a) * s for a, b, s in zip(self.lo, self.hi, self.spacing, strict=True))
         lo, hi = [], []
         for a, b, size, voxel in zip(self.lo, self.hi, self.spacing, at, strict=True):
             side = min(b - a, longest / 2 / size)
-            begin = min(max(voxel + 0.5 - side / 2, a), b - side)
-            lo.append(begin)
-            hi.append(begin + side)
+            start = min(max(voxel + 0.5 - side / 2, a), b - side)
+            lo.append(start)
+            hi.append(start + side)
         return View(_floats(lo), _floats(hi), self.spacing, self.pixel / 2)
 
     def pixels(self, axis: int) -> int:
-        """Count the pixels along an axis."""
+        """Return the number of pixels along an axis."""
         return max(1, round((self.hi[axis] - self.lo[axis]) * self.spacing[axis] / self.pixel))
 
     def positions(self, axis: int) -> NDArray[np.float64]:
-        """Give where the pixels along an axis have their middles, in voxels from the middle of the first voxel."""
+        """Return the centres of the pixels along an axis, in voxels from the centre of the first voxel."""
         count = self.pixels(axis)
-        middles = (np.arange(count) + 0.5) * ((self.hi[axis] - self.lo[axis]) / count)
-        return np.asarray(self.lo[axis] + middles - 0.5, np.float64)
+        centres = (np.arange(count) + 0.5) * ((self.hi[axis] - self.lo[axis]) / count)
+        return np.asarray(self.lo[axis] + centres - 0.5, np.float64)
 
 
-class Volume:
-    """A volume of which planes through one voxel are read.
+class PlaneReader:
+    """Reads the planes of a volume that intersect in one voxel.
 
     Parameters
     ----------
     source : Source
         The volume.
     at : tuple of int
-        The voxel (z, y, x) that the planes go through.
+        The voxel (z, y, x).
     channel : int
-        Which channel of the source.
+        The channel of the source.
     """
 
     def __init__(self, source: Source, at: Triple, channel: int = 0) -> None:
         self.levels = read_resolution_levels(source)
         self._at, self._channel = at, channel
 
-    def level(self, view: View) -> ResolutionLevel:
-        """Choose the coarsest level that shows what the pixels of a view can show."""
-        enough = [max(COARSEST * view.pixel, size) * (1 + 1e-9) for size in view.spacing]
+    def choose_level(self, view: View) -> ResolutionLevel:
+        """Return the coarsest level that is fine enough for the pixels of a view."""
+        limits = [max(COARSEST * view.pixel, size) * (1 + 1e-9) for size in view.spacing]
         fine = [
             level
             for level in self.levels
-            if all(f * s <= limit for f, s, limit in zip(level.factor, view.spacing, enough, strict=True))
+            if all(f * s <= limit for f, s, limit in zip(level.scale, view.spacing, limits, strict=True))
         ]
-        return max(fine, key=lambda level: math.prod(level.factor), default=self.levels[0])
+        return max(fine, key=lambda level: math.prod(level.scale), default=self.levels[0])
 
-    def plane(
-        self,
-        level: ResolutionLevel,
-        axis: int,
-        rows: tuple[int, NDArray[np.int64]],
-        columns: tuple[int, NDArray[np.int64]],
-    ) -> NDArray[Any]:
+    def read(self, level: ResolutionLevel, axis: int, rows: AxisIndices, columns: AxisIndices) -> NDArray[Any]:
         """Read the plane across an axis at some voxels of a level.
 
         Parameters
         ----------
-        level : Level
+        level : ResolutionLevel
             One of the volume's levels.
         axis : int
-            Of (z, y, x), the one that the plane lies across.
+            The axis, of (z, y, x), that the plane lies across.
         rows, columns : (int, ndarray of int64)
             The two other axes, and the voxels along them, ascending.
 
@@ -161,56 +156,55 @@ class Volume:
         """
         (down, at_rows), (right, at_columns) = rows, columns
         if not isinstance(level.source, ArraySource | ZarrSource):
-            plane = self._planes[axis]
+            plane = self._whole_planes[axis]
             return (plane if down < right else plane.T)[np.ix_(at_rows, at_columns)]
         depth = int(level.indices(axis, np.array([float(self._at[axis])]))[0])
-        out = np.empty((len(at_rows), len(at_columns)), level.source.dtype)
+        plane = np.empty((len(at_rows), len(at_columns)), level.source.dtype)
         for some_rows in _tiles(level.source, down, at_rows):
             for some_columns in _tiles(level.source, right, at_columns):
                 r, c = at_rows[some_rows], at_columns[some_columns]
                 box = [slice(depth, depth + 1)] * 3
                 box[down], box[right] = slice(int(r[0]), int(r[-1]) + 1), slice(int(c[0]), int(c[-1]) + 1)
-                found = self._chosen(level.source.read((box[0], box[1], box[2]))).squeeze(axis)
-                found = found if down < right else found.T
-                out[some_rows, some_columns] = found[np.ix_(r - r[0], c - c[0])]
-        return out
+                tile = self._select_channel(level.source.read((box[0], box[1], box[2]))).squeeze(axis)
+                plane[some_rows, some_columns] = (tile if down < right else tile.T)[np.ix_(r - r[0], c - c[0])]
+        return plane
 
     @cached_property
-    def _planes(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """The three planes of a volume that can only be read from end to end, which is done once."""
+    def _whole_planes(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """The three planes of a volume without random access, collected in one pass over it."""
         source, (z, y, x) = self.levels[0].source, self._at
-        values = source.dtype.itemsize * (source.channels or 1)
+        itemsize = source.dtype.itemsize * (source.channels or 1)
         axial, coronal, sagittal = [], [], []
-        for begin, slab in source.slabs(slab_thickness(source.shape, values)):
-            volume = self._chosen(slab)
-            if begin <= z < begin + len(volume):
-                axial.append(volume[z - begin].copy())
+        for start, slab in source.slabs(slab_thickness(source.shape, itemsize)):
+            volume = self._select_channel(slab)
+            if start <= z < start + len(volume):
+                axial.append(volume[z - start].copy())
             coronal.append(volume[:, y].copy())
             sagittal.append(volume[:, :, x].copy())
         return axial[0], np.concatenate(coronal), np.concatenate(sagittal)
 
-    def _chosen(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _select_channel(self, values: NDArray[Any]) -> NDArray[Any]:
         return values[self._channel] if values.ndim > 3 else values
 
 
 @dataclass(frozen=True)
 class Section:
-    """A plane of labels and an image, as it is looked at.
+    """A plane of labels and of their image.
 
     Attributes
     ----------
     name : str
-        What it is called.
+        The name of the plane.
     axis, down, right : int
-        Which of (z, y, x) it lies across, and which lead down and to the right, or from there.
+        The axes, of (z, y, x), that lie across the plane, and down and to the right of it in either direction.
     labels : ndarray of int64, (rows, columns)
-        The supervoxels; 0 is masked out.
+        The supervoxels; 0 is outside the mask.
     image : ndarray of float64, (rows, columns), or None
         The intensities, if there is an image.
     rows, columns : ndarray of int64
-        For each pixel from top to bottom, and from left to right, which row and column it shows.
-    towards : str
-        The letters of the directions to the left and to the top: L, R, A, P, S, I; empty where they are not known.
+        The row that each pixel from top to bottom shows, and the column that each pixel from left to right shows.
+    letters : str
+        The directions to the left and to the top, of L, R, A, P, S, I; empty if unknown.
     """
 
     name: str
@@ -221,59 +215,61 @@ class Section:
     image: NDArray[np.float64] | None
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
-    towards: str
+    letters: str
 
-    def shown(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Give a pixel for what is told of each row and column."""
+    def to_pixels(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of the pixels, given those of rows and columns."""
         return values[np.ix_(self.rows, self.columns)]
 
 
-def sections(
-    labels: Volume, image: Volume | None, view: View, orientation: Orientation
+def read_sections(
+    labels: PlaneReader, image: PlaneReader | None, view: View, orientation: Orientation
 ) -> tuple[Section, Section, Section]:
-    """Read the three planes through a voxel: axial, coronal and sagittal."""
+    """Read the axial, the coronal and the sagittal plane of a view."""
 
-    def section(name: str, *roles: int) -> Section:
-        axis, down, right = (orientation.axes[role] for role in roles)
-        level = labels.level(view)
-        seen, pixels = {}, {}
+    def read_section(name: str, *directions: int) -> Section:
+        axis, down, right = (orientation.axes[direction] for direction in directions)
+        level = labels.choose_level(view)
+        voxels, pixels = {}, {}
         for side in (down, right):
-            seen[side], pixels[side] = np.unique(level.indices(side, view.positions(side)), return_inverse=True)
+            voxels[side], pixels[side] = np.unique(level.indices(side, view.positions(side)), return_inverse=True)
             pixels[side] = pixels[side][::-1] if orientation.flips[side] else pixels[side]
         intensities = None
         if image is not None:
-            other = image.level(view)
-            there = {side: other.indices(side, level.positions(side, seen[side])) for side in (down, right)}
-            intensities = image.plane(other, axis, (down, there[down]), (right, there[right])).astype(np.float64)
+            image_level = image.choose_level(view)
+            rows, columns = (
+                (side, image_level.indices(side, level.positions(side, voxels[side]))) for side in (down, right)
+            )
+            intensities = image.read(image_level, axis, rows, columns).astype(np.float64)
         return Section(
             name,
             axis,
             down,
             right,
-            labels.plane(level, axis, (down, seen[down]), (right, seen[right])).astype(np.int64),
+            labels.read(level, axis, (down, voxels[down]), (right, voxels[right])).astype(np.int64),
             intensities,
             pixels[down],
             pixels[right],
-            LETTERS[roles[2]] + LETTERS[roles[1]] if orientation.known else "",
+            LETTERS[directions[2]] + LETTERS[directions[1]] if orientation.known else "",
         )
 
-    axial, coronal, sagittal = (section(*plane) for plane in PLANES)
+    axial, coronal, sagittal = (read_section(*plane) for plane in PLANES)
     return axial, coronal, sagittal
 
 
 def _tiles(source: Source, axis: int, indices: NDArray[np.int64]) -> Iterator[slice]:
     """Cut ascending voxels along an axis into runs that lie in the same chunks."""
     chunk = source.chunks[axis] if source.chunks else 1
-    # Where chunks lie between those that are asked for, these are read one by one.
-    sparse = len(indices) > 1 and indices[-1] - indices[0] > chunk * (len(indices) - 1)
-    tile = indices // (chunk if sparse else chunk * max(1, TILE // chunk))
-    starts = np.flatnonzero(np.diff(tile, prepend=-1))
-    for begin, end in zip(starts, [*starts[1:], len(indices)], strict=True):
-        yield slice(int(begin), int(end))
+    # If the voxels skip whole chunks, each chunk is read on its own.
+    is_sparse = len(indices) > 1 and indices[-1] - indices[0] > chunk * (len(indices) - 1)
+    tiles = indices // (chunk if is_sparse else chunk * max(1, TILE_VOXELS // chunk))
+    starts = np.flatnonzero(np.diff(tiles, prepend=-1))
+    for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
+        yield slice(int(start), int(stop))
 
 
-def middle(shape: Triple) -> Triple:
-    """Give the voxel in the middle."""
+def middle_voxel(shape: Triple) -> Triple:
+    """Return the voxel in the middle of a volume."""
     return triple(n // 2 for n in shape)
 
 

@@ -1,11 +1,11 @@
-"""Supervoxels and their image in a viewer: neuroglancer in a browser, or napari where it is installed."""
+"""Supervoxels and their image in a viewer: Neuroglancer in a browser, or napari if it is installed."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,28 +18,27 @@ from dseeds.io import Source, ZarrSource, open_image
 from dseeds.io.labels import check_same_shape
 from dseeds.io.resolution_levels import ResolutionLevel, read_resolution_levels
 from dseeds.storage.location import is_remote
-from dseeds.viz.preview import noted_image, noted_window, open_supervoxels
+from dseeds.viz.preview import open_recorded_image, open_supervoxels, recorded_window
 
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com/"
-# What it can show.
-SHOWN = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "f4")
+NEUROGLANCER_DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "f4")
 QT = ("PyQt6", "PySide6", "PyQt5", "PySide2")
-# How much labels cover of the image.
+# Of labels over the image.
 OPACITY = 0.3
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a viewer is to show.
+    """A layer of a viewer.
 
     Attributes
     ----------
     name : str
-        What it is called.
+        Its name.
     source : Source
         Its voxels.
     labels : bool
-        Whether it is labels.
+        Whether they are labels.
     window : tuple of float or None
         Intensities that are black and white.
     """
@@ -50,7 +49,7 @@ class Layer:
     window: tuple[float, float] | None = None
 
 
-def layers(labels: Any, image: Any = None) -> tuple[list[Layer], str | None]:
+def open_layers(labels: Any, image: Any = None) -> tuple[list[Layer], str | None]:
     """Open supervoxels and their image.
 
     Parameters
@@ -61,7 +60,7 @@ def layers(labels: Any, image: Any = None) -> tuple[list[Layer], str | None]:
     Returns
     -------
     list of Layer
-        The labels last; those of an image are its channels' files.
+        A layer for each source of the image, then the labels.
     str or None
         Why there is no image.
 
@@ -70,133 +69,130 @@ def layers(labels: Any, image: Any = None) -> tuple[list[Layer], str | None]:
     FileNotFoundError, ValueError
         As `preview`.
     """
-    found = open_supervoxels(labels)
-    missing = None
+    supervoxels = open_supervoxels(labels)
+    reason = None
     try:
-        picture = noted_image(found) if image is None else open_image(image)
-        check_same_shape(labels=found, image=picture)
+        opened = open_recorded_image(supervoxels) if image is None else open_image(image)
+        check_same_shape(labels=supervoxels, image=opened)
     except ValueError as error:
         if image is not None:
             raise
-        picture, missing = None, str(error)
-    below = []
-    for number, part in enumerate(picture.parts if picture is not None else ()):
-        window = noted_window(found, number) if image is None and part.channels is None else None
-        below.append(Layer(part.name, part, window=window))
-    return [*below, Layer(found.name, found, labels=True)], missing
+        opened, reason = None, str(error)
+    layers = []
+    for number, source in enumerate(opened.parts if opened is not None else ()):
+        window = recorded_window(supervoxels, number) if image is None and source.channels is None else None
+        layers.append(Layer(source.name, source, window=window))
+    return [*layers, Layer(supervoxels.name, supervoxels, labels=True)], reason
 
 
 # Neuroglancer
 
 
-def showable(shown: list[Layer]) -> tuple[list[Layer], list[str]]:
-    """Leave images out that neuroglancer cannot show, and tell why; `ValueError` where it is the labels."""
-    kept, reasons = [], []
-    for layer in shown:
+def select_viewable(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:
+    """Return the layers that Neuroglancer can show, and why it cannot show others; raise ValueError for labels."""
+    viewable, reasons = [], []
+    for layer in layers:
         try:
-            lent_path(layer)
+            served_path(layer)
         except ValueError as error:
             if layer.labels:
                 raise
             reasons.append(str(error))
         else:
-            kept.append(layer)
-    return kept, reasons
+            viewable.append(layer)
+    return viewable, reasons
 
 
-def lent_path(layer: Layer) -> Path | None:
-    """Give the folder or file to lend for a layer; None where its URL is one that a browser can read itself.
+def served_path(layer: Layer) -> Path | None:
+    """Return the folder or file to serve for a layer, or None if a browser can read its URL itself.
 
     Raises
     ------
     ValueError
-        If neuroglancer cannot show it.
+        If Neuroglancer cannot show it.
     """
     source = layer.source
-    kind = source.dtype.newbyteorder("=").str[1:]
     if source.path is None or source.kind not in ("zarr", "nifti"):
-        raise ValueError(f"neuroglancer reads Zarr and NIfTI, and {layer.name} is neither: convert it to OME-Zarr.")
-    if kind not in SHOWN:
-        raise ValueError(f"neuroglancer shows no voxels of type {source.dtype}, such as those of {layer.name}.")
-    address = _group(source)
-    if is_remote(address) or "://" in address:
-        return None
-    return Path(address)
+        raise ValueError(f"Neuroglancer reads only Zarr and NIfTI: convert {layer.name} to OME-Zarr.")
+    if source.dtype.newbyteorder("=").str[1:] not in NEUROGLANCER_DTYPES:
+        raise ValueError(f"Neuroglancer does not show voxels of type {source.dtype}, as in {layer.name}.")
+    address = _group_address(source)
+    return None if is_remote(address) or "://" in address else Path(address)
 
 
-def _group(source: Source) -> str:
-    """Give the path or URL of an image's group, where it has one: there a viewer finds all levels."""
+def _group_address(source: Source) -> str:
+    """Return the path or URL of a source's OME-Zarr group, where a viewer finds all levels, or else of the source."""
     assert source.path is not None
     if isinstance(source, ZarrSource) and source.multiscale is not None and source.level == 0:
         return source.multiscale.where
     return source.path
 
 
-def link(shown: list[Layer], urls: Mapping[int, str]) -> str:
-    """Give the link that opens neuroglancer with some layers.
+def neuroglancer_link(layers: Sequence[Layer], urls: Mapping[int, str]) -> str:
+    """Return the link that opens layers in Neuroglancer.
 
     Parameters
     ----------
-    shown : list of Layer
+    layers : sequence of Layer
         The layers.
     urls : dict of int to str
-        Where those are served that are lent, by their number.
+        The URLs of the layers that are served, by index.
 
     Returns
     -------
     str
-        The state of the viewer is JSON behind ``#!``, see neuroglancer's documentation.
+        The state of the viewer is JSON behind ``#!``, see Neuroglancer's documentation.
     """
-    first = shown[-1].source
-    z, y, x = first.spacing or (1.0, 1.0, 1.0)
-    unit, metre = ("m", 1e-3) if first.spacing else ("", 1.0)
-    depth, height, width = first.shape
+    labels = layers[-1].source
+    z, y, x = labels.spacing or (1.0, 1.0, 1.0)
+    unit, metre = ("m", 1e-3) if labels.spacing else ("", 1.0)
+    depth, height, width = labels.shape
     state: dict[str, Any] = {
         "dimensions": {axis: [size * metre, unit] for axis, size in zip("xyz", (x, y, z), strict=True)},
-        "layers": [_layer(layer, urls.get(number)) for number, layer in enumerate(shown)],
+        "layers": [_layer_state(layer, urls.get(number)) for number, layer in enumerate(layers)],
         "layout": "4panel",
     }
-    # The affine of NIfTI puts voxels elsewhere.
-    if all(layer.source.kind == "zarr" for layer in shown):
+    # The affine of NIfTI moves the middle of the volume.
+    if all(layer.source.kind == "zarr" for layer in layers):
         state["position"] = [width / 2, height / 2, depth / 2]
     return f"{NEUROGLANCER}#!{quote(json.dumps(state, separators=(',', ':')), safe='')}"
 
 
-def _layer(layer: Layer, url: str | None) -> dict[str, Any]:
-    address = url or _group(layer.source)
+def _layer_state(layer: Layer, url: str | None) -> dict[str, Any]:
+    address = url or _group_address(layer.source)
     if layer.source.kind == "zarr":
-        place = f"{address}/|zarr{layer.source.array.metadata.zarr_format}:"  # type: ignore[attr-defined]
+        source = f"{address}/|zarr{layer.source.array.metadata.zarr_format}:"  # type: ignore[attr-defined]
     else:
-        place = f"{address}|gzip:|nifti:" if address.endswith(".gz") else f"{address}|nifti:"
-    found: dict[str, Any] = {"type": "segmentation" if layer.labels else "image", "source": place, "name": layer.name}
+        source = f"{address}|gzip:|nifti:" if address.endswith(".gz") else f"{address}|nifti:"
+    state: dict[str, Any] = {"type": "segmentation" if layer.labels else "image", "source": source, "name": layer.name}
     if layer.labels:
-        found["selectedAlpha"] = OPACITY
+        state["selectedAlpha"] = OPACITY
     elif layer.window is not None:
-        found["shaderControls"] = {"normalized": {"range": list(layer.window)}}
-    return found
+        state["shaderControls"] = {"normalized": {"range": list(layer.window)}}
+    return state
 
 
-def serve(shown: list[Layer], ready: Callable[[str], None], port: int = 0) -> None:
-    """Lend layers to a browser on this machine until the process is told to stop.
+def serve_layers(layers: Sequence[Layer], ready: Callable[[str], None], port: int = 0) -> None:
+    """Serve layers to a browser on this machine until the process receives SIGINT or SIGTERM.
 
     Parameters
     ----------
-    shown : list of Layer
+    layers : sequence of Layer
         The layers.
     ready : callable
-        Is told neuroglancer's link when the server answers.
+        Called with the link to Neuroglancer when the server accepts requests.
     port : int
         See `dseeds.viz.http_server.serve_files`.
     """
     from dseeds.viz.http_server import serve_files
 
-    paths = {number: path for number, layer in enumerate(shown) if (path := lent_path(layer)) is not None}
-    names = {number: f"{number}-{'labels' if shown[number].labels else 'image'}" for number in paths}
+    paths = {number: path for number, layer in enumerate(layers) if (path := served_path(layer)) is not None}
+    names = {number: f"{number}-{'labels' if layers[number].labels else 'image'}" for number in paths}
     for number, path in paths.items():
         names[number] += "".join(path.suffixes[-2:]) if path.is_file() else ".zarr"
     serve_files(
         {names[number]: path for number, path in paths.items()},
-        lambda urls: ready(link(shown, {number: urls[name] for number, name in names.items()})),
+        lambda urls: ready(neuroglancer_link(layers, {number: urls[name] for number, name in names.items()})),
         port,
     )
 
@@ -205,17 +201,17 @@ def serve(shown: list[Layer], ready: Callable[[str], None], port: int = 0) -> No
 
 
 def has_napari() -> bool:
-    """Tell whether napari can open a window here; it is not imported."""
-    windows = sys.platform in ("win32", "darwin") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
-    return bool(windows) and find_spec("napari") is not None and any(map(find_spec, QT))
+    """Return whether napari can open a window here, without importing it."""
+    has_display = sys.platform in ("win32", "darwin") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
+    return bool(has_display) and find_spec("napari") is not None and any(map(find_spec, QT))
 
 
-def add_to(viewer: Any, shown: list[Layer]) -> None:
-    """Add layers to a napari viewer or its model; no voxel is read before it is looked at."""
-    for layer in shown:
-        arrays = [_lazy(level) for level in read_resolution_levels(layer.source)]
-        # All lie on one grid, whether they say so or not.
-        options: dict[str, Any] = {"name": layer.name, "scale": shown[-1].source.spacing or (1.0, 1.0, 1.0)}
+def add_to_napari(viewer: Any, layers: Sequence[Layer]) -> None:
+    """Add layers to a napari viewer or its model; voxels are read only when they are shown."""
+    for layer in layers:
+        arrays = [_to_dask(level) for level in read_resolution_levels(layer.source)]
+        # All layers share one grid, even if some have no spacing.
+        options: dict[str, Any] = {"name": layer.name, "scale": layers[-1].source.spacing or (1.0, 1.0, 1.0)}
         data: Any = arrays if len(arrays) > 1 else arrays[0]
         if layer.labels:
             viewer.add_labels(data, opacity=OPACITY, multiscale=len(arrays) > 1, **options)
@@ -225,8 +221,8 @@ def add_to(viewer: Any, shown: list[Layer]) -> None:
             viewer.add_image(data, multiscale=len(arrays) > 1, **options, **channels, **limits)
 
 
-def _lazy(level: ResolutionLevel) -> Any:
-    """Give a level as a Dask array, cut as it is stored."""
+def _to_dask(level: ResolutionLevel) -> Any:
+    """Return a level as a Dask array with the chunks in which it is stored."""
     import dask.array
     from dask.delayed import delayed
 
@@ -235,12 +231,12 @@ def _lazy(level: ResolutionLevel) -> Any:
     if not isinstance(source, ZarrSource):
         whole = delayed(source.read, pure=True)((slice(None),) * 3)
         return dask.array.from_delayed(whole, shape, source.dtype)
-    return dask.array.from_array(_Sliced(source, shape), chunks=(1,) * (len(shape) - 3) + source.chunks)
+    return dask.array.from_array(_ArrayView(source, shape), chunks=(1,) * (len(shape) - 3) + source.chunks)
 
 
 @dataclass(frozen=True)
-class _Sliced:
-    """A source as Dask takes it."""
+class _ArrayView:
+    """A source with the interface of an array that Dask expects."""
 
     source: ZarrSource
     shape: tuple[int, ...]

@@ -130,7 +130,7 @@ def test_labels_of_others_have_a_page(run, tmp_path, kept):
     group = zarr.open_group(tmp_path / "labels.zarr")
     group.attrs["dseeds"] = kept
     found = dseeds.html_report(tmp_path / "labels.zarr", sizes=False)
-    assert "keep nothing of their run, or nothing that makes sense" in found
+    assert "The labels hold no valid record of their run." in found
     assert 'id="stages"' not in found
 
 
@@ -166,7 +166,7 @@ def test_command(run, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "mine.html").read_text() == "mine"
     (tmp_path / "plan.json").write_text("[]")
     assert cli.main(["report", labels, "--plan", "plan.json", "-o", "c.html"]) == 1
-    assert "plan.json is not what dseeds plan --json has printed" in capsys.readouterr().err
+    assert "plan.json does not hold the output of dseeds plan --json" in capsys.readouterr().err
     # Before anything runs.
     assert cli.main(["segment", image, "new.zarr", "--html", "mine.html", "--overwrite"]) == 1
     assert not (tmp_path / "new.zarr").exists()

@@ -18,8 +18,8 @@ from dseeds.io import ArraySource, open_image, open_source
 from dseeds.io.resolution_levels import read_resolution_levels
 from dseeds.viz import html_report
 from dseeds.viz.drawing import AMBER, UNDER
-from dseeds.viz.preview import sheet_of
-from dseeds.viz.sections import Orientation, View, Volume, middle, sections
+from dseeds.viz.preview import draw_sheet
+from dseeds.viz.sections import Orientation, PlaneReader, View, middle_voxel, read_sections
 from tests.support.paths import DATA
 
 SHAPE = (20, 24, 28)
@@ -47,7 +47,7 @@ def panels(labels, image, **options):
     """The panels of a picture as arrays, row by row."""
     found = [None if volume is None else ArraySource(np.asarray(volume)) for volume in (labels, image)]
     shown = None if image is None else open_image(found[1].array)
-    return [[np.asarray(panel) for _, panel in row] for row in sheet_of(found[0], shown, **options).rows]
+    return [[np.asarray(panel) for _, panel in row] for row in draw_sheet(found[0], shown, **options).rows]
 
 
 def pyramid(root, levels, *, translated=False, labels=False, attributes=None, chunks=64):
@@ -75,7 +75,7 @@ def halved(volume):
 @pytest.mark.parametrize("zoom", [3, 10])
 def test_contours_are_where_labels_end(zoom):
     labels, image = blocks(SHAPE), noise()
-    above, _ = panels(labels, image, size=28 * zoom, limits=(0, 1000))
+    above, _ = panels(labels, image, size=28 * zoom, window=(0, 1000))
     for axis, panel in enumerate(above):
         large = enlarged(plane(labels, axis), zoom)
         shades = np.round(255 * enlarged(plane(image, axis), zoom) / 1000)[..., None]
@@ -93,7 +93,7 @@ def test_contours_are_where_labels_end(zoom):
 def test_supervoxels_are_painted_with_the_mean_intensity_of_what_is_shown():
     labels, image = blocks(SHAPE, side=5), noise()
     labels[:, 15:] = 0
-    _, below = panels(labels, image, size=280, limits=(100, 900))
+    _, below = panels(labels, image, size=280, window=(100, 900))
     for axis, panel in enumerate(below):
         ids, values = plane(labels, axis), plane(image, axis)
         means = np.zeros(ids.shape)
@@ -122,7 +122,7 @@ def test_right_front_and_head_are_at_the_upper_left(tmp_path, codes):
         data[corner] = 100
         nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "a.nii")
         image, labels = open_image(tmp_path / "a.nii"), np.arange(1, 217).reshape(6, 6, 6)
-        sheet = sheet_of(ArraySource(labels), image, at=corner[::-1], size=120, limits=(0, 100))
+        sheet = draw_sheet(ArraySource(labels), image, at=corner[::-1], size=120, window=(0, 100))
         for _, panel in sheet.rows[1]:
             shown = np.asarray(panel)[..., 0]
             # The letters lie in the middle of the sides.
@@ -146,7 +146,7 @@ def test_pixels_are_square_on_anisotropic_mr():
     source = open_source(path)
     extents = np.multiply(source.shape, source.spacing)
     assert source.spacing[0] > 1.5 * source.spacing[2]
-    rows = sheet_of(ArraySource(blocks(source.shape)), open_image(path), size=300).rows
+    rows = draw_sheet(ArraySource(blocks(source.shape)), open_image(path), size=300).rows
     for axis, (_, panel) in enumerate(rows[0]):
         height, width = np.delete(extents, axis)
         assert panel.height / panel.width == pytest.approx(height / width, rel=0.02)
@@ -172,11 +172,11 @@ def test_levels_lie_where_their_voxels_do(tmp_path):
     ramp = np.broadcast_to(np.arange(64.0, dtype="float32"), (64, 64, 64))
     levels = [ramp, halved(ramp), halved(halved(ramp))]
     source = open_source(pyramid(tmp_path / "a.zarr", levels, translated=True))
-    assert [level.factor for level in read_resolution_levels(source)] == [(f,) * 3 for f in (1.0, 2.0, 4.0)]
+    assert [level.scale for level in read_resolution_levels(source)] == [(f,) * 3 for f in (1.0, 2.0, 4.0)]
     assert [level.offset for level in read_resolution_levels(source)] == [(o,) * 3 for o in (0.0, 0.5, 1.5)]
-    at = middle(source.shape)
-    labels = Volume(ArraySource(blocks(source.shape)), at)
-    [axial, *_] = sections(labels, Volume(source, at), View.whole(source.shape, (1, 1, 1), 16), Orientation())
+    at = middle_voxel(source.shape)
+    labels = PlaneReader(ArraySource(blocks(source.shape)), at)
+    [axial, *_] = read_sections(labels, PlaneReader(source, at), View.whole(source.shape, (1, 1, 1), 16), Orientation())
     # Of the labels there is one level, of which every fourth voxel or so is taken; all of them lie in the same blocks.
     columns = np.unique(np.floor((np.arange(16) + 0.5) * 4 - 0.5 + 0.5))
     assert np.array_equal(axial.image, np.broadcast_to(columns // 4 * 4 + 1.5, axial.image.shape))
@@ -186,8 +186,8 @@ def test_levels_lie_where_their_voxels_do(tmp_path):
 def test_the_level_is_as_fine_as_the_pixels(tmp_path, size, level):
     levels = [np.full((64 >> k,) * 3, k + 1, "uint16") for k in range(3)]
     source = open_source(pyramid(tmp_path / "a.zarr", levels))
-    volume = Volume(source, middle(source.shape))
-    assert volume.level(View.whole(source.shape, source.spacing, size)) is volume.levels[level]
+    volume = PlaneReader(source, middle_voxel(source.shape))
+    assert volume.choose_level(View.whole(source.shape, source.spacing, size)) is volume.levels[level]
 
 
 @pytest.mark.parametrize("dataset", [{"path": "../a"}, {"path": "none"}, {"path": 5}])
@@ -240,7 +240,7 @@ def test_little_is_read_of_a_giant(tmp_path):
 
 def test_supervoxels_that_are_too_small_are_shown_in_detail(tmp_path):
     labels, image = blocks((8, 400, 400), side=4), noise((8, 400, 400))
-    sheet = sheet_of(ArraySource(labels), open_image(image), size=200, limits=(0, 1000))
+    sheet = draw_sheet(ArraySource(labels), open_image(image), size=200, window=(0, 1000))
     titles = [title for title, _ in sheet.rows[0]]
     assert titles == ["axial, z = 4, 8 x closer", "coronal, y = 200, 8 x closer", "sagittal, x = 200, 8 x closer"]
     detail, whole = (np.asarray(row[0][1]) for row in sheet.rows)
@@ -293,7 +293,7 @@ def test_labels_lead_to_channels_and_volumes(tmp_path):
         path = noting(tmp_path, source, **options)
         assert dseeds.preview(path, window="0:500") == expected[1]
         # Nowhere is it alone, so that nobody can find it by its path.
-        assert html_report._alone(open_image(source, **options)) is None
+        assert html_report._path_of(open_image(source, **options)) is None
 
 
 @pytest.mark.parametrize("source", [None, 5, {}, {"path": 3}, {"kind": "zarr", "path": "/none/a.zarr/0", "index": []}])
@@ -301,7 +301,7 @@ def test_without_an_image_labels_are_coloured_and_that_is_said(tmp_path, source)
     labels = blocks(SHAPE).astype("uint32")
     attributes = {} if source is None else {"dseeds": {"source": source}}
     path = pyramid(tmp_path / "labels.zarr", [labels], labels=True, attributes=attributes)
-    with pytest.warns(UserWarning, match="in colours of no meaning, so name their image"):
+    with pytest.warns(UserWarning, match="labels are shown in arbitrary colours; name their image"):
         picture = np.asarray(dseeds.preview(path, size=84))
     with warnings.catch_warnings():
         # Who passes an array knows.

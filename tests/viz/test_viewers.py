@@ -16,7 +16,7 @@ import pytest
 import zarr
 
 from dseeds import cli
-from dseeds.viz.viewers import add_to, has_napari, layers, link, showable
+from dseeds.viz.viewers import add_to_napari, has_napari, neuroglancer_link, open_layers, select_viewable
 from tests.support.paths import ROOT
 
 SHAPE = (12, 16, 20)
@@ -204,9 +204,9 @@ def test_port(folder, capsys):
 
 
 def test_buckets_are_linked_to_as_they_are(folder):
-    shown, missing = layers(folder / "labels.zarr")
+    shown, missing = open_layers(folder / "labels.zarr")
     assert missing is None
-    [image, _] = parsed(link(shown, {0: "s3://lab/image.zarr"}))["layers"]
+    [image, _] = parsed(neuroglancer_link(shown, {0: "s3://lab/image.zarr"}))["layers"]
     assert image["source"] == "s3://lab/image.zarr/|zarr3:"
 
 
@@ -214,14 +214,14 @@ def test_what_neuroglancer_does_not_show_is_refused(tmp_path, capsys):
     array = zarr.create_array(tmp_path / "a.zarr", shape=SHAPE, dtype="float64")
     array[...] = 1
     assert cli.main(["view", str(tmp_path / "a.zarr"), "--serve"]) == 1
-    assert "neuroglancer shows no voxels of type float64" in capsys.readouterr().err
+    assert "Neuroglancer does not show voxels of type float64" in capsys.readouterr().err
 
 
 def test_images_that_neuroglancer_does_not_show_are_left_out(folder, tmp_path):
     array = zarr.create_array(tmp_path / "a.zarr", shape=SHAPE, dtype="float64")
     array[...] = 1
-    shown, _ = layers(folder / "labels.zarr", tmp_path / "a.zarr")
-    kept, [reason] = showable(shown)
+    shown, _ = open_layers(folder / "labels.zarr", tmp_path / "a.zarr")
+    kept, [reason] = select_viewable(shown)
     assert [layer.name for layer in kept] == ["labels.zarr"]
     assert "float64" in reason
 
@@ -230,8 +230,8 @@ def test_images_that_neuroglancer_does_not_show_are_left_out(folder, tmp_path):
 def test_napari_gets_all_levels_and_reads_none(folder, monkeypatch):
     components = pytest.importorskip("napari.components")
     viewer = components.ViewerModel()
-    shown, _ = layers(folder / "labels.zarr")
-    add_to(viewer, shown)
+    shown, _ = open_layers(folder / "labels.zarr")
+    add_to_napari(viewer, shown)
     image, labels = viewer.layers
     assert [image.name, labels.name] == ["image.zarr", "labels.zarr"]
     assert type(labels).__name__ == "Labels"
