@@ -22,7 +22,6 @@ from dseeds.engine.validation import prepare_run
 from dseeds.io import write_nifti_labels
 from dseeds.parallel.cluster import READ_AT_ONCE, Capacity
 from dseeds.storage.label_group import begin_target
-from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import region_units
 
 # Voxels along an axis of what the trial is made on, and how long a source is read for it that is read from its front.
@@ -71,7 +70,7 @@ class Trial:
                 # The last one may be thinner.
                 if len(slabs[0]) == box.shape[0]:
                     part = [slab[:, *box.slices[1:]] for slab in slabs]
-                if size >= self.needs.image / 2 or time.perf_counter() > start + TRIAL_SECONDS:
+                if size >= self.needs.image_bytes / 2 or time.perf_counter() > start + TRIAL_SECONDS:
                     break
         seconds = time.perf_counter() - start
         return [_telling(channel.astype(channel.dtype.newbyteorder("="))) for channel in part], seconds / size
@@ -84,39 +83,39 @@ class Trial:
         for path, channel in zip(sources, part, strict=True):
             zarr.create_array(path, data=channel, chunks=chunks)
         rates = {"import": (time.perf_counter() - start) / sum(channel.nbytes for channel in part) / 2}
-        document, job = self.run.document, self.needs.job
+        parameters, job = self.run.spec.parameters, self.needs.job
         region = region_units(job.regions, job.lattice.grids[-1])
         asked = RunOptions(
             step=job.step,
-            window=document["windows"],
-            bins=document["bins"],
+            window=parameters.windows,
+            bins=parameters.bins,
             compactness=job.compactness,
             # So that nothing is outside.
-            mask=np.ones((1, 1, 1), np.uint8) if document["mask"] else None,
-            min_size=document["min_size"],
-            levels=document["levels"],
+            mask=np.ones((1, 1, 1), np.uint8) if parameters.mask else None,
+            min_size=parameters.min_size,
+            levels=parameters.levels,
             region=region,
         )
         run, _ = prepare_run(sources, folder / "labels.zarr", asked, lambda: has)
-        course = run.course()
+        course = run.state()
         course.job.store.create({**course.layouts, **run.layouts})
-        begin_target(open_location(run.target), run.identity)
+        begin_target(run.target.location, run.identity)
         import_source(run, course.job, lambda: None)
         for target in course.job.labels:
             target.create(run.labels_layout)
         seconds: defaultdict[str, float] = defaultdict(float)
         while (phase := course.current) is not None:
             start = time.perf_counter()
-            results = [perform_task(course.job, phase, n, course.known(phase, n)) for n in course.regions(phase)]
+            results = [perform_task(course.job, phase, n, course.task_input(phase, n)) for n in course.regions(phase)]
             seconds[phase.stage] += time.perf_counter() - start
             course.close(phase, {result.number: result.outcome for result in results})
         tried = {stage.name: stage.read + stage.written for stage in IoModel(run).stages}
         rates |= {name: seconds[name] / size for name, size in tried.items() if size and name in seconds}
-        if self.run.nifti:
+        if self.run.target.is_nifti:
             labels = course.job.labels[0].read(Box((0, 0, 0), course.job.shape))
             image = nibabel.Nifti1Image(np.broadcast_to(np.uint8(0), shape[::-1]), np.eye(4))
             start = time.perf_counter()
-            write_nifti_labels(folder / Path(self.run.target).name, [(0, labels)], image, course.job.shape)
+            write_nifti_labels(folder / self.run.target.name, [(0, labels)], image, course.job.shape)
             rates["export"] = (time.perf_counter() - start) / labels.nbytes / 2
         return rates
 

@@ -1,4 +1,8 @@
-"""What a run needs: the tasks, the bytes that they read and write, and room on the disk, all before anything runs."""
+"""The tasks of a run, the bytes that they read and write, and the disk space that they take, before the run starts.
+
+The model repeats by hand what the tasks in `dseeds.engine.tasks` and `dseeds.engine.label_tasks` read and write: a
+change to their arrays or halos needs the same change here. Tests compare it with the bytes that runs counted.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,12 @@ from functools import cached_property
 from pathlib import Path
 
 from dseeds.core.formatting import format_bytes
-from dseeds.core.geometry import Box, Grid, Triple, Window, per_axis, triple
-from dseeds.engine.job import parent_box
+from dseeds.core.geometry import Box, Triple, Window, triple
+from dseeds.engine.job import box_of_parents, parents_in
 from dseeds.engine.memory_model import encoded_share
 from dseeds.engine.phases import GRAPH, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase
 from dseeds.engine.publishing import pyramid_count
+from dseeds.engine.report import format_traffic
 from dseeds.engine.run import Run
 from dseeds.engine.run_directory import DOCUMENT
 from dseeds.engine.scratch import (
@@ -31,27 +36,27 @@ from dseeds.engine.source_import import import_count, slab_count
 from dseeds.io.pyramid import cut_regions
 from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.schedule import schedule
-from dseeds.storage.location import is_remote, open_location
+from dseeds.storage.location import is_remote
 from dseeds.storage.zarr_arrays import Layout
 
-# What is kept of a run with its labels, but for the workers of a large cluster.
+# The record of a run in the metadata of its labels, unless its cluster is large.
 RECORD_BYTES = 8192
-# What a file takes at least on most disks, and a chunk in its shard's index, with the headers of its codecs.
+# The smallest size of a file on most disks, and what a chunk adds to its shard: an index entry and codec headers.
 DISK_BLOCK, CHUNK_BYTES = 4096, 40
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of a run to come; see `StageReport`.
+    """A stage of a future run; see `StageReport`.
 
     Attributes
     ----------
     name : str
         The stage.
     tasks : int
-        Its tasks. Where nothing moves any more, fewer are done.
+        Its tasks. Regions in which nothing moves any more are skipped, so fewer may be done.
     read, written : int
-        Bytes that they will read and write, as they are in memory.
+        Bytes that they will read and write, uncompressed.
     """
 
     name: str
@@ -60,69 +65,65 @@ class StagePlan:
     written: int
 
     def line(self, width: int) -> str:
-        """Say it in a line, the name as wide as is given."""
-        return (
-            f"  {self.name:<{width}}  {self.tasks:>6} tasks  {self.read / 2**20:8.0f} MiB read  "
-            f"{self.written / 2**20:8.0f} MiB written"
-        )
+        """Return a line of text, with the name padded to `width`."""
+        return f"  {self.name:<{width}}  {self.tasks:>6} tasks  {format_traffic(self.read, self.written)}"
 
 
 class IoModel:
-    """What tasks read and write, and what that takes on the disk."""
+    """The bytes that the tasks of a run read and write, and the disk space that its arrays take."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.course = run.course(followed=False)
-        self.job = self.course.job
+        self.state = run.initial_state()
+        self.job = self.state.job
         self.lattice, self.regions = self.job.lattice, self.job.regions
         self.rounds = schedule(self.lattice, self.job.channels)
-        self.image = math.prod(run.image.shape) * run.image.itemsize
-        self.labels = run.labels_layout.nbytes * len(self.job.labels)
+        self.image_bytes = math.prod(run.image.shape) * run.image.itemsize
+        self.label_bytes = run.labels_layout.nbytes * len(self.job.labels)
 
-    # Tasks, and bytes as they are in memory.
+    # Tasks and their uncompressed bytes
 
     @cached_property
     def stages(self) -> tuple[StagePlan, ...]:
-        """All stages in order of their beginning."""
-        found: dict[str, StagePlan] = {}
+        """All stages in the order in which they begin."""
+        plans: dict[str, StagePlan] = {}
 
         def add(stage: str, tasks: int, read: int, written: int) -> None:
-            before = found.get(stage, StagePlan(stage, 0, 0, 0))
-            found[stage] = StagePlan(stage, before.tasks + tasks, before.read + read, before.written + written)
+            before = plans.get(stage, StagePlan(stage, 0, 0, 0))
+            plans[stage] = StagePlan(stage, before.tasks + tasks, before.read + read, before.written + written)
 
         if imported := import_count(self.run):
-            size = 0 if self.run.image.readable_by_workers else self.image
+            size = 0 if self.run.image.readable_by_workers else self.image_bytes
             if self.run.mask is not None and not self.run.mask.readable_by_workers:
                 size += math.prod(self.run.mask.own)
             add("import", imported, size, size)
-        for phase in self.course.phases:
-            add(phase.stage, len(self.regions), *self._traffic(phase))
-        if self.run.pyramid:
+        for phase in self.state.phases:
+            add(phase.stage, len(self.regions), *self._phase_bytes(phase))
+        if self.run.spec.pyramid:
             sizes = [layout.nbytes * len(self.job.labels) for layout in (self.run.labels_layout, *self._coarser)]
             add("pyramid", pyramid_count(self.run), sum(sizes[:-1]), sum(sizes[1:]))
-        if self.run.nifti:
-            add("export", slab_count(self.job.shape, self.lattice.label_dtype.itemsize), self.labels, self.labels)
-        return tuple(found.values())
+        if self.run.target.is_nifti:
+            slabs = slab_count(self.job.shape, self.lattice.label_dtype.itemsize)
+            add("export", slabs, self.label_bytes, self.label_bytes)
+        return tuple(plans.values())
 
-    def _traffic(self, phase: Phase) -> tuple[int, int]:
-        """Tell what all regions' tasks of a phase read and write."""
-        voxels, layouts = math.prod(self.job.shape), self.job.store.layouts
-        mask = 0 if self.run.mask is None else voxels
+    def _phase_bytes(self, phase: Phase) -> tuple[int, int]:
+        """Return the bytes that the tasks of a phase read and write."""
+        written = sum(array.layout.nbytes for array in self.job.store.layouts.values() if array.writer == phase)
+        mask = 0 if self.run.mask is None else math.prod(self.job.shape)
         if phase == MASK:
             return mask, 0
         if phase.stage in ("window", "histogram"):
             name = digits_name(phase.turn) if phase.stage == "window" else "intensities"
-            return self.image + mask, self.course.counted[name].nbytes
+            return self.image_bytes + mask, self.state.count_layouts[name].nbytes
         if phase == QUANTISE:
-            first = [name for name, (writer, _) in layouts.items() if writer == phase]
-            return self.image + mask, sum(layouts[name][1].nbytes for name in first)
+            return self.image_bytes + mask, written
         if phase in (PARTS, NUMBER, GRAPH, LABEL):
-            return self._naming(phase)
-        written = sum(layout.nbytes for writer, layout in layouts.values() if writer == phase)
-        return (self._merged if phase.stage == "merge" else self._swept)(phase.turn), written
+            return self._labelling_bytes(phase)
+        return (self._merged_bytes if phase.stage == "merge" else self._swept_bytes)(phase.turn), written
 
-    def _naming(self, phase: Phase) -> tuple[int, int]:
-        """Tell what making labels of codes reads and writes; nothing of tables and graphs, which the image makes."""
+    def _labelling_bytes(self, phase: Phase) -> tuple[int, int]:
+        """Return the bytes read and written to make labels of codes, without tables and graphs, which vary by image."""
         voxels, layouts = math.prod(self.job.shape), self.job.store.layouts
         grid, cells = self.lattice.grids[-1], self.lattice.cells
 
@@ -130,21 +131,21 @@ class IoModel:
             return self._sum(lambda region: grid.units_of(region.grow(reach, within=cells)))
 
         if phase == PARTS:
-            return around(1), layouts["parts"][1].nbytes
-        numbers = layouts["numbers"][1].nbytes
+            return around(1), layouts["parts"].layout.nbytes
+        numbers = layouts["numbers"].layout.nbytes
         if phase == GRAPH:
             item = self.lattice.label_dtype.itemsize
-            window = self._sum(lambda region: _upper(grid.units_of(region), self.job.shape))
+            window = self._sum(lambda region: _with_next(grid.units_of(region), self.job.shape))
             return window * item + voxels * self.job.channels, 0
         if phase == LABEL and self.job.has_joins:
-            return numbers, self.labels
+            return numbers, self.label_bytes
         read = voxels
-        if PARTS in self.course.phases:
+        if PARTS in self.state.phases:
             read = around(2) + self._sum(lambda region: region.grow(1, within=cells)) * 8
-        return read, numbers if phase == NUMBER else self.labels
+        return read, numbers if phase == NUMBER else self.label_bytes
 
-    def _swept(self, turn: int) -> int:
-        """Tell what a round reads."""
+    def _swept_bytes(self, turn: int) -> int:
+        """Return the bytes that a round reads."""
         round_, grids = self.rounds[turn], self.lattice.grids
         grid, last = grids[round_.level], self.rounds[turn - 1]
 
@@ -155,7 +156,8 @@ class IoModel:
         if turn > 0 and last.level == round_.level:
             read += self._sum(lambda region: window(region).box)
         elif turn > 0:
-            read += self._sum(lambda region: _parents(grid, grids[last.level], window(region).box))
+            coarser = grids[last.level]
+            read += self._sum(lambda region: box_of_parents(parents_in(grid, coarser, window(region).box)))
         if round_.level < len(grids) - 2:
             wide = 32 * self.job.channels * histogram_dtype(grid).itemsize
             read += self._sum(lambda region: window(region).box) * wide
@@ -165,45 +167,43 @@ class IoModel:
             read += math.prod(self.job.shape) * self.job.channels
         return read
 
-    def _merged(self, turn: int) -> int:
-        """Tell what merging before a round reads."""
+    def _merged_bytes(self, turn: int) -> int:
+        """Return the bytes that the merging before a round reads."""
         layouts = self.job.store.layouts
-        around = self._sum(lambda region: self.regions.around(self._number(region), 1))
-        read = around * layouts[shells_name(turn)][1].nbytes // len(self.regions) + layouts[core_name(turn)][1].nbytes
-        same = self.rounds[turn - 1].bins == self.rounds[turn].bins
-        return read + same * layouts[statistics_name(turn - 1)][1].nbytes
-
-    def _number(self, region: Box) -> int:
-        return self.regions.touching(region)[0]
+        around = self._sum(lambda region: self.regions.around(self.regions.touching(region)[0], 1))
+        read = around * layouts[shells_name(turn)].layout.nbytes // len(self.regions)
+        read += layouts[core_name(turn)].layout.nbytes
+        has_same_bins = self.rounds[turn - 1].bins == self.rounds[turn].bins
+        return read + has_same_bins * layouts[statistics_name(turn - 1)].layout.nbytes
 
     def _sum(self, box: Callable[[Box], Box]) -> int:
-        """Add up the sizes of a box that belongs to each region.
+        """Return the sum over all regions of the size of a box that depends on the region.
 
-        Its extent along an axis follows from the region's place along that axis, so that the sum is a product of sums.
+        Its extent along an axis depends on the region's index along that axis alone, so the sum is a product of sums.
         """
         sums = []
         for axis, count in enumerate(self.regions.counts):
-            places = [triple([i if a == axis else 0 for a in range(3)]) for i in range(count)]
-            sums.append(sum(box(self.regions.box_at(place)).shape[axis] for place in places))
+            indices = [triple([i if a == axis else 0 for a in range(3)]) for i in range(count)]
+            sums.append(sum(box(self.regions.box_at(index)).shape[axis] for index in indices))
         return math.prod(sums)
 
-    # Room on the disk.
+    # Disk space
 
     @cached_property
     def scratch(self) -> int:
-        """What scratch takes at the most; what is there when is `Course`'s to say."""
+        """The largest size of scratch in bytes; `RunState` decides what it holds at a time."""
         last = len(self.rounds) - 1
-        every = range(self.job.channels)
-        always = [
-            *map(bins_name, every),
-            *map(source_name, every),
+        channels = range(self.job.channels)
+        permanent = [
+            *map(bins_name, channels),
+            *map(source_name, channels),
             "mask",
             "parts",
             "offsets",
             *(histograms_name(level) for level in range(len(self.lattice.grids))),
         ]
         moments = [
-            [*self.course.counted, statistics_name(0)],
+            [*self.state.count_layouts, statistics_name(0)],
             [codes_name(last - 1), codes_name(last), statistics_name(last), "numbers", "labels"],
         ]
         for turn in range(last + 1):
@@ -216,35 +216,34 @@ class IoModel:
                     *(codes_name(t) for t in (turn - 2, turn - 1, turn)),
                 ]
             )
-        return max(self._encoded(*always, *moment) for moment in moments) + DISK_BLOCK * len(self._layouts)
+        return max(self._encoded_bytes(*permanent, *moment) for moment in moments) + DISK_BLOCK * len(self._layouts)
 
     @cached_property
     def output(self) -> int:
-        """What the labels take at the most."""
-        if not self.run.nifti:
-            # With the metadata of the array and of its group.
+        """The largest size of the labels in bytes."""
+        if not self.run.target.is_nifti:
+            # With the metadata of the array and its group.
             layouts = self.run.labels_layout, *self._coarser
             level = sum(self._size_of("labels", layout) for layout in layouts) + 2 * DISK_BLOCK
             return len(self.job.labels) * level + RECORD_BYTES
-        # Gzip knows nothing of the neighbours above.
-        return int(
-            self.labels * (min(1.0, 2 * encoded_share("labels", self.lattice)) if self.run.target.endswith("gz") else 1)
-        )
+        # Gzip cannot make use of the slices above.
+        share = min(1.0, 2 * encoded_share("labels", self.lattice)) if self.run.target.address.endswith("gz") else 1
+        return int(self.label_bytes * share)
 
     @property
     def _coarser(self) -> list[Layout]:
-        """How the levels of the labels' pyramid are cut."""
-        full, found = self.run.labels_layout, []
-        for level in self.run.pyramid:
+        """The layouts of the coarser levels of the labels' pyramid."""
+        full, layouts = self.run.labels_layout, []
+        for level in self.run.spec.pyramid:
             chunk, shard = cut_regions(level.shape, full.chunk, full.shard)
-            found.append(replace(full, shape=level.shape, shard=shard, chunk=chunk))
-        return found
+            layouts.append(replace(full, shape=level.shape, shard=shard, chunk=chunk))
+        return layouts
 
     @cached_property
     def _layouts(self) -> dict[str, Layout]:
-        return {**self.course.layouts, **self.run.layouts}
+        return {**self.state.layouts, **self.run.layouts}
 
-    def _encoded(self, *names: str) -> int:
+    def _encoded_bytes(self, *names: str) -> int:
         return sum(self._size_of(name, self._layouts[name]) for name in names if name in self._layouts)
 
     def _size_of(self, name: str, layout: Layout) -> int:
@@ -253,45 +252,40 @@ class IoModel:
         chunks = shards * math.prod(s // c for _, s, c in pairs)
         size = float(layout.nbytes * encoded_share(name, self.lattice))
         if name.startswith(("digits", "intensities")):
-            # There are no more counts than voxels.
+            # At most as many counts as voxels are not zero.
             size = min(size, 3 * math.prod(self.job.shape))
         return int(size) + DISK_BLOCK * shards + CHUNK_BYTES * chunks
 
 
-def _upper(box: Box, shape: Triple) -> Box:
-    """Give a box with one voxel more at the upper ends, where there is one."""
+def _with_next(box: Box, shape: Triple) -> Box:
+    """Return a box with the next voxels towards higher z, y and x, within the volume."""
     return Box(box.lo, box.grow(1, within=shape).hi)
 
 
-def _parents(grid: Grid, coarser: Grid, box: Box) -> Box:
-    """Find the box of coarser units that units lie in."""
-    return parent_box(per_axis(p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True)))
-
-
 def check_disk(run: Run) -> None:
-    """Refuse a run whose scratch and labels the disk has no room for.
+    """Raise an error if the disk has no room for scratch and labels.
 
     Raises
     ------
     ValueError
-        That says what is needed and what is free.
+        With the space that is needed and the space that is free.
     """
-    # A run that is gone on with, or that makes way for this one, has what it takes already.
+    # A run that is resumed, or that this one replaces, has its space already.
     if run.folder.read(DOCUMENT) is not None:
         return
-    needs = IoModel(run)
-    # An older output in Zarr goes before the new one comes.
-    replaced = not run.nifti and open_location(run.target).read("zarr.json") is not None
-    wanted: dict[int, list[tuple[Path, int]]] = {}
-    for address, size in ((run.scratch, needs.scratch), (run.target, 0 if replaced else needs.output)):
+    model = IoModel(run)
+    # An older output in Zarr is removed before the new one is written.
+    is_replaced = not run.target.is_nifti and run.target.location.read("zarr.json") is not None
+    sizes: dict[int, list[tuple[Path, int]]] = {}
+    for address, size in ((run.scratch, model.scratch), (run.target.address, 0 if is_replaced else model.output)):
         if not is_remote(address):
             folder = next(path for path in Path(address).parents if path.is_dir())
-            wanted.setdefault(folder.stat().st_dev, []).append((folder, size))
-    for places in wanted.values():
-        needed, free = sum(size for _, size in places), shutil.disk_usage(places[0][0]).free
+            sizes.setdefault(folder.stat().st_dev, []).append((folder, size))
+    for folders in sizes.values():
+        needed, free = sum(size for _, size in folders), shutil.disk_usage(folders[0][0]).free
         if needed > free:
             raise ValueError(
-                f"the run may need {format_bytes(needed)} on the disk of {places[0][0]} (scratch takes up to "
-                f"{format_bytes(needs.scratch)}, the labels {format_bytes(needs.output)}), but "
+                f"the run may need {format_bytes(needed)} on the disk of {folders[0][0]} (scratch takes up to "
+                f"{format_bytes(model.scratch)}, the labels {format_bytes(model.output)}), but "
                 f"{format_bytes(free)} are free: free some, or put scratch (--scratch) or the target elsewhere."
             )

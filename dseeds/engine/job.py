@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.geometry import Box, Grid, Lattice, Regions, Triple, triple
+from dseeds.core.geometry import AxisArrays, Box, Grid, Lattice, Regions, Triple, per_axis, triple
 from dseeds.engine.journal import Journal
 from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch, codes_name
 from dseeds.io import Image, Mask, ResampledMask
@@ -234,6 +234,11 @@ def unpack_flags(packed: bytes, count: int) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=count).astype(np.bool_)
 
 
-def parent_box(parents: tuple[NDArray[np.int64], ...]) -> Box:
-    """Give the box of coarser units that finer ones, of which is told per axis where each lies, lie in."""
+def parents_in(grid: Grid, coarser: Grid, box: Box) -> AxisArrays:
+    """Return, per axis, the unit of a coarser grid that each unit of a box lies in."""
+    return per_axis(p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True))
+
+
+def box_of_parents(parents: AxisArrays) -> Box:
+    """Return the bounding box of the units' parents."""
     return Box(triple([p[0] for p in parents]), triple([p[-1] + 1 for p in parents]))

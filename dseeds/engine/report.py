@@ -86,10 +86,8 @@ class StageReport:
 
     def line(self, width: int) -> str:
         """Return a line of text, with the name padded to `width`."""
-        return (
-            f"  {self.name:<{width}}  {self.tasks:>6} tasks  {self.seconds:8.2f} s  "
-            f"{format_mebibytes(self.read):>8} MiB read  {format_mebibytes(self.written):>8} MiB written"
-        )
+        traffic = format_traffic(self.read, self.written)
+        return f"  {self.name:<{width}}  {self.tasks:>6} tasks  {self.seconds:8.2f} s  {traffic}"
 
 
 class RunDocument:
@@ -186,7 +184,10 @@ class Report(RunDocument):
     stages: tuple[StageReport, ...]
 
     def _repr_html_(self) -> str:
-        rows = [(s.name, f"{s.seconds:.2f}", s.tasks, s.skipped, s.retried, *_traffic(s)) for s in self.stages]
+        rows = [
+            (s.name, f"{s.seconds:.2f}", s.tasks, s.skipped, s.retried, *map(format_mebibytes, (s.read, s.written)))
+            for s in self.stages
+        ]
         head = ("stage", "seconds", "tasks", "not needed", "tried again", "MiB read", "MiB written")
         return "".join(f"<p>{html.escape(line)}</p>" for line in self._headlines) + format_table(rows, head)
 
@@ -209,6 +210,11 @@ class Report(RunDocument):
         return "\n".join([*self._headlines, *(stage.line(width) for stage in self.stages)])
 
 
+def format_traffic(read: int, written: int) -> str:
+    """Return the bytes that a stage reads and writes as part of a line."""
+    return f"{format_mebibytes(read):>8} MiB read  {format_mebibytes(written):>8} MiB written"
+
+
 def _convert(value: Any, kind: Any) -> Any:
     """Convert a JSON value to the type that a field is annotated with."""
     arguments = get_args(kind)
@@ -225,7 +231,3 @@ def _convert(value: Any, kind: Any) -> Any:
     if kind is str and not isinstance(value, str):
         raise TypeError(f"{value!r} is not a string")
     return operator.index(value) if kind is int else kind(value)
-
-
-def _traffic(stage: StageReport) -> tuple[str, str]:
-    return format_mebibytes(stage.read), format_mebibytes(stage.written)

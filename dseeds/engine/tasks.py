@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box, Grid, Window, per_axis
 from dseeds.core.process import peak_memory
 from dseeds.engine import label_tasks
-from dseeds.engine.job import Job, Rested, parent_box
+from dseeds.engine.job import Job, Rested, box_of_parents, parents_in
 from dseeds.engine.phases import LABEL, Phase
 from dseeds.engine.report import TaskResult
 from dseeds.engine.scratch import (
@@ -247,8 +247,8 @@ def _units(job: Job, turn: int, window: Window, rested: Rested) -> tuple[NDArray
         if before.weight is None:
             pack_planes(left // OPEN_BIT, 0, state)
         return pack_labels(left % OPEN_BIT), state
-    parents = per_axis(p[a:h] for p, a, h in zip(window.grid.parents(grid), window.box.lo, window.box.hi, strict=True))
-    box = parent_box(parents)
+    parents = parents_in(window.grid, grid, window.box)
+    box = box_of_parents(parents)
     coarse = pack_labels(job.read_units(codes_name(turn - 1), box, fill=NOTHING, rested=rested) % OPEN_BIT)
     return refine_labels(coarse, *per_axis(p - p[0] for p in parents)), state
 
