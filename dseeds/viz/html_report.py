@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import zarr
@@ -18,7 +18,7 @@ from dseeds._version import __version__
 from dseeds.convert.describe import describe
 from dseeds.core.formatting import format_bytes, format_duration, format_shape
 from dseeds.engine.planning import Plan
-from dseeds.engine.report import Report, StageReport
+from dseeds.engine.report import Report
 from dseeds.io import Image, ZarrSource, open_image
 from dseeds.io.labels import label_attributes
 from dseeds.quality.evaluation import evaluate
@@ -29,8 +29,8 @@ from dseeds.viz.preview import draw_sheet, open_recorded_image, open_supervoxels
 
 Document = TypeVar("Document", Plan, Report)
 
-# The most bins of sizes, workers and structures that are shown, and the pixels of a panel.
-BINS, WORKERS, STRUCTURES, PANEL = 32, 32, 100, 400
+# Bins of the histogram of sizes, and pixels of a panel.
+BINS, PANEL = 32, 400
 # Titles of the figures of `evaluate` that the page shows.
 QUALITY = {
     "achievable_dice": "achievable Dice, mean over structures",
@@ -51,8 +51,7 @@ SIZES = {
 PARAMETERS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)", "dtype": "data type"}
 
 
-@dataclass(frozen=True)
-class ReportPicture:
+class ReportPicture(NamedTuple):
     """A picture, embedded as a data URI."""
 
     title: str
@@ -62,67 +61,30 @@ class ReportPicture:
 
 
 @dataclass(frozen=True)
-class StageRow:
-    """A stage, the number of its planned tasks, and its time in per cent of the longest stage."""
-
-    report: StageReport
-    planned: int | None
-    share: float
-
-
-@dataclass(frozen=True)
-class WorkerBar:
-    """The peak memory of a worker, in bytes and in per cent of the limit."""
-
-    name: str
-    bytes: int
-    share: float
-
-
-@dataclass(frozen=True)
-class WorkerMemory:
-    """The peak memory of the workers, and what the plan says of it: bytes needed and allowed, and where to mark them.
-
-    `hidden` counts the workers without a bar.
-    """
-
-    bars: list[WorkerBar]
-    hidden: int
-    needed: int | None = None
-    limit: int | None = None
-    mark: float | None = None
-
-
-@dataclass(frozen=True)
-class SizeBin:
-    """A range of sizes, the number of its supervoxels, and that number in per cent of the highest."""
-
-    low: int
-    high: int
-    count: int
-    share: float
-
-
-@dataclass(frozen=True)
 class ReportContent:
-    """All that the page shows; the template reads these fields."""
+    """All that the page shows; the template reads these fields.
+
+    `planned_tasks` are by stage. `peaks` are the workers' peak memories, the largest first. `histogram` has the first
+    size, the last size and the number of supervoxels of each bin.
+    """
 
     generator: str
     name: str
     target: str
     supervoxels: int | None
+    plan: Plan | None
+    report: Report | None
     tiles: list[tuple[str, str]]
     notes: list[str]
     pictures: list[list[ReportPicture]]
     parameters: list[tuple[str, str]]
     comparison: list[tuple[str, str, str]]
-    stages: list[StageRow]
-    workers: WorkerMemory | None
+    planned_tasks: dict[str, int]
+    peaks: list[tuple[str, int]]
     sizes: list[tuple[str, str]]
-    histogram: list[SizeBin]
+    histogram: list[tuple[int, int, int]]
     quality: list[tuple[str, str]]
     structures: list[tuple[str, float]]
-    hidden_structures: int
 
 
 def html_report(
@@ -209,6 +171,7 @@ def _template(name: str) -> jinja2.Template:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["bytes"] = format_bytes
+    environment.filters["per_cent"] = lambda part, whole: 100 * part / whole if whole else 0.0
     return environment.get_template(name)
 
 
@@ -243,25 +206,25 @@ def _gather(
         # Only the comparison with a truth needs the whole image.
         whole = None if truth is None or image is None else _path_of(image)
         figures = evaluate(os.fspath(target), truth, image=whole, size_bins=BINS, threads=threads)
-    structures = list(figures.get("achievable_dice_per_structure", {}).items())
     supervoxels = report.supervoxels if report else figures.get("supervoxels") or description.get("supervoxels")
     return ReportContent(
         generator=f"{MARK} {__version__}",
         name=labels.name,
         target=os.fspath(target),
         supervoxels=supervoxels,
+        plan=plan,
+        report=report,
         tiles=[] if report is None else _tiles(report),
         notes=notes,
         pictures=_embed(draw_sheet(labels, image, size=PANEL, window=window)),
         parameters=_parameters(description, record),
         comparison=[] if report is None else _compare(target, plan, report),
-        stages=[] if report is None else _stage_rows(plan, report),
-        workers=None if report is None else _worker_memory(plan, report),
+        planned_tasks={} if plan is None else {stage.name: stage.tasks for stage in plan.stages},
+        peaks=[] if report is None else sorted(report.peak_memory.items(), key=lambda item: (-item[1], item[0])),
         sizes=_titled(figures, SIZES),
         histogram=_size_bins(figures.get("size_histogram")),
         quality=_titled(figures, QUALITY),
-        structures=structures[:STRUCTURES],
-        hidden_structures=len(structures) - STRUCTURES,
+        structures=list(figures.get("achievable_dice_per_structure", {}).items()),
     )
 
 
@@ -388,42 +351,19 @@ def _stored_bytes(target: Any) -> int:
     return sum(int(array.nbytes_stored()) for array in members if isinstance(array, zarr.Array))
 
 
-def _stage_rows(plan: Plan | None, report: Report) -> list[StageRow]:
-    planned = {} if plan is None else {stage.name: stage.tasks for stage in plan.stages}
-    longest = max((stage.seconds for stage in report.stages), default=0.0)
-    return [StageRow(stage, planned.get(stage.name), _per_cent(stage.seconds, longest)) for stage in report.stages]
-
-
-def _worker_memory(plan: Plan | None, report: Report) -> WorkerMemory:
-    limit = max([*report.peak_memory.values(), plan.worker_limit if plan else 0], default=0)
-    peaks = sorted(report.peak_memory.items(), key=lambda item: (-item[1], item[0]))
-    bars = [WorkerBar(name, size, _per_cent(size, limit)) for name, size in peaks[:WORKERS]]
-    hidden = len(peaks) - WORKERS
-    if plan is None:
-        return WorkerMemory(bars, hidden)
-    return WorkerMemory(bars, hidden, plan.worker_memory, plan.worker_limit, _per_cent(plan.worker_memory, limit))
-
-
-def _size_bins(histogram: Mapping[str, Sequence[int]] | None) -> list[SizeBin]:
-    """Return the bins of a `size_histogram`; both ends of a bin are inclusive."""
+def _size_bins(histogram: Mapping[str, Sequence[int]] | None) -> list[tuple[int, int, int]]:
+    """Return the bins of a `size_histogram`: the first size, the last size and the number of supervoxels."""
     if histogram is None:
         return []
-    edges, counts = histogram["edges"], histogram["counts"]
     # The last edge is the largest size, the others are the first of their bins.
-    highs = [*(edge - 1 for edge in edges[1:-1]), edges[-1]]
-    return [
-        SizeBin(low, high, count, _per_cent(count, max(counts)))
-        for low, high, count in zip(edges[:-1], highs, counts, strict=True)
-    ]
+    edges = histogram["edges"]
+    lasts = [*(edge - 1 for edge in edges[1:-1]), edges[-1]]
+    return list(zip(edges[:-1], lasts, histogram["counts"], strict=True))
 
 
 def _titled(figures: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, str]]:
     values = [(title, figures[key]) for key, title in titles.items() if figures.get(key) is not None]
     return [(title, f"{value:,.0f}" if value == int(value) else f"{value:,.4g}") for title, value in values]
-
-
-def _per_cent(part: float, whole: float) -> float:
-    return round(100 * part / whole, 1) if whole else 0.0
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:
