@@ -13,6 +13,7 @@ from dseeds.engine.driver import run_segmentation
 from dseeds.engine.report import Report
 from dseeds.engine.run import RunOptions
 from dseeds.io.label_listing import resolve_target
+from dseeds.parallel.cluster import Resources
 from dseeds.seeds.cell_size import Step
 from dseeds.storage.owned_file import check_own_file
 
@@ -182,9 +183,7 @@ def segment(
         source,
         target,
         options,
-        memory=memory,
-        workers=workers,
-        client=client,
+        Resources(memory, workers, client),
         overwrite=overwrite,
         resume=resume,
         keep_scratch=keep_scratch,
@@ -197,9 +196,9 @@ def segment(
         run = outcome.run
         try:
             html_report(
-                run.target, html, plan=outcome.plan, report=outcome.report, image=run.image, overwrite=overwrite
+                run.target.address, html, plan=outcome.plan, report=outcome.report, image=run.image, overwrite=overwrite
             )
         except Exception as error:
-            error.add_note(f"the labels in {run.target} are whole and published: it is the page alone that is missing")
+            error.add_note(f"the labels in {run.target.address} are complete and published: only the page is missing")
             raise
     return outcome.report

@@ -1,8 +1,8 @@
-"""A run without a scheduler: arrays of batch jobs that share nothing but the run's folder.
+"""Runs without a scheduler: arrays of batch jobs that share nothing but the folder of their run.
 
-`begin_batch` checks and records a run, `run_step` does a share of a phase, `finalize_run` publishes. Every job reads the
-state of the run from the journal, so jobs may come in any order, run twice or die; a Dask cluster can resume what jobs
-began, and the other way round.
+`begin_batch` checks and stores a run, `run_step` does one job's share of a phase, and `finalize_run` publishes. Every
+job reads the state of the run from the journal, so jobs may run in any order, run twice, or die, and a Dask cluster can
+resume what jobs have started, and vice versa.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dseeds.core.progress import Progress
-from dseeds.engine import repair, run_directory
-from dseeds.engine.dask_runner import RETRIES, RegionFailed, failure_reason
-from dseeds.engine.driver import create_scratch, debug_command
+from dseeds.engine import run_directory
+from dseeds.engine.driver import create_scratch
 from dseeds.engine.io_model import check_disk
 from dseeds.engine.phases import GRAPH, LABEL, PARTS, Phase
 from dseeds.engine.publishing import begin_labels, build_pyramids, finish_labels, measure_labels
+from dseeds.engine.repair import RegionFailed, Repairer, RetryPolicy
 from dseeds.engine.report import TaskResult
 from dseeds.engine.run import SUFFIX, Run, RunOptions
 from dseeds.engine.run_state import Marks, RunState
@@ -36,12 +35,12 @@ from dseeds.storage.lease import RunInUse, hold_lease
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
-# How long other jobs may seem to do nothing until others do their share.
+# Seconds without progress after which a waiting job takes over the regions of others.
 PATIENCE_SECONDS = 300.0
-# How often to look whether other jobs are done: after a tenth of the time that they have taken so far, within bounds.
-LOOK_SECONDS = 0.1, 10.0
-# Where batch systems say which job of an array this is, how many there are, what they are numbered from and to, and how
-# far apart numbers are. A number is what would be said if it were.
+# A waiting job polls after a tenth of the time that it has waited, within these bounds.
+POLL_SECONDS = 0.1, 10.0
+# The environment variables of batch systems: the index of this job, the number of jobs, the first and the last index,
+# and the step between indices. A number stands for the value of a variable that does not exist.
 ARRAYS = (
     (
         "SLURM_ARRAY_TASK_ID",
@@ -70,14 +69,14 @@ class NotYet(RuntimeError):
 
 @dataclass(frozen=True)
 class Share:
-    """Which regions a job of an array does: every `count`-th, from the `index`-th on.
+    """The share of one job of an array: every `count`-th region, from the `index`-th on.
 
     Attributes
     ----------
     index : int
         From 0.
     count : int
-        Jobs in the array.
+        The number of jobs in the array.
 
     Examples
     --------
@@ -91,25 +90,25 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise ValueError(
-                f"index {self.index} is none of an array of {self.count} jobs, which are counted from 0: see --index "
+                f"index {self.index} is not in an array of {self.count} jobs, which are counted from 0: see --index "
                 f"and --count."
             )
 
     def of(self, regions: list[int]) -> list[int]:
-        """Pick the share out of a phase's regions."""
+        """Return the share of a phase's regions."""
         return regions[self.index :: self.count]
 
 
 def share_of(environment: Mapping[str, str], index: int | None = None, count: int | None = None) -> Share:
-    """Find out which job of an array this is; what is given counts more than what the environment says.
+    """Return the share of this job, from `index` and `count` or else from the environment.
 
-    Arrays may be numbered from anywhere, for numbers are taken modulo how many there are. With `count`, a job has the
-    same share in whatever part of the array it is sent once more.
+    Array indices may start anywhere, as they are taken modulo the number of jobs. With `count`, a job has the same
+    share in whatever part of the array it is submitted again.
 
     Raises
     ------
     ValueError
-        If neither says, or numbers are left out in between.
+        If the environment does not provide what is not given, or indices are left out in between.
 
     Examples
     --------
@@ -118,113 +117,108 @@ def share_of(environment: Mapping[str, str], index: int | None = None, count: in
     (Share(index=7, count=16), Share(index=2, count=5))
     """
     if index is None:
-        array = _array(environment)
-        index, apart = array[0], 1
+        array = _read_array(environment)
+        index, step = array.index, 1
         if count is None:
-            count, apart = _counted(*array)
-        index = index // apart % max(1, count)
+            count, step = array.job_count(), max(1, array.step)
+        index = index // step % max(1, count)
     elif count is None:
-        raise ValueError(f"of how many jobs {index} is one is not said: say it with --count.")
+        raise ValueError(f"the number of jobs in the array of job {index} is not known: give it with --count.")
     return Share(index, count)
 
 
-def _array(environment: Mapping[str, str]) -> tuple[int, ...]:
-    """Read what the batch system says, in the order of `ARRAYS`, with -1 for what it does not."""
+@dataclass(frozen=True)
+class _JobArray:
+    """The variables of a batch system, in the order of `ARRAYS`; -1 for those that are not set."""
+
+    index: int
+    count: int
+    first: int
+    last: int
+    step: int
+
+    def job_count(self) -> int:
+        """Return the number of jobs; ValueError if the variables do not tell, or contradict each other."""
+        count = self.count
+        if min(self.first, self.last) >= 0:
+            count = (self.last - self.first) // max(1, self.step) + 1
+        if count < 0 or self.count not in (-1, count):
+            raise ValueError("the number of jobs in the whole array is not known: give it with --count.")
+        return count
+
+
+def _read_array(environment: Mapping[str, str]) -> _JobArray:
     for names in ARRAYS:
         texts = [name if name.isdecimal() else environment.get(name, "") for name in names]
-        index, count, first, last, apart = (int(text) if text.isdecimal() else -1 for text in texts)
-        if index >= 0 and not (names[2].isdecimal() and index < first):
-            return index, count, first, last, apart
-    known = ", ".join(names[0] for names in ARRAYS)
-    raise ValueError(f"which job of the array this is says neither --index nor any of {known}.")
-
-
-def _counted(_index: int, count: int, first: int, last: int, apart: int) -> tuple[int, int]:
-    """Tell how many jobs an array has, and how far apart their numbers are."""
-    apart = max(1, apart)
-    between = (last - first) // apart + 1 if min(first, last) >= 0 else count
-    if between < 0 or count not in (-1, between):
-        raise ValueError("how many jobs the whole array has is not said here: say it with --count.")
-    return between, apart
+        array = _JobArray(*(int(text) if text.isdecimal() else -1 for text in texts))
+        if array.index >= 0 and not (names[2].isdecimal() and array.index < array.first):
+            return array
+    variables = ", ".join(names[0] for names in ARRAYS)
+    raise ValueError(f"the index of this job is given neither by --index nor any of {variables}.")
 
 
 def begin_batch(
     source: str | Path | list[str],
     target: str | Path,
-    asked: RunOptions,
+    options: RunOptions,
     memory: int,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> Run:
-    """Check a run, write it down, and copy the source if it is one that cannot be read in parts.
+    """Check and store a run, and import its source if jobs cannot read it in parts.
 
     Parameters
     ----------
     source, target : path or URL, or a list of sources
         As for `dseeds.segment`.
-    asked : Asked
-        What to do.
+    options : RunOptions
+        The options of the run.
     memory : int
-        Bytes that a job may use.
+        The memory of a job in bytes.
     overwrite : bool
-        Whether to replace an older output of this program, which goes at once, and an unfinished run.
-    progress : Progress, optional
-        Is told about the copying.
+        Whether to replace an older output of this program, which is removed at once, and an unfinished run.
 
     Returns
     -------
     Run
-        Its `folder` is what `run_step` and `finalize_run` want to be told.
+        The run. `open_batch_run` opens it again from its `folder`.
 
     Raises
     ------
     Exception
         As `dseeds.segment`.
     """
-    run, _ = prepare_run(source, target, asked, partial(Capacity, 1, 1, memory, 1), overwrite=overwrite)
-    if run.document["given"] is None or (run.mask is not None and run.document["given_mask"] is None):
+    run, _ = prepare_run(source, target, options, partial(Capacity, 1, 1, memory, 1), overwrite=overwrite)
+    if run.spec.sources is None or (run.mask is not None and run.spec.mask_address is None):
         raise ValueError("jobs open the source and the mask themselves: give each as a path or URL.")
     check_disk(run)
     run_directory.begin_run(run, resume=False)
     try:
-        course = run.course()
-        create_scratch(run, course)
-        _begin_target(run, course)
+        state = run.state()
+        create_scratch(run, state)
+        _begin_target(run, state)
         if import_count(run):
-            import_source(run, course.job, lambda: None)
+            import_source(run, state.job, lambda: None)
     except BaseException:
         run_directory.abandon_run(run)
         raise
     return run
 
 
-def _begin_target(run: Run, course: RunState) -> None:
-    """Make room for the labels in the target: one job does, and others wait for it."""
-    if run.nifti:
-        return
-    place = open_location(run.target)
-    while written_by(place) != run.identity:
-        with suppress(RunInUse), hold_lease(run.folder):
-            begin_labels(run, course.job)
-    for labels in course.job.labels:
-        labels.create(run.labels_layout)
-
-
 def open_batch_run(plan: str | Path, *, with_source: bool = True) -> Run:
-    """Read a run from its folder, or from its target's name.
+    """Open an unfinished run.
 
     Parameters
     ----------
     plan : path or URL
-        The folder or the target.
+        The folder of the run, or its target.
     with_source : bool
-        Whether to open the source, which `run_status` does without.
+        Whether to open the source, which `run_status` does not need.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no such run.
     ValueError
         If it is damaged, or its source cannot be opened.
     """
@@ -243,249 +237,260 @@ def run_step(
     run : Run
         The run, from `open_batch_run`.
     share : Share
-        Which regions.
+        The job's share of the regions.
     phase : str, optional
-        Which phase. Default: the one that the run has come to.
+        The phase. Default: the current one.
     wait : bool
-        Whether to wait for the other jobs and go on with the next phase, up to the last one.
+        Whether to wait for the other jobs and continue with the next phase, up to the last one.
     patience : float
-        After how many seconds in which nothing gets done to take over what other jobs have left.
+        Seconds without progress after which to take over the regions of other jobs.
 
     Returns
     -------
     dict
-        ``"phase"``, the last one, or None where the run has been published meanwhile, and how many regions were
-        ``"done"``.
+        ``"phase"``, the last one, or None if the run has been published in the meantime, and ``"done"``, the number of
+        regions.
 
     Raises
     ------
     NotYet
-        If the phase before has not been done by all jobs.
+        If an earlier phase is not finished.
     RegionFailed
-        If a region's task fails again and again.
+        If a region's task fails too often.
     ValueError
-        If there is no such phase, or one is named to wait in.
+        If there is no such phase, or `phase` and `wait` are both given.
     """
     if wait and phase is not None:
-        raise ValueError("to wait is to do all phases: give --wait or --phase, not both.")
+        raise ValueError("waiting goes through all phases: give --wait or --phase, not both.")
     done = 0
-    # Jobs that have been waited for in vain, which is enough once.
+    # Jobs that were waited for in vain, which is enough once.
     absent: set[int] = set()
     while run_directory.is_current(run):
-        course, _ = _advanced(run)
-        here = _phase(course, phase)
-        if here is None:
+        state, _ = _advance(run)
+        job_phase = _choose_phase(state, phase)
+        if job_phase is None:
             return {"phase": phase, "done": done}
-        done += _do(run, course, here, share.of(course.regions(here)))
+        done += _run_regions(run, state, job_phase, share.of(state.regions(job_phase)))
         if not wait:
-            return {"phase": str(here), "done": done}
-        done += _wait(run, course, here, share, patience, absent)
-        if here == LABEL:
-            return {"phase": str(here), "done": done}
+            return {"phase": str(job_phase), "done": done}
+        done += _wait_for_others(run, state, job_phase, share, patience, absent)
+        if job_phase == LABEL:
+            return {"phase": str(job_phase), "done": done}
     return {"phase": None, "done": done}
 
 
-def _followed(run: Run) -> tuple[RunState, Phase, Marks]:
-    """Follow a run to the phase that it has come to, and say what is done of that."""
+def _load_progress(run: Run) -> tuple[RunState, Phase, Marks]:
+    """Return the state of a run, its current phase, and the marks of that phase."""
     while True:
-        course = run.course()
-        phase = course.current or LABEL
-        marks = course.job.journal.marks(phase)
-        # Else it has been closed meanwhile, and its marks are going.
-        if course.job.journal.record(phase) is None:
-            return course, phase, marks
+        state = run.state()
+        phase = state.current or LABEL
+        marks = state.job.journal.marks(phase)
+        # Otherwise another job has just closed the phase, and is removing its marks.
+        if state.job.journal.record(phase) is None:
+            return state, phase, marks
 
 
-def _advanced(run: Run) -> tuple[RunState, Marks]:
-    """Follow a run, and close the phase that it has come to if all its regions are done."""
+def _advance(run: Run) -> tuple[RunState, Marks]:
+    """Close the current phase of a run if all its regions are done, and return the state and the marks."""
     while True:
-        course, phase, marks = _followed(run)
-        if phase == LABEL or len(marks) < len(course.regions(phase)):
-            return course, marks
+        state, phase, marks = _load_progress(run)
+        if phase == LABEL or len(marks) < len(state.regions(phase)):
+            return state, marks
         try:
-            _close(run, course, phase, marks)
+            _close(run, state, phase, marks)
         except ScratchCorrupted as damage:
-            if course.job.journal.record(phase) is None:
-                _mend(run, course, damage)
+            if state.job.journal.record(phase) is None:
+                _repairer(run, state).repair(damage)
 
 
-def _close(run: Run, course: RunState, phase: Phase, marks: Marks) -> None:
-    """Close a phase; where that takes much reading and memory, one job does, and others wait for it."""
+def _close(run: Run, state: RunState, phase: Phase, marks: Marks) -> None:
+    """Close a phase. Where that takes much reading and memory, a single job does it and others wait."""
     if phase not in (PARTS, GRAPH):
-        course.close(phase, marks)
+        state.close(phase, marks)
         return
     try:
         with hold_lease(run.folder):
-            if course.job.journal.record(phase) is None:
-                course.close(phase, marks)
+            if state.job.journal.record(phase) is None:
+                state.close(phase, marks)
     except RunInUse:
-        time.sleep(LOOK_SECONDS[0])
+        time.sleep(POLL_SECONDS[0])
 
 
-def _phase(course: RunState, name: str | None) -> Phase | None:
-    """Find the phase that a job is to do; None if it is done already, or there is nothing to do in it."""
-    current = course.current or LABEL
+def _choose_phase(state: RunState, name: str | None) -> Phase | None:
+    """Return the phase that a job works on; None if it is done already, or not needed."""
+    current = state.current or LABEL
     if name is None:
         return current
-    by_name = {str(phase): phase for phase in course.planned}
+    by_name = {str(phase): phase for phase in state.planned}
     if name not in by_name:
         raise ValueError(f"there is no phase {name}: the phases are {', '.join(by_name)}.")
     phase = by_name[name]
-    if phase in course.done or phase not in course.possible:
+    if phase in state.done or phase not in state.possible:
         return None
     if phase != current:
-        left = len(course.regions(current)) - len(course.job.journal.marks(current))
-        raise NotYet(f"{name} begins when all phases before it are done: {left} regions are left of {current}.")
+        count = len(state.regions(current)) - len(state.job.journal.marks(current))
+        raise NotYet(f"{name} begins when all phases before it are done: {count} regions of {current} remain.")
     return phase
 
 
-def _begin(run: Run, course: RunState, phase: Phase) -> None:
-    """Make sure that what a phase needs is there, whoever began the run and was killed meanwhile."""
-    if not is_imported(run, course.job):
-        raise NotYet("the source has not been copied to its end: if dseeds init is over, begin anew with --overwrite.")
-    if not course.done:
-        create_scratch(run, course)
+def _prepare_phase(run: Run, state: RunState, phase: Phase) -> None:
+    """Make sure that what a phase needs exists, even if the process that started the run was killed."""
+    if not is_imported(run, state.job):
+        raise NotYet(
+            "the source has not been copied completely: if dseeds init has ended, start again with --overwrite."
+        )
+    if not state.done:
+        create_scratch(run, state)
     if phase == LABEL:
-        _begin_target(run, course)
+        _begin_target(run, state)
 
 
-def _do(run: Run, course: RunState, phase: Phase, numbers: list[int]) -> int:
-    """Do those of some regions that are not done, and count them."""
-    marks = course.job.journal.marks(phase)
-    left = [number for number in numbers if number not in marks]
-    if left and course.job.journal.record(phase) is None and run_directory.is_current(run):
-        _begin(run, course, phase)
-        for number in left:
-            _persist(run, course, phase, number)
+def _begin_target(run: Run, state: RunState) -> None:
+    """Create the arrays of the labels in the target. A single job does it, and others wait."""
+    if run.target.is_nifti:
+        return
+    while written_by(run.target.location) != run.identity:
+        with suppress(RunInUse), hold_lease(run.folder):
+            begin_labels(run, state.job)
+    for labels in state.job.labels:
+        labels.create(run.labels_layout)
+
+
+def _run_regions(run: Run, state: RunState, phase: Phase, numbers: list[int]) -> int:
+    """Run the tasks of those regions that are not done, and return their number."""
+    marks = state.job.journal.marks(phase)
+    remaining = [number for number in numbers if number not in marks]
+    if remaining and state.job.journal.record(phase) is None and run_directory.is_current(run):
+        _prepare_phase(run, state, phase)
+        for number in remaining:
+            _run_region(run, state, phase, number)
         if not run_directory.is_current(run):
             run_directory.remove_leftovers(run)
-    return len(left)
+    return len(remaining)
 
 
-def _persist(run: Run, course: RunState, phase: Phase, number: int, marked: bool = False) -> None:
-    """Do a region's task, again where it fails."""
-    for attempt in range(RETRIES + 1):
+def _run_region(run: Run, state: RunState, phase: Phase, number: int, marked: bool = False) -> None:
+    """Run a region's task, with retries."""
+    policy = RetryPolicy(phase, _repairer(run, state).repair)
+    while True:
+        policy.attempts[number] += 1
         try:
-            perform_task(course.job, phase, number, course.known(phase, number), marked)
+            perform_task(state.job, phase, number, state.task_input(phase, number), marked)
             return
         except Exception as error:
-            if course.job.journal.record(phase) is not None or not run_directory.is_current(run):
-                # Another job has done it long ago, and what it read is gone.
+            if state.job.journal.record(phase) is not None or not run_directory.is_current(run):
+                # Another job did it long ago, and what the task reads has been removed.
                 return
-            if attempt == RETRIES:
-                failed = RegionFailed(str(phase), number, attempt + 1, failure_reason(error))
-                run_directory.write_failure(run, failed.to_dict())
-                failed.add_note(f"try that region alone with: {debug_command(run, failed)}")
-                raise failed from error
-            if isinstance(error, ScratchCorrupted):
-                _mend(run, course, error)
+            try:
+                policy.prepare_retry(number, error)
+            except RegionFailed as failed:
+                run_directory.record_failure(run, failed)
+                raise
 
 
-def _mend(run: Run, course: RunState, damage: ScratchCorrupted) -> None:
-    def again(phase: Phase, number: int) -> None:
-        perform_task(course.job, phase, number, course.known(phase, number))
-
-    repair.repair_damage(course, damage, again, partial(import_source, run, course.job, lambda: None, again=True))
+def _repairer(run: Run, state: RunState) -> Repairer:
+    return Repairer(run, state, perform_task)
 
 
-def _wait(run: Run, course: RunState, phase: Phase, share: Share, patience: float, absent: set[int]) -> int:
-    """Wait until all regions of a phase are done; do those of jobs that are absent, and count them."""
-    regions, journal = course.regions(phase), course.job.journal
+def _wait_for_others(run: Run, state: RunState, phase: Phase, share: Share, patience: float, absent: set[int]) -> int:
+    """Wait until all regions of a phase are done, take over those of absent jobs, and return their number."""
+    regions, journal = state.regions(phase), state.job.journal
     owners = {number: position % share.count for position, number in enumerate(regions)}
-    done, seen, since = 0, -1, time.monotonic()
+    done, count, since = 0, -1, time.monotonic()
     while journal.record(phase) is None and run_directory.is_current(run):
         marks = journal.marks(phase)
-        left = [number for number in regions if number not in marks]
-        if not left:
+        remaining = [number for number in regions if number not in marks]
+        if not remaining:
             break
-        if len(left) != seen:
-            seen, since = len(left), time.monotonic()
+        if len(remaining) != count:
+            count, since = len(remaining), time.monotonic()
         waited = time.monotonic() - since
         if waited > patience:
-            absent.update(owners[number] for number in left)
-        orphans = [number for number in left if owners[number] in absent]
-        # Each job that waits begins elsewhere.
+            absent.update(owners[number] for number in remaining)
+        orphans = [number for number in remaining if owners[number] in absent]
+        # Each waiting job begins with other regions.
         begin = len(orphans) * share.index // share.count
-        done += sum(_do(run, course, phase, [number]) for number in orphans[begin:] + orphans[:begin])
+        done += sum(_run_regions(run, state, phase, [number]) for number in orphans[begin:] + orphans[:begin])
         if not orphans:
-            shortest, longest = LOOK_SECONDS
+            shortest, longest = POLL_SECONDS
             time.sleep(min(max(shortest, waited / 10), longest))
     return done
 
 
 def run_status(run: Run) -> dict[str, Any]:
-    """Say how far a run is: plain values, ready for JSON. Nothing is written, and the source is not needed.
+    """Return how far a run is, as plain values. Nothing is written, and the source is not needed.
 
     Returns
     -------
     dict
-        ``target`` and ``source``, a list where there are several; ``phases``, a list of ``name``, ``done`` and
-        ``tasks``; ``current``, the phase at work; ``complete``, whether `finalize_run` can publish; ``failure``, of a
-        region that is still to be done, or None.
+        ``target`` and ``source``, a list if there are several; ``phases``, a list of ``name``, ``done`` and ``tasks``;
+        ``current``, the current phase; ``complete``, whether `finalize_run` can publish; ``failure``, of a region that
+        is still to be done, or None.
     """
-    course, current, marks = _followed(run)
-    # Regions at rest have nothing to do.
-    left = set(course.regions(current)) - marks.keys()
-    tasks = len(course.job.regions)
+    state, current, marks = _load_progress(run)
+    # Regions at rest have no task, but count as done.
+    remaining = set(state.regions(current)) - marks.keys()
+    tasks = len(state.job.regions)
     phases: list[dict[str, Any]] = []
-    for phase in course.possible:
-        done = tasks if phase in course.done else tasks - len(left) if phase == current else 0
+    for phase in state.possible:
+        done = tasks if phase in state.done else tasks - len(remaining) if phase == current else 0
         phases.append({"name": str(phase), "done": done, "tasks": tasks})
-    behind = [phase["name"] for phase in phases if phase["done"] < tasks]
-    failure, given = run_directory.read_failure(run), run.document["given"]
+    unfinished = [phase["name"] for phase in phases if phase["done"] < tasks]
+    failure, sources = run_directory.read_failure(run.folder), run.spec.sources
+    is_pending = failure and failure["phase"] == str(current) and failure["region"] in remaining
     return {
-        "target": run.target,
-        "source": given[0] if given is not None and len(given) == 1 else given,
+        "target": run.target.address,
+        "source": sources[0] if sources is not None and len(sources) == 1 else sources,
         "phases": phases,
-        "current": behind[0] if behind else None,
-        "complete": not behind,
-        "failure": failure if failure and failure["phase"] == str(current) and failure["region"] in left else None,
+        "current": unfinished[0] if unfinished else None,
+        "complete": not unfinished,
+        "failure": failure if is_pending else None,
     }
 
 
 def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
-    """Publish the labels when all phases are done, and remove what is known of the run.
+    """Publish the labels when all phases are done, and remove the folder of the run.
 
     Raises
     ------
     NotYet
-        If there is something left to do.
+        If regions remain.
     SourceChanged
-        If the source has changed since the run began.
+        If the source has changed since the run started.
     """
-    course, marks = _advanced(run)
+    state, marks = _advance(run)
     with hold_lease(run.folder):
         if not run_directory.is_published(run):
-            current = course.current or LABEL
-            left = len(course.regions(current)) - len(marks)
-            if current != LABEL or left:
-                raise NotYet(f"there is something left to do: {left} regions of {current}; see dseeds status.")
+            current = state.current or LABEL
+            count = len(state.regions(current)) - len(marks)
+            if current != LABEL or count:
+                raise NotYet(f"the run is not complete: {count} regions of {current} remain; see dseeds status.")
             for number in marks:
-                _persist(run, course, LABEL, number, marked=True)
-            build_pyramids(run, course.job, Executor(1))
-            measure_labels(run, course, Executor(1), TASK_BYTES)
-            repair.repairing(partial(finish_labels, run, course, lambda: None), partial(_mend, run, course))
+                _run_region(run, state, LABEL, number, marked=True)
+            build_pyramids(run, state.job, Executor(1))
+            measure_labels(run, state, Executor(1), TASK_BYTES)
+            _repairer(run, state).protect(partial(finish_labels, run, state, lambda: None))
     if not keep_scratch:
         run_directory.forget_run(run)
-    return course
+    return state
 
 
 def debug_region_task(run: Run, phase: str, region: int) -> TaskResult:
-    """Do a region's task of a phase in this process, letting its error through.
+    """Run a region's task of a phase in this process, without retries.
 
     Raises
     ------
     ValueError
-        If there is no such phase or region.
+        If there is no such phase or region, or the run is at another phase.
     """
-    course = run.course()
-    by_name = {str(known): known for known in course.phases}
-    if phase not in by_name or not 0 <= region < len(course.job.regions):
+    state = run.state()
+    by_name = {str(phase): phase for phase in state.phases}
+    if phase not in by_name or not 0 <= region < len(state.job.regions):
         raise ValueError(
-            f"there is no {phase} of region {region}: regions go from 0 to {len(course.job.regions) - 1}, the phases "
+            f"there is no {phase} of region {region}: regions go from 0 to {len(state.job.regions) - 1}, the phases "
             f"are {', '.join(by_name)}."
         )
-    chosen = by_name[phase]
-    if chosen != course.current:
-        raise ValueError(f"the run is at {course.current}; what {phase} reads is not there.")
-    return perform_task(course.job, chosen, region, course.known(chosen, region))
+    task_phase = by_name[phase]
+    if task_phase != state.current:
+        raise ValueError(f"the run is at {state.current}; what {phase} reads is not there.")
+    return perform_task(state.job, task_phase, region, state.task_input(task_phase, region))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from distributed import Client
 
 from dseeds.core.checks import read_extents
 from dseeds.core.formatting import format_mebibytes, format_shape
@@ -29,7 +28,7 @@ from dseeds.engine.scratch import (
     shells_name,
     statistics_name,
 )
-from dseeds.parallel.cluster import READ_AT_ONCE, Capacity, cluster_capacity, local_capacity, parse_memory
+from dseeds.parallel.cluster import READ_AT_ONCE, Capacity
 from dseeds.seeds.histograms import GREY_LEVELS
 from dseeds.seeds.order_statistics import COPY_BYTES, DIGIT_BITS
 from dseeds.seeds.schedule import schedule
@@ -354,17 +353,6 @@ def choose_region_shape(
     )
 
 
-def resolve_capacity(client: Client | None, workers: int | None, memory: int | str | None) -> Capacity:
-    """Return the workers that a run will have, without starting any; see `segment` for the parameters."""
-    limit = None if memory is None else parse_memory(memory)
-    if client is None:
-        return local_capacity(workers, limit)
-    if workers is not None:
-        raise ValueError("workers= starts a local cluster, so it cannot be combined with client=.")
-    capacity = cluster_capacity(client)
-    return replace(capacity, memory=min(limit or capacity.memory, capacity.memory))
-
-
 def shard_alignment(lattice: Lattice, shards: Triple | None) -> Triple:
     """Return the cells along (z, y, x) that regions must be multiples of to consist of whole shards.
 
@@ -380,7 +368,7 @@ def shard_alignment(lattice: Lattice, shards: Triple | None) -> Triple:
 
 def choose_label_layout(
     lattice: Lattice, cells: Triple, shards: Triple | None, chunks: Triple | None
-) -> dict[str, Triple]:
+) -> tuple[Triple, Triple]:
     """Choose the shards and chunks of the labels: by default a shard is a region, and a chunk about 64 voxels long.
 
     Raises
@@ -404,7 +392,7 @@ def choose_label_layout(
             f"shards of {format_shape(shard)} voxels (z, y, x) are not made up of whole chunks of "
             f"{format_shape(chunks)}: take chunks that divide them."
         )
-    return {"shard": shard, "chunk": chunks}
+    return shard, chunks
 
 
 def worker_bytes(task: int, threads: int) -> int:

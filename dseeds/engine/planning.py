@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from dseeds.core.geometry import Triple, triple
 from dseeds.core.html import format_table
 from dseeds.engine.calibration import Trial
 from dseeds.engine.io_model import IoModel, StagePlan
-from dseeds.engine.memory_model import resolve_capacity, task_bytes, worker_bytes
+from dseeds.engine.memory_model import task_bytes, worker_bytes
 from dseeds.engine.report import RunDocument
 from dseeds.engine.run import Run, RunOptions, chunk_shapes
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.io.label_listing import resolve_target
-from dseeds.parallel.cluster import Capacity
+from dseeds.parallel.cluster import Capacity, Resources
 from dseeds.seeds.cell_size import Step
 from dseeds.storage.zarr_arrays import region_units
 
@@ -174,10 +173,30 @@ def plan(
     (64, 13)
     """
     target = resolve_target(source, target, into_image)
-    asked = RunOptions.of(locals())
-    run, has = prepare_run(
-        source, target, asked, partial(resolve_capacity, client, workers, memory), overwrite=overwrite
+    options = RunOptions(
+        step=step,
+        n_segments=n_segments,
+        spacing=spacing,
+        window=window,
+        percentiles=percentiles,
+        bins=bins,
+        compactness=compactness,
+        volume=volume,
+        channel_axis=channel_axis,
+        weights=weights,
+        mask=mask,
+        min_size=min_size,
+        levels=levels,
+        level=level,
+        pyramid=pyramid,
+        features=features,
+        region=region,
+        chunks=chunks,
+        shards=shards,
+        scratch=scratch,
     )
+    resources = Resources(memory, workers, client)
+    run, has = prepare_run(source, target, options, resources.capacity, overwrite=overwrite)
     return build_plan(run, has, Trial(run).seconds(has) if calibrate else None)
 
 
@@ -186,9 +205,9 @@ def build_plan(run: Run, has: Capacity, seconds: float | None) -> Plan:
     needs = IoModel(run)
     lattice, regions = needs.job.lattice, needs.job.regions
     chunks = chunk_shapes(run.image, triple(run.labels_layout.chunk))
-    task = task_bytes(lattice, regions.cells, task_shape(run.image, run.document), chunks)
+    task = task_bytes(lattice, regions.cells, task_shape(run.image, run.spec.parameters), chunks)
     return Plan(
-        target=run.target,
+        target=run.target.address,
         shape=needs.job.shape,
         step=needs.job.step,
         cells=lattice.cells,

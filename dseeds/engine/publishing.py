@@ -1,4 +1,4 @@
-"""The two ends of a run, which its own process does: copying in what workers cannot read, and publishing."""
+"""The end of a run, in its own process: the labels' pyramids, features and parents, and publishing."""
 
 from __future__ import annotations
 
@@ -37,89 +37,36 @@ from dseeds.storage.parquet_dataset import Dataset
 from dseeds.storage.slabs import slab_thickness
 from dseeds.storage.zarr_arrays import count_bytes
 
-# Ids in a chunk of the tables that tell what supervoxels are parts of.
-PARENTS = 1 << 18
+# Ids in a chunk of the tables of parents.
+PARENTS_CHUNK = 1 << 18
 
 
 class SourceChanged(ValueError):
-    """The source is not what it was when the run began."""
-
-
-def finish_labels(
-    run: Run, course: RunState, advance: Callable[[], object], record: Mapping[str, Any] | None = None
-) -> None:
-    """Publish the labels, which are all written, unless they have been published.
-
-    Parameters
-    ----------
-    run, course : Run, Course
-        The run.
-    advance : callable
-        Is told of each slab that is exported.
-    record : dict, optional
-        What else Zarr labels are to say of how they came about.
-
-    Raises
-    ------
-    SourceChanged
-        If the source has changed since the run began.
-    FileNotFoundError
-        If the target has been taken away.
-    """
-    if run_directory.is_published(run):
-        _list(run)
-        return
-    unchanged = run.image.reopened().identity == run.document["source"]
-    if not unchanged or (run.mask is not None and run.mask.reopened().identity != run.document["mask"]):
-        raise SourceChanged(
-            "the source or the mask has changed since the run began, so that its labels are of no image that there is: "
-            "begin anew with overwrite=True (--overwrite)."
-        )
-    if run.nifti:
-        _export(run, course, advance)
-        return
-    target = open_location(run.target)
-    if written_by(target) != run.identity:
-        raise FileNotFoundError(
-            f"{run.target} has been taken away, or replaced, since its labels were written: go on with it with "
-            f"dseeds segment --resume to write them again."
-        )
-    for level in range(1, len(course.job.labels)):
-        _write_parents(course, target, level)
-    run.folder.create(PUBLISHING, b"")
-    attributes = run.attributes(course)
-    attributes[ATTRIBUTE].update(record or {})
-    publish_labels(target, attributes, [run.ome(level) for level in range(1, len(course.job.labels))])
-    _list(run)
-
-
-def _list(run: Run) -> None:
-    """Have the image know of labels inside it, once they are whole."""
-    if run.into_image:
-        list_labels(run.target)
+    """The source is no longer what it was when the run started."""
 
 
 def begin_labels(run: Run, job: Job) -> None:
-    """Make room for the labels in the target."""
-    if written_by(open_location(run.target)) != run.identity:
-        if run.into_image:
-            # Those of others, which may have come to be there since the run began, stay listed.
-            check_target(open_location(run.target), run.overwrite)
-            unlist_labels(run.target)
-        begin_target(open_location(run.target), run.identity, run.overwrite)
+    """Create the arrays of the labels in the target, after removing an older output."""
+    target, spec = run.target, run.spec
+    if written_by(target.location) != run.identity:
+        if spec.into_image:
+            # Labels of others that have appeared since the run started stay listed.
+            check_target(target.location, spec.overwrite)
+            unlist_labels(target.address)
+        begin_target(target.location, run.identity, spec.overwrite)
     for labels in job.labels:
         labels.create(run.labels_layout)
 
 
-def build_pyramids(run: Run, job: Job, crew: Executor, advance: Callable[[], object] = lambda: None) -> None:
-    """Build the pyramids of the labels, which are all written; what is there of them is built anew."""
-    for level in range(len(job.labels) if run.pyramid else 0):
+def build_pyramids(run: Run, job: Job, executor: Executor, advance: Callable[[], object] = lambda: None) -> None:
+    """Build the pyramids of the labels once these are all written, replacing what exists of them."""
+    for level in range(len(job.labels) if run.spec.pyramid else 0):
         build_pyramid(
-            run.target,
-            run.document["pyramid"]["method"],
-            run.pyramid,
+            run.target.address,
+            run.spec.pyramid_method,
+            run.spec.pyramid,
             within=level_name(level).rpartition("/")[0],
-            crew=crew,
+            crew=executor,
             run=run.identity,
             advance=advance,
         )
@@ -127,44 +74,96 @@ def build_pyramids(run: Run, job: Job, crew: Executor, advance: Callable[[], obj
 
 def pyramid_count(run: Run) -> int:
     """Count the tasks that build the pyramids of the labels."""
-    layout = run.labels_layout
-    levels = int(run.document["levels"]) + 1
-    return levels * pyramid_task_count(layout.shape, layout.chunk, layout.shard, run.pyramid)
+    layout, spec = run.labels_layout, run.spec
+    count = pyramid_task_count(layout.shape, layout.chunk, layout.shard, spec.pyramid)
+    return (spec.parameters.levels + 1) * count
 
 
-def measure_labels(run: Run, course: RunState, crew: Executor, task_bytes: int) -> None:
-    """Write the table and the graph of the supervoxels, whose labels are all written, if they are wanted."""
+def measure_labels(run: Run, state: RunState, executor: Executor, task_bytes: int) -> None:
+    """Write the table and the graph of the supervoxels once the labels are all written, if the user wants them."""
     if run.features is None:
         return
-    job = course.job
+    job = state.job
     labels = open_labels(job.labels[0].location.at(job.labels[0].name).address)
     image = run.image
     if not image.readable_by_workers:
-        copies = (open_location(job.scratch).at(source_name(channel)).address for channel in range(image.channels))
-        image = Image(tuple(open_labels(copy) for copy in copies))
-    spacing = run.document["asked"].get("spacing") or run.image.spacing
-    survey = FeatureJob(
+        copies = (job.store.place.at(source_name(channel)).address for channel in range(image.channels))
+        image = Image(tuple(map(open_labels, copies)))
+    feature_job = FeatureJob(
         labels,
         image,
         Tiling(job.shape, choose_tiling(job.shape, labels.chunks, voxel_bytes(image), task_bytes)),
-        space_of(image, run.image.affine, spacing, job.windows),
+        space_of(image, run.image.affine, run.spec.options.spacing or run.image.spacing, job.windows),
         Dataset(open_location(run.features)).begin(),
     )
-    measure_features(survey, crew, {"labels": Path(run.target).name, "image": run.image.name})
+    measure_features(feature_job, executor, {"labels": Path(run.target.address).name, "image": run.image.name})
 
 
-def _write_parents(course: RunState, target: Location, level: int) -> None:
-    """Write which supervoxel of a coarser level each one of the level before it is part of."""
-    parents = read_table(course.job, level, course.counts[level - 1])
-    parents = parents.astype(course.job.lattice.label_dtype)
-    zarr.create_array(
-        target.zarr(parents_name(level)), data=parents, chunks=(min(len(parents), PARENTS),), overwrite=True
-    )
+def finish_labels(
+    run: Run, state: RunState, advance: Callable[[], object], record: Mapping[str, Any] | None = None
+) -> None:
+    """Publish the labels once they are all written, unless they have been published.
+
+    Parameters
+    ----------
+    run, state : Run, RunState
+        The run.
+    advance : callable
+        Called after each slab that is exported.
+    record : dict, optional
+        Further attributes of Zarr labels about their provenance.
+
+    Raises
+    ------
+    SourceChanged
+        If the source has changed since the run started.
+    FileNotFoundError
+        If the target has been removed.
+    """
+    if not run_directory.is_published(run):
+        _check_inputs(run)
+        if run.target.is_nifti:
+            _export_nifti(run, state, advance)
+        else:
+            _publish_zarr(run, state, record or {})
+    if run.spec.into_image:
+        list_labels(run.target.address)
 
 
-def _export(run: Run, course: RunState, advance: Callable[[], object]) -> None:
+def _check_inputs(run: Run) -> None:
+    is_same = run.image.reopened().identity == run.spec.source
+    if not is_same or (run.mask is not None and run.mask.reopened().identity != run.spec.parameters.mask):
+        raise SourceChanged(
+            "the source or mask changed after the run started, so its labels would not match: start again with "
+            "overwrite=True (--overwrite)."
+        )
+
+
+def _publish_zarr(run: Run, state: RunState, record: Mapping[str, Any]) -> None:
+    target, levels = run.target.location, range(1, len(state.job.labels))
+    if written_by(target) != run.identity:
+        raise FileNotFoundError(
+            f"{run.target.address} has been removed or replaced since its labels were written: resume with "
+            f"dseeds segment --resume to write them again."
+        )
+    for level in levels:
+        _write_parents(state, target, level)
+    run.folder.create(PUBLISHING, b"")
+    attributes = run.attributes(state)
+    attributes[ATTRIBUTE].update(record)
+    publish_labels(target, attributes, [run.ome_attributes(level) for level in levels])
+
+
+def _write_parents(state: RunState, target: Location, level: int) -> None:
+    """Write the parent, at a coarser level, of each supervoxel of the level before it."""
+    parents = read_table(state.job, level, state.counts[level - 1]).astype(state.job.lattice.label_dtype)
+    chunks = (min(len(parents), PARENTS_CHUNK),)
+    zarr.create_array(target.zarr(parents_name(level)), data=parents, chunks=chunks, overwrite=True)
+
+
+def _export_nifti(run: Run, state: RunState, advance: Callable[[], object]) -> None:
     """Write the labels as NIfTI, with the affine and the header of the source."""
-    job = course.job
+    job = state.job
     planes = slab_thickness(job.shape, job.lattice.label_dtype.itemsize)
 
     def slabs() -> Iterator[tuple[int, Any]]:
@@ -174,15 +173,14 @@ def _export(run: Run, course: RunState, advance: Callable[[], object]) -> None:
             count_bytes(written=slab.nbytes)
             advance()
 
-    path = Path(run.target)
-    remove_partial(path)
+    remove_partial(run.target.path)
     run.folder.create(PUBLISHING, b"")
     write_nifti_labels(
-        path,
+        run.target.path,
         slabs(),
-        run.given,
+        run.template,
         job.shape,
-        max_label=course.supervoxels,
-        overwrite=run.overwrite,
+        max_label=state.supervoxels,
+        overwrite=run.spec.overwrite,
         run=run.identity,
     )

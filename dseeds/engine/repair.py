@@ -1,144 +1,204 @@
-"""Damaged scratch: what wrote it does it again."""
+"""Failures of tasks: they are retried, and damaged scratch is repaired by performing again the tasks that wrote it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from dseeds.engine.dask_runner import RETRIES
+from distributed import KilledWorker
+
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.label_tasks import read_graph
 from dseeds.engine.phases import GRAPH, Phase
+from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
 from dseeds.engine.scratch import parse_name
+from dseeds.engine.source_import import import_source
+from dseeds.parallel.executor import RETRIES
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
-# Damage that is found while damage is mended, and so on: the round before is there, but no more.
+# Damage that is found while damage is repaired, and so on: only the round before is still in scratch.
 DEEPEST = 3
-# Arrays of one piece per region, and of cells; the others are of voxels or blocks.
+# Arrays of one piece per region, and arrays of cells; all others are of voxels or blocks.
 PIECES, CELLS = ("shells", "digits", "intensities", "graph"), ("statistics", "core", "parts")
 
 
-class BeyondRepair(RuntimeError):
-    """Scratch is damaged, and what it was made of is gone."""
+class RegionFailed(RuntimeError):
+    """A region's task failed too often.
 
-
-Again = Callable[[Phase, int], None]
-
-
-def repair_damage(
-    course: RunState, damage: ScratchCorrupted, again: Again, import_again: Callable[[], None], depth: int = 0
-) -> None:
-    """Find the regions whose part of an array is damaged, and have their tasks done again.
-
-    Parameters
+    Attributes
     ----------
-    course : Course
-        How far the run is.
-    damage : Damage
-        What was found.
-    again : callable
-        Does a region's task of a phase once more.
-    import_again : callable
-        Copies the source into scratch once more.
-    depth : int
-        How many damages led to this one.
-
-    Raises
-    ------
-    BeyondRepair
-        If one damage leads to the next.
+    phase, region, attempts : str, int, int
+        The task, and how often it was tried.
+    reason : str
+        The last error.
     """
-    if depth >= DEEPEST:
-        raise _beyond_repair(damage) from damage
-    if parse_name(damage.name)[0] in ("source", "mask"):
-        with suppress(ScratchCorrupted):
-            course.job.store.read(damage.name, damage.box)
-            # Mended meanwhile, for another task.
-            return
-        import_again()
-        return
-    if damage.name == "offsets":
-        _rewrite(course, damage, again, import_again, depth, lambda: write_offsets(course.job))
-        return
-    if damage.name.startswith("table"):
-        graph = course.regions(GRAPH)
-        count = course.counted_parts
-        _rewrite(course, damage, again, import_again, depth, lambda: write_tables(course.job, count, graph))
-        return
-    phase = course.writer(damage.name)
-    for number in _regions(course, damage):
-        if _is_whole(course, damage.name, number):
-            continue
+
+    def __init__(self, phase: str, region: int, attempts: int, reason: str) -> None:
+        super().__init__(phase, region, attempts, reason)
+        self.phase, self.region, self.attempts, self.reason = phase, region, attempts, reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as plain values."""
+        return {name: getattr(self, name) for name in ("phase", "region", "attempts", "reason")}
+
+    def __str__(self) -> str:
+        times = "once" if self.attempts == 1 else f"{self.attempts} times"
+        return f"{self.phase} of region {self.region} failed {times} ({self.reason})"
+
+
+class BeyondRepair(RuntimeError):
+    """Scratch is damaged, and so is what it was made from."""
+
+
+@dataclass
+class RetryPolicy:
+    """Decides what follows when a task of a phase fails.
+
+    Attributes
+    ----------
+    phase : Phase
+        The phase.
+    repair : callable
+        Repairs damaged scratch.
+    confirm : callable
+        Raises an error if the run has been taken over by another process.
+    attempts : Counter of int
+        How often each region's task was tried.
+    """
+
+    phase: Phase
+    repair: Callable[[ScratchCorrupted], None]
+    confirm: Callable[[], None] = lambda: None
+    attempts: Counter[int] = field(default_factory=Counter)
+
+    def prepare_retry(self, number: int, error: BaseException) -> None:
+        """Repair scratch if it is damaged, so that a region's task can be tried again.
+
+        Raises
+        ------
+        RegionFailed
+            If it has failed too often.
+        """
+        if self.attempts[number] > RETRIES:
+            self.confirm()
+            raise RegionFailed(str(self.phase), number, self.attempts[number], _reason(error)) from error
+        if isinstance(error, ScratchCorrupted):
+            self.repair(error)
+
+
+@dataclass(frozen=True)
+class Repairer:
+    """Repairs damaged scratch of a run.
+
+    Attributes
+    ----------
+    run, state : Run, RunState
+        The run, and how far it is.
+    perform : callable
+        Performs a task with a job, a phase, a region and the task's input.
+    confirm : callable
+        Raises an error if the run has been taken over by another process, which then does the repairs.
+    """
+
+    run: Run
+    state: RunState
+    perform: Callable[..., object]
+    confirm: Callable[[], None] = lambda: None
+
+    def repair(self, damage: ScratchCorrupted) -> None:
+        """Find the regions whose part of an array is damaged, and perform their tasks again.
+
+        Raises
+        ------
+        BeyondRepair
+            If one damage leads to the next.
+        """
+        self.confirm()
+        self._repair(damage, 0)
+
+    def protect(self, action: Callable[[], None]) -> None:
+        """Perform an action that reads scratch in this process, and repeat it after repairing what is damaged."""
+        for _ in range(RETRIES):
+            try:
+                return action()
+            except ScratchCorrupted as damage:
+                self.repair(damage)
+        return action()
+
+    def _repair(self, damage: ScratchCorrupted, depth: int) -> None:
+        if depth >= DEEPEST:
+            raise _beyond_repair(damage) from damage
+        state, (kind, _) = self.state, parse_name(damage.name)
+        if kind in ("source", "mask"):
+            with suppress(ScratchCorrupted):
+                state.job.store.read(damage.name, damage.box)
+                # Repaired in the meantime, for another task.
+                return
+            import_source(self.run, state.job, lambda: None, again=True)
+        elif kind == "offsets":
+            self._redo(partial(write_offsets, state.job), damage, depth)
+        elif kind == "table":
+            self._redo(partial(write_tables, state.job, state.part_count, state.regions(GRAPH)), damage, depth)
+        else:
+            phase = state.writer(damage.name)
+            for number in self._touched_regions(damage):
+                if not self._is_intact(damage.name, number):
+                    self._redo(partial(self._perform_again, phase, number), damage, depth)
+
+    def _perform_again(self, phase: Phase, number: int) -> None:
+        self.perform(self.state.job, phase, number, self.state.task_input(phase, number))
+
+    def _redo(self, action: Callable[[], object], damage: ScratchCorrupted, depth: int) -> None:
+        """Repeat what wrote a damaged array, after repairing what that reads."""
         for _ in range(DEEPEST * DEEPEST):
             try:
-                again(phase, number)
-                break
+                action()
+                return
             except ScratchCorrupted as deeper:
-                repair_damage(course, deeper, again, import_again, depth + 1)
+                self._repair(deeper, depth + 1)
+        raise _beyond_repair(damage) from damage
+
+    def _touched_regions(self, damage: ScratchCorrupted) -> list[int]:
+        """Return the regions that a damaged box touches."""
+        job, (kind, _) = self.state.job, parse_name(damage.name)
+        if kind in PIECES:
+            numbers = job.regions.numbers(damage.box)
+        elif kind in CELLS:
+            numbers = job.regions.touching(damage.box)
         else:
-            raise _beyond_repair(damage) from damage
+            numbers = job.regions.touching(job.grid_of(damage.name).cells_of(damage.box))
+        return [number for number in numbers if not job.is_outside(number)]
 
-
-def repairing(function: Callable[[], None], mend_it: Callable[[ScratchCorrupted], None]) -> None:
-    """Do something that reads scratch in this process, after mending what is damaged."""
-    for _ in range(RETRIES):
+    def _is_intact(self, name: str, number: int) -> bool:
+        """Return whether a region's own part of an array can be read."""
+        job, (kind, _) = self.state.job, parse_name(name)
+        if kind in PIECES:
+            box = job.regions.around(number, 0)
+        elif kind in CELLS:
+            box = job.regions.box(number)
+        else:
+            box = job.grid_of(name).units_of(job.regions.box(number))
         try:
-            return function()
-        except ScratchCorrupted as damage:
-            mend_it(damage)
-    return function()
+            if kind == "graph":
+                read_graph(job, number)
+            else:
+                job.store.read(name, box)
+        except ScratchCorrupted:
+            return False
+        return True
 
 
 def _beyond_repair(damage: ScratchCorrupted) -> BeyondRepair:
-    return BeyondRepair(f"{damage}, and so is what it was made of: begin anew with overwrite=True (--overwrite).")
+    return BeyondRepair(f"{damage}, and so is what it was made from: start again with overwrite=True (--overwrite).")
 
 
-def _rewrite(
-    course: RunState,
-    damage: ScratchCorrupted,
-    again: Again,
-    import_again: Callable[[], None],
-    depth: int,
-    function: Callable[[], object],
-) -> None:
-    """Write once more what was found out of all regions at once."""
-    for _ in range(DEEPEST * DEEPEST):
-        try:
-            function()
-            return
-        except ScratchCorrupted as deeper:
-            repair_damage(course, deeper, again, import_again, depth + 1)
-    raise _beyond_repair(damage) from damage
-
-
-def _regions(course: RunState, damage: ScratchCorrupted) -> list[int]:
-    """List the regions that a damaged box touches."""
-    regions, (kind, _) = course.job.regions, parse_name(damage.name)
-    if kind in PIECES:
-        found = regions.numbers(damage.box)
-    elif kind in CELLS:
-        found = regions.touching(damage.box)
-    else:
-        found = regions.touching(course.job.grid_of(damage.name).cells_of(damage.box))
-    return [number for number in found if not course.job.is_outside(number)]
-
-
-def _is_whole(course: RunState, name: str, number: int) -> bool:
-    """Tell whether a region's own part of an array can be read."""
-    job, (kind, _) = course.job, parse_name(name)
-    cells = job.regions.box(number)
-    if kind in PIECES:
-        box = job.regions.around(number, 0)
-    elif kind in CELLS:
-        box = cells
-    else:
-        box = job.grid_of(name).units_of(cells)
-    try:
-        if kind == "graph":
-            read_graph(job, number)
-        else:
-            job.store.read(name, box)
-    except ScratchCorrupted:
-        return False
-    return True
+def _reason(error: BaseException) -> str:
+    """Return in a line why a task failed."""
+    if isinstance(error, KilledWorker):
+        return "its worker died, most likely because it ran out of memory"
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")

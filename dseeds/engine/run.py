@@ -1,7 +1,7 @@
-"""A run: what is asked for, and what follows from it.
+"""The options of a run, the specification that identifies it, and the run itself once its inputs are open.
 
-All that is known of a run lies in a folder beside its target, ``labels.zarr.dseeds`` for ``labels.zarr``: what was
-asked, who is at work, what is done, and the scratch, unless that is to lie elsewhere.
+Everything about a run lies in a folder beside its target, ``labels.zarr.dseeds`` for ``labels.zarr``: its
+specification, its lease, its journal and, unless the user puts it elsewhere, its scratch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from dseeds.engine.journal import Journal
 from dseeds.engine.memory_model import ChunkShapes
 from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.engine.scratch import ImportedImage, ImportedMask, source_name
-from dseeds.io import Frame, Image, Mask, ResampledMask, ome_label_attributes
+from dseeds.io import Frame, Image, Mask, ResampledMask, ome_label_attributes, open_image
 from dseeds.io.affine import affine_attributes, with_spacing
 from dseeds.io.formats.nifti import NIFTI_ENDINGS, is_nifti
 from dseeds.io.ome_metadata import MILLIMETRES
@@ -32,13 +33,17 @@ from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, level_name
-from dseeds.storage.location import Location, open_location
+from dseeds.storage.location import LocalLocation, Location, open_location
 from dseeds.storage.slabs import slab_layout
 from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout
 
 SUFFIX = ".dseeds"
-# What the user says that the labels depend on.
-LABELS_FOLLOW = (
+# The format of the specification as it is stored.
+FORMAT = 3
+# The mask that is found in the image by a threshold.
+AUTO_MASK = "auto"
+# The options that the labels depend on.
+LABEL_OPTIONS = (
     "step",
     "n_segments",
     "spacing",
@@ -54,11 +59,13 @@ LABELS_FOLLOW = (
     "min_size",
     "levels",
 )
+# Entries of a stored specification that neither the labels nor the scratch depend on.
+UNHASHED_KEYS = ("asked", "scratch", "overwrite", "given", "given_mask")
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is to do, as the user says it; see `dseeds.segment`. None where nothing is said."""
+    """The options of a run as the user gives them; see `dseeds.segment`. None is an option that is not given."""
 
     step: Step | None = None
     n_segments: int | None = None
@@ -81,128 +88,317 @@ class RunOptions:
     shards: int | Sequence[int] | None = None
     scratch: str | Path | None = None
 
-    @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> RunOptions:
-        """Take what is to be done out of all arguments of a function."""
-        return cls(**{field.name: arguments.get(field.name) for field in fields(cls)})
+    def given(self) -> dict[str, Any]:
+        """Return the options that are given, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what is said as plain values; a mask that has no name is left out."""
-        said = {key: value for key, value in vars(self).items() if value is not None}
+        """Return the options that are given as plain values, without a mask that has no name."""
+        options = self.given()
         if not isinstance(self.mask, str | Path):
-            said.pop("mask", None)
-        return {key: _plain(value) for key, value in said.items()}
+            options.pop("mask", None)
+        return {name: _plain(value) for name, value in options.items()}
+
+
+@dataclass(frozen=True)
+class LabelParameters:
+    """The checked parameters of the labels, except for the step.
+
+    Attributes
+    ----------
+    windows : tuple of (float, float) or None
+        The intensity window of each channel; None where it is found from the percentiles.
+    percentiles, bins, weights, compactness, min_size, levels
+        See `dseeds.supervoxels`.
+    mask : dict, "auto" or None
+        The mask's identity.
+    """
+
+    windows: tuple[tuple[float, float] | None, ...]
+    percentiles: tuple[int, int]
+    bins: str
+    weights: tuple[int, ...]
+    mask: Any
+    compactness: float
+    min_size: int
+    levels: int
+
+    @property
+    def has_auto_mask(self) -> bool:
+        """Whether the mask is found in the image by a threshold."""
+        return bool(self.mask == AUTO_MASK)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> LabelParameters:
+        """Restore the parameters from a stored specification."""
+        low, high = document["percentiles"]
+        return cls(
+            windows=tuple(None if window is None else (window[0], window[1]) for window in document["windows"]),
+            percentiles=(low, high),
+            bins=document["bins"],
+            weights=tuple(document["weights"]),
+            mask=document["mask"],
+            compactness=document["compactness"],
+            min_size=document["min_size"],
+            levels=document["levels"],
+        )
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """The specification of a run: everything that identifies it, and what is needed to open it again.
+
+    Attributes
+    ----------
+    source : dict or list
+        The image's identity.
+    dtypes : tuple of str
+        The channels' dtypes.
+    shape, step : tuple of int
+        The volume and a cell in voxels, (z, y, x).
+    parameters : LabelParameters
+        What else the labels depend on.
+    region : tuple of int
+        Cells per region, (z, y, x).
+    label_shard, label_chunk : tuple of int
+        Voxels in a shard and in a chunk of the labels, (z, y, x).
+    pyramid_method : str
+        How coarser levels of the label images are made.
+    pyramid : tuple of PyramidLevel
+        These levels.
+    into_image : bool
+        Whether the labels are written into the image that they belong to.
+    options : RunOptions
+        The options that the user gave.
+    scratch : str or None
+        The address of the user's scratch folder.
+    sources : list of str or None
+        The addresses of the sources; None if they are in the memory of a process.
+    mask_address : str or None
+        The address of the mask, if it has one.
+    overwrite : bool
+        Whether to replace an older output.
+    """
+
+    source: Any
+    dtypes: tuple[str, ...]
+    shape: Triple
+    step: Triple
+    parameters: LabelParameters
+    region: Triple
+    label_shard: Triple
+    label_chunk: Triple
+    pyramid_method: str
+    pyramid: tuple[PyramidLevel, ...]
+    into_image: bool
+    options: RunOptions
+    scratch: str | None
+    sources: list[str] | None
+    mask_address: str | None
+    overwrite: bool
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the specification as plain values, as it is stored."""
+        return {
+            "format": FORMAT,
+            "dseeds": __version__,
+            "source": self.source,
+            "dtypes": self.dtypes,
+            "shape": self.shape,
+            "step": self.step,
+            **vars(self.parameters),
+            "region": self.region,
+            "labels": {"shard": self.label_shard, "chunk": self.label_chunk},
+            "pyramid": {
+                "method": self.pyramid_method,
+                "levels": [(level.shape, level.factors) for level in self.pyramid],
+            },
+            "into_image": self.into_image,
+            "asked": self.options.to_dict(),
+            "scratch": self.scratch,
+            "given": self.sources,
+            "given_mask": self.mask_address,
+            "overwrite": self.overwrite,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> RunSpec:
+        """Restore a specification from `to_document`, or from what JSON makes of that."""
+        labels, pyramid = document["labels"], document["pyramid"]
+        return cls(
+            source=document["source"],
+            dtypes=tuple(document["dtypes"]),
+            shape=triple(document["shape"]),
+            step=triple(document["step"]),
+            parameters=LabelParameters.from_document(document),
+            region=triple(document["region"]),
+            label_shard=triple(labels["shard"]),
+            label_chunk=triple(labels["chunk"]),
+            pyramid_method=pyramid["method"],
+            pyramid=tuple(PyramidLevel(triple(shape), triple(factors)) for shape, factors in pyramid["levels"]),
+            into_image=document["into_image"],
+            options=RunOptions(**document["asked"]),
+            scratch=document["scratch"],
+            sources=document["given"],
+            mask_address=document["given_mask"],
+            overwrite=document["overwrite"],
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of everything that the labels and the scratch depend on."""
+        return run_identity(self.to_document())
+
+
+@dataclass(frozen=True)
+class ResolvedTarget:
+    """The target of a run, its address resolved once.
+
+    Attributes
+    ----------
+    location : Location
+        Where the labels go.
+    is_nifti : bool
+        Whether they go to a NIfTI file, rather than into a Zarr group.
+    is_remote : bool
+        Whether they go to an object store.
+    """
+
+    location: Location
+    is_nifti: bool
+    is_remote: bool
+
+    @classmethod
+    def at(cls, address: str | Path) -> ResolvedTarget:
+        """Resolve the path or URL of a target; `ValueError` if it is neither."""
+        location = open_location(address)
+        return cls(location, is_nifti(location.address), not isinstance(location, LocalLocation))
+
+    @property
+    def address(self) -> str:
+        """An absolute path, or a URL without a trailing slash."""
+        return self.location.address
+
+    @property
+    def path(self) -> Path:
+        """The path of a target that is not remote."""
+        return Path(self.address)
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.address.rpartition("/")[2]
+
+    @cached_property
+    def run_folder(self) -> Location:
+        """The folder of the run of this target."""
+        return open_location(self.address + SUFFIX)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has been checked, and may have been begun.
+    """A run that has been checked, with its inputs open. It may or may not have been started.
 
     Attributes
     ----------
+    spec : RunSpec
+        What identifies it.
+    target : ResolvedTarget
+        Where the labels go.
     image : Image
         The volume.
-    given : object
-        The source as it was given, or the first of several.
-    target : str
-        Where the labels go: a path or URL.
-    document : dict
-        What identifies the run, as plain values.
-    overwrite : bool
-        Whether an older output is to be replaced.
     mask : Mask or None
         The mask, if one is given.
+    template : object
+        The source as it was given, or the first of several: NIfTI labels take its header.
     """
 
+    spec: RunSpec
+    target: ResolvedTarget
     image: Image
-    given: Any
-    target: str
-    document: dict[str, Any]
-    overwrite: bool = False
     mask: Mask | None = None
+    template: Any = None
 
     @property
     def folder(self) -> Location:
-        """Where all that is known of the run lies."""
-        return open_location(self.target + SUFFIX)
-
-    @property
-    def nifti(self) -> bool:
-        """Whether the labels are to be NIfTI."""
-        return is_nifti(self.target)
-
-    @property
-    def features(self) -> str | None:
-        """Where the table and the graph of the supervoxels go: beside the labels. None where none are wanted."""
-        if not self.document["asked"].get("features"):
-            return None
-        return features_beside(self.target)
+        """The folder of the run."""
+        return self.target.run_folder
 
     @property
     def identity(self) -> str:
-        """A hash of all that the labels and the scratch depend on."""
-        return run_identity(self.document)
+        """A hash of everything that the labels and the scratch depend on."""
+        return self.spec.identity
 
     @property
-    def scratch(self) -> str:
-        """Where the arrays that tasks hand to each other lie."""
-        elsewhere = self.document["scratch"]
-        place = self.folder if elsewhere is None else scratch_elsewhere(elsewhere, self.folder)
-        return str(place.at(self.identity).at("scratch").address)
+    def features(self) -> str | None:
+        """The address of the table and the graph of the supervoxels, beside the labels; None if they are not wanted."""
+        return features_beside(self.target.address) if self.spec.options.features else None
 
-    def course(self, *, followed: bool = True) -> RunState:
-        """Follow the run as far as it has come, or give the course of one that has not been begun."""
-        document = self.document
-        dtypes = [np.dtype(name) for name in document["dtypes"]]
-        given = tuple(None if window is None else tuple(window) for window in document["windows"])
-        search = WindowSearch(dtypes, given, tuple(document["percentiles"]))
-        wanted = ImageQuery(
-            mask=document["mask"] not in (None, "auto"),
-            foreground=document["mask"] == "auto",
-            equalised=document["bins"] == "equalised",
-            may_be_masked=document["mask"] is not None or any(dtype.kind == "f" for dtype in dtypes),
+    @cached_property
+    def scratch(self) -> str:
+        """The address of the arrays through which tasks exchange data."""
+        elsewhere = self.spec.scratch
+        location = self.folder if elsewhere is None else scratch_elsewhere(elsewhere, self.folder)
+        return location.at(self.identity).at("scratch").address
+
+    def initial_state(self) -> RunState:
+        """Return the state of the run before its first phase."""
+        parameters, dtypes = self.spec.parameters, [np.dtype(name) for name in self.spec.dtypes]
+        query = ImageQuery(
+            mask=parameters.mask is not None and not parameters.has_auto_mask,
+            foreground=parameters.has_auto_mask,
+            equalised=parameters.bins == "equalised",
+            may_be_masked=parameters.mask is not None or any(dtype.kind == "f" for dtype in dtypes),
         )
-        return (RunState.of if followed else RunState)(self.job(), search, wanted)
+        return RunState(self.job(), WindowSearch(dtypes, parameters.windows, parameters.percentiles), query)
+
+    def state(self) -> RunState:
+        """Return how far the run is, from its journal."""
+        state = self.initial_state()
+        state.replay()
+        return state
 
     def job(self) -> Job:
-        """Give what tasks are told."""
-        document, scratch = self.document, self.scratch
-        shape, step, region = (triple(document[key]) for key in ("shape", "step", "region"))
+        """Return the description of the run that travels with its tasks."""
+        spec, parameters = self.spec, self.spec.parameters
+        image: Image | ImportedImage = self.image
         mask: Mask | ResampledMask | None = self.mask
+        if not self.image.readable_by_workers:
+            image = ImportedImage(self.scratch, spec.dtypes)
         if self.mask is not None and not self.mask.readable_by_workers:
-            mask = self.mask.through(ImportedMask(scratch))
+            mask = self.mask.through(ImportedMask(self.scratch))
         return Job(
-            self.image if self.image.readable_by_workers else ImportedImage(scratch, tuple(document["dtypes"])),
-            shape,
-            step,
-            region,
-            scratch,
+            image,
+            spec.shape,
+            spec.step,
+            spec.region,
+            self.scratch,
             Journal(self.folder.address, self.identity),
-            tuple(self._labels(scratch, level) for level in range(document["levels"] + 1)),
-            compactness=document["compactness"],
-            weights=tuple(document["weights"]),
+            tuple(self._label_group(level) for level in range(parameters.levels + 1)),
+            compactness=parameters.compactness,
+            weights=parameters.weights,
             mask=mask,
-            min_size=document["min_size"],
+            min_size=parameters.min_size,
         )
 
-    def _labels(self, scratch: str, level: int) -> LabelGroup:
-        if self.nifti:
-            return LabelGroup(open_location(scratch), "labels")
-        return LabelGroup(open_location(self.target), level_name(level), run=self.identity)
+    def _label_group(self, level: int) -> LabelGroup:
+        if self.target.is_nifti:
+            return LabelGroup(open_location(self.scratch), "labels")
+        return LabelGroup(self.target.location, level_name(level), run=self.identity)
 
-    def attributes(self, course: RunState) -> dict[str, Any]:
-        """Describe the labels: how they came about, for us, and where they lie in space, for readers of OME-Zarr."""
-        job, asked = course.job, self.document["asked"]
+    def attributes(self, state: RunState) -> dict[str, Any]:
+        """Return the attributes of the labels: their provenance, and their place in space for readers of OME-Zarr."""
+        job, options = state.job, self.spec.options
         return {
             ATTRIBUTE: {
-                "supervoxels": course.supervoxels,
+                "supervoxels": state.supervoxels,
                 "run": self.identity,
                 "parameters": {
-                    "asked": {key: value for key, value in asked.items() if key in LABELS_FOLLOW},
+                    "asked": {name: value for name, value in options.to_dict().items() if name in LABEL_OPTIONS},
                     "step": job.step,
                     "cells": job.lattice.cells,
                     "windows": job.windows,
-                    "bins": self.document["bins"],
+                    "bins": self.spec.parameters.bins,
                     "weights": job.weights,
                     "thresholds": job.thresholds,
                     "compactness": job.compactness,
@@ -210,67 +406,63 @@ class Run:
                     "rounds": len(job.schedule),
                 },
                 "source": self.image.identity,
-                **affine_attributes(with_spacing(self.image.affine, asked.get("spacing"))),
+                **affine_attributes(with_spacing(self.image.affine, options.spacing)),
                 "versions": {
                     "dseeds": __version__,
                     "python": platform.python_version(),
                     **{name: version(name) for name in ("numpy", "numba", "zarr", "dask", "distributed")},
                 },
             },
-            "ome": self.ome(),
+            "ome": self.ome_attributes(),
         }
 
-    def ome(self, level: int = 0) -> dict[str, Any]:
-        """Describe labels of a level of supervoxels for readers of OME-Zarr: they lie where the image does."""
-        spacing = self.document["asked"].get("spacing")
-        # Viewers lay labels inside an image upon it, whatever size of voxels the run was told.
-        known = spacing is None or self.into_image
-        frame = self.image.frame if known else Frame(tuple(spacing), units=MILLIMETRES)
+    def ome_attributes(self, level: int = 0) -> dict[str, Any]:
+        """Return the OME-Zarr attributes of a level of supervoxels: the labels lie where the image does."""
+        spec = self.spec
+        # Viewers overlay labels inside an image on it, whatever voxel size the user gave.
+        spacing = None if spec.into_image else spec.options.spacing
+        frame = self.image.frame
+        if spacing is not None:
+            z, y, x = spacing
+            frame = Frame((z, y, x), units=MILLIMETRES)
         return ome_label_attributes(
             **vars(frame),
             source=self.image.name,
-            levels=compute_resolutions(self.pyramid, self.document["pyramid"]["method"]),
+            levels=compute_resolutions(spec.pyramid, spec.pyramid_method),
             # Coarser supervoxels lie in a group within that of the others.
-            image="../" * (3 if level else 2) if self.into_image else None,
+            image="../" * (3 if level else 2) if spec.into_image else None,
         )
-
-    @property
-    def pyramid(self) -> tuple[PyramidLevel, ...]:
-        """The coarser levels of the labels' pyramid."""
-        return tuple(
-            PyramidLevel(triple(shape), triple(factors)) for shape, factors in self.document["pyramid"]["levels"]
-        )
-
-    @property
-    def into_image(self) -> bool:
-        """Whether the labels are written into the image that they belong to."""
-        return bool(self.document["into_image"])
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """The arrays in scratch that a run has for its source and target's sake."""
-        found = {}
+        """The arrays in scratch that the source and the target of this run need, by name."""
+        layouts = {}
         if not self.image.readable_by_workers:
-            found = {
-                source_name(c): slab_layout(self.image.shape, dtype) for c, dtype in enumerate(self.image.dtypes)
+            layouts = {
+                source_name(channel): slab_layout(self.image.shape, dtype)
+                for channel, dtype in enumerate(self.image.dtypes)
             }
         if self.mask is not None and not self.mask.readable_by_workers:
-            found["mask"] = slab_layout(self.mask.own, np.dtype(np.uint8))
-        if self.nifti:
-            found["labels"] = self.labels_layout
-        return found
+            layouts["mask"] = slab_layout(self.mask.own, np.dtype(np.uint8))
+        if self.target.is_nifti:
+            layouts["labels"] = self.labels_layout
+        return layouts
 
     @property
     def labels_layout(self) -> Layout:
-        """How the labels are cut."""
-        shape = triple(self.document["shape"])
-        labels = self.document["labels"]
-        dtype = Lattice(shape, triple(self.document["step"])).label_dtype
-        return Layout(shape, dtype, triple(labels["shard"]), triple(labels["chunk"]), ZSTD_CODEC, checked=self.nifti)
+        """The layout of the labels."""
+        spec = self.spec
+        dtype = Lattice(spec.shape, spec.step).label_dtype
+        return Layout(spec.shape, dtype, spec.label_shard, spec.label_chunk, ZSTD_CODEC, checked=self.target.is_nifti)
+
+
+def open_run_image(source: Any, options: RunOptions) -> Image:
+    """Open the image of a run as its options say."""
+    return open_image(source, volume=options.volume, channel_axis=options.channel_axis, level=options.level or 0)
 
 
 def features_beside(target: str) -> str:
-    """Give the folder for the features of the labels at a path or URL.
+    """Return the address of the features of the labels at a path or URL.
 
     >>> features_beside("/data/labels.nii.gz"), features_beside("s3://lab/labels.zarr")
     ('/data/labels.features', 's3://lab/labels.features')
@@ -281,16 +473,15 @@ def features_beside(target: str) -> str:
 
 
 def run_identity(document: Mapping[str, Any]) -> str:
-    """Hash all that the labels and the scratch depend on."""
-    margin = ("asked", "scratch", "overwrite", "given", "given_mask")
-    relevant = {key: value for key, value in document.items() if key not in margin}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    """Hash everything in a stored specification that the labels and the scratch depend on."""
+    hashed = {key: value for key, value in document.items() if key not in UNHASHED_KEYS}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def scratch_elsewhere(address: str, folder: Location) -> Location:
-    """Give the place of a run's scratch that is not in its folder: runs of targets of one name have different ones."""
-    which = hashlib.sha256(folder.address.encode()).hexdigest()[:8]
-    return open_location(address).at(f"{folder.address.rpartition('/')[2]}-{which}")
+    """Return the place of a run's scratch in a scratch folder, distinct even for targets of the same name."""
+    suffix = hashlib.sha256(folder.address.encode()).hexdigest()[:8]
+    return open_location(address).at(f"{folder.address.rpartition('/')[2]}-{suffix}")
 
 
 def chunk_shapes(image: Image, label_chunks: Triple | None) -> ChunkShapes:

@@ -1,44 +1,52 @@
-"""Runs as they lie in their folders: begun, read, gone on with and removed; see `dseeds.engine.run`."""
+"""The folders of runs: a run is started, read, resumed and removed here; see `dseeds.engine.run`."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import shlex
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dseeds._version import __version__
 from dseeds.engine.journal import seal, unseal
-from dseeds.engine.run import SUFFIX, Run, run_identity, scratch_elsewhere
-from dseeds.io import ArraySource, Image, nifti_run, open_image, open_mask
+from dseeds.engine.repair import RegionFailed
+from dseeds.engine.run import (
+    FORMAT,
+    SUFFIX,
+    ResolvedTarget,
+    Run,
+    RunSpec,
+    open_run_image,
+    run_identity,
+    scratch_elsewhere,
+)
+from dseeds.io import ArraySource, Image, nifti_run, open_mask
 from dseeds.storage.label_group import published_by, remove_target, written_by
 from dseeds.storage.lease import LEASE_FOLDER as LEASE
 from dseeds.storage.lease import check_free
-from dseeds.storage.location import Location, is_remote, open_location
+from dseeds.storage.location import LocalLocation, Location, open_location
 from dseeds.storage.ownership import check_overwrite
 
-FORMAT = 3
-# Files in the run's folder: what it is, that its output is about to appear, and why it failed.
+# Files in the run's folder: its specification, the write-ahead marker of publishing, and why it failed.
 DOCUMENT, PUBLISHING, FAILURE = "run.json", "publishing", "failure.json"
-# What tasks that come late leave of a run that is gone.
-_REMAINS = re.compile(rf"[0-9a-f]{{16}}/(?:done|scratch)/.+|{LEASE}/\d+\.json|{PUBLISHING}|{FAILURE}")
+# What late tasks may write after their run has been removed.
+_LEFTOVERS = re.compile(rf"[0-9a-f]{{16}}/(?:done|scratch)/.+|{LEASE}/\d+\.json|{PUBLISHING}|{FAILURE}")
 
 
 class RunMismatch(ValueError):
-    """What is asked for is not what the unfinished run was begun with."""
+    """The parameters, or the version of dseeds, differ from those of the unfinished run."""
 
 
-def read_document(folder: Location) -> dict[str, Any] | None:
-    """Read what an unfinished run is; None if there is none.
+def read_spec(folder: Location) -> RunSpec | None:
+    """Read the specification of an unfinished run; None if there is no run.
 
     Raises
     ------
     ValueError
-        If it is damaged, or of another version of this program.
+        If it is damaged, or was written by another version of dseeds.
     """
     content = folder.read(DOCUMENT)
     if content is None:
@@ -46,98 +54,85 @@ def read_document(folder: Location) -> dict[str, Any] | None:
     try:
         document = unseal(content)
     except ValueError as error:
-        raise ValueError(f"{folder.address}/{DOCUMENT} is damaged; remove {folder.address} to begin anew.") from error
+        raise ValueError(f"{folder.address}/{DOCUMENT} is damaged: remove {folder.address} and start again.") from error
     if document.get("format") != FORMAT or document.get("dseeds") != __version__:
         raise RunMismatch(
-            f"the unfinished run at {folder.address} is of dseeds {document.get('dseeds')}, this is {__version__}: go "
-            f"on with that version, or begin anew with overwrite=True (--overwrite)."
+            f"the unfinished run at {folder.address} was started by dseeds {document.get('dseeds')}, but this is "
+            f"{__version__}: resume it with that version, or start again with overwrite=True (--overwrite)."
         )
-    return document
+    return RunSpec.from_document(document)
 
 
 def load_run(folder: str, *, with_source: bool = True) -> Run:
-    """Read an unfinished run from its folder, and open its source; or put nothing but its shape and dtype in its place.
+    """Read an unfinished run from its folder, and open its inputs or substitute an image of the same shape and dtype.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no run.
     ValueError
-        If it is damaged, or its source cannot be opened.
+        If it is damaged, or its inputs cannot be opened.
     """
-    document = read_document(open_location(folder))
-    if document is None:
+    spec = read_spec(open_location(folder))
+    if spec is None:
         raise FileNotFoundError(f"there is no unfinished run at {folder}.")
-    given, target = document["given"], folder.removesuffix(SUFFIX)
+    target, sources = ResolvedTarget.at(folder.removesuffix(SUFFIX)), spec.sources
     if not with_source:
-        nothing = tuple(
-            ArraySource(np.broadcast_to(np.zeros((), dtype), document["shape"])) for dtype in document["dtypes"]
-        )
-        return Run(Image(nothing), given and given[0], target, document, document["overwrite"])
-    if given is None:
-        raise ValueError(f"the source of the run at {folder} was in the memory of the process that began it.")
-    asked = document["asked"]
-    image = open_image(
-        given, volume=asked.get("volume"), channel_axis=asked.get("channel_axis"), level=asked.get("level", 0)
-    )
-    mask = None
-    if document["mask"] not in (None, "auto"):
-        if document["given_mask"] is None:
-            raise ValueError(f"the mask of the run at {folder} was in the memory of the process that began it.")
-        mask = open_mask(document["given_mask"], image)
-    return Run(image, given[0], target, document, document["overwrite"], mask)
+        channels = (np.broadcast_to(np.zeros((), dtype), spec.shape) for dtype in spec.dtypes)
+        return Run(spec, target, Image(tuple(map(ArraySource, channels))))
+    if sources is None:
+        raise ValueError(f"the source of the run at {folder} was in the memory of the process that started it.")
+    image, mask = open_run_image(sources, spec.options), None
+    if spec.parameters.mask is not None and not spec.parameters.has_auto_mask:
+        if spec.mask_address is None:
+            raise ValueError(f"the mask of the run at {folder} was in the memory of the process that started it.")
+        mask = open_mask(spec.mask_address, image)
+    return Run(spec, target, image, mask, sources[0])
 
 
 def is_current(run: Run) -> bool:
-    """Tell whether a run has been neither published nor begun anew."""
-    document = read_document(run.folder)
-    return document is not None and run_identity(document) == run.identity
-
-
-def read_failure(run: Run) -> dict[str, Any] | None:
-    """Give why a run failed the last time it did."""
-    with suppress(ValueError):
-        return dict(json.loads(run.folder.read(FAILURE) or b""))
-    return None
+    """Return whether a run has neither been published nor replaced by another."""
+    spec = read_spec(run.folder)
+    return spec is not None and spec.identity == run.identity
 
 
 def begin_run(run: Run, resume: bool) -> bool:
-    """Write down a run; or find that it has been begun, and go on.
+    """Store the specification of a run, unless it is resumed.
 
     Returns
     -------
     bool
-        Whether the run goes on.
+        Whether the run is resumed.
 
     Raises
     ------
     FileExistsError
-        If there is an unfinished run, and `resume` is not set, nor overwriting allowed; or if the folder is not ours.
+        If there is an unfinished run and neither `resume` nor `overwrite` is set, or if the folder is not ours.
     """
     folder = run.folder
     if folder.read(DOCUMENT) is None:
-        remains = list(folder.names())
-        is_ours = all(_REMAINS.fullmatch(name) for name in remains)
+        leftovers = list(folder.names())
+        is_ours = all(_LEFTOVERS.fullmatch(name) for name in leftovers)
         check_overwrite(folder.address, overwrite=True, is_ours=is_ours)
     elif resume:
         return True
     else:
         check_free(folder)
-        if not run.overwrite:
+        if not run.spec.overwrite:
             raise FileExistsError(
-                f"there is an unfinished run at {folder.address}: go on with it with resume=True (--resume), or begin "
-                f"anew with overwrite=True (--overwrite)."
+                f"there is an unfinished run at {folder.address}: resume it with resume=True (--resume), or start "
+                f"again with overwrite=True (--overwrite)."
             )
         remove_run(folder)
-        remains = []
-    if not folder.create(DOCUMENT, seal(run.document)):
-        raise FileExistsError(f"another process has just begun a run at {folder.address}: name another target.")
-    folder.delete(remains)
+        leftovers = []
+    if not folder.create(DOCUMENT, seal(run.spec.to_document())):
+        raise FileExistsError(f"another process has just started a run at {folder.address}: name another target.")
+    folder.delete(leftovers)
     return False
 
 
 def forget_run(run: Run) -> None:
-    """Remove all that is known of a run, unless another has been begun in its place."""
+    """Remove the folder of a run, unless another run has replaced it."""
     if is_current(run):
         remove_run(run.folder)
 
@@ -146,40 +141,40 @@ def remove_run(folder: Location) -> None:
     """Remove an unfinished run with its scratch, and nothing else."""
     try:
         document = unseal(folder.read(DOCUMENT) or b"")
-        mine = run_identity(document)
+        identity = run_identity(document)
     except ValueError:
-        raise FileExistsError(f"{folder.address} holds no run of dseeds that can be read: remove it by hand.") from None
+        raise FileExistsError(f"{folder.address} holds no readable run of dseeds: remove it by hand.") from None
     folder.clear(LEASE)
-    _clear(folder, document.get("scratch"), mine)
-    # Last what tells that the labels are there: cut short, this can be done again.
+    _clear(folder, document.get("scratch"), identity)
+    # The marker of publishing goes last: if this is interrupted, it can be repeated.
     folder.delete([FAILURE, DOCUMENT])
     folder.delete([PUBLISHING])
     _remove_empty(folder)
 
 
 def remove_leftovers(run: Run) -> None:
-    """Remove what was written of a run after it had been removed."""
-    _clear(run.folder, run.document["scratch"], run.identity)
+    """Remove what was written by a run after it had been removed."""
+    _clear(run.folder, run.spec.scratch, run.identity)
 
 
-def _clear(folder: Location, elsewhere: str | None, mine: str) -> None:
-    # First what tells that something is done: cut short, nothing is believed to be there that is not.
-    folder.clear(f"{mine}/done")
+def _clear(folder: Location, elsewhere: str | None, identity: str) -> None:
+    # The marks go first: if this is interrupted, no mark refers to missing data.
+    folder.clear(f"{identity}/done")
     if elsewhere is not None:
-        place = scratch_elsewhere(elsewhere, folder)
-        place.clear(mine)
-        _remove_empty(place)
-    folder.clear(mine)
+        scratch = scratch_elsewhere(elsewhere, folder)
+        scratch.clear(identity)
+        _remove_empty(scratch)
+    folder.clear(identity)
     _remove_empty(folder)
 
 
 def has_progress(run: Run) -> bool:
-    """Tell whether anything of a run is done that would be lost with it."""
+    """Return whether any work of a run is done that would be lost with it."""
     return next(run.folder.names(f"{run.identity}/done"), None) is not None
 
 
 def may_have_progress(run: Run) -> bool:
-    """Tell whether anything of a run may be done: that it cannot be reached does not mean that there is nothing."""
+    """Return whether any work of a run may be done; True if the folder cannot be reached."""
     try:
         return has_progress(run)
     except OSError:
@@ -187,28 +182,37 @@ def may_have_progress(run: Run) -> bool:
 
 
 def is_published(run: Run) -> bool:
-    """Tell whether the labels are there and right, so that only what is known of the run is left to be removed."""
+    """Return whether the labels are published, so that only the folder of the run is left to be removed."""
     if run.folder.read(PUBLISHING) is None:
         return False
-    found = nifti_run(Path(run.target)) if run.nifti else published_by(open_location(run.target))
-    return found == run.identity
+    target = run.target
+    return (nifti_run(target.path) if target.is_nifti else published_by(target.location)) == run.identity
 
 
 def abandon_run(run: Run) -> None:
-    """Remove all that a run has written."""
-    target = open_location(run.target)
-    if not run.nifti and written_by(target) == run.identity:
-        remove_target(target)
+    """Remove everything that a run has written."""
+    target = run.target
+    if not target.is_nifti and written_by(target.location) == run.identity:
+        remove_target(target.location)
     remove_run(run.folder)
 
 
-def write_failure(run: Run, failure: Mapping[str, Any]) -> None:
-    """Leave word of why a run failed, for whoever looks at it later."""
+def read_failure(folder: Location) -> dict[str, Any] | None:
+    """Read why the run in a folder failed last; None if it did not, or the file is damaged."""
+    with suppress(ValueError):
+        return dict(json.loads(folder.read(FAILURE) or b""))
+    return None
+
+
+def record_failure(run: Run, failed: RegionFailed) -> None:
+    """Store why a run failed, and add a note to the error: the command that tries that region alone."""
     with suppress(OSError):
-        run.folder.write(FAILURE, json.dumps(failure, indent=2).encode())
+        run.folder.write(FAILURE, json.dumps(failed.to_dict(), indent=2).encode())
+    command = ["dseeds", "debug-region", run.folder.address, "--phase", failed.phase, "--region", str(failed.region)]
+    failed.add_note(f"try that region alone with: {shlex.join(command)}")
 
 
-def _remove_empty(place: Location) -> None:
-    if not is_remote(place.address):
+def _remove_empty(location: Location) -> None:
+    if isinstance(location, LocalLocation):
         with suppress(OSError):
-            Path(place.address).rmdir()
+            location.path.rmdir()

@@ -1,7 +1,7 @@
-"""The course of a run: what phase comes next, which regions have work in it, and what is known when it begins.
+"""The state of a run: which phase comes next, which regions have work in it, and what is known when it begins.
 
-All of it follows from the records of the phases that are done. So a run can be taken up by anyone who reads them: the
-next process of a batch, or the next Dask cluster.
+All of it follows from the records of the phases that are done, so any process that can read these can continue the
+run: the next job of a batch, or the next Dask cluster.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.seeds.schedule import Round, may_rest, schedule
 from dseeds.storage.zarr_arrays import Layout
 
+# The outcomes of a phase's finished tasks, by region.
 Marks = Mapping[int, str]
 Flags = NDArray[np.bool_]
 # Regions whose counts are read at once.
@@ -46,24 +47,29 @@ ROW = 16
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """What the image itself has to tell, besides windows.
+    """What has to be found out from the image, besides the intensity windows.
 
     Attributes
     ----------
     mask : bool
-        Whether there is a mask.
+        Whether the user gives a mask.
     foreground : bool
-        Whether the mask is to be found: what is brighter than the background.
+        Whether the mask is found in the image: the voxels brighter than the background.
     equalised : bool
-        Whether bins are to hold equally many voxels each.
+        Whether the bins hold equally many voxels each.
     may_be_masked : bool
-        Whether voxels may turn out to lie outside a mask: there is one, or values may be no numbers.
+        Whether voxels may turn out to be masked: there is a mask, or values may be NaN.
     """
 
     mask: bool = False
     foreground: bool = False
     equalised: bool = False
     may_be_masked: bool = False
+
+    @property
+    def needs_histogram(self) -> bool:
+        """Whether intensities are counted after the windows are known."""
+        return self.foreground or self.equalised
 
 
 @dataclass
@@ -73,66 +79,74 @@ class RunState:
     Attributes
     ----------
     job : Job
-        What tasks are told; right as far as the image has been looked at.
+        The description of the run for its tasks, complete as far as the image has been analysed.
     search : WindowSearch
         The search for the intensity windows.
-    wanted : Wanted
-        What else the image has to tell.
+    query : ImageQuery
+        What else has to be found out from the image.
+    done : list of Phase
+        The phases that are done.
+    counts : list of int
+        The number of supervoxels, and of those on each coarser level, once they are known.
     """
 
     job: Job
     search: WindowSearch
-    wanted: ImageQuery = field(default_factory=ImageQuery)
+    query: ImageQuery = field(default_factory=ImageQuery)
     done: list[Phase] = field(default_factory=list)
-    # How many supervoxels there are, and how many on each coarser level.
     counts: list[int] = field(default_factory=list)
-    _parts: int = 0
-    _quantised: bool = False
+    _part_count: int = 0
+    _is_quantised: bool = False
+    # By round: the regions that were swept, and those of them in which something moved.
     _swept: list[Flags] = field(default_factory=list)
     _moved: list[Flags] = field(default_factory=list)
-    _lasts: dict[int, NDArray[np.int8]] = field(default_factory=dict)
+    _last_sweeps: dict[int, NDArray[np.int8]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.search.done:
-            self.job = replace(self.job, windows=self.search.windows())
+        self._take_windows()
 
-    @classmethod
-    def of(cls, job: Job, search: WindowSearch, wanted: ImageQuery) -> RunState:
-        """Follow a run as far as it has come."""
-        course = cls(job, search, wanted)
-        while (phase := course.current) is not None:
-            record = job.journal.record(phase)
+    def replay(self) -> None:
+        """Apply the records of the phases that the journal has as done."""
+        while (phase := self.current) is not None:
+            record = self.job.journal.record(phase)
             if record is None:
-                break
-            course._follow(phase, record)
-        return course
+                return
+            self._apply(phase, record)
+
+    # Phases
 
     @property
     def planned(self) -> list[Phase]:
-        """All phases that may come."""
-        rounds = schedule(self.job.lattice, self.job.channels)
-        return self._phases(rounds, masked=self.wanted.may_be_masked)
+        """All phases that could be needed, before anything is known of the image."""
+        return self._phases(schedule(self.job.lattice, self.job.channels), masked=self.query.may_be_masked)
 
     @property
     def phases(self) -> list[Phase]:
         """All phases, as far as is known: a constant image has no rounds, and only a mask makes parts."""
-        certain = self.wanted.mask or self.wanted.foreground
-        return self._phases(self._rounds, masked=self.job.masked if self._quantised else certain)
+        return self._phases(self._rounds, masked=self._is_masked(self.query.mask or self.query.foreground))
 
     @property
     def possible(self) -> list[Phase]:
-        """All phases that may still come, as far as is known: values that are no numbers are a mask too."""
-        return self._phases(self._rounds, masked=self.job.masked if self._quantised else self.wanted.may_be_masked)
+        """All phases that may still be needed, as far as is known: NaN acts as a mask too."""
+        return self._phases(self._rounds, masked=self._is_masked(self.query.may_be_masked))
+
+    @property
+    def current(self) -> Phase | None:
+        """The first phase that is not done; None if all are done."""
+        return next((phase for phase in self.phases if phase not in self.done), None)
 
     @property
     def _rounds(self) -> Sequence[Round]:
         return self.job.schedule if self.search.done else schedule(self.job.lattice, self.job.channels)
 
+    def _is_masked(self, expected: bool) -> bool:
+        return self.job.masked if self._is_quantised else expected
+
     def _phases(self, rounds: Sequence[Round], masked: bool) -> list[Phase]:
         return [
-            *[MASK] * self.wanted.mask,
+            *[MASK] * self.query.mask,
             *window_phases(self.search.passes),
-            *[HISTOGRAM] * (self.wanted.foreground or self.wanted.equalised),
+            *[HISTOGRAM] * self.query.needs_histogram,
             QUANTISE,
             *round_phases(rounds),
             *[PARTS] * masked,
@@ -141,207 +155,208 @@ class RunState:
         ]
 
     @property
-    def current(self) -> Phase | None:
-        """The phase that is at work, or is next; None if all are done."""
-        return next((phase for phase in self.phases if phase not in self.done), None)
-
-    @property
     def supervoxels(self) -> int:
-        """How many supervoxels there are, as far as is known."""
+        """The number of supervoxels, as far as is known."""
         return self.counts[0] if self.counts else self.job.lattice.size
 
     @property
-    def counted_parts(self) -> int:
-        """How many supervoxels there were before any was joined to another."""
-        return self._parts or self.job.lattice.size
+    def part_count(self) -> int:
+        """The number of supervoxels before any was joined to another."""
+        return self._part_count or self.job.lattice.size
+
+    # Arrays in scratch
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """The arrays in scratch, but for those of the source's sake."""
-        stored = {name: layout for name, (_, layout) in self.job.store.layouts.items()}
-        unused = [] if self.wanted.may_be_masked else ["parts", "offsets"]
+        """The arrays in scratch, except those for the source and the target; see `Run.layouts`."""
+        unused = [] if self.query.may_be_masked else ["parts", "offsets"]
         unused += [] if self.job.has_joins else ["numbers"]
-        return {**{name: layout for name, layout in stored.items() if name not in unused}, **self.counted}
+        layouts = {name: array.layout for name, array in self.job.store.layouts.items() if name not in unused}
+        return {**layouts, **self.count_layouts}
 
     @property
-    def counted(self) -> dict[str, Layout]:
-        """The arrays of what is counted before there are bins."""
+    def count_layouts(self) -> dict[str, Layout]:
+        """The arrays of counts that are made before there are bins."""
         shapes = {digits_name(turn): (self.search.rows(turn), 1 << 16) for turn in range(self.search.passes)}
-        if self.wanted.foreground or self.wanted.equalised:
+        if self.query.needs_histogram:
             shapes["intensities"] = self.job.channels, GREY_LEVELS
         counts = self.job.regions.counts
         return {name: Layout.cut((*counts, *shape), np.int64, (1, 1, 1, *shape), 1) for name, shape in shapes.items()}
 
     def writer(self, name: str) -> Phase:
-        """Tell which phase writes an array."""
+        """Return the phase that writes an array."""
         kind, turn = parse_name(name)
-        known = {"intensities": HISTOGRAM, "labels": LABEL, "graph": GRAPH, "table": GRAPH}
+        phases = {"intensities": HISTOGRAM, "labels": LABEL, "graph": GRAPH, "table": GRAPH}
         if kind == "digits":
             return Phase("window", turn)
-        return known[kind] if kind in known else self.job.store.layouts[name].writer
+        return phases[kind] if kind in phases else self.job.store.layouts[name].writer
+
+    # Tasks
 
     def regions(self, phase: Phase) -> list[int]:
-        """List the regions that have work in a phase."""
+        """Return the regions that have work in a phase."""
         work = np.ones(len(self.job.regions), np.bool_)
         if phase.stage.startswith("sweep"):
-            work = self._restless(phase.turn)
+            work = self._active_regions(phase.turn)
         if self.job.outside is not None and phase != MASK:
             work = work & ~self.job.outside_regions
         return [int(number) for number in np.flatnonzero(work)]
 
-    def known(self, phase: Phase, number: int) -> WindowSearch | Rested | None:
-        """Give what `perform` wants to know for a region's task of a phase."""
+    def task_input(self, phase: Phase, number: int) -> WindowSearch | Rested | None:
+        """Return what `perform` has to know for a region's task of a phase, besides the job."""
         if phase.stage == "window":
             return self.search
         if phase in (MASK, HISTOGRAM, QUANTISE, GRAPH):
             return None
-        climbing = phase.stage == "merge" or phase.stage.startswith("sweep")
-        return self._rested(phase.turn if climbing else len(self.job.schedule), number)
+        is_round = phase.stage == "merge" or phase.stage.startswith("sweep")
+        return self._rested(phase.turn if is_round else len(self.job.schedule), number)
 
     def close(self, phase: Phase, marks: Marks) -> None:
-        """Note that a phase is done in all its regions."""
+        """Record that a phase is done in all its regions, and remove what is obsolete from scratch."""
         record = self._record(phase, marks)
         self.job.journal.close(phase, record, dict(marks))
-        self._follow(phase, record)
-        self._tidy(phase)
+        self._apply(phase, record)
+        self._remove_obsolete(phase)
+
+    # Records
 
     def _record(self, phase: Phase, marks: Marks) -> dict[str, Any]:
+        """Summarise what the tasks of a phase found."""
         if phase.stage == "window":
             search = copy(self.search)
             search.narrow(self._total(digits_name(phase.turn)))
             return search.state()
         if phase in (MASK, QUANTISE):
-            outside = [number for number, found in marks.items() if found in ("outside", "nothing")]
-            if len(outside) == len(marks):
-                raise NoFiniteValues
-            masked = any(found != "all" for found in marks.values())
-            return {"outside": self._pack(outside), "masked": masked or self.job.outside is not None}
+            return self._mask_record(marks)
         if phase == HISTOGRAM:
-            return self._looked_at(self._total("intensities"))
+            return self._histogram_record()
         if phase.stage.startswith("sweep"):
-            moved = [number for number, found in marks.items() if found == "moved"]
+            moved = [number for number, outcome in marks.items() if outcome == "moved"]
             return {"swept": self._pack(list(marks)), "moved": self._pack(moved)}
         if phase == PARTS:
             return {"counts": [write_offsets(self.job)]}
         if phase == GRAPH:
-            return {"counts": write_tables(self.job, self.counted_parts, self.regions(GRAPH))}
+            return {"counts": write_tables(self.job, self.part_count, self.regions(GRAPH))}
         return {}
 
-    def _follow(self, phase: Phase, record: Mapping[str, Any]) -> None:
-        """Take in what a phase found."""
+    def _mask_record(self, marks: Marks) -> dict[str, Any]:
+        outside = [number for number, outcome in marks.items() if outcome in ("outside", "nothing")]
+        if len(outside) == len(marks):
+            raise NoFiniteValues
+        masked = any(outcome != "all" for outcome in marks.values())
+        return {"outside": self._pack(outside), "masked": masked or self.job.outside is not None}
+
+    def _histogram_record(self) -> dict[str, Any]:
+        """Derive the bins and the thresholds from the histograms of the channels."""
+        counts, query = self._total("intensities"), self.query
+        return {
+            "tables": [equalised_bins(channel).tolist() for channel in counts] if query.equalised else None,
+            "thresholds": [int(otsu_threshold(channel)) for channel in counts] if query.foreground else None,
+        }
+
+    def _total(self, name: str) -> NDArray[np.int64]:
+        """Sum the counts of all regions, a row of regions at a time."""
+        regions = self.job.regions
+        total = np.zeros(self.count_layouts[name].shape[3:], np.int64)
+        for z, y in itertools.product(range(regions.counts[0]), range(regions.counts[1])):
+            for x in range(0, regions.counts[2], ROW):
+                row = Box((z, y, x), (z + 1, y + 1, min(x + ROW, regions.counts[2])))
+                numbers = [number for number in regions.numbers(row) if not self.job.is_outside(number)]
+                # Nothing is stored of regions outside the mask.
+                boxes = [row] if len(numbers) == row.size else [regions.around(number, 0) for number in numbers]
+                for box in boxes:
+                    total += self.job.store.read(name, box).sum(axis=(0, 1, 2))
+        return total
+
+    def _apply(self, phase: Phase, record: Mapping[str, Any]) -> None:
+        """Take over the record of a phase that is done."""
         self.done.append(phase)
         if phase.stage == "window":
             self.search.restore(record)
-            if self.search.done:
-                self.job = replace(self.job, windows=self.search.windows())
+            self._take_windows()
         elif phase in (MASK, QUANTISE):
             outside = self._unpack(record["outside"]) | self.job.outside_regions
-            self._quantised = phase == QUANTISE
-            self.job = replace(
-                self.job, outside=pack_flags(outside) if outside.any() else None, masked=record["masked"]
-            )
+            packed = pack_flags(outside) if outside.any() else None
+            self._is_quantised = phase == QUANTISE
+            self.job = replace(self.job, outside=packed, masked=record["masked"])
         elif phase == HISTOGRAM:
-            self._take_tables(record)
+            self._take_histogram(record)
         elif phase.stage.startswith("sweep"):
             self._swept.append(self._unpack(record["swept"]))
             self._moved.append(self._unpack(record["moved"]))
         elif phase in (PARTS, GRAPH):
             self.counts = list(record["counts"])
             if phase == PARTS:
-                self._parts = self.counts[0]
+                self._part_count = self.counts[0]
 
-    def _total(self, name: str) -> NDArray[np.int64]:
-        """Add up what all regions counted, a row of regions at a time."""
-        counts = self.job.regions.counts
-        layout = self.counted[name]
-        total = np.zeros(layout.shape[3:], np.int64)
-        for z, y in itertools.product(range(counts[0]), range(counts[1])):
-            for x in range(0, counts[2], ROW):
-                row = Box((z, y, x), (z + 1, y + 1, min(x + ROW, counts[2])))
-                numbers = [number for number in self.job.regions.numbers(row) if not self.job.is_outside(number)]
-                alone = [self.job.regions.around(number, 0) for number in numbers]
-                for box in [row] if len(numbers) == row.size else alone:
-                    total += self.job.store.read(name, box).sum(axis=(0, 1, 2))
-        return total
+    def _take_windows(self) -> None:
+        if self.search.done:
+            self.job = replace(self.job, windows=self.search.windows())
 
-    def _looked_at(self, counts: NDArray[np.int64]) -> dict[str, Any]:
-        """Draw from the histograms of the channels what bins and foreground are."""
-        found: dict[str, Any] = {"tables": None, "thresholds": None}
-        if self.wanted.equalised:
-            found["tables"] = [equalised_bins(one).tolist() for one in counts]
-        if self.wanted.foreground:
-            found["thresholds"] = [int(otsu_threshold(one)) for one in counts]
-        return found
-
-    def _take_tables(self, record: Mapping[str, Any]) -> None:
+    def _take_histogram(self, record: Mapping[str, Any]) -> None:
         tables, thresholds = record["tables"], record["thresholds"]
         self.job = replace(
             self.job,
-            tables=None if tables is None else tuple(np.array(one, np.uint8) for one in tables),
+            tables=None if tables is None else tuple(np.array(table, np.uint8) for table in tables),
             thresholds=None if thresholds is None else tuple(thresholds),
         )
 
-    # Rest
+    # Regions at rest
 
-    def _restless(self, turn: int) -> Flags:
-        """Tell in which regions something may move in a round.
+    def _active_regions(self, turn: int) -> Flags:
+        """Flag the regions in which something may move in a round.
 
-        What moves there depends on the units of its window, and on the statistics of their cells and the cells around;
-        these change with units that lie up to two cells further off.
+        What moves in a region depends on the units of its window, and on the statistics of their cells and of the cells
+        around these, which change with units up to two cells further away.
         """
         if not may_rest(self.job.schedule, turn):
             return np.ones(len(self.job.regions), np.bool_)
-        grown = (self._moved[turn - 1] | self._moved[turn - 2]).reshape(self.job.regions.counts)
+        active = (self._moved[turn - 1] | self._moved[turn - 2]).reshape(self.job.regions.counts)
         for axis in range(3):
-            near = grown.copy()
+            dilated = active.copy()
             for shift in range(1, self._reach(turn) + 1):
                 before, after = (slice(None),) * axis + (slice(shift, None),), (slice(None),) * axis + (slice(-shift),)
-                near[before] |= grown[after]
-                near[after] |= grown[before]
-            grown = near
-        return grown.reshape(-1)
+                dilated[before] |= active[after]
+                dilated[after] |= active[before]
+            active = dilated
+        return active.reshape(-1)
 
     def _reach(self, turn: int) -> int:
-        """Tell how many regions away something can matter to a region in a round."""
+        """Return the distance in regions within which other regions affect a region in a round."""
         round_ = self.job.schedule[min(turn, len(self.job.schedule) - 1)]
         parts = self.job.lattice.grids[round_.level].parts
         return max(-(-(-(-round_.halo // p) + 2) // k) for p, k in zip(parts, self.job.region, strict=True))
 
-    def _last(self, turn: int) -> NDArray[np.int8]:
-        """Give the last round before a round in which each region wrote its codes."""
-        if turn in self._lasts:
-            return self._lasts[turn]
+    def _last_sweep(self, turn: int) -> NDArray[np.int8]:
+        """Return for each region the last round before a round in which it wrote its codes."""
+        if turn in self._last_sweeps:
+            return self._last_sweeps[turn]
         last = np.full(len(self.job.regions), -1, np.int8)
         for earlier in range(turn):
             last[self._swept[earlier]] = earlier
         if self.job.outside is not None:
-            # Of them nothing is read.
+            # These regions are never read.
             last[self.job.outside_regions] = turn - 1
-        self._lasts[turn] = last
+        self._last_sweeps[turn] = last
         return last
 
     def _rested(self, turn: int, number: int) -> Rested:
-        last = self._last(turn)
+        last = self._last_sweep(turn)
         if turn == 0 or last.min() == turn - 1:
             return {}
         near = self.job.regions.within(number, self._reach(turn))
         return {region: int(last[region]) for region in near if last[region] < turn - 1}
 
-    def _tidy(self, phase: Phase) -> None:
-        """Remove from scratch what is wanted no more, not even to do again what the round before this one did."""
+    def _remove_obsolete(self, phase: Phase) -> None:
+        """Remove the arrays from scratch that not even a repair of the phase before this one would read again."""
         names: list[str] = []
         if phase == QUANTISE:
-            names = list(self.counted)
+            names = list(self.count_layouts)
         elif phase.stage.startswith("sweep") and phase.turn > 0:
             turn = phase.turn
-            wanted = [set(self._last(t).tolist()) for t in (turn - 1, turn, turn + 1)]
-            gone = (wanted[0] | wanted[1]) - (wanted[1] | wanted[2]) - {-1}
-            names = [
-                statistics_name(turn - 1),
-                core_name(turn),
-                shells_name(turn),
-                *(codes_name(u) for u in sorted(gone)),
-            ]
+            before, now, after = (set(self._last_sweep(t).tolist()) for t in (turn - 1, turn, turn + 1))
+            obsolete = (before | now) - (now | after) - {-1}
+            names = [statistics_name(turn - 1), core_name(turn), shells_name(turn), *map(codes_name, sorted(obsolete))]
         for name in names:
             # What cannot be removed now is removed with the run.
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The import of inputs that workers cannot read: this process copies them into scratch, slab by slab."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dseeds.storage.zarr_arrays import count_bytes
 
 IMPORT = Phase("import")
 
-# Where a slab begins, and its arrays in scratch by their names.
+# The first plane of a slab, and its arrays in scratch by their names.
 SourceSlab = tuple[int, dict[str, NDArray[Any]]]
 
 
@@ -28,35 +28,30 @@ class SourceDamaged(ValueError):
 
 
 def slab_count(shape: Triple, itemsize: int) -> int:
-    """Count the slabs that this process reads or writes, of values of so many bytes."""
+    """Count the slabs in which this process reads or writes a volume, given the bytes per voxel."""
     return len(range(0, shape[0], slab_thickness(shape, itemsize)))
 
 
 def import_count(run: Run) -> int:
-    """Count the slabs of the volume and of the mask that workers cannot read themselves."""
-    image, mask, found = run.image, run.mask, 0
+    """Count the slabs of the volume and of the mask that workers cannot read."""
+    image, mask, count = run.image, run.mask, 0
     if not image.readable_by_workers:
-        found += slab_count(image.shape, widest_dtype(image))
+        count += slab_count(image.shape, _largest_itemsize(image))
     if mask is not None and not mask.readable_by_workers:
-        found += slab_count(mask.own, 1)
-    return found
-
-
-def widest_dtype(image: Image) -> int:
-    """Give the bytes of a voxel in the channel that has most."""
-    return max(dtype.itemsize for dtype in image.dtypes)
+        count += slab_count(mask.own, 1)
+    return count
 
 
 def import_source(run: Run, job: Job, advance: Callable[[], object], *, again: bool = False) -> None:
-    """Copy what only this process can read into scratch; slabs that are there already only if asked to.
+    """Copy the inputs that workers cannot read into scratch; slabs that are there already only with `again`.
 
     Raises
     ------
     SourceDamaged
-        If it cannot be read.
+        If an input cannot be read.
     """
     marks = {} if again else job.journal.marks(IMPORT)
-    for number, (begin, slabs) in enumerate(_readable(_slabs(run))):
+    for number, (begin, slabs) in enumerate(_read_slabs(run)):
         if number not in marks:
             for name, slab in slabs.items():
                 count_bytes(read=slab.nbytes)
@@ -66,24 +61,18 @@ def import_source(run: Run, job: Job, advance: Callable[[], object], *, again: b
         advance()
 
 
-def _slabs(run: Run) -> Iterator[SourceSlab]:
-    """Read what workers cannot, slab by slab: arrays in scratch by their names."""
-    image, mask = run.image, run.mask
-    if not image.readable_by_workers:
-        for begin, channels in image.slabs(slab_thickness(image.shape, widest_dtype(image))):
-            yield begin, {source_name(c): slab for c, slab in enumerate(channels)}
-    if mask is not None and not mask.readable_by_workers:
-        for begin, slab in mask.slabs(slab_thickness(mask.own, 1)):
-            yield begin, {"mask": slab.astype(np.uint8)}
-
-
 def is_imported(run: Run, job: Job) -> bool:
-    """Tell whether what workers cannot read is in scratch."""
+    """Return whether the inputs that workers cannot read are in scratch, or no longer needed."""
     count = import_count(run)
     return not count or job.journal.record(QUANTISE) is not None or len(job.journal.marks(IMPORT)) == count
 
 
-def _readable(slabs: Iterator[SourceSlab]) -> Iterator[SourceSlab]:
+def _largest_itemsize(image: Image) -> int:
+    return max(dtype.itemsize for dtype in image.dtypes)
+
+
+def _read_slabs(run: Run) -> Iterator[SourceSlab]:
+    slabs = _slabs(run)
     while True:
         try:
             slab = next(slabs, None)
@@ -92,3 +81,13 @@ def _readable(slabs: Iterator[SourceSlab]) -> Iterator[SourceSlab]:
         if slab is None:
             return
         yield slab
+
+
+def _slabs(run: Run) -> Iterator[SourceSlab]:
+    image, mask = run.image, run.mask
+    if not image.readable_by_workers:
+        for begin, channels in image.slabs(slab_thickness(image.shape, _largest_itemsize(image))):
+            yield begin, {source_name(channel): slab for channel, slab in enumerate(channels)}
+    if mask is not None and not mask.readable_by_workers:
+        for begin, slab in mask.slabs(slab_thickness(mask.own, 1)):
+            yield begin, {"mask": slab.astype(np.uint8)}

@@ -1,4 +1,4 @@
-"""What a user asks for, checked before anything is written."""
+"""The checks of a run before anything is written: options in, an opened and specified run out."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Lattice, check_shape
 from dseeds.engine.memory_model import TaskShape, choose_label_layout, choose_region_shape, shard_alignment
-from dseeds.engine.run import SUFFIX, Run, RunOptions, chunk_shapes
-from dseeds.engine.run_directory import FORMAT, RunMismatch, is_published, read_document
-from dseeds.io import Image, ZarrSource, check_nifti_target, open_image, open_mask
-from dseeds.io.formats.nifti import is_nifti
+from dseeds.engine.run import (
+    AUTO_MASK,
+    SUFFIX,
+    UNHASHED_KEYS,
+    LabelParameters,
+    ResolvedTarget,
+    Run,
+    RunOptions,
+    RunSpec,
+    chunk_shapes,
+    open_run_image,
+)
+from dseeds.engine.run_directory import RunMismatch, is_published, read_spec
+from dseeds.io import Image, Mask, ZarrSource, check_nifti_target, open_mask
 from dseeds.io.label_listing import is_label_of
 from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, extend_levels, match_levels
 from dseeds.parallel.cluster import Capacity
@@ -29,103 +38,120 @@ from dseeds.storage.location import is_remote, open_location
 from dseeds.storage.ownership import check_apart
 from dseeds.storage.parquet_dataset import Dataset
 
-# How the coarser levels of labels are made; the first is meant where nothing is said.
+# How the coarser levels of labels can be made; the first is the default.
 PYRAMIDS = ("mode", "nearest", "none")
 
 
 def prepare_run(
     source: Any,
     target: str | Path,
-    asked: RunOptions,
+    options: RunOptions,
     capacity: Callable[[], Capacity],
     *,
     overwrite: bool = False,
     resume: bool = False,
 ) -> tuple[Run, Capacity]:
-    """Check what is asked for; with `resume`, what is not said is taken from the run that is to be gone on with.
+    """Check the options of a run and open its inputs. Nothing is written.
 
-    Nothing is written.
+    With `resume`, options that are not given are taken from the unfinished run of the target.
 
     Raises
     ------
     FileNotFoundError, FileExistsError, TypeError, ValueError
         As `dseeds.segment`.
     """
-    address = open_location(target).address
-    begun = read_document(open_location(address + SUFFIX)) if resume else None
-    if begun is not None:
-        asked = _completed(asked, begun)
-    image = open_image(source, volume=asked.volume, channel_axis=asked.channel_axis, level=asked.level or 0)
+    destination = ResolvedTarget.at(target)
+    earlier = read_spec(destination.run_folder) if resume else None
+    if earlier is not None:
+        options = _complete_options(options, earlier)
+    image = open_run_image(source, options)
     for dtype in image.dtypes:
         check_dtype(dtype)
-    mask = None if asked.mask is None or is_auto(asked.mask) else open_mask(asked.mask, image)
+    mask = None if options.mask is None or is_auto(options.mask) else open_mask(options.mask, image)
+    spec, resources = _specify(source, image, mask, destination, options, overwrite, capacity)
+    if earlier is not None:
+        check_resumable(earlier, spec, destination.address)
+        spec = earlier
+    first = source[0] if isinstance(source, list | tuple) else source
+    run = Run(spec, destination, image, mask, image.path or first)
+    check_destination(run)
+    if run.features:
+        # What a resumed run has left there is its own.
+        Dataset(open_location(run.features)).check(spec.overwrite or earlier is not None)
+    return run, resources
+
+
+def _specify(
+    source: Any,
+    image: Image,
+    mask: Mask | None,
+    target: ResolvedTarget,
+    options: RunOptions,
+    overwrite: bool,
+    capacity: Callable[[], Capacity],
+) -> tuple[RunSpec, Capacity]:
+    """Check all options against the inputs and the target, and choose what is left open."""
     shape = check_shape(image.shape)
     step = choose_step(
-        shape, step=asked.step, n_segments=asked.n_segments, spacing=asked.spacing, known_spacing=image.spacing
+        shape, step=options.step, n_segments=options.n_segments, spacing=options.spacing, known_spacing=image.spacing
     )
-    labels_follow: dict[str, Any] = {
-        "windows": read_windows(asked.window, image.channels),
-        "percentiles": check_percentiles(_said(asked.percentiles, (0.5, 99.5))),
-        "bins": check_bins(_said(asked.bins, "linear")),
-        "weights": check_weights(asked.weights, image.channels),
-        "mask": "auto" if is_auto(asked.mask) else None if mask is None else mask.identity,
-        "compactness": check_compactness(asked.compactness or 0.0),
-        "min_size": check_min_size(_said(asked.min_size, 0)),
-        "levels": check_levels(_said(asked.levels, 0)),
-    }
+    parameters = _check_parameters(options, image, mask)
     lattice = Lattice(shape, step)
-    check_apart(address, *image.paths, None if mask is None else mask.path)
-    into_image = is_label_of(image, address)
-    if is_nifti(address):
-        _check_nifti(address, image, labels_follow["levels"])
-    has = capacity()
-    shards, chunks = read_extents("shards", asked.shards), read_extents("chunks", asked.chunks)
+    check_apart(target.address, *image.paths, None if mask is None else mask.path)
+    into_image = is_label_of(image, target.address)
+    if target.is_nifti:
+        _check_nifti(target, image, parameters.levels)
+    resources = capacity()
+    shards, chunks = read_extents("shards", options.shards), read_extents("chunks", options.chunks)
     region = choose_region_shape(
         lattice,
-        task_shape(image, labels_follow),
-        has,
-        region=asked.region,
+        task_shape(image, parameters),
+        resources,
+        region=options.region,
         chunks=chunk_shapes(image, chunks),
         multiple=shard_alignment(lattice, shards),
     )
-    document = {
-        "format": FORMAT,
-        "dseeds": __version__,
-        "source": image.identity,
-        "dtypes": [dtype.newbyteorder("=").str for dtype in image.dtypes],
-        "shape": shape,
-        "step": step,
-        **labels_follow,
-        "region": region,
-        "labels": choose_label_layout(lattice, region, shards, chunks),
-        "pyramid": _pyramid(asked, image, address, into_image),
-        "into_image": into_image,
-        "asked": asked.to_dict(),
-        "scratch": None if asked.scratch is None else open_location(asked.scratch).address,
-        "given": _given(source, image),
-        "given_mask": None if mask is None else _address(asked.mask) or mask.path,
-        "overwrite": overwrite,
-    }
-    plain = json.loads(json.dumps(document))
-    if begun is not None:
-        check_resumable(begun, plain, address)
-        plain = begun
-    given = source[0] if isinstance(source, list | tuple) else source
-    run = Run(image, image.path or given, address, plain, plain["overwrite"], mask)
-    check_destination(run)
-    if run.features:
-        # What a run that is gone on with has left there is its own.
-        Dataset(open_location(run.features)).check(run.overwrite or begun is not None)
-    return run, has
+    label_shard, label_chunk = choose_label_layout(lattice, region, shards, chunks)
+    method = PYRAMIDS[0] if options.pyramid is None else options.pyramid
+    spec = RunSpec(
+        source=image.identity,
+        dtypes=tuple(dtype.newbyteorder("=").str for dtype in image.dtypes),
+        shape=shape,
+        step=step,
+        parameters=parameters,
+        region=region,
+        label_shard=label_shard,
+        label_chunk=label_chunk,
+        pyramid_method=method,
+        pyramid=tuple(_choose_pyramid(method, image, target, into_image, options.spacing)),
+        into_image=into_image,
+        options=options,
+        scratch=None if options.scratch is None else open_location(options.scratch).address,
+        sources=_source_addresses(source, image),
+        mask_address=None if mask is None else _address(options.mask) or mask.path,
+        overwrite=overwrite,
+    )
+    # As it is read back from its file, to be compared with an earlier one.
+    return RunSpec.from_document(json.loads(json.dumps(spec.to_document()))), resources
 
 
-def _said(value: Any, default: Any) -> Any:
-    return default if value is None else value
+def _check_parameters(options: RunOptions, image: Image, mask: Mask | None) -> LabelParameters:
+    return LabelParameters(
+        windows=read_windows(options.window, image.channels),
+        percentiles=check_percentiles((0.5, 99.5) if options.percentiles is None else options.percentiles),
+        bins=check_bins("linear" if options.bins is None else options.bins),
+        weights=check_weights(options.weights, image.channels),
+        mask=AUTO_MASK if is_auto(options.mask) else None if mask is None else mask.identity,
+        compactness=check_compactness(options.compactness or 0.0),
+        min_size=check_min_size(0 if options.min_size is None else options.min_size),
+        levels=check_levels(0 if options.levels is None else options.levels),
+    )
 
 
-def _pyramid(asked: RunOptions, image: Image, address: str, into_image: bool) -> dict[str, Any]:
-    """Choose the levels of the labels' pyramid: those of the image, or where it has none, halves."""
-    method = _said(asked.pyramid, PYRAMIDS[0])
+def _choose_pyramid(
+    method: str, image: Image, target: ResolvedTarget, into_image: bool, spacing: Sequence[float] | None
+) -> Sequence[PyramidLevel]:
+    """Choose the levels of the labels' pyramid: those of the image or, if it has none, halves."""
     if method not in PYRAMIDS:
         raise ValueError(f"pyramid must be one of {', '.join(PYRAMIDS)}, not {method!r}.")
     source = next((part for part in image.parts if isinstance(part, ZarrSource) and part.multiscale), None)
@@ -135,38 +161,40 @@ def _pyramid(asked: RunOptions, image: Image, address: str, into_image: bool) ->
         levels = extend_levels(image.shape, levels, len(source.multiscale.paths) - 1)
         if method == "none" and levels:
             raise ValueError("labels inside an image have as many levels as it has: pyramid must be mode or nearest.")
-    elif method == "none" or is_nifti(address):
-        levels = ()
-    elif not levels:
-        levels = choose_levels(image.shape, asked.spacing or image.spacing)
-    return {"method": method, "levels": [(level.shape, level.factors) for level in levels]}
+        return levels
+    if method == "none" or target.is_nifti:
+        return ()
+    return levels or choose_levels(image.shape, spacing or image.spacing)
 
 
-def task_shape(image: Image, document: Mapping[str, Any]) -> TaskShape:
-    """Tell what the memory of a run's tasks follows from, besides the lattice."""
-    masked = document["mask"] is not None or any(dtype.kind == "f" for dtype in image.dtypes)
-    joins = document["min_size"] > 1 or document["levels"] > 0
-    counted = document["mask"] == "auto" or document["bins"] == "equalised"
-    return TaskShape(image.itemsize, image.channels, masked, counted, joins)
+def task_shape(image: Image, parameters: LabelParameters) -> TaskShape:
+    """Return what the memory of a run's tasks depends on, besides the lattice."""
+    return TaskShape(
+        image.itemsize,
+        image.channels,
+        masked=parameters.mask is not None or any(dtype.kind == "f" for dtype in image.dtypes),
+        counted=parameters.has_auto_mask or parameters.bins == "equalised",
+        has_joins=parameters.min_size > 1 or parameters.levels > 0,
+    )
 
 
 def is_auto(mask: Any) -> bool:
-    """Tell whether the mask is to be found in the image."""
-    return isinstance(mask, str) and mask == "auto"
+    """Return whether a mask is to be found in the image by a threshold."""
+    return isinstance(mask, str) and mask == AUTO_MASK
 
 
-def _given(source: Any, image: Image) -> list[str] | None:
-    """Name the sources so that others can open them, from any folder: an OME-Zarr image by its group."""
+def _source_addresses(source: Any, image: Image) -> list[str] | None:
+    """Return addresses under which other processes can open the sources; an OME-Zarr image by its group."""
     sources = source if isinstance(source, list | tuple) else [source]
-    named = [_address(one) for one in sources]
-    if None not in named:
-        return [name for name in named if name is not None]
-    # Open arrays have names too; some that have none are not told from those that share one.
+    addresses = [_address(channel) for channel in sources]
+    if None not in addresses:
+        return [address for address in addresses if address is not None]
+    # Open arrays may have addresses too, but not each of several.
     return list(image.paths) if len(image.paths) == len(sources) else None
 
 
 def _address(source: Any) -> str | None:
-    """Name a source that is given by its path or URL."""
+    """Return the address of a source that is given as a path or URL."""
     if not isinstance(source, str | Path):
         return None
     try:
@@ -175,72 +203,74 @@ def _address(source: Any) -> str | None:
         return str(source)
 
 
-def _completed(asked: RunOptions, begun: Mapping[str, Any]) -> RunOptions:
-    """Fill in what the run that is to be gone on with was asked."""
-    before = dict(begun["asked"])
-    if begun["given_mask"] is not None:
-        # Whose name does not depend on the folder that one is in.
-        before["mask"] = begun["given_mask"]
-    said = {key: value for key, value in vars(asked).items() if value is not None}
-    if said.keys() & {"step", "n_segments"}:
-        before = {key: value for key, value in before.items() if key not in ("step", "n_segments")}
-    # The cut of the volume is the run's, even where it was chosen for it.
-    units = zip(begun["region"], begun["step"], strict=True)
-    return RunOptions(**{"region": [k * s for k, s in units], **before, **said})
+def _complete_options(options: RunOptions, earlier: RunSpec) -> RunOptions:
+    """Fill in the options of the run that is resumed."""
+    before, given = earlier.options.given(), options.given()
+    if earlier.mask_address is not None:
+        # Unlike the option, it does not depend on the working directory.
+        before["mask"] = earlier.mask_address
+    if given.keys() & {"step", "n_segments"}:
+        before = {name: value for name, value in before.items() if name not in ("step", "n_segments")}
+    # The regions stay what they are, even if they were chosen by the run.
+    region = [cells * step for cells, step in zip(earlier.region, earlier.step, strict=True)]
+    return RunOptions(**{"region": region, **before, **given})
 
 
-def check_resumable(begun: Mapping[str, Any], now: Mapping[str, Any], target: str) -> None:
-    """Refuse to go on with a run as if it were another.
+def check_resumable(earlier: RunSpec, spec: RunSpec, target: str) -> None:
+    """Refuse to resume a run with other parameters.
 
     Raises
     ------
-    Mismatch
-        That names the differences.
+    RunMismatch
+        With the differences in its message.
     """
-    ignored = {"asked", "overwrite", "given", "given_mask"}
-    differing = [key for key in now if key not in ignored and begun.get(key) != now[key]]
-    if not differing:
-        return
-    said = "; ".join(_difference(key, begun.get(key), now[key]) for key in differing)
-    raise RunMismatch(
-        f"the unfinished run at {target}{SUFFIX} is another one ({said}): ask for the same, or overwrite it."
-    )
+    before, now = earlier.to_document(), spec.to_document()
+    ignored = set(UNHASHED_KEYS) - {"scratch"}
+    differences = [
+        _difference(key, before[key], now[key]) for key in now if key not in ignored and before[key] != now[key]
+    ]
+    if differences:
+        raise RunMismatch(
+            f"the parameters differ from those of the unfinished run at {target}{SUFFIX} ({'; '.join(differences)}): "
+            f"give the same, or overwrite it."
+        )
 
 
-def _difference(key: str, before: Any, after: Any) -> str:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = [name for name in after if before.get(name) != after[name]]
-        before, after = ({name: values.get(name) for name in keys} for values in (before, after))
-    return f"{key} was {_short(before)} and is now {_short(after)}"
+def _difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = [name for name in now if before.get(name) != now[name]]
+        before, now = ({name: values.get(name) for name in names} for values in (before, now))
+    return f"{key} was {_abbreviate(before)} and is now {_abbreviate(now)}"
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 160 else f"{text[:150]} ..."
 
 
-def _check_nifti(target: str, image: Image, levels: int) -> None:
-    name = target.rpartition("/")[2]
-    if is_remote(target):
-        raise ValueError(f"{target} is not on this machine: NIfTI is written to local files; name one, or a .zarr.")
+def _check_nifti(target: ResolvedTarget, image: Image, levels: int) -> None:
+    if target.is_remote:
+        raise ValueError(
+            f"{target.address} is not on this machine, but NIfTI is written to local files: name one, or a .zarr."
+        )
     if image.kind != "nifti":
-        raise ValueError(f"{name} would be NIfTI, but the source is not: name a target such as labels.zarr.")
+        raise ValueError(f"{target.name} would be NIfTI, but the source is not: name a target such as labels.zarr.")
     if levels:
         raise ValueError(
-            f"{name} would be NIfTI, which holds one level of supervoxels: name a target such as labels.zarr."
+            f"{target.name} would be NIfTI, which holds one level of supervoxels: name a target such as labels.zarr."
         )
 
 
 def check_destination(run: Run) -> None:
-    """Refuse a target or a scratch folder that cannot or must not be written."""
-    if run.nifti:
+    """Raise an error if the target or the scratch folder cannot or must not be written."""
+    target, spec = run.target, run.spec
+    if target.is_nifti:
         if not is_published(run):
-            check_nifti_target(Path(run.target), run.overwrite)
-    elif run.into_image and not is_remote(run.target) and not Path(run.target).parent.exists():
+            check_nifti_target(target.path, spec.overwrite)
+    elif spec.into_image and not target.is_remote and not target.path.parent.exists():
         # The image has no labels yet.
         pass
-    elif written_by(open_location(run.target)) != run.identity and not is_published(run):
-        check_target(open_location(run.target), run.overwrite)
-    scratch = run.document["scratch"]
-    if scratch is not None and not is_remote(scratch) and not Path(scratch).is_dir():
-        raise FileNotFoundError(f"the scratch folder {scratch} does not exist.")
+    elif written_by(target.location) != run.identity and not is_published(run):
+        check_target(target.location, spec.overwrite)
+    if spec.scratch is not None and not is_remote(spec.scratch) and not Path(spec.scratch).is_dir():
+        raise FileNotFoundError(f"the scratch folder {spec.scratch} does not exist.")

@@ -285,7 +285,7 @@ def measure_features(survey: FeatureJob, crew: Executor, names: Mapping[str, str
     """Measure all regions, put the tables together, and publish them, with a note of what they are of."""
     regions = [(survey, number) for number in range(len(survey.tiling))]
     indices: tuple[dict[int, BatchIndex], dict[int, BatchIndex]] = {}, {}
-    for number, *found in crew.each("measure", measure_feature_region, regions, len(regions)):
+    for number, *found in crew.map_unordered("measure", measure_feature_region, regions, len(regions)):
         for kind, index in zip(indices, found, strict=True):
             if len(index):
                 kind[number] = index
@@ -293,12 +293,12 @@ def measure_features(survey: FeatureJob, crew: Executor, names: Mapping[str, str
     if not ranges:
         raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
     tables = ((survey, number, part) for number, part in enumerate(ranges))
-    counted = dict(crew.each("table", write_table, tables, len(ranges)))
+    counted = dict(crew.map_unordered("table", write_table, tables, len(ranges)))
     ends = [counted[number][1:] for number in range(len(ranges))]
     # Where nothing touches, there is a table without rows.
     touching = list(label_ranges(indices[1])) or [LabelRange(1, 1, ())]
     edges = ((survey, number, part, ends) for number, part in enumerate(touching))
-    contacts = sum(crew.each("edges", write_edges, edges, len(touching)))
+    contacts = sum(crew.map_unordered("edges", write_edges, edges, len(touching)))
     survey.dataset.publish(
         {
             "supervoxels": sum(rows for rows, *_ in counted.values()),
@@ -389,7 +389,7 @@ def _found(survey: FeatureJob, search: WindowSearch, crew: Executor) -> tuple[Li
     try:
         while not search.done:
             calls = ((survey, number, search) for number in range(count))
-            search.narrow(sum(crew.each("window", count_region, calls, count), np.zeros(1, np.int64)))
+            search.narrow(sum(crew.map_unordered("window", count_region, calls, count), np.zeros(1, np.int64)))
         return search.windows()
     except NoFiniteValues:
         raise ValueError("labels has no supervoxel with a finite intensity: is it another image's?") from None

@@ -1,4 +1,4 @@
-"""Dask: a local cluster where no client is given, and what workers can take."""
+"""Dask clusters: the user's or a local one, and the capacity of their workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
@@ -23,14 +23,24 @@ from dseeds._version import __version__
 from dseeds.core.checks import is_whole_number
 from dseeds.core.progress import Progress
 
+WORKERS_TIMEOUT = 120
+# How many more workers Dask itself gives a task that took one down: none, as we retry such a task by itself.
+ALLOWED_FAILURES = 0
+# Chunks that a worker reads and decodes at once.
+READ_AT_ONCE = 4
+# Freed memory that the allocator of a local worker keeps for the next task.
+KEPT_BYTES = 256 << 20
+# The memory of each worker of a local cluster, at least, if the user does not choose it.
+LEAST_WORKER_BYTES = 1 << 30
+
 
 def parse_memory(memory: int | str) -> int:
-    """Read an amount of memory.
+    """Return an amount of memory in bytes.
 
     Raises
     ------
     ValueError
-        If it is no positive number of bytes.
+        If it is not a positive number of bytes.
 
     Examples
     --------
@@ -46,21 +56,122 @@ def parse_memory(memory: int | str) -> int:
     return number
 
 
-WORKERS_TIMEOUT = 120
-# How many workers more Dask itself gives a task to that took one down: it is to be tried alone.
-WORKERS_LOST = 0
-# Chunks that a worker reads and decodes at once.
-READ_AT_ONCE = 4
-# Freed memory that a local worker's allocator keeps for the next window.
-KEPT_BYTES = 256 << 20
-# Workers of a local cluster get at least so much, if nothing else is asked for.
-WORKER_LEAST = 1 << 30
+@dataclass(frozen=True)
+class Capacity:
+    """The capacity of a cluster's workers.
+
+    Attributes
+    ----------
+    workers, threads : int
+        Their number, and that of all their threads.
+    memory : int
+        Bytes of the smallest worker.
+    threads_per_worker : int
+        Threads of the worker with the most.
+    """
+
+    workers: int
+    threads: int
+    memory: int
+    threads_per_worker: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The computing resources that the user gives.
+
+    Attributes
+    ----------
+    memory : int, str or None
+        The memory that one worker may use.
+    workers : int or None
+        The number of workers of a local cluster.
+    client : Client or None
+        The cluster; None for a local one.
+    """
+
+    memory: int | str | None = None
+    workers: int | None = None
+    client: Client | None = None
+
+    def capacity(self) -> Capacity:
+        """Return the capacity of the workers; a local cluster need not exist yet.
+
+        Raises
+        ------
+        ValueError, TimeoutError
+            As `parse_memory`, `local_capacity` and `cluster_capacity`, and if both workers and a client are given.
+        """
+        memory = None if self.memory is None else parse_memory(self.memory)
+        if self.client is None:
+            return local_capacity(self.workers, memory)
+        if self.workers is not None:
+            raise ValueError("workers= starts a local cluster, so it cannot be combined with client=.")
+        capacity = cluster_capacity(self.client)
+        return replace(capacity, memory=min(memory or capacity.memory, capacity.memory))
+
+
+def local_capacity(workers: int | None, memory: int | None) -> Capacity:
+    """Choose the capacity of a local cluster.
+
+    By default it has a worker per core, but no more than can have 1 GiB each.
+
+    Raises
+    ------
+    ValueError
+        If `workers` is not a positive whole number.
+    """
+    if workers is not None and (workers < 1 or int(workers) != workers):
+        raise ValueError(f"workers must be at least 1 and whole, got {workers!r}.")
+    number = int(workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // (memory or LEAST_WORKER_BYTES))))
+    return Capacity(number, number, memory or int(0.9 * MEMORY_LIMIT / number), 1)
+
+
+def cluster_capacity(client: Client) -> Capacity:
+    """Return the capacity of a cluster, whose processes must have the same version of this package as this one.
+
+    Raises
+    ------
+    TimeoutError
+        If it has no worker for two minutes.
+    ValueError
+        If one of its processes has another version of this package, or none.
+    """
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
+    except TimeoutError:
+        raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s.") from None
+
+    # Nested functions are pickled by value, so these run where the package is missing too.
+    def installed() -> str | None:
+        from importlib import import_module
+
+        try:
+            return str(import_module("dseeds").__version__)
+        except ImportError:
+            return None
+
+    versions = {"the scheduler": client.run_on_scheduler(installed), **client.run(installed)}
+    for process, version in versions.items():
+        if version != __version__:
+            package = f"dseeds {version}" if version else "no dseeds"
+            raise ValueError(
+                f"{process} of the cluster has {package}, but this process has {__version__}: install the same."
+            )
+
+    def threads_and_limits(dask_scheduler: Any) -> list[tuple[int, int]]:
+        return [(w.nthreads, w.memory_limit or 0) for w in dask_scheduler.workers.values()]
+
+    workers = client.run_on_scheduler(threads_and_limits)
+    limits = [limit for _, limit in workers if limit] or [MEMORY_LIMIT]
+    threads = [n for n, _ in workers]
+    return Capacity(len(workers), sum(threads), min(limits), max(threads))
 
 
 class ZarrSettings(WorkerPlugin):
-    """Keep zarr's own concurrency low on workers, where Dask's threads already share the cores."""
+    """Keeps zarr's own concurrency low on workers, where Dask's threads already share the cores."""
 
-    # Several workers, of several runs, may live in one process: the first sets, the last sets back.
+    # Several workers, of several runs, may live in one process: the first sets, the last restores.
     _lock = threading.Lock()
     _users = 0
     _before: ClassVar[dict[str, Any]] = {}
@@ -70,7 +181,7 @@ class ZarrSettings(WorkerPlugin):
         self.name = f"dseeds-zarr-settings-{uuid.uuid4().hex}"
 
     def setup(self, worker: Any) -> None:
-        """Set them."""
+        """Lower the concurrency."""
         low = {"async.concurrency": READ_AT_ONCE, "threading.max_workers": 2}
         with ZarrSettings._lock:
             if ZarrSettings._users == 0:
@@ -79,119 +190,42 @@ class ZarrSettings(WorkerPlugin):
             ZarrSettings._users += 1
 
     def teardown(self, worker: Any) -> None:
-        """Set back what was there: a worker may live in the user's own process."""
+        """Restore the settings: a worker may live in the user's own process."""
         with ZarrSettings._lock:
             ZarrSettings._users -= 1
             if ZarrSettings._users == 0:
                 zarr.config.set(ZarrSettings._before)
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What a cluster's workers can take.
-
-    Attributes
-    ----------
-    workers, threads : int
-        Over all workers.
-    memory : int
-        Bytes of the smallest worker.
-    threads_per_worker : int
-        Of the worker with the most.
-    """
-
-    workers: int
-    threads: int
-    memory: int
-    threads_per_worker: int
-
-
-def local_capacity(workers: int | None, memory: int | None) -> Capacity:
-    """Choose what a local cluster is to have.
-
-    By default it is a worker per core, but no more than can have 1 GiB each.
-
-    Raises
-    ------
-    ValueError
-        If `workers` is not positive.
-    """
-    if workers is not None and (workers < 1 or int(workers) != workers):
-        raise ValueError(f"workers must be at least 1 and whole, got {workers!r}.")
-    number = int(workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // (memory or WORKER_LEAST))))
-    return Capacity(number, number, memory or int(0.9 * MEMORY_LIMIT / number), 1)
-
-
-def cluster_capacity(client: Client) -> Capacity:
-    """Ask a cluster for its workers, and whether they run the same version as this process.
-
-    Raises
-    ------
-    TimeoutError
-        If it has no worker for two minutes.
-    ValueError
-        If a process of it has another version of this package, or none.
-    """
-    try:
-        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
-    except TimeoutError:
-        raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s.") from None
-
-    # Nested functions travel by value, so these run where the package is missing too.
-    def installed() -> str | None:
-        from importlib import import_module
-
-        try:
-            return str(import_module("dseeds").__version__)
-        except ImportError:
-            return None
-
-    found = {"the scheduler": client.run_on_scheduler(installed), **client.run(installed)}
-    for place, version in found.items():
-        if version != __version__:
-            there = f"dseeds {version}" if version else "no dseeds"
-            raise ValueError(
-                f"{place} of the cluster has {there}, but this process has {__version__}: install the same."
-            )
-
-    def ask(dask_scheduler: Any) -> list[tuple[int, int]]:
-        return [(w.nthreads, w.memory_limit or 0) for w in dask_scheduler.workers.values()]
-
-    workers = client.run_on_scheduler(ask)
-    limits = [limit for _, limit in workers if limit] or [MEMORY_LIMIT]
-    threads = [n for n, _ in workers]
-    return Capacity(len(workers), sum(threads), min(limits), max(threads))
-
-
 @contextmanager
-def connect(client: Client | None, has: Capacity, progress: Progress | None) -> Iterator[Client]:
-    """Lend the client that is given, or one of a local cluster that is closed at the end."""
+def connect(client: Client | None, capacity: Capacity, progress: Progress | None) -> Iterator[Client]:
+    """Yield the user's client, or one of a local cluster that is closed at the end."""
     if client is not None:
-        with _settings(client):
+        with _zarr_settings(client):
             yield client
         return
     with ExitStack() as stack:
         settings = {
-            "distributed.scheduler.allowed-failures": WORKERS_LOST,
+            "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
             "distributed.nanny.pre-spawn-environ": worker_environment(),
-            # Our tasks leave next to nothing in a worker, so that waiting would not empty it: a worker that was paused
-            # with nothing to do would stay so. One that holds too much is killed at its limit, and its task goes on.
+            # Our tasks leave almost nothing in a worker, so a pause would not empty it, and a worker paused without a
+            # task would stay paused. A worker that exceeds its limit is killed, and its task is retried.
             "distributed.worker.memory.pause": False,
         }
-        with _uninterrupted(), dask.config.set(settings):
+        with _without_interrupts(), dask.config.set(settings):
             cluster = stack.enter_context(
                 LocalCluster(
-                    n_workers=has.workers,
+                    n_workers=capacity.workers,
                     threads_per_worker=1,
-                    memory_limit=has.memory,
+                    memory_limit=capacity.memory,
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
-                    # Compiling holds a worker's event loop for a moment; that is no news.
+                    # Compiling blocks a worker's event loop for a moment, which is not worth a warning.
                     silence_logs=50,
                 )
             )
         own = stack.enter_context(Client(cluster))
-        stack.enter_context(_settings(own))
+        stack.enter_context(_zarr_settings(own))
         if progress:
             progress.dashboard(own.dashboard_link)
         else:
@@ -200,26 +234,26 @@ def connect(client: Client | None, has: Capacity, progress: Progress | None) -> 
 
 
 def worker_environment() -> dict[str, Any]:
-    """Give what Dask sets before a worker's process begins, but for its memory.
+    """Return the environment variables, besides those for its memory limit, of a local worker's process.
 
-    Dask lets workers give back every freed page at once, so that all of a task's windows, megabytes each, would be
-    new pages that the kernel clears first: half of the time of reading and writing. What a worker holds on to is what
-    its tasks need at most, which is planned for.
+    By default Dask makes workers return every freed page at once. All of a task's windows, megabytes each, would then
+    be new pages that the kernel clears first: half of the time for reading and writing. What a worker keeps instead is
+    at most what its tasks need, which is planned for.
     """
     keep = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), KEPT_BYTES)
     return {**dask.config.get("distributed.nanny.pre-spawn-environ"), **keep}
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back, and keep it for good from threads and processes that begin meanwhile.
+def _without_interrupts() -> Iterator[None]:
+    """Block Ctrl-C, for good in threads and processes that start in the meantime.
 
-    It reaches every process of a terminal; but workers are to be closed in good order, not to die of it at length.
+    It reaches every process of a terminal, but workers have to be closed in good order.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # Its own start would lift the block.
+    # Starting it later would lift the block.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -229,7 +263,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _settings(client: Client) -> Iterator[None]:
+def _zarr_settings(client: Client) -> Iterator[None]:
     settings = ZarrSettings()
     client.register_plugin(settings)
     try:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Executors: they run a bounded number of tasks at a time, on threads of this process or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -7,102 +7,217 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from distributed import Client, as_completed
 
 from dseeds.core.progress import Progress
 from dseeds.parallel.cluster import Capacity, connect
 
-# Tasks in flight for each thread, and how often Dask tries one again.
-IN_FLIGHT, RETRIES = 4, 2
+# How often a task that failed is tried again.
+RETRIES = 2
+# Tasks in flight for each thread: their results wait to be fetched.
+TASKS_PER_THREAD = 4
+
+
+class TaskPool(Protocol):
+    """A place where tasks run.
+
+    Attributes
+    ----------
+    limit : int
+        Tasks in flight at any time.
+    """
+
+    limit: int
+
+    def submit(self, tasks: list[Any]) -> list[Any]:
+        """Submit tasks, and return a future for each."""
+
+    def wait(self, futures: Iterable[Any]) -> list[Any]:
+        """Wait until some of the futures are done, and return these."""
+
+    def cancel(self, futures: list[Any]) -> None:
+        """Cancel the tasks of futures that are not done."""
+
+
+def run_bounded(
+    pool: TaskPool, take: Callable[[int], list[Any]], settle: Callable[[list[Any], list[Any]], list[Any]]
+) -> Iterator[Any]:
+    """Run tasks in a pool, a bounded number at a time, and yield their results in any order.
+
+    Parameters
+    ----------
+    pool : TaskPool
+        Where they run. Tasks still in flight when this ends are cancelled.
+    take : callable
+        Returns at most a given number of tasks to submit next.
+    settle : callable
+        Returns the results of a list of tasks, given their futures, which are done. It may make `take` return tasks
+        again that failed.
+    """
+    running: dict[Any, Any] = {}
+    results: list[Any] = []
+    try:
+        while True:
+            tasks = take(pool.limit - len(running))
+            running.update(zip(pool.submit(tasks), tasks, strict=True))
+            yield from results
+            if not running:
+                return
+            futures = pool.wait(running)
+            results = settle([running.pop(future) for future in futures], futures)
+            # Dropping the futures frees the results on the cluster.
+            futures.clear()
+    finally:
+        pool.cancel(list(running))
+
+
+@dataclass
+class ThreadTasks:
+    """Threads of this process as a `TaskPool`. A task is the arguments of a function."""
+
+    threads: ThreadPoolExecutor
+    function: Callable[..., Any]
+    limit: int
+
+    def submit(self, tasks: list[Any]) -> list[Any]:
+        """See `TaskPool.submit`."""
+        return [self.threads.submit(self.function, *arguments) for arguments in tasks]
+
+    def wait(self, futures: Iterable[Any]) -> list[Any]:
+        """See `TaskPool.wait`."""
+        return list(wait(futures, return_when=FIRST_COMPLETED).done)
+
+    def cancel(self, futures: list[Any]) -> None:
+        """See `TaskPool.cancel`."""
+        for future in futures:
+            future.cancel()
+
+
+@dataclass
+class ClusterTasks:
+    """A Dask cluster as a `TaskPool`.
+
+    Attributes
+    ----------
+    client : Client
+        The cluster.
+    function : callable
+        The function that tasks call. It pickles, and may be called again.
+    key, arguments : callable
+        Return the key of a task on the cluster, and the function's arguments.
+    per_thread : int
+        Tasks in flight for each thread of the cluster.
+    retries : int
+        How often Dask tries a task again.
+    after_cancel : callable
+        Called after tasks have been cancelled.
+    """
+
+    client: Client
+    function: Callable[..., Any]
+    key: Callable[[Any], str]
+    arguments: Callable[[Any], tuple[Any, ...]]
+    per_thread: int = TASKS_PER_THREAD
+    retries: int = RETRIES
+    after_cancel: Callable[[], None] = lambda: None
+    limit: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limit = self.per_thread * max(1, sum(self.client.nthreads().values()))
+        self._completed = as_completed(loop=self.client.loop)
+
+    def submit(self, tasks: list[Any]) -> list[Any]:
+        """See `TaskPool.submit`."""
+        if not tasks:
+            return []
+        columns = list(zip(*map(self.arguments, tasks), strict=True))
+        # One message to the scheduler: one for each task costs as much as the task itself.
+        futures = self.client.map(
+            self.function, *columns, key=list(map(self.key, tasks)), pure=False, retries=self.retries
+        )
+        self._completed.update(futures)
+        return list(futures)
+
+    def wait(self, futures: Iterable[Any]) -> list[Any]:
+        """See `TaskPool.wait`."""
+        return list(self._completed.next_batch())
+
+    def cancel(self, futures: list[Any]) -> None:
+        """See `TaskPool.cancel`."""
+        if futures:
+            self.client.cancel(futures, force=True)
+            self.after_cancel()
 
 
 @dataclass(frozen=True)
 class Executor:
-    """Who does the work.
+    """Runs the tasks of a stage.
 
     Attributes
     ----------
     threads : int
-        Threads of this process; 0 for a cluster's workers.
+        Threads of this process; 0 if a cluster is used.
     client : Client or None
         The cluster.
     progress : Progress or None
-        Who follows.
+        Follows the stages.
     """
 
     threads: int
     client: Client | None = None
     progress: Progress | None = None
 
-    def each(
+    def map_unordered(
         self, stage: str, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], total: int
     ) -> Iterator[Any]:
-        """Call a function with each of some arguments, and give what comes of it, in any order.
+        """Call a function with each of several arguments, and yield the results in any order.
 
         Parameters
         ----------
         stage : str
-            What this is called on the dashboard and in the progress.
+            The name of the tasks on the dashboard and in the progress.
         function : callable
-            What pickles, and may be called again.
+            It pickles, and may be called again.
         calls : iterable of tuple
             The arguments.
         total : int
-            How many calls there are.
+            The number of calls.
         """
         if self.progress:
             self.progress.begin(stage, total)
-        for result in (
-            self._on_cluster(stage, function, iter(calls)) if self.client else self._here(function, iter(calls))
-        ):
+        for result in self._results(stage, function, iter(calls)):
             if self.progress:
                 self.progress.advance(stage)
             yield result
         if self.progress:
             self.progress.end(stage)
 
-    def _here(self, function: Callable[..., Any], calls: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
-        with ThreadPoolExecutor(self.threads) as pool:
-            running = {pool.submit(function, *call) for call in itertools.islice(calls, 2 * self.threads)}
-            try:
-                while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    running |= {pool.submit(function, *call) for call in itertools.islice(calls, len(done))}
-                    for future in done:
-                        yield future.result()
-            finally:
-                for future in running:
-                    future.cancel()
+    def _results(self, stage: str, function: Callable[..., Any], calls: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
+        def take(count: int) -> list[Any]:
+            return list(itertools.islice(calls, count))
 
-    def _on_cluster(self, stage: str, function: Callable[..., Any], calls: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
-        assert self.client is not None
-        # An address would be another client's too, which has other results by that name.
-        numbers, own = itertools.count(), uuid.uuid4().hex
-
-        def submit(call: tuple[Any, ...]) -> Any:
-            key = f"{stage}-{own}-{next(numbers)}"
-            return self.client.submit(function, *call, key=key, pure=False, retries=RETRIES)  # type: ignore[union-attr]
-
-        bound = IN_FLIGHT * max(1, sum(self.client.nthreads().values()))
-        running = as_completed([submit(call) for call in itertools.islice(calls, bound)])
-        try:
-            for future in running:
-                result = future.result()
-                for call in itertools.islice(calls, 1):
-                    running.add(submit(call))
-                yield result
-        finally:
-            self.client.cancel(list(running.futures), force=True)
+        client = self.client
+        if client is None:
+            with ThreadPoolExecutor(self.threads) as threads:
+                pool = ThreadTasks(threads, function, 2 * self.threads)
+                yield from run_bounded(pool, take, lambda _, futures: [future.result() for future in futures])
+            return
+        # Keys derived from the arguments could be another client's too, with other results.
+        numbers, token = itertools.count(), uuid.uuid4().hex
+        tasks = ClusterTasks(
+            client, function, key=lambda _: f"{stage}-{token}-{next(numbers)}", arguments=lambda arguments: arguments
+        )
+        yield from run_bounded(tasks, take, lambda _, futures: list(client.gather(futures)))
 
 
 @contextmanager
 def open_executor(
     threads: int, client: Client | None = None, local: Capacity | None = None, progress: Progress | None = None
 ) -> Iterator[Executor]:
-    """Lend who does the work: the client's cluster, a local one that is closed at the end, or this process' threads."""
+    """Open an executor on the client's cluster, on a local one that is closed at the end, or on threads."""
     if client is None and local is None:
         yield Executor(threads, None, progress)
         return

@@ -192,7 +192,7 @@ def measure_quality(
     regions = [(survey, number) for number in range(len(survey.tiling))]
     indices, boundaries, squares = {}, np.zeros(2, np.int64), []
     planes = [np.zeros((n, 2), np.int64) for n in survey.tiling.shape]
-    for number, found in crew.each("measure", count_quality_region, regions, len(regions)):
+    for number, found in crew.map_unordered("measure", count_quality_region, regions, len(regions)):
         if found is not None:
             indices[number] = found.index
             boundaries += found.boundaries
@@ -202,7 +202,7 @@ def measure_quality(
     if not indices:
         raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
     ranges = [(survey, part) for part in label_ranges(indices)]
-    tally = metrics.add_up(list(crew.each("count", count_part, ranges, len(ranges))))
+    tally = metrics.add_up(list(crew.map_unordered("count", count_part, ranges, len(ranges))))
     figures: dict[str, Any] = {}
     if survey.truth is not None:
         dice = metrics.achievable_dice(tally)
@@ -236,7 +236,7 @@ def centred(survey: QualityJob, crew: Executor) -> QualityJob:
     if survey.image is None:
         return survey
     regions = [(survey, number) for number in range(len(survey.tiling))]
-    sums, sizes, infinite, lows, highs = zip(*crew.each("range", add_region, regions, len(regions)), strict=True)
+    sums, sizes, infinite, lows, highs = zip(*crew.map_unordered("range", add_region, regions, len(regions)), strict=True)
     if any(infinite):
         raise ValueError("image has NaN or infinite values at labelled voxels: mask them out with label 0.")
     low, high = min(lows), max(highs)

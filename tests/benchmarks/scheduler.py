@@ -69,7 +69,7 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
         run = StageRunner(client, totals, Watch(lambda: seen.append(process.memory_info().rss)))
         start = time.perf_counter()
         while (phase := course.current) is not None:
-            course.close(phase, run_phase(course, phase, run, mending=None))
+            course.close(phase, run_phase(course, phase, run, repair=None))
         seconds = time.perf_counter() - start
     tasks = 2 * len(job.regions)
     # What is allocated once is there after a tenth.

@@ -1,4 +1,4 @@
-"""The command line as people and scripts meet it: what it prints where, its exit codes, and what it leaves behind."""
+"""The command line as people and scripts use it: its output, its exit codes, and the files it leaves behind."""
 
 import errno
 import gzip
@@ -26,9 +26,13 @@ from rich.console import Console
 
 import dseeds
 from dseeds import cli, phantom
+from dseeds.engine.batch import NotYet
+from dseeds.engine.repair import BeyondRepair, RegionFailed
 from dseeds.engine.report import Report
 from dseeds.parallel import terminal_progress
+from dseeds.storage.lease import LeaseLost
 from dseeds.storage.ownership import MARKER
+from dseeds.storage.zarr_arrays import ScratchCorrupted
 
 EXAMPLE = Path(data_path) / "example4d.nii.gz"
 SCRIPT = Path(sys.executable).with_name("dseeds")
@@ -40,7 +44,7 @@ HEAVY = ("numba", "zarr", "dask", "distributed", "nibabel", "pyarrow")
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of one worker process, which compiles once for all tests here."""
+    """A cluster of one worker process, which compiles once for all tests of this module."""
     with LocalCluster(
         n_workers=1,
         threads_per_worker=1,
@@ -63,16 +67,16 @@ def no_cluster(monkeypatch):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Keep what the command line asks `dseeds.segment` for, instead of doing it."""
-    kept = {}
+def arguments_of_segment(monkeypatch):
+    """Record the arguments that the command line passes to `dseeds.segment`, which does nothing."""
+    passed = {}
 
     def segment(source, target, **options):
-        kept.update(options, source=source, target=target)
+        passed.update(options, source=source, target=target)
         return REPORT
 
     monkeypatch.setattr("dseeds.api.segment.segment", segment)
-    return kept
+    return passed
 
 
 def run(*arguments, **options):
@@ -83,12 +87,12 @@ def run(*arguments, **options):
 
 
 def listing(folder):
-    """Everything in a folder, with its contents."""
+    """Return all paths in a folder with the contents of the files."""
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 def assert_one_sentence(stderr):
-    """Besides lines of progress there is one error, and no traceback."""
+    """Assert that there is one error besides lines of progress, and no traceback."""
     lines = [line for line in stderr.splitlines() if not line.startswith(("Dask dashboard: ", "import: ", "window: "))]
     assert len(lines) == 1, stderr
     assert lines[0].startswith("error: ")
@@ -108,7 +112,7 @@ def save(path, data):
     return path
 
 
-# What it says
+# Help
 
 
 @pytest.mark.parametrize("command", [[SCRIPT], [sys.executable, "-m", "dseeds"]])
@@ -117,9 +121,9 @@ def test_version(command):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"dseeds {dseeds.__version__}\n", "")
 
 
-def test_help_does_not_wait_for_what_computes():
-    found = f"import sys, dseeds.cli; print([name for name in {HEAVY} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout == "[]\n"
+def test_help_imports_no_heavy_packages():
+    code = f"import sys, dseeds.cli; print([name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -161,7 +165,7 @@ def test_help_explains_every_option(call, command, options):
     assert f"dseeds {command} " in out.split("Examples")[1]
 
 
-# What it asks for
+# Arguments
 
 
 @pytest.mark.parametrize(
@@ -190,17 +194,18 @@ def test_help_explains_every_option(call, command, options):
         ("--scratch s3://fast/tmp", {"scratch": "s3://fast/tmp"}),
     ],
 )
-def test_options_arrive(call, asked, arguments, options):
+def test_options_arrive(call, arguments_of_segment, arguments, options):
     code, _, err = call("segment", "a.nii.gz", "b.zarr", *arguments.split())
     assert (code, err) == (0, "")
-    assert {key: asked[key] for key in options} == options
-    assert (asked["source"], asked["target"]) == ("a.nii.gz", "b.zarr")
+    assert {key: arguments_of_segment[key] for key in options} == options
+    assert (arguments_of_segment["source"], arguments_of_segment["target"]) == ("a.nii.gz", "b.zarr")
 
 
 @pytest.mark.parametrize(
     ("options", "printed"), [([], f"{REPORT}\n"), (["--json"], f"{REPORT.to_json()}\n"), (["--quiet"], "")]
 )
-def test_the_report_is_alone_on_standard_output(call, asked, options, printed):
+@pytest.mark.usefixtures("arguments_of_segment")
+def test_the_report_is_alone_on_standard_output(call, options, printed):
     assert call("segment", "a.zarr", "b.zarr", *options) == (0, printed, "")
 
 
@@ -208,7 +213,7 @@ def test_the_report_is_alone_on_standard_output(call, asked, options, printed):
 
 
 def broken_nifti(path):
-    """Cut short in the middle of the voxels."""
+    """Write a file that is truncated in the middle of the voxels."""
     save(path, image())
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -238,7 +243,7 @@ SOURCES = {
     "truth.zarr": lambda path: save(path, image((8, 8, 8), bool)),
     "phase.zarr": lambda path: save(path, image((8, 8, 8), complex)),
 }
-# These are noticed only when the voxels are read.
+# Errors that appear only when the voxels are read.
 DAMAGED_SOURCES = {
     "broken.nii.gz": broken_nifti,
     "checksum.nii.gz": bad_checksum,
@@ -341,7 +346,7 @@ def test_a_scheduler_that_does_not_answer(call, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["segment"], ["segment", "a"], ["info"], ["phantom", "a"]])
-def test_what_is_no_command(call, arguments):
+def test_invalid_arguments(call, arguments):
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
     assert_one_sentence(err)
@@ -353,7 +358,7 @@ def test_what_is_no_command(call, arguments):
 @pytest.mark.parametrize(
     "target", ["somebody's", "somebody's.nii.gz", "somebody's.zarr", "more.zarr", "nowhere/labels.zarr"]
 )
-def test_nothing_of_somebody_else_is_touched(call, no_cluster, tmp_path, source, overwrite, target):
+def test_files_of_others_are_never_touched(call, no_cluster, tmp_path, source, overwrite, target):
     save(tmp_path / source, image())
     (tmp_path / "somebody's").mkdir()
     (tmp_path / "somebody's" / "thesis.tex").write_text("precious")
@@ -396,6 +401,11 @@ def test_errors_of_a_run_are_one_sentence(call, monkeypatch, error, words):
         call("segment", "a", "b")
 
 
+def test_expected_errors_exist():
+    kinds = RegionFailed, BeyondRepair, LeaseLost, NotYet, ScratchCorrupted
+    assert {kind.__name__ for kind in kinds} == cli.errors.EXPECTED
+
+
 def test_a_bug_shows_its_traceback(call, monkeypatch):
     monkeypatch.setattr("dseeds.api.segment.segment", lambda *_, **__: {}["nothing"])
     with pytest.raises(KeyError):
@@ -431,7 +441,7 @@ def mounted(folder, options):
     ],
 )
 def test_a_full_disk(call, cluster, tmp_path, target, scratch, filled):
-    """What is free is not enough from the start; a disk that fills up meanwhile is tested where runs are."""
+    """The free space is too small from the start; disks that fill up during a run are tested with the runs."""
     (tmp_path / "elsewhere").mkdir()
     with mounted(tmp_path / "disk", "size=1m") as disk:
         (disk / "mine").write_bytes(bytes(filled << 10))
@@ -458,7 +468,7 @@ def test_a_full_disk_under_a_phantom(call, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["segment", "image.zarr"], ["phantom", "--shape", "8,8,8"]])
-def test_a_disk_that_cannot_be_written(call, no_cluster, tmp_path, monkeypatch, arguments):
+def test_a_read_only_disk(call, no_cluster, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "image.zarr", image())
     with mounted(tmp_path / "disk", "ro") as disk:
@@ -473,11 +483,11 @@ def test_a_disk_that_cannot_be_written(call, no_cluster, tmp_path, monkeypatch, 
 
 @pytest.fixture(scope="module")
 def labels():
-    """What a real run has to give."""
+    """The labels that a real run must produce."""
     return dseeds.supervoxels(np.asarray(nibabel.load(EXAMPLE).dataobj)[..., 0].T, step=8)
 
 
-def test_a_run_of_its_own(tmp_path, labels):
+def test_a_run_on_a_local_cluster(tmp_path, labels):
     target = tmp_path / "labels.nii.gz"
     arguments = ("segment", EXAMPLE, target, "--volume", 0, "--step", 8, "--workers", 1, "--memory", "1GiB")
     done = run(*arguments, "--json")
@@ -556,20 +566,20 @@ def test_interrupted_in_the_middle(tmp_path, stop, begun, arguments):
         if begun:
             assert any(line.startswith(begun) for line in process.stderr)
         else:
-            # Not while the array is created: zarr's own tasks then complain that they were not waited for.
+            # Not before the array is created: zarr's pending tasks would print warnings.
             wait_for(tmp_path / "large.zarr" / "0" / "c")
         children = psutil.Process(process.pid).children(recursive=True)
-        # As a terminal does: to every process. And impatient people do it twice.
+        # A terminal signals every process; impatient people press Ctrl-C twice.
         os.killpg(process.pid, stop)
         os.killpg(process.pid, stop)
         out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "")
-    said = ["interrupted: cleaning up", "interrupted; nothing was published"]
+    lines = ["interrupted: cleaning up", "interrupted; nothing was published"]
     if begun:
-        said[1:1] = [f"go on with: dseeds segment {tmp_path}/body.zarr {tmp_path}/labels.zarr --resume"]
+        lines[1:1] = [f"resume with: dseeds segment {tmp_path}/body.zarr {tmp_path}/labels.zarr --resume"]
         assert (tmp_path / "labels.zarr.dseeds").is_dir()
         shutil.rmtree(tmp_path / "labels.zarr.dseeds")
-    assert err.splitlines() == said
+    assert err.splitlines() == lines
     assert listing(tmp_path) == before
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
@@ -584,7 +594,7 @@ def wait_for(path):
 # Info, phantom, evaluate
 
 
-def test_phantom_and_what_is_said_of_it(call, tmp_path):
+def test_phantom_and_its_description(call, tmp_path):
     target = tmp_path / "body.zarr"
     arguments = ("phantom", target, "--shape", "24,40,32", "--spacing", "2,1,1", "--dtype", "int16", "--noise", "0")
     arguments = (*arguments, "--organs", "12", "--seed", "3", "--chunk", "16", "--threads", "1")
@@ -625,7 +635,7 @@ def test_phantom_and_what_is_said_of_it(call, tmp_path):
 @pytest.mark.parametrize(
     "options", ["--shape 0,8,8", "--shape 8,8", "--shape big", "--shape 8,8,8 --dtype bool", "--shape 8,8,8 --noise -1"]
 )
-def test_a_phantom_that_cannot_be(call, tmp_path, options):
+def test_an_impossible_phantom(call, tmp_path, options):
     code, out, err = call("phantom", tmp_path / "body.zarr", *options.split())
     assert (code in (1, 2), out) == (True, "")
     assert_one_sentence(err)
@@ -633,7 +643,7 @@ def test_a_phantom_that_cannot_be(call, tmp_path, options):
 
 
 @pytest.mark.parametrize("marker", [MARKER, phantom.PHANTOM_MARKER])
-def test_info_on_what_is_unfinished(call, tmp_path, marker):
+def test_info_on_unfinished_output(call, tmp_path, marker):
     (tmp_path / marker).write_text("{}")
     code, out, err = call("info", tmp_path)
     assert (code, out) == (1, "")
@@ -642,7 +652,7 @@ def test_info_on_what_is_unfinished(call, tmp_path, marker):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_info_on_what_is_no_image(call, tmp_path, name):
+def test_info_on_invalid_images(call, tmp_path, name):
     SOURCES[name](tmp_path / name)
     code, out, err = call("info", tmp_path / name)
     assert (code, out) == (1, "")
@@ -706,7 +716,7 @@ def test_bars_on_a_terminal():
 
 
 @pytest.mark.parametrize(("seconds", "lines"), [(60, 1), (-1, 5)])
-def test_lines_elsewhere(monkeypatch, seconds, lines):
+def test_lines_without_a_terminal(monkeypatch, seconds, lines):
     monkeypatch.setattr(terminal_progress, "LINE_SECONDS", seconds)
     console = Console(file=io.StringIO(), width=20)
     follow(terminal_progress.TerminalProgress(console))

@@ -41,7 +41,9 @@ def job_in(folder, shape, step=(4, 4, 4), region=(2, 2, 2), image=None):
 
 
 def course_in(job, window=WINDOW):
-    return RunState.of(job, WindowSearch(job.source.dtypes, [window]), ImageQuery())
+    state = RunState(job, WindowSearch(job.source.dtypes, [window]), ImageQuery())
+    state.replay()
+    return state
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def test_who_rests_and_what_it_wrote_last(case, share, seed):
             if phase != QUANTISE:
                 for number in {0, len(job.regions) // 2, len(job.regions) - 1}:
                     near = within(job, number, turn) if turn else []
-                    assert course.known(phase, number) == {n: last[n] for n in near if last[n] != turn - 1}
+                    assert course.task_input(phase, number) == {n: last[n] for n in near if last[n] != turn - 1}
 
 
 def works(job, turn, number, moved):
@@ -177,7 +179,7 @@ def read_by(course, phase, number):
     job, turn, rounds = course.job, phase.turn, course.job.schedule
     if phase == QUANTISE:
         return set()
-    rested = course.known(phase, number)
+    rested = course.task_input(phase, number)
     if phase == LABEL:
         return {(codes_name(rested.get(number, len(rounds) - 1)), number)}
     if phase.stage == "merge":
@@ -206,7 +208,7 @@ def found_by(image, folder, region=(2, 2, 2)):
         phase = course.current
         assert state(course_in(job, None)) == state(course)
         for number in course.regions(phase):
-            perform_task(course.job, phase, number, course.known(phase, number))
+            perform_task(course.job, phase, number, course.task_input(phase, number))
         course.close(phase, job.journal.marks(phase))
     return course
 
@@ -237,7 +239,7 @@ def test_a_constant_image_has_no_rounds():
         assert set(course.phases) < set(course.planned)
         course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "all"))
         assert course.current == LABEL
-        assert course.known(LABEL, 0) == {}
+        assert course.task_input(LABEL, 0) == {}
 
 
 def test_nothing_finite_is_noticed():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from dseeds import segment, supervoxels
-from dseeds.engine import driver, run_directory
-from dseeds.engine.repair import BeyondRepair
-from dseeds.engine.run import Run
+from dseeds.engine import run_directory
+from dseeds.engine.repair import BeyondRepair, Repairer
+from dseeds.storage.location import open_location
 from tests.support.faults import (
     ASKED,
     DAMAGES,
@@ -44,12 +44,12 @@ def mended(monkeypatch):
     """The names of the arrays that were found damaged."""
     found = []
 
-    def noting(course, damage, *rest):
+    def noting(self, damage):
         found.append(damage.name)
-        return mend(course, damage, *rest)
+        return repair(self, damage)
 
-    mend = driver.repair_damage
-    monkeypatch.setattr(driver, "repair_damage", noting)
+    repair = Repairer.repair
+    monkeypatch.setattr(Repairer, "repair", noting)
     return found
 
 
@@ -123,7 +123,7 @@ def test_scratch_damaged_before_it_is_gone_on_with(out, client, stage, first):
 def assert_beyond_repair(error, target, client):
     """The run is lost, which is said; another one is not."""
     assert_sentence(error)
-    assert "begin anew" in str(error)
+    assert "start again" in str(error)
     assert not hasattr(error, "__notes__")
     assert_no_image(target)
     segment(IMAGE, target, overwrite=True, client=client, **ASKED)
@@ -205,7 +205,7 @@ def test_what_is_known_of_a_failure_is_damaged(out, client, hurt):
     path = run_folder(target) / "failure.json"
     path.write_text('{"phase": "merge-02", "region": 1}')
     hurt(path)
-    assert run_directory.read_failure(Run(None, None, str(target), {})) is None
+    assert run_directory.read_failure(open_location(run_folder(target))) is None
     resumed(target, client)
 
 

@@ -51,7 +51,7 @@ def test_a_task_that_never_fits_its_worker(out, client, faulty_workers, own):
     """It takes a few workers along, but no other task."""
     (fault,) = faulty_workers(("merge", 2, 1, "eat"))
     target = out / "labels.zarr"
-    says = r"merge-02 of region 1 failed .*for want of memory"
+    says = r"merge-02 of region 1 failed .*most likely because it ran out of memory"
     with theirs(own, "700MiB") as more, pytest.raises(RegionFailed, match=says) as caught:
         segment(IMAGE, target, progress=Recorder(), **ASKED, **more)
     assert_sentence(caught.value)

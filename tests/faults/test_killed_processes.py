@@ -195,6 +195,6 @@ def test_a_killed_scheduler(tmp_path, out, client, started, stage):
             segment(IMAGE, out / "labels.zarr", client=own, progress=progress, **ASKED)
     assert progress.happened
     assert "\n" not in cli.errors.describe_error(caught.value)
-    assert caught.value.__notes__ == [f"go on with: dseeds segment SOURCE {out}/labels.zarr --resume"]
+    assert caught.value.__notes__ == [f"resume with: dseeds segment SOURCE {out}/labels.zarr --resume"]
     assert_no_image(out / "labels.zarr")
     resumed(out / "labels.zarr", client)

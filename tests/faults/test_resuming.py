@@ -120,7 +120,7 @@ def test_going_on_with_a_run_of_another_version_is_refused(out, client, key):
     sound = path.read_bytes()
     path.write_bytes(seal({**unseal(sound), key: "0.0.1"}))
     before = snapshot(out)
-    with pytest.raises(RunMismatch, match="go on with that version, or begin anew") as caught:
+    with pytest.raises(RunMismatch, match="resume it with that version, or start again") as caught:
         segment(IMAGE, target, client=client, resume=True)
     assert_sentence(caught.value)
     assert snapshot(out) == before

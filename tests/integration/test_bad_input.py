@@ -132,7 +132,7 @@ def test_a_source_that_is_damaged_somewhere(tmp_path, client):
     assert failed == {"phase": "window-00", "region": caught.value.region, "attempts": 3, "reason": caught.value.reason}
     debug, resume = caught.value.__notes__
     assert f"dseeds debug-region {target}{SUFFIX} --phase window-00 --region {failed['region']}" in debug
-    assert resume == f"go on with: dseeds segment {source} {target} --resume"
+    assert resume == f"resume with: dseeds segment {source} {target} --resume"
     image = noise((20, 26, 33))
     zarr.open_array(source, mode="r+")[:] = image
     with pytest.raises(RunMismatch, match=r"source was .* and is now"):

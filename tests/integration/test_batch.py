@@ -31,7 +31,6 @@ from dseeds.engine.run import SUFFIX, RunOptions
 from dseeds.engine.source_import import IMPORT
 from dseeds.seeds.cell_size import choose_step
 from dseeds.storage.label_group import remove_target
-from dseeds.storage.location import open_location
 from tests.support.batches import IMAGE
 from tests.support.runs import (
     as_zarr,
@@ -275,8 +274,8 @@ def test_an_init_that_was_killed_can_be_gone_on_with(tmp_path, source, plan, exp
     """What it had not made yet, jobs make."""
     run = again(plan)
     shutil.rmtree(run.scratch)
-    remove_target(open_location(run.target))
-    assert not Path(run.target).exists()
+    remove_target(run.target.location)
+    assert not run.target.path.exists()
     step_all(plan)
     batch.finalize_run(again(plan))
     np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), expected)
@@ -386,7 +385,7 @@ def test_status_of_a_run_whose_source_was_in_memory(tmp_path, client):
     with pytest.raises(KeyboardInterrupt):
         segment(IMAGE, tmp_path / "labels.zarr", **ASKED, client=client, progress=progress)
     assert status(tmp_path / "labels.zarr")["current"] == "merge-01"
-    with pytest.raises(ValueError, match="was in the memory of the process that began it"):
+    with pytest.raises(ValueError, match="was in the memory of the process that started it"):
         again(tmp_path / "labels.zarr")
 
 
@@ -440,12 +439,12 @@ def test_a_job_of_a_run_that_is_no_more_leaves_nothing(tmp_path, source, plan, e
     """It was thought dead, others did its share and published; it comes back, and ends."""
     step_all(plan, end="label")
     late = again(plan)
-    course = late.course()
+    course = late.state()
     step_all(plan)
     batch.finalize_run(again(plan))
     before = snapshot(tmp_path)
     assert batch.run_step(late, Share(0, 1), wait=True) == {"phase": None, "done": 0}
-    batch._persist(late, course, LABEL, 3)
+    batch._run_region(late, course, LABEL, 3)
     course.job.journal.mark(LABEL, 3, "labelled")
     run_directory.remove_leftovers(late)
     assert snapshot(tmp_path) == before
@@ -637,7 +636,7 @@ def test_a_job_that_waits_ends_when_the_run_is_published(start, tmp_path, plan, 
         batch.run_step(again(plan), Share(index, 8))
     waiting = start("step", plan, "--wait", "--index", 6, "--count", 8)
     # When it has done its own region, it waits for the others.
-    while len(again(plan).course().job.journal.marks(LABEL)) < 7:
+    while len(again(plan).state().job.journal.marks(LABEL)) < 7:
         time.sleep(0.1)
         assert waiting.poll() is None
     batch.run_step(again(plan), Share(7, 8))

@@ -337,7 +337,7 @@ def check_sentence(error, address):
     assert address in text
     assert "\n" not in text
     assert "testing" not in text
-    assert any(note.startswith("go on with: dseeds segment") for note in error.__notes__)
+    assert any(note.startswith("resume with: dseeds segment") for note in error.__notes__)
 
 
 @pytest.mark.parametrize("stage", ["window", "sweep-voxels", "merge", "label"])
@@ -441,7 +441,7 @@ def test_patience_that_is_none(bucket, monkeypatch, said):
 
 @pytest.mark.parametrize("faults", ["none", "all"])
 def test_batch_jobs(bucket, store, faults, monkeypatch):
-    monkeypatch.setattr(batch, "LOOK_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(batch, "POLL_SECONDS", (0.1, 0.2))
     store.faults = FAULTS.get(faults, Faults())
     source, target = f"{bucket.address}/image.zarr", f"{bucket.address}/labels.zarr"
     plan = batch.begin_batch(source, target, RunOptions(**FEW), 1 << 30).folder.address

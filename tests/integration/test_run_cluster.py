@@ -16,7 +16,7 @@ from dask.utils import key_split
 
 from dseeds import segment, supervoxels
 from dseeds.core.geometry import Lattice
-from dseeds.engine.dask_runner import IN_FLIGHT
+from dseeds.engine.dask_runner import REGIONS_PER_THREAD
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
 from dseeds.engine.memory_model import TaskShape, task_bytes, worker_bytes
@@ -87,7 +87,7 @@ def test_the_scheduler_knows_a_bounded_number_of_tasks(tmp_path, clients, thread
             keys = tasks_known(client)
             known[stage].append(len(keys))
             names[stage] |= {key_split(key) for key in keys}
-            assert len(client.futures) <= others + IN_FLIGHT * threads + 1
+            assert len(client.futures) <= others + REGIONS_PER_THREAD * threads + 1
 
     report = segment(
         noise((7, 14, 84)), tmp_path / "a.zarr", step=7, region=(7, 7, 7), client=client, progress=Recorder(count)
@@ -95,7 +95,7 @@ def test_the_scheduler_knows_a_bounded_number_of_tasks(tmp_path, clients, thread
     assert report.regions == 24
     for stage in ("window", "quantise", "sweep-blocks", "sweep-voxels", "merge", "label"):
         # One more may just be on its way out.
-        assert max(known[stage]) <= IN_FLIGHT * threads + 1
+        assert max(known[stage]) <= REGIONS_PER_THREAD * threads + 1
         assert max(known[stage]) >= threads, "no thread waits for the client"
         # So they are grouped on the dashboard.
         assert stage in names[stage]
