@@ -219,7 +219,7 @@ def import_volume(
         levels: tuple[Resolution, ...] = ()
         if pyramid and (coarser := choose_levels(triple(image.shape), size or frame.spacing)):
             method = "mode" if labelled else "mean"
-            levels = build_pyramid(location.address, method, coarser, crew=executor, run=run)
+            levels = build_pyramid(location.address, method, coarser, executor=executor, run=run)
         ome = ome_image_attributes(**vars(frame), name=image.name, levels=levels, axes=axes, labels=labelled)
         attributes = {"imported": image.name, "run": run, **affine_attributes(affine), "version": __version__}
         if image.path is not None:

@@ -66,7 +66,7 @@ def build_pyramids(run: Run, job: Job, executor: Executor, advance: Callable[[],
             run.spec.pyramid_method,
             run.spec.pyramid,
             within=level_name(level).rpartition("/")[0],
-            crew=executor,
+            executor=executor,
             run=run.identity,
             advance=advance,
         )

@@ -1,7 +1,7 @@
-"""Where a volume lies: affines from voxels (x, y, z) to millimetres, as NIfTI has them.
+"""The position of a volume in space: affines from voxels (x, y, z) to millimetres, as in NIfTI.
 
-Their axes point to the right, to the front and upwards. OME-NGFF 0.5 knows neither rotations nor axes that are turned
-round, so an image that this program writes in OME-Zarr bears its affine in an attribute of our own.
+The axes of space point to the right, to the front and upwards (RAS+). OME-NGFF 0.5 has neither rotations nor reversed
+axes, so OME-Zarr images of this program keep their affine in an attribute of their own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from dseeds.io.source import Spacing
 
 # The entry of the attribute ``dseeds`` of a group.
-AFFINE = "affine"
-# How far the sizes of voxels may differ that a group tells in two ways.
+_AFFINE = "affine"
+# How far two sizes of the same voxels may differ, as a fraction.
 _TOLERANCE = 1e-3
 
 
 def is_affine(affine: np.ndarray) -> bool:
-    """Tell whether a matrix is an affine in space, and can be turned round.
+    """Return whether a matrix is an affine of space that can be inverted.
 
     >>> is_affine(np.eye(4)), is_affine(np.zeros((4, 4)))
     (True, False)
@@ -32,7 +32,7 @@ def is_affine(affine: np.ndarray) -> bool:
 
 
 def voxel_sizes(affine: np.ndarray) -> Spacing:
-    """Give the size of a voxel along z, y, x in millimetres.
+    """Return the size of a voxel along z, y, x in millimetres.
 
     >>> voxel_sizes(np.diag([-0.5, 0.5, 2.0, 1.0]))
     (2.0, 0.5, 0.5)
@@ -42,36 +42,36 @@ def voxel_sizes(affine: np.ndarray) -> Spacing:
 
 
 def with_spacing(affine: np.ndarray | None, spacing: Sequence[float] | None) -> np.ndarray | None:
-    """Give an affine that has its axes and its origin, and voxels of another size; itself where they have that size.
+    """Return an affine with the same axes and origin for voxels of another size; itself if they have that size.
 
     >>> with_spacing(np.diag([-0.5, 0.5, 2.0, 1.0]), (3.0, 1.0, 1.0)).diagonal().tolist()
     [-1.0, 1.0, 3.0, 1.0]
     """
     if affine is None or spacing is None or np.allclose(voxel_sizes(affine), spacing, rtol=_TOLERANCE, atol=0):
         return affine
-    found = affine.copy()
-    found[:3, :3] *= np.divide(spacing, voxel_sizes(affine))[::-1]
-    return found
+    scaled = affine.copy()
+    scaled[:3, :3] *= np.divide(spacing, voxel_sizes(affine))[::-1]
+    return scaled
 
 
 def affine_attributes(affine: np.ndarray | None) -> dict[str, Any]:
-    """Give what a group's attribute ``dseeds`` says of an affine: nothing if there is none."""
-    return {} if affine is None else {AFFINE: np.asarray(affine, np.float64).tolist()}
+    """Return the part of a group's attribute ``dseeds`` that stores an affine; empty without one."""
+    return {} if affine is None else {_AFFINE: np.asarray(affine, np.float64).tolist()}
 
 
 def affine_from_attributes(attribute: Any) -> np.ndarray | None:
-    """Read an affine back; None where there is none, or nonsense."""
+    """Read an affine back; None if it is missing or makes no sense."""
     if not isinstance(attribute, Mapping):
         return None
     try:
-        affine = np.array(attribute[AFFINE], np.float64)
+        affine = np.array(attribute[_AFFINE], np.float64)
     except (KeyError, TypeError, ValueError):
         return None
     return affine if is_affine(affine) else None
 
 
 def translation(affine: np.ndarray | None) -> Spacing | None:
-    """Give where the first voxel's centre lies along z, y, x, if the axes are those of space; None if they are not.
+    """Return the position of the first voxel's centre along z, y, x; None unless the axes are those of space.
 
     >>> translation(np.array([[0.5, 0, 0, 10], [0, 0.5, 0, -20], [0, 0, 2.0, 30], [0, 0, 0, 1]]))
     (30.0, -20.0, 10.0)
@@ -83,16 +83,10 @@ def translation(affine: np.ndarray | None) -> Spacing | None:
 
 
 def from_lps(direction: np.ndarray, spacing: Spacing, origin: np.ndarray) -> np.ndarray | None:
-    """Give the affine of an image of ITK's, whose axes point to the left and to the back; None if there is none.
+    """Return the affine of an image of ITK, where x and y point to the left and to the back (LPS); None if singular.
 
-    Parameters
-    ----------
-    direction : ndarray, (3, 3)
-        The directions of x, y and z as its columns.
-    spacing : tuple of float
-        The size of a voxel along z, y, x in millimetres.
-    origin : ndarray, (3,)
-        The place of the first voxel's centre in millimetres.
+    `direction`, (3, 3), has the directions of x, y and z as its columns; `spacing` is along z, y, x, and `origin` is
+    the position of the first voxel's centre, both in millimetres.
     """
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(direction) * spacing[::-1]
@@ -102,7 +96,7 @@ def from_lps(direction: np.ndarray, spacing: Spacing, origin: np.ndarray) -> np.
 
 
 def to_lps(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give direction and origin as ITK has them; see `from_lps`."""
-    turned = affine.copy()
-    turned[:2] = 0 - turned[:2]
-    return turned[:3, :3] / np.linalg.norm(turned[:3, :3], axis=0), turned[:3, 3]
+    """Return direction and origin for ITK; see `from_lps`."""
+    lps = affine.copy()
+    lps[:2] = 0 - lps[:2]
+    return lps[:3, :3] / np.linalg.norm(lps[:3, :3], axis=0), lps[:3, 3]

@@ -1,4 +1,4 @@
-"""An image: one volume, or several channels of one shape, wherever they are stored."""
+"""Images: one volume, or several channels of one shape, which may be stored in different places."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dseeds.io.ome_metadata import Frame
 from dseeds.io.open import open_voxels
 from dseeds.io.source import IndexBox, Kind, Shape, Source, SourceQuery, Spacing, require_channels
 
-# How far sizes and places of voxels in two files may differ, as a part: they were rounded, or written as text.
+# How far sizes and positions of voxels in two files may differ, as a fraction: they may be rounded, or text.
 _TOLERANCE = 1e-3
 
 
@@ -25,14 +25,14 @@ class Image:
     Parameters
     ----------
     parts : tuple of Source
-        Where the channels are. Those that are stored together are one part, and are read at once.
+        The sources of the channels. Channels that are stored together are one part, and are read at once.
     """
 
     parts: tuple[Source, ...]
 
     @property
     def name(self) -> str:
-        """What people call it: the first file's name, and how many more there are."""
+        """The first file's name, and the number of further files, for people."""
         more = len(dict.fromkeys(part.path for part in self.parts)) - 1
         return f"{self.parts[0].name} and {more} more" if more else self.parts[0].name
 
@@ -43,22 +43,22 @@ class Image:
 
     @property
     def path(self) -> str | None:
-        """Where the first channel lies, None where it is in memory."""
+        """The path or URL of the first channel; None in memory."""
         return self.parts[0].path
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where all channels lie, but for those in memory."""
+        """The paths or URLs of all channels that are not in memory."""
         return tuple(dict.fromkeys(part.path for part in self.parts if part.path is not None))
 
     @property
     def channels(self) -> int:
-        """How many channels there are."""
+        """Number of channels."""
         return len(self.dtypes)
 
     @property
     def dtypes(self) -> tuple[np.dtype, ...]:
-        """Type of each channel's voxels; see `Source.dtype`."""
+        """The type of each channel's voxels; see `Source.dtype`."""
         return tuple(part.dtype for part in self.parts for _ in range(part.channels or 1))
 
     @property
@@ -73,56 +73,56 @@ class Image:
 
     @property
     def spacing(self) -> Spacing | None:
-        """Size of a voxel along z, y, x in millimetres, None where no channel says."""
+        """Size of a voxel along z, y, x in millimetres, from the first channel that has it; None if unknown."""
         return next((part.spacing for part in self.parts if part.spacing is not None), None)
 
     @property
     def frame(self) -> Frame:
-        """Where the voxels lie, as far as any channel says."""
+        """Position and size of the voxels, from the first channel that has them."""
         return next((frame for frame in map(frame_of, self.parts) if frame != Frame()), Frame())
 
     @property
     def affine(self) -> np.ndarray | None:
-        """See `Source.affine`; None where no channel says."""
+        """The affine of the first channel that has one; see `Source.affine`."""
         return next((part.affine for part in self.parts if part.affine is not None), None)
 
     @property
     def labelled(self) -> bool:
-        """See `Source.labelled`. True if any channel is."""
+        """Whether any channel says that its voxels are labels."""
         return any(part.labelled for part in self.parts)
 
     @property
     def chunks(self) -> Shape | None:
-        """See `Source.chunks`. Where channels are cut differently, those of the part of which most is decoded."""
+        """The chunks of the part with the largest ones, in bytes; see `Source.chunks`."""
         return self._coarsest.chunks
 
     @property
     def shards(self) -> Shape | None:
-        """See `Source.shards`, and `chunks`."""
+        """The shards of the same part as the `chunks`."""
         return self._coarsest.shards
 
     @property
     def readable_by_workers(self) -> bool:
-        """See `Source.readable_by_workers`. True if all channels are."""
+        """Whether all channels are; see `Source.readable_by_workers`."""
         return all(part.readable_by_workers for part in self.parts)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """See `Source.identity`."""
+        """The identity of its only source, or those of all; see `Source.identity`."""
         if len(self.parts) == 1:
             return self.parts[0].identity
         return {"kind": self.kind, "shape": list(self.shape), "channels": [part.identity for part in self.parts]}
 
     def reopened(self) -> Image:
-        """See `Source.reopened`."""
+        """Return the same image as it is now."""
         return Image(tuple(part.reopened() for part in self.parts))
 
     def read(self, box: IndexBox) -> tuple[np.ndarray, ...]:
-        """Read the voxels in a box (z, y, x), an array for each channel; see `Source.read`."""
+        """Read the voxels in a box (z, y, x): an array for each channel; see `Source.read`."""
         return _channels([part.read(box) for part in self.parts])
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
-        """Read the image once from top to bottom, an array for each channel; see `Source.slabs`."""
+        """Read the image once from top to bottom: an array for each channel; see `Source.slabs`."""
         for slabs in zip(*(part.slabs(thickness) for part in self.parts), strict=True):
             yield slabs[0][0], _channels([values for _, values in slabs])
 
@@ -134,18 +134,18 @@ class Image:
 def open_image(
     source: object, *, volume: int | None = None, channel_axis: int | str | None = None, level: int = 0
 ) -> Image:
-    """Open an image of one or several channels. Its voxels stay where they are.
+    """Open an image of one or several channels; see `dseeds.io.open_source`.
 
     Parameters
     ----------
     source : source or list of sources
-        What `dseeds.io.open_source` takes; of several, each brings channels of its own, in the same place.
+        What `dseeds.io.open_source` takes. Several sources add their channels, in the same position in space.
         NIfTI and DICOM with colours (RGB) have three channels.
     volume, level : int, optional
-        See `dseeds.io.open_source`; of several sources the level of each is taken.
+        See `dseeds.io.open_source`; they apply to each of several sources.
     channel_axis : int or str, optional
-        The axis along which channels lie, in the array as it is seen: NIfTI's are turned round to (..., t, z, y, x), so
-        that 0 takes all volumes of a 4D file as channels. In an OME-Zarr image, its name will do, such as ``"c"``.
+        The axis of channels, in an array with the axes (..., t, z, y, x); those of NIfTI are reversed to this order, so
+        that 0 takes all volumes of a 4D file as channels. In an OME-Zarr image also its name, such as ``"c"``.
 
     Returns
     -------
@@ -156,9 +156,9 @@ def open_image(
     FileNotFoundError, PermissionError, ConnectionError, TypeError
         As `dseeds.io.open_source`.
     ValueError
-        If an image cannot be read, holds labels or anything else than real numbers, or several volumes of which neither
-        `volume` nor `channel_axis` says what they are; if there are more than 16 channels; or if they differ in their
-        shapes, in the sizes of their voxels or in their places.
+        If an image cannot be read, holds labels or anything else than real numbers, or several volumes without
+        `volume` or `channel_axis`; if there are more than 16 channels; or if they differ in their shapes, in the sizes
+        of their voxels or in their positions.
 
     Examples
     --------
@@ -172,12 +172,12 @@ def open_image(
     return open_channels(source, SourceQuery(volume, channel_axis, "image", level))
 
 
-def open_channels(source: object, wanted: SourceQuery) -> Image:
-    """Open what `open_image` takes, for whatever purpose."""
-    given = source if isinstance(source, list | tuple) else [source]
-    if not given:
+def open_channels(source: object, query: SourceQuery) -> Image:
+    """Open what `open_image` takes, for the purpose of a query."""
+    sources = source if isinstance(source, list | tuple) else [source]
+    if not sources:
         raise ValueError("the list of sources is empty: name one for each channel")
-    image = Image(tuple(part for one in given for part in open_voxels(one, wanted)))
+    image = Image(tuple(part for one in sources for part in open_voxels(one, query)))
     require_channels(image.channels, image.name)
     for number, part in enumerate(image.parts):
         _require_same(image, number, part)
@@ -185,50 +185,46 @@ def open_channels(source: object, wanted: SourceQuery) -> Image:
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
-    """Give a type that holds the voxels of all channels, in this machine's byte order; truth values become bytes.
+    """Return a type that holds the voxels of all channels, in this machine's byte order; booleans become bytes.
 
-    Raises
-    ------
-    ValueError
-        If there is none that holds integers of 64 bits together with others.
+    Raises a ValueError if integers of 64 bits would become floats.
 
-    Examples
-    --------
     >>> common_dtype([np.dtype("uint8"), np.dtype(">i2")])
     dtype('int16')
     """
     plain = [np.dtype("u1") if dtype.kind == "b" else dtype.newbyteorder("=") for dtype in dtypes]
-    found = np.result_type(*plain)
-    if any(dtype.kind in "iu" and dtype.itemsize == 8 and found.kind == "f" for dtype in plain):
+    common = np.result_type(*plain)
+    if any(dtype.kind in "iu" and dtype.itemsize == 8 and common.kind == "f" for dtype in plain):
         listed = ", ".join(dict.fromkeys(str(dtype) for dtype in plain))
         raise ValueError(f"the channels are of types that have none in common ({listed}): convert one of them")
-    return found
+    return common
 
 
 def _require_same(image: Image, number: int, part: Source) -> None:
-    """Refuse a channel that does not lie where those before it lie."""
-    for before, known in enumerate(image.parts[:number]):
-        pair = _called(known, before), _called(part, number)
-        if part.shape != known.shape:
+    """Raise a ValueError unless a part has the shape, the spacing and the affine of those before it."""
+    name = _describe(part, number)
+    for before, other in enumerate(image.parts[:number]):
+        other_name = _describe(other, before)
+        if part.shape != other.shape:
             raise ValueError(
-                f"{pair[0]} has shape {known.shape} and {pair[1]} has shape {part.shape}: "
+                f"{other_name} has shape {other.shape} and {name} has shape {part.shape}: "
                 f"channels must have the same shape, so resample one of them"
             )
-        if None not in (part.spacing, known.spacing) and not _close(part.spacing, known.spacing, 0):
+        if None not in (part.spacing, other.spacing) and not _close(part.spacing, other.spacing, 0):
             raise ValueError(
-                f"{pair[0]} has voxels of {known.spacing} mm (z, y, x) and {pair[1]} of {part.spacing} mm: "
+                f"{other_name} has voxels of {other.spacing} mm (z, y, x) and {name} of {part.spacing} mm: "
                 f"channels must agree, so resample or correct one of them"
             )
-        if part.affine is not None and known.affine is not None:
-            size = float(np.linalg.norm(known.affine[:3, :3], axis=0).min())
-            if not _close(part.affine, known.affine, _TOLERANCE * size):
+        if part.affine is not None and other.affine is not None:
+            size = float(np.linalg.norm(other.affine[:3, :3], axis=0).min())
+            if not _close(part.affine, other.affine, _TOLERANCE * size):
                 raise ValueError(
-                    f"{pair[0]} and {pair[1]} lie in different places or orientations (their affines differ): "
+                    f"{other_name} and {name} lie in different places or orientations (their affines differ): "
                     f"channels must agree, so resample or correct one of them"
                 )
 
 
-def _called(part: Source, number: int) -> str:
+def _describe(part: Source, number: int) -> str:
     return part.path or f"{part.name} (channel {number})"
 
 

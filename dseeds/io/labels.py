@@ -1,4 +1,4 @@
-"""TODO."""
+"""Labels as input: opened from any format, checked, read as integers, and tiled for tasks."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from dseeds.storage.location import Location
 from dseeds.storage.slabs import slab_layout, slab_thickness
 from dseeds.storage.zarr_arrays import write_array
 
-# Lengths of regions in voxels that are considered, and bytes that a task may hold if nobody says.
+# The lengths of tiles to choose from, in voxels.
 TILING_EXTENTS = (256, 192, 128, 96, 64, 32)
+# The memory of a task, in bytes, by default.
 TASK_BYTES = 1 << 29
 
 
 def open_labels(source: Any, *, volume: int | None = None) -> Source:
-    """Open labels of any origin: whatever `dseeds.io.open_source` takes, and truth values."""
-    [found] = open_voxels(source, SourceQuery(volume, purpose="mask"))
-    return found
+    """Open labels of any origin: everything that `dseeds.io.open_source` takes, and booleans."""
+    [labels] = open_voxels(source, SourceQuery(volume, purpose="mask"))
+    return labels
 
 
 def label_attributes(labels: Source) -> dict[str, Any]:
-    """Give what labels of this program say of how they came about, as far as they do."""
+    """Return this program's attribute of a label image, which describes how it was made; empty if there is none."""
     if not isinstance(labels, ZarrSource):
         return {}
     try:
         group = zarr.open_group(labels.array.store, path=labels.array.path.rpartition("/")[0], mode="r")
-        found: Any = group.attrs[ATTRIBUTE]
-        return dict(found)
+        attribute: Any = group.attrs[ATTRIBUTE]
+        return dict(attribute)
     except (OSError, KeyError, TypeError, ValueError):
         return {}
 
 
 def label_parameters(labels: Source) -> dict[str, Any]:
-    """Give the parameters that labels of this program were made with, as far as they say."""
+    """Return the parameters with which this program made labels; empty if unknown."""
     try:
         return dict(label_attributes(labels)["parameters"])
     except (KeyError, TypeError, ValueError):
@@ -51,13 +52,7 @@ def label_parameters(labels: Source) -> dict[str, Any]:
 
 
 def check_same_shape(**sources: Source | Image) -> Triple:
-    """Check that what belongs together has one shape, and give it.
-
-    Raises
-    ------
-    ValueError
-        If it has not.
-    """
+    """Return the shape that sources, given by name, have in common; raise a ValueError if it is not the same."""
     (first, one), *others = sources.items()
     for name, other in others:
         if other.shape != one.shape:
@@ -69,47 +64,34 @@ def check_same_shape(**sources: Source | Image) -> Triple:
 
 
 def materialise(source: Source, scratch: Location, name: str, *, anywhere: bool) -> Source:
-    """Give a source that tasks can read: itself, or a copy in scratch where it can only be read from end to end.
+    """Return a source that tasks can read: itself, or a copy in scratch if it can only be read from end to end.
 
-    Parameters
-    ----------
-    source : Source
-        The source.
-    scratch : Place
-        Where copies go.
-    name : str
-        What to call the copy.
-    anywhere : bool
-        Whether tasks are in other processes.
+    The copy's name begins with `name`; `anywhere` tells whether tasks run in other processes.
     """
     if source.readable_by_workers or (isinstance(source, ArraySource) and not anywhere):
         return source
-    # Arrays are opened once in a process: another one has another name.
+    # A unique name, since each process caches open arrays by name.
     name = f"{name}-{uuid.uuid4().hex}"
     layout = slab_layout(source.shape, source.dtype)
     layout.create(scratch.zarr(name))
     for begin, slab in source.slabs(slab_thickness(source.shape, source.dtype.itemsize)):
         box = Box((begin, 0, 0), (begin + len(slab), *source.shape[1:]))
         write_array(scratch, name, box, slab.astype(layout.dtype, copy=False))
-    [copy] = open_voxels(f"{scratch.address}/{name}", SourceQuery(purpose="mask"))
-    return copy
+    return open_labels(f"{scratch.address}/{name}")
 
 
 def read_labels(source: Source, box: Box, name: str = "labels", *, narrow: bool = False) -> NDArray[Any]:
-    """Read labels as int64 or, if `narrow`, as uint32 where they are integers of no more bits.
+    """Read labels as int64 or, if `narrow`, integers of up to 32 bits as uint32.
 
-    Raises
-    ------
-    ValueError
-        If they are no whole numbers from 0 to 2^63 - 1.
+    Raises a ValueError, which calls them `name`, unless all are whole numbers from 0 to 2^63 - 1.
     """
     values = source.read(box.slices)
     if values.dtype.kind == "f":
         # NIfTI files often hold labels as floats.
-        whole = values.astype(np.int64, copy=False) if np.isfinite(values).all() else None
-        if whole is None or not np.array_equal(whole, values):
+        integers = values.astype(np.int64, copy=False) if np.isfinite(values).all() else None
+        if integers is None or not np.array_equal(integers, values):
             raise ValueError(f"{name} must be integers, but {source.name} holds others, or NaN.")
-        values = whole
+        values = integers
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     if low < 0 or high >= 2**63:
         raise ValueError(f"{name} must be from 0 to 2^63 - 1, but {source.name} holds {low if low < 0 else high}.")
@@ -121,13 +103,13 @@ def read_labels(source: Source, box: Box, name: str = "labels", *, narrow: bool 
 def choose_tiling(
     shape: Triple, chunks: Triple | None, voxel_bytes: float, task_bytes: int = TASK_BYTES, region: Triple | None = None
 ) -> Triple:
-    """Choose how many voxels along (z, y, x) a task works on: what is given, or whole chunks that fit its memory."""
+    """Choose the voxels along (z, y, x) of a task: the given `region`, or whole chunks that fit its memory."""
     if region is not None:
         return triple(min(r, n) for r, n in zip(region, shape, strict=True))
-    found: Triple = shape
+    tile: Triple = shape
     for extent in TILING_EXTENTS:
-        # Whole chunks, for others' parts would be read again.
-        found = triple(min(n, c * max(1, extent // c)) for n, c in zip(shape, chunks or (1, 1, 1), strict=True))
-        if prod(found) * voxel_bytes <= task_bytes:
+        # Whole chunks, since tasks that share a chunk would read it twice.
+        tile = triple(min(n, c * max(1, extent // c)) for n, c in zip(shape, chunks or (1, 1, 1), strict=True))
+        if prod(tile) * voxel_bytes <= task_bytes:
             break
-    return found
+    return tile

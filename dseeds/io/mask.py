@@ -1,4 +1,4 @@
-"""Masks: which voxels of an image take part."""
+"""Masks: the voxels of an image that take part."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from dseeds.io.image import Image
 from dseeds.io.open import open_voxels
 from dseeds.io.source import IndexBox, Shape, Source, SourceQuery
 
-# How far a corner of the mask may be from the image's, in voxels of the mask: half of one, but for rounding.
-_ASTRAY = 0.501
+# How far a corner of the mask may be from the image's, in voxels of the mask: half a voxel, and rounding.
+_TOLERANCE = 0.501
 
 
 class Reader(Protocol):
-    """Whatever boxes of a mask can be read from."""
+    """Reads boxes of a mask."""
 
     def read(self, box: IndexBox) -> np.ndarray:
-        """Read the voxels in a box (z, y, x) of the mask's own."""
+        """Read the mask's voxels in a box (z, y, x), in its own resolution."""
 
 
 @dataclass(frozen=True)
 class ResampledMask:
-    """A mask that may be coarser than its image, at the image's resolution. It pickles if its reader does.
+    """A mask, which may be coarser than its image, in the image's resolution. It pickles if its reader does.
 
     Parameters
     ----------
     reader : Reader
-        Of the mask's own voxels, in which 0 and NaN are outside, and all else inside.
+        Reads the mask's own voxels; 0 and NaN are outside, all others inside.
     own, shape : tuple of int
         The mask's own shape and the image's, along z, y, x.
 
@@ -50,18 +50,18 @@ class ResampledMask:
     shape: Shape
 
     def read(self, box: IndexBox) -> NDArray[np.bool_]:
-        """Tell which voxels in a box (z, y, x) of the image are inside."""
-        along = [_own(side, n, m) for side, n, m in zip(box, self.shape, self.own, strict=True)]
-        z, y, x = (slice(int(places[0]), int(places[-1]) + 1) for places in along)
+        """Return which voxels in a box (z, y, x) of the image are inside."""
+        along = [_mask_indices(side, n, m) for side, n, m in zip(box, self.shape, self.own, strict=True)]
+        z, y, x = (slice(int(indices[0]), int(indices[-1]) + 1) for indices in along)
         values = inside(self.reader.read((z, y, x)))
         if self.own == self.shape:
             return values
-        return values[np.ix_(*(places - places[0] for places in along))]
+        return values[np.ix_(*(indices - indices[0] for indices in along))]
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Which voxels of an image take part, at its resolution. Every mask pickles.
+    """The voxels of an image that take part, in its resolution. Every mask pickles.
 
     Parameters
     ----------
@@ -81,39 +81,39 @@ class Mask:
 
     @property
     def name(self) -> str:
-        """See `Source.name`."""
+        """The source's name."""
         return self.source.name
 
     @property
     def path(self) -> str | None:
-        """See `Source.path`."""
+        """The source's path or URL; None in memory."""
         return self.source.path
 
     @property
     def readable_by_workers(self) -> bool:
-        """See `Source.readable_by_workers`. If not, copy the `slabs` to where they can, and read it `through` that."""
+        """Whether workers can `read` it. If not, copy the `slabs`, and read the mask `through` the copy."""
         return self.source.readable_by_workers
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See `Source.identity`."""
+        """The source's identity."""
         return self.source.identity
 
     def reopened(self) -> Mask:
-        """See `Source.reopened`."""
+        """Return the same mask as it is now."""
         return Mask(self.source.reopened(), self.shape)
 
     def read(self, box: IndexBox) -> NDArray[np.bool_]:
-        """Tell which voxels in a box (z, y, x) of the image are inside."""
+        """Return which voxels in a box (z, y, x) of the image are inside."""
         return self.through(self.source).read(box)
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """Read the mask's own voxels once, from top to bottom; see `Source.slabs`."""
+        """Read the mask once, in its own resolution, from top to bottom; see `Source.slabs`."""
         for z0, values in self.source.slabs(thickness):
             yield z0, inside(values)
 
     def through(self, reader: Reader) -> ResampledMask:
-        """Give the same mask, read from a copy of its own voxels."""
+        """Return the same mask, read from a copy of its own voxels."""
         return ResampledMask(reader, self.own, self.shape)
 
 
@@ -123,8 +123,8 @@ def open_mask(mask: object, image: Image) -> Mask:
     Parameters
     ----------
     mask : source
-        What `dseeds.io.open_source` takes, truth values and labels too. It covers what the image covers, in as many
-        voxels or fewer: voxel i of n is inside if voxel ``(2 i + 1) m // (2 n)`` of the mask's m is.
+        What `dseeds.io.open_source` takes, and booleans and labels. It covers the same field of view as the image, with
+        as many voxels or fewer: voxel i of n is inside if voxel ``(2 i + 1) m // (2 n)`` of the mask's m is.
     image : Image
         The image.
 
@@ -133,7 +133,7 @@ def open_mask(mask: object, image: Image) -> Mask:
     FileNotFoundError, PermissionError, ConnectionError, TypeError
         As `dseeds.io.open_source`.
     ValueError
-        If the mask cannot be read, is finer than the image, or lies elsewhere as far as both say where.
+        If the mask cannot be read, is finer than the image, or has another position in space, if both have one.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def open_mask(mask: object, image: Image) -> Mask:
 
 
 def inside(values: np.ndarray) -> NDArray[np.bool_]:
-    """Tell which values of a mask are inside: those that are neither 0 nor NaN.
+    """Return which values of a mask are inside: those that are neither 0 nor NaN.
 
     >>> inside(np.array([0, 2, -1, np.nan]))
     array([False,  True,  True, False])
@@ -164,10 +164,10 @@ def inside(values: np.ndarray) -> NDArray[np.bool_]:
     return np.asarray((values != 0) & (values == values))
 
 
-def _own(side: slice, length: int, own: int) -> NDArray[np.int64]:
-    """Give the places in the mask of the voxels that a side of a box spans.
+def _mask_indices(side: slice, length: int, own: int) -> NDArray[np.int64]:
+    """Return the mask's voxels along an axis that the image's voxels along a side of a box lie in.
 
-    >>> _own(slice(0, 7), 7, 3)
+    >>> _mask_indices(slice(0, 7), 7, 3)
     array([0, 0, 1, 1, 1, 2, 2])
     """
     start, stop, _ = side.indices(length)
@@ -175,9 +175,9 @@ def _own(side: slice, length: int, own: int) -> NDArray[np.int64]:
 
 
 def _require_same_place(where: str, mask: np.ndarray, own: Shape, image: np.ndarray, shape: Shape) -> None:
-    """Refuse a mask whose corners are not the image's."""
-    away = np.abs(np.linalg.solve(mask[:3, :3], _corners(image, shape) - _corners(mask, own))).max()
-    if away <= _ASTRAY:
+    """Raise a ValueError unless the corners of a mask are those of the image."""
+    distance = np.abs(np.linalg.solve(mask[:3, :3], _corners(image, shape) - _corners(mask, own))).max()
+    if distance <= _TOLERANCE:
         return
     axes = ["".join(map(str, nibabel.aff2axcodes(affine))) for affine in (mask, image)]
     if axes[0] != axes[1]:
@@ -186,12 +186,12 @@ def _require_same_place(where: str, mask: np.ndarray, own: Shape, image: np.ndar
             f"resample the mask to the image's voxels"
         )
     raise ValueError(
-        f"{where} does not cover what the image covers, a corner is {away:.3g} of its voxels away: "
+        f"{where} does not cover what the image covers, a corner is {distance:.3g} of its voxels away: "
         f"resample the mask to the image's field of view"
     )
 
 
 def _corners(affine: np.ndarray, shape: Shape) -> np.ndarray:
-    """Give where the outermost voxels' outer corners lie, (3, 8)."""
+    """Return the positions of the volume's eight corners, (3, 8)."""
     corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in shape[::-1])))).T
     return np.asarray(affine[:3, :3] @ corners + affine[:3, 3:])

@@ -1,4 +1,4 @@
-"""Blocks of voxels become single voxels: the coarser levels of a multiscale image."""
+"""Kernels that reduce blocks of voxels to single voxels of a coarser level."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dseeds.core.jit import jit
 
 @jit
 def take_modes(values: NDArray[Any], factors: Triple, out: NDArray[Any]) -> None:
-    """Write the most frequent label of each block; of several that are equally frequent the smallest.
+    """Write the most frequent label of each block; of several equally frequent ones the smallest.
 
     Parameters
     ----------
     values : ndarray of int, shape (z, y, x)
-        Labels. Blocks at the upper ends may be cut short, but none is empty.
+        Labels. Blocks at the upper ends may be incomplete, but none is empty.
     factors : tuple of int
         Voxels of a block along (z, y, x).
     out : ndarray, shape (z, y, x)
-        Is filled, of the same dtype; what lies beyond its blocks is left out.
+        Receives the labels, in the same dtype. Voxels beyond its blocks are left out.
 
     Examples
     --------
@@ -49,13 +49,13 @@ def take_modes(values: NDArray[Any], factors: Triple, out: NDArray[Any]) -> None
 
 @jit
 def _mode(block: NDArray[Any], count: int) -> Any:
-    """Sort the first so many labels of a block in place, and find the longest run."""
+    """Sort the first `count` labels of a block in place, and return the label of the longest run."""
     for end in range(1, count):
-        label, place = block[end], end
-        while place > 0 and block[place - 1] > label:
-            block[place] = block[place - 1]
-            place -= 1
-        block[place] = label
+        label, i = block[end], end
+        while i > 0 and block[i - 1] > label:
+            block[i] = block[i - 1]
+            i -= 1
+        block[i] = label
     best, longest, begin = block[0], 0, 0
     for end in range(1, count + 1):
         if end == count or block[end] != block[begin]:
@@ -67,17 +67,17 @@ def _mode(block: NDArray[Any], count: int) -> Any:
 
 
 def take_means(values: NDArray[Any], factors: Triple, out: NDArray[Any]) -> None:
-    """Write the mean of each block, exact and rounded to the nearest integer, or of floats in a fixed order.
+    """Write the mean of each block: exact and rounded to the nearest integer, or of floats summed in a fixed order.
 
     Parameters
     ----------
     values : ndarray of int, float32 or float64, shape (z, y, x)
-        Intensities. Blocks at the upper ends may be cut short, but none is empty.
+        Intensities. Blocks at the upper ends may be incomplete, but none is empty.
     factors : tuple of int
         Voxels of a block along (z, y, x).
     out : ndarray, shape (z, y, x)
-        Is filled, of the same dtype. Of two integers that are equally near, it is the even one. Floats are summed along
-        x, y and z, in this order, in 64 bits; those that are NaN do not count, and where all are, the mean is.
+        Receives the means, in the same dtype. Halves are rounded to the even integer. Floats are summed along x, y and
+        z, in this order, in 64 bits, without those that are NaN; where all are, the mean is NaN.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def take_means(values: NDArray[Any], factors: Triple, out: NDArray[Any]) -> None
 @jit
 def _mean_integers(values: NDArray[Any], factors: Triple, digits: NDArray[Any], out: NDArray[Any]) -> None:
     dz, dy, dx = factors
-    # Of 64 bits, and of one sign throughout: Numba takes int64 and uint64 together for floats.
+    # All integers have the same type of 64 bits, since Numba converts int64 and uint64 together to floats.
     zero, one, two = digits
     for z in range(out.shape[0]):
         for y in range(out.shape[1]):
@@ -105,7 +105,7 @@ def _mean_integers(values: NDArray[Any], factors: Triple, digits: NDArray[Any], 
                 height = min(dy, values.shape[1] - y * dy)
                 width = min(dx, values.shape[2] - x * dx)
                 count = digits.dtype.type(depth * height * width)
-                # Quotients and remainders apart, for the sum of a block may need more than 64 bits.
+                # Quotients and remainders are summed separately: the sum of a block may need more than 64 bits.
                 mean, rest = zero, zero
                 for k in range(z * dz, z * dz + depth):
                     for j in range(y * dy, y * dy + height):

@@ -174,10 +174,73 @@ class Source(Protocol):
 
 
 if TYPE_CHECKING:
-    SourceBase = Source
+    _Interface = Source
 else:
-    # Empty at run time, for no field of a dataclass can replace a property of a base class.
-    SourceBase = object
+    # No field of a dataclass can replace a property of a base class, so that there are none at run time.
+    _Interface = object
+
+
+class SourceBase(_Interface):
+    """The base of all sources: one that never changes, and is read box by box."""
+
+    @override
+    def reopened(self) -> Source:
+        return self
+
+    @override
+    def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
+        for z0, z1 in slab_ranges(self.shape[0], thickness):
+            yield z0, self.read((slice(z0, z1), slice(None), slice(None)))
+
+
+class IndexedSource(SourceBase):
+    """The base of sources whose volume an index selects from an array: whole axes for z, y, x and channels.
+
+    Subclasses have the fields `index` and `channel_axis`, and may have `space`, the axes of z, y and x if they are in
+    another order, or missing.
+    """
+
+    index: tuple[int | slice, ...]
+    channel_axis: int | None
+    space: tuple[int | None, int | None, int | None] | None = None
+
+    @property
+    def stored(self) -> Any:
+        """The array, or a description of it: its shape, dtype and chunks."""
+        raise NotImplementedError
+
+    @property
+    @override
+    def shape(self) -> Shape:
+        return self._along_zyx(self.stored.shape)
+
+    @property
+    @override
+    def dtype(self) -> np.dtype:
+        dtype: np.dtype = np.dtype(self.stored.dtype)
+        return dtype
+
+    @property
+    @override
+    def channels(self) -> int | None:
+        return None if self.channel_axis is None else int(self.stored.shape[self.channel_axis])
+
+    @property
+    @override
+    def chunks(self) -> Shape | None:
+        return None if self.stored.chunks is None else self._along_zyx(self.stored.chunks)
+
+    def _along_zyx(self, sizes: Sequence[int]) -> Shape:
+        z, y, x = (1 if axis is None else int(sizes[axis]) for axis in self._zyx)
+        return z, y, x
+
+    @property
+    def _zyx(self) -> tuple[int | None, int | None, int | None]:
+        """The axes of the array that are z, y and x."""
+        if self.space is not None:
+            return self.space
+        z, y, x = (n for n, taken in enumerate(self.index) if isinstance(taken, slice) and n != self.channel_axis)
+        return z, y, x
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,17 +285,8 @@ class ArraySource(SourceBase):
         return {**description, "digest": hash_voxels(self.slabs(16))}
 
     @override
-    def reopened(self) -> ArraySource:
-        return self
-
-    @override
     def read(self, box: IndexBox) -> np.ndarray:
         return self.array[box]
-
-    @override
-    def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        for z0, z1 in slab_ranges(self.shape[0], thickness):
-            yield z0, self.array[z0:z1]
 
 
 def is_zarr(path: Path) -> bool:
@@ -286,18 +340,9 @@ def require_channels(count: int, where: str) -> None:
 
 
 def require_file_length(path: Path, needed: int, expansion: float = 1) -> None:
-    """Raise a ValueError if a header promises more bytes than its file can hold.
+    """Raise a ValueError, before anything is allocated, if a header promises more bytes than its file can hold.
 
-    Call it before anything is allocated.
-
-    Parameters
-    ----------
-    path : Path
-        The file that holds the voxels.
-    needed : int
-        Bytes up to the end of the voxels.
-    expansion : float
-        How many bytes decompression makes of one at most.
+    The voxels end after `needed` bytes, of which decompression makes up to `expansion` from a byte of the file.
     """
     size = path.stat().st_size
     if needed > size * expansion:
@@ -310,15 +355,9 @@ def require_file_length(path: Path, needed: int, expansion: float = 1) -> None:
 def select_volume(shape: Sequence[int], query: SourceQuery, where: str) -> tuple[tuple[int | slice, ...], int | None]:
     """Select the volume in an array whose axes have no names, such as (..., z, y, x).
 
-    Returns
-    -------
-    index : tuple of int or slice
-        Whole axes for z, y, x and channels, a position on every other axis.
-    channels : int or None
-        The axis of channels.
+    Returns an index, which has whole axes for z, y, x and channels and a position on every other, and the axis of
+    channels.
 
-    Examples
-    --------
     >>> select_volume((1, 5, 30, 40, 50), SourceQuery(volume=4), "the array")
     ((0, 4, slice(None, None, None), slice(None, None, None), slice(None, None, None)), None)
     >>> select_volume((30, 40, 50, 3), SourceQuery(channel_axis=-1), "the array")[1]

@@ -77,12 +77,12 @@ def test_levels_are_those_of_plain_numpy(tmp_path_factory, case):
     np.testing.assert_array_equal(zarr.open_array(f"{folder}/2")[:], expected(one, factors, method))
 
 
-def test_no_cut_and_no_crew_makes_a_difference(tmp_path, ct_3mm):
+def test_neither_cut_nor_executor_makes_a_difference(tmp_path, ct_3mm):
     organs = ct_3mm[1].astype(np.uint32)
     levels = PyramidLevel((56, 48, 60), (2, 2, 2)), PyramidLevel((56, 24, 30), (1, 2, 2))
     found = []
     with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
-        for number, (chunks, shards, crew) in enumerate(
+        for number, (chunks, shards, executor) in enumerate(
             [
                 ((112, 96, 120), None, Executor(1)),
                 ((16, 16, 24), (32, 48, 48), Executor(3)),
@@ -91,7 +91,7 @@ def test_no_cut_and_no_crew_makes_a_difference(tmp_path, ct_3mm):
         ):
             folder = str(tmp_path / str(number))
             write(folder, organs, chunks, shards)
-            build_pyramid(folder, "mode", levels, crew=crew)
+            build_pyramid(folder, "mode", levels, executor=executor)
             found.append([zarr.open_array(f"{folder}/{level}")[:] for level in (1, 2)])
     np.testing.assert_array_equal(found[0][0], expected(organs, (2, 2, 2), "mode"))
     for other in found[1:]:

@@ -106,10 +106,6 @@ class DaskSource(SourceBase):
         return {"kind": self.kind, "shape": list(self.shape), "dtype": self.dtype.str, "name": self.array.name}
 
     @override
-    def reopened(self) -> DaskSource:
-        return self
-
-    @override
     def read(self, box: IndexBox) -> np.ndarray:
         return np.asarray(self.array[box].compute(scheduler=self._scheduler))
 
@@ -140,21 +136,10 @@ def open_dask_array(array: da.Array, query: SourceQuery, spacing: Spacing | None
 def store_dask_array(
     arrays: Mapping[str, da.Array], address: str, scheduler: Any = None, **more: Any
 ) -> dict[str, str]:
-    """Compute arrays together and store them block by block; only the blocks in progress are in memory.
+    """Compute arrays (z, y, x) together, and store each by its name in a folder or prefix, as Zarr, block by block.
 
-    Parameters
-    ----------
-    arrays : dict of str to dask.array.Array, shape (z, y, x)
-        The arrays by name.
-    address : str
-        The folder or prefix for the Zarr arrays.
-    scheduler, more : object
-        Passed on to `dask.compute`.
-
-    Returns
-    -------
-    dict of str to str
-        The address of each array.
+    Only the blocks in progress are in memory. `scheduler` and `more` are passed on to `dask.compute`. Returns the
+    address of each array.
     """
     location = open_location(address)
     regular: list[Any] = []

@@ -14,9 +14,8 @@ from typing_extensions import override
 
 from dseeds.io.source import (
     IndexBox,
+    IndexedSource,
     Kind,
-    Shape,
-    SourceBase,
     Spacing,
     describe_damage,
     hash_files,
@@ -57,7 +56,7 @@ class Voxels(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class FileSource(SourceBase):
+class FileSource(IndexedSource):
     """A volume in one file, or in several that belong together.
 
     Parameters
@@ -117,23 +116,8 @@ class FileSource(SourceBase):
 
     @property
     @override
-    def shape(self) -> Shape:
-        return self._along_zyx(self.voxels.shape)
-
-    @property
-    @override
-    def dtype(self) -> np.dtype:
-        return self.voxels.dtype
-
-    @property
-    @override
-    def channels(self) -> int | None:
-        return None if self.channel_axis is None else self.voxels.shape[self.channel_axis]
-
-    @property
-    @override
-    def chunks(self) -> Shape | None:
-        return None if self.voxels.chunks is None else self._along_zyx(self.voxels.chunks)
+    def stored(self) -> Voxels:
+        return self.voxels
 
     @property
     @override
@@ -180,17 +164,9 @@ class FileSource(SourceBase):
     def _index(self, box: IndexBox) -> ArrayIndex:
         index = list(self.index)
         for axis, side, size in zip(self._zyx, box, self.shape, strict=True):
-            index[axis] = slice(*side.indices(size)[:2])
+            if axis is not None:
+                index[axis] = slice(*side.indices(size)[:2])
         return tuple(index)
 
     def _channels_first(self, values: np.ndarray) -> np.ndarray:
         return values if self.channel_axis is None else move_channels_first(values, self.index, self.channel_axis)
-
-    def _along_zyx(self, sizes: tuple[int, ...]) -> Shape:
-        z, y, x = (int(sizes[axis]) for axis in self._zyx)
-        return z, y, x
-
-    @property
-    def _zyx(self) -> list[int]:
-        """The axes of the array that are z, y and x."""
-        return [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice) and axis != self.channel_axis]

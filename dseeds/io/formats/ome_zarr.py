@@ -34,9 +34,9 @@ from dseeds.io.formats.zarr_node import (
 from dseeds.io.ome_metadata import MILLIMETRES, Frame, Multiscale, SpaceAxes, read_multiscale
 from dseeds.io.source import (
     IndexBox,
+    IndexedSource,
     Shape,
     Source,
-    SourceBase,
     SourceQuery,
     Spacing,
     hash_voxels,
@@ -47,7 +47,6 @@ from dseeds.io.source import (
     select_named_volume,
     select_volume,
     shorten,
-    slab_ranges,
     summarise_error,
 )
 from dseeds.storage.location import is_remote, open_location
@@ -69,7 +68,7 @@ _LONGEST_AXIS = 2**53
 
 
 @dataclass(frozen=True, eq=False)
-class ZarrSource(SourceBase):
+class ZarrSource(IndexedSource):
     """A volume in a Zarr array.
 
     Parameters
@@ -164,23 +163,8 @@ class ZarrSource(SourceBase):
 
     @property
     @override
-    def shape(self) -> Shape:
-        return self._along_zyx(self.array.shape)
-
-    @property
-    @override
-    def dtype(self) -> np.dtype:
-        return np.dtype(self.array.dtype)
-
-    @property
-    @override
-    def channels(self) -> int | None:
-        return None if self.channel_axis is None else int(self.array.shape[self.channel_axis])
-
-    @property
-    @override
-    def chunks(self) -> Shape:
-        return self._along_zyx(self.array.chunks)
+    def stored(self) -> zarr.Array:
+        return self.array
 
     @property
     @override
@@ -214,7 +198,7 @@ class ZarrSource(SourceBase):
             "dtype": self.dtype.str,
         }
         if not self.readable_by_workers:
-            return {**description, "digest": hash_voxels(self.slabs(self.chunks[0]))}
+            return {**description, "digest": hash_voxels(self.slabs(self._along_zyx(self.array.chunks)[0]))}
         # Attributes are left out, for they do not change the voxels.
         metadata = {key: value for key, value in self.array.metadata.to_dict().items() if key != "attributes"}
         text = json.dumps(metadata, sort_keys=True, default=str)
@@ -248,30 +232,12 @@ class ZarrSource(SourceBase):
             ) from error
         return self._to_czyx(values)
 
-    @override
-    def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        # Where slabs are whole chunks, each chunk is read once.
-        for z0, z1 in slab_ranges(self.shape[0], thickness):
-            yield z0, self.read((slice(z0, z1), slice(None), slice(None)))
-
     def _to_czyx(self, values: np.ndarray) -> np.ndarray:
         """Bring the axes that an index keeps into the order (c, z, y, x), and add those that are missing."""
         kept = [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice)]
         first = [] if self.channel_axis is None else [self.channel_axis]
         ordered = values.transpose([kept.index(axis) for axis in (*first, *self._zyx) if axis is not None])
         return np.expand_dims(ordered, [len(first) + n for n, axis in enumerate(self._zyx) if axis is None])
-
-    def _along_zyx(self, sizes: Sequence[int]) -> Shape:
-        z, y, x = (1 if axis is None else int(sizes[axis]) for axis in self._zyx)
-        return z, y, x
-
-    @property
-    def _zyx(self) -> SpaceAxes:
-        """The axes of the array that are z, y and x."""
-        if self.space is not None:
-            return self.space
-        z, y, x = (n for n, taken in enumerate(self.index) if isinstance(taken, slice) and n != self.channel_axis)
-        return z, y, x
 
 
 def frame_of(source: Source) -> Frame:
