@@ -1,7 +1,7 @@
-"""A body-like test volume of any size, with its truth, made box by box from a formula.
+"""A body-like test volume of any size with its true segmentation, computed box by box from a formula.
 
-No voxel depends on how the volume is cut, and a terabyte needs no more memory than a few shards. What the body looks
-like is `anatomy`'s; here are the parameters, the threads and the files.
+No voxel depends on how the volume is cut, and a terabyte needs no more memory than a few shards. `anatomy` defines the
+body; this module checks parameters, runs threads and writes files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import operator
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,23 +23,29 @@ import zarr
 from numpy.typing import DTypeLike
 from zarr.codecs import ZstdCodec
 
-from dseeds.core.geometry import AXES, Box, Triple, triple
+from dseeds.core.checks import check_threads, read_extents
+from dseeds.core.geometry import AXES, Box, Tiling, Triple, check_spacing, triple
+from dseeds.io import ome_image_attributes
 from dseeds.phantom.anatomy import TISSUES, Array, Body, Point, build_body, render_body
+from dseeds.storage.ownership import check_overwrite
 
 __all__ = ["phantom", "write_phantom"]
 
-# Raised whenever the same parameters give other numbers.
+# Incremented whenever the same parameters give different voxels.
 VERSION = 1
 PHANTOM_MARKER = "dseeds-phantom.json"
 PHANTOM_DTYPES = ("uint8", "uint16", "int16", "float32")
 MAX_ORGANS = 1000
-# Chunks are packed in shards of up to so many voxels along an axis.
+# The largest extent of a shard, in voxels.
 PHANTOM_SHARD = 256
+_LABEL_GROUP = "labels/organs"
+# Each thread holds a shard: many cores must not need much memory.
+_MAX_DEFAULT_THREADS = 8
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """The parameters that the voxels depend on, checked."""
+    """The checked parameters that the voxels depend on."""
 
     shape: Triple
     spacing: Point
@@ -47,6 +53,15 @@ class _Recipe:
     noise: float
     organs: int
     seed: int
+
+    @property
+    def truth_dtype(self) -> DTypeLike:
+        """The type of the labels."""
+        return np.uint8 if len(TISSUES) + self.organs <= 256 else np.uint16
+
+    def build(self) -> tuple[Body, list[str]]:
+        """Return the body and the names of its labels."""
+        return build_body(self.shape, self.spacing, noise=self.noise, organs=self.organs, seed=self.seed)
 
 
 def phantom(
@@ -61,40 +76,40 @@ def phantom(
 ) -> tuple[Array, Array]:
     """Make a body-like volume and its truth in memory.
 
-    A body fills the box: skin, fat and muscle around a cavity with organs, bones and vessels. The seed picks
-    the anatomy, and shape and spacing only sample it: thick slices show the same body as thin ones. Organs
-    keep their physical proportions in a box that is flat or long.
+    A body fills the volume: skin, fat and muscle around a cavity with organs, bones and vessels. The seed determines
+    the anatomy, and shape and spacing only sample it: thick slices show the same body as thin ones. Organs keep their
+    physical proportions in a flat or long volume.
 
     Parameters
     ----------
     shape : sequence of 3 int
         Voxels along (z, y, x), each at least 1.
     spacing : sequence of 3 float, optional
-        Size of a voxel along (z, y, x), in mm. Only its proportions matter to the voxels.
+        Size of a voxel along (z, y, x) in mm. The voxels depend on its proportions only.
     dtype : {"uint16", "uint8", "int16", "float32"}, optional
-        Type of the image. Intensities are whole numbers from 0 to 4095, as in CT with water near 1024;
-        "int16" holds them less 1024, "uint8" divided by 16.
+        Type of the image. Intensities are whole numbers from 0 to 4095, as in CT with water near 1024; 1024 is
+        subtracted for "int16", and "uint8" divides them by 16.
     noise : float, optional
-        Standard deviation of the noise in every voxel, on the scale from 0 to 4095.
+        Standard deviation of the noise of a voxel, on the scale from 0 to 4095.
     organs : int, optional
-        Number of organs, 0 to 1000: ten with a name, then small ones at random places.
+        Number of organs, 0 to 1000: ten named ones, then small ones at random positions.
     seed : int, optional
         0 or more.
     threads : int, optional
-        Threads to use; by default one per processor, at most 8.
+        Number of threads. Default: one per core, at most 8.
 
     Returns
     -------
     image : ndarray of `dtype`, shape (z, y, x)
         The intensities.
     truth : ndarray of uint8, shape (z, y, x)
-        The tissue of each voxel: 0 air, 1 skin, 2 fat, 3 muscle, 4 cavity, 5 bone, 6 marrow, 7 disc, 8 cord,
-        9 vessel, then the organs. It is uint16 where there are more than 246 organs.
+        The tissue of each voxel: 0 air, 1 skin, 2 fat, 3 muscle, 4 cavity, 5 bone, 6 marrow, 7 disc, 8 cord, 9 vessel,
+        then the organs. The type is uint16 for more than 246 organs.
 
     Raises
     ------
     ValueError
-        If a parameter is out of its range.
+        If a parameter is out of range.
 
     Examples
     --------
@@ -104,16 +119,16 @@ def phantom(
     >>> int(image[truth == 0].max()) < int(image[truth == 5].min())  # air, bone
     True
     """
-    recipe = _recipe(shape, spacing, dtype, noise, organs, seed)
-    threads = _threads(threads)
-    body, _ = _lay_out(recipe)
+    recipe = _check_recipe(shape, spacing, dtype, noise, organs, seed)
+    threads = _choose_threads(threads)
+    body, _ = recipe.build()
     image = np.empty(recipe.shape, recipe.dtype)
-    truth = np.empty(recipe.shape, _truth_dtype(recipe))
+    truth = np.empty(recipe.shape, recipe.truth_dtype)
 
-    def make(box: Box) -> None:
+    def fill(box: Box) -> None:
         image[box.slices], truth[box.slices] = _render(recipe, body, box)
 
-    _run(make, _boxes(recipe.shape, (64, 256, 256)), threads)
+    _run(fill, Tiling(recipe.shape, (64, 256, 256)), threads)
     return image, truth
 
 
@@ -133,32 +148,31 @@ def write_phantom(
 ) -> None:
     """Write a body-like volume of any size and its truth as an OME-Zarr image, in little memory.
 
-    The numbers are those of `phantom`. The image is the array ``0``, the truth ``labels/organs/0`` (OME-NGFF
-    0.5, Zarr v3). What makes the directory an image is written last, and an attempt that fails or is
-    interrupted removes what it wrote.
+    The voxels are those of `phantom`. The image is the array ``0``, the truth ``labels/organs/0`` (OME-NGFF 0.5, Zarr
+    v3). The metadata is written last, and a call that fails or is interrupted removes what it wrote.
 
     Parameters
     ----------
     target : str or Path
-        Local path of the directory to make.
+        Local path of the new folder.
     shape : sequence of 3 int
         Voxels along (z, y, x), each at least 1.
     spacing, dtype, noise, organs, seed
-        As in `phantom`.
+        See `phantom`.
     chunk : int or sequence of 3 int, optional
-        Voxels along the axes of a chunk. Chunks are packed in shards of up to 256 voxels along an axis (one
-        chunk where that is longer), and every thread holds one shard.
+        Voxels along (z, y, x) of a chunk. Shards contain whole chunks, up to 256 voxels along an axis or one chunk if
+        that is longer, and every thread holds one shard.
     threads : int, optional
-        Threads to use; by default one per processor, at most 8.
+        Number of threads. Default: one per core, at most 8.
     overwrite : bool, optional
-        Replace `target` if it is a phantom, finished or not, and holds nothing else.
+        Whether to replace `target` if it is a phantom, finished or not, and contains nothing else.
     progress : callable, optional
         Called as ``progress(done, total)`` at the beginning and after each shard.
 
     Raises
     ------
     ValueError
-        If a parameter is out of its range. Nothing has been written or removed then.
+        If a parameter is out of range. Nothing is written or removed in this case.
     FileExistsError
         If `target` exists, and `overwrite` is false or `target` is not just a phantom.
 
@@ -170,35 +184,34 @@ def write_phantom(
     ...     zarr.open_group(f"{folder}/body.zarr", mode="r")["labels/organs/0"].shape
     (24, 32, 32)
     """
-    recipe = _recipe(shape, spacing, dtype, noise, organs, seed)
-    chunks = _lengths("chunk", chunk if isinstance(chunk, Sequence) else (chunk,) * 3)
-    threads = _threads(threads)
+    recipe = _check_recipe(shape, spacing, dtype, noise, organs, seed)
+    chunks = read_extents("chunk", chunk) or (64, 64, 64)
+    threads = _choose_threads(threads)
     if "://" in str(target):
         raise ValueError(f"target must be a local path, not {target}.")
     target = Path(target)
-    _make_room(target, overwrite)
+    if target.exists() or target.is_symlink():
+        check_overwrite(target, overwrite, is_ours=_is_phantom(target), kind="a phantom")
+        shutil.rmtree(target)
     signature = {"phantom": {**asdict(recipe), "version": VERSION}}
     target.mkdir(parents=True)
     try:
         (target / PHANTOM_MARKER).write_text(json.dumps(signature))
         root, names = _write_arrays(target, recipe, chunks, threads, progress)
-        _describe(root, recipe.spacing, names, signature)
+        _write_metadata(root, recipe.spacing, names, signature)
         (target / PHANTOM_MARKER).unlink()
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
 
 
-def _recipe(
+def _check_recipe(
     shape: Sequence[int], spacing: Sequence[float], dtype: DTypeLike, noise: float, organs: int, seed: int
 ) -> _Recipe:
     """Check the parameters that the voxels depend on."""
-    try:
-        z, y, x = (float(s) for s in spacing)
-    except (TypeError, ValueError):
-        z = y = x = 0.0
-    if not all(0 < s < math.inf for s in (z, y, x)):
-        raise ValueError(f"spacing must be three positive lengths in mm (z, y, x), not {spacing}.")
+    extents = read_extents("shape", shape) if isinstance(shape, Iterable) else None
+    if extents is None:
+        raise ValueError(f"shape must be three positive integers (z, y, x), not {shape}.")
     try:
         name = np.dtype(dtype).name
     except TypeError:
@@ -212,50 +225,23 @@ def _recipe(
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, not {seed}.")
     organs, seed = operator.index(organs), operator.index(seed)
-    return _Recipe(_lengths("shape", shape), (z, y, x), name, float(noise), organs, seed)
+    return _Recipe(extents, check_spacing(spacing), name, float(noise), organs, seed)
 
 
-def _lengths(name: str, values: Sequence[int]) -> Triple:
-    """Check three numbers of voxels; `triple` alone would cut off a fraction."""
-    try:
-        found = triple(operator.index(v) for v in values)
-    except (TypeError, ValueError):
-        found = (0, 0, 0)
-    if min(found) < 1:
-        raise ValueError(f"{name} must be three positive integers (z, y, x), not {values}.")
-    return found
-
-
-def _threads(threads: int | None) -> int:
-    if threads is None:
-        # Each holds a shard, and a large machine must not make the memory large.
-        return min(8, os.cpu_count() or 1)
-    if threads < 1:
-        raise ValueError(f"threads must be 1 or more, not {threads}.")
-    return threads
-
-
-def _make_room(target: Path, overwrite: bool) -> None:
-    """Remove a phantom that may be overwritten; refuse anything else that is in the way."""
-    if not (target.exists() or target.is_symlink()):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{target} exists: choose another path, or overwrite=True if it is a phantom.")
-    if not _is_phantom(target):
-        raise FileExistsError(f"{target} is not a phantom, or holds more than one: remove it yourself.")
-    shutil.rmtree(target)
+def _choose_threads(threads: int | None) -> int:
+    return min(_MAX_DEFAULT_THREADS, os.cpu_count() or 1) if threads is None else check_threads(threads)
 
 
 def _is_phantom(target: Path) -> bool:
-    """Tell whether a directory is a phantom, finished or not, to which nobody has added anything."""
+    """Return whether a folder is a phantom, finished or not, to which nothing was added."""
     if target.is_symlink() or not target.is_dir():
         return False
-    # Somebody may have put labels of their own beside ours.
-    ours = {PHANTOM_MARKER, "zarr.json", "0", "labels", "labels/zarr.json", "labels/organs"}
-    found = {path.relative_to(target).as_posix() for path in (*target.glob("*"), *target.glob("labels/*"))}
-    if not found <= ours:
+    # Users may have added labels of their own beside ours.
+    expected = {PHANTOM_MARKER, "zarr.json", "0", "labels", "labels/zarr.json", _LABEL_GROUP}
+    names = {path.relative_to(target).as_posix() for path in (*target.glob("*"), *target.glob("labels/*"))}
+    if not names <= expected:
         return False
-    if PHANTOM_MARKER in found:
+    if PHANTOM_MARKER in names:
         return True
     try:
         metadata = json.loads((target / "zarr.json").read_text())
@@ -272,7 +258,7 @@ def _write_arrays(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[zarr.Group, list[str]]:
     """Write image and truth into groups without attributes; return the root and the labels' names."""
-    body, names = _lay_out(recipe)
+    body, names = recipe.build()
     chunks = triple(min(c, n) for c, n in zip(chunks, recipe.shape, strict=True))
     shards = triple(c * min(max(1, PHANTOM_SHARD // c), -(-n // c)) for c, n in zip(chunks, recipe.shape, strict=True))
     layout: dict[str, Any] = {
@@ -284,57 +270,32 @@ def _write_arrays(
     }
     root = zarr.create_group(target, zarr_format=3)
     image = root.create_array("0", dtype=recipe.dtype, **layout)
-    organs = root.create_group("labels").create_group("organs")
-    truth = organs.create_array("0", dtype=_truth_dtype(recipe), **layout)
+    truth = root.create_group(_LABEL_GROUP).create_array("0", dtype=recipe.truth_dtype, **layout)
 
-    # Nobody else writes to the shards of a box.
+    # Boxes consist of whole shards, so no two threads write to one file.
     def write(box: Box) -> None:
         image[box.slices], truth[box.slices] = _render(recipe, body, box)
 
-    total = math.prod(-(-n // s) for n, s in zip(recipe.shape, shards, strict=True))
-    _run(write, _boxes(recipe.shape, shards), threads, total, progress)
+    _run(write, Tiling(recipe.shape, shards), threads, progress)
     return root, names
 
 
-def _describe(root: zarr.Group, spacing: Point, names: list[str], signature: dict[str, Any]) -> None:
+def _write_metadata(root: zarr.Group, spacing: Point, names: list[str], signature: dict[str, Any]) -> None:
     """Write the attributes that make images of the groups, the root's last."""
-
-    def ome(name: str, **more: Any) -> dict[str, Any]:
-        image = {
-            "name": name,
-            "axes": [{"name": axis, "type": "space", "unit": "millimeter"} for axis in AXES],
-            "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": list(spacing)}]}],
-        }
-        return {"version": "0.5", "multiscales": [image], **more}
-
-    labels = {
-        "version": "0.5",
-        "source": {"image": "../../"},
-        "properties": [{"label-value": label, "name": name} for label, name in enumerate(names)],
-    }
-    root.require_group("labels/organs").attrs["ome"] = ome("organs", **{"image-label": labels})
+    labels = ome_image_attributes(spacing=spacing, name="organs", labels=True, image="../../")
+    labels["image-label"]["properties"] = [{"label-value": label, "name": name} for label, name in enumerate(names)]
+    root.require_group(_LABEL_GROUP).attrs["ome"] = labels
     root.require_group("labels").attrs["ome"] = {"version": "0.5", "labels": ["organs"]}
-    root.update_attributes({"ome": ome("phantom"), "dseeds": signature})
-
-
-def _boxes(shape: Triple, size: Triple) -> Iterator[Box]:
-    """Cut a volume into boxes, lazily: a petabyte has many."""
-    starts = (range(0, n, s) for n, s in zip(shape, size, strict=True))
-    for corner in itertools.product(*starts):
-        yield Box(triple(corner), triple(min(a + s, n) for a, s, n in zip(corner, size, shape, strict=True)))
+    root.update_attributes({"ome": ome_image_attributes(spacing=spacing, name="phantom"), "dseeds": signature})
 
 
 def _run(
-    task: Callable[[Box], None],
-    boxes: Iterator[Box],
-    threads: int,
-    total: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    task: Callable[[Box], None], tiling: Tiling, threads: int, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Do a task for every box, few in flight at a time; return when no thread is at work any more."""
-    done = 0
+    """Run a task for every box, with few in flight at a time, and return when no thread is running any more."""
+    boxes, done = (tiling.box(number) for number in range(len(tiling))), 0
     if progress is not None:
-        progress(done, total)
+        progress(done, len(tiling))
     pool = ThreadPoolExecutor(threads)
     try:
         pending = {pool.submit(task, box) for box in itertools.islice(boxes, 2 * threads)}
@@ -344,24 +305,16 @@ def _run(
                 future.result()
                 done += 1
                 if progress is not None:
-                    progress(done, total)
+                    progress(done, len(tiling))
             pending |= {pool.submit(task, box) for box in itertools.islice(boxes, len(finished))}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _lay_out(recipe: _Recipe) -> tuple[Body, list[str]]:
-    return build_body(recipe.shape, recipe.spacing, noise=recipe.noise, organs=recipe.organs, seed=recipe.seed)
-
-
-def _truth_dtype(recipe: _Recipe) -> DTypeLike:
-    return np.uint8 if len(TISSUES) + recipe.organs <= 256 else np.uint16
-
-
 def _render(recipe: _Recipe, body: Body, box: Box) -> tuple[Array, Array]:
-    """Compute image and truth of a box."""
+    """Return the image and the truth in a box."""
     image = np.empty(box.shape, np.uint16)
-    truth = np.empty(box.shape, _truth_dtype(recipe))
+    truth = np.empty(box.shape, recipe.truth_dtype)
     render_body(image, truth, box.lo, recipe.shape, body)
     if recipe.dtype == "uint8":
         return (image >> 4).astype(np.uint8), truth

@@ -277,7 +277,7 @@ def make_dangling_link(target):
 def test_overwrites_nothing_else(tmp_path, make):
     make(tmp_path / "mine")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(FileExistsError, match="is not a phantom"):
+    with pytest.raises(FileExistsError, match="was not written by dseeds as a phantom"):
         write_phantom(tmp_path / "mine", shape=(8, 8, 8), overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 
