@@ -10,7 +10,7 @@ import pytest
 
 from dseeds import cli, segment
 from dseeds.engine import tasks
-from dseeds.engine.dask_runner import RegionFailed
+from dseeds.engine.repair import RegionFailed
 from tests.support.clusters import worker_process_client
 from tests.support.faults import (
     ASKED,

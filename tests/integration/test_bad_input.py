@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from dseeds import segment, supervoxels
-from dseeds.engine.dask_runner import RegionFailed
+from dseeds.engine.repair import RegionFailed
 from dseeds.engine.run import SUFFIX
 from dseeds.engine.run_directory import RunMismatch
 from tests.support import oracle

@@ -16,7 +16,7 @@ import zarr
 from dseeds import cli, segment, supervoxels
 from dseeds.engine import batch
 from dseeds.engine.batch import Share
-from dseeds.engine.dask_runner import RegionFailed
+from dseeds.engine.repair import RegionFailed
 from dseeds.engine.run import RunOptions
 from dseeds.io import ome_label_attributes
 from dseeds.storage import lease
