@@ -47,33 +47,11 @@ ENDINGS = {
 SHARD_PLANES = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportReport(ConversionReport):
-    """A report of an export.
+    """A report of an export; `format` is the format, the other attributes are those of every conversion."""
 
-    Attributes
-    ----------
-    target, format : str
-        The file or folder, and its format.
-    shape : tuple of int
-        Voxels along (z, y, x).
-    channels : int or None
-        Channels along a further axis, or None if there is no such axis.
-    dtype : str
-        The type of the stored voxels.
-    spacing : tuple of float or None
-        Size of a voxel along (z, y, x) in millimetres.
-    labels : bool
-        Whether the voxels are labels.
-    """
-
-    target: str
     format: str
-    shape: tuple[int, int, int]
-    channels: int | None
-    dtype: str
-    spacing: Spacing | None
-    labels: bool
 
     def __str__(self) -> str:
         content = "labels" if self.labels else "an image"
@@ -226,7 +204,13 @@ def export_volume(
         with partial_file(path, lambda: chosen.check(path, overwrite)) as partial_path:
             write(partial_path, reader.slabs(EXPORT_STAGE, content.dtype), content)
     return ExportReport(
-        str(target), kind, content.shape, content.channels, content.dtype.name, content.spacing, content.labelled
+        target=str(target),
+        shape=content.shape,
+        channels=content.channels,
+        dtype=content.dtype.name,
+        spacing=content.spacing,
+        labels=content.labelled,
+        format=kind,
     )
 
 

@@ -37,37 +37,21 @@ IMPORT_STAGE = "import"
 IMPORT_SHARD = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImportReport(ConversionReport):
-    """A report of an import.
+    """A report of an import, with these attributes besides those of every conversion.
 
     Attributes
     ----------
-    target : str
-        The OME-Zarr group.
-    shape, chunks, shards : tuple of int
-        Voxels along (z, y, x) of the image, of a chunk and of a shard.
-    channels : int or None
-        Channels along a first axis, or None if there is no such axis.
-    dtype : str
-        The type of the stored voxels.
-    spacing : tuple of float or None
-        Size of a voxel along (z, y, x) in millimetres.
+    chunks, shards : tuple of int
+        Voxels along (z, y, x) of a chunk and of a shard.
     levels : int
         The number of resolutions.
-    labels : bool
-        Whether the voxels are labels.
     """
 
-    target: str
-    shape: Triple
     chunks: Triple
     shards: Triple
-    channels: int | None
-    dtype: str
-    spacing: Spacing | None
     levels: int
-    labels: bool
 
     def __str__(self) -> str:
         content = "labels" if self.labels else f"{self.channels} channels" if self.channels else "an image"
@@ -227,15 +211,15 @@ def import_volume(
         check_written_by(location, run)
         publish_labels(location, {ATTRIBUTE: attributes, "ome": ome})
     return ImportReport(
-        str(target),
-        triple(image.shape),
-        chunk_shape,
-        shard_shape,
-        image.channels if image.channels > 1 else None,
-        dtype.name,
-        size,
-        1 + len(levels),
-        labelled,
+        target=str(target),
+        shape=triple(image.shape),
+        channels=image.channels if image.channels > 1 else None,
+        dtype=dtype.name,
+        spacing=size,
+        labels=labelled,
+        chunks=chunk_shape,
+        shards=shard_shape,
+        levels=1 + len(levels),
     )
 
 

@@ -1,4 +1,4 @@
-"""Reading a volume from end to end within a memory limit, to write it in another format."""
+"""Parts that imports and exports share: reading a volume from end to end within a memory limit, and the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.geometry import Tiling, Triple
 from dseeds.core.progress import Progress
-from dseeds.io import Image
+from dseeds.io import Image, Spacing
 from dseeds.io.image import open_channels
 from dseeds.io.labels import TASK_BYTES
 from dseeds.io.source import IndexBox, SourceQuery
@@ -26,12 +26,36 @@ DEFAULT_SLAB_PLANES = 64
 PositionedSlab: TypeAlias = tuple[int, NDArray[Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
 class ConversionReport:
-    """A report of a conversion, a dataclass."""
+    """A report of an import or export.
+
+    Attributes
+    ----------
+    target : str
+        The path or URL of what was written.
+    shape : tuple of int
+        Voxels along (z, y, x).
+    channels : int or None
+        Channels along a further axis, or None if there is no such axis.
+    dtype : str
+        The type of the stored voxels.
+    spacing : tuple of float or None
+        Size of a voxel along (z, y, x) in millimetres.
+    labels : bool
+        Whether the voxels are labels.
+    """
+
+    target: str
+    shape: Triple
+    channels: int | None
+    dtype: str
+    spacing: Spacing | None
+    labels: bool
 
     def to_json(self) -> str:
         """Return the report as JSON."""
-        return json.dumps(asdict(self), indent=2)  # type: ignore[call-overload]
+        return json.dumps(asdict(self), indent=2)
 
 
 @dataclass(frozen=True)
