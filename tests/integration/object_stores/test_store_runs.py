@@ -1,4 +1,4 @@
-"""Whole runs on an object store: its labels are those in memory, though it errs, dawdles, refuses or dies meanwhile."""
+"""Runs whose source, scratch or labels lie in an object store; what they keep, and how many requests they make."""
 
 import json
 import re
@@ -16,144 +16,23 @@ import zarr
 from dseeds import cli, segment, supervoxels
 from dseeds.engine import batch
 from dseeds.engine.batch import Share
-from dseeds.engine.repair import RegionFailed
 from dseeds.engine.run import RunOptions
-from dseeds.io import ome_label_attributes
-from dseeds.storage import lease
 from dseeds.storage.lease import LEASE_FOLDER as LEASE
 from dseeds.storage.location import open_location
-from dseeds.storage.object_store import PATIENCE
-from tests.support.clusters import in_process, worker_process_client
-from tests.support.faulty_store import Faults, FaultyStore
-
-IMAGE = np.random.default_rng(0).integers(-100, 1000, (8, 8, 15), dtype="i2")
-# Two regions, and few rounds.
-FEW = {"step": 2, "region": 8}
-LABELS = supervoxels(IMAGE, step=2)
-SPACING = (2.0, 0.5, 0.5)
-NAMES = {"zarr.json", "0/zarr.json", "0/c/0/0/0", "0/c/0/0/1"}
-# Every eighth request or so goes wrong, all the time.
-FAULTS = {
-    "errors": Faults(error_every=8),
-    "slow down": Faults(error_every=8, status=503),
-    "slow": Faults(slow_every=8, delay=0.2),
-    "dropped": Faults(drop_every=8),
-    "answers lost": Faults(lose_every=8),
-    "answers cut": Faults(cut_every=8),
-    "all": Faults(error_every=13, drop_every=17, lose_every=19, cut_every=11, slow_every=23, delay=0.1),
-}
-
-
-class When:
-    """A progress that does something once, when a task of a stage is done."""
-
-    def __init__(self, stage, do):
-        self.stage, self.do, self.happened = stage, do, False
-
-    def dashboard(self, link):
-        pass
-
-    def begin(self, stage, total):
-        pass
-
-    def advance(self, stage):
-        if stage == self.stage and not self.happened:
-            self.happened = True
-            self.do()
-
-    def end(self, stage):
-        pass
-
-
-def interrupt():
-    raise KeyboardInterrupt
-
-
-@pytest.fixture(scope="module")
-def world(object_store):
-    """A store for all tests here, which processes that they share have been told of."""
-    with pytest.MonkeyPatch.context() as patch, FaultyStore(object_store) as store:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        patch.setenv(PATIENCE, "20")
-        yield store
-
-
-@pytest.fixture
-def store(world):
-    world.faults, world.watch = Faults(), None
-    yield world
-    world.faults, world.watch = Faults(), None
-
-
-@pytest.fixture(autouse=True)
-def quick_watch(monkeypatch):
-    """Who cannot give a run back, for want of credentials, holds it until others have watched it for a while."""
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.5)
-    monkeypatch.setattr(lease, "WATCH_SECONDS", 2.0)
-
-
-@pytest.fixture
-def bucket(store):
-    """A bucket with an image, and something beside the target that is nobody's business."""
-    place = open_location(store.make_bucket())
-    save(place.at("image.zarr"), IMAGE)
-    place.write("labels.zarr-notes/a", b"precious")
-    return place
-
-
-@pytest.fixture(scope="module")
-def threads(world):
-    with in_process(2, 2, silence_logs=50) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def processes(world):
-    with worker_process_client() as client:
-        yield client
-
-
-@pytest.fixture
-def client(request):
-    return request.getfixturevalue(request.param)
-
-
-both = pytest.mark.parametrize("client", ["threads", "processes"], indirect=True)
-
-
-def save(place, voxels):
-    """Write an OME-Zarr image."""
-    ome = ome_label_attributes(spacing=SPACING, source="x")
-    del ome["image-label"]
-    group = zarr.create_group(place.zarr(), attributes={"ome": ome})
-    array = group.create_array("0", shape=voxels.shape, dtype=voxels.dtype, chunks=(8, 8, 8))
-    array[:] = voxels
-
-
-def check_labels(place, spacing=SPACING):
-    """All that is there are labels, and they are right."""
-    assert set(place.names()) == NAMES
-    group = zarr.open_group(place.zarr(), mode="r")
-    np.testing.assert_array_equal(group["0"][:], LABELS)
-    [scale] = group.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-    assert scale == {"type": "scale", "scale": list(spacing)}
-    assert group.attrs["ome"]["image-label"] == {"version": "0.5"}
-    assert group.attrs["dseeds"]["supervoxels"] == LABELS.max()
-
-
-def check_left(bucket, spacing=SPACING):
-    """In the bucket are the image, the labels and what was there before, and nothing else."""
-    check_labels(bucket.at("labels.zarr"), spacing)
-    assert {name.partition("/")[0] for name in bucket.names()} == {"image.zarr", "labels.zarr", "labels.zarr-notes"}
-    assert bucket.read("labels.zarr-notes/a") == b"precious"
-
-
-def run(bucket, client, **more):
-    return segment(f"{bucket.address}/image.zarr", f"{bucket.address}/labels.zarr", client=client, **{**FEW, **more})
-
-
-# Where everything lies.
+from tests.support.faulty_store import Faults
+from tests.support.runs import interrupt
+from tests.support.stores import (
+    FAULTS,
+    FEW,
+    IMAGE,
+    LABELS,
+    When,
+    both,
+    check_labels,
+    check_left,
+    run,
+    save,
+)
 
 
 @both
@@ -222,9 +101,6 @@ def test_a_source_by_http(bucket, processes, tmp_path):
         server.shutdown()
 
 
-# What is not to be lost.
-
-
 def test_labels_are_overwritten_only_if_asked(bucket, threads):
     run(bucket, threads)
     with pytest.raises(FileExistsError, match="overwrite=True"):
@@ -270,9 +146,6 @@ def test_the_source_is_kept(bucket, threads, target):
     assert set(bucket.names()) == before
 
 
-# Going on.
-
-
 @pytest.mark.parametrize("stage", ["window", "quantise", "sweep-voxels", "merge", "label"])
 def test_an_interrupted_run_is_gone_on_with(bucket, threads, processes, stage):
     progress = When(stage, interrupt)
@@ -308,135 +181,6 @@ def test_a_run_on_a_machine_that_is_gone_is_taken_over(bucket, threads):
     assert run(bucket, threads, resume=True).resumed
     assert time.monotonic() - began > 2
     check_left(bucket)
-
-
-# What goes wrong.
-
-
-@pytest.mark.parametrize("faults", FAULTS)
-def test_a_store_that_errs(bucket, store, processes, faults):
-    store.requests.clear()
-    store.faults = FAULTS[faults]
-    report = run(bucket, processes)
-    store.faults = Faults()
-    wrong = sum(request.status in (0, 500, 503) for request in store.requests)
-    assert faults == "slow" or wrong > 20
-    assert report.retried == 0
-    check_left(bucket)
-
-
-def test_a_store_that_errs_on_threads(bucket, store, threads):
-    store.faults = FAULTS["all"]
-    run(bucket, threads)
-    store.faults = Faults()
-    check_left(bucket)
-
-
-def check_sentence(error, address):
-    text = str(error)
-    assert address in text
-    assert "\n" not in text
-    assert "testing" not in text
-    assert any(note.startswith("resume with: dseeds segment") for note in error.__notes__)
-
-
-@pytest.mark.parametrize("stage", ["window", "sweep-voxels", "merge", "label"])
-def test_credentials_that_expire(bucket, store, processes, stage):
-    began = None
-
-    def expire():
-        nonlocal began
-        began = time.monotonic()
-        store.expire_now(400 if stage == "merge" else 403)
-
-    with pytest.raises(PermissionError, match="renew the credentials") as caught:
-        run(bucket, processes, progress=When(stage, expire))
-    assert time.monotonic() - began < 10
-    check_sentence(caught.value, bucket.address)
-    if stage == "merge":
-        with pytest.raises(PermissionError, match="renew the credentials"):
-            run(bucket, processes, resume=True)
-    store.faults = Faults()
-    report = run(bucket, processes, resume=True)
-    assert report.resumed
-    check_left(bucket)
-
-
-@pytest.mark.parametrize("later", [1, 2, 3, 4, 5, 6])
-def test_credentials_that_expire_at_the_very_end(bucket, store, threads, later):
-    """When the labels have been published, and what is known of the run is being removed."""
-
-    def watch(method, path):
-        if (method, path.partition("/labels.zarr/")[2]) == ("PUT", "zarr.json"):
-            store.faults.expire_from = store.count + later
-
-    store.watch = watch
-    with pytest.raises(PermissionError):
-        run(bucket, threads)
-    store.watch = None
-    store.faults = Faults()
-    run(bucket, threads, resume=True)
-    check_left(bucket)
-
-
-def test_an_array_that_somebody_took_away(bucket, processes):
-    def take():
-        [gone] = [name for name in bucket.names() if name.endswith("scratch/core-02/zarr.json")]
-        bucket.delete([gone])
-
-    with pytest.raises(RegionFailed, match="the array core-02 of a run is gone"):
-        run(bucket, processes, progress=When("quantise", take))
-
-
-def die(bucket, store, client, longest):
-    began = None
-
-    def end():
-        nonlocal began
-        began = time.monotonic()
-        store.die()
-
-    try:
-        with pytest.raises(ConnectionError, match="wait until the store is well") as caught:
-            run(bucket, client, progress=When("sweep-voxels", end))
-        assert time.monotonic() - began < longest
-    finally:
-        store.revive()
-    check_sentence(caught.value, bucket.address)
-    assert run(bucket, client, resume=True).resumed
-    check_left(bucket)
-
-
-def test_a_store_that_dies(bucket, store, threads, monkeypatch):
-    monkeypatch.setenv(PATIENCE, "3")
-    die(bucket, store, threads, 25)
-
-
-@pytest.mark.slow
-def test_a_store_that_dies_and_is_waited_for(bucket, store, threads, monkeypatch):
-    monkeypatch.delenv(PATIENCE)
-    die(bucket, store, threads, 200)
-
-
-def test_a_store_that_is_back_soon(bucket, store, threads):
-    def fail():
-        store.die()
-        threading.Timer(4, store.revive).start()
-
-    progress = When("sweep-voxels", fail)
-    assert run(bucket, threads, progress=progress).retried == 0
-    assert progress.happened
-    check_left(bucket)
-
-
-@pytest.mark.parametrize("said", ["soon", "0", "-1", "inf", "nan"])
-def test_patience_that_is_none(bucket, monkeypatch, said):
-    monkeypatch.setenv(PATIENCE, said)
-    with pytest.raises(ValueError, match=f"{PATIENCE} is '{said}': it must be a number of seconds"):
-        bucket.read("a")
-
-
-# Without Dask, and on the command line.
 
 
 @pytest.mark.parametrize("faults", ["none", "all"])
@@ -500,8 +244,6 @@ def test_the_command_line(bucket, store, processes, dseeds):
         assert "renew the credentials" in err
         assert err.count("\n") == 1, err
 
-
-# What it costs.
 
 # For a region with three neighbours: what it reads of each, what it writes, and its mark.
 PER_TASK = {

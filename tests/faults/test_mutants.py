@@ -1,0 +1,130 @@
+"""Mutated files: each is refused in one sentence, or read as nibabel and zarr read it."""
+
+import math
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import zarr
+
+from dseeds import cli
+from dseeds.io import open_source
+from tests.support.clusters import worker_processes
+from tests.support.mutants import (
+    BATCH,
+    BATCHES,
+    READABLE,
+    assert_sentence,
+    examine,
+    files_below,
+    mutant_nifti,
+    mutant_zarr,
+    sound_array,
+    sound_image,
+    watched,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and measured as Linux does it")
+SAMPLE = 40  # on the command line
+
+
+def by_nibabel(path, _source):
+    voxels = nibabel.load(path).dataobj
+    # The rest of a series may be cut off.
+    return np.asanyarray(voxels[(..., *(0,) * (voxels.ndim - 3))] if voxels.ndim > 3 else voxels).T
+
+
+@pytest.mark.parametrize("seed", range(BATCHES))
+def test_mutated_nifti(tmp_path, seed):
+    opened = 0
+    with watched():
+        for number in range(BATCH):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            rng = np.random.default_rng([seed, number])
+            path = mutant_nifti(rng, folder)
+            opened += examine(path, rng.choice([None, 0, 0, 0]), by_nibabel)
+    assert 0.1 * BATCH < opened < 0.9 * BATCH
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Sound images as {path within: content}."""
+    folder = tmp_path_factory.mktemp("sound")
+    for zarr_format in (2, 3):
+        sound_array(folder / f"array-{zarr_format}", zarr_format)
+        sound_image(folder / f"image-{zarr_format}", zarr_format)
+    sound_array(folder / "sharded", 3, shards=(6, 8, 8))
+    return [files_below(path) for path in sorted(folder.iterdir())]
+
+
+def by_zarr(path, source):
+    node = zarr.open(path, mode="r")
+    if isinstance(node, zarr.Group):
+        ome = node.attrs.get("ome", node.attrs)
+        node = node[str(ome["multiscales"][0]["datasets"][0]["path"])]
+    assert all(axis in (0, slice(None)) for axis in source.index)
+    return node[source.index]
+
+
+@pytest.mark.parametrize("seed", range(BATCHES))
+def test_mutated_zarr(tmp_path, sound, seed):
+    opened = 0
+    with watched():
+        for number in range(BATCH):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            rng = np.random.default_rng([seed, number])
+            path = mutant_zarr(rng, folder, sound)
+            opened += examine(path, rng.choice([None, 0, 0, 0]), by_zarr)
+    assert 0.1 * BATCH < opened < 0.9 * BATCH
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with worker_processes(1) as cluster:
+        yield cluster
+
+
+def small(path):
+    """Tell what is refused or soon done from what is large and takes its time."""
+    try:
+        return math.prod(open_source(path, volume=0).shape) <= READABLE
+    except (ValueError, TypeError, OSError):
+        return True
+
+
+def assert_good_end(code, out, err, folder, before):
+    """Either there is a result, or there is one sentence and nothing else."""
+    if code == 0:
+        assert err == ""
+    else:
+        assert (code, out) == (1, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        assert_sentence(err.strip())
+        assert files_below(folder) == before
+
+
+@pytest.mark.filterwarnings("ignore:Extension size", "ignore::zarr.errors.ZarrUserWarning")
+@pytest.mark.parametrize("make", ["nifti", "zarr"])
+def test_mutants_on_the_command_line(tmp_path, capsys, cluster, sound, make):
+    codes = []
+    for number in range(SAMPLE):
+        rng = np.random.default_rng([BATCHES, number])
+        folder = tmp_path / str(number)
+        (folder / "image").mkdir(parents=True)
+        path = mutant_nifti(rng, folder / "image") if make == "nifti" else mutant_zarr(rng, folder / "image", sound)
+        before = files_below(folder)
+        assert_good_end(cli.main(["info", str(path), "--volume", "0"]), *capsys.readouterr(), folder, before)
+        if not small(path):
+            continue
+        target = folder / ("labels.nii.gz" if make == "nifti" and rng.random() < 0.5 else "labels.zarr")
+        options = ["--step", "4", "--volume", "0", "--quiet", "--scheduler", cluster.scheduler_address]
+        codes.append(cli.main(["segment", str(path), str(target), *options]))
+        assert_good_end(codes[-1], *capsys.readouterr(), folder, before)
+        assert target.exists() == (codes[-1] == 0)
+    assert len(codes) >= SAMPLE * 3 // 4
+    assert set(codes) == {0, 1}
