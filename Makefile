@@ -1,12 +1,16 @@
 # make demo    sets everything up in .venv and cuts a real image into supervoxels
-# make test    sets everything up in .venv and runs all checks and tests
-# make docs    sets everything up in .venv and makes the documentation: site/index.html
+# make check   lint and unit tests, without Dask worker processes: a few minutes
+# make test    lint, documentation and all tests
+# make lint    ruff, mypy and the import contracts
+# make docs    builds the documentation: site/index.html
 #
-# Another Python: make test PYTHON=python3.13
+# Another Python: make test PYTHON=python3.13. More processes: make test JOBS=8.
 
 PYTHON ?= python3
-# Two processes, a file each at a time: much of the time goes into waiting.
-PYTEST ?= -q --durations=10 -n 2 --dist loadfile
+JOBS ?= 2
+# A process that has run out of tests takes over some of another's.
+PYTEST ?= -q --durations=10 -n $(JOBS) --dist worksteal
+UNITS := core seeds io storage measure quality engine api cli phantom viz convert
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +18,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXAMPLE := from importlib.resources import files; print(files("nibabel") / "tests/data/example4d.nii.gz")
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs serve-docs dist picture figures clean
+.PHONY: demo check test kernels lint docs serve-docs dist picture figures clean
 
 demo: demo/image.nii.gz
 	@echo '$$ dseeds segment demo/image.nii.gz demo/labels.nii.gz --volume 0 --step 16mm --overwrite'
@@ -28,18 +32,26 @@ demo/image.nii.gz: $(VENV)/.package
 	@mkdir -p demo
 	@cp "$$($(BIN)/python -c '$(EXAMPLE)')" $@
 
-# The kernels are compiled once, not by each of the many processes that the tests start.
-test: export DSEEDS_CACHE_DIR = $(abspath $(VENV))/kernels
-test: lint docs
-	@$(BIN)/dseeds compile
+# Kernels are compiled once, not by each of the many processes that tests start. Meanwhile other cores lint.
+check test kernels: export DSEEDS_CACHE_DIR = $(abspath $(VENV))/kernels
+check: $(VENV)/.dev
+	@$(MAKE) --no-print-directory -j2 kernels lint
+	@$(BIN)/python -m pytest $(PYTEST) -m "not slow and not dask" $(UNITS:%=tests/%) dseeds
+
+test: $(VENV)/.dev
+	@$(MAKE) --no-print-directory -j2 kernels lint docs
 	@$(BIN)/python -m pytest $(PYTEST)
+
+kernels: $(VENV)/.dev
+	@$(BIN)/dseeds compile
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
-# The pages of docs/ as a site, in site/; warnings are errors, but not with --quiet.
+# Warnings are errors, but not with --quiet.
 docs: $(VENV)/.dev
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
