@@ -1,4 +1,4 @@
-"""The help as a manual, and the completion of what one types: in a real shell where there is one."""
+"""The layout of the help, and completion, in a real shell if there is one."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def test_every_command_has_its_panel_and_place():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_reads_as_all_others(name):
+def test_help_is_uniform(name):
     command = COMMANDS[name]
     first, *_ = command.help.split("\n\n")
     assert first.endswith(".")
@@ -47,17 +47,17 @@ def test_a_command_reads_as_all_others(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_examples_are_lines_that_can_be_typed(name, tmp_path, monkeypatch):
+def test_examples_are_valid_command_lines(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [line for line in re.split(r"\n+|; | \| | > ", COMMANDS[name].epilog) if line.startswith("dseeds ")]
     assert any(line.split()[1] == name for line in lines)
     for line in lines:
         _, used, *arguments = shlex.split(line, comments=True)
-        # Some files have to be there.
+        # Some options require existing files.
         for argument in arguments:
             if argument.endswith((".json", ".pem")):
                 Path(argument).touch()
-        # Parses, and does nothing.
+        # This parses the arguments only.
         COMMANDS[used].make_context(used, arguments)
 
 
@@ -69,7 +69,7 @@ def test_examples_are_lines_that_can_be_typed(name, tmp_path, monkeypatch):
         ("segment image.zarr labels.zarr --compa", "--compactness"),
         ("segment image.zarr labels.zarr --bins ", "linear equalised"),
         ("segment image.zarr labels.zarr --window l", "lung"),
-        # The shell's own file names.
+        # The shell completes file names itself.
         ("segment imag", ""),
     ],
 )
@@ -80,21 +80,21 @@ def test_bash_completes(typed, offered):
         'source <(_DSEEDS_COMPLETE=source_bash dseeds) && complete -p dseeds >&2 && COMP_WORDS=("$@")'
         ' && COMP_CWORD=$(($# - 1)) && _dseeds_completion dseeds && echo "${COMPREPLY[@]}"'
     )
-    done = subprocess.run(
+    process = subprocess.run(
         ["/bin/bash", "-c", lines, "bash", *words], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == offered.split()
-    assert "-o default" in done.stderr
+    assert process.stdout.split() == offered.split()
+    assert "-o default" in process.stderr
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_have_their_script(shell):
+def test_other_shells_have_a_script(shell):
     environment = {**os.environ, "_DSEEDS_COMPLETE": f"source_{shell}"}
-    done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=True)
-    assert f"_DSEEDS_COMPLETE=complete_{shell}" in done.stdout
+    process = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=True)
+    assert f"_DSEEDS_COMPLETE=complete_{shell}" in process.stdout
 
 
 def test_all_presets_are_offered():
-    parameter = next(one for one in COMMANDS["segment"].params if one.name == "window")
+    parameter = next(option for option in COMMANDS["segment"].params if option.name == "window")
     assert {item.value for item in parameter.shell_complete(typer.Context(COMMANDS["segment"]), "")} == set(PRESETS)
     assert options.complete_from("a", "ab", "c")("a") == ["a", "ab"]
