@@ -1,9 +1,9 @@
-"""From the codes that the last round leaves to labels: one number for each supervoxel of the whole volume.
+"""The tasks of a region that turn the codes of the last round into labels: one id per supervoxel of the whole volume.
 
-Without a mask, a supervoxel is named by its cell. A mask may cut it into parts, each of which is a supervoxel of its
-own: they are counted for every cell, and numbered in the order of the cells. Where small ones are to be joined to
-others, or all to coarser ones, these numbers are written down, the graph of what touches what is taken from them, and
-a table tells for each number what it becomes.
+Without a mask, a supervoxel's id is that of its cell. A mask may split it into parts, each of which is a supervoxel of
+its own: the parts of each cell are counted, and numbered in the order of the cells. If small supervoxels are joined to
+neighbours, or all to those of coarser levels, these numbers are stored, the region adjacency graph is built from them,
+and a table maps each number to its label.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box
 from dseeds.engine.job import Job, Rested
-from dseeds.engine.scratch import bins_name, codes_name
+from dseeds.engine.scratch import bins_name, codes_name, table_name
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
 from dseeds.seeds.kernels.label_codes import pack_labels, seed_labels, write_global_labels
 from dseeds.seeds.kernels.layout import unpack_box
@@ -26,7 +26,7 @@ from dseeds.storage.zarr_arrays import ScratchCorrupted, count_bytes
 
 
 def count_parts(job: Job, number: int, _turn: int, rested: Rested) -> str:
-    """Count the parts into which the mask has cut each of a region's supervoxels."""
+    """Write the number of parts into which the mask splits each of a region's supervoxels."""
     region = job.regions.box(number)
     window = region.grow(1, within=job.lattice.cells)
     box = job.lattice.grids[-1].units_of(window)
@@ -36,15 +36,15 @@ def count_parts(job: Job, number: int, _turn: int, rested: Rested) -> str:
 
 
 def number_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
-    """Write the numbers of a region's voxels, before any supervoxel is joined to another."""
+    """Write the numbers of a region's voxels: their ids before any supervoxels are joined."""
     job.store.write("numbers", job.voxel_box(number), _numbers(job, number, rested))
     return "numbered"
 
 
 def write_graph(job: Job, number: int, _turn: int, _rested: Rested) -> str:
-    """Write what a region knows of the graph of what touches what."""
+    """Write a region's part of the region adjacency graph."""
     box = job.voxel_box(number)
-    # Faces between regions are counted by the one before.
+    # A face between two regions is counted by the lower one.
     window = box.grow(1, within=job.shape)
     window = Box(box.lo, window.hi)
     values = np.stack([job.store.read(bins_name(channel), box) for channel in range(job.channels)])
@@ -56,12 +56,12 @@ def write_graph(job: Job, number: int, _turn: int, _rested: Rested) -> str:
 
 
 def read_graph(job: Job, number: int) -> ContactGraph:
-    """Read what a region knows of the graph.
+    """Read a region's part of the region adjacency graph.
 
     Raises
     ------
-    Damage
-        If it is not there as it was written.
+    ScratchCorrupted
+        If it is missing or damaged.
     """
     content = job.store.place.read(f"graph/{number}")
     try:
@@ -75,7 +75,7 @@ def read_graph(job: Job, number: int) -> ContactGraph:
 
 
 def label_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
-    """Write a region's labels, and those of the coarser levels."""
+    """Write a region's labels on all levels."""
     box = job.voxel_box(number)
     if not job.has_joins:
         job.labels[0].write(box, _numbers(job, number, rested))
@@ -87,20 +87,15 @@ def label_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
     return "labelled"
 
 
-def table_name(level: int) -> str:
-    """Name the table of what each number becomes: of a supervoxel, then of those of the level before."""
-    return f"table-{level}"
-
-
 def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
-    """Give each voxel of a region its number."""
+    """Return the number of each voxel of a region."""
     grid, box = job.lattice.grids[-1], job.voxel_box(number)
     out = np.empty(box.shape, job.lattice.label_dtype)
     if not job.masked:
-        cells = grid.homes_of(box)
-        write_global_labels(pack_labels(_codes(job, box, rested)), *cells, job.lattice.cells, out)
+        homes = grid.homes_of(box)
+        write_global_labels(pack_labels(_codes(job, box, rested)), *homes, job.lattice.cells, out)
         return out
-    # Owners lie in the cells around a region, and their parts reach one cell further.
+    # Owners lie in the cells around a region, and their supervoxels reach one cell further.
     owners = job.regions.box(number).grow(1, within=job.lattice.cells)
     window = grid.units_of(owners.grow(1, within=job.lattice.cells))
     offsets = job.read_cells("offsets", owners)
@@ -111,7 +106,7 @@ def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
 
 
 def _codes(job: Job, box: Box, rested: Rested) -> NDArray[np.uint8]:
-    """Read the codes that the last round leaves in a box of voxels; without rounds, those of the lattice's cells."""
+    """Read the codes after the last round in a box of voxels; without rounds, each cell has its own voxels."""
     if job.schedule:
         return job.read_units(codes_name(len(job.schedule) - 1), box, fill=NOTHING, rested=rested)
     out = np.empty(box.shape, np.uint8)

@@ -171,7 +171,9 @@ def table_layout(ids: int) -> Layout:
     """Return the layout of a table with an entry for each id from 0 to `ids`, shape (blocks, 1, 1, `ID_BLOCK`)."""
     blocks = ids // ID_BLOCK + 1
     shard = min(blocks, TABLE_SHARD)
-    return Layout((blocks, 1, 1, ID_BLOCK), np.dtype(np.uint64), (shard, 1, 1, ID_BLOCK), (1, 1, 1, ID_BLOCK), ZSTD_CODEC)
+    return Layout(
+        (blocks, 1, 1, ID_BLOCK), np.dtype(np.uint64), (shard, 1, 1, ID_BLOCK), (1, 1, 1, ID_BLOCK), ZSTD_CODEC
+    )
 
 
 def parse_name(name: str) -> tuple[str, int]:
@@ -225,3 +227,8 @@ def shells_name(turn: int) -> str:
     The shape is (z, y, x, shell, bins) with (z, y, x) in regions.
     """
     return f"shells-{turn:02}"
+
+
+def table_name(level: int) -> str:
+    """Return the name of the table from the ids of the level before (first: the numbers) to those of a level."""
+    return f"table-{level}"
