@@ -1,4 +1,4 @@
-"""The page about a run: what it tells, that it needs nothing beside itself, and how it looks in a browser."""
+"""The HTML report: its content, that it is self-contained, and its layout in a browser."""
 
 import copy
 import html
@@ -17,7 +17,7 @@ from dseeds.engine.planning import Plan
 from dseeds.engine.report import Report
 from dseeds.quality.metrics import size_histogram
 
-# As a folder may be called.
+# A valid name of a folder.
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2<&.zarr'
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -29,7 +29,7 @@ WIDTHS = {"phone": 400, "desk": 1280}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on an image of a hostile name, with its page, a truth and the report that came of it."""
+    """A run on an image with a hostile name: the folder of its page, truth and labels, and its report."""
     folder = tmp_path_factory.mktemp("run")
     image = np.random.default_rng(2).normal(100, 5, (16, 24, 32)) + 60 * (np.indices((16, 24, 32))[2] > 13)
     for name, data in ((HOSTILE, image.astype("uint16")), ("truth.zarr", (image > 130).astype("uint8"))):
@@ -49,16 +49,16 @@ def page(run):
 
 
 def text_of(page, part):
-    """The words of a section, each tag a space."""
-    [found] = re.findall(rf'<section id="{part}">(.*?)</section>', page, re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", found)).split())
+    """Return the text of a section, with a space for each tag."""
+    [section] = re.findall(rf'<section id="{part}">(.*?)</section>', page, re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", section)).split())
 
 
-def test_the_run_is_told(run, page):
+def test_the_page_shows_the_run(run, page):
     folder, report = run
     stages = text_of(page, "stages")
     for stage in report.stages:
-        # All but what was not needed was planned.
+        # Skipped tasks were planned too.
         planned = stage.tasks + stage.skipped
         assert f"{stage.name} {stage.seconds:.2f} s {stage.tasks} {planned} {stage.skipped} 0" in stages
     compared = text_of(page, "comparison")
@@ -86,32 +86,32 @@ def test_sizes_and_quality_are_those_of_evaluate(run, page):
 
 def test_histogram_counts_all():
     sizes = np.random.default_rng(0).integers(1, 500, 1000)
-    found = size_histogram(np.stack(np.unique(sizes, return_counts=True), axis=1), 7)
-    expected, edges = np.histogram(sizes, [*found["edges"][:-1], sizes.max()])
-    assert found["counts"] == expected.tolist()
-    assert found["edges"] == edges.tolist()
-    # Few sizes have as many bins.
+    histogram = size_histogram(np.stack(np.unique(sizes, return_counts=True), axis=1), 7)
+    expected, edges = np.histogram(sizes, [*histogram["edges"][:-1], sizes.max()])
+    assert histogram["counts"] == expected.tolist()
+    assert histogram["edges"] == edges.tolist()
+    # There are no more bins than sizes.
     assert size_histogram(np.array([[5, 3], [6, 1]]), 9) == {"edges": [5, 6, 6], "counts": [3, 1]}
 
 
-def test_segment_writes_the_page_too(run, page):
+def test_segment_writes_the_page(run, page):
     folder, _ = run
     written = (folder / "run.html").read_text()
     assert (folder / "page.html").read_text() == page
     assert text_of(written, "parameters") == text_of(page, "parameters")
     assert text_of(written, "stages") == text_of(page, "stages")
     assert 'id="quality"' not in written
-    # The page is written last, and knows all.
+    # The page is written after the labels, so it knows their size.
     assert "labels" in text_of(written, "comparison")
 
 
-def test_names_are_text(page):
+def test_names_are_escaped(page):
     assert HOSTILE not in page
     assert html.escape(HOSTILE) in page.replace("&#34;", "&quot;")
     assert "<script" not in page
 
 
-def test_report_and_plan_come_back(run):
+def test_report_and_plan_are_restored(run):
     folder, report = run
     assert Report.from_dict(json.loads(report.to_json())) == report
     kept = zarr.open_group(folder / "labels.zarr").attrs["dseeds"]
@@ -119,23 +119,23 @@ def test_report_and_plan_come_back(run):
     assert plan.supervoxels == report.supervoxels
     assert json.loads(plan.to_json()) == kept["plan"]
     before = Report.from_dict(kept["report"])
-    # Time goes on after the labels are published.
+    # The run ends after the labels are published.
     assert 0 < before.seconds <= report.seconds
     assert before.stages == report.stages
 
 
 @pytest.mark.parametrize("kept", [None, 7, {}, {"report": 5}, {"report": {"stages": [3]}}, "text"])
-def test_labels_of_others_have_a_page(run, tmp_path, kept):
+def test_labels_without_a_record_have_a_page(run, tmp_path, kept):
     shutil.copytree(run[0] / "labels.zarr", tmp_path / "labels.zarr")
     group = zarr.open_group(tmp_path / "labels.zarr")
     group.attrs["dseeds"] = kept
-    found = dseeds.html_report(tmp_path / "labels.zarr", sizes=False)
-    assert "The labels hold no valid record of their run." in found
-    assert 'id="stages"' not in found
+    page = dseeds.html_report(tmp_path / "labels.zarr", sizes=False)
+    assert "The labels hold no valid record of their run." in page
+    assert 'id="stages"' not in page
 
 
 @pytest.mark.parametrize("change", [{"seconds": "<b>"}, {"shape": [1, 2]}, {"peak_memory": {"a": "b"}}, {"target": 3}])
-def test_a_report_that_makes_no_sense_is_none(run, change):
+def test_an_invalid_report_is_refused(run, change):
     values = copy.deepcopy(run[1].to_dict())
     assert Report.from_dict(values) == run[1]
     with pytest.raises((TypeError, ValueError)):
@@ -167,7 +167,7 @@ def test_command(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "plan.json").write_text("[]")
     assert cli.main(["report", labels, "--plan", "plan.json", "-o", "c.html"]) == 1
     assert "plan.json does not hold the output of dseeds plan --json" in capsys.readouterr().err
-    # Before anything runs.
+    # This is checked before anything runs.
     assert cli.main(["segment", image, "new.zarr", "--html", "mine.html", "--overwrite"]) == 1
     assert not (tmp_path / "new.zarr").exists()
 
@@ -178,7 +178,9 @@ def test_command(run, tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not (CHROMIUM and DRIVER):
-        pytest.skip("the page is not looked at: this needs chromium and chromedriver (apt install chromium-driver)")
+        pytest.skip(
+            "the page is not tested in a browser: this needs chromium and chromedriver (apt install chromium-driver)"
+        )
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -187,9 +189,9 @@ def browser(tmp_path_factory):
     for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield found
-    found.quit()
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(params=WIDTHS)
@@ -208,19 +210,19 @@ def opened(request, browser, run, page):
     return browser
 
 
-def test_it_asks_for_nothing_and_has_no_errors(opened):
+def test_it_loads_nothing_and_has_no_errors(opened):
     assert opened.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
     requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    # What is not the page's is the browser's own.
-    asked = [one["request"]["url"] for one in requests if one["documentURL"].endswith("/page.html")]
-    assert any(url.startswith("file:") and url.endswith("/page.html") for url in asked)
-    assert [url for url in asked if not url.startswith("data:") and not url.endswith("/page.html")] == []
+    # Other requests are the browser's own.
+    urls = [request["request"]["url"] for request in requests if request["documentURL"].endswith("/page.html")]
+    assert any(url.startswith("file:") and url.endswith("/page.html") for url in urls)
+    assert [url for url in urls if not url.startswith("data:") and not url.endswith("/page.html")] == []
     assert opened.title == "labels.zarr: supervoxels"
     assert opened.execute_script("return document.scripts.length") == 0
 
 
-def test_pictures_are_there(opened):
+def test_pictures_are_shown(opened):
     shown = opened.execute_script(
         "return [...document.images].map(i => [i.naturalWidth, i.clientWidth, i.clientHeight])"
     )
@@ -231,29 +233,29 @@ def test_pictures_are_there(opened):
         assert height > 50
 
 
-def test_nothing_sticks_out(opened):
+def test_nothing_overflows(opened):
     assert opened.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-    # Only the table of stages may be wider than its card, where it is moved by hand.
-    sticking = opened.execute_script(
+    # Only the table of stages may be wider than its card, which scrolls.
+    overflowing = opened.execute_script(
         "return [...document.querySelectorAll('main *')].filter(e => !e.closest('.wide') && !e.closest('svg') &&"
         " e.getBoundingClientRect().right > e.closest('section, main').getBoundingClientRect().right + 1)"
         ".map(e => e.outerHTML.slice(0, 80))"
     )
-    assert sticking == []
+    assert overflowing == []
 
 
-def test_bars_are_as_long_as_the_times(opened, run):
+def test_bars_are_proportional_to_the_times(opened, run):
     script = (
         "return [...document.querySelectorAll('.stages tbody tr')].map(r => [r.cells[0].innerText,"
         " r.querySelector('.bar').offsetWidth / r.querySelector('.track').offsetWidth])"
     )
     longest = max(stage.seconds for stage in run[1].stages)
-    found = dict(opened.execute_script(script))
-    assert found == pytest.approx({stage.name: stage.seconds / longest for stage in run[1].stages}, abs=0.02)
+    shares = dict(opened.execute_script(script))
+    assert shares == pytest.approx({stage.name: stage.seconds / longest for stage in run[1].stages}, abs=0.02)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read_by_day_and_by_night(opened, scheme):
+def test_light_and_dark_schemes_have_contrast(opened, scheme):
     opened.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )

@@ -1,4 +1,4 @@
-"""Pictures of supervoxels: contours, means, planes and their turning, levels of pyramids, and what is read for them."""
+"""Previews of supervoxels: contours, means, orientation, resolution levels, and the number of chunks read."""
 
 import itertools
 import warnings
@@ -26,7 +26,7 @@ SHAPE = (20, 24, 28)
 
 
 def blocks(shape, side=4):
-    """Labels of small boxes, from 1."""
+    """Return labels of small boxes, from 1."""
     counts = [-(-n // side) for n in shape]
     return 1 + np.ravel_multi_index(tuple(i // side for i in np.indices(shape)), counts)
 
@@ -44,14 +44,14 @@ def enlarged(values, zoom):
 
 
 def panels(labels, image, **options):
-    """The panels of a picture as arrays, row by row."""
-    found = [None if volume is None else ArraySource(np.asarray(volume)) for volume in (labels, image)]
-    shown = None if image is None else open_image(found[1].array)
-    return [[np.asarray(panel) for _, panel in row] for row in draw_sheet(found[0], shown, **options).rows]
+    """Return the panels of a picture as arrays, row by row."""
+    sources = [None if volume is None else ArraySource(np.asarray(volume)) for volume in (labels, image)]
+    shown = None if image is None else open_image(sources[1].array)
+    return [[np.asarray(panel) for _, panel in row] for row in draw_sheet(sources[0], shown, **options).rows]
 
 
 def pyramid(root, levels, *, translated=False, labels=False, attributes=None, chunks=64):
-    """An OME-Zarr image of given levels, each half of the one before."""
+    """Write an OME-Zarr image of these levels, each half the size of the previous one."""
     group = zarr.open_group(root, mode="w")
     datasets = []
     for number, level in enumerate(levels):
@@ -73,7 +73,7 @@ def halved(volume):
 
 
 @pytest.mark.parametrize("zoom", [3, 10])
-def test_contours_are_where_labels_end(zoom):
+def test_contours_lie_at_the_ends_of_labels(zoom):
     labels, image = blocks(SHAPE), noise()
     above, _ = panels(labels, image, size=28 * zoom, window=(0, 1000))
     for axis, panel in enumerate(above):
@@ -82,7 +82,7 @@ def test_contours_are_where_labels_end(zoom):
         ahead = np.array([[0, 0, 0], [0, 1, 1], [0, 1, 0]], bool)
         edges = np.zeros(large.shape, bool)
         for extreme in (ndimage.maximum_filter, ndimage.minimum_filter):
-            # What is ahead of the last ones is these themselves.
+            # The last pixels are their own neighbours.
             edges |= extreme(large, footprint=ahead, mode="nearest") != large
         assert 0 < edges.mean() < 0.5
         amber = np.trunc(UNDER * shades + (1 - UNDER) * np.array(AMBER))
@@ -90,7 +90,7 @@ def test_contours_are_where_labels_end(zoom):
         assert (panel[..., 3] == 255).all()
 
 
-def test_supervoxels_are_painted_with_the_mean_intensity_of_what_is_shown():
+def test_supervoxels_are_painted_with_the_mean_intensity_of_the_plane():
     labels, image = blocks(SHAPE, side=5), noise()
     labels[:, 15:] = 0
     _, below = panels(labels, image, size=280, window=(100, 900))
@@ -107,7 +107,7 @@ def test_supervoxels_are_painted_with_the_mean_intensity_of_what_is_shown():
 
 @pytest.mark.parametrize("codes", list(itertools.permutations(("LR", "PA", "IS"))))
 def test_right_front_and_head_are_at_the_upper_left(tmp_path, codes):
-    """However the volume is stored: the voxel that is furthest to the right, to the front and to the head."""
+    """The voxel furthest to the right, front and head is there however the volume is stored."""
     for ends in itertools.product((0, 1), repeat=3):
         axes = "".join(pair[end] for pair, end in zip(codes, ends, strict=True))
         affine = nibabel.orientations.inv_ornt_aff(
@@ -125,12 +125,12 @@ def test_right_front_and_head_are_at_the_upper_left(tmp_path, codes):
         sheet = draw_sheet(ArraySource(labels), image, at=corner[::-1], size=120, window=(0, 100))
         for _, panel in sheet.rows[1]:
             shown = np.asarray(panel)[..., 0]
-            # The letters lie in the middle of the sides.
+            # The letters are in the middle of the sides and hide no corner.
             assert shown[:20, :20].min() == 255
             assert shown[-20:].max() == shown[:, -20:].max() == 0
 
 
-def test_without_an_affine_planes_are_seen_as_they_are_stored():
+def test_without_an_affine_planes_are_shown_as_stored():
     image = np.zeros(SHAPE, "uint16")
     image[10, 0, 0] = 1
     _, (axial, _, _) = panels(np.ones(SHAPE, int), image, size=280)
@@ -153,22 +153,22 @@ def test_pixels_are_square_on_anisotropic_mr():
     assert max(max(panel.size) for _, panel in rows[0]) == 300
 
 
-def test_nifti_is_shown_as_its_voxels_in_memory_are(tmp_path):
+def test_nifti_and_arrays_give_one_picture(tmp_path):
     labels, image = blocks(SHAPE), noise()
     for name, data in (("labels", labels.astype("int32")), ("image", image)):
         nibabel.save(nibabel.Nifti1Image(data.T, np.diag([-1, -1, 1, 1])), tmp_path / f"{name}.nii.gz")
     files = dseeds.preview(tmp_path / "labels.nii.gz", tmp_path / "image.nii.gz", size=140)
     arrays = dseeds.preview(labels, image, size=140)
-    # But for the letters, and stored as seen by radiologists but for the head.
-    found, expected = (np.asarray(picture)[22:122, 20:120, :3].astype(int) for picture in (files, arrays))
-    assert np.array_equal(found[:, :40], expected[:, :40])
+    # A crop of the axial plane without the letters: along x and y, voxels are stored as radiologists view them.
+    pixels, expected = (np.asarray(picture)[22:122, 20:120, :3].astype(int) for picture in (files, arrays))
+    assert np.array_equal(pixels[:, :40], expected[:, :40])
 
 
 # Pyramids
 
 
 def test_levels_lie_where_their_voxels_do(tmp_path):
-    """A voxel of labels gets the mean of the coarse voxel that it lies in."""
+    """A voxel of the labels gets the mean of the coarse voxel that contains it."""
     ramp = np.broadcast_to(np.arange(64.0, dtype="float32"), (64, 64, 64))
     levels = [ramp, halved(ramp), halved(halved(ramp))]
     source = open_source(pyramid(tmp_path / "a.zarr", levels, translated=True))
@@ -177,13 +177,13 @@ def test_levels_lie_where_their_voxels_do(tmp_path):
     at = middle_voxel(source.shape)
     labels = PlaneReader(ArraySource(blocks(source.shape)), at)
     [axial, *_] = read_sections(labels, PlaneReader(source, at), View.whole(source.shape, (1, 1, 1), 16), Orientation())
-    # Of the labels there is one level, of which every fourth voxel or so is taken; all of them lie in the same blocks.
+    # The labels have one level, of which about every fourth voxel is read, one in each block.
     columns = np.unique(np.floor((np.arange(16) + 0.5) * 4 - 0.5 + 0.5))
     assert np.array_equal(axial.image, np.broadcast_to(columns // 4 * 4 + 1.5, axial.image.shape))
 
 
 @pytest.mark.parametrize(("size", "level"), [(64, 0), (46, 0), (45, 1), (33, 1), (22, 2)])
-def test_the_level_is_as_fine_as_the_pixels(tmp_path, size, level):
+def test_the_level_matches_the_pixels(tmp_path, size, level):
     levels = [np.full((64 >> k,) * 3, k + 1, "uint16") for k in range(3)]
     source = open_source(pyramid(tmp_path / "a.zarr", levels))
     volume = PlaneReader(source, middle_voxel(source.shape))
@@ -191,7 +191,7 @@ def test_the_level_is_as_fine_as_the_pixels(tmp_path, size, level):
 
 
 @pytest.mark.parametrize("dataset", [{"path": "../a"}, {"path": "none"}, {"path": 5}])
-def test_levels_that_are_not_there_are_left_out(tmp_path, dataset):
+def test_missing_levels_are_left_out(tmp_path, dataset):
     path = pyramid(tmp_path / "a.zarr", [noise((16, 16, 16)), noise((8, 8, 8))])
     group = zarr.open_group(path)
     ome = group.attrs["ome"]
@@ -200,24 +200,24 @@ def test_levels_that_are_not_there_are_left_out(tmp_path, dataset):
     assert len(read_resolution_levels(open_source(path))) == 1
 
 
-def test_an_image_is_not_taken_for_labels(tmp_path):
+def test_an_image_is_refused_as_labels(tmp_path):
     path = pyramid(tmp_path / "ct.zarr", [noise((16, 16, 16))])
     with pytest.raises(ValueError, match=r"ct.zarr is an image: name its labels"):
         dseeds.preview(path)
 
 
 class Counted(WrapperStore):
-    """Counts what is asked of a store."""
+    """Counts the requests to a store."""
 
-    asked = 0
+    requests = 0
 
     async def get(self, *arguments, **options):
-        Counted.asked += 1
+        Counted.requests += 1
         return await super().get(*arguments, **options)
 
 
 def giant(path, **more):
-    """A cube of 10^12 voxels, of which is stored that all are 3: chunks are asked for all the same."""
+    """Write a cube of 10^12 voxels whose chunks are all missing, which readers request nonetheless."""
     group = zarr.open_group(Counted(LocalStore(path)), mode="w")
     datasets = []
     for number in range(6):
@@ -230,15 +230,15 @@ def giant(path, **more):
     return group
 
 
-def test_little_is_read_of_a_giant(tmp_path):
+def test_little_of_a_giant_is_read(tmp_path):
     labels, image = giant(tmp_path / "labels.zarr", **{"image-label": {}}), giant(tmp_path / "image.zarr")
-    Counted.asked = 0
+    Counted.requests = 0
     assert dseeds.preview(labels, image).height > 960
-    # A plane of the level that fits has 10 x 10 chunks, one of the finest 157 x 157.
-    assert 600 <= Counted.asked <= 700
+    # A plane of the matching level has 10 x 10 chunks, one of the finest level 157 x 157.
+    assert 600 <= Counted.requests <= 700
 
 
-def test_supervoxels_that_are_too_small_are_shown_in_detail(tmp_path):
+def test_small_supervoxels_are_shown_in_detail(tmp_path):
     labels, image = blocks((8, 400, 400), side=4), noise((8, 400, 400))
     sheet = draw_sheet(ArraySource(labels), open_image(image), size=200, window=(0, 1000))
     titles = [title for title, _ in sheet.rows[0]]
@@ -246,28 +246,28 @@ def test_supervoxels_that_are_too_small_are_shown_in_detail(tmp_path):
     detail, whole = (np.asarray(row[0][1]) for row in sheet.rows)
     amber = (detail[..., :3] == AMBER).all(-1) | (np.abs(detail[..., 0].astype(int) - detail[..., 2]) > 60)
     lines = np.flatnonzero(amber.all(0))
-    # Of 4 voxels, 4 pixels each.
+    # 4 voxels of 4 pixels each.
     assert set(np.diff(lines)) == {16}
     frame = np.argwhere((whole[..., :3] == AMBER).all(-1))
     assert frame.min(0).tolist() == [87, 87]
     assert np.ptp(frame, axis=0).tolist() == [24, 24]
-    # Along z there is little to see, but that is seen whole.
+    # The short axis z is shown whole.
     assert sheet.rows[0][1][1].size == (200, 32)
 
 
-# The image that labels note
+# The image recorded in the labels
 
 
-def noting(tmp_path, image, windows=(), **options):
-    """Labels that say what they were made from."""
+def labels_of(tmp_path, image, windows=(), **options):
+    """Write labels that record their image."""
     labels = blocks(SHAPE).astype("uint32")
-    noted = {"source": open_image(image, **options).identity, "parameters": {"windows": windows}}
-    return pyramid(tmp_path / "labels.zarr", [labels], labels=True, attributes={"dseeds": noted})
+    record = {"source": open_image(image, **options).identity, "parameters": {"windows": windows}}
+    return pyramid(tmp_path / "labels.zarr", [labels], labels=True, attributes={"dseeds": record})
 
 
 def test_labels_lead_to_their_image(tmp_path):
     image = pyramid(tmp_path / "a.zarr", [noise()])
-    labels = noting(tmp_path, image, windows=[[0, 1000]])
+    labels = labels_of(tmp_path, image, windows=[[0, 1000]])
     assert dseeds.preview(labels) == dseeds.preview(labels, image, window="0:1000")
     assert dseeds.preview(labels) != dseeds.preview(labels, image, window="0:2000")
 
@@ -277,34 +277,34 @@ def test_labels_lead_to_channels_and_volumes(tmp_path):
     array = zarr.create_array(tmp_path / "a.zarr", shape=stack.shape, chunks=(1, 8, 8, 8), dtype=stack.dtype)
     array[...] = stack
     nibabel.save(nibabel.Nifti1Image(stack.T, np.eye(4)), tmp_path / "b.nii.gz")
-    path = noting(tmp_path, array, channel_axis=0)
+    path = labels_of(tmp_path, array, channel_axis=0)
     expected = [dseeds.preview(path, channel, window="0:500") for channel in stack]
     assert [dseeds.preview(path, channel=c, window="0:500") for c in (0, 1)] == expected
-    path = noting(tmp_path, array, volume=1)
+    path = labels_of(tmp_path, array, volume=1)
     assert dseeds.preview(path, window="0:500") == expected[1]
     for options in ({"volume": 1}, {"channel_axis": 0}):
-        path = noting(tmp_path, tmp_path / "b.nii.gz", **options)
+        path = labels_of(tmp_path, tmp_path / "b.nii.gz", **options)
         again = dseeds.preview(path, tmp_path / "b.nii.gz", window="0:500", **options)
         assert dseeds.preview(path, window="0:500") == again
     np.save(tmp_path / "c.npy", stack)
     with h5py.File(tmp_path / "d.h5", "w") as file:
         file["0"], file["1"] = stack
     for source, options in ((tmp_path / "c.npy", {"volume": 1}), (f"{tmp_path}/d.h5:/1", {})):
-        path = noting(tmp_path, source, **options)
+        path = labels_of(tmp_path, source, **options)
         assert dseeds.preview(path, window="0:500") == expected[1]
-        # Nowhere is it alone, so that nobody can find it by its path.
+        # Its path does not open exactly this image.
         assert html_report._path_of(open_image(source, **options)) is None
 
 
 @pytest.mark.parametrize("source", [None, 5, {}, {"path": 3}, {"kind": "zarr", "path": "/none/a.zarr/0", "index": []}])
-def test_without_an_image_labels_are_coloured_and_that_is_said(tmp_path, source):
+def test_without_an_image_labels_are_coloured_with_a_warning(tmp_path, source):
     labels = blocks(SHAPE).astype("uint32")
     attributes = {} if source is None else {"dseeds": {"source": source}}
     path = pyramid(tmp_path / "labels.zarr", [labels], labels=True, attributes=attributes)
     with pytest.warns(UserWarning, match="labels are shown in arbitrary colours; name their image"):
         picture = np.asarray(dseeds.preview(path, size=84))
     with warnings.catch_warnings():
-        # Who passes an array knows.
+        # An array needs no warning: it records no image.
         warnings.simplefilter("error")
         assert np.array_equal(np.asarray(dseeds.preview(labels, size=84)), picture)
     axial = picture[22 : 22 + 72, :84, :3]
@@ -324,7 +324,7 @@ def test_without_an_image_labels_are_coloured_and_that_is_said(tmp_path, source)
         ({"image": noise((4, 4, 4))}, "shape"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options, message):
+def test_invalid_parameters_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         dseeds.preview(blocks(SHAPE), **{"image": noise(), **options})
 
@@ -336,7 +336,7 @@ def test_constant_and_infinite_images_are_shown(tmp_path):
 
 def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    noting(tmp_path, pyramid(tmp_path / "a.zarr", [noise()]), windows=[[0, 1000]])
+    labels_of(tmp_path, pyramid(tmp_path / "a.zarr", [noise()]), windows=[[0, 1000]])
     assert cli.main(["preview", "labels.zarr", "--size", "84"]) == 0
     assert capsys.readouterr() == ("labels.png\n", "")
     with Picture.open("labels.png") as picture:

@@ -1,4 +1,4 @@
-"""Supervoxels in viewers: what is served to a browser and what is not, neuroglancer's link, and napari's layers."""
+"""Supervoxels in viewers: the files that are served to a browser, Neuroglancer's link, and napari's layers."""
 
 import http.client
 import json
@@ -23,7 +23,7 @@ SHAPE = (12, 16, 20)
 
 
 def multiscale(path, data, *, labels=False, attributes=None):
-    """An OME-Zarr image of two levels."""
+    """Write an OME-Zarr image of two levels."""
     group = zarr.open_group(path, mode="w")
     datasets = []
     for number, level in enumerate((data, data[::2, ::2, ::2])):
@@ -38,15 +38,15 @@ def multiscale(path, data, *, labels=False, attributes=None):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Labels and their image as OME-Zarr and NIfTI, and what is nobody's business."""
+    """A folder with labels and their image as OME-Zarr and NIfTI, and a secret file."""
     from dseeds.io import open_image
 
     where = tmp_path_factory.mktemp("view")
     image = np.random.default_rng(1).integers(0, 1000, SHAPE).astype("uint16")
     labels = (1 + np.arange(image.size).reshape(SHAPE) // 64).astype("uint32")
     multiscale(where / "image.zarr", image)
-    noted = {"source": open_image(where / "image.zarr").identity, "parameters": {"windows": [[10, 900]]}}
-    multiscale(where / "labels.zarr", labels, labels=True, attributes={"dseeds": noted})
+    record = {"source": open_image(where / "image.zarr").identity, "parameters": {"windows": [[10, 900]]}}
+    multiscale(where / "labels.zarr", labels, labels=True, attributes={"dseeds": record})
     for name, data in (("labels", labels.astype("int32")), ("image", image)):
         nibabel.save(nibabel.Nifti1Image(data.T, np.diag([2.0, 2, 3, 1])), where / f"{name}.nii.gz")
     (where / "secret").write_text("secret")
@@ -56,19 +56,19 @@ def folder(tmp_path_factory):
 
 @contextmanager
 def served(*arguments):
-    """Run `dseeds view`, and give its link as a state and the process."""
+    """Run `dseeds view`, and yield the state in its link and the process."""
     command = [sys.executable, "-m", "dseeds", "view", *map(str, arguments), "--serve"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         try:
-            printed = child.stdout.readline()
-            assert printed, child.stderr.read()
-            yield parsed(printed.strip()), child
+            link = child.stdout.readline()
+            assert link, child.stderr.read()
+            yield parse_state(link.strip()), child
         finally:
             child.kill()
 
 
-def parsed(text):
+def parse_state(text):
     address, _, state = text.partition("#!")
     assert address == "https://neuroglancer-demo.appspot.com/"
     return json.loads(unquote(state))
@@ -80,8 +80,8 @@ def zarrs(folder):
         yield state, {layer["type"]: layer["source"].partition("|")[0] for layer in state["layers"]}
 
 
-def ask(url, path=None, method="GET", **headers):
-    """Ask as it is written: other clients tidy paths."""
+def request(url, path=None, method="GET", **headers):
+    """Send a request with exactly this path; other clients normalise paths."""
     parts = urlsplit(url)
     with closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=20)) as connection:
         connection.request(method, parts.path if path is None else path, headers=headers)
@@ -98,46 +98,46 @@ def test_link(zarrs):
     assert image["shaderControls"] == {"normalized": {"range": [10, 900]}}
     for layer in state["layers"]:
         assert layer["source"].endswith("/|zarr3:")
-        # Nobody guesses it.
+        # The path is too long to guess.
         assert len(urlsplit(layer["source"]).path.split("/")[1]) >= 20
     assert {urlsplit(url).hostname for url in urls.values()} == {"127.0.0.1"}
 
 
-def test_what_is_served_is_what_is_stored(zarrs, folder):
+def test_served_arrays_are_those_stored(zarrs, folder):
     for kind, name in (("segmentation", "labels.zarr"), ("image", "image.zarr")):
         for level in "01":
-            found = zarr.open_array(f"{zarrs[1][kind]}{level}", mode="r")
-            assert np.array_equal(found[...], zarr.open_array(folder / name / level)[...])
+            served = zarr.open_array(f"{zarrs[1][kind]}{level}", mode="r")
+            assert np.array_equal(served[...], zarr.open_array(folder / name / level)[...])
 
 
-def test_any_page_may_read_if_it_knows_where(zarrs):
+def test_any_page_may_read_if_it_knows_the_path(zarrs):
     url = zarrs[1]["segmentation"] + "zarr.json"
     for method in ("GET", "HEAD", "OPTIONS"):
-        status, headers, body = ask(url, method=method, Origin="https://neuroglancer-demo.appspot.com")
+        status, headers, body = request(url, method=method, Origin="https://neuroglancer-demo.appspot.com")
         assert status == (204 if method == "OPTIONS" else 200)
         assert headers["access-control-allow-origin"] == headers["access-control-expose-headers"] == "*"
         assert "Range" in headers["access-control-allow-headers"]
         assert bool(body) == (method == "GET")
-    status, headers, body = ask(url)
+    status, headers, body = request(url)
     assert headers["content-type"] == "application/json"
     assert json.loads(body)["node_type"] == "group"
-    # Its state has a tag, by which a browser asks for it once.
-    assert ask(url, **{"If-None-Match": headers["etag"]})[0] == 304
+    # The tag lets a browser use its cache.
+    assert request(url, **{"If-None-Match": headers["etag"]})[0] == 304
 
 
 @pytest.mark.parametrize(
-    ("asked", "begin", "end"), [("0-9", 0, 10), ("5-", 5, None), ("-7", -7, None), ("3-99999999", 3, None)]
+    ("byte_range", "begin", "end"), [("0-9", 0, 10), ("5-", 5, None), ("-7", -7, None), ("3-99999999", 3, None)]
 )
-def test_ranges(zarrs, folder, asked, begin, end):
+def test_ranges(zarrs, folder, byte_range, begin, end):
     whole = (folder / "labels.zarr" / "0" / "c" / "0" / "0" / "0").read_bytes()
-    status, headers, body = ask(zarrs[1]["segmentation"] + "0/c/0/0/0", Range=f"bytes={asked}")
+    status, headers, body = request(zarrs[1]["segmentation"] + "0/c/0/0/0", Range=f"bytes={byte_range}")
     assert (status, body) == (206, whole[begin:end])
     first = whole.find(body)
     assert headers["content-range"] == f"bytes {first}-{first + len(body) - 1}/{len(whole)}"
 
 
 def test_ranges_beyond_the_end(zarrs):
-    assert ask(zarrs[1]["segmentation"] + "0/c/0/0/0", Range="bytes=9999999-")[0] == 416
+    assert request(zarrs[1]["segmentation"] + "0/c/0/0/0", Range="bytes=9999999-")[0] == 416
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_ranges_beyond_the_end(zarrs):
 )
 def test_nothing_else_is_served(zarrs, path):
     url = zarrs[1]["segmentation"]
-    status, headers, body = ask(url, urlsplit(url).path + path)
+    status, headers, body = request(url, urlsplit(url).path + path)
     assert status in (400, 404)
     assert b"secret" not in body
     assert b"root:" not in body
@@ -169,14 +169,14 @@ def test_nothing_else_is_served(zarrs, path):
 
 
 @pytest.mark.parametrize("path", ["/", "/labels.zarr/zarr.json", "/0123456789012345678901/1-labels.zarr/zarr.json"])
-def test_nothing_is_served_without_the_name(zarrs, path):
-    assert ask(zarrs[1]["image"], path)[0] == 404
+def test_nothing_is_served_without_the_random_path(zarrs, path):
+    assert request(zarrs[1]["image"], path)[0] == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-def test_nothing_can_be_written(zarrs, folder, method):
+def test_the_server_is_read_only(zarrs, folder, method):
     before = (folder / "labels.zarr" / "zarr.json").read_bytes()
-    assert ask(zarrs[1]["segmentation"] + "zarr.json", method=method)[0] == 405
+    assert request(zarrs[1]["segmentation"] + "zarr.json", method=method)[0] == 405
     assert (folder / "labels.zarr" / "zarr.json").read_bytes() == before
 
 
@@ -190,7 +190,7 @@ def test_nifti_is_served_until_ctrl_c(folder, number):
             assert pipeline == ["gzip:", "nifti:"]
             with urlopen(url, timeout=20) as answer:
                 assert answer.read() == (folder / f"{name}.nii.gz").read_bytes()
-            assert ask(url, urlsplit(url).path + "/secret")[0] == 404
+            assert request(url, urlsplit(url).path + "/secret")[0] == 404
         child.send_signal(number)
         assert child.wait(20) == 0
         assert child.stderr.read() == "serving until Ctrl-C\n"
@@ -203,21 +203,21 @@ def test_port(folder, capsys):
     assert "in use" in capsys.readouterr().err
 
 
-def test_buckets_are_linked_to_as_they_are(folder):
+def test_links_lead_to_buckets_directly(folder):
     shown, missing = open_layers(folder / "labels.zarr")
     assert missing is None
-    [image, _] = parsed(neuroglancer_link(shown, {0: "s3://lab/image.zarr"}))["layers"]
+    [image, _] = parse_state(neuroglancer_link(shown, {0: "s3://lab/image.zarr"}))["layers"]
     assert image["source"] == "s3://lab/image.zarr/|zarr3:"
 
 
-def test_what_neuroglancer_does_not_show_is_refused(tmp_path, capsys):
+def test_labels_that_neuroglancer_cannot_show_are_refused(tmp_path, capsys):
     array = zarr.create_array(tmp_path / "a.zarr", shape=SHAPE, dtype="float64")
     array[...] = 1
     assert cli.main(["view", str(tmp_path / "a.zarr"), "--serve"]) == 1
     assert "Neuroglancer does not show voxels of type float64" in capsys.readouterr().err
 
 
-def test_images_that_neuroglancer_does_not_show_are_left_out(folder, tmp_path):
+def test_images_that_neuroglancer_cannot_show_are_left_out(folder, tmp_path):
     array = zarr.create_array(tmp_path / "a.zarr", shape=SHAPE, dtype="float64")
     array[...] = 1
     shown, _ = open_layers(folder / "labels.zarr", tmp_path / "a.zarr")
@@ -227,7 +227,7 @@ def test_images_that_neuroglancer_does_not_show_are_left_out(folder, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_napari_gets_all_levels_and_reads_none(folder, monkeypatch):
+def test_napari_gets_all_levels(folder, monkeypatch):
     components = pytest.importorskip("napari.components")
     viewer = components.ViewerModel()
     shown, _ = open_layers(folder / "labels.zarr")
