@@ -63,10 +63,8 @@ class RetryPolicy:
     ----------
     phase : Phase
         The phase.
-    repair : callable
-        Repairs damaged scratch.
-    confirm : callable
-        Raises an error if the run has been taken over by another process.
+    repair, confirm : callable
+        Repair damaged scratch, and raise an error if another process has taken over the run.
     attempts : Counter of int
         How often each region's task was tried.
     """

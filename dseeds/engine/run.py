@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -42,23 +42,8 @@ SUFFIX = ".dseeds"
 FORMAT = 3
 # The mask that is found in the image by a threshold.
 AUTO_MASK = "auto"
-# The options that the labels depend on.
-LABEL_OPTIONS = (
-    "step",
-    "n_segments",
-    "spacing",
-    "window",
-    "percentiles",
-    "bins",
-    "compactness",
-    "volume",
-    "level",
-    "channel_axis",
-    "weights",
-    "mask",
-    "min_size",
-    "levels",
-)
+# The options that the labels do not depend on.
+LAYOUT_OPTIONS = {"pyramid", "features", "region", "chunks", "shards", "scratch"}
 # Entries of a stored specification that neither the labels nor the scratch depend on.
 UNHASHED_KEYS = ("asked", "scratch", "overwrite", "given", "given_mask")
 
@@ -131,17 +116,7 @@ class LabelParameters:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> LabelParameters:
         """Restore the parameters from a stored specification."""
-        low, high = document["percentiles"]
-        return cls(
-            windows=tuple(None if window is None else (window[0], window[1]) for window in document["windows"]),
-            percentiles=(low, high),
-            bins=document["bins"],
-            weights=tuple(document["weights"]),
-            mask=document["mask"],
-            compactness=document["compactness"],
-            min_size=document["min_size"],
-            levels=document["levels"],
-        )
+        return cls(**{field.name: _frozen(document[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -150,10 +125,8 @@ class RunSpec:
 
     Attributes
     ----------
-    source : dict or list
-        The image's identity.
-    dtypes : tuple of str
-        The channels' dtypes.
+    source, dtypes : dict or list, tuple of str
+        The image's identity, and the dtypes of its channels.
     shape, step : tuple of int
         The volume and a cell in voxels, (z, y, x).
     parameters : LabelParameters
@@ -162,20 +135,16 @@ class RunSpec:
         Cells per region, (z, y, x).
     label_shard, label_chunk : tuple of int
         Voxels in a shard and in a chunk of the labels, (z, y, x).
-    pyramid_method : str
-        How coarser levels of the label images are made.
-    pyramid : tuple of PyramidLevel
-        These levels.
+    pyramid_method, pyramid : str, tuple of PyramidLevel
+        The coarser levels of the label images, and how they are made.
     into_image : bool
         Whether the labels are written into the image that they belong to.
     options : RunOptions
         The options that the user gave.
     scratch : str or None
         The address of the user's scratch folder.
-    sources : list of str or None
-        The addresses of the sources; None if they are in the memory of a process.
-    mask_address : str or None
-        The address of the mask, if it has one.
+    sources, mask_address : list of str or None, str or None
+        The addresses of the sources and of the mask; None for what is in the memory of a process.
     overwrite : bool
         Whether to replace an older output.
     """
@@ -258,10 +227,8 @@ class ResolvedTarget:
     ----------
     location : Location
         Where the labels go.
-    is_nifti : bool
-        Whether they go to a NIfTI file, rather than into a Zarr group.
-    is_remote : bool
-        Whether they go to an object store.
+    is_nifti, is_remote : bool
+        Whether that is a NIfTI file rather than a Zarr group, and whether it is in an object store.
     """
 
     location: Location
@@ -394,7 +361,7 @@ class Run:
                 "supervoxels": state.supervoxels,
                 "run": self.identity,
                 "parameters": {
-                    "asked": {name: value for name, value in options.to_dict().items() if name in LABEL_OPTIONS},
+                    "asked": {name: value for name, value in options.to_dict().items() if name not in LAYOUT_OPTIONS},
                     "step": job.step,
                     "cells": job.lattice.cells,
                     "windows": job.windows,
@@ -490,6 +457,11 @@ def chunk_shapes(image: Image, label_chunks: Triple | None) -> ChunkShapes:
         return ChunkShapes(image.chunks, image.shards, label_chunks)
     layout = slab_layout(image.shape, max(image.dtypes, key=lambda dtype: dtype.itemsize))
     return ChunkShapes(triple(layout.chunk), triple(layout.shard), label_chunks)
+
+
+def _frozen(value: Any) -> Any:
+    """Turn lists, and the lists in them, into tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

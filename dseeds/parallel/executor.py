@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from distributed import Client, as_completed
+from typing_extensions import override
 
 from dseeds.core.progress import Progress
 from dseeds.parallel.cluster import Capacity, connect
@@ -21,25 +23,22 @@ RETRIES = 2
 TASKS_PER_THREAD = 4
 
 
-class TaskPool(Protocol):
-    """A place where tasks run.
-
-    Attributes
-    ----------
-    limit : int
-        Tasks in flight at any time.
-    """
+class TaskPool(ABC):
+    """A place where tasks run, with at most `limit` in flight at a time."""
 
     limit: int
 
+    @abstractmethod
     def submit(self, tasks: list[Any]) -> list[Any]:
         """Submit tasks, and return a future for each."""
 
+    @abstractmethod
     def wait(self, futures: Iterable[Any]) -> list[Any]:
         """Wait until some of the futures are done, and return these."""
 
+    @abstractmethod
     def cancel(self, futures: list[Any]) -> None:
-        """Cancel the tasks of futures that are not done."""
+        """Cancel tasks by their futures."""
 
 
 def run_bounded(
@@ -75,43 +74,39 @@ def run_bounded(
 
 
 @dataclass
-class ThreadTasks:
+class ThreadTasks(TaskPool):
     """Threads of this process as a `TaskPool`. A task is the arguments of a function."""
 
     threads: ThreadPoolExecutor
     function: Callable[..., Any]
     limit: int
 
+    @override
     def submit(self, tasks: list[Any]) -> list[Any]:
-        """See `TaskPool.submit`."""
         return [self.threads.submit(self.function, *arguments) for arguments in tasks]
 
+    @override
     def wait(self, futures: Iterable[Any]) -> list[Any]:
-        """See `TaskPool.wait`."""
         return list(wait(futures, return_when=FIRST_COMPLETED).done)
 
+    @override
     def cancel(self, futures: list[Any]) -> None:
-        """See `TaskPool.cancel`."""
         for future in futures:
             future.cancel()
 
 
 @dataclass
-class ClusterTasks:
+class ClusterTasks(TaskPool):
     """A Dask cluster as a `TaskPool`.
 
     Attributes
     ----------
-    client : Client
-        The cluster.
-    function : callable
-        The function that tasks call. It pickles, and may be called again.
+    client, function : Client, callable
+        The cluster, and the function that tasks call. It pickles, and may be called again.
     key, arguments : callable
         Return the key of a task on the cluster, and the function's arguments.
-    per_thread : int
-        Tasks in flight for each thread of the cluster.
-    retries : int
-        How often Dask tries a task again.
+    per_thread, retries : int
+        Tasks in flight for each thread of the cluster, and how often Dask tries a task again.
     after_cancel : callable
         Called after tasks have been cancelled.
     """
@@ -129,8 +124,8 @@ class ClusterTasks:
         self.limit = self.per_thread * max(1, sum(self.client.nthreads().values()))
         self._completed = as_completed(loop=self.client.loop)
 
+    @override
     def submit(self, tasks: list[Any]) -> list[Any]:
-        """See `TaskPool.submit`."""
         if not tasks:
             return []
         columns = list(zip(*map(self.arguments, tasks), strict=True))
@@ -141,12 +136,12 @@ class ClusterTasks:
         self._completed.update(futures)
         return list(futures)
 
+    @override
     def wait(self, futures: Iterable[Any]) -> list[Any]:
-        """See `TaskPool.wait`."""
         return list(self._completed.next_batch())
 
+    @override
     def cancel(self, futures: list[Any]) -> None:
-        """See `TaskPool.cancel`."""
         if futures:
             self.client.cancel(futures, force=True)
             self.after_cancel()
