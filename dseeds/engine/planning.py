@@ -1,4 +1,4 @@
-"""`plan`: what a run will take, before anything runs."""
+"""The plan of a run: its regions, memory, disk space and time, before it starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from distributed import Client
 
-from dseeds.core.formatting import format_bytes, format_duration
+from dseeds.core.formatting import format_bytes, format_duration, format_mebibytes, format_shape
 from dseeds.core.geometry import Triple, triple
 from dseeds.core.html import format_table
 from dseeds.engine.calibration import Trial
@@ -27,39 +27,39 @@ from dseeds.storage.zarr_arrays import region_units
 
 @dataclass(frozen=True, repr=False)
 class Plan(RunDocument):
-    """What a run will take.
+    """The projected size and cost of a run.
 
     Attributes
     ----------
     target : str
-        Where the labels will be.
+        The path or URL of the labels.
     shape, step, cells : tuple of int
-        The volume, a cell and the lattice, (z, y, x).
+        The shapes of the volume, of a cell and of the lattice, (z, y, x).
     supervoxels : int
-        How many there will be; under a mask, or joined where they are small, there are others.
+        The number of supervoxels; a mask and the joining of small ones change it.
     regions : int
-        How many the volume is cut into.
+        The number of regions.
     region_shape : tuple of int
         Voxels in a region, (z, y, x).
     rounds : int
-        Rounds to be done.
+        The number of rounds.
     workers, threads : int
-        Workers, and the threads of them all.
+        The number of workers, and of all their threads.
     scratch : str
-        Where intermediate data go.
+        The path or URL of intermediate data.
     scratch_bytes : int
-        What these take at the most at any time. A copy of the source counts as it is in memory; all else is taken to be
-        compressed as little as noise is: images that are not noise need about half.
+        The most that intermediate data take at any time. A copy of the source counts uncompressed, everything else
+        compressed as noise would be; images that are not noise need about half.
     output_bytes : int
-        What the labels take at the most, compressed as those of noise are.
+        The most that the labels take: their size if the image were noise.
     task_memory : int
         The projected peak memory of the largest task, in bytes.
     worker_memory, worker_limit : int
-        What a worker needs for its tasks at once, and what it may use.
+        The memory that a worker needs for its concurrent tasks, and the memory that it may use, in bytes.
     seconds : float or None
-        How long the stages will take, once the workers are up and their kernels compiled; None where no trial was made.
+        The time of the stages, without the start of workers and the compilation of kernels; None without calibration.
     stages : tuple of StagePlan
-        In order of their beginning.
+        The stages in the order in which they begin.
     """
 
     target: str
@@ -89,7 +89,7 @@ class Plan(RunDocument):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        stages = [(s.name, s.tasks, f"{s.read / 2**20:.0f}", f"{s.written / 2**20:.0f}") for s in self.stages]
+        stages = [(s.name, s.tasks, format_mebibytes(s.read), format_mebibytes(s.written)) for s in self.stages]
         figures = format_table([("target", self.target), *self._figures])
         table = format_table(stages, ("stage", "tasks", "MiB read", "MiB written"))
         return f"<p>{html.escape(self.title)}</p>{figures}{table}"
@@ -97,8 +97,8 @@ class Plan(RunDocument):
     @property
     def _figures(self) -> list[tuple[str, str]]:
         return [
-            ("lattice", f"{_by(self.cells)} cells, {self.rounds} rounds"),
-            ("regions", f"{self.regions} of {_by(self.region_shape)} voxels"),
+            ("lattice", f"{format_shape(self.cells)} cells, {self.rounds} rounds"),
+            ("regions", f"{self.regions} of {format_shape(self.region_shape)} voxels"),
             ("workers", f"{self.workers} with {self.threads} threads"),
             (
                 "memory of a worker",
@@ -142,7 +142,7 @@ def plan(
     scratch: str | Path | None = None,
     calibrate: bool = True,
 ) -> Plan:
-    """Tell what `segment` would take with the same arguments; nothing is written to the target or to scratch.
+    """Return the plan of the run that `segment` would do with the same arguments, without writing anything.
 
     Parameters
     ----------
@@ -153,17 +153,17 @@ def plan(
     channel_axis, weights, region, chunks, shards, memory, workers, client, overwrite, scratch
         As for `segment`.
     calibrate : bool, default True
-        Estimate the time, from a trial on a small part of the volume in this process, which takes some seconds.
+        Estimate the time from a trial on a small part of the volume in this process, which takes some seconds.
 
     Returns
     -------
     Plan
-        What the run would take.
+        The projected size and cost of the run.
 
     Raises
     ------
     FileNotFoundError, FileExistsError, TypeError, ValueError
-        As `segment`, but for the room on the disk, which is told and not checked.
+        As `segment`, except that disk space is not checked.
 
     Examples
     --------
@@ -196,37 +196,33 @@ def plan(
         scratch=scratch,
     )
     resources = Resources(memory, workers, client)
-    run, has = prepare_run(source, target, options, resources.capacity, overwrite=overwrite)
-    return build_plan(run, has, Trial(run).seconds(has) if calibrate else None)
+    run, capacity = prepare_run(source, target, options, resources.capacity, overwrite=overwrite)
+    return build_plan(run, capacity, Trial(run).estimate_seconds(capacity) if calibrate else None)
 
 
-def build_plan(run: Run, has: Capacity, seconds: float | None) -> Plan:
-    """Tell what a run takes that has been checked."""
-    needs = IoModel(run)
-    lattice, regions = needs.job.lattice, needs.job.regions
+def build_plan(run: Run, capacity: Capacity, seconds: float | None) -> Plan:
+    """Return the plan of a run that has been checked."""
+    model = IoModel(run)
+    job, lattice, regions = model.job, model.lattice, model.regions
     chunks = chunk_shapes(run.image, triple(run.labels_layout.chunk))
     task = task_bytes(lattice, regions.cells, task_shape(run.image, run.spec.parameters), chunks)
     return Plan(
         target=run.target.address,
-        shape=needs.job.shape,
-        step=needs.job.step,
+        shape=job.shape,
+        step=job.step,
         cells=lattice.cells,
         supervoxels=lattice.size,
         regions=len(regions),
         region_shape=region_units(regions, lattice.grids[-1]),
-        rounds=len(needs.rounds),
-        workers=has.workers,
-        threads=has.threads,
+        rounds=len(model.rounds),
+        workers=capacity.workers,
+        threads=capacity.threads,
         scratch=run.scratch,
-        scratch_bytes=needs.scratch,
-        output_bytes=needs.output,
+        scratch_bytes=model.scratch,
+        output_bytes=model.output,
         task_memory=task,
-        worker_memory=worker_bytes(task, has.threads_per_worker),
-        worker_limit=has.memory,
+        worker_memory=worker_bytes(task, capacity.threads_per_worker),
+        worker_limit=capacity.memory,
         seconds=seconds,
-        stages=needs.stages,
+        stages=model.stages,
     )
-
-
-def _by(values: Triple) -> str:
-    return " x ".join(map(str, values))
