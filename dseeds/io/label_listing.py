@@ -22,7 +22,9 @@ def resolve_target(source: Any, target: str | Path | None, into_image: bool | st
     Raises a ValueError unless exactly one of the two is set, and as `label_address`.
     """
     if (target is None) == (into_image is False):
-        raise ValueError("labels go to a target or into their image: name the one, or say into_image (--into-image).")
+        raise ValueError(
+            "labels go either to a target or into their image: pass a target, or into_image (--into-image)."
+        )
     if target is not None:
         return target
     return label_address(source, DEFAULT_NAME if into_image is True else str(into_image))
@@ -39,10 +41,10 @@ def label_address(source: Any, name: str = DEFAULT_NAME) -> str:
     source = source[0] if isinstance(source, list | tuple) else source
     image = multiscale_of(source)
     if image is None:
-        raise ValueError(f"{source} is no OME-Zarr image, which alone has labels inside it: name a target.")
+        raise ValueError(f"{source} is no OME-Zarr image, and only these hold labels: name a target.")
     misfit = _misfit(image)
     if misfit:
-        raise ValueError(f"{image.where} {misfit}: name a target of their own, or bring the image into that form.")
+        raise ValueError(f"{image.where} {misfit}: name a separate target for the labels, or convert the image.")
     _read_names(open_location(image.where).at("labels"))
     return str(open_location(image.where).at("labels").at(name).address)
 
@@ -120,7 +122,7 @@ def _read_names(folder: Location) -> list[str]:
         return [str(name) for name in _document(folder)["attributes"]["ome"]["labels"]]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{folder.address}/zarr.json is no list of labels that can be read: correct it, or name a target elsewhere."
+            f"{folder.address}/zarr.json is not a readable list of labels: correct it, or name another target."
         ) from error
 
 

@@ -37,17 +37,9 @@ def choose_levels(shape: Triple, spacing: Sequence[float] | None = None) -> tupl
     """Choose the levels of an image that has none: halve until no axis is longer than 256 voxels.
 
     Axes along which voxels are longer than along the finest one, by more than a factor of sqrt(2), wait until the
-    others come close, and axes of up to 64 voxels are not halved.
+    others come close, and axes of up to 64 voxels are not halved. Shape and spacing are along (z, y, x), the latter in
+    any unit; by default voxels are cubes.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Voxels along (z, y, x).
-    spacing : sequence of float, optional
-        Size of a voxel along (z, y, x) in any unit. Default: cubes.
-
-    Examples
-    --------
     >>> [level.shape for level in choose_levels((200, 1025, 1025), (4.0, 1.0, 1.0))]
     [(200, 513, 513), (200, 257, 257), (100, 129, 129)]
     """
@@ -65,19 +57,11 @@ def choose_levels(shape: Triple, spacing: Sequence[float] | None = None) -> tupl
 
 
 def match_levels(shape: Triple, coarser: Sequence[tuple[Triple, Sequence[float]]]) -> tuple[PyramidLevel, ...]:
-    """Choose the levels of labels to match those of their image.
+    """Choose the levels of labels of a shape (z, y, x) to match the coarser levels of their image.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Voxels of the labels along (z, y, x).
-    coarser : sequence
-        For each coarser level of the image its voxels along (z, y, x) and their sizes, in voxels of the labels.
-        Ratios between levels are rounded to whole numbers. If the image leaves out a last block that is not whole,
-        so do the labels.
+    The latter are given by their shapes and the sizes of their voxels, in voxels of the labels. Ratios between levels
+    are rounded to whole numbers. If the image leaves out a last block that is not whole, so do the labels.
 
-    Examples
-    --------
     >>> match_levels((9, 30, 31), [((9, 15, 15), (1.0, 2.0, 2.0)), ((5, 8, 8), (2.0, 4.0, 4.0))])
     (PyramidLevel(shape=(9, 15, 15), factors=(1, 2, 2)), PyramidLevel(shape=(5, 8, 8), factors=(2, 2, 2)))
     """
@@ -95,8 +79,6 @@ def match_levels(shape: Triple, coarser: Sequence[tuple[Triple, Sequence[float]]
 def extend_levels(shape: Triple, levels: Sequence[PyramidLevel], count: int) -> tuple[PyramidLevel, ...]:
     """Halve the last level of an image of a shape until it has `count` levels: its labels need the same number.
 
-    Examples
-    --------
     >>> extend_levels((1, 40, 40), [PyramidLevel((1, 20, 20), (1, 2, 2))], 2)
     (PyramidLevel(shape=(1, 20, 20), factors=(1, 2, 2)), PyramidLevel(shape=(1, 10, 10), factors=(1, 2, 2)))
     """
@@ -113,8 +95,6 @@ def compute_resolutions(levels: Sequence[PyramidLevel], method: str) -> tuple[Re
     The centre of a block of f voxels lies (f - 1) / 2 voxels behind the centre of its first one. This is the position
     of the block's mean or mode; a value that is copied from the first voxel keeps that voxel's position.
 
-    Examples
-    --------
     >>> levels = PyramidLevel((50, 25, 25), (1, 2, 2)), PyramidLevel((25, 13, 13), (2, 2, 2))
     >>> compute_resolutions(levels, "mode")[1]
     Resolution(scale=(2.0, 4.0, 4.0), offset=(0.5, 1.5, 1.5))

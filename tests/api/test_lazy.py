@@ -33,7 +33,7 @@ def temporary(tmp_path):
     with dask.config.set({"temporary-directory": str(folder)}):
         yield folder
     # As when this process ends.
-    dask_array._SHIPPED.clear()
+    dask_array._SHARED.clear()
 
 
 @pytest.fixture

@@ -400,7 +400,7 @@ def test_names_that_labels_cannot_have(ct, client, name):
 def test_labels_go_to_one_place(tmp_path, client, capsys):
     image = np.zeros((16, 16, 16), np.uint8)
     for places in ({}, {"target": tmp_path / "a.zarr", "into_image": True}):
-        with pytest.raises(ValueError, match="name the one, or say into_image"):
+        with pytest.raises(ValueError, match="pass a target, or into_image"):
             dseeds.segment(image, step=8, client=client, **places)
     with pytest.raises(ValueError, match="is no OME-Zarr image"):
         dseeds.segment(image, into_image=True, step=8, client=client)

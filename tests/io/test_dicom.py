@@ -1,4 +1,4 @@
-"""Series of DICOM: read as SimpleITK reads them, and refused where they make no volume."""
+"""Series of DICOM are read as SimpleITK reads them, and refused unless they make up a volume."""
 
 import json
 import pickle
@@ -16,22 +16,22 @@ TILTED = np.array([[0.8, 0.6, 0], [-0.6, 0.8, 0], [0, 0, 1.0]])
 
 
 def write_slice(path, plane, position, *, turned=None, spacing=(0.5, 0.75), series="1.2.3", tags=()):
-    """Write one plane (y, x) at a place in millimetres; `spacing` is along y, x, `turned` has the axes as its rows."""
+    """Write one plane (y, x) at a position in millimetres; `spacing` is along y, x, `turned` has the axes as rows."""
     image = sitk.GetImageFromArray(plane, isVector=plane.ndim == 3)
     image.SetSpacing(spacing[::-1])
     axes = np.eye(3) if turned is None else turned
-    known = {
+    all_tags = {
         "0008|0060": "CT",
         "0020|000e": series,
         "0020|0032": "\\".join(f"{n:.10g}" for n in position),
         "0020|0037": "\\".join(f"{n:.10g}" for n in axes[:2].ravel()),
         **dict(tags),
     }
-    return write(path, image, known)
+    return write(path, image, all_tags)
 
 
 def write_frames(path, data):
-    """Write a volume as the frames of one file, which does not say where they are."""
+    """Write a volume as the frames of one file, which has no positions."""
     return write(path, sitk.GetImageFromArray(data), {"0020|000e": "1.2.3"})
 
 
@@ -57,7 +57,7 @@ def planes(depth=5):
 
 
 def write_series(folder, data, *, turned=None, gap=2.5, places=None, names=None, **more):
-    """Write a volume, a file per plane, named so that the order of names is not that of places."""
+    """Write a volume, a file per plane; the order of the names is not that of the planes."""
     folder.mkdir(exist_ok=True)
     axes = np.eye(3) if turned is None else turned
     for z, plane in enumerate(data):
@@ -78,7 +78,7 @@ def by_simpleitk(folder):
 
 
 def place_by_simpleitk(image, xyz):
-    """Where a voxel lies, with x and y as NIfTI has them."""
+    """The position of a voxel, with x and y as in NIfTI."""
     return np.array(image.TransformContinuousIndexToPhysicalPoint(xyz)) * (-1, -1, 1)
 
 
@@ -168,7 +168,7 @@ def test_series_pickle_and_are_known_by_their_files(tmp_path):
     assert source.reopened().identity != source.identity
 
 
-def test_what_else_lies_in_the_folder_is_left_alone(tmp_path):
+def test_other_files_in_the_folder_are_ignored(tmp_path):
     folder = write_series(tmp_path / "series", planes())
     (folder / "notes.txt").write_text("scanned twice")
     (folder / "more").mkdir()
@@ -177,7 +177,7 @@ def test_what_else_lies_in_the_folder_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("places", "says"),
+    ("places", "message"),
     [
         ([0, 2, 6, 8, 10], "lacks slices between 04.dcm and 03.dcm, which are 4 mm apart, and others 2 mm"),
         ([0, 2, 4, 6, 60], "lacks slices between 02.dcm and 01.dcm, which are 54 mm apart"),
@@ -186,8 +186,8 @@ def test_what_else_lies_in_the_folder_is_left_alone(tmp_path):
         ([0, 0, 0, 0, 0], "several slices of one place"),
     ],
 )
-def test_slices_that_are_not_evenly_spaced(tmp_path, places, says):
-    with pytest.raises(ValueError, match=says):
+def test_slices_that_are_not_evenly_spaced(tmp_path, places, message):
+    with pytest.raises(ValueError, match=message):
         open_source(write_series(tmp_path / "series", planes(), places=places))
 
 
@@ -199,8 +199,8 @@ def test_positions_are_rounded(tmp_path):
 def test_several_series_are_listed(tmp_path):
     folder = write_series(tmp_path / "series", planes(), tags={"0008|103e": "thorax"})
     write_series(folder, planes(2), series="1.2.4", names=["x", "y"], tags={"0008|103e": "scout"})
-    says = r"holds 2 series \(scout \(1.2.4\): 2 files, thorax \(1.2.3\): 5 files\): pass a folder with one"
-    with pytest.raises(ValueError, match=says):
+    message = r"holds 2 series \(scout \(1.2.4\): 2 files, thorax \(1.2.3\): 5 files\): pass a folder with one"
+    with pytest.raises(ValueError, match=message):
         open_source(folder)
 
 
@@ -254,7 +254,7 @@ def test_a_folder_without_dicom(tmp_path):
         open_source(tmp_path)
 
 
-def test_the_package_that_is_needed_is_named(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
     folder = write_series(tmp_path / "series", planes())
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(ValueError, match=r"pip install 'dseeds\[dicom\]'"):

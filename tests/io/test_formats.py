@@ -1,4 +1,4 @@
-"""TIFF, NRRD, MetaImage, NumPy and HDF5: what other programs write is read as they mean it, or refused."""
+"""TIFF, NRRD, MetaImage, NumPy and HDF5: files of other programs are read as these do, or refused."""
 
 import gzip
 import json
@@ -29,14 +29,14 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def numbers(shape, dtype, seed=0):
-    """Voxels of all bits that a type has, but for floats that are no number."""
+    """Voxels of random bits, without NaN."""
     bits = np.random.default_rng(seed).bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
     voxels = np.frombuffer(bits, dtype).reshape(shape)
     return np.nan_to_num(voxels) if voxels.dtype.kind == "f" else voxels
 
 
 def agree(source, expected, thickness=2):
-    """The voxels are the same in slabs and in a box, as numbers and as bytes."""
+    """Check that slabs and a box of a source hold the expected voxels."""
     assert source.shape == expected.shape
     assert source.dtype.newbyteorder("=") == expected.dtype.newbyteorder("=")
     slabs = list(source.slabs(thickness))
@@ -46,9 +46,9 @@ def agree(source, expected, thickness=2):
     np.testing.assert_array_equal(source.read(box), expected[box])
 
 
-def refused(path, says, **asked):
-    with pytest.raises(ValueError, match=says) as caught:
-        open_source(path, **asked)
+def refused(path, message, **options):
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(path, **options)
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -88,7 +88,7 @@ def test_no_pickle_is_loaded(tmp_path):
 
 
 def oblique(seed, left_handed):
-    """Three axes at right angles, in any direction."""
+    """Return three axes at right angles, in any direction."""
     turned, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
     return turned if (np.linalg.det(turned) < 0) == left_handed else turned * [1, 1, -1]
 
@@ -102,7 +102,7 @@ def itk_image(data, *, seed=0, left_handed=False):
 
 
 def lies_as(source, image):
-    """Voxels lie where SimpleITK says that they lie, with x and y as NIfTI has them."""
+    """Check positions against SimpleITK, with x and y as in NIfTI."""
     assert source.spacing == pytest.approx(image.GetSpacing()[::-1])
     for xyz in [(0, 0, 0), (3, 0, 0), (0, 4, 0), (1.5, 2, 3)]:
         place = np.array(image.TransformContinuousIndexToPhysicalPoint(xyz)) * (-1, -1, 1)
@@ -186,8 +186,8 @@ def test_volumes_in_a_row_in_nrrd(tmp_path):
         np.testing.assert_array_equal(source.read(np.s_[2:3, :, :]), data[2, 2:3])
 
 
-def test_what_is_read_whole_by_simpleitk(tmp_path):
-    """Text, bzip2 and a file for each plane are rare."""
+def test_encodings_that_simpleitk_reads_whole(tmp_path):
+    """Text, bzip2 and a file for each plane."""
     data = numbers((3, 4, 5), "u2")
     text = " ".join(map(str, data.ravel()))
     header = "NRRD0004\ntype: uint16\ndimension: 3\nsizes: 5 4 3\nencoding: ascii\nspacings: 1 2 3\n\n"
@@ -244,7 +244,7 @@ def test_tiff_of_imagej_and_ome_knows_its_spacing(tmp_path, mr_sarcoma):
     source = open_source(tmp_path / "a.ome.tif")
     assert source.spacing == pytest.approx((3.27, 0.75, 0.5))
     agree(source, data)
-    # The unit is one of no length, or the depth is not said: then nothing is known.
+    # The unit is not a length, or the depth is missing: then the spacing is unknown.
     tifffile.imwrite(
         tmp_path / "b.tif", data, imagej=True, resolution=(2, 2), metadata={"axes": "ZYX", "unit": "pixel"}
     )
@@ -298,7 +298,7 @@ def test_a_folder_of_planes(tmp_path):
 def test_ome_tiff_in_several_files(tmp_path):
     data = numbers((4, 6, 7), "u2")
     names = ("a.ome.tif", "b.ome.tif")
-    # tifffile writes no image into several files, so that its description is written here.
+    # tifffile cannot write an image into several files, so its description is written here.
     parts = "".join(
         f'<TiffData FirstZ="{z}" IFD="{z % 2}" PlaneCount="1"><UUID FileName="{names[z // 2]}">urn:uuid:{z // 2}'
         f"</UUID></TiffData>"
@@ -409,12 +409,12 @@ def test_damaged_files_are_refused_in_one_sentence_or_read(tmp_path, name, data)
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
     else:
-        # Headers are where it hurts.
+        # More often in the header.
         places = st.integers(0, len(content) - 1) | st.integers(0, min(len(content), 400) - 1)
         for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4)):
             content[place] = value
     path.write_bytes(content)
-    said = ""
+    message = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -424,12 +424,12 @@ def test_damaged_files_are_refused_in_one_sentence_or_read(tmp_path, name, data)
                     assert slab.shape[1:] == source.shape[1:]
                 source.read(tuple(slice(0, min(n, 2)) for n in source.shape))
         except (ValueError, FileNotFoundError, MemoryError) as error:
-            said = str(error)
-    assert "\n" not in said
+            message = str(error)
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_cut_off_is_never_taken_for_black(tmp_path, name):
+def test_truncated_files_are_never_read_as_black(tmp_path, name):
     path = written(tmp_path, np.full((5, 60, 70), 7, "i2"), name)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])
@@ -448,7 +448,7 @@ def test_a_checksum_that_is_wrong(tmp_path):
 @pytest.mark.parametrize(
     ("name", "package"), [("a.tif", "tifffile"), ("a.h5", "h5py"), ("a.nrrd", "SimpleITK"), ("a.mha", "SimpleITK")]
 )
-def test_the_package_that_is_needed_is_named(tmp_path, monkeypatch, capsys, name, package):
+def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, name, package):
     path = written(tmp_path, numbers((5, 6, 7), "i2"), name)
     monkeypatch.setitem(sys.modules, package, None)
     refused(path, r"needs one more package: pip install 'dseeds\[formats\]'")
@@ -457,7 +457,7 @@ def test_the_package_that_is_needed_is_named(tmp_path, monkeypatch, capsys, name
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.h5", "a.tif", "a.nrrd", "a.mha"])
-def test_nonsense_and_what_is_no_volume(tmp_path, name):
+def test_nonsense_and_files_without_a_volume(tmp_path, name):
     (tmp_path / name).write_bytes(b"not at all")
     refused(tmp_path / name, str(tmp_path / name))
     (tmp_path / name).write_bytes(b"")
@@ -473,7 +473,7 @@ def test_files_elsewhere(tmp_path):
 
 
 def test_a_real_series_of_dicom_through_metaimage(tmp_path):
-    """The affine of a format is that of another one."""
+    """Both formats have the same affine."""
     if not (folder := DATA / "ct_dicom").is_dir():
         pytest.skip(f"the real volume {folder} is missing")
     reader = sitk.ImageSeriesReader()

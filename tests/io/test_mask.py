@@ -1,4 +1,4 @@
-"""Masks: what they may be, which voxels they mean, and where they must lie."""
+"""Masks: formats and types, the voxels of the image that they cover, and their position in space."""
 
 import json
 import pickle
@@ -39,29 +39,29 @@ def test_masks_of_every_kind(tmp_path, kind):
     inside = truth()
     match kind:
         case "array":
-            given = inside
+            source = inside
         case "numbers":
-            given = np.where(inside, [-3.5, 7] * 3 + [np.inf], [0, np.nan] * 3 + [-0.0])
+            source = np.where(inside, [-3.5, 7] * 3 + [np.inf], [0, np.nan] * 3 + [-0.0])
         case "zarr":
-            given = str(make_zarr(tmp_path / "a.zarr", inside).store.root)
+            source = str(make_zarr(tmp_path / "a.zarr", inside).store.root)
         case "memory":
-            given = make_zarr({}, inside.astype("u2") * 9)
+            source = make_zarr({}, inside.astype("u2") * 9)
         case "nii" | "nii.gz":
-            given = nifti(tmp_path / f"a.{kind}", inside.astype("u1"), np.eye(4))
+            source = nifti(tmp_path / f"a.{kind}", inside.astype("u1"), np.eye(4))
         case "nibabel":
-            given = nibabel.Nifti1Image(inside.T.astype("f4"), np.eye(4))
+            source = nibabel.Nifti1Image(inside.T.astype("f4"), np.eye(4))
         case "labels":
-            given = nibabel.Nifti1Image(inside.T.astype("i4") * 40, np.eye(4))
-            given.header.set_intent("label")
-    mask = open_mask(given, IMAGE)
+            source = nibabel.Nifti1Image(inside.T.astype("i4") * 40, np.eye(4))
+            source.header.set_intent("label")
+    mask = open_mask(source, IMAGE)
     assert (mask.shape, mask.own) == (SHAPE, SHAPE)
     assert mask.readable_by_workers == (kind == "zarr")
     assert (mask.path is None) == (kind in ("array", "numbers", "memory", "nibabel", "labels"))
     for one in (mask, pickle.loads(pickle.dumps(mask)), mask.reopened()):
         assert one.identity == json.loads(json.dumps(mask.identity))
-        found = one.read(WHOLE)
-        assert found.dtype == bool
-        np.testing.assert_array_equal(found, inside)
+        values = one.read(WHOLE)
+        assert values.dtype == bool
+        np.testing.assert_array_equal(values, inside)
         np.testing.assert_array_equal(one.read(np.s_[1:3, 2:5, 0:1]), inside[1:3, 2:5, 0:1])
         np.testing.assert_array_equal(np.concatenate([slab for _, slab in one.slabs(2)]), inside)
 
@@ -70,19 +70,19 @@ lengths = st.integers(1, 40)
 
 
 @given(st.tuples(lengths, lengths, lengths), st.data())
-def test_a_coarser_mask_means_the_voxels_that_it_covers(shape, data):
+def test_a_coarser_mask_selects_the_voxels_that_it_covers(shape, data):
     own = tuple(data.draw(st.integers(1, n)) for n in shape)
     inside = truth(own)
     mask = open_mask(inside, open_image(np.broadcast_to(np.uint8(0), shape)))
     lo = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = tuple(slice(a, data.draw(st.integers(a + 1, n))) for a, n in zip(lo, shape, strict=True))
-    found = mask.read(box)
-    # The mask's voxel that the middle of the image's lies in.
+    values = mask.read(box)
+    # The mask's voxel that contains the centre of the image's.
     along = [[(2 * i + 1) * m // (2 * n) for i in range(n)] for n, m in zip(shape, own, strict=True)]
-    np.testing.assert_array_equal(found, inside[np.ix_(*along)][box])
-    # A copy of it does as well, and nothing but what is needed is read.
+    np.testing.assert_array_equal(values, inside[np.ix_(*along)][box])
+    # A copy works as well, and only the needed voxels are read.
     copied = mask.through(Copy(inside))
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(copied)).read(box), found)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(copied)).read(box), values)
 
 
 class Copy:
@@ -101,16 +101,16 @@ def test_whole_multiples_are_repeated():
     np.testing.assert_array_equal(mask.read(np.s_[0:4, 0:9, 0:16]), expected)
 
 
-def test_only_what_is_needed_is_read(tmp_path):
-    asked = []
+def test_only_the_needed_voxels_are_read(tmp_path):
+    boxes = []
 
     class Spy(Copy):
         def read(self, box):
-            asked.append(box)
+            boxes.append(box)
             return super().read(box)
 
     ResampledMask(Spy(truth((10, 10, 10))), (10, 10, 10), (100, 20, 10)).read(np.s_[15:31, 3:4, 2:9])
-    assert asked == [(slice(1, 4), slice(1, 2), slice(2, 9))]
+    assert boxes == [(slice(1, 4), slice(1, 2), slice(2, 9))]
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 8), (6, 1, 1), (10, 12, 14)])
@@ -120,7 +120,7 @@ def test_finer_masks_are_refused(shape):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("source", "message"),
     [
         (np.zeros((2, *SHAPE), bool), "the mask holds 2 volumes: a mask is one, so store"),
         (np.zeros(SHAPE, "c8"), "the mask is complex"),
@@ -128,12 +128,12 @@ def test_finer_masks_are_refused(shape):
         (make_zarr({}, np.zeros((2, *SHAPE), bool)), "holds 2 volumes: a mask is one"),
     ],
 )
-def test_what_is_no_mask(given, says):
-    with pytest.raises(ValueError, match=says):
-        open_mask(given, IMAGE)
+def test_sources_that_are_no_masks(source, message):
+    with pytest.raises(ValueError, match=message):
+        open_mask(source, IMAGE)
 
 
-def test_masks_that_are_nowhere(tmp_path):
+def test_masks_that_do_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.nii does not exist"):
         open_mask(tmp_path / "none.nii", IMAGE)
     with pytest.raises(TypeError, match="a source is"):
@@ -146,7 +146,7 @@ OBLIQUE = np.array([[1.8, -0.5, 0.1, 9], [0.6, 1.4, -0.2, -30], [0.1, 0.3, 2.9, 
 
 
 def coarse(affine, factors):
-    """The affine of voxels that are larger by factors along x, y, z, and cover the same from the same corner on."""
+    """Return the affine of voxels that are larger by factors along x, y, z, from the same corner on."""
     out = affine @ np.diag([*factors, 1])
     out[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((np.array(factors) - 1) / 2)
     return out
@@ -165,7 +165,7 @@ def lying(image_affine, mask_affine, own, shape=(6, 8, 12)):
 @pytest.mark.parametrize(("own", "factors"), [((6, 8, 12), (1, 1, 1)), ((3, 4, 4), (3, 2, 2)), ((1, 8, 6), (2, 1, 6))])
 def test_masks_in_the_images_place(affine, own, factors):
     assert lying(affine, coarse(affine, factors), own).own == own
-    # A voxel's rest at the end, and voxels that were picked, not averaged.
+    # An incomplete block at the end, and voxels that were picked, not averaged.
     assert lying(affine, coarse(affine, (2, 2, 2)), (3, 4, 6), (5, 8, 11)).own == (3, 4, 6)
     assert lying(affine, affine @ np.diag([4, 4, 2, 1]), (3, 2, 3)).own == (3, 2, 3)
 
@@ -194,7 +194,7 @@ def test_masks_of_another_orientation():
         lying(image, flipped, (6, 8, 12))
 
 
-def test_units_count_and_what_says_nothing_does_not(tmp_path):
+def test_units_count_and_a_missing_position_does_not(tmp_path):
     image = open_image(nibabel.Nifti1Image(np.zeros((12, 8, 6), "u1"), np.diag([1000.0, 1000, 1000, 1])))
     in_microns = nibabel.Nifti1Image(np.zeros((12, 8, 6), "u1"), np.diag([1e6, 1e6, 1e6, 1]))
     in_microns.header.set_xyzt_units("micron")

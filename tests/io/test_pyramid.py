@@ -1,4 +1,4 @@
-"""Coarser levels against plain NumPy, however they are cut and whoever works."""
+"""Coarser levels against plain NumPy, however they are cut and wherever the tasks run."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ LABELS, INTEGERS = ("uint32", "uint64"), ("uint8", "int16", ">i2", "int64", "uin
 
 
 def blocks(volume, factors):
-    """The voxels of each block along (z, y, x), flat."""
+    """Yield the voxels of each block along (z, y, x), flat."""
     shape = [-(-n // f) for n, f in zip(volume.shape, factors, strict=True)]
     for place in itertools.product(*map(range, shape)):
         box = tuple(slice(i * f, (i + 1) * f) for i, f in zip(place, factors, strict=True))
@@ -80,7 +80,7 @@ def test_levels_are_those_of_plain_numpy(tmp_path_factory, case):
 def test_neither_cut_nor_executor_makes_a_difference(tmp_path, ct_3mm):
     organs = ct_3mm[1].astype(np.uint32)
     levels = PyramidLevel((56, 48, 60), (2, 2, 2)), PyramidLevel((56, 24, 30), (1, 2, 2))
-    found = []
+    results = []
     with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         for number, (chunks, shards, executor) in enumerate(
             [
@@ -92,10 +92,10 @@ def test_neither_cut_nor_executor_makes_a_difference(tmp_path, ct_3mm):
             folder = str(tmp_path / str(number))
             write(folder, organs, chunks, shards)
             build_pyramid(folder, "mode", levels, executor=executor)
-            found.append([zarr.open_array(f"{folder}/{level}")[:] for level in (1, 2)])
-    np.testing.assert_array_equal(found[0][0], expected(organs, (2, 2, 2), "mode"))
-    for other in found[1:]:
-        for one, same in zip(found[0], other, strict=True):
+            results.append([zarr.open_array(f"{folder}/{level}")[:] for level in (1, 2)])
+    np.testing.assert_array_equal(results[0][0], expected(organs, (2, 2, 2), "mode"))
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, same)
 
 
@@ -142,7 +142,7 @@ def test_a_block_lies_where_the_mean_of_its_voxels_does(steps):
         assert first.offset[axis] == place[0]
 
 
-def test_what_has_no_levels_is_refused(tmp_path):
+def test_arrays_without_levels_are_refused(tmp_path):
     write(tmp_path / "flat", np.zeros((4, 4), np.uint8), (4, 4))
     write(tmp_path / "floats", np.zeros((4, 4, 4), np.float32), (4, 4, 4))
     with pytest.raises(ValueError, match="three axes"):
@@ -153,7 +153,7 @@ def test_what_has_no_levels_is_refused(tmp_path):
         build_pyramid(str(tmp_path / "floats"), "median")
 
 
-def test_what_is_damaged_is_said(tmp_path):
+def test_damage_is_reported(tmp_path):
     write(tmp_path / "a", np.arange(64, dtype=np.uint32).reshape(4, 4, 4), (4, 4, 4))
     [chunk] = [path for path in (tmp_path / "a" / "0" / "c").rglob("*") if path.is_file()]
     chunk.write_bytes(chunk.read_bytes()[:-9])

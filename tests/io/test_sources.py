@@ -1,4 +1,4 @@
-"""The adapters: what they open, what they refuse and how they say so, and what they write."""
+"""The adapters: what they open, what they refuse and with which message, and what they write."""
 
 import gzip
 import itertools
@@ -39,7 +39,7 @@ LABELS = volume(dtype="int64")
 
 
 def whole(source, thickness=2):
-    """The volume as its slabs deliver it, having checked that they are in order and of the promised type."""
+    """Return the volume as its slabs, after checking their order and type."""
     parts, depth = [], 0
     for z0, slab in source.slabs(thickness):
         assert z0 == depth
@@ -124,7 +124,7 @@ def test_header_and_voxels_in_two_files(tmp_path, kind, ending):
 
 
 @pytest.mark.parametrize("name", ["test.mgz", "minc1_1_scale.mnc", "scaled+tlrc.HEAD"])
-def test_what_else_nibabel_reads(name):
+def test_other_formats_of_nibabel(name):
     if not (NIBABEL / name).exists():
         pytest.skip(f"this nibabel comes without {name}")
     image = nibabel.load(NIBABEL / name)
@@ -191,7 +191,7 @@ def test_a_senseless_spacing_is_unknown(tmp_path, ending, size, expected):
 
 
 def oriented(order, signs, angles=(0, 0, 0), spacing=(0.5, 0.75, 3.25)):
-    """An affine whose voxels' axes are those of the room, permuted, reversed and turned."""
+    """Return an affine whose axes are those of space, permuted, reversed and rotated."""
     affine = np.eye(4)
     affine[:3, :3] = np.eye(3)[list(order)] * signs
     for axis, angle in enumerate(angles):
@@ -209,7 +209,7 @@ def oriented(order, signs, angles=(0, 0, 0), spacing=(0.5, 0.75, 3.25)):
 @pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_orientation_changes_neither_order_nor_spacing(tmp_path, order, signs, angles):
-    # Left-handed ones among them: half of these.
+    # Half of them are left-handed.
     affine = oriented(order, signs, angles)
     source = open_source(save_nifti(tmp_path / "a.nii", volume().T, affine=affine))
     np.testing.assert_array_equal(whole(source), volume())
@@ -230,7 +230,7 @@ def test_either_form_of_orientation_will_do(tmp_path, form):
 
 
 def test_a_sheared_affine(tmp_path):
-    # A gantry that was tilted: no qform can say so, the sform does.
+    # A tilted gantry, which only the sform can express.
     affine = np.diag([0.5, 0.75, 3.25, 1])
     affine[1, 2] = 0.4
     image = nibabel.Nifti1Image(volume().T, None)
@@ -244,7 +244,7 @@ def test_a_sheared_affine(tmp_path):
 
 
 @pytest.mark.parametrize("affine", [None, np.diag([0, 1, 1, 1.0]), np.full((4, 4), np.nan), np.diag([1e300] * 3 + [1])])
-def test_an_affine_that_says_nothing(affine):
+def test_a_senseless_affine_is_unknown(affine):
     image = nibabel.Nifti1Image(volume().T, None)
     image.header["sform_code"] = affine is not None
     image._affine = affine
@@ -291,7 +291,7 @@ def test_nibabel_images(tmp_path):
 
 
 class CountingFile:
-    """A file that says how many bytes were read from it."""
+    """A file that counts the bytes that are read from it."""
 
     def __init__(self, path):
         self.file, self.count = Path(path).open("rb"), 0  # noqa: SIM115
@@ -449,8 +449,8 @@ def make_zarr(path, data, **options):
 def test_zarr_arrays(tmp_path, options, dtype):
     data = volume(dtype=dtype)
     array = make_zarr(tmp_path / "a.zarr", data, **options)
-    for given in (tmp_path / "a.zarr", str(tmp_path / "a.zarr"), f"file://{tmp_path}/a.zarr", array):
-        source = open_source(given)
+    for address in (tmp_path / "a.zarr", str(tmp_path / "a.zarr"), f"file://{tmp_path}/a.zarr", array):
+        source = open_source(address)
         assert isinstance(source, ZarrSource)
         assert (source.kind, source.name, source.spacing) == ("zarr", "a.zarr", None)
         assert (source.shape, source.dtype, source.chunks) == ((5, 6, 7), np.dtype(dtype), (2, 2, 2))
@@ -513,8 +513,8 @@ def test_zarr_by_a_relative_path_is_read_from_anywhere(tmp_path, monkeypatch):
 def test_ome_zarr(tmp_path, version):
     data = volume()
     path = save_ome(tmp_path / "a.zarr", data, "zyx", version=version, scale=[2.0, 0.65, 0.65], dataset="s0")
-    for given in (path, zarr.open_group(path, mode="r")):
-        source = open_source(given)
+    for address in (path, zarr.open_group(path, mode="r")):
+        source = open_source(address)
         assert source.spacing == (0.002, 0.00065, 0.00065)
         assert source.name == "a.zarr"
         np.testing.assert_array_equal(whole(source), data)
@@ -612,7 +612,7 @@ def damaged_zarr(folder, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("how", "message"),
     [
         ("empty folder", "without Zarr metadata"),
         ("empty folder behind a URL", "does not exist, or holds neither"),
@@ -638,11 +638,11 @@ def damaged_zarr(folder, how):
         (".zgroup {nope", "cannot be opened as Zarr"),
     ],
 )
-def test_damaged_zarr_is_named(tmp_path, how, says):
+def test_damaged_zarr_is_named(tmp_path, how, message):
     path = damaged_zarr(tmp_path, how if " " in how else f"{how} ")
     with pytest.raises((ValueError, FileNotFoundError), match=r"a\.zarr") as caught:
         open_source(path)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -682,7 +682,7 @@ RECORDS = np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
 @pytest.mark.parametrize(
-    ("make", "data", "says"),
+    ("make", "data", "message"),
     [
         (as_numpy, np.zeros((3, 4, 5), bool), "is boolean; supervoxels need intensities"),
         (as_zarr, np.zeros((3, 4, 5), bool), "is boolean; supervoxels need intensities"),
@@ -708,8 +708,8 @@ RECORDS = np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
         (as_nifti, volume((3, 2, 3, 4, 5)), r"more than one way \(2 along axis 3 and 3 along axis 4\)"),
     ],
 )
-def test_refused(tmp_path, make, data, says):
-    with pytest.raises(ValueError, match=says) as caught:
+def test_refused(tmp_path, make, data, message):
+    with pytest.raises(ValueError, match=message) as caught:
         open_source(make(tmp_path, data))
     assert "\n" not in str(caught.value)
 
@@ -723,7 +723,7 @@ def test_no_such_volume(tmp_path, make, count, number):
 
 
 @pytest.mark.parametrize(
-    ("shape", "axes", "says"),
+    ("shape", "axes", "message"),
     [
         ((2, 3, 5, 6, 7), "tczyx", r"more than one way \(2 along t and 3 along c\)"),
         ((7,), "x", "supervoxels need z, y and x, or two of them"),
@@ -732,18 +732,18 @@ def test_no_such_volume(tmp_path, make, count, number):
         ((2, 5, 6, 7), "tzyx", "holds 2 volumes"),
     ],
 )
-def test_ome_zarr_refused(tmp_path, shape, axes, says):
-    with pytest.raises(ValueError, match=says):
+def test_ome_zarr_refused(tmp_path, shape, axes, message):
+    with pytest.raises(ValueError, match=message):
         open_source(save_ome(tmp_path / "a.zarr", volume(shape), axes))
 
 
 @pytest.mark.parametrize("name", ["none.nii.gz", "none.zarr", "none", "none.nii/inside"])
-def test_a_path_to_nowhere(tmp_path, name):
+def test_a_path_that_does_not_exist(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=f"{name} does not exist$"):
         open_source(tmp_path / name)
 
 
-def test_urls_that_lead_nowhere():
+def test_urls_that_do_not_exist():
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_source("memory://dseeds-test/nothing")
     with pytest.raises(ValueError, match="cannot be opened as Zarr"):
@@ -752,10 +752,10 @@ def test_urls_that_lead_nowhere():
         open_source("https://example.org/a.nii.gz")
 
 
-@pytest.mark.parametrize("given", [None, 3, [[1]], b"a.nii"])
-def test_what_is_no_source(given):
+@pytest.mark.parametrize("address", [None, 3, [[1]], b"a.nii"])
+def test_objects_that_are_no_sources(address):
     with pytest.raises(TypeError, match="a source is a path or URL, an array of numpy"):
-        open_source(given)
+        open_source(address)
 
 
 # Every source
@@ -807,7 +807,7 @@ def test_identity_tells_sources_apart(tmp_path):
 
     make_zarr(tmp_path / "a.zarr", volume())
     first = open_source(tmp_path / "a.zarr").identity
-    zarr.open_array(tmp_path / "a.zarr").attrs["note"] = "read by somebody"
+    zarr.open_array(tmp_path / "a.zarr").attrs["note"] = "added later"
     assert open_source(tmp_path / "a.zarr").identity == first
     make_zarr(tmp_path / "a.zarr", volume(), chunks=(3, 3, 3), overwrite=True)
     assert open_source(tmp_path / "a.zarr").identity != first
@@ -817,8 +817,8 @@ def test_identity_tells_sources_apart(tmp_path):
         assert open_source(make(volume())).identity != open_source(make(other)).identity
 
     series = volume((2, 3, 4, 5))
-    for given in (as_nifti(tmp_path, series), as_zarr(tmp_path / "series", series)):
-        assert open_source(given, volume=0).identity != open_source(given, volume=1).identity
+    for address in (as_nifti(tmp_path, series), as_zarr(tmp_path / "series", series)):
+        assert open_source(address, volume=0).identity != open_source(address, volume=1).identity
 
 
 # NIfTI out
@@ -903,7 +903,7 @@ def test_the_images_own_header_stays(tmp_path):
 @pytest.mark.parametrize(
     ("top", "dtype"), [(None, "i4"), (2**31 - 1, "i4"), (2**31, "u4"), (2**32 - 1, "u4"), (2**32, "u8")]
 )
-def test_the_type_that_labels_need(tmp_path, top, dtype):
+def test_the_type_of_the_labels(tmp_path, top, dtype):
     labels = volume(dtype="uint64")
     labels[-1, -1, -1] = top or 1
     image = nibabel.Nifti1Image(volume().T, np.eye(4))
@@ -934,12 +934,12 @@ def test_equal_labels_make_equal_files(tmp_path):
     for name, labels in (("a.nii.gz", LABELS), ("b.nii.gz", np.asfortranarray(LABELS))):
         write_nifti_labels(tmp_path / name, in_slabs(labels), image, labels.shape)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
-    # The date in the gzip header is left at 0.
+    # The date in the header of gzip is 0.
     assert (tmp_path / "a.nii.gz").read_bytes()[4:8] == b"\0\0\0\0"
 
 
 @pytest.mark.parametrize(
-    ("slabs", "says"),
+    ("slabs", "message"),
     [
         (in_slabs(LABELS[:4]), "the slabs end after 4 of 5 planes"),
         ([], "the slabs end after 0 of 5 planes"),
@@ -950,10 +950,10 @@ def test_equal_labels_make_equal_files(tmp_path):
         ([(0, LABELS + 2**40)], "planes 0 to 4 is not between 0 and 210"),
     ],
 )
-def test_slabs_that_make_no_volume(tmp_path, slabs, says):
+def test_slabs_that_make_no_volume(tmp_path, slabs, message):
     image = nibabel.Nifti1Image(volume().T, np.eye(4))
     (tmp_path / "a.nii.gz").write_bytes(b"from an earlier run")
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         write_nifti_labels(tmp_path / "a.nii.gz", slabs, image, (5, 6, 7))
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
     assert (tmp_path / "a.nii.gz").read_bytes() == b"from an earlier run"

@@ -18,6 +18,7 @@ from dask import config
 from dask.base import compute, get_scheduler
 from typing_extensions import override
 
+from dseeds.core.geometry import triple
 from dseeds.io.formats.ome_zarr import open_zarr
 from dseeds.io.source import IndexBox, Shape, Source, SourceBase, SourceQuery, Spacing, split_channels
 from dseeds.storage.location import open_location
@@ -30,14 +31,8 @@ _SHARED: set[BlockFolder] = set()
 class BlockFolder:
     """A folder, or prefix in an object store, that is removed once this process no longer refers to it.
 
-    Another process that it was sent to may need it for longer; such a folder stays until this process ends.
-
-    Parameters
-    ----------
-    address : str
-        A path or URL.
-    own : bool
-        Whether this process removes it.
+    Another process that it was sent to, where it is not its `own`, may need it for longer; such a folder stays until
+    this process ends.
     """
 
     def __init__(self, address: str, own: bool = True) -> None:
@@ -64,18 +59,12 @@ def _remove(address: str) -> None:
 
 
 class DaskSource(SourceBase):
-    """A volume that Dask computes; see `Source`.
-
-    Parameters
-    ----------
-    array : dask.array.Array, shape (z, y, x)
-        The voxels.
-    spacing : tuple of float, optional
-        See `Source`.
-    """
+    """A volume that Dask computes from an array (z, y, x); see `Source`."""
 
     name = "array"
     kind: Literal["array"] = "array"
+    shape: Shape
+    dtype: np.dtype
     spacing: Spacing | None
     affine = path = channels = chunks = shards = None
     labelled = False
@@ -84,20 +73,9 @@ class DaskSource(SourceBase):
 
     def __init__(self, array: da.Array, spacing: Spacing | None = None) -> None:
         self.array, self.spacing = array, spacing
+        self.shape, self.dtype = triple(array.shape), array.dtype
         # The current one, not the cluster that a run starts later for its own tasks.
         self._scheduler = get_scheduler(collections=[array])
-
-    @property
-    @override
-    def shape(self) -> Shape:
-        z, y, x = self.array.shape
-        return z, y, x
-
-    @property
-    @override
-    def dtype(self) -> np.dtype:
-        dtype: np.dtype = self.array.dtype
-        return dtype
 
     @property
     @override
@@ -129,7 +107,7 @@ def open_dask_array(array: da.Array, query: SourceQuery, spacing: Spacing | None
     """
     if any(math.isnan(n) for n in array.shape):
         where = "the mask" if query.purpose == "mask" else "the array"
-        raise ValueError(f"{where} has chunks of unknown sizes: find them out with its compute_chunk_sizes()")
+        raise ValueError(f"{where} has chunks of unknown sizes: compute them with its method compute_chunk_sizes()")
     return tuple(DaskSource(channel, spacing) for channel in split_channels(array, query))
 
 

@@ -23,14 +23,8 @@ def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) 
 
     z, y and x are the dimensions of these names, in either case; unless all three exist, they are the last three
     dimensions. Channels lie along `channel_axis`, or along a dimension called c, channel, channels, band or bands.
+    Raises a ValueError if there are too few, or others that are longer than 1.
 
-    Raises
-    ------
-    ValueError
-        If there are too few, or others that are longer than 1.
-
-    Examples
-    --------
     >>> find_dimensions(xr.DataArray(np.zeros((2, 3, 4, 5)), dims=("x", "c", "y", "z")))
     (('z', 'y', 'x'), 'c')
     """

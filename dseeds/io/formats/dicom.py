@@ -94,7 +94,7 @@ class DicomSource(SourceBase):
             raise _unreadable(Path(file), error) from error
         voxels: np.ndarray = _itk().GetArrayFromImage(image)
         if voxels.shape[:3] != (self.shape[0] if self._in_one_file else 1, *self.shape[1:]):
-            raise ValueError(f"{file} has changed since it was opened: begin anew")
+            raise ValueError(f"{file} has changed since it was opened: open it again")
         return (voxels if self.channels is None else np.moveaxis(voxels, -1, 0)).astype(self.dtype, copy=False)
 
 

@@ -27,22 +27,9 @@ OURS = "dseeds"
 
 @dataclass(frozen=True)
 class Content:
-    """The volume that a file holds.
+    """The volume that a file holds; see `dseeds.io.Source`.
 
-    Attributes
-    ----------
-    name : str
-        The file's name, once it is complete.
-    shape : tuple of int
-        Voxels along z, y, x.
-    channels : int or None
-        The number of channels, along the first axis of all slabs; None if there is no such axis.
-    dtype : dtype
-        Of the voxels in the file.
-    spacing, affine
-        See `dseeds.io.Source`.
-    labelled : bool
-        Whether the voxels are labels.
+    Its `name` is that of the complete file, its `dtype` that of the voxels in the file.
     """
 
     name: str
@@ -70,23 +57,9 @@ class Content:
 
 
 def check_file_target(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
-    """Refuse a file as a target that would lose something.
+    """Raise unless a file may be written; see `dseeds.storage.ownership`.
 
-    Parameters
-    ----------
-    path : Path
-        Of the file to write.
-    overwrite : bool
-        Whether to replace an older output of this program.
-    is_ours : callable
-        Tells whether a file that exists is one; a `ValueError` means no.
-
-    Raises
-    ------
-    FileExistsError
-        If the file exists and is not to be overwritten, or was not written by this program.
-    FileNotFoundError
-        If the folder that it is to lie in does not exist.
+    `is_ours` returns whether this program wrote the existing file; it may raise a ValueError if it is something else.
     """
     check_parent(path)
     if path.exists():
@@ -101,13 +74,8 @@ def check_file_target(path: Path, overwrite: bool, is_ours: Callable[[Path], boo
 def partial_file(target: Path, check: Callable[[], None]) -> Iterator[Path]:
     """Provide a new file beside the target, which replaces the target once it is complete.
 
-    Parameters
-    ----------
-    target : Path
-        The file to write.
-    check : callable
-        Called right before the replacement, since something may have appeared under the name in the meantime; see
-        `check_file_target`.
+    `check` is called right before, since something may have appeared under the name in the meantime; see
+    `check_file_target`.
     """
     partial = partial_name(target)
     try:

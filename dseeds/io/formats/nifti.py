@@ -267,14 +267,14 @@ def nifti_run(path: Path) -> str | None:
 
 
 def check_nifti_target(path: Path, overwrite: bool) -> None:
-    """Refuse a NIfTI target that would lose something.
+    """Raise unless a NIfTI file may be written.
 
     Raises
     ------
     FileExistsError
-        If the file exists and is not to be overwritten, or was not written by this program.
+        If the file exists, and was not written by this program or `overwrite` is not set.
     FileNotFoundError
-        If the folder that it is to lie in does not exist.
+        If the parent folder does not exist.
     """
     check_file_target(path, overwrite, is_written_by_us)
 
@@ -394,14 +394,8 @@ def _compressed(file: BinaryIO) -> gzip.GzipFile:
 def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray | None) -> SpatialImage:
     """Return an image without voxels in memory that has a position in space, for `write_nifti`.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Voxels along z, y, x.
-    spacing : tuple of float or None
-        Size of a voxel along z, y, x in millimetres.
-    affine : ndarray, (4, 4) or None
-        See `Source.affine`. Shear, which quaternions cannot express, is kept in ``sform`` only.
+    Shape and spacing are along z, y, x, as in `Source`. Shear, which quaternions cannot express, is kept in ``sform``
+    only.
     """
     nifti = nibabel.Nifti1Image if max(shape) <= _LONGEST_NIFTI1 else nibabel.Nifti2Image
     image = nifti(np.broadcast_to(np.uint8(0), shape[::-1]), affine)

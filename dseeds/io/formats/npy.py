@@ -21,17 +21,7 @@ _MAGIC = b"\x93NUMPY"
 
 @dataclass(frozen=True, kw_only=True)
 class MappedVoxels(Voxels):
-    """An array that is stored in a file as it is in memory; see `Voxels`.
-
-    Parameters
-    ----------
-    file : str
-        The file.
-    offset : int
-        The first byte of the array in it.
-    order : {"C", "F"}
-        Whether its last or its first axis is the fastest.
-    """
+    """An array that is stored in a file, from the byte `offset` on, as it is in memory; see `Voxels`."""
 
     file: str
     offset: int

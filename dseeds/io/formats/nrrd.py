@@ -53,15 +53,7 @@ class _Run(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DeflatedVoxels(Voxels):
-    """An array that gzip or zlib has deflated in one run; see `Voxels`.
-
-    Parameters
-    ----------
-    file : str
-        The file.
-    offset : int
-        The first byte of the run in it.
-    """
+    """An array that gzip or zlib has deflated in one run, from the byte `offset` on; see `Voxels`."""
 
     file: str
     offset: int

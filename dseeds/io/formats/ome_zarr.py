@@ -158,7 +158,9 @@ class ZarrSource(IndexedSource):
             raise ValueError(f"{self.name} has one level only.")
         array = _open_member(self.group, self.multiscale.paths[number], self.multiscale.where)
         if array.ndim != self.array.ndim or min(array.shape) < 1:
-            raise ValueError(f"level {number} of {self.multiscale.where} is not cut as the others are.")
+            raise ValueError(
+                f"level {number} of {self.multiscale.where} is empty, or does not have the axes of the others."
+            )
         return replace(self, array=array, level=number, affine=None)
 
     @property

@@ -1,6 +1,6 @@
 """Neuroglancer's precomputed format out, written by tensorstore, shard by shard.
 
-A volume is a folder with a file ``info`` and a folder for each resolution; axes are (x, y, z, channel), lengths are in
+A volume is a folder with a file ``info`` and a folder for each resolution. Axes are (x, y, z, channel), lengths are in
 nanometres; see https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md.
 """
 
@@ -21,23 +21,15 @@ from dseeds.io.source import IndexBox, Shape
 from dseeds.storage.location import LocalLocation
 from dseeds.storage.ownership import check_folder, check_overwrite
 
-# A chunk is what a viewer asks for, a shard is a file: voxels of one along x and y, chunks of the other along an axis,
-# which are numbered with so many bits.
+# A viewer fetches a chunk, of so many voxels along x and y; a shard is a file, of so many chunks along an axis, which
+# it numbers with so many bits.
 CHUNK, PER_SHARD, _BITS = 64, 4, 6
 MARKER_FILE = "dseeds.json"
 _NM_PER_MM = 1e6
 
 
 def check_precomputed_target(path: Path, overwrite: bool) -> None:
-    """Raise unless a volume may be written to a folder.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder exists, and was not written by this program or `overwrite` is not set.
-    FileNotFoundError
-        If the parent folder does not exist.
-    """
+    """Raise unless a volume may be written to a folder; see `dseeds.storage.ownership`."""
     check_folder(LocalLocation(path))
     if path.exists():
         expected, names = _written_names(path), {entry.name for entry in path.iterdir()}
@@ -57,13 +49,13 @@ def _written_names(path: Path) -> set[str] | None:
 
 @contextmanager
 def partial_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Lend a folder beside the target, which takes the target's name when it is complete."""
+    """Provide a new folder beside the target, which replaces the target once it is complete."""
     partial = partial_name(path)
     partial.mkdir()
     try:
         yield partial
         (partial / MARKER_FILE).write_text(json.dumps({"written": "by dseeds"}))
-        # Again, for something may have come to be there meanwhile.
+        # Again, since something may have appeared under the name in the meantime.
         check_precomputed_target(path, overwrite)
         with suppress(FileNotFoundError):
             shutil.rmtree(path)
@@ -79,30 +71,30 @@ def add_scale(
     depth: int,
     boxes: Callable[[Shape], Iterable[tuple[IndexBox, np.ndarray]]],
 ) -> None:
-    """Write one resolution.
+    """Write one resolution, 0 being the full one, of a volume in a folder that holds those before it.
 
-    Parameters
-    ----------
-    folder : Path
-        Where the resolutions before it are.
-    number : int
-        0 for the full resolution.
-    content : Content
-        What is written.
-    depth : int
-        Planes in a shard.
-    boxes : callable
-        Gives boxes along z, y, x, best of the extent that it is given, which is that of a shard, and their voxels.
+    A shard has `depth` planes. `boxes` takes the shape of a shard along z, y, x; it returns boxes, best of this shape,
+    and their voxels.
     """
-    z, y, x = content.shape
+    array = import_tensorstore().open(_describe_scale(folder, number, content, depth)).result()
+    shard = array.chunk_layout.write_chunk.shape
+    for box, values in boxes((int(shard[2]), int(shard[1]), int(shard[0]))):
+        voxels = np.asarray(values, content.dtype)
+        czyx = voxels[None] if content.channels is None else voxels
+        array[box[2], box[1], box[0], :].write(czyx.transpose(3, 2, 1, 0)).result()
+
+
+def _describe_scale(folder: Path, number: int, content: Content, depth: int) -> dict[str, Any]:
+    """Return tensorstore's specification of a resolution."""
+    size = content.shape[::-1]
     spacing = content.spacing or (1 / _NM_PER_MM,) * 3
-    coded: dict[str, Any] = {"encoding": "raw"}
+    encoding: dict[str, Any] = {"encoding": "raw"}
     if content.labelled:
-        coded = {"encoding": "compressed_segmentation", "compressed_segmentation_block_size": [8, 8, 8]}
+        encoding = {"encoding": "compressed_segmentation", "compressed_segmentation_block_size": [8, 8, 8]}
     chunk = [CHUNK, CHUNK, max(1, depth // PER_SHARD)]
-    grid = [-(-n // c) for n, c in zip((x, y, z), chunk, strict=True)]
+    grid = [-(-n // c) for n, c in zip(size, chunk, strict=True)]
     bits = sum(max(0, (n - 1).bit_length()) for n in grid)
-    spec = {
+    return {
         "driver": "neuroglancer_precomputed",
         "kvstore": {"driver": "file", "path": f"{folder}/"},
         "multiscale_metadata": {
@@ -112,8 +104,8 @@ def add_scale(
         },
         "scale_metadata": {
             "key": str(number),
-            "size": [x, y, z],
-            "resolution": [size * _NM_PER_MM for size in spacing[::-1]],
+            "size": list(size),
+            "resolution": [length * _NM_PER_MM for length in spacing[::-1]],
             "chunk_size": chunk,
             "sharding": {
                 "@type": "neuroglancer_uint64_sharded_v1",
@@ -124,24 +116,12 @@ def add_scale(
                 "minishard_index_encoding": "gzip",
                 "data_encoding": "gzip",
             },
-            **coded,
+            **encoding,
         },
         "create": True,
     }
-    array = import_tensorstore().open(spec).result()
-    shard = array.chunk_layout.write_chunk.shape
-    for box, values in boxes((int(shard[2]), int(shard[1]), int(shard[0]))):
-        found = np.asarray(values, content.dtype)
-        stored = found[None] if content.channels is None else found
-        array[box[2], box[1], box[0], :].write(stored.transpose(3, 2, 1, 0)).result()
 
 
 def import_tensorstore() -> Any:
-    """Import the package that writes the format.
-
-    Raises
-    ------
-    MissingDependency
-        If it is not installed.
-    """
+    """Import the package that writes the format; raise a MissingDependency if it is not installed."""
     return import_optional("tensorstore", "neuroglancer's precomputed format", "dseeds[neuroglancer]")

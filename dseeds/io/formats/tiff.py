@@ -37,14 +37,9 @@ _CLASSIC_BYTES = (1 << 32) - (1 << 26)
 
 @dataclass(frozen=True, kw_only=True)
 class TiffVoxels(Voxels):
-    """A series of pages in a TIFF; see `Voxels`.
+    """A series of pages in a TIFF, or in several that an OME-TIFF names; see `Voxels`.
 
-    Parameters
-    ----------
-    file : str
-        The file. An OME-TIFF may name others that belong to it.
-    paged : bool
-        Whether all pages make up one stack, whatever their descriptions say.
+    In a `paged` file all pages make up one stack, whatever their descriptions say.
     """
 
     file: str
