@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 1 on an error, 2 for invalid arguments, 75 if other batch jobs must finish first,
         130 after Ctrl-C.
     """
-    with errors.console_manners():
+    with errors.command_context():
         try:
             code = app(arguments, prog_name="dseeds", standalone_mode=False) or 0
         except (KeyboardInterrupt, typer.Abort):

@@ -29,7 +29,7 @@ EXPECTED = {"RegionFailed", "BeyondRepair", "LeaseLost", "NotYet", "ScratchCorru
 
 
 @contextmanager
-def console_manners() -> Iterator[None]:
+def command_context() -> Iterator[None]:
     """Silence warnings and logs, and turn SIGINT and SIGTERM into an orderly stop, while the context lasts."""
     if not is_debugging():
         logging.disable()

@@ -98,7 +98,7 @@ def test_status_as_a_table_and_as_json(plan, source, tmp_path, capsys):
     (tmp_path / "gone").rename(source)
     step_all(plan)
     assert main(["status", plan]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "all is done: dseeds finalize publishes"
+    assert capsys.readouterr().out.splitlines()[-1] == "complete: publish with dseeds finalize"
 
 
 def test_status_of_a_run_whose_source_was_in_memory(tmp_path, client):
