@@ -1,4 +1,4 @@
-"""Images come in as OME-Zarr and go out again: the same voxels in the same place, as other programs read them."""
+"""Import and export keep voxels and their position in space, as other programs read them."""
 
 import gzip
 import json
@@ -65,13 +65,13 @@ def listing(folder):
     return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
 
 
-# In
+# Import
 
 
 @few
 @given(shapes, st.sampled_from(DTYPES), st.booleans(), seeds)
-def test_there_and_back(tmp_path, shape, dtype, left_handed, seed):
-    """Voxels, type and affine of NIfTI are the same after its way through OME-Zarr."""
+def test_round_trip(tmp_path, shape, dtype, left_handed, seed):
+    """NIfTI keeps its voxels, type and affine through OME-Zarr."""
     affine, data = oblique(seed, left_handed), numbers(shape, dtype, seed)
     path = nifti(tmp_path / "a.nii", data, affine)
     dseeds.import_volume(path, tmp_path / "a.zarr", overwrite=True)
@@ -86,7 +86,7 @@ def test_there_and_back(tmp_path, shape, dtype, left_handed, seed):
 
 
 @pytest.mark.parametrize("parts", [("ct_3mm", "ct.nii.gz"), ("mr_sarcoma", "mr_t1.nii.gz")])
-def test_real_volumes_there_and_back(tmp_path, parts):
+def test_round_trip_of_real_volumes(tmp_path, parts):
     path = real(*parts)
     imported = dseeds.import_volume(path, tmp_path / "a.zarr")
     dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "a.nii.gz")
@@ -97,7 +97,7 @@ def test_real_volumes_there_and_back(tmp_path, parts):
     assert describe(tmp_path / "a.zarr")["kind"] == "image"
 
 
-def test_a_series_of_dicom_comes_in_with_its_pyramid(tmp_path):
+def test_a_dicom_series_is_imported_with_a_pyramid(tmp_path):
     folder = real("ct_dicom")
     imported = dseeds.import_volume(folder, tmp_path / "a.zarr")
     reader = sitk.ImageSeriesReader()
@@ -109,7 +109,7 @@ def test_a_series_of_dicom_comes_in_with_its_pyramid(tmp_path):
     assert (group["0"].chunks, imported.levels) == ((20, 64, 64), 2)
     means = voxels.reshape(20, 256, 2, 256, 2).mean((2, 4))
     assert np.abs(group["1"][:] - means).max() <= 0.5
-    # The place of a voxel, by SimpleITK and by what is noted in the group.
+    # The position of a voxel, by SimpleITK and by the group's attributes.
     affine = np.array(group.attrs["dseeds"]["affine"])
     place = np.array(image.TransformIndexToPhysicalPoint((100, 200, 7))) * (-1, -1, 1)
     np.testing.assert_allclose(affine @ (100, 200, 7, 1), (*place, 1), atol=1e-6)
@@ -117,7 +117,7 @@ def test_a_series_of_dicom_comes_in_with_its_pyramid(tmp_path):
     np.testing.assert_allclose(coarse.affine @ (0, 0, 0, 1), affine @ (0.5, 0.5, 0, 1), atol=1e-6)
 
 
-def test_other_programs_read_what_came_in(tmp_path):
+def test_other_programs_read_an_import(tmp_path):
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
     from ome_zarr_models.v05 import Image
@@ -142,12 +142,12 @@ def test_channels_of_all_kinds(tmp_path):
     dseeds.import_volume(data, tmp_path / "a.zarr", channel_axis=0)
     image = open_image(tmp_path / "a.zarr", channel_axis="c")
     np.testing.assert_array_equal(np.stack(image.read(np.s_[:, :, :])), data)
-    # Of what was imported, and of TIFF, channels are taken together without being asked.
+    # Channels of an import, as of TIFF, are read together by default.
     dseeds.import_volume(tmp_path / "a.zarr", tmp_path / "b.zarr")
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "b.zarr/0")[:], data)
     dseeds.import_volume(tmp_path / "a.zarr", tmp_path / "c.zarr", volume=1)
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "c.zarr/0")[:], data[1])
-    # Types are made one that holds all values.
+    # Channels of several types are stored in a common type.
     mixed = [data[0].astype("u1"), data[1].view("i2")]
     dseeds.import_volume(mixed, tmp_path / "d.zarr")
     array = zarr.open_array(tmp_path / "d.zarr/0")
@@ -177,25 +177,25 @@ def test_volumes_of_4d(tmp_path):
     st.none() | st.tuples(*[st.integers(1, 4)] * 3),
     st.sampled_from([1 << 14, 1 << 16, 1 << 29]),
 )
-def test_however_it_is_cut(tmp_path, shape, name, chunks, times, memory):
-    """Read at random or from top to bottom, in slabs as thick as fit: the same voxels, each shard written whole."""
+def test_chunks_shards_and_memory(tmp_path, shape, name, chunks, times, memory):
+    """Voxels do not depend on chunks, shards, memory, or whether the source is read at random or from top to bottom."""
     data = numbers(shape, "u2")
     np.save(tmp_path / "a.npy", data)
     sitk.WriteImage(sitk.GetImageFromArray(data), tmp_path / "a.nrrd", True)
     shards = tuple(c * t for c, t in zip(chunks, times, strict=True)) if chunks and times else None
-    asked = {"chunks": chunks, "shards": shards, "memory": memory, "overwrite": True, "pyramid": False, "threads": 2}
+    options = {"chunks": chunks, "shards": shards, "memory": memory, "overwrite": True, "pyramid": False, "threads": 2}
     try:
-        found = dseeds.import_volume(tmp_path / name, tmp_path / "a.zarr", **asked)
+        report = dseeds.import_volume(tmp_path / name, tmp_path / "a.zarr", **options)
     except ValueError as error:
-        # Only of what is asked for, and not of what can be read at random.
+        # Only given chunks can be too deep, and only for a source that is read from top to bottom.
         if not ("do not fit the memory" in str(error) and chunks and name == "a.nrrd"):
             raise
         return
     array = zarr.open_array(tmp_path / "a.zarr/0")
     np.testing.assert_array_equal(array[:], data)
-    assert (array.chunks, array.shards) == (found.chunks, found.shards)
+    assert (array.chunks, array.shards) == (report.chunks, report.shards)
     if chunks:
-        assert found.chunks == tuple(map(min, chunks, shape))
+        assert report.chunks == tuple(map(min, chunks, shape))
 
 
 def test_labels_stay_labels(tmp_path):
@@ -210,7 +210,7 @@ def test_labels_stay_labels(tmp_path):
         open_image(tmp_path / "a.zarr")
     assert dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "b.nii.gz").labels
     assert nibabel.load(tmp_path / "b.nii.gz").header.get_intent()[0] == "label"
-    # NIfTI often holds labels as floats, and does not say that they are labels.
+    # NIfTI often holds labels as floats, and does not declare them as labels.
     path = nifti(tmp_path / "c.nii.gz", data.astype("f4"), np.eye(4))
     assert dseeds.import_volume(path, tmp_path / "c.zarr", labels=True).dtype == "int32"
     path = nifti(tmp_path / "d.nii.gz", data + np.float32(0.5), np.eye(4))
@@ -220,20 +220,20 @@ def test_labels_stay_labels(tmp_path):
     assert dseeds.import_volume(data > 4, tmp_path / "e.zarr").dtype == "uint8"
 
 
-def test_another_spacing(tmp_path):
+def test_the_spacing_can_be_replaced(tmp_path):
     affine = oblique(1, True)
     path = nifti(tmp_path / "a.nii.gz", numbers((4, 5, 6), "u1"), affine)
     dseeds.import_volume(path, tmp_path / "a.zarr", spacing=(5, 1.5, 1))
-    found = open_source(tmp_path / "a.zarr")
-    assert found.spacing == (5, 1.5, 1)
-    np.testing.assert_allclose(found.affine, nibabel.load(path).affine * (2, 2, 2, 1), rtol=1e-6)
+    source = open_source(tmp_path / "a.zarr")
+    assert source.spacing == (5, 1.5, 1)
+    np.testing.assert_allclose(source.affine, nibabel.load(path).affine * (2, 2, 2, 1), rtol=1e-6)
     for wrong in [(1, 1), (0, 1, 1), (1, 1, float("nan"))]:
         with pytest.raises(ValueError, match="three positive numbers"):
             dseeds.import_volume(path, tmp_path / "b.zarr", spacing=wrong)
 
 
 @pytest.mark.parametrize("unit", ["micrometer", None])
-def test_ome_zarr_stays_where_it_is(tmp_path, unit):
+def test_ome_zarr_keeps_its_position(tmp_path, unit):
     frame = {"spacing": (2.0, 0.5, 0.25), "translation": (10.0, -20.0, 30.0), "units": (unit,) * 3}
     group = zarr.create_group(tmp_path / "a.zarr", attributes={"ome": ome_image_attributes(name="a", **frame)})
     group.create_array("0", data=numbers((4, 5, 6), "u1"))
@@ -241,13 +241,13 @@ def test_ome_zarr_stays_where_it_is(tmp_path, unit):
     assert vars(open_source(tmp_path / "b.zarr").frame) == frame
 
 
-def test_slabs_are_as_deep_as_what_is_written_together():
+def test_slabs_are_as_deep_as_shards():
     array = zarr.create_array(zarr.storage.MemoryStore(), data=numbers((20, 4, 4), "u1"), chunks=(6, 4, 4))
     reading = SlabReader(open_image(array), 1 << 20, None)
     assert [len(slab) for _, slab in reading.slabs("read", planes=8)] == [8, 8, 4]
 
 
-def test_nothing_of_others_is_replaced(tmp_path):
+def test_an_import_replaces_only_our_output(tmp_path):
     data = numbers((4, 5, 6), "u1")
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr/thesis.txt").write_text("all of it")
@@ -265,7 +265,7 @@ def test_nothing_of_others_is_replaced(tmp_path):
         dseeds.import_volume(data, tmp_path / "c/d.zarr")
 
 
-def test_nothing_is_left_of_what_failed(tmp_path, monkeypatch):
+def test_a_failure_leaves_no_files(tmp_path, monkeypatch):
     path = tmp_path / "a.nii.gz"
     nifti(path, numbers((40, 50, 60), "u2"), np.eye(4))
     content = path.read_bytes()
@@ -279,8 +279,8 @@ def test_nothing_is_left_of_what_failed(tmp_path, monkeypatch):
     assert listing(tmp_path) == before
 
 
-def test_into_an_object_store(faulty_store):
-    """The pyramid, too, and nothing but what belongs there."""
+def test_import_into_an_object_store(faulty_store):
+    """The image and its pyramid are written, and replaced by a smaller one."""
     data, target = numbers((20, 300, 28), "u2"), f"{faulty_store.make_bucket()}/a.zarr"
     dseeds.import_volume(data, target, spacing=(2, 1, 1))
     source = open_source(target)
@@ -293,11 +293,11 @@ def test_into_an_object_store(faulty_store):
     assert open_source(target).shape == (9, 300, 28)
 
 
-# Out
+# Export
 
 
-def by_others(path):
-    """Read a file by its own library, axes (z, y, x) or (c, z, y, x), and its spacing."""
+def read_by_library(path):
+    """Return the voxels (z, y, x) or (c, z, y, x) and the spacing of a file, as the format's own library reads them."""
     name = path.name
     if ".nii" in name:
         image = nibabel.load(path)
@@ -330,7 +330,7 @@ def by_others(path):
 @pytest.mark.parametrize("ending", [*FILES, ".ome.tif"])
 @settings(few, max_examples=6)
 @given(shapes, st.sampled_from(DTYPES), st.sampled_from("<>"), st.booleans(), seeds)
-def test_other_programs_read_what_went_out(tmp_path, ending, shape, dtype, order, labelled, seed):
+def test_other_programs_read_an_export(tmp_path, ending, shape, dtype, order, labelled, seed):
     if ".tif" in ending and dtype in ("i8", "u8"):
         dtype = "u4"
     data, affine = numbers(shape, order + dtype, seed), oblique(seed, seed % 2 == 0)
@@ -339,15 +339,15 @@ def test_other_programs_read_what_went_out(tmp_path, ending, shape, dtype, order
         data = (numbers(shape, "u1", seed) % 100).astype(data.dtype)
     path, target = nifti(tmp_path / "source.nii", data, affine), tmp_path / f"a{ending}"
     target.unlink(missing_ok=True)
-    found = dseeds.export_volume(path, target, labels=labelled)
-    voxels, spacing = by_others(target)
+    report = dseeds.export_volume(path, target, labels=labelled)
+    voxels, spacing = read_by_library(target)
     np.testing.assert_array_equal(voxels.reshape(shape), data)
-    assert voxels.dtype.newbyteorder("=") == found.dtype
+    assert voxels.dtype.newbyteorder("=") == report.dtype
     assert spacing == pytest.approx((2.5, 0.75, 0.5), rel=1e-4)
     if not labelled:
-        assert found.dtype == data.dtype.newbyteorder("=")
+        assert report.dtype == data.dtype.newbyteorder("=")
     else:
-        assert found.dtype == "uint8"
+        assert report.dtype == "uint8"
     if ".tif" in ending and shape[0] == 1:
         return  # a single page is no volume
     source = open_source(target)
@@ -361,12 +361,12 @@ def test_other_programs_read_what_went_out(tmp_path, ending, shape, dtype, order
 
 
 @pytest.mark.parametrize("ending", [".tif", ".ome.tif", ".nrrd", ".mha", ".h5", ".npy"])
-def test_channels_go_out(tmp_path, ending):
+def test_channels_are_exported(tmp_path, ending):
     data = numbers((3, 4, 5, 6), "u1")
     dseeds.import_volume(data, tmp_path / "a.zarr", channel_axis=0, spacing=(2.5, 0.75, 0.5))
-    found = dseeds.export_volume(tmp_path / "a.zarr", tmp_path / f"a{ending}")
-    assert found.channels == 3
-    voxels, spacing = by_others(tmp_path / f"a{ending}")
+    report = dseeds.export_volume(tmp_path / "a.zarr", tmp_path / f"a{ending}")
+    assert report.channels == 3
+    voxels, spacing = read_by_library(tmp_path / f"a{ending}")
     if ending == ".ome.tif":
         voxels = np.moveaxis(voxels, 1, 0)
     np.testing.assert_array_equal(voxels, data)
@@ -381,7 +381,7 @@ def test_nifti_has_one_channel(tmp_path):
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "a.nii").dataobj).T, data[1])
 
 
-def test_types_that_are_asked_for(tmp_path):
+def test_requested_types(tmp_path):
     data = np.array([[[0, 1, 300]]], "i4")
     assert dseeds.export_volume(data, tmp_path / "a.tif", dtype="uint16").dtype == "uint16"
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif").ravel(), [0, 1, 300])
@@ -422,7 +422,7 @@ def test_targets(tmp_path):
 
 
 @pytest.mark.parametrize("ending", FILES)
-def test_only_what_is_ours_is_overwritten(tmp_path, ending):
+def test_an_export_replaces_only_our_output(tmp_path, ending):
     data, target = numbers((4, 5, 6), "u1"), tmp_path / f"a{ending}"
     dseeds.export_volume(data, target)
     if ending == ".npy":
@@ -445,7 +445,7 @@ def test_only_what_is_ours_is_overwritten(tmp_path, ending):
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
-def test_datasets_that_were_added_stay(tmp_path):
+def test_a_file_with_added_datasets_is_not_replaced(tmp_path):
     data, target = numbers((4, 5, 6), "u1"), tmp_path / "a.h5"
     dseeds.export_volume(data, target)
     with h5py.File(target, "a") as file:
@@ -473,7 +473,7 @@ def precomputed(folder, scale=0):
 
 
 def chunk_of(folder, number, grid, chunk):
-    """Read one chunk of a raw volume as the format's specification says, byte by byte, by none of its libraries."""
+    """Read a chunk of a raw volume byte by byte, as the format's specification says, without its libraries."""
     info = json.loads((folder / "info").read_text())
     scale = info["scales"][number]
     sharding = scale["sharding"]
@@ -500,8 +500,8 @@ def test_neuroglancer_reads_a_volume_with_all_its_resolutions(tmp_path):
     pytest.importorskip("tensorstore")
     data = numbers((20, 300, 140), "u2")
     dseeds.import_volume(data, tmp_path / "a.zarr", spacing=(2e-3, 5e-4, 5e-4))
-    found = dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "a.precomputed")
-    assert (found.format, found.labels) == ("precomputed", False)
+    report = dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "a.precomputed")
+    assert (report.format, report.labels) == ("precomputed", False)
     np.testing.assert_array_equal(precomputed(tmp_path / "a.precomputed")[0], data)
     coarse = zarr.open_array(tmp_path / "a.zarr/1")[:]
     np.testing.assert_array_equal(precomputed(tmp_path / "a.precomputed", 1)[0], coarse)
@@ -552,11 +552,11 @@ def test_the_package_that_neuroglancer_needs_is_named(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# All the way, and the command line
+# From end to end, and the command line
 
 
-def test_segments_of_an_import_lie_where_the_image_lies(tmp_path, compiled):
-    """NIfTI in, segmented in OME-Zarr, NIfTI out: on the voxel and to the last bit of the affine."""
+def test_labels_of_an_import_have_the_position_of_the_image(tmp_path, compiled):
+    """Labels keep every voxel and every bit of the affine from NIfTI through OME-Zarr to NIfTI."""
     data = real("mr_sarcoma", "mr_t1.nii.gz")
     image = nibabel.load(data)
     small = image.slicer[20:60, 30:70, 10:40]
@@ -615,7 +615,7 @@ print(peak_memory() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does it")
 @pytest.mark.parametrize("name", ["big.npy", "big.nrrd"])
 def test_memory_is_bounded(tmp_path, name):
-    """A sparse file of 300 MB, of which no more is held at once than is allowed, and what libraries take."""
+    """Conversion of a sparse file of 300 MB stays within the memory limit, plus what libraries need."""
     shape = (300, 1000, 500)
     if name == "big.npy":
         np.lib.format.open_memmap(tmp_path / name, "w+", "u2", shape).flush()

@@ -1,3 +1,5 @@
+"""The phantom: reproducible voxels, its files, and overwriting."""
+
 import hashlib
 import json
 import tracemalloc
@@ -17,7 +19,7 @@ def read(target):
 
 
 def labels_of(organs):
-    return [*TISSUES, *((name, level, grain) for name, _, _, level, grain in ORGANS[:organs])]
+    return [*TISSUES, *((name, intensity, texture) for name, _, _, intensity, texture in ORGANS[:organs])]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def labels_of(organs):
         ((3, 129, 40), (1, 64, 13), 64),
     ],
 )
-def test_the_cut_does_not_show(tmp_path, monkeypatch, shape, chunk, shard):
+def test_chunks_and_shards_do_not_change_voxels(tmp_path, monkeypatch, shape, chunk, shard):
     monkeypatch.setattr(dseeds.phantom, "PHANTOM_SHARD", shard)
     options = {"shape": shape, "spacing": (2.0, 1.0, 1.5), "seed": 7}
     write_phantom(tmp_path / "p.zarr", chunk=chunk, threads=3, **options)
@@ -40,14 +42,14 @@ def test_the_cut_does_not_show(tmp_path, monkeypatch, shape, chunk, shard):
         np.testing.assert_array_equal(written, made)
 
 
-def test_same_numbers_on_every_machine():
+def test_voxels_are_the_same_on_every_machine():
     image, truth = phantom((40, 48, 56), spacing=(2.0, 1.0, 1.0), seed=3)
     digest = hashlib.sha256(image.astype("<u2").tobytes() + truth.tobytes()).hexdigest()
-    # To be changed only together with VERSION.
+    # Change this only together with VERSION.
     assert (dseeds.phantom.VERSION, digest[:16]) == (1, "ba0d252d9fcd650f")
 
 
-def test_the_seed_picks_the_body():
+def test_the_seed_determines_the_body():
     shape = (24, 24, 24)
     first, second = phantom(shape, seed=1), phantom(shape, seed=2)
     assert (first[1] != second[1]).any()
@@ -69,14 +71,14 @@ def test_only_proportions_of_spacing_matter():
 
 
 @pytest.mark.parametrize("shape", [(96, 96, 96), (4, 96, 96), (300, 40, 40), (1, 1, 500)])
-def test_truth_says_where_intensity_jumps(shape):
+def test_intensities_match_the_truth(shape):
     image, truth = phantom(shape, noise=0, organs=10)
-    for label, (name, level, grain) in enumerate(labels_of(10)):
+    for label, (name, intensity, texture) in enumerate(labels_of(10)):
         values = image[truth == label].astype(int)
-        assert (abs(values - level) <= grain + 1).all(), name
+        assert (abs(values - intensity) <= texture + 1).all(), name
 
 
-def test_everything_is_there():
+def test_all_tissues_are_present():
     _, truth = phantom((128, 128, 128), organs=40)
     counts = np.bincount(truth.ravel(), minlength=50)
     assert (counts[: VESSEL + 1] > 50).all()
@@ -85,13 +87,13 @@ def test_everything_is_there():
     assert 0.35 < (truth != AIR).mean() < 0.55
 
 
-def test_noise_is_what_was_asked_for():
+def test_noise_has_the_requested_deviation():
     clean, truth = phantom((64, 64, 64), noise=0)
     noisy, _ = phantom((64, 64, 64), noise=50)
     noise = (noisy.astype(int) - clean)[truth != AIR]
     assert abs(noise.mean()) < 1
     assert noise.std() == pytest.approx(50, rel=0.02)
-    # Neighbours know nothing of each other.
+    # The noise of neighbouring voxels is independent.
     plane = noisy.astype(float) - clean
     plane = plane[:, 20:44, 20:44]
     assert abs(np.corrcoef(plane[:, :, 1:].ravel(), plane[:, :, :-1].ravel())[0, 1]) < 0.03
@@ -116,7 +118,7 @@ def test_number_of_organs():
     assert (none == MUSCLE).sum() > 0
 
 
-def test_is_an_ome_zarr_image(tmp_path):
+def test_the_output_is_an_ome_zarr_image(tmp_path):
     target = tmp_path / "deep" / "p.zarr"
     seen = []
     spacing = (2.5, 0.75, 0.75)
@@ -154,7 +156,7 @@ def test_is_an_ome_zarr_image(tmp_path):
     assert not (target / PHANTOM_MARKER).exists()
 
 
-def test_parameters_in_the_attributes_make_it_again(tmp_path):
+def test_attributes_reproduce_the_phantom(tmp_path):
     write_phantom(tmp_path / "p.zarr", shape=(12, 20, 16), dtype="int16", seed=11, noise=3.5, organs=20)
     parameters = zarr.open_group(tmp_path / "p.zarr", mode="r").attrs["dseeds"]["phantom"]
     assert parameters.pop("version") == dseeds.phantom.VERSION
@@ -185,7 +187,7 @@ def test_parameters_in_the_attributes_make_it_again(tmp_path):
         {"threads": 0},
     ],
 )
-def test_bad_parameters_touch_nothing(tmp_path, bad):
+def test_bad_parameters_change_no_files(tmp_path, bad):
     target = tmp_path / "p.zarr"
     write_phantom(target, shape=(8, 8, 8))
     before = read(target)
@@ -199,7 +201,7 @@ def test_a_url_is_refused():
         write_phantom("s3://bucket/p.zarr", shape=(8, 8, 8))
 
 
-def test_overwrites_a_phantom_when_told_to(tmp_path):
+def test_a_phantom_is_overwritten_on_request(tmp_path):
     target = tmp_path / "p.zarr"
     write_phantom(target, shape=(8, 8, 8))
     with pytest.raises(FileExistsError, match="exists"):
@@ -209,7 +211,7 @@ def test_overwrites_a_phantom_when_told_to(tmp_path):
     assert read(target)[0].shape == (4, 5, 6)
 
 
-def test_overwrites_what_a_killed_run_left(tmp_path):
+def test_an_unfinished_phantom_is_overwritten(tmp_path):
     target = tmp_path / "p.zarr"
     target.mkdir()
     (target / PHANTOM_MARKER).write_text("{}")
@@ -274,7 +276,7 @@ def make_dangling_link(target):
         make_dangling_link,
     ],
 )
-def test_overwrites_nothing_else(tmp_path, make):
+def test_nothing_else_is_overwritten(tmp_path, make):
     make(tmp_path / "mine")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(FileExistsError, match="was not written by dseeds as a phantom"):
@@ -283,7 +285,7 @@ def test_overwrites_nothing_else(tmp_path, make):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
+def test_an_interrupted_call_leaves_no_files(tmp_path, monkeypatch, error):
     monkeypatch.setattr(dseeds.phantom, "PHANTOM_SHARD", 16)
     target = tmp_path / "p.zarr"
 
@@ -298,7 +300,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_task_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failing_task_leaves_no_files(tmp_path, monkeypatch):
     def render(recipe, body, box):
         raise OSError("No space left on device")
 
@@ -318,5 +320,5 @@ def test_memory_is_that_of_a_few_shards(tmp_path, monkeypatch):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Image and truth of the volume are 24 MiB, and of a shard 0.75.
+    # Image and truth take 24 MiB for the volume, and 0.75 MiB for a shard.
     assert peak < 12 * 2**20

@@ -1,4 +1,4 @@
-"""Output: it is an image only when it is whole, and nothing that is not ours is removed."""
+"""Label groups: an output is an image only when it is complete, and files of others are never removed."""
 
 import json
 from pathlib import Path
@@ -46,12 +46,12 @@ def group_with(attributes):
     return group
 
 
-def mine(name, then):
-    def with_a_file_of_mine(target):
+def with_my_file(name, then):
+    def add_file(target):
         then(target)
         (target / name).write_text("precious")
 
-    return with_a_file_of_mine
+    return add_file
 
 
 def file(target):
@@ -74,7 +74,7 @@ def tree(folder):
 
 
 @pytest.mark.parametrize("make", [finished, unfinished, barely_begun])
-def test_our_own_may_be_overwritten_but_only_when_told_to(tmp_path, make):
+def test_an_output_of_ours_is_overwritten_only_on_request(tmp_path, make):
     target = tmp_path / "a.zarr"
     make(target)
     assert is_our_group(open_location(target))
@@ -99,12 +99,12 @@ def test_our_own_may_be_overwritten_but_only_when_told_to(tmp_path, make):
         group_with({"dseeds": 3}),
         group_with({"dseeds": None}),
         group_with({"supervoxels": 3}),
-        mine("zarr.json", Path.mkdir),
-        mine("notes.txt", Path.mkdir),
-        mine("notes.txt", finished),
-        mine("notes.txt", unfinished),
-        mine("0/notes.txt", finished),
-        mine("1", finished),
+        with_my_file("zarr.json", Path.mkdir),
+        with_my_file("notes.txt", Path.mkdir),
+        with_my_file("notes.txt", finished),
+        with_my_file("notes.txt", unfinished),
+        with_my_file("0/notes.txt", finished),
+        with_my_file("1", finished),
         link(finished),
         link(Path.mkdir),
         link(lambda _target: None),
@@ -122,7 +122,7 @@ def test_nothing_else_is_overwritten(tmp_path, make, overwrite):
     assert tree(tmp_path) == before
 
 
-def test_a_target_needs_a_folder_to_lie_in(tmp_path):
+def test_a_target_needs_an_existing_parent_folder(tmp_path):
     check_target(open_location(tmp_path / "a.zarr"), overwrite=False)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         check_target(open_location(tmp_path / "none" / "a.zarr"), overwrite=False)
@@ -131,7 +131,7 @@ def test_a_target_needs_a_folder_to_lie_in(tmp_path):
         check_target(open_location(tmp_path / "file" / "a.zarr"), overwrite=True)
 
 
-def test_a_target_is_an_image_only_when_it_is_published(tmp_path):
+def test_a_target_becomes_an_image_when_it_is_published(tmp_path):
     target = tmp_path / "a.zarr"
     begin_target(open_location(target), RUN)
     LabelGroup(open_location(target)).create(Layout.cut((4, 4, 4), "u4", (4, 4, 4), 64))
@@ -147,22 +147,22 @@ def test_a_target_is_an_image_only_when_it_is_published(tmp_path):
     json.loads((target / "zarr.json").read_text())
 
 
-def test_removal_takes_what_makes_it_an_image_first(tmp_path, monkeypatch):
-    """A removal that is cut short must not leave half an image that looks like one."""
+def test_removal_deletes_the_metadata_first(tmp_path, monkeypatch):
+    """An interrupted removal must not leave part of an image that looks like a complete one."""
     target = tmp_path / "a.zarr"
     finished(target)
 
-    def cut_short(*_args, **_options):
+    def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dseeds.storage.location.shutil.rmtree", cut_short)
+    monkeypatch.setattr("dseeds.storage.location.shutil.rmtree", interrupt)
     with pytest.raises(KeyboardInterrupt):
         remove_target(open_location(target))
     with pytest.raises(FileNotFoundError):
         zarr.open(target, mode="r")
 
 
-def test_a_run_that_is_gone_on_with_keeps_its_labels_and_another_does_not(tmp_path):
+def test_a_resumed_run_keeps_its_labels_and_another_run_removes_them(tmp_path):
     target = tmp_path / "a.zarr"
     labels = LabelGroup(open_location(target))
     whole = Box((0, 0, 0), (4, 4, 8))

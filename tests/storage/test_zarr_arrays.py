@@ -1,4 +1,4 @@
-"""Scratch: no file is written by two tasks, and what is damaged is noticed."""
+"""Zarr arrays in scratch: no two tasks write to one file, and damage is detected."""
 
 import pickle
 from fractions import Fraction
@@ -21,18 +21,18 @@ from dseeds.storage.zarr_arrays import Layout, ScratchCorrupted, chunk_length, r
 @given(st.integers(1, 3000), st.integers(1, 200))
 @example(256, 64)
 @example(67, 64)
-def test_a_chunk_is_the_divisor_nearest_to_what_is_wanted(extent, wanted):
+def test_a_chunk_is_the_divisor_nearest_to_the_target(extent, target):
     def distance(length):
-        return max(Fraction(length, wanted), Fraction(wanted, length))
+        return max(Fraction(length, target), Fraction(target, length))
 
-    found = chunk_length(extent, wanted)
-    assert extent % found == 0
-    assert all(distance(found) <= distance(d) for d in range(1, extent + 1) if extent % d == 0)
+    length = chunk_length(extent, target)
+    assert extent % length == 0
+    assert all(distance(length) <= distance(d) for d in range(1, extent + 1) if extent % d == 0)
 
 
 @st.composite
 def cuts(draw):
-    """A lattice and regions: remainders are folded into the last cell or not, last regions may be short."""
+    """Return a lattice with regions; the last cell may include a remainder, and the last regions may be short."""
     step = draw(st.tuples(*[st.integers(1, 9)] * 3))
     shape = tuple(draw(st.integers(1, 4 * s)) for s in step)
     lattice = Lattice(shape, step)
@@ -40,9 +40,9 @@ def cuts(draw):
 
 
 def files(folder):
-    """Every file, and what changes when it is written again."""
-    found = {path: path.stat() for path in Path(folder).rglob("*") if path.is_file()}
-    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
+    """Return all files with the attributes that change when they are rewritten."""
+    length = {path: path.stat() for path in Path(folder).rglob("*") if path.is_file()}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in length.items()}
 
 
 @settings(max_examples=12)
@@ -53,7 +53,7 @@ def test_no_file_is_written_by_two_regions(regions):
     lattice = regions.lattice
     with TemporaryDirectory() as folder:
         store = Scratch(folder, regions)
-        # One of each that are cut alike.
+        # One array of each layout.
         alike = {(name[:4], layout.shape, layout.shard): name for name, (_, layout) in store.layouts.items()}
         layouts = {name: store.layouts[name][1] for name in alike.values()}
         store.create(layouts)
@@ -71,7 +71,7 @@ def test_no_file_is_written_by_two_regions(regions):
 
 
 def part_of(regions, name, number):
-    """A region's own part of an array."""
+    """Return the part of an array that belongs to a region."""
     kind, _, turn = name.partition("-")
     if kind == "shells":
         return regions.around(number, 0)
@@ -86,8 +86,8 @@ def part_of(regions, name, number):
 
 @settings(max_examples=25)
 @given(cuts())
-def test_no_two_phases_write_to_one_array(regions):
-    """What lies in scratch never changes: a task that comes late, or again, does no harm."""
+def test_each_array_is_written_by_one_phase(regions):
+    """Data in scratch never change, so a late or repeated task does no harm."""
     rounds = schedule(regions.lattice)
     layouts = Scratch("nowhere", regions).layouts
     written = {}
@@ -101,16 +101,16 @@ def test_no_two_phases_write_to_one_array(regions):
             assert written[f"merge-{turn:02}"] == {"statistics"}
 
 
-def array_in(folder, shape, dtype, shard, wanted):
-    Layout.cut(shape, dtype, shard, wanted).create(Path(folder) / "a")
+def array_in(folder, shape, dtype, shard, target):
+    Layout.cut(shape, dtype, shard, target).create(Path(folder) / "a")
     return zarr.open_array(Path(folder) / "a", mode="r")
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "truncated", "flipped", "zeroed", "exchanged"])
 @pytest.mark.parametrize("shape", [(8, 8, 8), (9, 8, 8)])
 @pytest.mark.parametrize("value", [0, 7])
-def test_what_is_damaged_is_noticed(tmp_path, how, shape, value):
-    """Zeros too, of which zarr by itself stores nothing."""
+def test_damage_is_detected(tmp_path, how, shape, value):
+    """Missing zeros are damage too, although zarr itself does not store them."""
     array_in(tmp_path, shape, np.uint16, (4, 4, 4), 2)
     whole = Box((0, 0, 0), shape)
     write_array(open_location(tmp_path), "a", whole, np.full(shape, value, np.uint16))
@@ -131,7 +131,7 @@ def test_what_is_damaged_is_noticed(tmp_path, how, shape, value):
         read_array(open_location(tmp_path), "a", whole)
     assert (caught.value.name, caught.value.box) == ("a", whole)
     assert pickle.loads(pickle.dumps(caught.value)).box == whole
-    # The rest can be read, and what is damaged be written again.
+    # The rest can be read, and the damaged part rewritten.
     first = Box((0, 0, 0), (4, 4, 4))
     np.testing.assert_array_equal(read_array(open_location(tmp_path), "a", first), value)
     box = Box((4, 0, 4), (8, 4, 8))
@@ -141,7 +141,7 @@ def test_what_is_damaged_is_noticed(tmp_path, how, shape, value):
 
 @st.composite
 def boxes(draw):
-    """An array that is cut into shards, and any box of it."""
+    """Return an array cut into shards, and a box in it."""
     shape = draw(st.tuples(*[st.integers(1, 12)] * 3))
     shard = draw(st.tuples(*[st.integers(1, 5)] * 3))
     lo = [draw(st.integers(0, n - 1)) for n in shape]
@@ -157,9 +157,9 @@ def boxes(draw):
 @example(((4, 4, 4), (2, 2, 2), Box((0, 0, 0), (3, 4, 4))))
 @example(((5, 4, 4), (2, 2, 2), Box((4, 0, 0), (5, 4, 4))))
 @example(((5, 4, 4), (2, 2, 2), Box((3, 0, 0), (5, 4, 4))))
-def test_a_part_of_a_shard_is_not_written(case):
+def test_only_whole_shards_are_written(case):
     shape, shard, box = case
-    # A shard is whole if the box holds all of it that there is.
+    # At the end of the array, the part of a shard that exists counts as whole.
     touched = np.zeros(shape, bool)
     touched[box.slices] = True
     axes = [np.arange(n) // s for n, s in zip(shape, shard, strict=True)]
