@@ -31,18 +31,6 @@ from dseeds.storage.location import is_remote
 from dseeds.storage.ownership import check_apart
 
 EXPORT_STAGE = "export"
-ENDINGS = {
-    ".nii": "nifti",
-    ".nii.gz": "nifti",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".nrrd": "nrrd",
-    ".mha": "metaimage",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".npy": "numpy",
-    ".precomputed": "precomputed",
-}
 # Planes in a shard of the precomputed format, if the memory allows.
 SHARD_PLANES = 256
 
@@ -65,6 +53,7 @@ class _ExportFormat:
     The precomputed format has neither function: it is a folder, and its resolutions are written separately.
     """
 
+    endings: tuple[str, ...]
     is_ours: Callable[[Path], bool] | None
     write: Callable[..., None] | None
     channels: bool = True
@@ -83,26 +72,29 @@ class _ExportFormat:
 _OME_INTEGERS = ("int8", *(name for name in INTEGER_DTYPES if "64" not in name))
 _WITH_HALF_FLOATS = (*INTEGER_DTYPES, "int8", "float16", "float32", "float64")
 FORMATS = {
-    "nifti": _ExportFormat(is_written_by_us, write_nifti_content, channels=False),
+    "nifti": _ExportFormat((".nii", ".nii.gz"), is_written_by_us, write_nifti_content, channels=False),
     "tiff": _ExportFormat(
+        (".tif", ".tiff"),
         is_our_tiff,
         write_tiff,
         label_dtypes=("uint8", "uint16", "uint32"),
         image_dtypes=(*_OME_INTEGERS, "float32", "float64"),
     ),
-    "nrrd": _ExportFormat(is_our_nrrd, write_nrrd),
-    "metaimage": _ExportFormat(is_our_nrrd, write_meta),
-    "hdf5": _ExportFormat(is_our_hdf5, write_hdf5, image_dtypes=_WITH_HALF_FLOATS),
+    "nrrd": _ExportFormat((".nrrd",), is_our_nrrd, write_nrrd),
+    "metaimage": _ExportFormat((".mha",), is_our_nrrd, write_meta),
+    "hdf5": _ExportFormat((".h5", ".hdf5"), is_our_hdf5, write_hdf5, image_dtypes=_WITH_HALF_FLOATS),
     # Nothing in the file shows what wrote it.
-    "numpy": _ExportFormat(lambda _: False, write_npy, image_dtypes=_WITH_HALF_FLOATS),
+    "numpy": _ExportFormat((".npy",), lambda _: False, write_npy, image_dtypes=_WITH_HALF_FLOATS),
     # neuroglancer can compress segments of these label types only.
     "precomputed": _ExportFormat(
+        (".precomputed",),
         None,
         None,
         label_dtypes=("uint32", "uint64"),
         image_dtypes=("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32"),
     ),
 }
+ENDINGS = {ending: name for name, form in FORMATS.items() for ending in form.endings}
 
 
 def export_volume(

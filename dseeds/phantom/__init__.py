@@ -6,14 +6,13 @@ body; this module checks parameters, runs threads and writes files.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import operator
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from zarr.codecs import ZstdCodec
 from dseeds.core.checks import check_threads, read_extents
 from dseeds.core.geometry import AXES, Box, Tiling, Triple, check_spacing, triple
 from dseeds.io import ome_image_attributes
+from dseeds.parallel.executor import Executor
 from dseeds.phantom.anatomy import TISSUES, Array, Body, Point, build_body, render_body
 from dseeds.storage.ownership import check_overwrite
 
@@ -292,23 +292,15 @@ def _write_metadata(root: zarr.Group, spacing: Point, names: list[str], signatur
 def _run(
     task: Callable[[Box], None], tiling: Tiling, threads: int, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Run a task for every box, with few in flight at a time, and return when no thread is running any more."""
-    boxes, done = (tiling.box(number) for number in range(len(tiling))), 0
+    """Run a task for every box. When this returns or raises, no thread is running any more."""
     if progress is not None:
-        progress(done, len(tiling))
-    pool = ThreadPoolExecutor(threads)
-    try:
-        pending = {pool.submit(task, box) for box in itertools.islice(boxes, 2 * threads)}
-        while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-                done += 1
-                if progress is not None:
-                    progress(done, len(tiling))
-            pending |= {pool.submit(task, box) for box in itertools.islice(boxes, len(finished))}
-    finally:
-        pool.shutdown(cancel_futures=True)
+        progress(0, len(tiling))
+    boxes = ((tiling.box(number),) for number in range(len(tiling)))
+    results: Any = Executor(threads).map_unordered("phantom", task, boxes, len(tiling))
+    with closing(results):
+        for done, _ in enumerate(results, 1):
+            if progress is not None:
+                progress(done, len(tiling))
 
 
 def _render(recipe: _Recipe, body: Body, box: Box) -> tuple[Array, Array]:

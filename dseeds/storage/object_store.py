@@ -45,20 +45,13 @@ _ATTEMPTS = 8
 # Larger objects are uploaded in parts. Parts of a writer that dies stay in the store, invisible but billed.
 _PART = 64 << 20
 _DELETE_BATCH = 10_000
-_NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
-_REFUSED = (
-    "401 Unauthorized",
-    "403 Forbidden",
-    "AccessKeyId",
-    "AuthenticationFailed",
-    "ExpiredToken",
-    "InvalidToken",
-    "TokenRefreshRequired",
-    # The metadata services of clouds, which are asked for credentials last.
-    "169.254.169.254",
-    "metadata.google.internal",
+_NO_BUCKET = re.compile("NoSuchBucket|bucket does not exist|ContainerNotFound")
+# The last two are metadata services of clouds, which are asked for credentials when there are no others.
+_REFUSED = re.compile(
+    "401 Unauthorized|403 Forbidden|AccessKeyId|AuthenticationFailed|ExpiredToken|InvalidToken|TokenRefreshRequired|"
+    r"169\.254\.169\.254|metadata\.google\.internal"
 )
-_INTERRUPTED = ("HTTP error", "response body", "NoSuchUpload")
+_INTERRUPTED = re.compile("HTTP error|response body|NoSuchUpload")
 
 
 def get_object(store: Any, path: str) -> bytes | None:
@@ -237,7 +230,7 @@ def _readable_error(error: Exception, address: str) -> OSError | None:
     code = re.search(r"<Code>(\w+)</Code>", text)
     # The final cause follows the last dash; the store's own response can fill pages.
     reason = code[1] if code else " ".join(text.partition("<")[0].rpartition(" - ")[2].split()).rstrip(" :")
-    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or any(w in text for w in _REFUSED):
+    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or _REFUSED.search(text):
         return PermissionError(
             f"access to {address} was refused ({reason}): renew the credentials, or have access granted to them; "
             f"a run that this ended can then be resumed"
@@ -250,7 +243,7 @@ def _readable_error(error: Exception, address: str) -> OSError | None:
 
 def _is_missing_bucket(error: Exception) -> bool:
     relevant = isinstance(error, FileNotFoundError) or type(error).__module__ == "obstore.exceptions"
-    return relevant and any(word in _message(error) for word in _NO_BUCKET)
+    return relevant and _NO_BUCKET.search(_message(error)) is not None
 
 
 def _message(error: Exception) -> str:
@@ -268,7 +261,7 @@ class _Attempts:
     def allow_another(self, error: Exception) -> bool:
         self._remaining -= 1
         self.pause += 0.1
-        interrupted = any(words in _message(error) for words in _INTERRUPTED)
+        interrupted = _INTERRUPTED.search(_message(error)) is not None
         return interrupted and self._remaining > 0 and time.monotonic() < self._deadline
 
 
