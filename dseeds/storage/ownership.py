@@ -72,7 +72,7 @@ def check_folder(location: Location, purpose: str = "target") -> None:
     path = location.path
     check_parent(path, purpose)
     if path.is_symlink():
-        raise FileExistsError(f"{path} is a link; name the place that it leads to.")
+        raise FileExistsError(f"{path} is a link: name the path that it leads to.")
     if path.exists() and not path.is_dir():
         check_overwrite(path, overwrite=False, is_ours=False)
 

@@ -70,7 +70,7 @@ class ByteCounter:
     written: int = 0
 
 
-byte_counter: ContextVar[ByteCounter | None] = ContextVar("traffic", default=None)
+byte_counter: ContextVar[ByteCounter | None] = ContextVar("byte_counter", default=None)
 
 
 def count_bytes(*, read: int = 0, written: int = 0) -> None:
