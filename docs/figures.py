@@ -50,7 +50,7 @@ def stages(image: NDArray[np.uint16]) -> Iterator[tuple[str, NDArray[Any]]]:
     for count, name in names.items():
         codes, grid = run_rounds(lattice, bins, rounds[:count]), lattice.grids[levels[count - 1]]
         units = np.empty(grid.shape, np.uint32)
-        write_global_labels(codes, *grid.cells, lattice.cells, units)
+        write_global_labels(codes, grid.cells, lattice.cells, units)
         for axis, edges in enumerate(grid.edges):
             units = np.repeat(units, np.diff(edges), axis=axis)
         yield name, units

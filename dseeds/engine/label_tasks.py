@@ -30,7 +30,7 @@ def count_parts(job: Job, number: int, _turn: int, rested: Rested) -> str:
     region = job.regions.box(number)
     window = region.grow(1, within=job.lattice.cells)
     box = job.lattice.grids[-1].units_of(window)
-    counts = count_components(_codes(job, box, rested), *job.lattice.grids[-1].homes_of(box), region)
+    counts = count_components(_codes(job, box, rested), job.lattice.grids[-1].homes_of(box), region)
     job.store.write("parts", region, counts)
     return "counted"
 
@@ -93,14 +93,14 @@ def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
     out = np.empty(box.shape, job.lattice.label_dtype)
     if not job.masked:
         homes = grid.homes_of(box)
-        write_global_labels(pack_labels(_codes(job, box, rested)), *homes, job.lattice.cells, out)
+        write_global_labels(pack_labels(_codes(job, box, rested)), homes, job.lattice.cells, out)
         return out
     # Owners lie in the cells around a region, and their supervoxels reach one cell further.
     owners = job.regions.box(number).grow(1, within=job.lattice.cells)
     window = grid.units_of(owners.grow(1, within=job.lattice.cells))
     offsets = job.read_cells("offsets", owners)
     number_components(
-        _codes(job, window, rested), *grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out
+        _codes(job, window, rested), grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out
     )
     return out
 
@@ -110,7 +110,7 @@ def _codes(job: Job, box: Box, rested: Rested) -> NDArray[np.uint8]:
     if job.schedule:
         return job.read_units(codes_name(len(job.schedule) - 1), box, fill=NOTHING, rested=rested)
     out = np.empty(box.shape, np.uint8)
-    unpack_box(seed_labels(*job.lattice.grids[-1].homes_of(box)), (0, 0, 0), out)
+    unpack_box(seed_labels(job.lattice.grids[-1].homes_of(box)), (0, 0, 0), out)
     if job.masked:
         out[job.read_units(bins_name(0), box, fill=MASKED) == MASKED] = NOTHING
     return out

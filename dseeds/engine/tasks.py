@@ -153,7 +153,7 @@ def _write_initial_statistics(job: Job, region: Box, values: NDArray[Any], exten
     for level, coarsest in stored_histograms(job.lattice, values, region):
         job.store.write(histograms_name(level), grids[level].units_of(region), coarsest)
     window = Window.around(job.lattice, grids[first.level], region, 0)
-    labels = seed_labels(*window.grid.homes_of(window.box))
+    labels = seed_labels(window.grid.homes_of(window.box))
     if extent == "part":
         hide_outside(first.level, job.lattice, window.box, coarsest, labels)
     counts = rounds.count_statistics(first, job.lattice, window, coarsest, labels)
@@ -245,7 +245,7 @@ def _read_labels(job: Job, turn: int, window: Window, rested: Rested) -> tuple[N
     """Return the packed windows of the labels and states before a round."""
     state = new_window(window.box.shape, OPEN)
     if turn == 0:
-        return seed_labels(*window.grid.homes_of(window.box)), state
+        return seed_labels(window.grid.homes_of(window.box)), state
     before = job.schedule[turn - 1]
     grid = job.lattice.grids[before.level]
     if grid is window.grid:
@@ -255,7 +255,7 @@ def _read_labels(job: Job, turn: int, window: Window, rested: Rested) -> tuple[N
         return pack_labels(codes % OPEN_BIT), state
     parents = parents_in(window.grid, grid, window.box)
     codes = job.read_units(codes_name(turn - 1), box_of_parents(parents), fill=NOTHING, rested=rested)
-    return refine_labels(pack_labels(codes % OPEN_BIT), *per_axis(p - p[0] for p in parents)), state
+    return refine_labels(pack_labels(codes % OPEN_BIT), per_axis(p - p[0] for p in parents)), state
 
 
 def _read_values(job: Job, level: int, box: Box) -> NDArray[Any]:
@@ -283,7 +283,7 @@ def _refine_to_voxels(
     level = len(job.lattice.grids) - 1
     window = Window.around(job.lattice, job.lattice.grids[level], region, 0)
     parents = parents_in(window.grid, blocks, window.box)
-    labels = refine_labels(pack_labels(codes), *per_axis(p - p[0] for p in parents))
+    labels = refine_labels(pack_labels(codes), per_axis(p - p[0] for p in parents))
     values = _read_values(job, level, window.box)
     _hide(job, level, window.box, values, labels)
     return window, labels, values

@@ -16,7 +16,7 @@ from dseeds.seeds.kernels.simd import BLOCK_BINS
 def hide_outside(level: int, lattice: Lattice, box: Box, values: NDArray[Any], labels: NDArray[np.uint8]) -> None:
     """Take the labels of those of a box of units that have no voxel in the mask; values are those of `sweep`."""
     if level >= len(lattice.grids) - 2:
-        hide_fine_units(values, *lattice.grids[level].edges_of(box), labels)
+        hide_fine_units(values, lattice.grids[level].edges_of(box), labels)
     else:
         hide_blocks(values, labels)
 
@@ -29,7 +29,7 @@ def histogram_dtype(grid: Grid) -> np.dtype[np.unsignedinteger]:
 def level_histograms(bins: NDArray[np.uint8], grid: Grid, box: Box) -> NDArray[Any]:
     """Take the histograms of a box of blocks from the windows, one a channel, of the voxels that they cover."""
     out = np.zeros((*box.shape, len(bins) * BLOCK_BINS), histogram_dtype(grid))
-    count_block_histograms(bins, *grid.edges_of(box), out)
+    count_block_histograms(bins, grid.edges_of(box), out)
     return out
 
 
@@ -38,7 +38,7 @@ def coarsen_level(finer: NDArray[Any], fine: Grid, box: Box, coarse: Grid) -> ND
     parents = per_axis(p[a:h] - p[a] for p, a, h in zip(fine.parents(coarse), box.lo, box.hi, strict=True))
     shape = [p[-1] + 1 for p in parents]
     out = np.zeros((*shape, finer.shape[3]), histogram_dtype(coarse))
-    coarsen_histograms(finer, *parents, out)
+    coarsen_histograms(finer, parents, out)
     return out
 
 

@@ -59,14 +59,14 @@ def run_rounds(
         values[level] = histograms
     level = 0 if schedule else len(lattice.grids) - 1
     grid: Grid = lattice.grids[level]
-    labels = seed_labels(*grid.cells)
+    labels = seed_labels(grid.cells)
     if masked:
         hide_outside(level, lattice, Box((0, 0, 0), grid.shape), values[level], labels)
     counts = np.zeros((0, 0), np.uint32)
     for level, turns in itertools.groupby(schedule, key=lambda round_: round_.level):
         finer: Grid = lattice.grids[level]
         if finer is not grid:
-            labels = refine_labels(labels, *finer.parents(grid))
+            labels = refine_labels(labels, finer.parents(grid))
             grid = finer
             if masked:
                 hide_outside(level, lattice, Box((0, 0, 0), grid.shape), values[level], labels)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box, Grid, Lattice
 from dseeds.core.jit import jit
 from dseeds.seeds.kernels.blocks import BLOCK_UNIT, SMOOTHING_SUM
-from dseeds.seeds.kernels.layout import Costs
+from dseeds.seeds.kernels.layout import DistanceCosts
 from dseeds.seeds.kernels.simd import BLOCK_BINS, leading_zeros
 from dseeds.seeds.kernels.voxels import BINS, VOXEL_UNIT
 
@@ -240,7 +240,9 @@ def check_compactness(compactness: Any) -> float:
     return float(compactness)
 
 
-def distance_costs(lattice: Lattice, grid: Grid, box: Box, compactness: float, weight: tuple[int, int] | None) -> Costs:
+def distance_costs(
+    lattice: Lattice, grid: Grid, box: Box, compactness: float, weight: tuple[int, int] | None
+) -> DistanceCosts:
     """Tabulate what it costs units to be far from the centre of the cell that their supervoxel grew from.
 
     ``compactness d^2``, in units of a voxel's log-likelihood, where d is the distance of the unit's centre from that of
@@ -261,7 +263,7 @@ def distance_costs(lattice: Lattice, grid: Grid, box: Box, compactness: float, w
 
     Returns
     -------
-    Costs
+    DistanceCosts
         In the units of the round's scores; empty for a compactness of 0.
     """
     fixed = round(compactness * (1 << COMPACTNESS_BITS))
@@ -280,4 +282,4 @@ def distance_costs(lattice: Lattice, grid: Grid, box: Box, compactness: float, w
             cost = unit * twice**2 // (4 * step**2 * divisor)
             costs[np.arange(hi - lo), cell & 3] = np.minimum(cost, largest)
         axes.append(costs)
-    return Costs(*axes)
+    return DistanceCosts(*axes)

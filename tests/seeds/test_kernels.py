@@ -133,7 +133,7 @@ def _rounds_of_made_up_blocks(seed, steps, weights=(1,), masked=False):
         histograms[unit] = [rng.multinomial(level.sizes[unit], rng.choice(prototypes)) for _ in weights]
     plain = [{unit: histograms[unit][c].tolist() for unit in level.units} for c in range(len(weights))]
     histograms = histograms.reshape(*grid.shape, -1)
-    labels, state = seed_labels(*grid.cells), new_window(grid.shape, OPEN)
+    labels, state = seed_labels(grid.cells), new_window(grid.shape, OPEN)
     hide_outside(0, lattice, Box((0, 0, 0), grid.shape), histograms, labels)
     whole = Window.around(lattice, grid, Box((0, 0, 0), lattice.cells), 8)
     round_ = Round(0, 1, channels=len(weights))
@@ -147,7 +147,7 @@ def _rounds_of_made_up_blocks(seed, steps, weights=(1,), masked=False):
 def owners(lattice, grid, labels):
     """The numbers of the cells that own the units of a window of the whole volume."""
     out = np.zeros(grid.shape, np.uint32)
-    write_global_labels(labels, *grid.cells, lattice.cells, out)
+    write_global_labels(labels, grid.cells, lattice.cells, out)
     return out.astype(np.int64) - 1
 
 
@@ -178,7 +178,7 @@ def test_a_round_says_how_much_moved(case):
     bins = new_window(image.shape, 0, channels=1)
     quantise_window([image], [window], bins)
     voxels = Window.around(lattice, lattice.grids[-1], Box((0, 0, 0), lattice.cells), 0)
-    labels = seed_labels(*voxels.grid.cells)
+    labels = seed_labels(voxels.grid.cells)
     round_ = schedule(lattice)[-1]
     before = labels.copy()
     counts = rounds.count_statistics(round_, lattice, voxels, bins, labels)
@@ -605,7 +605,7 @@ class Cut:
         rounds = schedule(self.lattice, len(self.bins))
         grid = self.lattice.grids[0]
         codes, open_ = np.zeros(grid.shape, np.uint8), np.ones(grid.shape, np.uint8)
-        unpack_box(seed_labels(*grid.cells), (0, 0, 0), codes)
+        unpack_box(seed_labels(grid.cells), (0, 0, 0), codes)
         for round_ in rounds:
             if self.lattice.grids[round_.level] is not grid:
                 coarser, grid = grid, self.lattice.grids[round_.level]
@@ -705,7 +705,7 @@ def test_finer_units_inherit_the_label_of_the_coarser_one(shape, step):
         labels = new_window(coarse.shape, NOTHING)
         pack_planes(values, 0, labels)
         out = np.zeros(fine.shape, np.uint8)
-        unpack_box(refine_labels(labels, *per_axis(fine.parents(coarse))), (0, 0, 0), out)
+        unpack_box(refine_labels(labels, per_axis(fine.parents(coarse))), (0, 0, 0), out)
         np.testing.assert_array_equal(out, values[np.ix_(*fine.parents(coarse))])
 
 

@@ -64,7 +64,7 @@ def test_regions_number_the_parts_of_the_whole(case):
     for number in range(len(regions)):
         region = regions.box(number)
         _, box, homes = window_of(lattice, region, 1)
-        counts[region.slices] = count_components(np.ascontiguousarray(codes[box.slices]), *homes, region)
+        counts[region.slices] = count_components(np.ascontiguousarray(codes[box.slices]), homes, region)
     assert counts.reshape(-1).tolist() == [len(found) for found in expected]
 
     offsets = np.cumsum(counts).reshape(counts.shape).astype(np.uint64) - counts
@@ -80,7 +80,7 @@ def test_regions_number_the_parts_of_the_whole(case):
             core = lattice.grids[-1].units_of(region)
             out = np.empty(core.shape, dtype)
             window = np.ascontiguousarray(codes[box.slices])
-            number_components(window, *homes, wanted, offsets[wanted.slices], core.relative_to(box.lo), out)
+            number_components(window, homes, wanted, offsets[wanted.slices], core.relative_to(box.lo), out)
             labels[core.slices] = out
         np.testing.assert_array_equal(labels.reshape(-1), whole)
 
@@ -94,9 +94,9 @@ def test_winding_parts(seed):
     everything = Box((0, 0, 0), lattice.shape)
     homes, wanted = lattice.grids[-1].cells, Box((0, 0, 0), lattice.cells)
     expected, count = ndimage.label(inside)
-    assert count_components(codes, *homes, wanted).tolist() == [[[count]]]
+    assert count_components(codes, homes, wanted).tolist() == [[[count]]]
     out = np.empty(lattice.shape, np.uint32)
-    number_components(codes, *homes, wanted, np.zeros((1, 1, 1), np.uint64), everything, out)
+    number_components(codes, homes, wanted, np.zeros((1, 1, 1), np.uint64), everything, out)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -106,6 +106,6 @@ def test_numbers_beyond_32_bits():
     cells, everything = Box((0, 0, 0), lattice.cells), Box((0, 0, 0), lattice.shape)
     out, low = np.empty(lattice.shape, np.uint64), np.empty(lattice.shape, np.uint64)
     far = np.full(lattice.cells, 2**60 + 1, np.uint64)
-    number_components(codes, *lattice.grids[-1].cells, cells, far, everything, out)
-    number_components(codes, *lattice.grids[-1].cells, cells, np.zeros_like(far), everything, low)
+    number_components(codes, lattice.grids[-1].cells, cells, far, everything, out)
+    number_components(codes, lattice.grids[-1].cells, cells, np.zeros_like(far), everything, low)
     np.testing.assert_array_equal(out, np.where(low, low + far[0, 0, 0], 0))

@@ -1,24 +1,27 @@
-"""The sweep of blocks, their histograms and their statistics."""
+"""Steps 2 to 4, blocks: their histograms, their sweep and their statistics."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.geometry import AxisArrays
 from dseeds.core.jit import jit
 from dseeds.seeds.kernels.connectivity import may_leave
-from dseeds.seeds.kernels.label_codes import OUT_OF_REACH, home_and_number, homes_and_numbers, owner_offsets
+from dseeds.seeds.kernels.label_codes import OUT_OF_REACH, owner_lookup, owner_number, row_home
 from dseeds.seeds.kernels.layout import (
     FACES,
     LANES,
-    Costs,
+    DistanceCosts,
+    Turn,
     WindowGeometry,
-    cost_of_row,
+    add_row_costs,
     in_core,
     neighbour_distances,
     row_of_colour,
+    rows_of_turn,
 )
 from dseeds.seeds.kernels.simd import (
     BLOCK_BINS,
@@ -39,22 +42,20 @@ from dseeds.seeds.kernels.voxels import MASKED
 SMOOTHING_SUM = 256
 # A score's unit: this is a full histogram intersection.
 BLOCK_UNIT = 1 << 15
-# A block weighs at most 8 times the rest of its supervoxel, in units of 2^-12: so its product with a share fits 32
-# bits.
+# A block weighs at most 8 times the rest of its supervoxel, in units of 2^-12, so that its product with a share fits
+# 32 bits.
 MOST_RATIO = 8 << 12
-# Blocks that can be halved no further have up to 4 voxels along an axis, in a cell that took in a remainder up to 6.
+# Blocks that can be halved no further have up to 4 voxels along an axis, or 6 in a cell that took in a remainder.
 LARGEST_FINE_BLOCK = 6**3
 
 
 @jit
-def count_block_histograms(
-    bins: NDArray[np.uint8],
-    edge_z: NDArray[np.int64],
-    edge_y: NDArray[np.int64],
-    edge_x: NDArray[np.int64],
-    histograms: NDArray[Any],
-) -> None:
-    """Count the voxels of a window, bins of 64, in the histograms of blocks, shape (z, y, x, channels * 32)."""
+def count_block_histograms(bins: NDArray[np.uint8], edges: AxisArrays, histograms: NDArray[Any]) -> None:
+    """Count a window's voxels, with 64 bins, in the histograms of its blocks, shape (z, y, x, channels * 32).
+
+    `edges` holds per axis where the blocks begin and the last one ends, in voxels of the window.
+    """
+    edge_z, edge_y, edge_x = edges
     for c in range(len(bins)):
         for z in range(len(edge_z) - 1):
             for y in range(len(edge_y) - 1):
@@ -71,7 +72,7 @@ def count_block_histograms(
 
 @jit
 def hide_blocks(histograms: NDArray[Any], labels: NDArray[np.uint8]) -> None:
-    """Take the labels of those blocks that have no voxel in the mask."""
+    """Set the labels of the blocks without a voxel in the mask to `NOTHING`."""
     for z in range(histograms.shape[0]):
         for y in range(histograms.shape[1]):
             for x in range(histograms.shape[2]):
@@ -83,14 +84,9 @@ def hide_blocks(histograms: NDArray[Any], labels: NDArray[np.uint8]) -> None:
 
 
 @jit
-def hide_fine_units(
-    bins: NDArray[np.uint8],
-    edge_z: NDArray[np.int64],
-    edge_y: NDArray[np.int64],
-    edge_x: NDArray[np.int64],
-    labels: NDArray[np.uint8],
-) -> None:
-    """Do as `hide_blocks`, but from the units' voxels."""
+def hide_fine_units(bins: NDArray[np.uint8], edges: AxisArrays, labels: NDArray[np.uint8]) -> None:
+    """Do the same as `hide_blocks`, from the units' voxels."""
+    edge_z, edge_y, edge_x = edges
     for z in range(len(edge_z) - 1):
         for y in range(len(edge_y) - 1):
             for x in range(len(edge_x) - 1):
@@ -104,14 +100,9 @@ def hide_fine_units(
 
 
 @jit
-def coarsen_histograms(
-    finer: NDArray[Any],
-    parent_z: NDArray[np.int64],
-    parent_y: NDArray[np.int64],
-    parent_x: NDArray[np.int64],
-    histograms: NDArray[Any],
-) -> None:
-    """Add the histograms of finer blocks to those of the coarser blocks they lie in."""
+def coarsen_histograms(finer: NDArray[Any], parents: AxisArrays, histograms: NDArray[Any]) -> None:
+    """Add the histograms of finer blocks to those of the coarser blocks that contain them."""
+    parent_z, parent_y, parent_x = parents
     # The number of bins is not a constant to the compiler, here and below: it would unroll instead of vectorise.
     bins = finer.shape[3]
     for z in range(finer.shape[0]):
@@ -123,187 +114,135 @@ def coarsen_histograms(
 
 @jit
 def count_blocks(
-    histograms: NDArray[Any], labels: NDArray[np.uint8], place: WindowGeometry, counts: NDArray[np.uint32]
+    histograms: NDArray[Any], labels: NDArray[np.uint8], geometry: WindowGeometry, counts: NDArray[np.uint32]
 ) -> None:
     """Add the histograms of the core's blocks to those of their supervoxels."""
-    owners = owner_offsets(place.cells)
-    home_x, number_x = homes_and_numbers(place)
+    owners = owner_lookup(geometry)
     bins = histograms.shape[3]
-    for z in range(place.core_lo[0], place.core_hi[0]):
-        for y in range(place.core_lo[1], place.core_hi[1]):
-            own_row, number_row = home_and_number(z, y, place)
-            for x in range(place.core_lo[2], place.core_hi[2]):
+    for z in range(geometry.core_lo[0], geometry.core_hi[0]):
+        for y in range(geometry.core_lo[1], geometry.core_hi[1]):
+            home = row_home(z, y, geometry)
+            for x in range(geometry.core_lo[2], geometry.core_hi[2]):
                 label = labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1]
                 if label == NOTHING:
                     continue
-                cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
+                owner = owner_number(owners, home, x, label)
                 for j in range(bins):
-                    counts[cell, j] += histograms[z, y, x, j]
+                    counts[owner, j] += histograms[z, y, x, j]
 
 
 @jit
 def count_fine_blocks(
     bins: NDArray[np.uint8],
-    edge_z: NDArray[np.int64],
-    edge_y: NDArray[np.int64],
-    edge_x: NDArray[np.int64],
+    edges: AxisArrays,
     labels: NDArray[np.uint8],
-    place: WindowGeometry,
+    geometry: WindowGeometry,
     counts: NDArray[np.uint32],
 ) -> None:
-    """Do as `count_blocks`, but from the blocks' voxels."""
-    owners = owner_offsets(place.cells)
-    home_x, number_x = homes_and_numbers(place)
+    """Do the same as `count_blocks`, from the blocks' voxels."""
+    edge_z, edge_y, edge_x = edges
+    owners = owner_lookup(geometry)
     for c in range(len(bins)):
-        for z in range(place.core_lo[0], place.core_hi[0]):
-            for y in range(place.core_lo[1], place.core_hi[1]):
-                own_row, number_row = home_and_number(z, y, place)
+        for z in range(geometry.core_lo[0], geometry.core_hi[0]):
+            for y in range(geometry.core_lo[1], geometry.core_hi[1]):
+                home = row_home(z, y, geometry)
                 for vz in range(edge_z[z], edge_z[z + 1]):
                     for vy in range(edge_y[y], edge_y[y + 1]):
                         row = bins[c, vz + 1, vy + 1]
-                        for x in range(place.core_lo[2], place.core_hi[2]):
+                        for x in range(geometry.core_lo[2], geometry.core_hi[2]):
                             label = labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1]
                             if label == NOTHING:
                                 continue
-                            cell = number_row + number_x[x] + owners[own_row + home_x[x] + np.uint64(label)]
+                            owner = owner_number(owners, home, x, label)
                             for vx in range(edge_x[x] + 1, edge_x[x + 1] + 1):
                                 bin_ = row[vx & 1, vx >> 1] >> 1
                                 if bin_ < BLOCK_BINS:
-                                    counts[np.uint64(cell), np.uint64(BLOCK_BINS * c + bin_)] += np.uint32(1)
+                                    counts[np.uint64(owner), np.uint64(BLOCK_BINS * c + bin_)] += np.uint32(1)
 
 
-@jit
-def _scale(size: int) -> np.float32:
-    """Tell by what a block's smoothed histogram is multiplied to become shares of its size."""
-    return np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
+class BlockValues(NamedTuple):
+    """The intensities of a window of blocks: histograms, or for the finest blocks their voxels.
 
-
-@jit
-def _profile(
-    histogram: NDArray[Any],
-    smoothed: NDArray[np.uint16],
-    total: NDArray[np.uint32],
-    profiles: NDArray[np.uint16],
-    channel: int,
-) -> int:
-    """Smooth a block's histogram in a channel and make shares of it, rounded down; say how many voxels there are.
-
-    There is room for the sums in `total`.
+    Attributes
+    ----------
+    bins : ndarray of uint8
+        For the finest blocks, a window of the voxels that they cover for each channel; otherwise unused.
+    histograms : ndarray of unsigned int, shape (z, y, x, channels * 32)
+        For coarser blocks, their histograms; otherwise empty.
+    edges : tuple of ndarray of int64
+        Per axis where the blocks begin and the last one ends, in voxels from the window's first.
     """
-    size, bins = 0, len(total)
-    total[:] = 0
-    for j in range(bins):
-        count = np.uint32(histogram[bins * channel + j])
-        if count != 0:
-            size += np.int64(count)
-            for k in range(bins):
-                total[k] += count * np.uint32(smoothed[j, k])
-    scale = _scale(size)
-    for k in range(bins):
-        profiles[channel, k] = np.uint16(np.float32(total[k]) * scale)
-    return size
+
+    bins: NDArray[np.uint8]
+    histograms: NDArray[Any]
+    edges: AxisArrays
 
 
-@jit
-def _list_voxels(
-    bins: NDArray[np.uint8],
-    edges: tuple[int, int, int, int, int, int],
-    channel: int,
-    rows: NDArray[np.uint8],
-    begin: int,
-) -> int:
-    """List the bins, of 32, of a block's voxels in a channel, and say how many there are."""
-    count = begin
-    for z in range(edges[0] + 1, edges[1] + 1):
-        for y in range(edges[2] + 1, edges[3] + 1):
-            row = bins[channel, z, y]
-            for x in range(edges[4] + 1, edges[5] + 1):
-                bin_ = row[x & 1, x >> 1] >> 1
-                rows[count] = bin_
-                # The next one takes the place of one that is masked out.
-                count += bin_ < BLOCK_BINS
-    return count - begin
+class BlockScores(NamedTuple):
+    """The tables from which blocks are scored in a round.
 
+    Attributes
+    ----------
+    shares : ndarray of uint16, shape (cells * channels, 32)
+        The supervoxels' smoothed histograms, by channel, as shares of their size, in units of `BLOCK_UNIT`.
+    sizes : ndarray of int64, shape (cells,)
+        The supervoxels' sizes in voxels.
+    handicaps : ndarray of int32, shape (cells,)
+        The cost of a supervoxel's size.
+    neighbour_gain : int
+        The score of one neighbour of the same label.
+    weights : ndarray of int64, shape (channels,), or None
+        The channels' weights; None for a single channel, for which less code is compiled.
+    smoothed : ndarray of uint16, shape (32, 32)
+        The smoothed histogram of a count of one in each bin.
+    costs : DistanceCosts
+        The cost of a block's distance from the centre of its owner's cell.
+    """
 
-@jit
-def _common(
-    shares: NDArray[np.uint16],
-    share: np.uint64,
-    profiles: NDArray[np.uint16],
-    profile: np.uint64,
-    ratio: np.int32,
-    own: bool,
-) -> np.int64:
-    """Intersect a supervoxel's shares with a block's, without the block where it is its own."""
-    if own:
-        return np.int64(intersect_without(shares, share, profiles, profile, ratio))
-    return np.int64(intersect(shares, share, profiles, profile))
+    shares: NDArray[np.uint16]
+    sizes: NDArray[np.int64]
+    handicaps: NDArray[np.int32]
+    neighbour_gain: int
+    weights: NDArray[np.int64] | None
+    smoothed: NDArray[np.uint16]
+    costs: DistanceCosts
 
 
 @jit
 def sweep_blocks(
-    bins: NDArray[np.uint8],
-    histograms: NDArray[Any],
-    edge_z: NDArray[np.int64],
-    edge_y: NDArray[np.int64],
-    edge_x: NDArray[np.int64],
+    values: BlockValues,
     labels: NDArray[np.uint8],
     state: NDArray[np.uint8],
-    shares: NDArray[np.uint16],
-    sizes: NDArray[np.int64],
-    handicaps: NDArray[np.int32],
-    neighbour_gain: int,
-    weights: NDArray[np.int64] | None,
-    smoothed: NDArray[np.uint16],
+    scores: BlockScores,
     simple: NDArray[np.uint64],
-    costs: Costs,
-    place: WindowGeometry,
-    colour: int,
-    spare: int,
-    z0: int,
-    z1: int,
+    geometry: WindowGeometry,
+    turn: Turn,
     change: NDArray[np.uint32],
 ) -> int:
     """Move the blocks of one colour between supervoxels, in place.
 
     Parameters
     ----------
-    bins : ndarray of uint8
-        For the finest blocks, the window of voxels that they cover, one for each channel; otherwise unused.
-    histograms : ndarray of unsigned int, shape (z, y, x, channels * 32)
-        For coarser blocks, their histograms; otherwise empty.
-    edge_z, edge_y, edge_x : ndarray of int64
-        Per axis where the blocks begin, in voxels from the window's first.
+    values : BlockValues
+        The blocks' intensities.
     labels, state : ndarray of uint8
-        The window of blocks; `state` is `OPEN` for those that are to be looked at.
-    shares : ndarray of uint16, shape (cells * channels, 32)
-        The supervoxels' smoothed histograms, by channel, as shares of their size, in block units.
-    sizes : ndarray of int64, shape (cells,)
-        The supervoxels' sizes in voxels.
-    handicaps : ndarray of int32, shape (cells,)
-        What a supervoxel's size costs it.
-    neighbour_gain : int
-        The score of one neighbour of the same label.
-    weights : ndarray of int64, shape (channels,), or None
-        The channels' weights; None for a single channel, for which less code is compiled.
-    smoothed : ndarray of uint16, shape (32, 32)
-        What smoothing makes of a count of one in each bin.
-    simple : ndarray of uint64
-        From `connectivity_table`.
-    costs, place, colour, spare, z0, z1, change
+        The window of blocks; `state` is `OPEN` for those due for a visit.
+    scores : BlockScores
+        The frozen scores.
+    simple, geometry, turn, change
         As for `sweep_voxels`, with histograms of 32 bins.
 
     Returns
     -------
     int
-        How many blocks moved.
+        The number of blocks that moved.
     """
-    ny, nx = len(place.cell_y), len(place.cell_x)
+    bins, histograms, (edge_z, edge_y, edge_x) = values
+    shares, sizes, handicaps, neighbour_gain, weights, smoothed, costs = scores
     flat_labels, flat_state = labels.reshape(-1), state.reshape(-1)
     distances = neighbour_distances(labels)
-    owners = owner_offsets(place.cells)
+    offsets, home_x, number_x = owner_lookup(geometry)
     votes, fresh = np.zeros(7 * LANES, np.uint8), np.zeros(4, np.uint64)
-    home_x, number_x = homes_and_numbers(place)
     channels = len(shares) // len(sizes)
     rows = np.empty(channels * LARGEST_FINE_BLOCK, np.uint8)
     profiles = np.empty((channels, BLOCK_BINS), np.uint16)
@@ -311,13 +250,14 @@ def sweep_blocks(
     total = np.empty(BLOCK_BINS, np.uint32)
     fine, far = histograms.size == 0, len(costs.x) > 0
     one = np.uint64(1)
+    begin_y, end_y = rows_of_turn(geometry, turn)
     moves = 0
-    for z in range(z0, z1):
-        for y in range(max(0, place.core_lo[1] - spare), min(ny, place.core_hi[1] + spare)):
-            parity, begin, end = row_of_colour(z, y, colour, place, spare, nx)
+    for z in range(turn.begin, turn.end):
+        for y in range(begin_y, end_y):
+            parity, begin, end = row_of_colour(z, y, geometry, turn)
             around = distances[parity]
-            own_row, number_row = home_and_number(z, y, place)
-            cost_of_row(costs, z, y, row_costs)
+            home_row, number_row = row_home(z, y, geometry)
+            add_row_costs(costs, z, y, row_costs)
             row = (((z + 1) * labels.shape[1] + y + 1) * 2 + parity) * labels.shape[3]
             for i in range(begin, end, LANES):
                 first = np.uint64(row + i)
@@ -340,30 +280,24 @@ def sweep_blocks(
                             size = _list_voxels(bins, edges, k, rows, LARGEST_FINE_BLOCK * k)
                             sum_rows(smoothed, rows, LARGEST_FINE_BLOCK * k, size, _scale(size), profiles, k)
                         else:
-                            size = _profile(histograms[z, y, x], smoothed, total, profiles, k)
-                    own, cell = own_row + home_x[x], number_row + number_x[x]
+                            size = _smooth_histogram(histograms[z, y, x], smoothed, total, profiles, k)
+                    home, cell = home_row + home_x[x], number_row + number_x[x]
                     best, top, old, new = flat_labels[block], 0, np.uint64(0), np.uint64(0)
                     for c in range(7):
                         if (fresh[c >> 1] >> (lane + np.uint64(LANES * (c & 1)))) & one == 0:
                             continue
                         label = flat_labels[block + around[FACES[c - 1]]] if c > 0 else best
-                        distance = owners[own + np.uint64(label)]
-                        if distance == OUT_OF_REACH:
+                        offset = offsets[home + np.uint64(label)]
+                        if offset == OUT_OF_REACH:
                             continue
-                        owner = np.uint64(cell + distance)
+                        owner = np.uint64(cell + offset)
                         score = np.int64(votes[lane + np.uint64(c * LANES)]) * neighbour_gain - handicaps[owner]
                         if far:
                             score -= row_costs[label >> 2] + costs.x[x, label & 3]
                         ratio = np.int32(0)
                         if c == 0:
                             ratio = np.int32(min(MOST_RATIO, (size << 12) // max(1, sizes[owner] - size)))
-                        if weights is None:
-                            score += _common(shares, owner, profiles, np.uint64(0), ratio, c == 0)
-                        else:
-                            score *= weights.sum()
-                            for k in range(np.uint64(channels)):
-                                share = owner * np.uint64(channels) + k
-                                score += weights[k] * _common(shares, share, profiles, k, ratio, c == 0)
+                        score = _add_likeness(score, weights, shares, owner, profiles, ratio, c == 0)
                         if c == 0:
                             old = owner
                         if c == 0 or score > top:
@@ -375,14 +309,107 @@ def sweep_blocks(
                     for k in range(18):
                         flat_state[block + around[k]] = OPEN
                     moves += 1
-                    if in_core(z, y, x, place):
+                    if in_core(z, y, x, geometry):
                         if fine:
-                            for k in range(channels):
-                                for v in range(LARGEST_FINE_BLOCK * k, LARGEST_FINE_BLOCK * k + size):
-                                    change[old, BLOCK_BINS * k + rows[v]] -= np.uint32(1)
-                                    change[new, BLOCK_BINS * k + rows[v]] += np.uint32(1)
+                            _count_fine_move(rows, size, old, new, change)
                         else:
                             for j in range(histograms.shape[3]):
                                 change[old, j] -= np.uint32(histograms[z, y, x, j])
                                 change[new, j] += np.uint32(histograms[z, y, x, j])
     return moves
+
+
+@jit
+def _list_voxels(
+    bins: NDArray[np.uint8],
+    edges: tuple[int, int, int, int, int, int],
+    channel: int,
+    rows: NDArray[np.uint8],
+    begin: int,
+) -> int:
+    """List the bins, of 32, of a block's voxels in a channel, and return how many there are."""
+    count = begin
+    for z in range(edges[0] + 1, edges[1] + 1):
+        for y in range(edges[2] + 1, edges[3] + 1):
+            row = bins[channel, z, y]
+            for x in range(edges[4] + 1, edges[5] + 1):
+                bin_ = row[x & 1, x >> 1] >> 1
+                rows[count] = bin_
+                # The next voxel overwrites one that is masked out.
+                count += bin_ < BLOCK_BINS
+    return count - begin
+
+
+@jit
+def _smooth_histogram(
+    histogram: NDArray[Any],
+    smoothed: NDArray[np.uint16],
+    total: NDArray[np.uint32],
+    profiles: NDArray[np.uint16],
+    channel: int,
+) -> int:
+    """Smooth a block's histogram in a channel into shares, rounded down; return the number of its voxels."""
+    size, bins = 0, len(total)
+    total[:] = 0
+    for j in range(bins):
+        count = np.uint32(histogram[bins * channel + j])
+        if count != 0:
+            size += np.int64(count)
+            for k in range(bins):
+                total[k] += count * np.uint32(smoothed[j, k])
+    scale = _scale(size)
+    for k in range(bins):
+        profiles[channel, k] = np.uint16(np.float32(total[k]) * scale)
+    return size
+
+
+@jit
+def _scale(size: int) -> np.float32:
+    """Return the factor that turns a block's smoothed histogram into shares of its size."""
+    return np.float32(BLOCK_UNIT / SMOOTHING_SUM) / np.float32(size)
+
+
+@jit
+def _add_likeness(
+    score: int,
+    weights: NDArray[np.int64] | None,
+    shares: NDArray[np.uint16],
+    owner: np.uint64,
+    profiles: NDArray[np.uint16],
+    ratio: np.int32,
+    own: bool,
+) -> int:
+    """Add the intersections of a block's histograms with those of a supervoxel."""
+    if weights is None:
+        return score + _intersect(shares, owner, profiles, np.uint64(0), ratio, own)
+    score *= weights.sum()
+    channels = np.uint64(len(weights))
+    for k in range(channels):
+        score += weights[k] * _intersect(shares, owner * channels + k, profiles, k, ratio, own)
+    return score
+
+
+@jit
+def _intersect(
+    shares: NDArray[np.uint16],
+    share: np.uint64,
+    profiles: NDArray[np.uint16],
+    profile: np.uint64,
+    ratio: np.int32,
+    own: bool,
+) -> np.int64:
+    """Intersect a supervoxel's shares with a block's, without the block if it is the block's own supervoxel."""
+    if own:
+        return np.int64(intersect_without(shares, share, profiles, profile, ratio))
+    return np.int64(intersect(shares, share, profiles, profile))
+
+
+@jit
+def _count_fine_move(
+    rows: NDArray[np.uint8], size: int, old: np.uint64, new: np.uint64, change: NDArray[np.uint32]
+) -> None:
+    """Move a fine block's voxels, listed by channel, from the histograms of one owner to those of another."""
+    for k in range(len(rows) // LARGEST_FINE_BLOCK):
+        for v in range(LARGEST_FINE_BLOCK * k, LARGEST_FINE_BLOCK * k + size):
+            change[old, BLOCK_BINS * k + rows[v]] -= np.uint32(1)
+            change[new, BLOCK_BINS * k + rows[v]] += np.uint32(1)

@@ -1,84 +1,72 @@
-"""Labels of one byte, and what they mean.
+"""Labels of one byte during the rounds, and global labels after them (steps 2, 3 and 6).
 
-A unit's owner, the cell that its supervoxel grew from, is the unit's own cell or one of its 26 neighbours. So along
-each axis the owner's place modulo 4 tells which cell it is: two bits an axis, ``16 (z & 3) + 4 (y & 3) + (x & 3)``.
-Such a label means the same in every window, and two labels near each other can be compared as they are: owners of
-units that are neighbours differ by at most 3 cells along an axis, and where they can differ by 4, across a cell that
-is one unit long, both are out of reach for the unit between them.
+A unit's owner, the cell that its supervoxel grew from, is the unit's home cell or one of its 26 neighbours. So the
+owner's place modulo 4 along each axis identifies it, with two bits an axis: ``16 (z & 3) + 4 (y & 3) + (x & 3)``. Such
+a label means the same in every window, and labels near each other can be compared directly: owners of neighbouring
+units differ by at most 3 cells along an axis. They can differ by 4 only across a cell that is one unit long, and then
+both are out of reach for the unit between them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.geometry import Triple
+from dseeds.core.geometry import AxisArrays, Triple
 from dseeds.core.jit import jit
 from dseeds.seeds.kernels.layout import WindowGeometry, new_window, pack_planes
 from dseeds.seeds.kernels.simd import NOTHING
 
-# No cell has a number as low as its own plus this.
+# Added to any cell's number, this is negative.
 OUT_OF_REACH = -(1 << 31)
 
 
 @jit
 def home_label(cell_z: int, cell_y: int, cell_x: int) -> int:
-    """Give the label of a cell's own units."""
+    """Return the label of a cell's own units."""
     return ((cell_z & 3) << 4) | ((cell_y & 3) << 2) | (cell_x & 3)
 
 
 @jit
-def _seed(
-    cell_z: NDArray[np.int64], cell_y: NDArray[np.int64], cell_x: NDArray[np.int64], labels: NDArray[np.uint8]
-) -> None:
-    for z in range(len(cell_z)):
-        for y in range(len(cell_y)):
-            for x in range(len(cell_x)):
-                labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1] = home_label(cell_z[z], cell_y[y], cell_x[x])
+def _seed(homes: AxisArrays, labels: NDArray[np.uint8]) -> None:
+    for z in range(len(homes[0])):
+        for y in range(len(homes[1])):
+            for x in range(len(homes[2])):
+                label = home_label(homes[0][z], homes[1][y], homes[2][x])
+                labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1] = label
 
 
-def seed_labels(cell_z: NDArray[np.int64], cell_y: NDArray[np.int64], cell_x: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Make a window in which every unit has the label of its own cell, which is given per axis."""
-    labels = new_window((len(cell_z), len(cell_y), len(cell_x)), NOTHING)
-    _seed(cell_z, cell_y, cell_x, labels)
+def seed_labels(homes: AxisArrays) -> NDArray[np.uint8]:
+    """Return a window in which every unit has the label of its home cell, given per axis."""
+    labels = new_window([len(cells) for cells in homes], NOTHING)
+    _seed(homes, labels)
     return labels
 
 
 @jit
-def _refine(
-    coarse: NDArray[np.uint8],
-    parent_z: NDArray[np.int64],
-    parent_y: NDArray[np.int64],
-    parent_x: NDArray[np.int64],
-    labels: NDArray[np.uint8],
-) -> None:
-    for z in range(len(parent_z)):
-        for y in range(len(parent_y)):
-            row = coarse[parent_z[z] + 1, parent_y[y] + 1]
-            for x in range(len(parent_x)):
-                parent = parent_x[x] + 1
+def _refine(coarse: NDArray[np.uint8], parents: AxisArrays, labels: NDArray[np.uint8]) -> None:
+    for z in range(len(parents[0])):
+        for y in range(len(parents[1])):
+            row = coarse[parents[0][z] + 1, parents[1][y] + 1]
+            for x in range(len(parents[2])):
+                parent = parents[2][x] + 1
                 labels[z + 1, y + 1, (x + 1) & 1, (x + 1) >> 1] = row[parent & 1, parent >> 1]
 
 
-def refine_labels(
-    coarse: NDArray[np.uint8],
-    parent_z: NDArray[np.int64],
-    parent_y: NDArray[np.int64],
-    parent_x: NDArray[np.int64],
-) -> NDArray[np.uint8]:
-    """Make a window of the finer units that lie in the coarser units of another, and hand the labels down.
+def refine_labels(coarse: NDArray[np.uint8], parents: AxisArrays) -> NDArray[np.uint8]:
+    """Return a window of finer units with the labels of the coarser units that contain them.
 
-    Per axis is given in which coarser unit each finer one lies, in the windows without their padding.
+    `parents` holds per axis the index of each finer unit's coarser unit, in windows without their padding.
     """
-    labels = new_window((len(parent_z), len(parent_y), len(parent_x)), NOTHING)
-    _refine(coarse, parent_z, parent_y, parent_x, labels)
+    labels = new_window([len(units) for units in parents], NOTHING)
+    _refine(coarse, parents, labels)
     return labels
 
 
 def pack_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Make a window of labels, shape (z, y, x)."""
+    """Return a window of labels of shape (z, y, x)."""
     window = new_window(labels.shape, NOTHING)
     pack_planes(labels, 0, window)
     return window
@@ -86,7 +74,7 @@ def pack_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @jit
 def owner_offsets(cells: Triple) -> NDArray[np.int32]:
-    """Tell by a unit's home label and its label how far the owner's number is from that of the unit's own cell.
+    """Tabulate the offset from a home cell's number to the owner's number, by home label and label.
 
     Parameters
     ----------
@@ -96,73 +84,84 @@ def owner_offsets(cells: Triple) -> NDArray[np.int32]:
     Returns
     -------
     ndarray of int32, shape (64 * 64,)
-        Index ``64 * home + label``; `OUT_OF_REACH` where no owner within reach has that label.
+        Index ``64 * home label + label``; `OUT_OF_REACH` if no owner within reach has that label.
     """
-    distances = np.full(64 * 64, OUT_OF_REACH, np.int32)
+    offsets = np.full(64 * 64, OUT_OF_REACH, np.int32)
     for own in range(64):
         for dz in range(-1, 2):
             for dy in range(-1, 2):
                 for dx in range(-1, 2):
                     label = home_label((own >> 4) + dz, ((own >> 2) & 3) + dy, (own & 3) + dx)
-                    distances[64 * own + label] = (dz * cells[1] + dy) * cells[2] + dx
-    return distances
+                    offsets[64 * own + label] = (dz * cells[1] + dy) * cells[2] + dx
+    return offsets
 
 
-@jit
-def homes_and_numbers(place: WindowGeometry) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Tell along x what a unit's own cell adds to those of its row, see `home_and_number`.
+class OwnerLookup(NamedTuple):
+    """The tables that turn a label of a window into the number of its owner within the window's cells.
 
-    Returns
-    -------
-    home : ndarray of uint64, shape (x,)
-        To 64 times the home label.
-    number : ndarray of int64, shape (x,)
-        To the cell's number within the window's cells.
+    Attributes
+    ----------
+    offsets : ndarray of int32, shape (64 * 64,)
+        From `owner_offsets`.
+    homes : ndarray of uint64, shape (x,)
+        The x contribution to 64 times the home label.
+    numbers : ndarray of int64, shape (x,)
+        The x contribution to the home cell's number.
     """
-    home_x = np.empty(len(place.cell_x), np.uint64)
-    number_x = np.empty(len(place.cell_x), np.int64)
-    for x in range(len(place.cell_x)):
-        home_x[x] = 64 * home_label(0, 0, place.cell_x[x])
-        number_x[x] = place.cell_x[x] - place.first_cell[2]
-    return home_x, number_x
+
+    offsets: NDArray[np.int32]
+    homes: NDArray[np.uint64]
+    numbers: NDArray[np.int64]
 
 
 @jit
-def home_and_number(z: int, y: int, place: WindowGeometry) -> tuple[np.uint64, int]:
-    """Give 64 times the home label, and the number within the window's cells, of a row's cell at the least x."""
-    row = (place.cell_z[z] - place.first_cell[0]) * place.cells[1] + place.cell_y[y] - place.first_cell[1]
-    return np.uint64(64 * home_label(place.cell_z[z], place.cell_y[y], 0)), row * place.cells[2]
+def owner_lookup(geometry: WindowGeometry) -> OwnerLookup:
+    """Prepare the lookup of owners in a window."""
+    cells = geometry.homes[2]
+    homes, numbers = np.empty(len(cells), np.uint64), np.empty(len(cells), np.int64)
+    for x in range(len(cells)):
+        homes[x] = 64 * home_label(0, 0, cells[x])
+        numbers[x] = cells[x] - geometry.first_cell[2]
+    return OwnerLookup(owner_offsets(geometry.cells), homes, numbers)
 
 
 @jit
-def write_global_labels(
-    labels: NDArray[np.uint8],
-    cell_z: NDArray[np.int64],
-    cell_y: NDArray[np.int64],
-    cell_x: NDArray[np.int64],
-    cells: Triple,
-    out: NDArray[Any],
-) -> None:
+def row_home(z: int, y: int, geometry: WindowGeometry) -> tuple[np.uint64, int]:
+    """Return the contributions of a row's z and y to 64 times the home label, and to the home cell's number."""
+    cell_z, cell_y = geometry.homes[0][z], geometry.homes[1][y]
+    row = (cell_z - geometry.first_cell[0]) * geometry.cells[1] + cell_y - geometry.first_cell[1]
+    return np.uint64(64 * home_label(cell_z, cell_y, 0)), row * geometry.cells[2]
+
+
+@jit
+def owner_number(owners: OwnerLookup, home: tuple[np.uint64, int], x: int, label: int) -> int:
+    """Return the number of the owner that a label means at place x of a row; negative if out of reach."""
+    return home[1] + owners.numbers[x] + owners.offsets[home[0] + owners.homes[x] + np.uint64(label)]
+
+
+@jit
+def write_global_labels(labels: NDArray[np.uint8], homes: AxisArrays, cells: Triple, out: NDArray[Any]) -> None:
     """Turn a window's labels into global ones, 1 + the owner's number, and `NOTHING` into 0.
 
     Parameters
     ----------
     labels : ndarray of uint8
         The window.
-    cell_z, cell_y, cell_x : ndarray of int64
+    homes : tuple of ndarray of int64
         Per axis the global cell of each unit.
     cells : tuple of int
-        All cells along (z, y, x).
+        The number of all cells along (z, y, x).
     out : ndarray of unsigned int, shape (z, y, x)
-        Is filled.
+        Receives the labels.
     """
-    distances = owner_offsets(cells)
-    for z in range(len(cell_z)):
-        for y in range(len(cell_y)):
-            first = (cell_z[z] * cells[1] + cell_y[y]) * cells[2] + 1
-            own_row = home_label(cell_z[z], cell_y[y], 0)
+    offsets = owner_offsets(cells)
+    for z in range(len(homes[0])):
+        for y in range(len(homes[1])):
+            first = (homes[0][z] * cells[1] + homes[1][y]) * cells[2] + 1
+            own_row = home_label(homes[0][z], homes[1][y], 0)
             row, window_row = out[z, y], labels[z + 1, y + 1]
-            for x in range(len(cell_x)):
-                own = np.uint64(64 * (own_row + (cell_x[x] & 3)))
+            for x in range(len(homes[2])):
+                cell = homes[2][x]
+                own = np.uint64(64 * (own_row + (cell & 3)))
                 label = window_row[(x + 1) & 1, (x + 1) >> 1]
-                row[x] = first + cell_x[x] + distances[own + np.uint64(label)] if label != NOTHING else 0
+                row[x] = first + cell + offsets[own + np.uint64(label)] if label != NOTHING else 0

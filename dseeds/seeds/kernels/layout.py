@@ -1,8 +1,8 @@
-"""How a window of units lies in memory.
+"""Memory layout of a window of units, for all steps.
 
-A window is padded by one unit on each side, and every row along x keeps its even units before its odd ones: shape
-(z + 2, y + 2, 2, half a row). Units of one colour are every other one of a row, so here they lie side by side, and
-so do their neighbours in any direction. A whole vector of units, `LANES` of them, is looked at with plain loads.
+A window is padded by one unit on each side, and every row along x stores its even units before its odd ones: shape
+(z + 2, y + 2, 2, half a row). Units of one colour are every other unit of a row, so they are contiguous here, and so
+are their neighbours in any direction. Plain loads therefore fill a vector register with `LANES` units.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.geometry import Triple
+from dseeds.core.geometry import AxisArrays, Triple
 from dseeds.core.jit import jit
 
 # Bytes in a vector register of most machines.
@@ -29,37 +29,54 @@ _OFFSETS = np.array(NEIGHBOURS)
 
 
 class WindowGeometry(NamedTuple):
-    """Where a window lies, as kernels take it; all triples are (z, y, x).
+    """The position of a window, as kernels take it; all triples are (z, y, x).
 
     Attributes
     ----------
     core_lo, core_hi : tuple of int
-        The box, in units of the window without its padding, that has to be right at the end of a round.
+        The box that has to be exact at the end of a round, in units of the window without its padding.
     origin : tuple of int
         The global coordinates of the window's first unit.
-    cell_z, cell_y, cell_x : ndarray of int64
+    homes : tuple of ndarray of int64
         Per axis the global cell of each unit of the window.
     first_cell, cells : tuple of int
-        The box of cells that the statistics are of: its first cell and its extent.
+        The box of cells that have statistics: its first cell and its extent.
     """
 
     core_lo: Triple
     core_hi: Triple
     origin: Triple
-    cell_z: NDArray[np.int64]
-    cell_y: NDArray[np.int64]
-    cell_x: NDArray[np.int64]
+    homes: AxisArrays
     first_cell: Triple
     cells: Triple
 
 
-class Costs(NamedTuple):
-    """What it costs units to be far from the centre of the cell that their supervoxel grew from; empty for nothing.
+class Turn(NamedTuple):
+    """The part of a round that a kernel does in one call: one colour in a range of planes.
+
+    Attributes
+    ----------
+    colour : int
+        From 0 to 3, see `row_of_colour`.
+    margin : int
+        The distance from the core up to which units still affect it.
+    begin, end : int
+        The planes. Marks reach one plane further.
+    """
+
+    colour: int
+    margin: int
+    begin: int
+    end: int
+
+
+class DistanceCosts(NamedTuple):
+    """The cost of a unit's distance from the centre of its owner's cell; empty if distance is free.
 
     Attributes
     ----------
     z, y, x : ndarray of int32, shape (units, 4)
-        Along an axis, by the unit and by the cell's place modulo 4; they add up.
+        The cost along an axis, by the unit and by the owner's place modulo 4. The three add up.
     """
 
     z: NDArray[np.int32]
@@ -68,20 +85,20 @@ class Costs(NamedTuple):
 
 
 @jit
-def cost_of_row(costs: Costs, z: int, y: int, out: NDArray[np.int32]) -> None:
-    """Add up what z and y cost in a row, by the cell's place modulo 4 along both, 4 (z & 3) + (y & 3)."""
+def add_row_costs(costs: DistanceCosts, z: int, y: int, out: NDArray[np.int32]) -> None:
+    """Add up the costs along z and y in a row, by the owner's places modulo 4: 4 (z & 3) + (y & 3)."""
     if len(costs.z) > 0:
-        for part in range(16):
-            out[part] = costs.z[z, part >> 2] + costs.y[y, part & 3]
+        for owner in range(16):
+            out[owner] = costs.z[z, owner >> 2] + costs.y[y, owner & 3]
 
 
 def new_window(shape: Sequence[int], fill: int, channels: int | None = None) -> NDArray[np.uint8]:
-    """Make a window of bytes for units of a shape (z, y, x), or one for each of a number of channels.
+    """Allocate a window of bytes for units of a shape (z, y, x), or one window for each channel.
 
     Returns
     -------
     ndarray of uint8, shape (z + 2, y + 2, 2, half) or (channels, z + 2, y + 2, 2, half)
-        A vector may begin at any of its units: behind it the memory goes on far enough.
+        The memory goes on behind the last unit, so that a vector may begin at any unit.
     """
     nz, ny, nx = shape
     layout = (*(() if channels is None else (channels,)), nz + 2, ny + 2, 2, (nx + 3) // 2)
@@ -91,7 +108,7 @@ def new_window(shape: Sequence[int], fill: int, channels: int | None = None) -> 
 
 @jit
 def pack_planes(values: NDArray[np.uint8], begin: int, window: NDArray[np.uint8]) -> None:
-    """Put planes of units, shape (z, y, x), into a window, from its plane `begin` without the padding."""
+    """Write planes of units, shape (z, y, x), into a window, from its unpadded plane `begin` on."""
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
             even, odd = window[z + begin + 1, y + 1]
@@ -105,7 +122,7 @@ def pack_planes(values: NDArray[np.uint8], begin: int, window: NDArray[np.uint8]
 
 @jit
 def unpack_box(window: NDArray[np.uint8], lo: Triple, values: NDArray[np.uint8]) -> None:
-    """Take a box of units that begins at `lo`, without the padding, out of a window."""
+    """Read a box of units, whose unpadded coordinates begin at `lo`, from a window into `values`."""
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
             for x in range(values.shape[2]):
@@ -115,7 +132,7 @@ def unpack_box(window: NDArray[np.uint8], lo: Triple, values: NDArray[np.uint8])
 
 @jit
 def neighbour_distances(window: NDArray[Any]) -> NDArray[np.uint64]:
-    """Tell how far away in memory a unit's 18 neighbours are.
+    """Return the distances in memory from a unit to its 18 neighbours.
 
     Returns
     -------
@@ -130,22 +147,29 @@ def neighbour_distances(window: NDArray[Any]) -> NDArray[np.uint64]:
             z, y, x = _OFFSETS[k]
             along = 0
             if x != 0:
-                # Into the other half of the row; two neighbours that differ by two units are one place apart there.
+                # Into the other half of the row, where neighbours two units apart are adjacent.
                 along = half + (x - 1) // 2 if parity == 0 else (x + 1) // 2 - half
             distances[parity, k] = np.uint64(np.int64(z * plane + y * row + along))
     return distances
 
 
 @jit
-def in_core(z: int, y: int, x: int, place: WindowGeometry) -> bool:
-    """Tell whether a unit of the window, without its padding, lies in the core."""
-    lo, hi = place.core_lo, place.core_hi
+def in_core(z: int, y: int, x: int, geometry: WindowGeometry) -> bool:
+    """Return whether a unit, in unpadded coordinates of the window, lies in the core."""
+    lo, hi = geometry.core_lo, geometry.core_hi
     return lo[0] <= z < hi[0] and lo[1] <= y < hi[1] and lo[2] <= x < hi[2]
 
 
 @jit
-def row_of_colour(z: int, y: int, colour: int, place: WindowGeometry, spare: int, nx: int) -> tuple[int, int, int]:
-    """Find the units of a colour in a row.
+def rows_of_turn(geometry: WindowGeometry, turn: Turn) -> tuple[int, int]:
+    """Return the first row along y that a turn visits in each of its planes, and the end."""
+    ny = len(geometry.homes[1])
+    return max(0, geometry.core_lo[1] - turn.margin), min(ny, geometry.core_hi[1] + turn.margin)
+
+
+@jit
+def row_of_colour(z: int, y: int, geometry: WindowGeometry, turn: Turn) -> tuple[int, int, int]:
+    """Locate the units of a turn's colour in a row.
 
     Units have one of four colours, the parities of x + y and of y + z in global coordinates; a row holds two.
 
@@ -153,25 +177,22 @@ def row_of_colour(z: int, y: int, colour: int, place: WindowGeometry, spare: int
     ----------
     z, y : int
         The row, in the window without its padding.
-    colour : int
-        From 0 to 3.
-    place : Place
+    geometry : WindowGeometry
         The window.
-    spare : int
-        How far around the core units still matter.
-    nx : int
-        Units of a row.
+    turn : Turn
+        The colour, and the margin around the core.
 
     Returns
     -------
     parity : int
-        Which half of the padded row has the colour.
+        The half of the padded row that has the colour.
     begin, end : int
-        Where in that half its units are; empty where the row has none.
+        The range of its units in that half; empty if the row has none.
     """
-    global_z, global_y = z + place.origin[0], y + place.origin[1]
-    if (global_y + global_z + (colour >> 1)) & 1:
+    global_z, global_y = z + geometry.origin[0], y + geometry.origin[1]
+    if (global_y + global_z + (turn.colour >> 1)) & 1:
         return 0, 0, 0
-    parity = (colour + global_y + place.origin[2] + 1) & 1
-    x0, x1 = max(0, place.core_lo[2] - spare), min(nx, place.core_hi[2] + spare)
+    parity = (turn.colour + global_y + geometry.origin[2] + 1) & 1
+    x0 = max(0, geometry.core_lo[2] - turn.margin)
+    x1 = min(len(geometry.homes[2]), geometry.core_hi[2] + turn.margin)
     return parity, (x0 + 2 - parity) >> 1, ((x1 - parity) >> 1) + 1
