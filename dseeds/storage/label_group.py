@@ -175,8 +175,8 @@ def check_target(target: Location, overwrite: bool) -> None:
     name = target.address.rpartition("/")[2]
     if name.lower().endswith(FILE_ENDINGS):
         raise ValueError(
-            f"{name} would be a file, but the output is a Zarr folder: name a target such as labels.zarr, and convert it "
-            "with dseeds export."
+            f"{name} would be a file, but the output is a Zarr folder: name a target such as labels.zarr, and "
+            "convert it with dseeds export."
         )
     check_folder(target)
     if isinstance(target, LocalLocation):
