@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from distributed import Client, LocalCluster, get_worker, worker_client
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
 
+from dseeds.api.options import SupervoxelOptions
 from dseeds.api.segment import segment
 from dseeds.core.checks import check_threads
 from dseeds.core.duck_arrays import is_dask_array
@@ -37,7 +39,7 @@ from dseeds.storage.location import is_remote, open_location
 MACHINE_SHARE = 0.5
 
 
-def lazy_supervoxels(image: da.Array, *, channel_axis: int | None, mask: Any, levels: int, **options: Any) -> da.Array:
+def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
     """Cut a Dask array into supervoxels when they are asked for; see `dseeds.supervoxels`.
 
     Returns
@@ -51,16 +53,17 @@ def lazy_supervoxels(image: da.Array, *, channel_axis: int | None, mask: Any, le
         As `dseeds.supervoxels`, but for what only the intensities can tell; and if chunks have unknown sizes, or levels
         are wanted.
     """
-    if levels:
+    if options.levels:
         raise ValueError(
             "levels of supervoxels cannot be lazy: write them with segment(), whose target has a table for each, "
             "or compute the image before."
         )
-    sources = open_dask_array(image, SourceQuery(channel_axis=channel_axis, purpose="image"))
+    sources = open_dask_array(image, SourceQuery(channel_axis=options.channel_axis, purpose="image"))
     for source in sources:
         check_dtype(source.dtype)
     shape = check_shape(sources[0].shape)
-    lattice = _checked(shape, len(sources), **options)
+    lattice = _checked(shape, len(sources), options)
+    mask = options.mask
     if mask is not None and not is_auto(mask):
         found = open_mask(np.asarray(mask) if isinstance(mask, list | tuple) else mask, Image(sources)).source
         if isinstance(found, ArraySource | DaskSource):
@@ -75,21 +78,22 @@ def lazy_supervoxels(image: da.Array, *, channel_axis: int | None, mask: Any, le
     return labels
 
 
-def _checked(shape: Triple, channels: int, **options: Any) -> Lattice:
+def _checked(shape: Triple, channels: int, options: SupervoxelOptions) -> Lattice:
     """Refuse at once what would be refused once the image is there, and give the lattice."""
-    read_windows(options["window"], channels)
-    check_percentiles(options["percentiles"])
-    check_bins(options["bins"])
-    check_compactness(options["compactness"])
-    check_min_size(options["min_size"])
-    check_weights(options["weights"], channels)
-    check_threads(options["threads"])
-    if options["memory"] is not None:
-        parse_memory(options["memory"])
-    scratch = options["scratch"]
+    read_windows(options.window, channels)
+    check_percentiles(options.percentiles)
+    check_bins(options.bins)
+    check_compactness(options.compactness)
+    check_min_size(options.min_size)
+    check_weights(options.weights, channels)
+    check_threads(options.threads)
+    if options.memory is not None:
+        parse_memory(options.memory)
+    scratch = options.scratch
     if scratch is not None and not is_remote(scratch) and not Path(scratch).is_dir():
         raise FileNotFoundError(f"the scratch folder {scratch} does not exist.")
-    return Lattice(shape, choose_step(shape, **{key: options[key] for key in ("step", "n_segments", "spacing")}))
+    step = choose_step(shape, step=options.step, n_segments=options.n_segments, spacing=options.spacing)
+    return Lattice(shape, step)
 
 
 class Work:
@@ -104,13 +108,13 @@ class Work:
         The image.
     mask : object
         A Dask array, or whatever else a mask may be.
-    options : dict
-        Further ones of `dseeds.supervoxels`.
+    options : SupervoxelOptions
+        The options of `dseeds.supervoxels`.
     """
 
-    def __init__(self, channels: list[da.Array], mask: Any, options: Mapping[str, Any]) -> None:
-        self.channels, self.mask, self.options = channels, mask, dict(options)
-        self.folder = BlockFolder.new(self.options.pop("scratch"))
+    def __init__(self, channels: list[da.Array], mask: Any, options: SupervoxelOptions) -> None:
+        self.channels, self.mask, self.options = channels, mask, replace(options, mask=None)
+        self.folder = BlockFolder.new(options.scratch)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,12 +141,26 @@ class Work:
             arrays["mask"] = self.mask
         if not is_remote(address):
             Path(address).mkdir(parents=True)
-        options = dict(self.options)
-        with borrowed_client(options.pop("threads")) as (client, scheduler, memory):
-            options["memory"] = options["memory"] or memory
+        options = self.options
+        with borrowed_client(options.threads) as (client, scheduler, memory):
             stored = store_dask_array(arrays, f"{address}/source", **scheduler)
             mask = stored.pop("mask", self.mask)
-            segment(list(stored.values()), f"{address}/labels.zarr", mask=mask, client=client, **options)
+            segment(
+                list(stored.values()),
+                f"{address}/labels.zarr",
+                step=options.step,
+                n_segments=options.n_segments,
+                spacing=options.spacing,
+                mask=mask,
+                window=options.window,
+                percentiles=options.percentiles,
+                bins=options.bins,
+                compactness=options.compactness,
+                min_size=options.min_size,
+                weights=options.weights,
+                memory=options.memory or memory,
+                client=client,
+            )
         open_location(address).clear("source")
 
 

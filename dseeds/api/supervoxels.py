@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -11,6 +12,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from dseeds._version import __version__
+from dseeds.api.options import SupervoxelOptions
 from dseeds.core.checks import check_threads
 from dseeds.core.duck_arrays import is_dask_array, is_data_array
 from dseeds.core.geometry import Box, Lattice, Triple, check_shape
@@ -177,15 +179,29 @@ def supervoxels(
     >>> bright[0, 0, 5], bright[0, 0, 6], bright.max()
     (np.uint32(0), np.uint32(1), np.uint32(8))
     """
-    asked = dict(locals())
+    options = SupervoxelOptions(
+        step=step,
+        n_segments=n_segments,
+        spacing=spacing,
+        mask=mask,
+        window=window,
+        percentiles=percentiles,
+        bins=bins,
+        compactness=compactness,
+        min_size=min_size,
+        levels=levels,
+        channel_axis=channel_axis,
+        weights=weights,
+        threads=threads,
+        memory=memory,
+        scratch=scratch,
+    )
     if is_data_array(image):
-        from dseeds.api.supervoxels import labelled_supervoxels
-
-        return labelled_supervoxels(**asked)
+        return _labelled_supervoxels(image, options)
     if is_dask_array(image):
         from dseeds.api.lazy import lazy_supervoxels
 
-        return lazy_supervoxels(**asked)
+        return lazy_supervoxels(image, options)
     if memory is not None or scratch is not None:
         raise ValueError("memory and scratch are for Dask arrays: what is in memory is cut there.")
     values = _channels(np.asarray(image), channel_axis)
@@ -265,11 +281,11 @@ def _numbered(lattice: Lattice, codes: NDArray[np.uint8], masked: bool) -> tuple
     counts = np.ones(lattice.cells, np.uint32)
     if masked:
         plain = _plain(codes, lattice.shape)
-        counts = count_components(plain, *homes, everything)
+        counts = count_components(plain, homes, everything)
         offsets = (np.cumsum(counts).reshape(counts.shape) - counts).astype(np.uint64)
-        number_components(plain, *homes, everything, offsets, Box((0, 0, 0), lattice.shape), out)
+        number_components(plain, homes, everything, offsets, Box((0, 0, 0), lattice.shape), out)
     else:
-        write_global_labels(codes, *homes, lattice.cells, out)
+        write_global_labels(codes, homes, lattice.cells, out)
     cells = np.repeat(np.arange(lattice.size), counts.reshape(-1))
     return out, np.stack(np.unravel_index(cells, lattice.cells), axis=1)
 
@@ -294,24 +310,24 @@ def _plain(window: NDArray[np.uint8], shape: Triple) -> NDArray[np.uint8]:
 NOTED = ("step", "n_segments", "spacing", "window", "percentiles", "bins", "compactness", "min_size", "weights")
 
 
-def labelled_supervoxels(image: xr.DataArray, *, channel_axis: int | str | None, levels: int, **options: Any) -> Any:
-    """Cut a `DataArray` into supervoxels, see `dseeds.supervoxels`: labels with its dimensions and coordinates.
+def _labelled_supervoxels(image: xr.DataArray, options: SupervoxelOptions) -> Any:
+    """Cut a `DataArray` into supervoxels: labels with its dimensions and coordinates.
 
     Raises
     ------
     TypeError, ValueError, FileNotFoundError
-        As `dseeds.supervoxels`; and if a length is asked for and the coordinates tell no spacing.
+        As `dseeds.supervoxels`, and if a length is given as the step and the coordinates have no spacing.
     """
-    from dseeds.api.supervoxels import supervoxels
-
-    data, space, has_channels = extract_array(image, channel_axis)
-    notes = {name: value for name, value in options.items() if name in NOTED and value is not None}
-    if options["spacing"] is None:
-        options["spacing"] = _spacing_for(image, space, options["step"], options["n_segments"])
-    found = supervoxels(data, channel_axis=0 if has_channels else None, levels=levels, **options)
-    labels, *parents = found if levels else (found,)
-    result = wrap_like(image, space, labels, "supervoxels", long_name="supervoxels", dseeds=__version__, **notes)
-    return (result, *parents) if levels else result
+    data, space, has_channels = extract_array(image, options.channel_axis)
+    notes = {name: value for name, value in vars(options).items() if name in NOTED and value is not None}
+    spacing = options.spacing
+    if spacing is None:
+        spacing = _spacing_for(image, space, options.step, options.n_segments)
+    options = replace(options, channel_axis=0 if has_channels else None, spacing=spacing)
+    result: Any = supervoxels(data, **vars(options))
+    labels, *parents = result if options.levels else (result,)
+    labels = wrap_like(image, space, labels, "supervoxels", long_name="supervoxels", dseeds=__version__, **notes)
+    return (labels, *parents) if options.levels else labels
 
 
 def _spacing_for(image: xr.DataArray, space: tuple[str, ...], step: Any, n_segments: Any) -> Spacing | None:

@@ -1,0 +1,70 @@
+"""The options of `supervoxels`, as they travel from the public function to the code for each kind of array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dseeds.core.geometry import Lattice, Triple
+from dseeds.seeds.cell_size import Step, choose_step
+from dseeds.seeds.in_memory import CutSettings
+
+
+@dataclass(frozen=True)
+class SupervoxelOptions:
+    """The options of `dseeds.supervoxels`, under the names of its parameters and not yet checked."""
+
+    step: Step | None
+    n_segments: int | None
+    spacing: Sequence[float] | None
+    mask: Any
+    window: Any
+    percentiles: Sequence[float] | str
+    bins: str
+    compactness: float
+    min_size: int
+    levels: int
+    channel_axis: int | str | None
+    weights: Sequence[float] | None
+    threads: int | None
+    memory: int | str | None
+    scratch: str | os.PathLike[str] | None
+
+    @property
+    def given_mask(self) -> Any:
+        """The mask, with lists as arrays; None if there is none or the image decides."""
+        if self._is_mask_auto:
+            return None
+        return np.asarray(self.mask) if isinstance(self.mask, list | tuple) else self.mask
+
+    @property
+    def _is_mask_auto(self) -> bool:
+        return isinstance(self.mask, str) and self.mask == "auto"
+
+    def lattice(self, shape: Triple) -> Lattice:
+        """Return the lattice of a volume of a shape (z, y, x)."""
+        return Lattice(shape, choose_step(shape, step=self.step, n_segments=self.n_segments, spacing=self.spacing))
+
+    def settings(self, channels: int) -> CutSettings:
+        """Return the checked parameters for an image with so many channels.
+
+        Raises
+        ------
+        ValueError
+            If one is out of range.
+        """
+        return CutSettings.checked(
+            channels,
+            window=self.window,
+            percentiles=self.percentiles,
+            bins=self.bins,
+            auto_mask=self._is_mask_auto,
+            weights=self.weights,
+            compactness=self.compactness,
+            min_size=self.min_size,
+            levels=self.levels,
+        )
