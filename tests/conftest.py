@@ -15,7 +15,7 @@ from tests.support.paths import DATA, ROOT
 # Scripts, which import each other by their own names.
 collect_ignore = ["benchmarks"]
 
-# No deadline: the first example of a test waits for Numba.
+# No deadline: the first example of a test waits for Numba to compile.
 settings.register_profile("dseeds", deadline=None)
 settings.load_profile("dseeds")
 
@@ -37,7 +37,7 @@ def pytest_report_header():
 
 
 def _load(*parts):
-    """A NIfTI file's voxels as they are stored, axes (z, y, x)."""
+    """Return a NIfTI file's stored voxels with axes (z, y, x)."""
     path = DATA.joinpath(*parts)
     if not path.is_file():
         pytest.skip(f"the real volume {path} is missing; set DSEEDS_DATA to the folder with {parts[0]}/")
@@ -80,7 +80,7 @@ def client(clients):
 
 @pytest.fixture
 def call(capsys):
-    """Run the command line in this process: exit code, standard output, standard error."""
+    """Run the command line in this process; return exit code, standard output and standard error."""
 
     from dseeds import cli
 
@@ -102,7 +102,7 @@ def object_store():
 
 @pytest.fixture
 def faulty_store(object_store, monkeypatch):
-    """An S3 that goes wrong as told, at first not at all, and is this process's and its children's one and only."""
+    """The S3 of this process and its children; it works until a test sets `faults`."""
     from tests.support.faulty_store import FaultyStore
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -115,7 +115,7 @@ def faulty_store(object_store, monkeypatch):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """A folder with compiled code for processes: the user's own, or a new one."""
+    """A folder with compiled kernels for processes: the user's own, or a new one."""
     folder = os.environ.get("DSEEDS_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
     command = [sys.executable, "-m", "dseeds", "compile"]
     subprocess.run(
@@ -126,7 +126,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture
 def environment(compiled):
-    """What a batch job finds set, but for which job it is."""
+    """The environment of a batch job, without the variables that number it."""
     from dseeds.engine.batch import ARRAYS
 
     array = {name for names in ARRAYS for name in names}

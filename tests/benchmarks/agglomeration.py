@@ -23,13 +23,13 @@ from dseeds.core.process import peak_memory
 from dseeds.measure.agglomeration import EPSILON, agglomerate
 
 BINS, VOXELS = 64, 1000
-# The neighbours of a cell that come after it, in order.
+# The later neighbours of a cell, in order.
 OFFSETS = np.array([[0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]])
 ORGANS = 60
 
 
 def write_features(folder: Path, edges: int) -> None:
-    """Write tables of a lattice with about so many edges, a plane to a part."""
+    """Write tables of a lattice with about a given number of edges, one plane per part."""
     side = round((edges / len(OFFSETS)) ** (1 / 3)) + 1
     rng = np.random.default_rng(0)
     centres, radii = rng.uniform(0.25, 0.75, (ORGANS, 3)) * side, rng.uniform(0.03, 0.15, ORGANS) * side
@@ -43,7 +43,7 @@ def write_features(folder: Path, edges: int) -> None:
         for centre, radius, bright in zip(centres, radii, brightness, strict=True):
             inside = ((cells - centre) ** 2).sum(1) < radius**2
             mean[inside], spread[inside] = bright, 3.0
-        # Noise of single voxels is in the spread, that of whole supervoxels shifts them.
+        # Noise of single voxels spreads the histograms, noise of whole supervoxels shifts them.
         mean += rng.normal(0, 0.2 * spread)
         share = np.exp(-0.5 * ((np.arange(BINS) - mean[:, None]) / spread[:, None]) ** 2)
         counts = rng.poisson(VOXELS * share / share.sum(1, keepdims=True))
@@ -63,10 +63,10 @@ def write_features(folder: Path, edges: int) -> None:
 
 
 def measure(folder: Path, epsilon: float) -> dict[str, Any]:
-    """Merge all there is in a folder, and give seconds and bytes."""
+    """Merge the supervoxels of a folder; return seconds and bytes."""
     with tempfile.TemporaryDirectory() as small:
         write_features(Path(small, "features"), 1000)
-        # The kernels compile.
+        # Compile the kernels.
         agglomerate(Path(small, "features"), epsilon=epsilon)
     before = peak_memory()
     start, worked = time.perf_counter(), time.process_time()
@@ -100,7 +100,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "features")
             write_features(folder, int(edges))
-            # In a process of its own, for a peak is that of all that was done before.
+            # In a process of its own, because the peak includes everything before.
             command = [sys.executable, __file__, "--folder", str(folder), "--epsilon", str(arguments.epsilon)]
             done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
         row = json.loads(done.stdout)

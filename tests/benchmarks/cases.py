@@ -1,4 +1,4 @@
-"""The real volumes at several steps: what the benchmarks share."""
+"""The real volumes at several steps, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DATA", "REPEATS", "Case", "Method", "best", "cases", "methods"]
 
 
 def cases(only: str = "") -> Iterator[Case]:
-    """Yield every volume whose name begins so, at several steps."""
+    """Yield every volume whose name begins with a prefix, at several steps."""
     for name, steps in _steps().items():
         if not name.startswith(only):
             continue
@@ -46,12 +46,12 @@ def _steps() -> dict[str, list[Triple]]:
 
 
 def _load(name: str) -> tuple[np.ndarray, np.ndarray | None, Window | None]:
-    """Read an image, its truth and its window, where they are known."""
+    """Read an image, its truth and its window, if they exist."""
     folder, *number = name.split()
     if folder == "ct_dicom":
         import SimpleITK as sitk
 
-        # In the order of the slices' places, which is not that of their names.
+        # In the order of the slices' positions, not of their names.
         slices = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(DATA / folder))
         return sitk.GetArrayFromImage(sitk.ReadImage(slices)), None, SOFT_TISSUE
     if folder == "ct_3mm":

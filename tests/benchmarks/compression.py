@@ -1,4 +1,4 @@
-"""How arrays are best compressed: ``python tests/benchmarks/compression.py [SOURCE]``.
+"""Speed and ratio of compressors for scratch arrays: ``python tests/benchmarks/compression.py [SOURCE]``.
 
 A run's own arrays, written and read again with each codec, as a task does: one region, whole shards, with checksums.
 """
@@ -33,7 +33,7 @@ REPEATS = 3
 
 
 def measure(array: zarr.Array, codec: BloscCodec | ZstdCodec | None, folder: Path) -> tuple[float, float, float]:
-    """Write and read a region, and give GB/s of both and the compression."""
+    """Write and read a region; return GB/s of both and the compression ratio."""
     shard = array.shards or array.chunks
     values = array[tuple(slice(0, n) for n in shard)]
     compressors = [Crc32cCodec()] if codec is None else [codec, Crc32cCodec()]

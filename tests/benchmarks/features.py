@@ -1,4 +1,4 @@
-"""What table and graph cost, against a voxel round: ``python tests/benchmarks/features.py [--size 160] [--repeats 5]``.
+"""Time of table and graph against a voxel round: ``python tests/benchmarks/features.py [--size 160] [--repeats 5]``.
 
 One thread, the best of several, nanoseconds per voxel: a round is the mean of the voxel rounds of `supervoxels` on the
 same volume; table and graph are the quantising, the measuring, and putting what was measured together.
@@ -23,7 +23,7 @@ from dseeds.seeds.schedule import Round
 
 
 def best(repeats: int, function: Callable[[], object]) -> float:
-    """Give the seconds of the quickest of several calls, after a first one."""
+    """Return the seconds of the fastest of several calls, after a first one."""
     function()
     found = []
     for _ in range(repeats):
@@ -34,7 +34,7 @@ def best(repeats: int, function: Callable[[], object]) -> float:
 
 
 def voxel_round(image: np.ndarray, step: int, repeats: int) -> tuple[float, np.ndarray]:
-    """Give the mean seconds of a voxel round, the quickest of several of each, and the labels."""
+    """Return the mean seconds of a voxel round, the fastest of several repeats of each, and the labels."""
     took: list[float] = []
     sweep = rounds.sweep_window
 
@@ -56,7 +56,7 @@ def voxel_round(image: np.ndarray, step: int, repeats: int) -> tuple[float, np.n
 
 
 def tabulate(labels: np.ndarray, image: np.ndarray, space: Space) -> None:
-    """Do what is done for table and graph of a region, but for reading and writing."""
+    """Compute table and graph of a region, without reading and writing."""
     voxels, contacts = supervoxel_counts(labels, [image], Box((0, 0, 0), triple(labels.shape)), space)
     combine_voxels(voxels)
     combine_contacts(contacts)

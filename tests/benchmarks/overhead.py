@@ -1,4 +1,4 @@
-"""What the run out of core adds to its kernels, round by round: ``python tests/benchmarks/overhead.py [SOURCE]``.
+"""Overhead of the out-of-core run over its kernels, by round: ``python tests/benchmarks/overhead.py [SOURCE]``.
 
 Workers have one thread each, and every second of every worker counts once: in a kernel, in reading and writing with
 their codecs, in what else a task does, or idle, where the worker waits for the scheduler or for the last task of a
@@ -37,12 +37,12 @@ Seconds = Counter[tuple[str, str]]
 
 
 class Clocks(WorkerPlugin):
-    """Times a worker's tasks, and in them kernels, reads and writes, by round."""
+    """A worker plug-in that times tasks, and their kernels, reads and writes, by round."""
 
     name = "clocks"
 
     def setup(self, worker: Any) -> None:
-        """Wrap what is to be timed, in the worker's process."""
+        """Wrap the timed functions in the worker's process."""
         worker.clocks = seconds = Counter()
         doing = [""]
 
@@ -86,7 +86,7 @@ def key(phase: Phase) -> str:
 
 @contextmanager
 def timed_stages() -> Iterator[Counter[str]]:
-    """Lend the seconds that pass in every stage, as this process sees them."""
+    """Yield the seconds of every stage, as this process sees them."""
     seconds: Counter[str] = Counter()
     run = StageRunner.run
 
@@ -103,7 +103,7 @@ def timed_stages() -> Iterator[Counter[str]]:
 
 
 def measure(client: Client, source: Any, step: int, folder: str) -> tuple[dict[str, dict[str, float]], dseeds.Report]:
-    """Run once, and give the seconds of every round and every other stage."""
+    """Run once; return the seconds of every round and every other stage."""
     client.run(lambda dask_worker: dask_worker.clocks.clear())
     with timed_stages() as walls:
         report = dseeds.segment(source, f"{folder}/labels.zarr", step=step, client=client, overwrite=True)
@@ -144,7 +144,7 @@ def main() -> None:
             write_phantom(source, shape=(arguments.size,) * 3)
         client.register_plugin(Clocks())
         small, _ = phantom((64,) * 3)
-        # Every worker compiles what it calls: so small regions, many of them.
+        # Every worker compiles its kernels: use many small regions.
         dtype = zarr.open(source, mode="r")
         image = dtype["0"] if isinstance(dtype, zarr.Group) else dtype
         dseeds.segment(

@@ -27,7 +27,7 @@ FIGURES = {
     "pieces": "components_per_label",
     "count": "supervoxels",
 }
-# Those that say which method is ahead, and whether more is better.
+# The figures that rank methods, and whether more is better.
 DECIDE = {"aDice": 1, "UE": -1, "EV": 1}
 
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ def line(case: str, step: str, method: str, figures: list[Any]) -> str:
 
 
 def means(rows: list[Row]) -> list[Row]:
-    """Average every figure of a method over the cases that have it."""
+    """Return the mean of every figure of a method over the cases that have it."""
     found = []
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
@@ -56,7 +56,7 @@ def means(rows: list[Row]) -> list[Row]:
 
 
 def ahead(rows: list[Row], peers: set[str]) -> dict[str, list[bool]]:
-    """Tell for each case and figure whether dseeds is ahead of the setting of these peers that is best at it."""
+    """Return for each case and figure whether dseeds is ahead of the best setting of the peers."""
     found: dict[str, list[bool]] = {figure: [] for figure in DECIDE}
     for _, group in groupby(rows, lambda row: (row["case"], row["step"])):
         ours, *others = group

@@ -1,4 +1,4 @@
-"""What a task costs beside its kernel, and what is remembered of it: ``python tests/benchmarks/scheduler.py``.
+"""Time and memory of a task besides its kernel: ``python tests/benchmarks/scheduler.py``.
 
 A run of very many regions whose tasks do nothing but mark themselves as done, on a local cluster with the scheduler and
 the client in this process. Everything else is real: the course, the journal, the bounded stream of tasks.
@@ -33,25 +33,25 @@ CELL = 16
 
 
 class Trivial(WorkerPlugin):
-    """Has tasks do nothing."""
+    """A worker plug-in that makes tasks do nothing."""
 
     name = "trivial"
 
     def setup(self, worker: Any) -> None:
-        """Replace what tasks do."""
+        """Replace the functions of the tasks."""
         tasks._TASKS.update(dict.fromkeys(tasks._TASKS, nothing))
 
 
 def nothing(_job: Job, _number: int, _turn: int, _known: Any) -> str:
-    """Do as a region without a move."""
+    """Behave like a region without a move."""
     return "all"
 
 
 def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
-    """Run so many regions through the two phases of a constant volume, and give seconds and bytes."""
+    """Run a number of regions through the two phases of a constant volume; return seconds and bytes."""
     side = round(regions ** (1 / 3))
     shape = (side * CELL,) * 3
-    # No chunk of it is stored.
+    # No chunk is stored.
     image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELL,) * 3)
     address = str(folder)
     labels = (LabelGroup(open_location(address)),)
@@ -72,7 +72,7 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
             course.close(phase, run_phase(course, phase, run, repair=None))
         seconds = time.perf_counter() - start
     tasks = 2 * len(job.regions)
-    # What is allocated once is there after a tenth.
+    # One-time allocations are over after a tenth.
     return {
         "regions": len(job.regions),
         "tasks": tasks,
@@ -83,7 +83,7 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
 
 
 class Watch:
-    """Looks after every hundredth task."""
+    """A progress that samples after every hundredth task."""
 
     def __init__(self, look: Any) -> None:
         self.look, self.count = look, 0

@@ -1,4 +1,4 @@
-"""Speed of the run in memory, in one thread, against the peers: ``python tests/benchmarks/speed.py [--json FILE]``.
+"""Speed in memory, in one thread, against the peers: ``python tests/benchmarks/speed.py [--json FILE]``.
 
 All are timed in the same run, best of three, without what is compiled or imported first. A peer's ratio is how many
 times as fast as it dseeds is, that of a number of threads how many times as fast as one thread they are. Memory is the
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 def timed_phases(image: np.ndarray, step: int) -> dict[str, float]:
-    """Run once in one thread, and give the seconds that every phase takes."""
+    """Run once in one thread; return the seconds of every phase."""
     start = time.perf_counter()
     window = intensity_window(image)
     found = time.perf_counter()
@@ -43,10 +43,10 @@ def timed_phases(image: np.ndarray, step: int) -> dict[str, float]:
 
 
 def bytes_per_voxel(file: Path, step: int) -> float:
-    """Measure in a process that has nothing but the image."""
+    """Measure in a process that holds nothing but the image."""
     image = np.load(file)
     dseeds.supervoxels(image[:64, :64, :64].copy(), step=step, threads=1)
-    # The peak is the current memory again: compiling takes more than small volumes do.
+    # Reset the peak: compiling takes more memory than small volumes.
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
     dseeds.supervoxels(image, step=step, threads=1)
@@ -54,7 +54,7 @@ def bytes_per_voxel(file: Path, step: int) -> float:
 
 
 def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Method]) -> list[Row]:
-    """Time everything at one size and step; ``of`` says what."""
+    """Time everything at one size and step; ``of`` names what is timed."""
     name = f"phantom {image.shape[0]}"
 
     def row(of: str, seconds: float, ratio: float | None = None) -> Row:
@@ -74,7 +74,7 @@ def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Metho
         rows.append(row(f"  {threads} threads", together, ours / together))
     if peers:
         case = Case(name, (step,) * 3, image, None, (WINDOW,))
-        # Not a part of what is timed.
+        # Outside of the timing.
         _ = case.scaled
         for peer in peers:
             seconds = best(lambda peer=peer: peer.cut(case))

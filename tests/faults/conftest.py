@@ -10,7 +10,7 @@ from tests.support.faulty_tasks import Fault
 
 @pytest.fixture
 def started(compiled, monkeypatch):
-    """What processes that are started here find in their environment."""
+    """The environment of processes that a test starts."""
     monkeypatch.setenv(jit.CACHE_FOLDER, compiled)
     for name, value in faulty_tasks.environment().items():
         monkeypatch.setenv(name, value)
@@ -18,7 +18,7 @@ def started(compiled, monkeypatch):
 
 @pytest.fixture
 def faulty_workers(started, tmp_path, monkeypatch):
-    """Let tasks go wrong on workers that are started from now on."""
+    """Return a function that makes tasks fail on workers started afterwards."""
     (tmp_path / "faults").mkdir()
 
     def make(*wanted):

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture
 def holder(tmp_path, out, faulty_workers):
-    """A program that has come to a task that takes long."""
+    """A program in the middle of a long task."""
     (fault,) = faulty_workers(("sweep-blocks", 4, 1, "sleep", 1))
     source = as_zarr(tmp_path / "image.zarr", IMAGE, 16)
     with program(
@@ -66,7 +66,7 @@ def test_two_runs_of_one_target(out, client, holder):
         assert process.poll() is None
     kill_group(process)
     process.wait()
-    # That it is dead is seen at once.
+    # A dead process on this machine is detected at once.
     began = time.monotonic()
     leases.check_free(open_location(run_folder(target)))
     assert time.monotonic() - began < 1
@@ -75,7 +75,7 @@ def test_two_runs_of_one_target(out, client, holder):
 
 @pytest.mark.parametrize("done", [True, False], ids=["to its end", "while it is at work"])
 def test_a_run_that_is_taken_over_from_a_stopped_process(out, client, holder, monkeypatch, done):
-    """A laptop that slept: when it wakes up, somebody else is at the run, or through with it."""
+    """As on a laptop that slept: when it wakes up, another process works on the run, or has finished it."""
     source, process, fault = holder
     target = out / "labels.zarr"
     os.killpg(process.pid, signal.SIGSTOP)
@@ -136,7 +136,7 @@ def test_a_lease_of_another_machine(out, client, monkeypatch, beats, readable):
 
 @pytest.mark.parametrize("beats", ["taken over", "taken away"])
 def test_a_lease_that_is_lost_is_noticed_before_a_phase_is_closed(out, client, monkeypatch, beats):
-    """Even if the next beat is far off."""
+    """Even if the next beat is far away."""
     target = out / "labels.zarr"
     monkeypatch.setattr(leases, "BEAT_SECONDS", 1000.0)
 
@@ -158,12 +158,12 @@ def test_a_lease_that_is_lost_is_noticed_before_a_phase_is_closed(out, client, m
 
 
 def test_tasks_of_older_phases_that_run_again_late(out, client, monkeypatch):
-    """Every task of every phase, again when later rounds are done, and again when all is: nothing changes."""
+    """Running every task again after later rounds, and after the end, changes nothing."""
     target, late, run = out / "labels.zarr", [], StageRunner.run
 
     def noting(self, phase, numbers, function, call, **options):
         numbers = list(numbers)
-        # As they would be on another machine.
+        # Pickled, as for another machine.
         late.extend(pickle.dumps((function, *call(number))) for number in numbers)
         run(self, phase, numbers, function, call, **options)
 
@@ -183,7 +183,7 @@ def test_tasks_of_older_phases_that_run_again_late(out, client, monkeypatch):
     assert_whole(target, whole)
     again()
     np.testing.assert_array_equal(labels_in(target), whole)
-    # What they leave of a run that is gone is in nobody's way; and another run's labels are not theirs to write.
+    # Leftovers of a run that is gone disturb no other run, whose labels they do not write.
     segment(IMAGE, target, client=client, overwrite=True, **ASKED)
     again()
     np.testing.assert_array_equal(labels_in(target), WHOLE)

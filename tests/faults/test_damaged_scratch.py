@@ -41,7 +41,7 @@ def shards(target, name):
 
 @pytest.fixture
 def mended(monkeypatch):
-    """The names of the arrays that were found damaged."""
+    """The names of the arrays in which damage was detected."""
     found = []
 
     def noting(self, damage):
@@ -79,13 +79,13 @@ def mended(monkeypatch):
     ],
 )
 def test_damaged_scratch_is_noticed_and_made_again(tmp_path, out, client, mended, name, stage, number):
-    """All four shards of an array, each in its own way, when they are all written."""
+    """All four shards of an array are damaged, each in another way, after all are written."""
     source = as_nifti(tmp_path / "image.nii", FLOATS)
     target = out / ("labels.nii.gz" if name == "labels" else "labels.zarr")
 
     def hurt():
         files = shards(target, name)
-        # The source is cut into slabs, not into regions.
+        # The source is stored in slabs, not in regions.
         assert len(files) == (1 if name == "source-0" else 4)
         damage(files)
 
@@ -109,7 +109,7 @@ def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, hurt):
 @pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "merge", "sweep-voxels"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_scratch_damaged_before_it_is_gone_on_with(out, client, stage, first):
-    """One shard of everything at once, each in another way; what it was made of may then be gone too."""
+    """One shard of many arrays is damaged; the inputs that could restore it may be lost, too."""
     target = out / "labels.zarr"
     interrupted(target, client, stage, 4)
     arrays = sorted(path.name for path in (identity_folder(target) / "scratch").iterdir())
@@ -121,7 +121,7 @@ def test_scratch_damaged_before_it_is_gone_on_with(out, client, stage, first):
 
 
 def assert_beyond_repair(error, target, client):
-    """The run is lost, which is said; another one is not."""
+    """Check the error of a run that cannot be repaired, and that a new run works."""
     assert_sentence(error)
     assert "start again" in str(error)
     assert not hasattr(error, "__notes__")
@@ -150,7 +150,7 @@ def test_codes_of_two_rounds_damaged(out, client, mended, turn):
 
 
 def test_codes_of_regions_that_rest_damaged(out, client, mended):
-    """They were written rounds ago."""
+    """The codes of resting regions were written rounds ago."""
     image = np.zeros((16, 16, 160))
     image[:, :, :12] = np.random.default_rng(0).normal(3, 1, (16, 16, 12))
     target = out / "labels.zarr"
@@ -174,7 +174,7 @@ def test_codes_of_regions_that_rest_damaged(out, client, mended):
 
 @pytest.mark.parametrize("hurt", [truncate, remove, zero, empty])
 def test_labels_damaged_before_it_is_gone_on_with(out, client, hurt):
-    """In the target, whose array is as its readers want it: without checksums of ours."""
+    """Label chunks in the target carry no checksums, because other readers would not understand them."""
     target = out / "labels.zarr"
     interrupted(target, client, "label", 4)
     hurt(target / "0" / "c" / "0" / "0" / "2")
@@ -199,7 +199,7 @@ def test_what_is_known_of_a_run_is_damaged(out, client, what):
 
 @pytest.mark.parametrize("hurt", [truncate, remove, zero, empty])
 def test_what_is_known_of_a_failure_is_damaged(out, client, hurt):
-    """It is for people to read, and nothing depends on it."""
+    """The record is for people; nothing depends on it."""
     target = out / "labels.zarr"
     interrupted(target, client)
     path = run_folder(target) / "failure.json"
@@ -210,7 +210,7 @@ def test_what_is_known_of_a_failure_is_damaged(out, client, hurt):
 
 
 def test_one_letter_of_a_record_is_another(out, client):
-    """What still can be read is not believed: the window would be another, and so the labels."""
+    """A record that still parses is not trusted: another window would give other labels."""
     target = out / "labels.zarr"
     interrupted(target, client)
     path = next(run_folder(target).rglob("window-00.json"))

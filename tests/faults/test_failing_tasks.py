@@ -35,7 +35,7 @@ pytestmark = pytest.mark.faults
 
 @contextmanager
 def theirs(own, memory):
-    """Two workers of so much memory: what to tell `segment`."""
+    """Yield the parameters of `segment` for two workers with a memory limit, its own or the caller's."""
     if own:
         yield {"workers": 2, "memory": memory}
         return
@@ -48,7 +48,7 @@ def theirs(own, memory):
 
 @pytest.mark.parametrize("own", [True, False], ids=["its own cluster", "a cluster of the user's"])
 def test_a_task_that_never_fits_its_worker(out, client, faulty_workers, own):
-    """It takes a few workers along, but no other task."""
+    """It kills a few workers, but no other task fails."""
     (fault,) = faulty_workers(("merge", 2, 1, "eat"))
     target = out / "labels.zarr"
     says = r"merge-02 of region 1 failed .*most likely because it ran out of memory"
@@ -62,7 +62,7 @@ def test_a_task_that_never_fits_its_worker(out, client, faulty_workers, own):
     failed = json.loads((run_folder(target) / "failure.json").read_text())
     assert (failed["phase"], failed["region"]) == ("merge-02", 1)
     report = resumed(target, client)
-    # All others had done theirs.
+    # All other regions were done.
     assert next(stage.skipped for stage in report.stages if stage.name == "merge") >= 3
 
 
@@ -76,7 +76,7 @@ def test_a_task_that_does_not_fit_its_worker_once(out, faulty_workers):
 
 @pytest.fixture
 def faulty_here(tmp_path, monkeypatch):
-    """Let tasks go wrong in this process."""
+    """Return a function that makes tasks fail in this process."""
     (tmp_path / "faults").mkdir()
 
     def make(*wanted):
@@ -107,9 +107,7 @@ def test_a_task_that_fails_always_can_be_looked_at(tmp_path, out, client, faulty
         )
         said = capsys.readouterr().err.splitlines()
         assert code == 1
-        assert said[0] == (
-            "error: sweep-02 of region 1 failed 3 times (ArithmeticError: an error that was asked for)"
-        ), said
+        assert said[0] == ("error: sweep-02 of region 1 failed 3 times (ArithmeticError: a fault of the test)"), said
         assert fault.happened == 3
         failed = json.loads((run_folder(target) / "failure.json").read_text())
         assert (failed["phase"], failed["region"], failed["attempts"]) == ("sweep-02", 1, 3)
@@ -117,7 +115,7 @@ def test_a_task_that_fails_always_can_be_looked_at(tmp_path, out, client, faulty
         assert cli.main(debug) == 1
         shown = capsys.readouterr().err
         assert "Traceback" in shown
-        assert "an error that was asked for" in shown
+        assert "a fault of the test" in shown
         assert "faulty_tasks.py" in shown
     monkeypatch.undo()
     assert cli.main(debug) == 0
@@ -127,7 +125,7 @@ def test_a_task_that_fails_always_can_be_looked_at(tmp_path, out, client, faulty
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of its own."""
+    """A separate file system."""
     path = tmp_path / "disk"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(path)]
@@ -142,7 +140,7 @@ def disk(tmp_path):
 
 
 def make(path, what):
-    """Let a file system be read-only or writable; it refuses while a file is being written."""
+    """Remount a file system, which fails while a file is being written."""
     command = ["mount", "-o", f"remount,{what}", str(path)]
     wait_for(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
 

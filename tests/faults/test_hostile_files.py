@@ -121,7 +121,7 @@ def test_odd_zarr(tmp_path, name):
 
 
 class Payload:
-    """Unpickled, it leaves a file behind."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

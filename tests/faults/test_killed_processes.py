@@ -40,10 +40,10 @@ from tests.support.runs import (
 pytestmark = pytest.mark.faults
 
 
-# A worker starts anew after each of the many kills, which takes its time on a busy machine.
+# Workers restart after each of the many kills, which takes long on a busy machine.
 @pytest.mark.timeout(1800)
 def test_killed_workers_in_every_stage(out, faulty_workers):
-    """In each stage one dies before its work, or after it and before the mark; the cluster is the user's."""
+    """In each stage a worker of the caller's cluster dies before its work, or between its work and the mark."""
     acts = ("kill", "killed")
     faults = faulty_workers(*((stage, None, n % 4, acts[n % 2], 1) for n, stage in enumerate(WORK)))
     with worker_process_client() as client:
@@ -53,7 +53,7 @@ def test_killed_workers_in_every_stage(out, faulty_workers):
 
 
 def test_killed_workers_of_its_own_cluster(out, faulty_workers):
-    """They are replaced, and what they were at is counted as tried again."""
+    """Workers are replaced, and their tasks count as retried."""
     faults = faulty_workers(("sweep-voxels", None, 1, "kill", 1), ("merge", 3, 2, "killed", 1))
     report = segment(IMAGE, out / "labels.zarr", workers=2, memory="1GiB", progress=Recorder(), **ASKED)
     assert [fault.happened for fault in faults] == [1, 1]
@@ -62,7 +62,7 @@ def test_killed_workers_of_its_own_cluster(out, faulty_workers):
 
 
 def done_of(stage, target):
-    """How to see that a stage is at work."""
+    """Return a function that tells whether a task of a stage is done."""
     if stage == "export":
         return (run_folder(target) / "publishing").exists
     names = {"import": "import", "quantise": "quantise", "label": "label", "sweep-voxels": "sweep-10"}
@@ -72,7 +72,7 @@ def done_of(stage, target):
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["with its workers", "alone"])
 def test_a_killed_program_is_gone_on_with(tmp_path, out, client, started, whole_group):
-    """From stage to stage it is killed in each, and the next goes on."""
+    """It is killed in every stage, and resumed each time."""
     source = as_nifti(tmp_path / "image.nii", IMAGE)
     target = out / "labels.nii.gz"
     asked = ["--step", 8, "--region", 16]
@@ -85,13 +85,13 @@ def test_a_killed_program_is_gone_on_with(tmp_path, out, client, started, whole_
             else:
                 process.kill()
             process.wait()
-            # Workers do not outlive their program, so that none comes between.
+            # Workers do not outlive their program, so they cannot write later.
             _, alive = psutil.wait_procs(workers, SECONDS)
             assert alive == []
         assert not target.exists() or stage == "export"
         asked = []
     if not run_folder(target).exists():
-        # It was through before it was killed.
+        # It had finished before it was killed.
         assert_whole(target)
         return
     resumed(target, client, source)
@@ -106,7 +106,7 @@ def test_a_program_killed_again_and_again(tmp_path, out, started):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(chance.uniform(2, 6))
             kill_group(process)
-    # Unless it was done before the last was begun.
+    # Unless it had finished before.
     if not target.exists() or run_folder(target).exists():
         with program("segment", source, target, "--resume", "--quiet", "--step", 8) as process:
             assert process.wait(2 * SECONDS) == 0, process.stderr.read()
@@ -116,7 +116,7 @@ def test_a_program_killed_again_and_again(tmp_path, out, started):
 @pytest.mark.parametrize("ending", [".zarr", ".nii"])
 @pytest.mark.parametrize("lost", ["nothing", "done", "scratch and done"])
 def test_a_program_killed_when_all_was_published(tmp_path, out, client, ending, lost, monkeypatch):
-    """Between the labels' appearing and the last of the run's folder nothing is left to do but to tidy up."""
+    """After publishing, only the run's folder is left to be removed."""
     source, target = as_nifti(tmp_path / "image.nii"), out / f"labels{ending}"
     with monkeypatch.context() as context:
         context.setattr(run_directory, "remove", lambda _: interrupt())
@@ -148,7 +148,7 @@ if __name__ == "__main__":
 
 
 def test_a_program_killed_when_it_had_just_begun(tmp_path, out, client, started):
-    """The run is written down, but its arrays are not all there."""
+    """The run is recorded, but some of its arrays do not exist yet."""
     source, target = as_zarr(tmp_path / "image.zarr", IMAGE, 16), out / "labels.zarr"
     (tmp_path / "dies.py").write_text(DIES)
     command = [sys.executable, tmp_path / "dies.py", "segment", source, target, "--step", "8", "--region", "16"]
@@ -160,7 +160,7 @@ def test_a_program_killed_when_it_had_just_begun(tmp_path, out, client, started)
 
 @contextmanager
 def processes_of_a_cluster(folder):
-    """A scheduler and a worker, each a process of its own, and a client."""
+    """Run a scheduler and a worker as processes of their own; yield the scheduler and a client."""
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
     commands = (

@@ -31,7 +31,7 @@ SAMPLE = 40  # on the command line
 
 def by_nibabel(path, _source):
     voxels = nibabel.load(path).dataobj
-    # The rest of a series may be cut off.
+    # Later volumes of a series may be truncated.
     return np.asanyarray(voxels[(..., *(0,) * (voxels.ndim - 3))] if voxels.ndim > 3 else voxels).T
 
 
@@ -50,7 +50,7 @@ def test_mutated_nifti(tmp_path, seed):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Sound images as {path within: content}."""
+    """Valid images as {path: content}."""
     folder = tmp_path_factory.mktemp("sound")
     for zarr_format in (2, 3):
         sound_array(folder / f"array-{zarr_format}", zarr_format)
@@ -88,7 +88,7 @@ def cluster():
 
 
 def small(path):
-    """Tell what is refused or soon done from what is large and takes its time."""
+    """Return whether a file is refused, or small enough to segment quickly."""
     try:
         return math.prod(open_source(path, volume=0).shape) <= READABLE
     except (ValueError, TypeError, OSError):
@@ -96,7 +96,7 @@ def small(path):
 
 
 def assert_good_end(code, out, err, folder, before):
-    """Either there is a result, or there is one sentence and nothing else."""
+    """Check that a command either succeeded, or printed one sentence and wrote nothing."""
     if code == 0:
         assert err == ""
     else:

@@ -99,7 +99,7 @@ def test_going_on_with_another_run_is_refused(tmp_path, out, client):
     with pytest.raises(FileExistsError, match="--resume"):
         segment(source, target, client=client, **ASKED, **asked)
     assert snapshot(out) == before
-    # With the same, asked for in other words, and other workers.
+    # The same parameters in another notation, and other workers.
     with in_process(1, 1) as one:
         resumed(
             target,

@@ -122,7 +122,7 @@ def test_bad_input_gets_a_sentence_and_nothing_is_written(tmp_path, client, ours
 
 
 def test_a_source_that_is_damaged_somewhere(tmp_path, client):
-    """The region that fails is named, what became of the others is kept, and a report lies in the run's folder."""
+    """The error names the region, the results of others are kept, and the run's folder holds a report."""
     source = damaged_chunk(tmp_path)
     target = tmp_path / "labels.zarr"
     with pytest.raises(RegionFailed, match=r"a.zarr cannot be read from voxel") as caught:
@@ -183,7 +183,7 @@ def test_unusual_input_that_works(tmp_path, client, image, step, cells):
     assert report.cells == cells
     np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(image, step=step))
     if image.min() == image.max():
-        # The lattice itself.
+        # The labels are the lattice itself.
         axes = [oracle.cells_along(n, step) for n in image.shape]
         index = np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), cells)
         np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), index + 1)

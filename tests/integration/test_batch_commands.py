@@ -74,7 +74,7 @@ def test_a_region_that_cannot_be_tried_alone(plan, phase, region, says):
 def test_status_as_a_table_and_as_json(plan, source, tmp_path, capsys):
     step_all(plan, end="sweep-00")
     batch.run_step(reopen(plan), Share(0, 3))
-    # Neither the source nor its place is needed.
+    # The source is not needed.
     source.rename(tmp_path / "gone")
     before = snapshot(tmp_path)
     assert main(["status", plan, "--json"]) == 0
@@ -88,7 +88,7 @@ def test_status_as_a_table_and_as_json(plan, source, tmp_path, capsys):
         {"name": "merge-01", "done": 0, "tasks": 8},
     ]
     assert (found["current"], found["complete"], found["failure"]) == ("sweep-00", False, None)
-    # The target's name does as well.
+    # The target is accepted as well.
     assert main(["status", str(tmp_path / "labels.zarr")]) == 0
     told = capsys.readouterr()
     assert told.err == ""
@@ -146,7 +146,7 @@ def test_beginning_anew(tmp_path, source, plan, expected):
     batch.finalize_run(reopen(plan))
     with pytest.raises(FileExistsError, match="--overwrite"):
         init(source, tmp_path / "labels.zarr")
-    # The older output goes, then the unfinished run.
+    # First the older output is replaced, then the unfinished run.
     for step in (8, 3):
         plan = init(source, tmp_path / "labels.zarr", overwrite=True, step=step)
         batch.run_step(reopen(plan), Share(0, 2))
@@ -157,7 +157,7 @@ def test_beginning_anew(tmp_path, source, plan, expected):
 
 
 def test_a_job_of_a_run_that_is_no_more_leaves_nothing(tmp_path, source, plan, expected):
-    """It was thought dead, others did its share and published; it comes back, and ends."""
+    """Others did its share and published, taking it for dead; when it resumes, it ends."""
     step_all(plan, end="label")
     late = reopen(plan)
     course = late.state()
@@ -186,7 +186,7 @@ def test_finalize_too_early_twice_and_with_what_is_kept(tmp_path, source, plan, 
     assert capsys.readouterr().out == f"{expected.max()} supervoxels: {tmp_path}/labels.zarr\n"
     assert_only_labels(tmp_path, "image.zarr", f"labels.zarr{SUFFIX}")
     published = snapshot(tmp_path / "labels.zarr")
-    # Jobs that come late find nothing to do, and take nothing away.
+    # Late jobs find nothing to do, and remove nothing.
     assert batch.run_step(reopen(plan), Share(0, 2)) == {"phase": "label", "done": 0}
     assert main(["finalize", plan, "--quiet"]) == 0
     assert snapshot(tmp_path / "labels.zarr") == published

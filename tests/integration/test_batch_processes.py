@@ -34,7 +34,7 @@ from tests.support.runs import (
 
 @pytest.fixture
 def start(environment):
-    """Start jobs, as processes in groups of their own, which are gone in the end."""
+    """Start jobs in process groups of their own, and kill them in the end."""
     started = []
 
     def start(*arguments, **variables):
@@ -57,7 +57,7 @@ def start(environment):
 
 @pytest.fixture
 def call(start):
-    """Run a command to its end: its exit code, its output and what it says of errors."""
+    """Run a command to its end; return exit code, standard output and standard error."""
 
     def call(*arguments, **variables):
         process = start(*arguments, **variables)
@@ -105,12 +105,12 @@ def test_jobs_that_wait_and_one_that_is_killed_and_not_started_again(start, tmp_
     plan = init(source, target, step=4, region=(20, 20, 16))
     variables = {"SLURM_ARRAY_TASK_COUNT": "3"}
     jobs = [start("step", plan, "--wait", "--patience", 4, SLURM_ARRAY_TASK_ID=str(n), **variables) for n in range(3)]
-    # Some way into the rounds.
+    # Until some rounds are done.
     until(lambda: status(plan)["current"] > "sweep-02")
     os.kill(jobs[1].pid, signal.SIGKILL)
     killed = time.monotonic()
     said = [job.communicate(timeout=200) for job in jobs]
-    # There were some twenty phases to come: it is waited for in vain only once.
+    # Some twenty phases were left, but the others wait for the killed job only once.
     assert time.monotonic() - killed < 60
     assert [job.returncode for job in jobs] == [0, -signal.SIGKILL, 0], said
     assert said[0][0].startswith("label: ")
@@ -128,12 +128,12 @@ def until(condition):
 
 
 def test_a_job_that_waits_ends_when_the_run_is_published(start, tmp_path, plan, expected):
-    """It finds nothing left of the run, and leaves nothing."""
+    """The run's folder is gone then, and the job must not create it again."""
     step_all(plan, end="label")
     for index in range(6):
         batch.run_step(reopen(plan), Share(index, 8))
     waiting = start("step", plan, "--wait", "--index", 6, "--count", 8)
-    # When it has done its own region, it waits for the others.
+    # After its own region it waits for the others.
     while len(reopen(plan).state().job.journal.marks(LABEL)) < 7:
         time.sleep(0.1)
         assert waiting.poll() is None

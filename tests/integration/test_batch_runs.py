@@ -90,7 +90,7 @@ def check_any_order(image, asked, region, count, seed):
 
 
 def test_a_phase_that_turns_out_not_to_be_is_done(tmp_path):
-    """In a constant image there are no rounds; whoever counted on them may still call them."""
+    """A constant image has no rounds, but the phases that init listed can still be called."""
     plan = init(
         as_zarr(tmp_path / "image.zarr", np.full((8, 8, 16), 3, "u1"), 8), tmp_path / "labels.zarr", step=4, region=8
     )
@@ -116,7 +116,7 @@ def test_nifti_and_a_scratch_folder(tmp_path, expected, ending, elsewhere):
     if elsewhere:
         (scratch,) = (tmp_path / "fast").iterdir()
         assert scratch.name.startswith(target.name + SUFFIX)
-    # Nothing but the target, the run's folder and the scratch is written to.
+    # Only the target, the run's folder and the scratch are written.
     mine = (f"out/{target.name}", f"fast/{target.name}{SUFFIX}")
     assert {path: held for path, held in snapshot(tmp_path).items() if not path.startswith(mine)} == before
     batch.finalize_run(reopen(plan))
@@ -163,7 +163,7 @@ def test_jobs_begin_and_dask_ends(tmp_path, client, source, end):
 
 
 def test_an_init_that_was_killed_can_be_gone_on_with(tmp_path, source, plan, expected):
-    """What it had not made yet, jobs make."""
+    """Jobs create what init had not created yet."""
     run = reopen(plan)
     shutil.rmtree(run.scratch)
     remove_target(run.target.location)
@@ -198,7 +198,7 @@ def test_scratch_that_is_damaged_is_mended(tmp_path, plan, expected):
 
 
 def test_a_mask_small_ones_and_levels_by_jobs(tmp_path):
-    """Their phases too are done in any order, and what is damaged in their tables is made again."""
+    """Their phases run in any order, too, and damaged tables are computed again."""
     image = noise((24, 20, 40))
     image[2:9, :, 11:13] = np.nan
     mask = as_zarr(tmp_path / "mask.zarr", noise(image.shape, 4) > -60, 8)
@@ -225,7 +225,7 @@ def test_a_mask_small_ones_and_levels_by_jobs(tmp_path):
 
 
 def test_jobs_of_an_image_that_may_hold_nan(tmp_path):
-    """Whoever calls the phases that init lists comes to the end, whether there is a NaN or not."""
+    """The phases that init lists finish the run, with or without NaN."""
     for number, hole in enumerate([(), np.s_[3:5, 2:9, 4:30]]):
         image = noise((8, 12, 40))
         image[hole or slice(0)] = np.nan

@@ -1,4 +1,4 @@
-"""Images of several channels: where they may come from, what is read of them, and what is refused."""
+"""Images of several channels: their sources, reads, and errors."""
 
 import json
 import pickle
@@ -49,7 +49,7 @@ def save_ome(path, data, axes, scale=None, **more):
 
 
 def colours(data):
-    """Channels first as NIfTI's voxels with three values."""
+    """Return channels (c, z, y, x) as NIfTI's RGB voxels."""
     return np.stack(data, -1).astype("u1").view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0].T
 
 
@@ -72,7 +72,7 @@ def same(image, expected):
     assert json.loads(json.dumps(image.identity)) == image.identity == image.reopened().identity
 
 
-# Where channels come from
+# Sources
 
 
 def test_one_channel_is_as_its_source(tmp_path):
@@ -199,7 +199,7 @@ def test_the_cut_is_that_of_which_most_is_decoded(tmp_path):
 
 
 class Counting(WrapperStore):
-    """Counts the chunks that are asked for."""
+    """A store that counts reads of chunks."""
 
     count = 0
 
@@ -253,7 +253,7 @@ def test_identity_tells_channels_apart(tmp_path):
     assert not told & {json.dumps(image.reopened().identity) for image in known}
 
 
-# What is refused
+# Errors
 
 
 def test_what_channel_axis_would_help_is_told(tmp_path):
@@ -371,7 +371,7 @@ def test_files_that_must_agree(tmp_path, shape, affine, says):
         return
     with pytest.raises(ValueError, match=says):
         open_image(paths)
-    # Whichever of them says something: the array between them says nothing.
+    # The plain array between them carries no affine and does not hide the difference.
     if shape == SHAPE:
         with pytest.raises(ValueError, match=says):
             open_image([np.zeros(SHAPE), *paths])

@@ -1,4 +1,4 @@
-"""What the doctor finds: on a machine that is well, and of each thing that can be amiss."""
+"""The doctor's findings: on a sound machine, and for each thing that can be wrong."""
 
 import contextlib
 import importlib.metadata
@@ -15,13 +15,13 @@ from tests.support.clusters import in_process, replace_local_clusters
 
 
 def found(*arguments, **options):
-    """What it finds, by name, without the self test unless that is asked for."""
+    """Return the findings by name, by default without the self test."""
     return {finding.name: finding for finding in doctor.examine(*arguments, **{"self_test": False, **options})}
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder of its own to be in, and clusters of this process."""
+    """An empty working directory, and local clusters within this process."""
     monkeypatch.chdir(tmp_path)
 
     replace_local_clusters(monkeypatch, memory_limit=None)
@@ -36,7 +36,7 @@ def client():
 
 @pytest.fixture
 def versions(monkeypatch):
-    """Let packages have other versions than they have, or with None be missing."""
+    """Pretend that packages have other versions, or with None that they are missing."""
 
     def pretend(**others):
         def version(name, real=importlib.metadata.version):
@@ -126,7 +126,7 @@ def test_a_cluster(here, client, monkeypatch):
     assert seen["cluster"].found.startswith("2 workers, 2 threads")
     assert "all 2" in seen[f"{here} from workers"].found
     assert list(here.iterdir()) == []
-    # What each calls its own folder is not one.
+    # Each worker has another folder of the same name.
     monkeypatch.setattr(doctor, "_reads", lambda _: False)
     assert found([str(here)], client=contextlib.nullcontext(client))[f"{here} from workers"].state == "failed"
 
@@ -152,7 +152,7 @@ def test_the_command(here, capsys, monkeypatch):
     assert said["ok"]
     assert said["findings"][-1]["name"] == "self test"
     assert list(here.iterdir()) == []
-    # No cluster is there, and one fault is enough.
+    # No scheduler answers, and one failure is enough.
     monkeypatch.setattr(cli.cluster, "CONNECT_SECONDS", 1)
     assert cli.main(["doctor", "--no-self-test", "--scheduler", "tcp://127.0.0.1:1"]) == 1
     out, err = capsys.readouterr()

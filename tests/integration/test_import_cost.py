@@ -1,4 +1,4 @@
-"""The package is there at once: what computes out of core is imported by who uses it."""
+"""Importing the package is fast: modules for out-of-core runs are imported on first use."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ print(json.dumps([end - known, known - start, sorted(sys.modules)]))
 
 
 def measure(code):
-    """Seconds that it takes beyond NumPy and Numba, those that these take, and all modules then."""
+    """Return the seconds that code takes beyond NumPy and Numba, the seconds that these take, and all modules."""
     process = [sys.executable, "-c", MEASURE.format(code)]
     return json.loads(subprocess.run(process, check=True, text=True, capture_output=True).stdout)
 

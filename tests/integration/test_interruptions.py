@@ -53,14 +53,14 @@ def test_an_interrupted_run_can_be_gone_on_with(tmp_path, client, stage, ending,
         segment(source, target, progress=progress, overwrite=overwrite, **asked)
     assert progress.happened
     if (stage, ending) == ("label", ".zarr"):
-        # By now the older output has had to make room.
+        # The older output is gone by now.
         assert_no_image(target)
     else:
         assert_only_the_run_is_new(tmp_path, before, target)
     assert_idle(client)
     left = snapshot(tmp_path)
     time.sleep(0.1)
-    # No task that was still running wrote anything after that.
+    # No task that was still running wrote anything since.
     assert snapshot(tmp_path) == left
     report = segment(source, target, resume=True, client=client)
     assert report.resumed
@@ -72,7 +72,7 @@ def test_an_interrupted_run_can_be_gone_on_with(tmp_path, client, stage, ending,
 
 
 def assert_only_the_run_is_new(folder, before, target):
-    """Nothing is written but what the run is to be gone on with by."""
+    """Check that only the run's folder is new."""
     run = target.with_name(target.name + SUFFIX).relative_to(folder)
     new = {path for path in snapshot(folder).items() if path not in before.items()}
     assert new
@@ -95,7 +95,7 @@ def test_a_cluster_serves_again_after_an_interruption(tmp_path, client):
 
 
 def interrupt_in_the_next_line():
-    """Raise KeyboardInterrupt not here, but in the next line of the package that is run when we are done."""
+    """Raise KeyboardInterrupt in the next line of the package that runs after this function."""
     before, package = sys.gettrace(), str(Path(dseeds.__file__).parent)
 
     def trace(frame, event, _arg):
@@ -112,7 +112,7 @@ def interrupt_in_the_next_line():
 
 @pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "sweep-voxels", "merge", "label"])
 def test_an_interruption_between_two_results(tmp_path, client, stage):
-    """It is chance whether Ctrl-C comes while we wait for a result or while we go on to the next."""
+    """Ctrl-C may arrive while the run waits for a result, or between two results."""
     progress = when("advance", stage, 3, interrupt_in_the_next_line)
     with pytest.raises(KeyboardInterrupt) as caught:
         segment(
@@ -125,7 +125,7 @@ def test_an_interruption_between_two_results(tmp_path, client, stage):
             progress=progress,
         )
     assert progress.happened
-    # Even while somebody holds on to the traceback.
+    # Even while the traceback is referenced.
     assert caught.tb
     assert_no_image(tmp_path / "a.zarr")
     assert_idle(client)
@@ -170,7 +170,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as Ctrl-C", "to the main process"])
 def test_an_interrupted_program_says_how_to_go_on(tmp_path, whole_group):
-    """A real signal to a real program with worker processes."""
+    """A real signal interrupts a real program with worker processes."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "out").mkdir()
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Compiled code is kept where someone asks for it: whole, their own, and never written by runs."""
+"""The kernel cache: written only on request, complete, private, and only read by runs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from dseeds import cli, precompile
 from dseeds.core import jit
 from dseeds.precompile import compile_kernels
 
-# A run that tells how many kernels it loaded and how many it compiled.
+# A run that prints how many kernels it loaded and how many it compiled.
 RUN = """
 import json
 import numpy as np
@@ -29,7 +29,7 @@ stats = [kernel.stats for kernel in registered_kernels]
 print(json.dumps([sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats)]))
 """
 LOADED = "from dseeds.core.jit import _read; print(len(_read()))"
-# What is compiled is what a run needs, for all kernels take minutes.
+# Compiles only what the run needs: all kernels take minutes.
 COMPILE = """
 import sys
 import numpy as np
@@ -37,13 +37,13 @@ import dseeds
 from dseeds import precompile
 from dseeds.cli import main
 
-precompile._call_all = lambda: dseeds.supervoxels(np.zeros((8, 8, 16), np.uint16), step=8)
+precompile._call_all_kernels = lambda: dseeds.supervoxels(np.zeros((8, 8, 16), np.uint16), step=8)
 sys.exit(main(["compile"]))
 """
 
 
 def start(code, home, folder=None):
-    """Start a process whose home, temporary folder and working directory are `home`."""
+    """Start a process with `home` as its home, temporary folder and working directory."""
     home.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != jit.CACHE_FOLDER}
     environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(Path(dseeds.__file__).parents[1])}
@@ -90,7 +90,7 @@ def test_several_processes_make_one_whole_file(tmp_path, monkeypatch):
     assert len(set(folder.iterdir())) == 1
     assert json.loads(output(start(LOADED, tmp_path / "later", folder))) > 5
     monkeypatch.setenv(jit.CACHE_FOLDER, str(folder))
-    monkeypatch.setattr(precompile, "_call_all", None)
+    monkeypatch.setattr(precompile, "_call_all_kernels", None)
     assert [compile_kernels()] == list(folder.iterdir())
 
 
@@ -107,7 +107,7 @@ def test_a_run_writes_nothing(image, tmp_path, folder):
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """No memory of what was read."""
+    """Forget what was read before."""
     monkeypatch.setattr(jit, "_fingerprint", jit._fingerprint.__wrapped__)
     monkeypatch.setattr(jit, "_read", jit._read.__wrapped__)
 
@@ -138,7 +138,7 @@ def test_the_sources_are_in_the_name(fresh, monkeypatch, tmp_path):
 
 def test_a_failure_leaves_nothing_behind(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv(jit.CACHE_FOLDER, str(tmp_path / "new" / "folder"))
-    monkeypatch.setattr(precompile, "_call_all", lambda: None)
+    monkeypatch.setattr(precompile, "_call_all_kernels", lambda: None)
     monkeypatch.setattr(precompile, "registered_kernels", [])
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):

@@ -24,7 +24,7 @@ from tests.support.runs import (
 
 @pytest.mark.parametrize("lost", ["", "0", "0/zarr.json"])
 def test_a_target_that_is_taken_away_is_no_image(tmp_path, client, lost):
-    """Somebody removes what is being written: the run fails, and what is left does not look like an output."""
+    """The run fails if its output is removed, and the rest does not look like an output."""
 
     def take():
         path = tmp_path / "a.zarr" / lost
@@ -35,7 +35,7 @@ def test_a_target_that_is_taken_away_is_no_image(tmp_path, client, lost):
         segment(GOOD, tmp_path / "a.zarr", **FEW, client=client, progress=progress)
     assert progress.happened
     assert_no_image(tmp_path / "a.zarr")
-    # Some task may just have written some labels.
+    # A task may just have written labels.
     shutil.rmtree(tmp_path / "a.zarr", ignore_errors=True)
     segment(GOOD, tmp_path / "a.zarr", client=client, resume=True)
     np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(GOOD, step=4))
@@ -64,7 +64,7 @@ def test_scratch_that_is_taken_away(tmp_path, client):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, with room for 8 MB."""
+    """A file system of its own of 8 MB."""
     path = tmp_path / "disk"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)]
@@ -79,7 +79,7 @@ def small_disk(tmp_path):
 
 
 def fill(folder, leaving):
-    """Leave so many bytes on a disk."""
+    """Fill a disk up to a number of free bytes."""
     room = shutil.disk_usage(folder).free - leaving
     (folder / "filling").write_bytes(b"\0" * room)
 
@@ -96,7 +96,7 @@ def fill(folder, leaving):
     ],
 )
 def test_a_full_disk(tmp_path, client, small_disk, monkeypatch, full, ending, leaving, stage):
-    """It fills up while the run is at work: what was free when it began was enough."""
+    """The disk fills up during the run; when the run began, enough was free."""
     source = nifti_saver(".nii")(tmp_path, noise((70, 80, 80), dtype="int16"))
     (tmp_path / "out").mkdir()
     folders = {"target": tmp_path / "out", "scratch": tmp_path / "out", full: small_disk}

@@ -1,4 +1,4 @@
-"""Masks, channels, small supervoxels and coarser levels: in memory and out of core the same, and what was promised."""
+"""Masks, channels, minimum sizes and coarser levels: equal in memory and out of core, and as documented."""
 
 from contextlib import suppress
 from itertools import pairwise
@@ -21,7 +21,7 @@ from tests.support.runs import GOOD, as_zarr, assert_sentence, labels_in, names_
 
 
 def every_label_is_connected(labels):
-    """Each label but 0 is one 6-connected region."""
+    """Return whether each label but 0 is one 6-connected component."""
     boxes = scipy.ndimage.find_objects(labels)
     return all(
         box is not None and scipy.ndimage.label(labels[box] == label)[1] == 1 for label, box in enumerate(boxes, 1)
@@ -29,7 +29,7 @@ def every_label_is_connected(labels):
 
 
 def assert_sound(labels, inside=None):
-    """Labels are 1..N without a gap, each connected, and 0 outside the mask and nowhere else."""
+    """Check that labels are 1..N without gaps, each connected, and 0 exactly outside the mask."""
     assert labels.max() == len(np.unique(labels[labels > 0]))
     assert every_label_is_connected(labels)
     np.testing.assert_array_equal(labels > 0, np.ones(labels.shape, bool) if inside is None else inside)
@@ -37,7 +37,7 @@ def assert_sound(labels, inside=None):
 
 @st.composite
 def masks(draw, shape):
-    """Voxels at random, planes, a box, blobs or nearly nothing; truth values or numbers, perhaps coarser."""
+    """Draw a mask of random voxels, planes, a box or a single voxel; boolean or numeric, perhaps coarser."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     own = shape if draw(st.booleans()) else tuple(int(rng.integers(1, n + 1)) for n in shape)
     kind = draw(st.sampled_from(["sparse", "dense", "planes", "box", "one", "all"]))
@@ -91,7 +91,7 @@ def test_any_cut_gives_the_labels_of_the_whole(client, run, stored):
         whole = images[0]
     expected = found_or_refused(lambda: supervoxels(whole, **asked))
     if expected is None:
-        # NaN wherever the mask is open.
+        # NaN everywhere in the mask.
         with TemporaryDirectory() as folder:
             target = f"{folder}/labels.zarr"
             assert not found_or_refused(lambda: segment(whole, target, region=region, client=client, **asked))
@@ -120,7 +120,7 @@ def test_any_cut_gives_the_labels_of_the_whole(client, run, stored):
 
 
 def found_or_refused(function):
-    """What a function gives; None where it finds nothing to cut."""
+    """Return the result of a function, or None if it raises NothingFinite."""
     with suppress(NoFiniteValues):
         return function()
 
@@ -144,7 +144,7 @@ def test_a_mask_that_is_open_everywhere_changes_nothing():
 
 
 def test_two_parts_are_two_supervoxels():
-    """Where scikit-image's SLIC gives one label to two components: its issue 8295."""
+    """scikit-image's SLIC gives one label to two components here: its issue 8295."""
     skimage = pytest.importorskip("skimage.segmentation")
     image = noise((20, 20, 20), dtype="float64")
     mask = np.ones(image.shape, bool)
@@ -159,12 +159,12 @@ def test_two_parts_are_two_supervoxels():
 
 
 def test_what_lies_outside_costs_nothing(client, tmp_path, monkeypatch):
-    """No task but the look at the mask, no read of the image, no chunk of labels."""
+    """No task but that of the mask, no read of the image, no chunk of labels."""
     image = noise((16, 16, 96))
     source = as_zarr(tmp_path / "image.zarr", image, 16)
     mask = np.zeros(image.shape, bool)
     mask[:, :, 70:80] = True
-    # What must not be read cannot be read.
+    # Chunks that must not be read are unreadable.
     for number in (0, 1, 2, 3):
         (Path(source) / "c" / "0" / "0" / str(number)).write_bytes(b"damaged")
     seen = []
@@ -185,7 +185,7 @@ def test_what_lies_outside_costs_nothing(client, tmp_path, monkeypatch):
 
 
 def test_levels_where_a_region_lies_outside(client, tmp_path):
-    """A cell without a supervoxel takes no number from those behind it."""
+    """A cell without a supervoxel does not shift the numbers of later cells."""
     image, mask = noise((24, 24, 24)), np.ones((24, 24, 24), bool)
     mask[8:16, 8:16, 8:16] = mask[0, :, 5] = False
     labels, parents = supervoxels(image, step=4, mask=mask, levels=2)
@@ -227,7 +227,7 @@ def test_foreground_is_what_otsu_takes():
     labels = supervoxels(image, step=4, mask="auto", percentiles=(0, 100))
     assert not labels[10, 12, 13], "a hole stays a hole"
     assert_sound(labels, labels > 0)
-    # Thresholds lie within a level of each other.
+    # The thresholds differ by less than a histogram bin.
     assert ((labels > 0) != (image > threshold_otsu(image, nbins=4096))).mean() < 0.001
 
 
@@ -258,13 +258,13 @@ def test_a_mask_that_will_not_do(tmp_path, client, mask, said):
     assert names_in(tmp_path) == []
 
 
-# Small ones
+# Minimum size
 
 
 @settings(max_examples=15)
 @given(st.integers(2, 200), st.booleans())
 def test_none_is_smaller_than_asked_for(min_size, masked):
-    """But for those that touch nothing."""
+    """Except isolated ones."""
     mask = noise(GOOD.shape, 5) > -50 if masked else np.ones(GOOD.shape, bool)
     labels = supervoxels(GOOD, step=4, mask=mask, min_size=min_size)
     assert_sound(labels, mask)
@@ -293,7 +293,7 @@ def test_the_same_channel_twice_is_one():
 
 
 def test_every_channel_counts():
-    """An edge that only one of two channels has is found, the more the more it weighs."""
+    """Boundaries follow edges that only one of two channels has."""
     one, other = (noise((16, 16, 16), seed) / 20 for seed in (1, 2))
     one[:, :, 7:] += 200
     other[:, 6:] += 200
@@ -319,7 +319,7 @@ def test_files_as_channels_and_windows_of_each(tmp_path, client):
 
 
 def test_memory_and_time_are_linear_in_channels():
-    """Of 8 channels not more than 10 times that of one."""
+    """Eight channels take less than 16 times the time of one."""
     import time
 
     def best(channels):
@@ -375,7 +375,7 @@ def test_levels_out_of_core(tmp_path, client, target):
 
 
 def test_the_foreground_of_an_mr(mr_sarcoma, tmp_path, client):
-    """A thigh, 6.5 mm between slices: the foreground alone, cells isotropic in millimetres."""
+    """A thigh with 6.5 mm between slices: only the foreground, cells isotropic in millimetres."""
     image, _ = mr_sarcoma
     asked = {"step": "12mm", "spacing": (6.5, 0.8, 0.8), "mask": "auto", "min_size": 30}
     expected = supervoxels(image, **asked)
@@ -388,7 +388,7 @@ def test_the_foreground_of_an_mr(mr_sarcoma, tmp_path, client):
 
 
 def test_ten_intensity_scales():
-    """The hippocampi's scanners scale differently by a factor of 1000: percentiles make up for that."""
+    """The scanners of the hippocampi differ by a factor of 1000, which percentiles compensate."""
     from tests.conftest import _load
     from tests.support.paths import DATA
 

@@ -1,4 +1,4 @@
-"""What goes over the network: TLS to a cluster as people set it up, and a local cluster that nobody outside reaches."""
+"""Network: TLS to a cluster, and a local cluster that listens on loopback only."""
 
 import datetime
 import os
@@ -28,7 +28,7 @@ CONFIGURED = {"CA_FILE": "ca.crt", "CLIENT__CERT": "client.crt", "CLIENT__KEY": 
 
 
 def certify(folder, name, issuer=None):
-    """Write a key and its certificate, which the issuer signs, or else itself; give what can sign others."""
+    """Write a key and a certificate signed by the issuer or itself; return what signs others."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     signer, signing_key = issuer or (subject, key)
@@ -48,7 +48,7 @@ def certify(folder, name, issuer=None):
 
 @contextmanager
 def dask(folder, line):
-    """Run a command line of Dask for as long as it is needed; lend what it says."""
+    """Run a Dask command; yield the path of its log."""
     path = folder / f"{uuid.uuid4().hex}.log"
     with path.open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "dask", *line.split()], cwd=folder, stdout=log, stderr=log)
@@ -61,7 +61,7 @@ def dask(folder, line):
 
 @contextmanager
 def dask_scheduler(folder, protocol, options=""):
-    """Run a scheduler on a free port; lend its address."""
+    """Run a scheduler on a free port; yield its address."""
     address = f"--host {protocol}://127.0.0.1 --port 0 --dashboard-address 127.0.0.1:0"
     with dask(folder, f"scheduler {address} {options}") as log:
         end = time.monotonic() + 60
@@ -73,7 +73,7 @@ def dask_scheduler(folder, protocol, options=""):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with an image, and with certificates of ours, and of others who do not know us."""
+    """A folder with an image, the cluster's certificates, and certificates of another authority."""
     folder = tmp_path_factory.mktemp("network")
     ca, other_ca = certify(folder, "ca"), certify(folder, "other-ca")
     for name, issuer in (("cluster", ca), ("client", ca), ("other", other_ca)):
@@ -87,7 +87,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scheduler(folder):
-    """The address of a cluster that is started from the command line, with TLS."""
+    """The address of a cluster with TLS, started from the command line."""
     tls = "--tls-ca-file ca.crt --tls-cert cluster.crt --tls-key cluster.key"
     working = "--no-nanny --no-dashboard --nthreads 1 --memory-limit 2GiB"
     with dask_scheduler(folder, "tls", tls) as address, dask(folder, f"worker {address} {working} {tls}"):
@@ -109,7 +109,7 @@ def segment(folder, target, *arguments, tls=()):
 
 
 def assert_refused(done, folder, *words):
-    """One sentence, and nothing is left behind."""
+    """Check that the error is one sentence and that no output exists."""
     assert done.returncode in (1, 2)
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -149,7 +149,7 @@ def test_who_has_not_the_right_certificates_is_refused(folder, scheduler, option
     start = time.monotonic()
     done = segment(folder, "refused.zarr", "--scheduler", scheduler, *options.split())
     assert_refused(done, folder, words)
-    # The scheduler's word is final: nobody waits for it to change its mind.
+    # It fails at once, without waiting for the connection timeout.
     assert time.monotonic() - start < 15
 
 
@@ -175,7 +175,7 @@ def test_certificates_are_for_tls_addresses(folder, scheduler, option):
 
 
 def listening():
-    """The sockets on which this process and those that it started wait for others."""
+    """Return the addresses on which this process and its children listen."""
     this = psutil.Process()
     return {
         connection.laddr
@@ -192,5 +192,5 @@ def test_a_local_cluster_is_reached_from_this_machine_alone():
         dashboard = int(client.dashboard_link.split(":")[2].split("/")[0])
     assert {address.ip for address in began} == {"127.0.0.1"}
     assert dashboard in {address.port for address in began}
-    # The scheduler, its dashboard, a worker and its nanny at least.
+    # At least the scheduler, its dashboard, a worker and its nanny.
     assert len(began) >= 4

@@ -1,4 +1,4 @@
-"""OME-Zarr in and out, against what others write, validate and read."""
+"""OME-Zarr in and out, against other packages that write, validate and read it."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from dseeds.io.label_listing import list_labels
 from tests.support.runs import when
 
 with warnings.catch_warnings():
-    # It calls what it deprecates.
+    # It calls its own deprecated functions.
     warnings.simplefilter("ignore", DeprecationWarning)
     from ome_zarr.writer import write_labels, write_multiscale
 
@@ -37,7 +37,7 @@ PER_MM = {"micrometer": 1000, "millimeter": 1, "nanometer": 1000000, "centimeter
 
 @pytest.fixture
 def ct(ct_3mm, tmp_path):
-    """A CT as ome-zarr writes it, in version 0.5, and its voxels: three levels, micrometers, not at the origin."""
+    """A CT written by ome-zarr as version 0.5, in three levels, in micrometres, not at the origin; and its voxels."""
     image = ct_3mm[0][:64, :60, :71]
     return write(tmp_path / "ct.zarr", image, "zyx", translation=[5.0, -30.0, 7.5]), image
 
@@ -54,7 +54,7 @@ def write(path, image, axes, version="0.5", scale=3000.0, translation=None, unit
     kinds = {"t": "time", "c": "channel"}
     named = [{"name": a, "type": kinds[a]} if a in kinds else {"name": a, "type": "space", "unit": unit} for a in axes]
     with warnings.catch_warnings():
-        # It derives places by itself otherwise, but for that of the first voxel.
+        # Otherwise it derives translations that ignore the first voxel's.
         warnings.simplefilter("ignore", DeprecationWarning)
         write_multiscale(
             pyramid,
@@ -67,7 +67,7 @@ def write(path, image, axes, version="0.5", scale=3000.0, translation=None, unit
 
 
 def paths(path):
-    """The arrays of an image in its group."""
+    """Return the paths of an image's arrays in its group."""
     attributes = zarr.open_group(path, mode="r").attrs.asdict()
     return [dataset["path"] for dataset in attributes.get("ome", attributes)["multiscales"][0]["datasets"]]
 
@@ -99,7 +99,7 @@ def test_levels_that_ome_zarr_writes(tmp_path, version, level):
 
 @st.composite
 def images(draw):
-    """Metadata as they may be: axes in any order, units, transformations of the level and of the whole image."""
+    """Draw metadata: axes in any order, units, transformations of the level and of the whole image."""
     space = draw(st.permutations(draw(st.sampled_from(["zyx", "yx"]))))
     axes = [*draw(st.sampled_from([[], ["t"], ["t", "c"], ["c"]])), *space]
     number = st.sampled_from([0.25, 0.5, 1.0, 3.0])
@@ -136,7 +136,7 @@ def test_axes_come_in_any_order(tmp_path_factory, image, level, by_path):
     }
     group.attrs.update({"multiscales": [multiscale]} if version == "0.4" else {"ome": {"multiscales": [multiscale]}})
     source = open_source(path / str(level)) if by_path else open_source(path, level=level)
-    # What a point of the array is mapped to, by the words of the specification.
+    # The position of an array's point as the specification defines it.
     corner, apart = np.zeros(len(axes)), np.ones(len(axes))
     for step in itertools.chain.from_iterable(steps):
         apart = apart * step["scale"] if "scale" in step else apart
@@ -173,7 +173,7 @@ def test_info_tells_of_levels(ct):
 
 
 def blocks_of(labels, factors):
-    """The most frequent label of each block, of several the smallest."""
+    """Return the most frequent label of each block, the smallest of several."""
     out = np.empty([-(-n // f) for n, f in zip(labels.shape, factors, strict=True)], labels.dtype)
     for place in np.ndindex(*out.shape):
         block = labels[tuple(slice(i * f, i * f + f) for i, f in zip(place, factors, strict=True))]
@@ -183,7 +183,7 @@ def blocks_of(labels, factors):
 
 
 def placed(group, level):
-    """The scale and the translation of a level of labels."""
+    """Return the scale and the translation of a level of labels."""
     steps = group.attrs["ome"]["multiscales"][0]["datasets"][level]["coordinateTransformations"]
     assert [step["type"] for step in steps] == ["scale", "translation"][: len(steps)]
     return steps[0]["scale"], steps[1]["translation"] if len(steps) > 1 else [0.0] * 3
@@ -194,7 +194,7 @@ def listed(path):
 
 
 def validated(path):
-    """Have ome-zarr-models look at an image and all its labels."""
+    """Validate an image and all its labels with ome-zarr-models."""
     ImageModel.from_zarr(zarr.open_group(path, mode="r"))
     LabelsModel.from_zarr(zarr.open_group(path / "labels", mode="r"))
     for name in listed(path):
@@ -216,16 +216,16 @@ def test_labels_go_into_their_image(ct, client):
             assert labels.shape == zarr.open_group(path, mode="r")[paths(path)[level]].shape
             scale, translation = placed(inner, level)
             assert scale == [3000.0 * 2**level] * 3
-            # In the middle of a block.
+            # The centre of a block.
             assert translation == [c + 3000 * (2**level - 1) / 2 for c in (5.0, -30.0, 7.5)]
     assert listed(path) == ["supervoxels"]
     validated(path)
-    # The coarser level of the same image, beside them.
+    # Labels of a coarser level of the image, beside them.
     dseeds.segment(path, into_image="half", level=1, step=8, pyramid="nearest", client=client)
     half = zarr.open_group(path / "labels" / "half", mode="r")
     np.testing.assert_array_equal(half["0"][:], dseeds.supervoxels(image[::2, ::2, ::2], step=8))
     np.testing.assert_array_equal(half["1"][:], half["0"][::2, ::2, ::2])
-    # As many levels as the image has, as OME-NGFF wants it.
+    # As many levels as the image has, as OME-NGFF requires.
     assert [half[level].shape for level in "012"] == [(32, 30, 36), (16, 15, 18), (8, 8, 9)]
     assert placed(half, 0) == ([6000.0] * 3, [5.0, -30.0, 7.5])
     assert placed(half, 1) == ([12000.0] * 3, [5.0, -30.0, 7.5])
@@ -252,7 +252,7 @@ print(json.dumps([[kind, [one.shape for one in data], told["scale"], told["units
 
 
 def seen_by_napari(path):
-    # In a process of its own, for what it imports warns.
+    # In a process of its own because its imports warn.
     command = [sys.executable, "-W", "ignore", "-c", NAPARI, str(path)]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     shapes, units = [[64, 60, 71], [32, 30, 36], [16, 15, 18], [8, 8, 9]], ["micrometer"] * 3
@@ -264,7 +264,7 @@ def seen_by_napari(path):
 
 
 def test_labels_of_their_own_have_a_pyramid_too(tmp_path, client, ct_3mm):
-    """Without levels of the image: halved until it is small."""
+    """Without levels of an image they are halved until they are small."""
     image = np.tile(ct_3mm[0][:16, :16, :64], (1, 1, 9))
     zarr.create_array(tmp_path / "a.zarr", data=image, chunks=(16, 16, 64))
     target = tmp_path / "labels.zarr"
@@ -332,7 +332,7 @@ class Stop(Exception):
 
 @pytest.fixture
 def stopped(monkeypatch):
-    """Run until something of `ends` is called, and no further."""
+    """Run until a function of `publishing` is called, and no further."""
 
     def stop(*_arguments):
         raise Stop
@@ -350,12 +350,12 @@ def test_labels_that_are_not_whole_are_not_listed(ct, client, stopped):
     path, wanted = ct[0], {"into_image": True, "client": client}
     stopped("publish", path, step=16, **wanted)
     assert not (path / "labels" / "zarr.json").exists()
-    # Cut short after they are whole, the list is made up for.
+    # A resumed run writes the list that an interrupted one did not.
     stopped("list_labels", path, step=16, resume=True, **wanted)
     assert not (path / "labels" / "zarr.json").exists()
     report = dseeds.segment(path, step=16, resume=True, **wanted)
     assert listed(path) == ["supervoxels"]
-    # Those that are about to be replaced are no more.
+    # Labels that are being replaced are not listed.
     stopped("publish", path, step=8, overwrite=True, **wanted)
     assert listed(path) == []
     list_labels(report.target)
@@ -386,7 +386,7 @@ def test_images_that_no_labels_fit_into(tmp_path, client, axes, version, says):
     with pytest.raises(ValueError, match=says):
         dseeds.segment(path, into_image=True, step=16, client=client)
     assert not (path / "labels").exists()
-    # Elsewhere there is room for them.
+    # They can be written elsewhere.
     dseeds.segment(path, tmp_path / "labels.zarr", step=8, client=client)
     assert zarr.open_array(tmp_path / "labels.zarr" / "0").shape == ((1, 20, 20) if axes == "yx" else (20, 20, 20))
 

@@ -85,7 +85,7 @@ def test_regions_that_rest_are_left_out_and_no_label_changes(clients, tmp_path_f
 
 
 def test_a_background_rests(clients, tmp_path, monkeypatch):
-    """At one end something moves: elsewhere every round that may be left out is, and labels are right."""
+    """Only one end has structure: elsewhere every round that may rest is skipped, and the labels are right."""
     image = np.zeros((16, 16, 160))
     image[:, :, :12] = np.random.default_rng(0).normal(3, 1, (16, 16, 12))
     swept = []
@@ -107,7 +107,7 @@ def test_a_background_rests(clients, tmp_path, monkeypatch):
 
 
 def assert_told_in_order(told, report):
-    """Every stage begins once with its number of tasks, advances so often, and ends once."""
+    """Check that every stage begins once with its number of tasks, advances as often, and ends once."""
     for stage in report.stages:
         events = [(event, number) for event, name, number in told if name == stage.name]
         total = stage.tasks + stage.skipped
@@ -121,7 +121,7 @@ def assert_told_in_order(told, report):
 
 @pytest.fixture(scope="module")
 def ct():
-    """The abdominal CT as it is, shape (112, 101, 122), with its labels at step 8."""
+    """The whole abdominal CT, shape (112, 101, 122), with its labels at step 8."""
     path = DATA / "ct_3mm" / "ct.nii.gz"
     if not path.is_file():
         pytest.skip(f"the real volume {path} is missing; set DSEEDS_DATA to the folder with ct_3mm/")
@@ -156,9 +156,9 @@ def test_a_real_volume_gets_the_labels_of_the_whole(tmp_path, client, ct, kind, 
 @pytest.mark.parametrize(
     ("step", "region", "shape", "regions"),
     [
-        # The last voxel is folded into the cell before it, and so into its region.
+        # The last voxel belongs to the cell before it, and so to its region.
         (8, 128, (129, 129, 129), 1),
-        # It is a cell of its own, and a region of one plane.
+        # The last voxel is a cell of its own, and a region of one plane.
         ((2, 16, 16), 128, (128, 128, 128), 2),
         ((16, 8, 16), 64, (64, 64, 64), 8),
     ],
@@ -179,7 +179,7 @@ def test_every_label_is_one_component_and_every_cell_keeps_its_own(tmp_path, cli
     np.testing.assert_array_equal(np.unique(labels), np.arange(1, prod(counts) + 1))
     _, found = skimage.measure.label(labels, connectivity=1, background=-1, return_num=True)
     assert found == prod(counts)
-    # Nothing is further than a cell from where it began, and by far not everything is where it began.
+    # No voxel moves further than a cell, but many move.
     owner = np.unravel_index(labels - 1, counts)
     away = np.max([np.abs(o - c) for o, c in zip(owner, np.meshgrid(*cells, indexing="ij"), strict=True)], axis=0)
     assert away.max() == 1
@@ -194,7 +194,7 @@ def test_two_runs_are_equal_to_the_byte(tmp_path, clients):
 
 
 def written(target):
-    """All files, but for what the labels say of how long their run took, and on which workers."""
+    """Return all files, without the run's duration and workers in the attributes."""
     files = snapshot(target)
     known = json.loads((target / "zarr.json").read_bytes())
     assert known["attributes"]["dseeds"].pop("report")["supervoxels"] > 0
@@ -213,11 +213,11 @@ def test_processes_are_equal_to_threads(tmp_path, clients, capfd, workers, told)
         source, tmp_path / "processes.zarr", step=8, region=30, workers=workers, memory="1GiB", progress=progress
     )
     np.testing.assert_array_equal(labels_in(tmp_path / "processes.zarr"), labels_in(tmp_path / "threads.zarr"))
-    # Where nobody follows the progress, the address is printed.
+    # Without a progress, the address is printed.
     link = progress.link if told else re.fullmatch("Dask dashboard: (.*)\n", capfd.readouterr().err)[1]
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/status", link)
     assert report.workers == len(report.peak_memory) == workers
-    # Processes of their own, each within what it was given.
+    # Separate processes, each within its memory limit.
     assert all(50 << 20 < peak < 1 << 30 for peak in report.peak_memory.values())
 
 

@@ -184,7 +184,7 @@ def test_nifti_of_ours_is_overwritten_when_told_to(tmp_path, client):
 
 
 def test_what_a_killed_run_left_is_overwritten_when_told_to(tmp_path, client):
-    """A run that could not tidy up after itself leaves a marker."""
+    """A killed run leaves a marker."""
 
     def keep():
         shutil.copytree(tmp_path / "a.zarr", tmp_path / "left.zarr")
@@ -209,7 +209,7 @@ def test_what_a_killed_run_left_is_overwritten_when_told_to(tmp_path, client):
     ],
 )
 def test_what_appears_during_the_run_is_not_overwritten(tmp_path, client, ours, make, overwrite):
-    """Somebody else may choose the same name while we work: what they wrote, they did not agree to lose."""
+    """Another program may write to the same path during the run, and must not lose its data."""
     target = tmp_path / "labels.zarr"
     progress = when("begin", "sweep-voxels", None, lambda: make(target, ours))
     with pytest.raises(FileExistsError, match=r"labels\.zarr"):
@@ -234,7 +234,7 @@ def test_what_appears_during_the_run_is_not_overwritten(tmp_path, client, ours, 
     ],
 )
 def test_the_source_is_not_overwritten(tmp_path, client, ours, monkeypatch, source, target):
-    """Even where the source is an output of ours, which may be overwritten."""
+    """Even if the source was written by the package and could be overwritten."""
     monkeypatch.chdir(tmp_path)
     copy_of_ours(tmp_path / "labels.zarr", ours)
     nifti_of_mine(tmp_path / "image.nii")

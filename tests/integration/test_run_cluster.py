@@ -54,11 +54,11 @@ def test_killed_workers_do_not_change_the_answer(tmp_path, processes):
         return processes.run(os.getpid, on_error="ignore").values()
 
     def kill(event, stage, number):
-        # Both in the middle of the block rounds, then one, then one when all is done but for the last words.
+        # Both workers in the middle of the block rounds, then one, then one at the very end.
         victims = {("advance", "sweep-blocks", 13): 2, ("advance", "sweep-voxels", 5): 1, ("advance", "label", 8): 1}
         count = victims.get((event, stage, number), 0)
         if count:
-            # One that is killed before its nanny knows it is up is never replaced.
+            # Dask never replaces a worker that is killed before its nanny knows that it is running.
             processes.wait_for_workers(2, timeout=60)
             time.sleep(1)
             for pid in list(pids())[:count]:
@@ -94,10 +94,10 @@ def test_the_scheduler_knows_a_bounded_number_of_tasks(tmp_path, clients, thread
     )
     assert report.regions == 24
     for stage in ("window", "quantise", "sweep-blocks", "sweep-voxels", "merge", "label"):
-        # One more may just be on its way out.
+        # One more may just be leaving.
         assert max(known[stage]) <= REGIONS_PER_THREAD * threads + 1
         assert max(known[stage]) >= threads, "no thread waits for the client"
-        # So they are grouped on the dashboard.
+        # The dashboard groups tasks by these names.
         assert stage in names[stage]
     assert set().union(*names.values()) <= set(STAGES)
 
@@ -108,7 +108,7 @@ def test_what_a_task_is_told_does_not_grow_with_the_volume(tmp_path):
     job = Job(
         None, shape, cells, cells, folder, Journal(folder, "run"), (LabelGroup(open_location(folder)),), ((0.0, 1.0),)
     )
-    # The client looks at all of these.
+    # The client computes these, and they must not be pickled.
     assert job.lattice.grids
     assert len(job.regions) == 64**3
     assert job.schedule
@@ -127,7 +127,7 @@ def test_the_callers_zarr_settings_stay(tmp_path, clients, workers):
 
 @pytest.fixture
 def workers_with():
-    """In-process clusters whose workers are told of a memory limit; that of this process is none of their business."""
+    """In-process clusters whose workers have a memory limit that they do not enforce."""
     settings = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
 
     def make(limit, threads=1):
@@ -147,7 +147,7 @@ def test_a_worker_that_is_nearly_full_from_the_start_is_not_paused(tmp_path, mon
 
 
 def test_workers_with_less_memory_get_smaller_regions(tmp_path, workers_with):
-    # A constant image has no rounds, so that a larger one is quick.
+    # A constant image has no rounds, so a large one is fast.
     image = zarr.create_array(tmp_path / "image.zarr", shape=(128, 128, 512), dtype="uint8", chunks=(64, 64, 128))
     enough = worker_bytes(task_bytes(Lattice(image.shape, (16, 16, 16)), (8, 8, 8), TaskShape(1)), 1)
     shapes = []
@@ -155,7 +155,7 @@ def test_workers_with_less_memory_get_smaller_regions(tmp_path, workers_with):
         (enough, 1, None),
         (enough - 1, 1, None),
         (4 * enough, 1, enough - 1),
-        # They share their worker's memory.
+        # Threads share their worker's memory.
         (enough, 2, None),
     ):
         with workers_with(limit, threads) as client:

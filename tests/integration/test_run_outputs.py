@@ -76,7 +76,7 @@ def test_the_output_says_what_it_is(tmp_path, client):
 
 
 def test_an_output_is_not_cut_again(tmp_path, client):
-    """Labels are no intensities: who cuts them has most likely mixed up two names."""
+    """Labels are no intensities: segmenting them is most likely a mix-up of paths."""
     segment(noise((20, 26, 33)), tmp_path / "a.zarr", step=8, client=client)
     with pytest.raises(ValueError, match="labels"):
         segment(tmp_path / "a.zarr", tmp_path / "b.zarr", step=6, client=client)
@@ -87,7 +87,7 @@ def test_an_output_is_not_cut_again(tmp_path, client):
     ("cells", "dtype"), [((1, 1, 1), "u4"), ((65535, 65537, 1), "u4"), ((65536, 65536, 1), "u8"), ((2**11,) * 3, "u8")]
 )
 def test_labels_are_as_wide_as_they_need_be(cells, dtype):
-    """As labels begin at 1, the last of 2^32 - 1 cells is the last that fits 32 bits."""
+    """Labels begin at 1, so 2^32 - 1 cells still fit 32 bits."""
     lattice = Lattice([2 * n for n in cells], (2, 2, 2))
     assert lattice.cells == cells
     assert lattice.label_dtype == dtype

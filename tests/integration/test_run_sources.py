@@ -81,7 +81,7 @@ STORES = [
 @pytest.mark.parametrize("store", STORES, ids=lambda store: store.__qualname__.replace(".<locals>.save", ""))
 @pytest.mark.parametrize("dtype", ["int16", ">f4"])
 def test_sources(tmp_path, client, store, dtype):
-    # A step of 3 has no blocks, so few rounds.
+    # A step of 3 has no blocks, and so few rounds.
     image = noise((12, 14, 40), dtype=dtype)
     report = segment(store(tmp_path, image), tmp_path / "labels.zarr", step=3, region=(12, 14, 21), client=client)
     assert report.regions == 2
@@ -152,7 +152,7 @@ def test_labels_may_lie_within_the_image(tmp_path, client, phantom):
     segment(tmp_path / "a.zarr", target, step=12, client=client)
     expected = supervoxels(zarr.open_array(phantom / "0", mode="r")[:], step=12)
     np.testing.assert_array_equal(labels_in(target), expected)
-    # The image lists them, beside those that it has.
+    # The image lists them besides its other labels.
     listed = json.loads((target.parent / "zarr.json").read_text())
     assert listed["attributes"]["ome"]["labels"].pop() == "supervoxels"
     (target.parent / "zarr.json").write_text(json.dumps(listed, indent=2))

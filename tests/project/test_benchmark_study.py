@@ -1,4 +1,4 @@
-"""The benchmark study: pairs are read, every method is measured as it should be, and what fails is told."""
+"""The benchmark study: it reads pairs, measures every method, and reports failures."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def _plots():
 
 
 def write(path, *channels, spacing=(1, 1, 1)):
-    """Write volumes (z, y, x) as NIfTI, several as 4D."""
+    """Write volumes (z, y, x) as NIfTI, several of them as 4D."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.stack([channel.T for channel in channels], axis=-1)
     nib.save(nib.Nifti1Image(values if len(channels) > 1 else values[..., 0], np.diag([*spacing[::-1], 1])), path)
@@ -144,7 +144,7 @@ def test_the_command_on_the_decathlon(decathlon, tmp_path, capsys):
     assert "| **dseeds** |" in said
     assert "| **SLIC 0.1** |" in said
 
-    # As whoever did it by hand would find it.
+    # The same figures, computed by hand.
     image, truth = phantom(SHAPE, dtype="int16", seed=1)
     labels = dseeds.supervoxels(image, n_segments=60)
     figures = dseeds.evaluate(labels, truth)
@@ -196,7 +196,7 @@ def test_a_method_that_fails_is_left_out_of_means(decathlon):
 
 
 def test_channels_are_seen_together(tmp_path):
-    """A structure that the second volume alone shows."""
+    """Only the second channel shows the structure."""
     z, y, x = np.ogrid[:24, :24, :24]
     truth = ((z - 11) ** 2 + (y - 13) ** 2 + (x - 10) ** 2 < 64).astype(np.uint8)
     noise = np.random.default_rng(0).normal(0, 5, (2, 24, 24, 24)).astype(np.float32)
@@ -259,7 +259,7 @@ def test_what_tells_nothing_is_refused(tmp_path, image, truth, message):
 
 
 def row(method, made, *, asked, case="a", task="t", rises=0.1, seconds=1.0):
-    """A row whose figures depend on how many supervoxels were made."""
+    """Return a row whose figures depend on the number of supervoxels."""
     figure = rises * math.log(made)
     quality = dict.fromkeys(
         ("achievable_dice", "undersegmentation_error", "boundary_recall", "explained_variation"), figure
@@ -269,7 +269,7 @@ def row(method, made, *, asked, case="a", task="t", rises=0.1, seconds=1.0):
 
 
 def test_methods_are_compared_at_equal_numbers():
-    """One that makes half of what it is asked for is not worse for that."""
+    """A method that makes half as many supervoxels as requested is not worse for that."""
     whole = [row("A", n, asked=n) for n in (250, 500, 1000)]
     half = [row("B", n // 2, asked=n, seconds=3) for n in (250, 500, 1000)]
     better = [row("B2", n // 2, asked=n, rises=0.11) for n in (250, 500, 1000)]

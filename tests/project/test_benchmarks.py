@@ -1,4 +1,4 @@
-"""The benchmarks run, and tell every figure."""
+"""The benchmarks run and report every figure."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ BENCHMARKS = ROOT / "tests" / "benchmarks"
 
 
 def run(name, *arguments):
-    """Run a benchmark; give what it wrote as JSON and what it printed."""
+    """Run a benchmark; return its JSON and its output."""
     target = arguments[-1]
     command = [sys.executable, BENCHMARKS / name, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -53,7 +53,7 @@ def test_speed(tmp_path):
     )
     whole, *others = rows
     assert whole["of"] == "dseeds"
-    # So small a volume may fit what the process has at hand.
+    # A volume this small may fit memory that the process already has.
     assert whole["memory"] >= 0
     assert {"  2 threads", "SLIC 0.1"} <= {row["of"] for row in others}
     assert len([row for row in others if row["of"].startswith("  ")]) > 2
@@ -66,7 +66,7 @@ def test_agglomeration(tmp_path):
     assert [round(row["edges"] / row["nodes"]) for row in rows] == [6, 6]
     assert all(row["cpu_seconds"] > 0 and str(row["edges"]) in said for row in rows)
     assert rows[0]["edges"] < rows[1]["edges"]
-    # Of the air there is one segment, and the organs are others.
+    # The air is one segment, the organs are others.
     assert all(1 < row["segments_at_a_quarter"] < row["nodes"] / 10 for row in rows)
 
 
@@ -92,9 +92,9 @@ def test_overhead(tmp_path):
 
 @pytest.mark.slow
 def test_a_task_costs_little_beside_its_kernel(tmp_path):
-    """Ten thousand tasks here, two hundred thousand with the benchmark: memory stays where it is."""
+    """Memory does not grow with the number of tasks: ten thousand here, 200,000 in the benchmark."""
     figures = measure(tmp_path, regions=5000, workers=1)
     assert figures["tasks"] == 2 * 17**3
-    # Measured: 6 to 9 ms where both cores are busy.
+    # Measured: 6 to 9 ms with both cores busy.
     assert figures["milliseconds_per_task"] < 30
     assert figures["growth_bytes"] < 64 << 20

@@ -1,4 +1,4 @@
-"""The scripts for batch systems, with stand-ins for what submits: they run the members of an array on this machine."""
+"""The scripts for batch systems, with stand-ins for the submit commands that run the jobs on this machine."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 from tests.support.runs import as_zarr, labels_in
 
 DEPLOY = ROOT / "deploy"
-# As the real one, it keeps the script under another name, and says the array's number with the cluster's.
+# Like the real one, it copies the script, and prints the array's number with the cluster's.
 SBATCH = """#!/bin/sh
 set -eu
 echo "$*" >> "$SPOOL/calls"
@@ -40,7 +40,7 @@ done
 wait
 echo "42;cluster"
 """
-# Jobs get no more of the environment than is asked for, and PATH under another name.
+# Jobs get only the requested environment, and PATH under another name.
 QSUB = """#!/bin/sh
 set -eu
 echo "$*" >> "$SPOOL/calls"
@@ -99,7 +99,7 @@ print(42 if size > 1 else 43)
 
 @pytest.fixture
 def submit(tmp_path, environment):
-    """Call a script with what submits and `dseeds` on the path."""
+    """Call a script with the submit command and `dseeds` on the path."""
     spool = tmp_path / "spool"
     spool.mkdir()
     kept = {name: environment[name] for name in ("PYTHONPATH", "DSEEDS_CACHE_DIR")}

@@ -1,4 +1,4 @@
-"""Clusters as the files in `deploy/` set them up, of processes of this machine: whole runs give the labels."""
+"""Clusters set up by the files in `deploy/`, as processes of this machine: whole runs give the labels."""
 
 import inspect
 import json
@@ -40,7 +40,7 @@ def free_port():
 
 
 def merged(first, second):
-    """One file of compose's laid over another: mappings are merged, lists of volumes joined, the rest replaced."""
+    """Overlay a compose file: merge mappings, join lists of volumes, replace the rest."""
 
     def joined(key, value):
         if isinstance(value, dict) and key in first:
@@ -51,7 +51,7 @@ def merged(first, second):
 
 
 class Composed:
-    """The services of files of compose's as processes: volumes are folders, names of services are this machine."""
+    """The services of compose files as processes: volumes are folders, services are addresses of this machine."""
 
     def __init__(self, folder, files, store, environment):
         self.folder, self.environment, self.running = folder, environment, ExitStack()
@@ -70,13 +70,13 @@ class Composed:
         return text
 
     def process(self, name, command=None):
-        """A service's command, or another in its place, and its environment."""
+        """Return a service's command, or another one, and its environment."""
         service, volumes = self.services[name], {}
         for volume in service.get("volumes", []):
             origin, place = volume.split(":")[:2]
             path = (DEPLOY / "compose" if origin.startswith(".") else self.folder / "volumes") / origin
             volumes[place] = str(path.resolve() if origin.startswith(".") else path)
-        # Without an entrypoint, the image's.
+        # The default is the image's entrypoint.
         program, *options = service.get("entrypoint", ["dseeds"])
         words = [*options, *(command or service["command"])]
         own = {key: self.translated(value, volumes) for key, value in service.get("environment", {}).items()}
@@ -85,7 +85,7 @@ class Composed:
         return line, {**kept, **ALLOCATOR, **own}
 
     def run(self, name, command=None):
-        """Do what a service does once; give what it says."""
+        """Run a service to its end; return its output."""
         line, environment = self.process(name, command)
         done = subprocess.run(
             line, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
@@ -94,7 +94,7 @@ class Composed:
         return done.stdout
 
     def start(self, name):
-        """Start a service that is there until the end."""
+        """Start a service that runs until the end."""
         line, environment = self.process(name)
         with (self.folder / f"{name}.log").open("w") as log:
             process = subprocess.Popen(line, env=environment, cwd=self.folder, stdout=log, stderr=log)
@@ -107,7 +107,7 @@ class Composed:
 
 @contextmanager
 def composed(folder, files, store, environment, compiled):
-    """The services that a worker needs; the kernels are compiled already."""
+    """Start the services that a worker needs, with compiled kernels."""
     kernels = folder / "volumes" / "kernels"
     kernels.mkdir(parents=True)
     (kernels / "code").symlink_to(compiled, target_is_directory=True)
@@ -121,7 +121,7 @@ def composed(folder, files, store, environment, compiled):
 
 @pytest.fixture
 def bucket(object_store, monkeypatch):
-    """The bucket of compose's store, with an image; moto stands in for the store."""
+    """The bucket of the compose file's store, which moto replaces, with an image."""
     services = yaml.safe_load((DEPLOY / "compose" / "compose.yml").read_text(encoding="utf-8"))["services"]
     name = services["store"]["environment"]["S3_BUCKET"]
     s3(object_store).create_bucket(Bucket=name)
@@ -137,7 +137,7 @@ def bucket(object_store, monkeypatch):
 
 
 def as_said(step):
-    """The README's command for a run with compose, with another step."""
+    """Return the README's command for a run with compose, with another step."""
     (found,) = re.findall(
         r"^docker compose run --rm dseeds (segment .*)$", (DEPLOY / "README.md").read_text(encoding="utf-8"), re.M
     )
@@ -145,7 +145,7 @@ def as_said(step):
 
 
 def check_labels(bucket):
-    """They are those in memory, and nothing is left beside them."""
+    """Check that the labels equal those in memory, and that nothing else is left."""
     np.testing.assert_array_equal(zarr.open_array(bucket.at("labels.zarr/0").zarr(), mode="r")[...], LABELS)
     assert {name.partition("/")[0] for name in bucket.names()} == {"body.zarr", "labels.zarr"}
 
@@ -193,7 +193,7 @@ def test_certificates_are_made_once_and_for_their_owner_alone(tmp_path):
         make(folder)
 
 
-# As the real ones, it keeps a copy of the script, and the job goes on when who submitted it has gone on.
+# Like the real one, it copies the script, and the job outlives the command.
 SBATCH = """#!/bin/sh
 set -eu
 script=$SPOOL/$$.script
@@ -245,14 +245,14 @@ def test_slurm_jobs_as_workers(tmp_path, environment):
     assert re.search(r"Registered to: +tls://", log.read_text(encoding="utf-8"))
     asks = script.read_text(encoding="utf-8")
     assert "#SBATCH --cpus-per-task=1\n" in asks
-    # In MB, which are MiB to SLURM: more than the worker's 2 GiB.
+    # In MB, which SLURM reads as MiB: more than the worker's 2 GiB.
     assert "#SBATCH --mem=2560M\n" in asks
     assert "--memory-limit 2.00GiB" in asks
     assert all(f"{name}={value}" in asks for name, value in ALLOCATOR.items())
     hours, minutes = map(int, re.search(r"#SBATCH -t (\d+):(\d+):00", asks).groups())
     lifetime, stagger = map(int, re.search(r"--lifetime (\d+)m --lifetime-stagger (\d+)m", asks).groups())
     assert lifetime + stagger < 60 * hours + minutes
-    # The job was taken back, and no worker is left.
+    # The job was cancelled, and no worker is left.
     (job,) = {int(number) for number in (spool / "cancelled").read_text(encoding="utf-8").split()}
     end = time.monotonic() + 30
     while any(process.info["pid"] == job for process in psutil.process_iter(["pid"])):
@@ -261,14 +261,18 @@ def test_slurm_jobs_as_workers(tmp_path, environment):
 
 
 def test_coiled(tmp_path, monkeypatch):
-    """With a local cluster where the machines would be."""
+    """A local cluster replaces the machines."""
     asked = {}
 
     def cluster(**options):
         asked.update(options)
         threads = options["worker_options"]["nthreads"]
         return LocalCluster(
-            processes=False, n_workers=1, threads_per_worker=threads, memory_limit="4GiB", dashboard_address="127.0.0.1:0"
+            processes=False,
+            n_workers=1,
+            threads_per_worker=threads,
+            memory_limit="4GiB",
+            dashboard_address="127.0.0.1:0",
         )
 
     monkeypatch.setitem(sys.modules, "coiled", types.SimpleNamespace(Cluster=cluster))

@@ -1,4 +1,4 @@
-"""What the files for clusters say: valid for those who read them, and the same everywhere where it has to be."""
+"""The files for clusters are valid for their readers, and agree with each other."""
 
 import importlib.metadata
 import inspect
@@ -48,13 +48,13 @@ def manifest(name):
 
 
 def asked_of_worker(arguments):
-    """The options of `dask worker`, as its own command line reads them."""
+    """Return the options of `dask worker`, parsed by its own command line."""
     given = dask_worker.make_context("worker", list(arguments), ignore_unknown_options=False)
     return given.params
 
 
 def pods(name):
-    """The specs of the pods of a cluster or a job, by their role."""
+    """Return the pod specs of a cluster or a job, by role."""
     spec = manifest(name)["spec"]
     cluster = spec["cluster"]["spec"] if "cluster" in spec else spec
     found = {role: cluster[role]["spec"] for role in ("worker", "scheduler")}
@@ -62,7 +62,7 @@ def pods(name):
 
 
 def stages():
-    """The Dockerfile's stages: their names, what they are built from, and their instructions in order."""
+    """Return the Dockerfile's stages: names, base images, and instructions in order."""
     lines = re.sub(r"\\\n", " ", re.sub(r"(?m)^#.*\n", "", read("Dockerfile"))).splitlines()
     found = {}
     for word, _, rest in (line.partition(" ") for line in lines if line.strip()):
@@ -82,7 +82,7 @@ def test_the_images():
         assert origin == "common"
         assert not [rest for word, rest in instructions if word in ("USER", "RUN")]
     origin, instructions = found["common"]
-    # What is installed comes from elsewhere, so that no compiler comes along; and root has no part in it.
+    # Packages come from another stage, without its compiler, and nothing runs as root.
     assert origin == found["build"][0] == "python:${PYTHON}-slim"
     assert not any("apt" in rest or "pip" in rest for word, rest in instructions if word == "RUN")
     assert [rest for word, rest in instructions if word == "USER"] == ["1000:1000"]
@@ -90,14 +90,14 @@ def test_the_images():
     assert ALLOCATOR.items() <= environment.items()
     version = next(rest for word, rest in instructions if word == "ARG" and rest.startswith("VERSION="))
     assert version == f"VERSION={importlib.metadata.version('dseeds')}"
-    # Whatever is copied in passes the context's filter.
+    # Everything that is copied passes the context's filter.
     kept = {line[1:] for line in read("..", ".dockerignore").splitlines() if line.startswith("!")}
     copied = [rest.split()[:-1] for word, rest in found["build"][1] if word == "COPY"]
     assert {name for names in copied for name in names} == kept
 
 
 def test_freed_memory_is_kept_everywhere():
-    """With the image's variables, or with its own."""
+    """The image's variables, or the container's own."""
     for path in (*DEPLOY.glob("slurm/job.sh"), *DEPLOY.glob("pbs/step.sh")):
         assert all(f"{name}={value}" in path.read_text(encoding="utf-8") for name, value in ALLOCATOR.items()), path
     job = json.loads(read("aws", "job.json"))["containerProperties"]
@@ -124,7 +124,7 @@ def test_workers_have_a_thread_a_limit_below_their_containers_and_an_end():
     for name, arguments, memory in workers():
         asked = asked_of_worker(arguments)
         assert asked["nthreads"] == 1, name
-        # The nanny takes some 200 MiB.
+        # The nanny needs about 200 MiB.
         assert 2**30 <= dask.utils.parse_bytes(asked["memory_limit"]) <= memory - 2**28, name
         lifetime, stagger = (dask.utils.parse_timedelta(asked[key]) for key in ("lifetime", "lifetime_stagger"))
         assert lifetime - stagger > 3600, name
@@ -136,7 +136,7 @@ def test_workers_have_a_thread_a_limit_below_their_containers_and_an_end():
 def test_nothing_of_compose_is_reached_from_elsewhere():
     services = compose("compose.yml")["services"]
     ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    # Not Dask's own port, where whoever comes may run anything.
+    # Not Dask's own port, which runs arbitrary code for any client.
     assert ports == {
         "scheduler": ["127.0.0.1:8787:8787"],
         "jupyter": ["127.0.0.1:8888:8888"],
@@ -171,7 +171,7 @@ def test_tls_is_set_alike():
 
 @pytest.fixture(scope="module")
 def definitions():
-    """What the operator's resources have to look like, by their kind."""
+    """Return the schemas of the operator's resources, by kind."""
     try:
         files = importlib.metadata.files("dask-kubernetes")
     except importlib.metadata.PackageNotFoundError:
@@ -189,7 +189,7 @@ def definitions():
 
 
 def strict(schema):
-    """Refuse what the schema does not name: Kubernetes drops it without a word."""
+    """Make a schema refuse unknown fields, which Kubernetes drops silently."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
@@ -232,12 +232,12 @@ def test_pods_find_each_other_and_have_no_rights(name):
     specs = pods(name)
     spec = manifest(name)["spec"]
     service = (spec["cluster"]["spec"] if "cluster" in spec else spec)["scheduler"]["service"]
-    # What the operator calls the scheduler's pod, and the ports that it looks for.
+    # The operator's name for the scheduler's pod, and the ports that it expects.
     assert service["selector"] == {"dask.org/cluster-name": own, "dask.org/component": "scheduler"}
     (scheduler,) = specs["scheduler"]["containers"]
     assert {p["name"]: p["containerPort"] for p in scheduler["ports"]} == {"tcp-comm": 8786, "http-dashboard": 8787}
     assert {p["targetPort"]: p["port"] for p in service["ports"]} == {"tcp-comm": 8786, "http-dashboard": 8787}
-    # The operator asks by HTTP, whether there is TLS or not.
+    # The operator probes by HTTP, with or without TLS.
     (routes,) = (e["value"] for e in scheduler["env"] if e["name"] == "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES")
     own_routes = dask.config.get("distributed.scheduler.http.routes")
     assert interpret_value(routes) == [*own_routes, "distributed.http.scheduler.api"]
@@ -271,13 +271,13 @@ def test_aws_knows_the_job_definition():
     shape = session.get_service_model("batch").operation_model("RegisterJobDefinition").input_shape
     report = ParamValidator().validate(definition, shape)
     assert not report.has_errors(), report.generate_report()
-    # What the validator leaves to the service.
+    # The validator leaves these checks to the service.
     assert definition["type"] in shape.members["type"].enum
     wanted = {need["type"]: int(need["value"]) for need in definition["containerProperties"]["resourceRequirements"]}
     assert set(wanted) <= set(
         shape.members["containerProperties"].members["resourceRequirements"].member.members["type"].enum
     )
-    # In MiB, more than what `dseeds init` allows a job by default.
+    # In MiB, more than `dseeds init` allows a job by default.
     assert wanted["MEMORY"] > 2048
     retry = definition["retryStrategy"]
     assert 1 <= retry["attempts"] <= 10
@@ -303,7 +303,7 @@ def test_coiled_is_asked_for_what_it_knows(monkeypatch):
 
 
 def coiled_options(monkeypatch):
-    """What the script asks Coiled for."""
+    """The options that the script passes to Coiled."""
     asked = {}
 
     class Asked(Exception):

@@ -30,7 +30,7 @@ def test_outputs_are_not_stored(notebook):
 @pytest.mark.slow
 def test_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
-    # In the kernel, and in the workers that it starts.
+    # For the kernel and the workers that it starts.
     monkeypatch.setenv("MPLBACKEND", "agg")
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     said = [
@@ -40,16 +40,16 @@ def test_runs(notebook, tmp_path, monkeypatch):
         for output in cell.outputs
         if output.output_type == "stream" and output.name == "stderr"
     ]
-    # Logs are allowed: a busy machine makes Dask talk.
+    # Logs are allowed: Dask complains on a busy machine.
     assert "Warning:" not in "".join(said)
-    # Of the progress nothing is left.
+    # The progress is removed at the end.
     assert "<progress" not in nbformat.writes(notebook)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def shown(monkeypatch):
-    """All that a notebook would show below a cell, one after the other in the same place."""
+    """The successive displays of a cell, which a notebook shows in one place."""
     pictures = []
 
     class Handle:

@@ -21,7 +21,7 @@ def blocks(page, language):
 
 
 def commands(page):
-    """The command lines of dseeds, without what comes before and after them."""
+    """Yield the dseeds command lines of a page, without what precedes and follows them."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             if found := re.match(r"\s*(?:docker run (?!.*--entrypoint).* )?dseeds ([a-z][^#|]*)", line):
@@ -30,7 +30,7 @@ def commands(page):
 
 @pytest.fixture
 def one_process(monkeypatch, tmp_path):
-    """Clusters within this process, which has compiled the kernels already, and a folder of its own to write to."""
+    """Clusters within this process, which has compiled the kernels, and an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def local_cluster(**options):
@@ -50,7 +50,7 @@ def test_python(one_process, capsys):
     assert len(parts) == 4
     for part in parts:
         exec(compile(part, "README.md", "exec"), names)
-    # At step 4, and at twice that.
+    # At step 4, and at step 8.
     assert names["labels"].max() == 16 * 24 * 24
     assert names["coarser"].max() < names["coarse"].max() < names["labels"].max() / 5
     assert 0 < names["figures"]["achievable_dice"] <= 1

@@ -1,4 +1,4 @@
-"""What a release consists of: what is in the wheel, that it works where nothing else is, and that versions agree."""
+"""A release: the content of its archives, a wheel that works in an empty environment, and versions that agree."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import yaml
 import dseeds
 from tests.support.paths import ROOT
 
-# Those that compiled code depends on, so that it is found.
+# Packages that the kernel cache depends on.
 SAME = ("numpy", "numba", "llvmlite")
 USER = """
 import numpy as np
@@ -33,7 +33,7 @@ dseeds.supervoxels(labels, stepp=4)
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """The wheel, the source archive that it is built from, and the files of the repository."""
+    """The wheel, the source archive that it is built from, and the repository's files."""
     folder = tmp_path_factory.mktemp("dist")
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -53,7 +53,7 @@ def test_versions_agree():
     assert citation["version"] == dseeds.__version__
     newest = re.search(r"^## \[(.+)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest[1] == dseeds.__version__
-    # The date, when there is one.
+    # The date, once released.
     assert str(citation.get("date-released", "unreleased")) == newest[2]
     assert [reference["year"] for reference in citation["references"]] == [2015, 2025]
 
@@ -87,7 +87,7 @@ def test_it_works_where_nothing_else_is(archives, compiled, tmp_path):
     scripts = tmp_path / "bare" / ("Scripts" if sys.platform == "win32" else "bin")
     constraints = tmp_path / "same.txt"
     constraints.write_text("".join(f"{name}=={version(name)}\n" for name in SAME))
-    # No compiler is to be found, nor any other package.
+    # Without a compiler or any other package.
     left_out = {"PYTHONPATH", "VIRTUAL_ENV", "CC", "CXX"}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment |= {"PATH": str(scripts), "DSEEDS_CACHE_DIR": compiled}

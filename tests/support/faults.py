@@ -1,4 +1,4 @@
-"""What the tests of the fault matrix share: a small image, its labels, interrupted runs and damaged files."""
+"""A small image with its labels, interrupted runs, and damaged files for the fault matrix."""
 
 import itertools
 import os
@@ -23,11 +23,11 @@ from tests.support.runs import (
     when,
 )
 
-# Four regions in a row, so that not all are neighbours, and two levels of blocks; a window is asked for or found.
+# Four regions in a row, so that not all are neighbours, and two levels of blocks.
 IMAGE = noise((16, 16, 64), dtype="int16")
 ASKED = {"step": 8, "region": 16}
 WHOLE = supervoxels(IMAGE, step=8)
-# Two turns of the search for the window.
+# The window search takes two turns.
 FLOATS = noise((16, 16, 64))
 WORK = ("window", "quantise", "sweep-blocks", "merge", "sweep-voxels", "label")
 SECONDS = 60
@@ -45,7 +45,7 @@ def found_in(target):
 
 
 def assert_whole(target, whole=WHOLE):
-    """The labels are right, and nothing lies around."""
+    """Check that the labels are right and that nothing else lies in the folder."""
     np.testing.assert_array_equal(found_in(target), whole)
     assert names_in(target.parent) == [target.name]
 
@@ -55,7 +55,7 @@ def run_folder(target):
 
 
 def identity_folder(target):
-    """What lies under the run's identity: what is done, and the scratch."""
+    """Return the folder under the run's identity, which holds marks and scratch."""
     return next(path for path in run_folder(target).iterdir() if path.is_dir() and len(path.name) == 16)
 
 
@@ -67,7 +67,7 @@ def resumed(target, client, source=IMAGE, whole=WHOLE, **asked):
 
 
 def interrupted(target, client, stage="sweep-voxels", number=3, source=IMAGE, **asked):
-    """A run that was interrupted in a stage."""
+    """Start a run and interrupt it in a stage."""
     progress = when("advance", stage, number, interrupt)
     with pytest.raises(KeyboardInterrupt):
         segment(source, target, client=client, progress=progress, **{**ASKED, **asked})
@@ -75,7 +75,7 @@ def interrupted(target, client, stage="sweep-voxels", number=3, source=IMAGE, **
 
 
 def once(condition, do):
-    """A progress that does something as soon as something is so; `happened` says whether it ever was."""
+    """Return a progress that calls `do` the first time that a condition holds, and then sets `happened`."""
 
     def act(*told):
         if not recorder.happened and condition(*told):
@@ -89,7 +89,7 @@ def once(condition, do):
 
 @contextmanager
 def program(*arguments):
-    """The command line in a process group of its own, which is killed in the end."""
+    """Run the command line in a process group of its own, which is killed in the end."""
     with subprocess.Popen(
         [sys.executable, "-m", "dseeds", *map(str, arguments)],
         stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""An object store on loopback that goes wrong as told: a proxy in front of one that does not."""
+"""An object store on loopback that fails on request: a proxy in front of a sound one."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from moto.server import ThreadedMotoServer
 ERROR = """<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>{}</Code><Message>{}</Message><RequestId>0</RequestId></Error>"""
 CODES = {500: "InternalError", 503: "SlowDown"}
-# They belong to one connection, and each side of a proxy has its own.
+# Headers of one connection; each side of a proxy has its own.
 HOP = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
 
 
 @dataclass
 class Faults:
-    """What goes wrong. Requests are counted from 1 over all connections; `every=k` means the k-th, 2k-th, ...
+    """Faults by request number, counted from 1 over all connections; `every=k` means the k-th, 2k-th, ...
 
     Attributes
     ----------
     error_every : int
-        Answered with `status`, unseen by the store; 0 for never, as with all that follow.
+        Answered with `status` without reaching the store; 0 for never, as in all others.
     status : int
         500, or 503 for SlowDown.
     drop_every : int
         The connection is closed before the store has seen the request.
     lose_every : int
-        The store does as it is bid, but the connection is closed before the answer.
+        The store handles the request, but the connection is closed before the response.
     cut_every : int
-        The connection is closed in the middle of the answer's body; without a body, before the answer.
+        The connection is closed in the middle of the response's body; without a body, before the response.
     slow_every : int
-        Answered after `delay` seconds.
+        Answered `delay` seconds later.
     delay : float
-        In seconds.
+        Seconds.
     expire_from : int, optional
-        From this request on, every one is refused: the credentials have expired.
+        All requests from this one on are refused: the credentials have expired.
     expired_status : int
-        403, or 400 as AWS has it.
+        403, or 400 as in AWS.
     """
 
     error_every: int = 0
@@ -63,7 +63,7 @@ class Faults:
 
 
 class Request(NamedTuple):
-    """One request and what became of it; a status of 0 where the connection was closed."""
+    """A request and the status of its response, 0 if the connection was closed."""
 
     method: str
     path: str
@@ -72,7 +72,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a store says."""
+    """A response of the store."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -90,13 +90,13 @@ class FaultyStore:
     Attributes
     ----------
     url : str
-        To be used in its place.
+        The proxy's URL.
     faults : Faults
-        May be changed or replaced at any time.
+        Can be changed or replaced at any time.
     requests : list of Request
-        All so far, in the order of their ends.
+        All requests, in the order of their ends.
     watch : callable, optional
-        Is told of every request's method and path before anything becomes of it.
+        Called with every request's method and path before it is handled.
     """
 
     def __init__(self, target: str) -> None:
@@ -125,7 +125,7 @@ class FaultyStore:
         self.__exit__()
 
     def revive(self) -> None:
-        """Be there again, at the same address, and well."""
+        """Serve again at the same address, without faults."""
         self.faults = Faults()
         self._server = _Server(("127.0.0.1", self._server.server_port), _Handler)
         self._server.store = self
@@ -133,29 +133,29 @@ class FaultyStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to know to use it as its S3."""
+        """The environment variables that make a process use this store as its S3."""
         return environment(self.url)
 
     def make_bucket(self) -> str:
-        """Make a new bucket, past all faults, and give its URL."""
+        """Create a bucket, bypassing all faults, and return its URL."""
         name = f"bucket-{uuid.uuid4().hex}"
         s3(self.target.geturl()).create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def next_number(self) -> int:
-        """Count a request."""
+        """Count a request and return its number."""
         with self._counting:
             self.count += 1
             return self.count
 
     def expire_now(self, status: int = 403) -> None:
-        """Refuse every request from the next on."""
+        """Refuse all requests from the next one on."""
         self.faults.expired_status = status
         self.faults.expire_from = self.count + 1
 
 
 def environment(url: str) -> dict[str, str]:
-    """Name the variables that make a process use the store at a URL as its S3."""
+    """Return the variables that make a process use the store at a URL as its S3."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "testing",
@@ -166,8 +166,8 @@ def environment(url: str) -> dict[str, str]:
 
 @contextmanager
 def moto() -> Iterator[str]:
-    """Run a whole S3 in this process and give its URL."""
-    # It tells of every request.
+    """Run an S3 server in this process and yield its URL."""
+    # It logs every request.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -179,7 +179,7 @@ def moto() -> Iterator[str]:
 
 
 def s3(url: str) -> boto3.client:
-    """Give another, independent client of the store at a URL."""
+    """Return an independent client of the store at a URL."""
     return boto3.client(
         "s3",
         endpoint_url=url,
@@ -191,12 +191,12 @@ def s3(url: str) -> boto3.client:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Its threads end with their connections, which clients keep open.
+    # Threads end with their connections, which clients keep open.
     block_on_close = False
     store: FaultyStore
 
     def handle_error(self, _request: object, _address: object) -> None:
-        # A client that went away is its own business.
+        # A client that disconnects is no error.
         pass
 
 
@@ -238,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, body: bytes) -> Answer:
         target = self.server.store.target
         connection = http.client.HTTPConnection(target.hostname, target.port)
-        # S3 takes one of several writers of a new object; moto looks first and then writes, so that two may win.
+        # S3 accepts one of several writers of a new object; moto checks and then writes, so two could win.
         alone = self.server.store.creating if "If-None-Match" in self.headers else nullcontext()
         with alone, closing(connection):
             connection.request(self.command, self.path, body or None, dict(self.headers.items()))
@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, answer: Answer, sent: int | None = None) -> None:
         if sent is None:
-            # Before the client knows: it may look at once.
+            # Before the client gets the response: it may look at once.
             self._note(answer.status)
         self.send_response(answer.status)
         for name, value in answer.headers:

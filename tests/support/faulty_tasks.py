@@ -1,7 +1,7 @@
-"""Tasks that go wrong as they are told, on whatever worker of whatever cluster they run.
+"""Tasks that fail on request, on any worker of any cluster.
 
 Workers load this module when they start, where Dask's setting ``distributed.worker.preload`` names it, and find in the
-environment what is to go wrong. In this process, `Fault.wrapped` is put in the place of a task.
+environment which faults to produce. In this process, `Fault.wrapped` replaces a task.
 """
 
 import json
@@ -15,26 +15,26 @@ from dseeds.engine import tasks
 from tests.support.paths import ROOT
 
 FAULTS = "DSEEDS_FAULTS"
-# A worker that is killed before its nanny knows that it is up is never replaced: that is Dask's affair.
+# Dask never replaces a worker that is killed before its nanny knows that it is running.
 SETTLED = 2.5
 started = time.monotonic()
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong: when a region's task of a stage is done, the first so many times that it is.
+    """A fault in a region's task of a stage, the first `times` times that the task runs.
 
     Attributes
     ----------
     folder : str
-        Where every time leaves a file, and so is counted, whatever becomes of the process.
+        Every occurrence leaves a file here, so it is counted whatever happens to the process.
     stage, turn, region : str, int or None, int
-        Which task; None is any turn.
+        The task; None is any turn.
     act : str
-        ``raise``, ``kill`` its process before or ``killed`` after it did its work, ``eat`` memory, or ``sleep`` until
-        it is told to `wake`.
+        ``raise``, ``kill`` the process before or ``killed`` after its work, ``eat`` memory, or ``sleep`` until
+        `wake` is called.
     times : int
-        How often.
+        How often the fault occurs.
     """
 
     folder: str
@@ -70,7 +70,7 @@ class Fault:
         return faulty
 
     def _raise(self):
-        raise ArithmeticError("an error that was asked for")
+        raise ArithmeticError("a fault of the test")
 
     def _kill(self):
         time.sleep(max(0, started + SETTLED - time.monotonic()))
@@ -79,7 +79,7 @@ class Fault:
     def _eat(self):
         time.sleep(max(0, started + SETTLED - time.monotonic()))
         eaten = [bytearray(b"x") * (50 << 20) for _ in range(20)]
-        # The nanny looks now and then.
+        # The nanny checks memory from time to time.
         time.sleep(10)
         del eaten
 
@@ -92,7 +92,7 @@ class Fault:
 
 
 def environment(*faults):
-    """What makes the workers of processes started with it go wrong."""
+    """Return the environment that makes the workers of a process fail."""
     return {
         FAULTS: json.dumps([asdict(fault) for fault in faults]),
         "DASK_DISTRIBUTED__WORKER__PRELOAD": "tests.support.faulty_tasks",

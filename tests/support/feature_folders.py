@@ -8,7 +8,7 @@ BINS = 64
 
 
 def write_parts(folder, columns, parts=2):
-    """Write columns, of which those of two axes become lists of a fixed size, in so many parts."""
+    """Write columns in several part files; two-dimensional columns become lists of a fixed size."""
     folder.mkdir(parents=True)
     arrays = {
         name: pa.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1]) if values.ndim == 2 else values
@@ -22,7 +22,7 @@ def write_parts(folder, columns, parts=2):
 
 
 def write_features(folder, labels, pairs, histograms, parts=2):
-    """Write supervoxels with histograms (n, channels, 64), and edges between positions of labels; give the folder."""
+    """Write supervoxels with histograms (n, channels, 64) and edges between label positions; return the folder."""
     labels, pairs = np.asarray(labels, np.int64), np.asarray(pairs, np.int64).reshape(-1, 2)
     rng = np.random.default_rng(0)
     n, m, channels = len(labels), len(pairs), histograms.shape[1]

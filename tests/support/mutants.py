@@ -22,19 +22,19 @@ from dseeds.convert.describe import describe
 from dseeds.io import open_source
 
 BATCHES, BATCH = 20, 100
-PATIENCE = 10  # seconds, for what takes milliseconds
-ROOM = 3 << 30  # bytes of address space that a batch may take: nibabel asks for up to 2 GiB, which it does not fill
+PATIENCE = 60  # seconds for what takes milliseconds
+ROOM = 3 << 30  # bytes of address space for a batch: nibabel reserves up to 2 GiB, which it does not fill
 GROWTH = 256 << 20  # bytes of memory
 READABLE = 1 << 16  # voxels
 
 
 class Hang(BaseException):
-    """Not an Exception, so that nobody takes it for damage of the file."""
+    """A BaseException, so that it is not taken for damage of the file."""
 
 
 @contextmanager
 def watched():
-    """Stop what hangs, and let nothing allocate gigabytes."""
+    """Stop reads that hang, and let nothing allocate gigabytes."""
 
     def stop(*_):
         raise Hang
@@ -54,7 +54,7 @@ def watched():
 
 
 def assert_sentence(text):
-    """One clear sentence that a user can act on, and no word of Python's own."""
+    """Check that a message is one clear sentence, without Python's own words."""
     assert "\n" not in text
     assert 20 < len(text) < 400, text
     assert len(text.split()) >= 4
@@ -64,7 +64,7 @@ def assert_sentence(text):
 
 
 def examine(path, volume, stored):
-    """Open, describe and read; `stored` reads the same by other means. Tells whether there was something to read."""
+    """Open, describe and read a file, and compare with `stored`, another reader; return whether it was readable."""
     began = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     with warnings.catch_warnings(record=True) as said:
@@ -100,7 +100,7 @@ def examine(path, volume, stored):
 
 
 def of_somebody_else(warning):
-    """Tell what nibabel says about the extensions of a header, and zarr about its metadata."""
+    """Return whether a warning is nibabel's about header extensions, or zarr's about metadata."""
     return issubclass(warning.category, ZarrUserWarning) or (
         Path(warning.filename).name == "nifti1.py" and re.search("Extension size|overflow", str(warning.message))
     )
@@ -113,7 +113,7 @@ FIELDS += ("xyzt_units", "intent_code", "qform_code", "sform_code", "quatern_b",
 
 
 def nifti_bytes(rng):
-    """A sound file as (header with extension flag, voxels), of any kind, type and byte order."""
+    """Return a valid file as (header, voxels), of any NIfTI version, dtype and byte order."""
     kind = rng.choice([Nifti1Header, Nifti2Header])
     order = str(rng.choice(["<", ">"]))
     header = kind(endianness=order)
@@ -225,7 +225,7 @@ def sound_image(path, zarr_format):
 
 
 def places(node):
-    """Every container in a document, with a key or number in it."""
+    """Yield every container in a document with each of its keys or indices."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         yield node, key

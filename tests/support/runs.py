@@ -1,4 +1,4 @@
-"""What tests of whole runs share: volumes, followers of a run, and what is in a folder."""
+"""Volumes, progress recorders, strategies and checks that tests of whole runs share."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from tests.support import oracle
 
 
 class Recorder:
-    """Writes down what a run tells, and may act on it."""
+    """A progress that records events, and may act on them."""
 
     def __init__(self, act=None):
         self.told = []
@@ -41,7 +41,7 @@ class Recorder:
 
 
 def when(event, stage, number, do):
-    """A progress that does something at one point of the run; `happened` says whether the run came there."""
+    """Return a progress that calls `do` at one point of the run, and then sets `happened`."""
 
     def act(*told):
         if told[:2] == (event, stage) and number in (told[2], None):
@@ -54,7 +54,7 @@ def when(event, stage, number, do):
 
 
 def noise(shape, seed=0, dtype="float32"):
-    """Blobs in noise, so that boundaries wander and every region's neighbours matter."""
+    """Return blobs in noise: boundaries move far, so every region's neighbours matter."""
     rng = np.random.default_rng(seed)
     waves = sum(
         np.sin(np.tensordot(rng.uniform(-0.6, 0.6, 3), np.indices(shape), 1) + phase) for phase in rng.uniform(0, 6, 5)
@@ -87,7 +87,7 @@ def labels_in(target):
 
 
 def snapshot(folder):
-    """Everything in a folder: files with what they hold, links with where they lead."""
+    """Return everything in a folder: the content of files, the targets of links."""
     return {
         str(path.relative_to(folder)): path.readlink()
         if path.is_symlink()
@@ -101,7 +101,7 @@ def names_in(folder):
 
 
 def assert_sentence(error):
-    """One clear sentence that a user can act on."""
+    """Check that an error is one clear sentence that a user can act on."""
     text = str(error)
     assert "\n" not in text
     assert 20 < len(text) < 400
@@ -112,7 +112,7 @@ def assert_sentence(error):
 
 @st.composite
 def voxels(draw, shape):
-    """An image of any dtype and memory order, and a window or none."""
+    """Draw an image of any dtype and memory order, and a window or None."""
     image = draw(oracle.images(shape))
     dtype = np.dtype(
         draw(st.sampled_from(["u1", "i1", "<i2", ">i2", "<u2", "i4", ">u4", "i8", "u8", "f2", "f4", ">f4", "f8"]))
@@ -126,7 +126,7 @@ def voxels(draw, shape):
             image.flat[0] = 1
     else:
         top = draw(st.sampled_from([np.iinfo(dtype).max, 100, 3]))
-        # The greatest float below the greatest integer of 64 bits.
+        # The largest float below the largest 64-bit integer.
         image = np.minimum(image * top, np.nextafter(np.float64(top), 0)).astype(dtype)
     window = draw(st.sampled_from([None, None, (0.25, 0.75), (-2.5, 90)]))
     return np.asarray(image, order=draw(st.sampled_from("CF"))), window
@@ -134,14 +134,14 @@ def voxels(draw, shape):
 
 @st.composite
 def cuts(draw, lattice, at_most=12):
-    """Voxels per region for a bounded number of regions; most odd, some larger than the volume, some a single cell."""
+    """Draw a region shape for a bounded number of regions: often odd, larger than the volume, or a single cell."""
     extents, room = {}, at_most
     for axis in draw(st.permutations(range(3))):
         count, step = lattice.cells[axis], lattice.step[axis]
         regions = draw(st.integers(1, min(room, count)))
         cells = -(-count // regions)
         room //= -(-count // cells)
-        # Rounded up to so many cells again.
+        # Rounds up to the same number of cells.
         extents[axis] = cells * step - draw(st.integers(0, step - 1))
         if cells == count and draw(st.booleans()):
             extents[axis] += draw(st.integers(0, 300))
@@ -150,7 +150,7 @@ def cuts(draw, lattice, at_most=12):
 
 @st.composite
 def sizes(draw, shape):
-    """What to ask for: a step along all axes or along each, or a number of supervoxels; with or without a spacing."""
+    """Draw a step for all axes or for each, or a number of supervoxels; with or without a spacing."""
     spacing = draw(st.sampled_from([None, None, (3.27, 1.0, 1.0), (0.5, 0.75, 2)]))
     if draw(st.integers(0, 3)) == 0:
         return {"n_segments": draw(st.integers(1, max(1, prod(shape) // 30))), "spacing": spacing}
@@ -166,7 +166,7 @@ def as_zarr(path, image, chunk):
 
 @st.composite
 def mostly_constant(draw):
-    """A volume with small islands of noise in a constant, cut into many regions."""
+    """Draw a constant volume with small islands of noise."""
     shape = draw(st.permutations((draw(st.integers(90, 150)), 16, draw(st.integers(8, 20)))))
     image = np.zeros(shape)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

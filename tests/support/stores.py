@@ -1,4 +1,4 @@
-"""What tests of runs on an object store share: an image, its labels, faults, and checks of what is in a bucket."""
+"""An image with its labels, faults, and checks of a bucket for tests of runs on an object store."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ FEW = {"step": 2, "region": 8}
 LABELS = supervoxels(IMAGE, step=2)
 SPACING = (2.0, 0.5, 0.5)
 NAMES = {"zarr.json", "0/zarr.json", "0/c/0/0/0", "0/c/0/0/1"}
-# Every eighth request or so goes wrong, all the time.
+# About every eighth request fails, throughout the run.
 FAULTS = {
     "errors": Faults(error_every=8),
     "slow down": Faults(error_every=8, status=503),
@@ -27,7 +27,7 @@ FAULTS = {
 
 
 class When:
-    """A progress that does something once, when a task of a stage is done."""
+    """A progress that calls `do` once, after the first task of a stage."""
 
     def __init__(self, stage, do):
         self.stage, self.do, self.happened = stage, do, False
@@ -60,7 +60,7 @@ def save(place, voxels):
 
 
 def check_labels(place, spacing=SPACING):
-    """All that is there are labels, and they are right."""
+    """Check that the location holds the labels, and nothing else."""
     assert set(place.names()) == NAMES
     group = zarr.open_group(place.zarr(), mode="r")
     np.testing.assert_array_equal(group["0"][:], LABELS)
@@ -71,7 +71,7 @@ def check_labels(place, spacing=SPACING):
 
 
 def check_left(bucket, spacing=SPACING):
-    """In the bucket are the image, the labels and what was there before, and nothing else."""
+    """Check that the bucket holds the image, the labels and the notes, and nothing else."""
     check_labels(bucket.at("labels.zarr"), spacing)
     assert {name.partition("/")[0] for name in bucket.names()} == {"image.zarr", "labels.zarr", "labels.zarr-notes"}
     assert bucket.read("labels.zarr-notes/a") == b"precious"

@@ -12,7 +12,7 @@ from tests.support.stores import IMAGE, save
 
 @pytest.fixture(scope="package")
 def world(object_store):
-    """A store for all tests here, which processes that they share have been told of."""
+    """A store for all tests of this folder, set in the environment of the processes that they share."""
     with pytest.MonkeyPatch.context() as patch, FaultyStore(object_store) as store:
         for name, value in store.environment.items():
             patch.setenv(name, value)
@@ -29,14 +29,14 @@ def store(world):
 
 @pytest.fixture(autouse=True)
 def quick_watch(monkeypatch):
-    """Who cannot give a run back, for want of credentials, holds it until others have watched it for a while."""
+    """Shorten the time after which the lease of a run that could not release it is taken over."""
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.5)
     monkeypatch.setattr(lease, "WATCH_SECONDS", 2.0)
 
 
 @pytest.fixture
 def bucket(store):
-    """A bucket with an image, and something beside the target that is nobody's business."""
+    """A bucket with an image, and notes beside the target that must be kept."""
     place = open_location(store.make_bucket())
     save(place.at("image.zarr"), IMAGE)
     place.write("labels.zarr-notes/a", b"precious")

@@ -62,7 +62,7 @@ def test_credentials_that_expire(bucket, store, processes, stage):
 
 @pytest.mark.parametrize("later", [1, 2, 3, 4, 5, 6])
 def test_credentials_that_expire_at_the_very_end(bucket, store, threads, later):
-    """When the labels have been published, and what is known of the run is being removed."""
+    """After publishing, while the run's folder is being removed."""
 
     def watch(method, path):
         if (method, path.partition("/labels.zarr/")[2]) == ("PUT", "zarr.json"):

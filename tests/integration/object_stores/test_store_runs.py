@@ -76,7 +76,7 @@ def test_a_source_in_this_process(bucket, processes):
 
 
 def test_a_target_within_the_source(bucket, threads):
-    """As OME-Zarr has it: that something lies beside its chunks does not change an image."""
+    """OME-Zarr puts labels beside the chunks of their image, which does not change the image."""
     image = bucket.at("plain.zarr")
     zarr.create_array(image.zarr(), data=IMAGE, chunks=(8, 8, 8))
     target = image.at("labels/supervoxels")
@@ -106,7 +106,7 @@ def test_labels_are_overwritten_only_if_asked(bucket, threads):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         run(bucket, threads)
     check_left(bucket)
-    # Other cuts, in processes that know the array that was there.
+    # Other chunks, in processes that have opened the earlier array.
     run(bucket, threads, step=4, region=8, chunks=4, overwrite=True)
     np.testing.assert_array_equal(
         zarr.open_array(bucket.at("labels.zarr").zarr("0"), mode="r")[:], supervoxels(IMAGE, step=4)
@@ -245,7 +245,7 @@ def test_the_command_line(bucket, store, processes, dseeds):
         assert err.count("\n") == 1, err
 
 
-# For a region with three neighbours: what it reads of each, what it writes, and its mark.
+# For a region with three neighbours: reads of each, writes, and the mark.
 PER_TASK = {
     "window": 1 + 1 + 1,
     "quantise": 1 + 2 + 1,
