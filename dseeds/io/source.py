@@ -10,8 +10,9 @@ its first bytes, and one that opens it for a `SourceQuery` and returns a `Source
 - imports an optional package with `dseeds.core.optional.import_optional`.
 
 A format whose files hold an array each only implements `dseeds.io.formats.file_source.Voxels`; `FileSource` does the
-rest. Other sources derive from `SourceBase`, and pickle. Add the format's name to `Kind`, its endings to `_LOCAL_ONLY`,
-its two functions to the table in `dseeds.io.open`, and its tests to ``tests/io/test_formats.py``.
+rest. Other sources derive from `SourceBase`, or from `IndexedSource` if they select their volume from an array of more
+axes, and pickle. Add the format's name to `Kind`, its endings to `_LOCAL_ONLY`, its two functions to the table in
+`dseeds.io.open`, and its tests to ``tests/io/test_formats.py``.
 """
 
 from __future__ import annotations

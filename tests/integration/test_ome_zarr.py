@@ -348,7 +348,7 @@ def stopped(monkeypatch):
 
 def test_labels_that_are_not_whole_are_not_listed(ct, client, stopped):
     path, wanted = ct[0], {"into_image": True, "client": client}
-    stopped("publish", path, step=16, **wanted)
+    stopped("publish_labels", path, step=16, **wanted)
     assert not (path / "labels" / "zarr.json").exists()
     # A resumed run writes the list that an interrupted one did not.
     stopped("list_labels", path, step=16, resume=True, **wanted)
@@ -356,7 +356,7 @@ def test_labels_that_are_not_whole_are_not_listed(ct, client, stopped):
     report = dseeds.segment(path, step=16, resume=True, **wanted)
     assert listed(path) == ["supervoxels"]
     # Labels that are being replaced are not listed.
-    stopped("publish", path, step=8, overwrite=True, **wanted)
+    stopped("publish_labels", path, step=8, overwrite=True, **wanted)
     assert listed(path) == []
     list_labels(report.target)
     assert listed(path) == ["supervoxels"]

@@ -170,6 +170,11 @@ class ZarrSource(IndexedSource):
 
     @property
     @override
+    def chunks(self) -> Shape:
+        return self._along_zyx(self.array.chunks)
+
+    @property
+    @override
     def shards(self) -> Shape | None:
         return None if self.array.shards is None else self._along_zyx(self.array.shards)
 
@@ -200,7 +205,7 @@ class ZarrSource(IndexedSource):
             "dtype": self.dtype.str,
         }
         if not self.readable_by_workers:
-            return {**description, "digest": hash_voxels(self.slabs(self._along_zyx(self.array.chunks)[0]))}
+            return {**description, "digest": hash_voxels(self.slabs(self.chunks[0]))}
         # Attributes are left out, for they do not change the voxels.
         metadata = {key: value for key, value in self.array.metadata.to_dict().items() if key != "attributes"}
         text = json.dumps(metadata, sort_keys=True, default=str)
