@@ -280,7 +280,7 @@ def _parameters(description: Mapping[str, Any], record: Mapping[str, Any]) -> li
         "source": ", ".join(str(_as_mapping(channel).get("path", "an array in memory")) for channel in channels),
         **properties,
         **derived,
-        **{f"asked: {key}": value for key, value in _as_mapping(parameters.get("asked")).items()},
+        **{f"requested {key}": value for key, value in _as_mapping(parameters.get("asked")).items()},
         "versions": versions,
     }
     return [
