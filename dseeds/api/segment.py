@@ -1,4 +1,4 @@
-"""`segment`: the out-of-core run, and the page about it."""
+"""`segment`, the public function: the out-of-core run, then the HTML report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def segment(
     spacing: Sequence[float] | None = None,
     mask: Any = None,
     window: Any = None,
-    percentiles: Sequence[float] | None = None,
+    percentiles: Sequence[float] | str | None = None,
     bins: str | None = None,
     compactness: float | None = None,
     min_size: int | None = None,
@@ -54,88 +54,90 @@ def segment(
 ) -> Report:
     """Cut a volume of any size into 3D SEEDS supervoxels, out of core, on Dask.
 
-    The labels are those of `supervoxels`, bit for bit, however the volume is cut and on however many workers.
+    The labels are those of `supervoxels`, bit for bit, however the volume is cut into regions and on any number of
+    workers.
 
     Parameters
     ----------
     source : path, URL, zarr.Array, zarr.Group, nibabel image, ndarray, Dask array or DataArray, or a list of these
-        The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image, whose axes may come in any order, a
-        folder with a DICOM series, or a NIfTI file, whose (x, y, z) is turned round, and what else `dseeds info` can
-        read. Of a list, each is a channel. A Dask array is computed once, block by block, into Dask's
-        ``temporary-directory``, by the client or Dask scheduler that there is.
+        The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image with its axes in any order, a folder with
+        a DICOM series, a NIfTI file, whose (x, y, z) is reversed, or any other format that `dseeds info` can read. Each
+        item of a list is a channel. A Dask array is computed once, block by block, into Dask's
+        ``temporary-directory``, by the current client or Dask scheduler.
     target : path or URL
-        Where the labels go: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a local file whose
-        name ends in ``.nii`` or ``.nii.gz``.
+        Where to write the labels: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a local file
+        whose name ends in ``.nii`` or ``.nii.gz``.
     into_image : bool or str, default False
-        Instead of a target: write the labels into the source, an OME-Zarr image of version 0.5, as one of the images in
-        its group ``labels``, which lists it when it is whole. They are called ``supervoxels``, or what is said here.
+        Instead of a target: write the labels into the source, an OME-Zarr image of version 0.5, as an image in its
+        group ``labels``, which lists it once it is complete. Its name is ``supervoxels``, or the name given here.
     step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size, channel_axis, weights
-        As for `supervoxels`; the mask may be whatever a source may be, and the channel axis of an OME-Zarr image may be
-        called by its name. A spacing that the source states serves `n_segments` and a step such as ``"12mm"``; a step
-        in voxels is taken as it is. Regions with nothing inside the mask have no tasks. Joining small supervoxels takes
-        some bytes for each supervoxel in this process.
+        As for `supervoxels`; the mask may be anything that a source may be, and the channel axis of an OME-Zarr image
+        may be given by name. The source's own spacing serves `n_segments` and a step such as ``"12mm"``, but does not
+        change a step in voxels. Regions outside the mask have no tasks. Joining small supervoxels takes some bytes for
+        each supervoxel in this process.
     levels : int, default 0
-        How many coarser levels of supervoxels to write as well, for targets in Zarr: groups ``2x``, ``4x`` and so on,
-        each with the labels at ``0`` and a table ``parents``, see `supervoxels`. This process holds the graph of what
-        touches what: some 500 bytes for each supervoxel.
+        The number of coarser levels of supervoxels to write as well, for targets in Zarr: groups ``2x``, ``4x`` and so
+        on, each with the labels at ``0`` and a table ``parents``, see `supervoxels`. This process holds the region
+        adjacency graph: some 500 bytes for each supervoxel.
     pyramid : {"mode", "nearest", "none"}, default "mode"
-        How coarser levels of the label images are made, for targets in Zarr: of each block of voxels the most frequent
-        label, of several that are equally frequent the smallest, where 0 counts as any other; or its first voxel; or
-        not at all. There are as many as the OME-Zarr image has from the level on that is read, with the same factors;
-        else voxels are halved until no axis has more than 256 of them, see `dseeds.io.pyramid_levels.choose_levels`.
+        How to downsample the label images, for targets in Zarr: to the most frequent label of each block of voxels,
+        where ties go to the smallest label and 0 counts like any other; to the block's first voxel; or not at all. The
+        resolution levels are those of the OME-Zarr image from the level that is read, with the same factors; without
+        them, voxels are halved until no axis has more than 256, see `dseeds.io.pyramid_levels.choose_levels`.
     volume : int, optional
-        Which volume of a 4D source, from 0.
+        The volume of a 4D source, from 0.
     level : int, default 0
-        Which level of an OME-Zarr image to cut, 0 being the full resolution.
+        The resolution level of an OME-Zarr image to cut; 0 is the full resolution.
     features : bool, default False
-        Write the table of supervoxels and their region adjacency graph as well, see `features`: in a folder beside the
-        target that is called as it is, with ``.features`` for its ending.
+        Write the table of supervoxels and their region adjacency graph as well, see `features`: into a folder beside
+        the target with the same name and the ending ``.features``.
     region : int or sequence of int, optional
-        Voxels along (z, y, x) that one task works on, rounded up to whole cells. Default: what the memory allows.
+        Voxels along (z, y, x) of one task's region, rounded up to whole cells. Default: as large as the memory allows.
     chunks, shards : int or sequence of int, optional
-        How the labels are cut, in voxels along (z, y, x). A region is made up of whole shards, a shard of whole chunks.
-        Default: a shard is a region, and chunks are about 64 voxels long.
+        The chunks and shards of the labels, in voxels along (z, y, x). A region consists of whole shards, a shard of
+        whole chunks. Default: a shard is a region, and chunks are about 64 voxels long.
     memory : int or str, optional
-        What one worker may use, such as ``"2GiB"``. Default: the workers' limit.
+        The memory of a worker, such as ``"2GiB"``. Default: the workers' limit.
     workers : int, optional
         Workers of the local cluster. Default: one per core.
     client : distributed.Client, optional
-        The cluster to use. Default: a local one, closed at the end, whose dashboard's address is printed.
+        The cluster to use. Default: a local one, which is closed at the end; the address of its dashboard is printed.
     overwrite : bool, default False
-        Replace an older output of this program, when the new labels begin to be written, and an unfinished run. Nothing
+        Replace an older output of this program as soon as the new labels are written, and an unfinished run. Nothing
         else is ever replaced.
     resume : bool, default False
-        Go on with the unfinished run of this target, if there is one. What is not said is taken from it; what is said
-        has to be the same. The labels are those of a run that was never interrupted.
+        Resume the unfinished run of this target, if there is one. Options not given are taken from it; options given
+        have to be the same. The labels are those of a run that was never interrupted.
     scratch : path or URL, optional
-        Where intermediate data go, which all workers see; 1 to 6 bytes per voxel. Default: beside the target.
+        The folder for intermediate data, which all workers can reach; 1 to 6 bytes per voxel. Default: beside the
+        target.
     keep_scratch : bool, default False
-        Leave the intermediate data, and all that is known of the run, where they are.
+        Keep the intermediate data and the record of the run.
     progress : Progress, optional
-        Is told about stages and tasks. Default: in a notebook, bars below the cell while the run lasts.
+        Receives the progress of stages and tasks. Default: in a notebook, bars below the cell during the run.
     html : path or URL, optional
-        Where to write a page about the run as well, see `html_report`; one that this program wrote is replaced if
-        `overwrite` is set.
+        Where to write an HTML report of the run as well, see `html_report`. With `overwrite`, a report that this
+        program wrote is replaced.
 
     Returns
     -------
     Report
-        What was done.
+        The figures of the run.
 
     Raises
     ------
     FileNotFoundError
         If the source or the target's folder does not exist.
     FileExistsError
-        If the target exists and is not to be, or must not be, overwritten; if there is an unfinished run of it; or if
-        another process is at work on it.
+        If the target exists and is not, or must not be, overwritten; if it has an unfinished run; or if another process
+        is working on it.
     TypeError
         If the source's values have more than 64 bits.
     ValueError
-        If the source is no volume, has no intensities or is damaged, a parameter is out of range, the memory or the
-        disk is too small, or the unfinished run to be gone on with is another one.
+        If the source is not a volume, has no intensities or is damaged, a parameter is out of range, the memory or the
+        disk is too small, or the parameters differ from those of the unfinished run.
     RegionFailed
-        If a region's task fails again and again. The run can be gone on with.
+        If a region's task fails repeatedly. The run can be resumed.
 
     Examples
     --------
@@ -190,7 +192,7 @@ def segment(
         progress=progress,
     )
     if html is not None:
-        # Drawing libraries are imported only when a page is asked for.
+        # Here, not above: drawing libraries are needed only for the report.
         from dseeds.viz.html_report import html_report
 
         run = outcome.run

@@ -1,4 +1,4 @@
-"""Intensities as bins."""
+"""Step 1: intensities as bins."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.layout import pack_planes
 from dseeds.seeds.kernels.voxels import BINS, MASKED
 
-# Bins of equal width, and what NaN is.
+# The bin of each grey level for bins of equal width, and at the end that of NaN.
 _LINEAR = (np.arange(GREY_LEVELS + 1) // (GREY_LEVELS // BINS)).astype(np.uint8)
 
 
-# NumPy's own would make indices of 64 bits of the levels first.
+# NumPy's indexing would first convert the levels to 64 bits.
 @jit
 def _look_up(levels: NDArray[np.uint16], table: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     for z in range(levels.shape[0]):
@@ -28,12 +28,12 @@ def _look_up(levels: NDArray[np.uint16], table: NDArray[np.uint8], out: NDArray[
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
-    """Refuse what has no intensities.
+    """Refuse a dtype that does not hold intensities.
 
     Raises
     ------
     TypeError
-        If the dtype is neither an integer nor a float of at most 64 bits.
+        If it is neither an integer nor a float of at most 64 bits.
     """
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise TypeError(
@@ -51,30 +51,30 @@ def quantise_box(
     tables: Sequence[NDArray[np.uint8]] | None = None,
     thresholds: Sequence[int] | None = None,
 ) -> str:
-    """Turn intensities into 64 bins over each channel's window, in place.
+    """Quantise intensities to 64 bins over each channel's window, in place.
 
-    Values outside the window go to its first and last bin, infinities included. A voxel is masked, in every channel,
-    where it is not inside, where it is NaN in any channel, and where it is background in all.
+    Values outside the window, including infinities, go to the first or the last bin. A voxel is masked in every channel
+    if it is not inside, if it is NaN in any channel, or if it is background in all channels.
 
     Parameters
     ----------
     values : sequence of ndarray, shape (z, y, x)
         The channels, of any integer or float dtype and memory order.
     windows : sequence of tuple of float
-        Low and high of each channel; equal for a constant one, which has the bin 0.
+        Low and high of each channel; equal for a constant channel, whose bin is 0.
     bins : ndarray of uint8, shape (channels, z, y, x)
-        Is filled, with `MASKED` where a voxel is masked; may be a view.
+        Receives the bins, and `MASKED` where a voxel is masked; may be a view.
     inside : ndarray of bool, shape (z, y, x), optional
-        Where the mask is open; everywhere if not given.
+        The mask, True inside; everything is inside if not given.
     tables : sequence of ndarray of uint8, shape (4096,), optional
-        For each channel the bin of each level, from `levels.equalised`; bins of equal width if not given.
+        For each channel the bin of each grey level, from `equalised_bins`; bins of equal width if not given.
     thresholds : sequence of int, optional
-        For each channel the last level of the background, from `levels.otsu`; there is none if not given.
+        For each channel the last grey level of the background, from `otsu_threshold`; no background if not given.
 
     Returns
     -------
     str
-        How many voxels are not masked: ``"all"``, ``"part"`` or ``"nothing"``.
+        The part of the voxels that are not masked: ``"all"``, ``"part"`` or ``"nothing"``.
 
     Examples
     --------
@@ -84,12 +84,13 @@ def quantise_box(
     >>> bins.tolist()
     [[[[0, 0, 32, 64]]]]
     """
-    settled = len(values) == 1 and inside is None and thresholds is None
-    left = 0
+    # The only masked voxels are then those that are NaN.
+    only_nan = len(values) == 1 and inside is None and thresholds is None
+    remaining = 0
     for part in slab_planes(values):
         slab = bins[:, part]
         missing = 0
-        stays: Any = thresholds is None
+        kept: Any = thresholds is None
         for c, (channel, window, out) in enumerate(zip(values, windows, slab, strict=True)):
             if tables is None and thresholds is None:
                 missing += quantise_range(channel[part], window, BINS, out)
@@ -98,18 +99,18 @@ def quantise_box(
             missing += quantise_range(channel[part], window, GREY_LEVELS, levels)
             _look_up(levels, _LINEAR if tables is None else np.append(tables[c], np.uint8(MASKED)), out)
             if thresholds is not None:
-                stays = stays | (levels > thresholds[c])
-        if settled:
-            left += slab.size - missing
+                kept = kept | (levels > thresholds[c])
+        if only_nan:
+            remaining += slab.size - missing
             continue
         for out in slab:
-            stays = stays & (out != MASKED)
+            kept = kept & (out != MASKED)
         if inside is not None:
-            stays = stays & inside[part]
-        # More than any bin; this is much quicker than to assign where the mask is closed.
-        np.maximum(slab, ~stays * np.uint8(MASKED), out=slab)
-        left += int(np.count_nonzero(stays))
-    return "nothing" if left == 0 else "all" if left == bins[0].size else "part"
+            kept = kept & inside[part]
+        # `MASKED` is above all bins, and this is much faster than an assignment by mask.
+        np.maximum(slab, ~kept * np.uint8(MASKED), out=slab)
+        remaining += int(np.count_nonzero(kept))
+    return "nothing" if remaining == 0 else "all" if remaining == bins[0].size else "part"
 
 
 def quantise_window(
@@ -121,13 +122,13 @@ def quantise_window(
     tables: Sequence[NDArray[np.uint8]] | None = None,
     thresholds: Sequence[int] | None = None,
 ) -> str:
-    """Do as `quantise_box`, but into a window of `kernel.layout` for each channel, shape (channels, z + 2, ...)."""
-    found = set()
+    """Do the same as `quantise_box`, into windows of `kernels.layout`, shape (channels, z + 2, ...)."""
+    parts = set()
     for part in slab_planes(values):
         channels = [channel[part] for channel in values]
         slab = np.empty((len(channels), *channels[0].shape), np.uint8)
         mask = None if inside is None else inside[part]
-        found.add(quantise_box(channels, windows, slab, inside=mask, tables=tables, thresholds=thresholds))
-        for plain, window in zip(slab, bins, strict=True):
-            pack_planes(plain, part.start, window)
-    return found.pop() if len(found) == 1 else "part"
+        parts.add(quantise_box(channels, windows, slab, inside=mask, tables=tables, thresholds=thresholds))
+        for planes, window in zip(slab, bins, strict=True):
+            pack_planes(planes, part.start, window)
+    return parts.pop() if len(parts) == 1 else "part"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Step 2: the histograms of blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dseeds.seeds.kernels.simd import BLOCK_BINS
 
 
 def hide_outside(level: int, lattice: Lattice, box: Box, values: NDArray[Any], labels: NDArray[np.uint8]) -> None:
-    """Take the labels of those of a box of units that have no voxel in the mask; values are those of `sweep`."""
+    """Remove the labels of the units in a box that have no voxel in the mask; values are those of `sweep_window`."""
     if level >= len(lattice.grids) - 2:
         hide_fine_units(values, lattice.grids[level].edges_of(box), labels)
     else:
@@ -22,35 +22,34 @@ def hide_outside(level: int, lattice: Lattice, box: Box, values: NDArray[Any], l
 
 
 def histogram_dtype(grid: Grid) -> np.dtype[np.unsignedinteger]:
-    """Choose the dtype of the histograms of a grid's blocks."""
+    """Return the dtype of the histograms of a grid's blocks."""
     return np.dtype(np.uint8 if grid.largest < 256 else np.uint32)
 
 
 def level_histograms(bins: NDArray[np.uint8], grid: Grid, box: Box) -> NDArray[Any]:
-    """Take the histograms of a box of blocks from the windows, one a channel, of the voxels that they cover."""
-    out = np.zeros((*box.shape, len(bins) * BLOCK_BINS), histogram_dtype(grid))
-    count_block_histograms(bins, grid.edges_of(box), out)
-    return out
+    """Return the histograms of a box of blocks, from the windows of their voxels, one for each channel."""
+    histograms = np.zeros((*box.shape, len(bins) * BLOCK_BINS), histogram_dtype(grid))
+    count_block_histograms(bins, grid.edges_of(box), histograms)
+    return histograms
 
 
 def coarsen_level(finer: NDArray[Any], fine: Grid, box: Box, coarse: Grid) -> NDArray[Any]:
-    """Add up the histograms of the blocks of a box of whole cells to those of a coarser grid."""
+    """Add up the histograms of the blocks in a box of whole cells to those of a coarser grid."""
     parents = per_axis(p[a:h] - p[a] for p, a, h in zip(fine.parents(coarse), box.lo, box.hi, strict=True))
-    shape = [p[-1] + 1 for p in parents]
-    out = np.zeros((*shape, finer.shape[3]), histogram_dtype(coarse))
-    coarsen_histograms(finer, parents, out)
-    return out
+    histograms = np.zeros((*(p[-1] + 1 for p in parents), finer.shape[3]), histogram_dtype(coarse))
+    coarsen_histograms(finer, parents, histograms)
+    return histograms
 
 
 def stored_histograms(lattice: Lattice, bins: NDArray[np.uint8], region: Box) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Take the histograms of the blocks of a box of cells, level by level: for all but the two finest levels.
+    """Yield the histograms of the blocks in a box of cells for all levels except the two finest.
 
     Parameters
     ----------
     lattice : Lattice
         The lattice.
     bins : ndarray of uint8
-        The bins of the region's voxels, a window of `kernel.layout` for each channel.
+        The bins of the region's voxels, a window of `kernels.layout` for each channel.
     region : Box
         The cells.
 
@@ -59,7 +58,7 @@ def stored_histograms(lattice: Lattice, bins: NDArray[np.uint8], region: Box) ->
     level : int
         From the finest to the coarsest.
     histograms : ndarray of unsigned int, shape (z, y, x, channels * 32)
-        Of the level's blocks.
+        The histograms of the level's blocks.
     """
     finest = len(lattice.grids) - 3
     values: NDArray[Any] = bins

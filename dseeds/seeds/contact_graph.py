@@ -1,7 +1,7 @@
-"""The region adjacency graph, in pieces that add up.
+"""Step 7: the region adjacency graph, in pieces that add up.
 
-A region counts the voxels of its own and the faces at their upper sides, so that every voxel and every face of the
-volume is counted once, however the volume is cut: the regions' graphs add up to that of the whole.
+A region counts its own voxels and the faces at their upper sides. So every voxel and every face of the volume counts
+once, however the volume is cut, and the regions' graphs add up to that of the whole volume.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box
-from dseeds.seeds.kernels.contacts import count_voxels_and_faces, fill_adjacency_lists
+from dseeds.seeds.kernels.contacts import AdjacencyLists, count_voxels_and_faces, fill_adjacency_lists
 
 FIELDS = ("ids", "sizes", "sums", "pairs", "contacts")
 DIGEST_BYTES = sha256().digest_size
-# Graphs that are added up at once.
+# Graphs that are added up at a time.
 GRAPHS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class ContactGraph:
-    """Supervoxels and which of them touch: both sorted, each once.
+    """Supervoxels and the pairs of them that touch; both are sorted and unique.
 
     Attributes
     ----------
     ids : ndarray of int64, shape (n,)
-        The supervoxels that have a voxel here.
+        The supervoxels that have a voxel in this piece.
     sizes : ndarray of int64, shape (n,)
-        Their voxels.
+        Their numbers of voxels.
     sums : ndarray of int64, shape (n, channels)
         The sums of their voxels' bins.
     pairs : ndarray of int64, shape (m, 2)
-        Supervoxels that touch, the lower id first. They may have their voxels elsewhere.
+        Supervoxels that touch, the lower id first. Their own voxels may be counted in another piece.
     contacts : ndarray of int64, shape (m,)
-        The voxel faces at which they do.
+        The number of voxel faces that they share.
     """
 
     ids: NDArray[np.int64]
@@ -50,27 +50,27 @@ class ContactGraph:
     contacts: NDArray[np.int64]
 
     def relabelled(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> ContactGraph:
-        """Give the graph that comes of other ids; what gets one and the same is added up.
+        """Relabel the nodes; nodes that receive the same id are merged.
 
         Parameters
         ----------
         ids : ndarray of int64, shape (n,)
-            For each of `ids` another.
+            The new id of each of `ids`.
         pairs : ndarray of int64, shape (m, 2)
-            For each of `pairs` the same.
+            The new ids of each of `pairs`.
         """
         pairs = np.sort(pairs, axis=1)
         apart = pairs[:, 0] != pairs[:, 1]
-        return _added(ids, self.sizes, self.sums, pairs[apart], self.contacts[apart])
+        return _merged(ids, self.sizes, self.sums, pairs[apart], self.contacts[apart])
 
-    def part(self, nodes: NDArray[np.bool_] | slice, edges: NDArray[np.bool_] | slice) -> ContactGraph:
-        """Give some of the nodes and some of the edges."""
+    def select(self, nodes: NDArray[np.bool_] | slice, edges: NDArray[np.bool_] | slice) -> ContactGraph:
+        """Return the graph of some of the nodes and some of the edges."""
         return ContactGraph(
             self.ids[nodes], self.sizes[nodes], self.sums[nodes], self.pairs[edges], self.contacts[edges]
         )
 
     def to_bytes(self) -> bytes:
-        """Write the graph, with a checksum."""
+        """Return the graph as bytes, with a checksum."""
         file = io.BytesIO()
         np.savez_compressed(file, **{name: getattr(self, name) for name in FIELDS})
         content = file.getvalue()
@@ -78,22 +78,27 @@ class ContactGraph:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ContactGraph:
-        """Read what `to_bytes` wrote.
+        """Read a graph from `to_bytes`.
 
         Raises
         ------
         ValueError
-            If it is damaged.
+            If the checksum is wrong.
         """
         content = data[DIGEST_BYTES:]
         if sha256(content).digest() != data[:DIGEST_BYTES]:
-            raise ValueError("the graph is damaged: its checksum is wrong; do the region again that it is of.")
+            raise ValueError("the graph is damaged: its checksum is wrong; run its region again.")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return cls(*(arrays[name] for name in FIELDS))
 
 
 def combine_graphs(graphs: Iterable[ContactGraph]) -> ContactGraph:
-    """Add graphs up: at least one, of the same channels.
+    """Add up graphs of the same channels.
+
+    Raises
+    ------
+    ValueError
+        If there are no graphs.
 
     Examples
     --------
@@ -105,23 +110,23 @@ def combine_graphs(graphs: Iterable[ContactGraph]) -> ContactGraph:
     (array([1, 2]), array([2, 1]), array([30, 30]), array([[1, 2]]), array([1]))
     """
     total, waiting = None, iter(graphs)
-    # A few at once: regions are many, and what they have in common is there once when they are added up.
+    # A few at a time, because there may be many regions, and merging removes what they share.
     while pieces := list(islice(waiting, GRAPHS_AT_ONCE)):
         pieces += [] if total is None else [total]
-        total = _added(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in FIELDS))
+        total = _merged(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in FIELDS))
     if total is None:
-        raise ValueError("there are no graphs to add up: give at least one.")
+        raise ValueError("no graphs to add up: give at least one.")
     return total
 
 
 def build_contact_graph(labels: NDArray[Any], core: Box, bins: NDArray[np.uint8]) -> ContactGraph:
-    """Make a region's part of the graph: its voxels, and their faces towards higher z, y and x.
+    """Build a region's part of the graph: its voxels, and their faces towards higher z, y and x.
 
     Parameters
     ----------
     labels : ndarray of unsigned int, shape (z, y, x)
-        A window of global labels, 0 where masked out: the region and, along each axis where the volume goes on, one
-        voxel more at the upper end.
+        A window of global labels, 0 where masked out: the region and one voxel more at the upper end of each axis,
+        unless the volume ends there.
     core : Box
         The region's voxels, within the window.
     bins : ndarray of uint8, shape (channels, z, y, x)
@@ -129,40 +134,30 @@ def build_contact_graph(labels: NDArray[Any], core: Box, bins: NDArray[np.uint8]
 
     Returns
     -------
-    Graph
-        With the faces between different labels of which none is 0.
+    ContactGraph
+        Faces count between different labels other than 0.
     """
     nodes, totals, edges, faces = count_voxels_and_faces(labels, core.lo, bins)
-    return _added(nodes[:, 0], totals[:, 0], totals[:, 1:], edges, faces[:, 0])
+    return _merged(nodes[:, 0], totals[:, 0], totals[:, 1:], edges, faces[:, 0])
 
 
-def adjacency_lists(
-    count: int, pairs: NDArray[np.int64], contacts: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """List for each of `count` nodes, numbered from 0, which others it touches.
-
-    Returns
-    -------
-    starts : ndarray of int64, shape (count + 1,)
-        Where a node's list begins, and where the last one ends.
-    others, contacts : ndarray of int64, shape (2 * pairs,)
-        The nodes that it touches, and at how many faces; in order, if the pairs are.
-    """
+def adjacency_lists(count: int, pairs: NDArray[np.int64], contacts: NDArray[np.int64]) -> AdjacencyLists:
+    """Return the neighbours of each of `count` nodes, numbered from 0."""
     starts = np.zeros(count + 1, np.int64)
     starts[1:] = np.cumsum(np.bincount(pairs.reshape(-1), minlength=count))
     others, faces = np.empty((2, 2 * len(pairs)), np.int64)
-    fill_adjacency_lists(pairs, contacts, starts[:-1].copy(), others, faces)
-    return starts, others, faces
+    fill_adjacency_lists(pairs, contacts, AdjacencyLists(starts.copy(), others, faces))
+    return AdjacencyLists(starts, others, faces)
 
 
-def _added(
+def _merged(
     ids: NDArray[np.int64],
     sizes: NDArray[np.int64],
     sums: NDArray[np.int64],
     pairs: NDArray[np.int64],
     contacts: NDArray[np.int64],
 ) -> ContactGraph:
-    """Sort nodes and edges, and add up those that are the same."""
+    """Return the graph of sorted nodes and edges, of which equal ones are added up."""
     order = np.argsort(ids, kind="stable")
     first = _firsts(ids[order, None])
     edges = np.lexsort((pairs[:, 1], pairs[:, 0]))
@@ -177,12 +172,12 @@ def _added(
 
 
 def _firsts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Find the first of equal rows that follow each other."""
+    """Return the index of the first of each run of equal rows."""
     fresh = np.ones(len(rows), bool)
     fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
     return np.flatnonzero(fresh)
 
 
 def _sums(values: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:
-    # `reduceat` refuses to add nothing.
+    # `reduceat` refuses an empty array.
     return np.add.reduceat(values, firsts, axis=0) if len(firsts) else values

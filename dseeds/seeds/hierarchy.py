@@ -1,7 +1,7 @@
-"""Coarser supervoxels made of finer ones, by the graph alone.
+"""Step 7, `levels`: coarser supervoxels as unions of finer ones, from the graph alone.
 
-Supervoxels of twice the step are what falls into the same cell of twice the size, and then whole supervoxels move
-between them as blocks and voxels do in SEEDS. Every level is nested in the one before.
+A supervoxel of twice the step begins as all supervoxels in the same cell of twice the size. Then whole supervoxels move
+between these groups, as blocks and voxels do in SEEDS. Every level is nested in the one before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dseeds.seeds.contact_graph import ContactGraph, adjacency_lists
 from dseeds.seeds.kernels.hierarchy import climb_groups, group_components
 from dseeds.seeds.kernels.min_size import join_nodes
 
-# Of twice the step each: the last is of 65,536 times the step.
+# Each has twice the step of the one before it, so the last has 65,536 times the first step.
 MOST_COARSER_LEVELS = 16
 
 
@@ -28,11 +28,11 @@ class CoarserLevel:
     Attributes
     ----------
     parents : ndarray of int64, shape (n + 1,)
-        For each supervoxel of the level before, the one that it is part of; 0 for 0.
-    graph : Graph
+        The parent of each supervoxel of the level before; 0 for 0.
+    graph : ContactGraph
         The whole graph of the level, with ids 1 to m.
     cells : ndarray of int64, shape (m, 3)
-        The cell (z, y, x), twice as large as those of the level before, that each supervoxel stands for.
+        The cell (z, y, x) of each supervoxel; cells are twice as large as in the level before.
     """
 
     parents: NDArray[np.int64]
@@ -46,7 +46,7 @@ def check_levels(levels: Any) -> int:
     Raises
     ------
     ValueError
-        If it is no whole number from 0 to 16.
+        If it is not a whole number from 0 to 16.
     """
     if isinstance(levels, bool) or not isinstance(levels, Integral) or not 0 <= int(levels) <= MOST_COARSER_LEVELS:
         raise ValueError(f"levels must be a whole number from 0 to {MOST_COARSER_LEVELS}, got {levels!r}.")
@@ -54,18 +54,18 @@ def check_levels(levels: Any) -> int:
 
 
 def coarser_level(graph: ContactGraph, cells: NDArray[np.int64], weights: tuple[int, ...] = (1,)) -> CoarserLevel:
-    """Make supervoxels of twice the step.
+    """Return the supervoxels of twice the step.
 
-    Every one is connected through the graph's edges, and their ids follow the order of their cells.
+    Each is connected through the graph's edges, and their ids follow the order of their cells.
 
     Parameters
     ----------
-    graph : Graph
+    graph : ContactGraph
         The whole graph of supervoxels with the ids 1 to n.
     cells : ndarray of int64, shape (n, 3)
-        The lattice's cell (z, y, x) that each of them stands for.
+        The lattice's cell (z, y, x) of each supervoxel.
     weights : tuple of int
-        How much the channels count.
+        The weights of the channels.
 
     Raises
     ------
@@ -85,14 +85,14 @@ def coarser_level(graph: ContactGraph, cells: NDArray[np.int64], weights: tuple[
     """
     count = len(cells)
     if not np.array_equal(graph.ids, np.arange(1, count + 1)):
-        raise ValueError(f"the graph must have the supervoxels 1 to {count}, as many as there are cells.")
+        raise ValueError(f"the graph must have the supervoxels 1 to {count}, one for each cell.")
     pairs, scale = graph.pairs - 1, np.array(weights, np.int64)
     larger, groups = np.unique(cells // 2, axis=0, return_inverse=True)
     groups = groups.reshape(-1).astype(np.int64)
-    climb_groups(groups, larger, graph.sizes, graph.sums, scale, *adjacency_lists(count, pairs, graph.contacts))
+    climb_groups(groups, larger, graph.sizes, graph.sums, scale, adjacency_lists(count, pairs, graph.contacts))
     first = group_components(groups, pairs)
     names, piece = np.unique(first, return_inverse=True)
-    ends = _without_cut_off(graph.relabelled(piece + 1, piece[pairs] + 1), groups[names], scale)
+    ends = _join_fragments(graph.relabelled(piece + 1, piece[pairs] + 1), groups[names], scale)
     _, lowest, member = np.unique(ends[piece], return_index=True, return_inverse=True)
     home = groups[names[ends[piece[lowest]]]]
     order = np.lexsort((lowest, home))
@@ -102,11 +102,11 @@ def coarser_level(graph: ContactGraph, cells: NDArray[np.int64], weights: tuple[
     return CoarserLevel(parents, graph.relabelled(parents[graph.ids], parents[graph.pairs]), larger[home[order]])
 
 
-def _without_cut_off(pieces: ContactGraph, groups: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Let all but the largest piece of each group join the touching ones that are most alike; give where they end."""
+def _join_fragments(pieces: ContactGraph, groups: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Join all pieces of a group except the largest to their most similar neighbours; return the piece of each."""
     order = np.lexsort((-pieces.sizes, groups))
     largest = order[np.unique(groups[order], return_index=True)[1]]
     limits = np.full(len(groups), pieces.sizes.sum() + 1)
     limits[largest] = 0
-    links = adjacency_lists(len(groups), pieces.pairs - 1, pieces.contacts)
-    return join_nodes(limits, pieces.sizes, pieces.sums, weights, *links)
+    lists = adjacency_lists(len(groups), pieces.pairs - 1, pieces.contacts)
+    return join_nodes(limits, pieces.sizes, pieces.sums, weights, lists)

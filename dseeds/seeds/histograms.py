@@ -1,7 +1,7 @@
-"""Levels, into which a channel's window is cut, how often each occurs, and what follows from that.
+"""Step 1: histograms of grey levels, from which Otsu's threshold and equalised bins follow.
 
-Counts of levels are sums over voxels in whole numbers, and so is all that is made of them: no cut of the image and no
-machine makes a difference.
+Counts are integer sums over voxels, and all that follows from them is integer arithmetic: the results depend neither on
+the cut of the image nor on the machine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.voxels import BINS
 from dseeds.seeds.order_statistics import COPY_BYTES
 
-# Parts of equal width that a window has where intensities are counted.
+# Parts of equal width into which a window is cut to count intensities.
 GREY_LEVELS = 4096
 
 
 @jit
 def _in_parts(values: NDArray[Any], lo: float, hi: float, parts: int, out: NDArray[Any]) -> int:
-    # Halved where the widest float64 windows would overflow.
+    # Halved if the width of a float64 window would overflow.
     unit = 1.0 if np.isfinite(hi - lo) else 0.5
     width = unit * hi - unit * lo
     last = parts - 1 if lo < hi else 0
@@ -45,30 +45,30 @@ def _in_parts(values: NDArray[Any], lo: float, hi: float, parts: int, out: NDArr
 
 
 def quantise_range(values: NDArray[Any], window: Limits, parts: int, out: NDArray[Any]) -> int:
-    """Find out in which of the window's parts of equal width the intensities are.
+    """Write the number of the part, of a window cut into parts of equal width, that each intensity lies in.
 
     Parameters
     ----------
     values : ndarray, shape (z, y, x)
         A channel.
     window : tuple of float
-        Low and high. What is outside, infinities included, is in the first or the last part; where low and high are
-        equal, everything is in the first.
+        Low and high. Values outside, including infinities, are in the first or the last part; if low and high are
+        equal, all values are in the first.
     parts : int
-        How many there are, a power of two.
+        The number of parts, a power of two.
     out : ndarray, shape (z, y, x)
-        Is filled, where a value is NaN with `parts`; may be a view.
+        Receives the parts, and the number `parts` where a value is NaN; may be a view.
 
     Returns
     -------
     int
-        How many values are NaN.
+        The number of NaN values.
     """
     return _in_parts(native_values(values), *window, parts, out)
 
 
 def slab_planes(values: Sequence[NDArray[Any]]) -> Iterator[slice]:
-    """Cut the z axis of channels, so that copies of a part of all of them stay small."""
+    """Yield slices of the z axis of channels that are thin enough to copy."""
     depth = len(values[0])
     thickness = max(1, COPY_BYTES * depth // max(1, sum(channel.nbytes for channel in values)))
     for begin in range(0, depth, thickness):
@@ -91,58 +91,58 @@ def _count_levels(levels: NDArray[np.uint16], inside: NDArray[np.bool_], counts:
 def count_grey_levels(
     values: Sequence[NDArray[Any]], windows: Sequence[Limits], inside: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """Count how often each level occurs: 4096 of equal width over the window. Counts of any cut add up.
+    """Count the voxels of each of 4096 grey levels of equal width over the window. Counts of any cut add up.
 
     Parameters
     ----------
     values : sequence of ndarray, shape (z, y, x)
         The channels.
     windows : sequence of tuple of float
-        Of each channel; what is outside is of the first or the last level.
+        The window of each channel; values outside belong to the first or the last level.
     inside : ndarray of bool, shape (z, y, x), optional
-        Which voxels count; all if not given. Those that are NaN in any channel never count.
+        The voxels that count; all if not given. Voxels that are NaN in any channel never count.
 
     Returns
     -------
     ndarray of int64, shape (channels, 4096)
     """
     counts = np.zeros((len(values), GREY_LEVELS), np.int64)
-    nowhere = np.zeros((0, 0, 0), bool)
+    no_mask = np.zeros((0, 0, 0), bool)
     for part in slab_planes(values):
         levels = np.empty((len(values), *values[0][part].shape), np.uint16)
         for channel, window, out in zip(values, windows, levels, strict=True):
             quantise_range(channel[part], window, GREY_LEVELS, out)
-        _count_levels(levels, nowhere if inside is None else np.ascontiguousarray(inside[part], bool), counts)
+        _count_levels(levels, no_mask if inside is None else np.ascontiguousarray(inside[part], bool), counts)
     return counts
 
 
 def otsu_threshold(counts: NDArray[np.int64]) -> int:
-    """Find the level that tells background from foreground best: the variance between the two is the largest.
+    """Return the grey level that separates background from foreground with the largest variance between the two.
 
     N. Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems, Man, and
-    Cybernetics 9(1), 62-66, 1979. All numbers are whole ones, so that the answer is the same everywhere.
+    Cybernetics 9(1), 62-66, 1979. All arithmetic is in integers, so that the result is the same everywhere.
 
     Parameters
     ----------
     counts : ndarray of int64
-        How often each level occurs.
+        The number of voxels of each level.
 
     Returns
     -------
     int
-        The last level of the background, the lowest one where several are equally good; -1 where no more than one
-        level occurs, so that everything is foreground.
+        The last level of the background, the lowest of equally good ones; -1 if fewer than two levels occur, so that
+        everything is foreground.
 
     Examples
     --------
-    >>> otsu(np.array([0, 5, 3, 0, 0, 2, 6]))
+    >>> otsu_threshold(np.array([0, 5, 3, 0, 0, 2, 6]))
     2
     """
-    occurs = counts.tolist()
-    total, mass = sum(occurs), sum(level * count for level, count in enumerate(occurs))
+    voxels = counts.tolist()
+    total, mass = sum(voxels), sum(level * count for level, count in enumerate(voxels))
     threshold, most, share = -1, 0, 1
     below = mass_below = 0
-    for level, count in enumerate(occurs):
+    for level, count in enumerate(voxels):
         below += count
         mass_below += level * count
         # The variance times the cube of the total is their quotient.
@@ -153,28 +153,28 @@ def otsu_threshold(counts: NDArray[np.int64]) -> int:
 
 
 def equalised_bins(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Deal levels out to 64 bins, so that these hold about equally many voxels.
+    """Assign grey levels to 64 bins that hold about equally many voxels.
 
-    A bin but for its last level holds no more than a 64th of the voxels. The first level that occurs is in the first
-    bin, and the last one, of several, in the last bin.
+    A bin without its last level holds at most a 64th of the voxels. The first level that occurs is in the first bin,
+    and the last of several is in the last bin.
 
     Parameters
     ----------
     counts : ndarray of int64
-        How often each level occurs.
+        The number of voxels of each level.
 
     Returns
     -------
     ndarray of uint8
-        The bin of each level, never falling.
+        The bin of each level, non-decreasing.
 
     Examples
     --------
-    >>> equalised(np.array([50, 0, 25, 25, 20])).tolist()
+    >>> equalised_bins(np.array([50, 0, 25, 25, 20])).tolist()
     [0, 32, 32, 48, 63]
     """
     below = np.cumsum(counts) - counts
-    # Of those below the last level that occurs.
+    # The number of voxels below the last level that occurs.
     most = max(1, int(below[counts > 0].max(initial=0)))
     bins: NDArray[np.uint8] = np.minimum(BINS - 1, BINS * below // most).astype(np.uint8)
     return bins

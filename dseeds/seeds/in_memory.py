@@ -1,23 +1,183 @@
-"""`supervoxels`: the run in memory, one window as large as the volume."""
+"""All steps in memory, on one window as large as the volume."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.geometry import Box, Grid, Lattice, Window
+from dseeds.core.geometry import Box, Grid, Lattice, Triple, Window
 from dseeds.seeds import rounds
+from dseeds.seeds.binning import quantise_window
 from dseeds.seeds.block_histograms import hide_outside, stored_histograms
-from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels
-from dseeds.seeds.kernels.layout import new_window
+from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
+from dseeds.seeds.hierarchy import check_levels, coarser_level
+from dseeds.seeds.histograms import count_grey_levels, equalised_bins, otsu_threshold
+from dseeds.seeds.intensity_windows import Limits, check_bins, check_percentiles, check_weights, read_windows
+from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels, write_global_labels
+from dseeds.seeds.kernels.layout import new_window, unpack_box
+from dseeds.seeds.kernels.mask_components import count_components, number_components
 from dseeds.seeds.kernels.simd import OPEN
-from dseeds.seeds.schedule import Round
+from dseeds.seeds.min_size import check_min_size, join_small_supervoxels
+from dseeds.seeds.order_statistics import NoFiniteValues, find_windows
+from dseeds.seeds.schedule import Round, schedule
+from dseeds.seeds.scores import check_compactness
 
 LabelArray = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class CutSettings:
+    """The checked parameters of a run.
+
+    Attributes
+    ----------
+    windows : tuple
+        For each channel low and high, or None for the percentiles.
+    percentiles : tuple of int
+        In millionths of the voxels.
+    equalises : bool
+        Whether bins hold equally many voxels, rather than having equal widths.
+    auto_mask : bool
+        Whether the background is found by Otsu's threshold and masked out.
+    weights : tuple of int
+        The weight of each channel.
+    compactness : float
+        From 0 to 30.
+    min_size : int
+        Supervoxels with fewer voxels are joined to a neighbour.
+    levels : int
+        The number of coarser levels.
+    """
+
+    windows: tuple[Limits | None, ...]
+    percentiles: tuple[int, int]
+    equalises: bool
+    auto_mask: bool
+    weights: tuple[int, ...]
+    compactness: float
+    min_size: int
+    levels: int
+
+    @classmethod
+    def checked(
+        cls,
+        channels: int,
+        *,
+        window: Any,
+        percentiles: Any,
+        bins: Any,
+        auto_mask: bool,
+        weights: Any,
+        compactness: Any,
+        min_size: Any,
+        levels: Any,
+    ) -> CutSettings:
+        """Check the parameters given by the user for an image with so many channels.
+
+        Raises
+        ------
+        ValueError
+            If one is out of range.
+        """
+        return cls(
+            windows=read_windows(window, channels),
+            percentiles=check_percentiles(percentiles),
+            equalises=check_bins(bins) == "equalised",
+            auto_mask=auto_mask,
+            weights=check_weights(weights, channels),
+            compactness=check_compactness(compactness),
+            min_size=check_min_size(min_size),
+            levels=check_levels(levels),
+        )
+
+
+class CutResult(NamedTuple):
+    """The supervoxels of a volume in memory.
+
+    Attributes
+    ----------
+    labels : ndarray of uint32, shape (z, y, x)
+        Labels 1..N, and 0 where masked out.
+    parents : list of ndarray of uint32, shape (labels + 1,)
+        For each coarser level, the parent of each supervoxel of the level before it; 0 for label 0.
+    """
+
+    labels: LabelArray
+    parents: list[LabelArray]
+
+
+def cut_in_memory(
+    values: Sequence[NDArray[Any]],
+    lattice: Lattice,
+    settings: CutSettings,
+    *,
+    inside: NDArray[np.bool_] | None = None,
+    threads: int = 1,
+) -> CutResult:
+    """Cut a volume into supervoxels.
+
+    Parameters
+    ----------
+    values : sequence of ndarray, shape (z, y, x)
+        The channels, of any integer or float dtype and memory order.
+    lattice : Lattice
+        The lattice, of fewer than 2^31 cells.
+    settings : CutSettings
+        The parameters.
+    inside : ndarray of bool, shape (z, y, x), optional
+        The mask: True where a voxel belongs to the image.
+    threads : int, default 1
+        The number of threads. The labels are the same.
+
+    Raises
+    ------
+    NoFiniteValues
+        If no voxel remains.
+    """
+    bins, windows, masked = _quantise(values, settings, inside)
+    # In a constant image no move improves anything.
+    rounds = schedule(lattice, len(values)) if any(low < high for low, high in windows) else ()
+    codes = run_rounds(
+        lattice,
+        bins,
+        rounds,
+        compactness=settings.compactness,
+        threads=threads,
+        weights=settings.weights,
+        masked=masked,
+    )
+    needs_graph = settings.min_size > 1 or settings.levels > 0
+    unpacked = np.stack([_unpacked(window, lattice.shape) for window in bins]) if needs_graph else None
+    del bins
+    labels, cells = _number(lattice, codes, masked)
+    if unpacked is None:
+        return CutResult(labels, [])
+    graph = build_contact_graph(labels, Box((0, 0, 0), lattice.shape), unpacked)
+    joined = join_small_supervoxels(len(cells), lambda: [graph], settings.min_size, settings.weights)
+    parents = _parents(joined.relabel_graph(graph), cells[joined.kept_ids - 1], settings)
+    return CutResult(joined.relabel(labels), list(parents))
+
+
+def _quantise(
+    values: Sequence[NDArray[Any]], settings: CutSettings, inside: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.uint8], tuple[Limits, ...], bool]:
+    """Return the windows of bins, one for each channel, the intensity windows, and whether any voxel is masked out."""
+    windows = find_windows(values, settings.windows, settings.percentiles, inside)
+    tables = thresholds = None
+    if settings.equalises or settings.auto_mask:
+        counts = count_grey_levels(values, windows, inside)
+        tables = [equalised_bins(channel) for channel in counts] if settings.equalises else None
+        thresholds = [otsu_threshold(channel) for channel in counts] if settings.auto_mask else None
+    bins = new_window(values[0].shape, 0, channels=len(values))
+    remaining = quantise_window(values, windows, bins, inside=inside, tables=tables, thresholds=thresholds)
+    if remaining == "nothing":
+        raise NoFiniteValues
+    return bins, windows, remaining == "part"
 
 
 def run_rounds(
@@ -30,30 +190,30 @@ def run_rounds(
     weights: Sequence[int] = (1,),
     masked: bool = False,
 ) -> NDArray[np.uint8]:
-    """Run all rounds on the whole volume.
+    """Do rounds on the whole volume.
 
     Parameters
     ----------
     lattice : Lattice
         The lattice.
     bins : ndarray of uint8
-        The quantised volume, a window of `kernel.layout` for each channel.
+        The quantised volume, a window of `kernels.layout` for each channel.
     schedule : tuple of Round
         The rounds.
     compactness, threads
         As for `supervoxels`.
     weights : sequence of int, default (1,)
-        What each channel counts; their sum is at most `scores.LARGEST_WEIGHT`.
+        The weight of each channel; their sum is at most `scores.LARGEST_WEIGHT`.
     masked : bool, default False
         Whether some bins are `MASKED`.
 
     Returns
     -------
     ndarray of uint8
-        The labels, a window of `kernel.layout`.
+        The labels, a window of `kernels.layout`.
     """
     everything = Box((0, 0, 0), lattice.cells)
-    # What the rounds of each level look at: histograms, or for the two finest the bins.
+    # The input of the rounds at each level: histograms, or bins for the two finest.
     values: list[NDArray[Any]] = [bins] * len(lattice.grids)
     for level, histograms in stored_histograms(lattice, bins, everything):
         values[level] = histograms
@@ -63,7 +223,7 @@ def run_rounds(
     if masked:
         hide_outside(level, lattice, Box((0, 0, 0), grid.shape), values[level], labels)
     counts = np.zeros((0, 0), np.uint32)
-    for level, turns in itertools.groupby(schedule, key=lambda round_: round_.level):
+    for level, rounds_of_level in itertools.groupby(schedule, key=lambda round_: round_.level):
         finer: Grid = lattice.grids[level]
         if finer is not grid:
             labels = refine_labels(labels, finer.parents(grid))
@@ -71,7 +231,7 @@ def run_rounds(
             if masked:
                 hide_outside(level, lattice, Box((0, 0, 0), grid.shape), values[level], labels)
         state = new_window(grid.shape, OPEN)
-        for round_ in turns:
+        for round_ in rounds_of_level:
             if round_.weight is not None:
                 state[:] = OPEN
             window = Window.around(lattice, grid, everything, round_.halo)
@@ -90,6 +250,36 @@ def run_rounds(
                 weights=weights,
             )
             counts += change
-        # Histograms that are no longer needed.
+        # Frees the histograms.
         values[level] = bins
     return labels
+
+
+def _number(lattice: Lattice, codes: NDArray[np.uint8], masked: bool) -> tuple[LabelArray, NDArray[np.int64]]:
+    """Turn label codes into labels, and return them with the cell (z, y, x) of each label."""
+    labels = np.empty(lattice.shape, np.uint32)
+    homes = lattice.grids[-1].cells
+    counts = np.ones(lattice.cells, np.uint32)
+    if masked:
+        everything, unpacked = Box((0, 0, 0), lattice.cells), _unpacked(codes, lattice.shape)
+        counts = count_components(unpacked, homes, everything)
+        offsets = (np.cumsum(counts).reshape(counts.shape) - counts).astype(np.uint64)
+        number_components(unpacked, homes, everything, offsets, Box((0, 0, 0), lattice.shape), labels)
+    else:
+        write_global_labels(codes, homes, lattice.cells, labels)
+    cells = np.repeat(np.arange(lattice.size), counts.reshape(-1))
+    return labels, np.stack(np.unravel_index(cells, lattice.cells), axis=1)
+
+
+def _parents(graph: ContactGraph, cells: NDArray[np.int64], settings: CutSettings) -> Iterator[LabelArray]:
+    for _ in range(settings.levels):
+        coarser = coarser_level(graph, cells, settings.weights)
+        yield coarser.parents.astype(np.uint32)
+        graph, cells = coarser.graph, coarser.cells
+
+
+def _unpacked(window: NDArray[np.uint8], shape: Triple) -> NDArray[np.uint8]:
+    """Return all units of a window as an array (z, y, x)."""
+    units = np.empty(shape, np.uint8)
+    unpack_box(window, (0, 0, 0), units)
+    return units

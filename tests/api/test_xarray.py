@@ -88,7 +88,7 @@ def test_a_spacing_that_is_given_counts():
     ("image", "said"),
     [
         (scan(units=None), "no attribute units"),
-        (scan(units="s"), "'s' of z is no unit"),
+        (scan(units="s"), "'s' of z is not a known unit"),
         (scan().drop_vars("y"), "y has no coordinates"),
         (scan().assign_coords(x=("x", np.arange(28.0) ** 2, {"units": "mm"})), "x are not evenly spaced"),
         (scan().assign_coords(x=("x", np.zeros(28), {"units": "mm"})), "do not differ"),

@@ -1,12 +1,13 @@
-"""The Numba loops. Nothing here knows of Dask, Zarr or the volume's size.
+"""The Numba loops. They know neither Dask nor Zarr nor the size of the volume.
 
-- `layout`: how a window of units lies in memory, and who is whose neighbour there.
-- `labels`: labels of one byte, and what they mean.
-- `lanes`: vectors of bytes, for what is done to many units at once.
-- `connectivity`: which units may leave their supervoxel without cutting it.
+- `layout`: the memory layout of a window of units, and the places of their neighbours.
+- `label_codes`: labels of one byte, and the global labels that they stand for.
+- `simd`: operations on vectors of bytes, for many units at once.
+- `connectivity`: the units that may leave their supervoxel without cutting it.
 - `blocks`, `voxels`: the sweeps and the statistics of the two kinds of units.
-- `agglomeration`: supervoxels that touch are merged by their histograms.
-- `pyramid`: blocks of voxels become single voxels.
+- `mask_components`: the components of supervoxels under a mask.
+- `contacts`: the region adjacency graph.
+- `min_size`, `hierarchy`: joins of small supervoxels, and coarser levels.
 
 All scores are integers, so that a tie is a tie on every machine; see `dseeds.seeds.scores`.
 """

@@ -371,14 +371,14 @@ def _scale(size: int) -> np.float32:
 
 @jit
 def _add_likeness(
-    score: int,
+    score: np.int64,
     weights: NDArray[np.int64] | None,
     shares: NDArray[np.uint16],
     owner: np.uint64,
     profiles: NDArray[np.uint16],
     ratio: np.int32,
     own: bool,
-) -> int:
+) -> np.int64:
     """Add the intersections of a block's histograms with those of a supervoxel."""
     if weights is None:
         return score + _intersect(shares, owner, profiles, np.uint64(0), ratio, own)

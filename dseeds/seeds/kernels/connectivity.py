@@ -1,4 +1,4 @@
-"""Which units may leave their supervoxel without cutting it."""
+"""Step 4: the units that may leave their supervoxel without cutting it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from dseeds.seeds.kernels.layout import FACES, NEIGHBOURS
 @jit
 def _tabulate(adjacent: NDArray[np.uint32], faces: np.uint32, table: NDArray[np.uint64]) -> None:
     for mask in range(1 << 18):
-        wanted = np.uint32(mask) & faces
-        if wanted == 0:
+        targets = np.uint32(mask) & faces
+        if targets == 0:
             continue
-        reached = wanted & (~wanted + np.uint32(1))
-        grown = np.uint32(0)
-        while grown != reached:
-            grown = reached
+        reached = targets & (~targets + np.uint32(1))
+        previous = np.uint32(0)
+        while previous != reached:
+            previous = reached
             for k in range(18):
-                if (grown >> np.uint32(k)) & np.uint32(1):
+                if (previous >> np.uint32(k)) & np.uint32(1):
                     reached |= adjacent[k] & np.uint32(mask)
-        if wanted & ~reached == 0:
+        if targets & ~reached == 0:
             table[mask >> 6] |= np.uint64(1) << np.uint64(mask & 63)
 
 
 @cache
 def connectivity_table() -> NDArray[np.uint64]:
-    """Tabulate which units may leave their supervoxel without cutting it.
+    """Tabulate the neighbourhoods in which a unit may leave its supervoxel without cutting it.
 
     Returns
     -------
     ndarray of uint64, shape (4096,)
-        Bit m of the 2^18 bits is set where, with the neighbours in the bit mask m carrying the unit's label, those
-        that share a face with it exist and are joined to each other by face steps among the neighbours in m.
+        Of 2^18 bits, bit m is set if a unit may leave whose neighbours in the bit mask m carry its label: those that
+        share a face with it exist, and are joined to each other by face steps among the neighbours in m.
     """
     adjacent = np.zeros(18, np.uint32)
     for a, here in enumerate(NEIGHBOURS):
@@ -50,5 +50,5 @@ def connectivity_table() -> NDArray[np.uint64]:
 
 @jit
 def may_leave(same: np.uint64, simple: NDArray[np.uint64]) -> bool:
-    """Look a unit's neighbours of its own label, as a bit mask, up in the table."""
+    """Look up a unit's neighbours of its own label, as a bit mask, in the table."""
     return (simple[same >> np.uint64(6)] >> (same & np.uint64(63))) & np.uint64(1) != 0

@@ -1,12 +1,12 @@
-"""Which supervoxels touch, counted in tables that grow with what they hold.
+"""Step 7, the region adjacency graph: voxels and contacts, counted in hash tables that grow.
 
-The tables have open addressing: `keys` are pairs of numbers, of which the first is 0 where a place is free, and
-`values` what is counted for each.
+The tables have open addressing: `keys` are pairs of numbers, of which the first is 0 in a free slot, and `values` holds
+the counts of each key.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,31 +14,47 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Triple
 from dseeds.core.jit import jit
 
-# Places in a table at first, a power of two.
+# Slots of a new table, a power of two.
 FIRST_SLOTS = 1024
+
+
+class AdjacencyLists(NamedTuple):
+    """The neighbours of each node of a graph, one list after the other.
+
+    Attributes
+    ----------
+    starts : ndarray of int64, shape (nodes + 1,)
+        Where a node's list begins, and the end of the last list.
+    others, contacts : ndarray of int64, shape (2 * pairs,)
+        The neighbours, and the number of faces shared with each; in order, if the pairs are.
+    """
+
+    starts: NDArray[np.int64]
+    others: NDArray[np.int64]
+    contacts: NDArray[np.int64]
 
 
 @jit
 def count_voxels_and_faces(
     labels: NDArray[Any], lo: Triple, bins: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Count a box of voxels, and their faces towards higher z, y and x; see `graph.tabulate`.
+    """Count the voxels of a box and their faces towards higher z, y and x; see `build_contact_graph`.
 
     Parameters
     ----------
     labels : ndarray of unsigned int, shape (z, y, x)
         The window.
     lo : tuple of int
-        Where the box begins in it.
+        The first voxel of the box in it.
     bins : ndarray of uint8, shape (channels, z, y, x)
         The quantised voxels of the box.
 
     Returns
     -------
     nodes, totals : ndarray of int64, shapes (n, 2) and (n, 1 + channels)
-        Labels, each with a 0, their voxels and their sums of bins.
+        Labels, each followed by a 0; their numbers of voxels and their sums of bins.
     edges, faces : ndarray of int64, shapes (m, 2) and (m, 1)
-        Pairs of labels that touch, and at how many faces.
+        Pairs of labels that touch, and the number of faces between them.
     """
     channels, nz, ny, nx = bins.shape
     nodes, totals = np.zeros((FIRST_SLOTS, 2), np.int64), np.zeros((FIRST_SLOTS, 1 + channels), np.int64)
@@ -46,7 +62,7 @@ def count_voxels_and_faces(
     used_nodes, used_edges = 0, 0
     for z in range(nz):
         for y in range(ny):
-            # A row adds at most this many.
+            # The most that a row can add.
             while 2 * (used_nodes + nx) > len(nodes):
                 nodes, totals = double_table(nodes, totals)
             while 2 * (used_edges + 3 * nx) > len(edges):
@@ -59,15 +75,15 @@ def count_voxels_and_faces(
                 used_edges += _add_faces(here[lo[2] :], labels[lo[0] + z, lo[1] + y + 1, lo[2] :], nx, edges, faces)
             if lo[0] + z + 1 < labels.shape[0]:
                 used_edges += _add_faces(here[lo[2] :], labels[lo[0] + z + 1, lo[1] + y, lo[2] :], nx, edges, faces)
-    there, touching = nodes[:, 0] != 0, edges[:, 0] != 0
-    return nodes[there], totals[there], edges[touching], faces[touching]
+    used, touching = nodes[:, 0] != 0, edges[:, 0] != 0
+    return nodes[used], totals[used], edges[touching], faces[touching]
 
 
 @jit
 def _add_nodes(
     row: NDArray[Any], begin: int, bins: NDArray[np.uint8], keys: NDArray[np.int64], values: NDArray[np.int64]
 ) -> int:
-    """Count a row's voxels; return how many keys are new."""
+    """Count a row's voxels, and return the number of new keys."""
     fresh = 0
     channels, length = bins.shape
     x = 0
@@ -77,16 +93,16 @@ def _add_nodes(
             x += 1
         if label == 0:
             continue
-        place = find_slot(keys, np.int64(label), 0)
-        if keys[place, 0] == 0:
-            keys[place, 0] = label
+        slot = find_slot(keys, np.int64(label), 0)
+        if keys[slot, 0] == 0:
+            keys[slot, 0] = label
             fresh += 1
-        values[place, 0] += x - first
+        values[slot, 0] += x - first
         for c in range(channels):
             total = 0
             for i in range(first, x):
                 total += bins[c, i]
-            values[place, 1 + c] += total
+            values[slot, 1 + c] += total
     return fresh
 
 
@@ -94,7 +110,7 @@ def _add_nodes(
 def _add_faces(
     row: NDArray[Any], other: NDArray[Any], length: int, keys: NDArray[np.int64], values: NDArray[np.int64]
 ) -> int:
-    """Count the faces between voxels of two rows that lie side by side; return how many keys are new."""
+    """Count the faces between the voxels of two adjacent rows, and return the number of new keys."""
     fresh = 0
     x = 0
     while x < min(length, len(other)):
@@ -107,17 +123,17 @@ def _add_faces(
             count += 1
             x += 1
         low, high = np.int64(min(a, b)), np.int64(max(a, b))
-        place = find_slot(keys, low, high)
-        if keys[place, 0] == 0:
-            keys[place, 0], keys[place, 1] = low, high
+        slot = find_slot(keys, low, high)
+        if keys[slot, 0] == 0:
+            keys[slot, 0], keys[slot, 1] = low, high
             fresh += 1
-        values[place, 0] += count
+        values[slot, 0] += count
     return fresh
 
 
 @jit
 def hash_pair(low: int, high: int) -> np.int64:
-    """Mix a key's numbers, for its lower bits to be a place in a table."""
+    """Return a hash of a pair of numbers whose lower bits serve as a slot."""
     # Both numbers reach the upper half.
     product = (np.uint64(low) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(high)) * np.uint64(0xD6E8FEB86659FD93)
     return np.int64(product >> np.uint64(32))
@@ -125,40 +141,45 @@ def hash_pair(low: int, high: int) -> np.int64:
 
 @jit
 def find_slot(keys: NDArray[np.int64], low: int, high: int) -> np.int64:
-    """Find the place of a key, or the free one for it."""
-    place = hash_pair(low, high) & (len(keys) - 1)
-    while keys[place, 0] != 0 and (keys[place, 0] != low or keys[place, 1] != high):
-        place = (place + 1) & (len(keys) - 1)
-    return place
+    """Return the slot of a key, or a free slot for it."""
+    slot = hash_pair(low, high) & (len(keys) - 1)
+    while keys[slot, 0] != 0 and (keys[slot, 0] != low or keys[slot, 1] != high):
+        slot = (slot + 1) & (len(keys) - 1)
+    return slot
 
 
 @jit
 def double_table(keys: NDArray[np.int64], values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Move a table into one of twice the length."""
+    """Copy a table into one of twice the length."""
     more_keys = np.zeros((2 * keys.shape[0], keys.shape[1]), np.int64)
     more_values = np.zeros((2 * values.shape[0], values.shape[1]), np.int64)
     for i in range(len(keys)):
         if keys[i, 0] != 0:
-            place = find_slot(more_keys, keys[i, 0], keys[i, 1])
-            # One by one: whole rows take six times as long to compile.
+            slot = find_slot(more_keys, keys[i, 0], keys[i, 1])
+            # Element by element: whole rows take six times as long to compile.
             for k in range(keys.shape[1]):
-                more_keys[place, k] = keys[i, k]
+                more_keys[slot, k] = keys[i, k]
             for k in range(values.shape[1]):
-                more_values[place, k] = values[i, k]
+                more_values[slot, k] = values[i, k]
     return more_keys, more_values
 
 
 @jit
-def fill_adjacency_lists(
-    pairs: NDArray[np.int64],
-    contacts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    others: NDArray[np.int64],
-    faces: NDArray[np.int64],
-) -> None:
-    """Write every pair into the lists of both; `ends` are where the lists begin, and then where they end."""
+def fill_adjacency_lists(pairs: NDArray[np.int64], contacts: NDArray[np.int64], lists: AdjacencyLists) -> None:
+    """Enter every pair into the lists of both nodes; `starts` then holds where the lists end."""
+    ends, others, faces = lists
     for k in range(len(pairs)):
         for side in range(2):
             place = ends[pairs[k, side]]
             others[place], faces[place] = pairs[k, 1 - side], contacts[k]
             ends[pairs[k, side]] += 1
+
+
+@jit
+def add_contact(other: int, contact: int, shared: NDArray[np.int64], touched: NDArray[np.int64], count: int) -> int:
+    """Add a contact with another item to `shared`, list it in `touched` if it is new, and return the list's length."""
+    if shared[other] == 0:
+        touched[count] = other
+        count += 1
+    shared[other] += contact
+    return count

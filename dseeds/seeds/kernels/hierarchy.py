@@ -1,4 +1,4 @@
-"""Groups of supervoxels climb, as supervoxels do over voxels: node by node, by the graph alone."""
+"""Step 7, coarser levels: nodes of the graph move between groups, as units move between supervoxels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
+from dseeds.seeds.kernels.contacts import AdjacencyLists, add_contact
 from dseeds.seeds.kernels.mask_components import find_root, unite_roots
 
 MOST_GROUP_SWEEPS = 12
-# Scores count squared differences of means, in units of 2^-8 of a bin each.
+# Scores are squared differences of means, in units of 2^-8 of a bin each.
 GROUP_MEAN_BITS = 8
 SHARE_BITS = 16
-# What all of a node's contact with one group is worth, and what it costs a group to be as large as the average:
-# 16 and 3 squared bins, found on real volumes, where half or twice as much changes little.
+# The score of having all contact with one group, and the cost of a group of average size: 16 and 3 squared bins,
+# chosen on real volumes, where half or twice as much changes little.
 CONTACT_WEIGHT, SIZE_WEIGHT = 16 << 2 * GROUP_MEAN_BITS, 3 << 2 * GROUP_MEAN_BITS
 
 
@@ -24,34 +25,33 @@ def climb_groups(
     sizes: NDArray[np.int64],
     sums: NDArray[np.int64],
     weights: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    others: NDArray[np.int64],
-    contacts: NDArray[np.int64],
+    lists: AdjacencyLists,
 ) -> None:
-    """Move nodes to the groups of nodes that they touch, where that scores strictly better.
+    """Move nodes to the groups of their neighbours if that scores strictly better.
 
-    Nodes are looked at in their order, with the groups as they are then. ::
+    Nodes are visited in their order, with the groups as they are at that time. ::
 
         score(G) = CONTACT share(G) - |mean of G - mean of node|^2 T[G] / (T[G] + t) - SIZE (T[G] + t) / (mean of T)
 
-    t is the node's size, T[G] and the mean of G are those of the group without the node, and share is that of the
-    node's contact that it has with the group. The second term is by how much, for a voxel of the node, the variance
-    within grows when the two are joined (Ward). A node stays where it is alone, or where without it other nodes that
-    it touches in its group would be apart.
+    t is the node's size; T[G] and the mean of G are those of the group without the node; share(G) is the part of the
+    node's contact that it has with the group. The second term is the growth of the variance within, for each voxel of
+    the node, when the two are joined (Ward). A node stays if it is alone in its group, or if its neighbours in the
+    group would not be connected without it.
 
     Parameters
     ----------
     groups : ndarray of int64, shape (nodes,)
-        The group of each node; is changed.
+        The group of each node; updated in place.
     cells : ndarray of int64, shape (groups, 3)
-        The cell of each group. A node's next group has one that is the same as, or beside, that of its last.
+        The cell of each group. A node moves only between groups whose cells are the same or adjacent.
     sizes, sums : ndarray of int64, shapes (nodes,) and (nodes, channels)
-        Of the nodes.
+        The sizes and the sums of bins of the nodes.
     weights : ndarray of int64, shape (channels,)
-        How much the channels count.
-    starts, others, contacts : ndarray of int64
-        From `graph.neighbours`.
+        The weights of the channels.
+    lists : AdjacencyLists
+        The neighbours of each node.
     """
+    starts, others, contacts = lists
     count = len(cells)
     members, totals = np.zeros(count, np.int64), np.zeros(count, np.int64)
     moments = np.zeros((count, sums.shape[1]), np.int64)
@@ -60,7 +60,7 @@ def climb_groups(
         totals[groups[node]] += sizes[node]
         moments[groups[node]] += sums[node]
     average = max(1, totals.sum() // max(1, count))
-    # The contact of a node with each group, and the groups that it touches.
+    # The contact of a node with each group, and the groups with any.
     shared, touched = np.zeros(count, np.int64), np.empty(count, np.int64)
     reached, queue = np.full(len(groups), -1), np.empty(len(groups), np.int64)
     for sweep in range(MOST_GROUP_SWEEPS):
@@ -69,19 +69,15 @@ def climb_groups(
             own = groups[node]
             if members[own] == 1:
                 continue
-            found, whole = 0, np.int64(0)
+            candidates, whole = 0, np.int64(0)
             for k in range(starts[node], starts[node + 1]):
-                group = groups[others[k]]
-                if shared[group] == 0:
-                    touched[found] = group
-                    found += 1
-                shared[group] += contacts[k]
+                candidates = add_contact(groups[others[k]], contacts[k], shared, touched, candidates)
                 whole += contacts[k]
-            # Taken out, it stands before its own group as before the others.
+            # Without the node, so that its own group is scored like the others.
             totals[own] -= sizes[node]
             moments[own] -= sums[node]
             best, top = own, np.int64(0)
-            for k in range(-1, found):
+            for k in range(-1, candidates):
                 group = own if k < 0 else touched[k]
                 if k >= 0 and (group == own or _apart(cells, own, group)):
                     continue
@@ -93,11 +89,10 @@ def climb_groups(
                 score -= (growth * ((totals[group] << SHARE_BITS) // (totals[group] + sizes[node]))) >> SHARE_BITS
                 if k < 0 or score > top:
                     best, top = group, score
-            for k in range(found):
+            for k in range(candidates):
                 shared[touched[k]] = 0
-            if best != own and not _holds_together(
-                node, groups, starts, others, sweep * len(groups) + node, reached, queue
-            ):
+            mark = sweep * len(groups) + node
+            if best != own and not _stays_connected(node, groups, lists, mark, reached, queue):
                 best = own
             totals[best] += sizes[node]
             moments[best] += sums[node]
@@ -129,7 +124,7 @@ def _distance(
     sums: NDArray[np.int64],
     weights: NDArray[np.int64],
 ) -> int:
-    """Average over the channels the squared difference of a group's and a node's mean."""
+    """Return the squared difference between a group's and a node's mean, averaged over the channels."""
     total = np.int64(0)
     for c in range(len(weights)):
         difference = (moments[group, c] << GROUP_MEAN_BITS) // totals[group] - (
@@ -140,16 +135,16 @@ def _distance(
 
 
 @jit
-def _holds_together(
+def _stays_connected(
     node: int,
     groups: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    others: NDArray[np.int64],
+    lists: AdjacencyLists,
     mark: int,
     reached: NDArray[np.int64],
     queue: NDArray[np.int64],
 ) -> bool:
-    """Tell whether the nodes that one touches in its group are joined to each other without it."""
+    """Return whether a node's neighbours in its group are connected to each other without it."""
+    starts, others, _ = lists
     own = groups[node]
     reached[node] = mark
     begin, end = 0, 0
@@ -157,7 +152,7 @@ def _holds_together(
         other = others[k]
         if groups[other] != own or reached[other] == mark:
             continue
-        # All that the first one leads to, and then nothing may be left.
+        # The first neighbour leads to all others, or the group falls apart.
         if end > 0:
             return False
         reached[other], queue[0], end = mark, other, 1
@@ -174,7 +169,7 @@ def _holds_together(
 
 @jit
 def group_components(groups: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give for each node the first one of its group that it is joined to within the group."""
+    """Return for each node the first node of its connected component within its group."""
     first = np.arange(len(groups))
     for k in range(len(pairs)):
         if groups[pairs[k, 0]] == groups[pairs[k, 1]]:

@@ -1,4 +1,4 @@
-"""Small supervoxels join the touching ones that are most alike."""
+"""Step 7, `min_size`: small supervoxels join their most similar neighbours."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
+from dseeds.seeds.kernels.contacts import AdjacencyLists, add_contact
 from dseeds.seeds.kernels.mask_components import find_root
 
-# Means of bins count 2^-16.
+# Means of bins are in units of 2^-16.
 NODE_MEAN_BITS = 16
 
 
@@ -21,58 +22,53 @@ def join_nodes(
     sizes: NDArray[np.int64],
     sums: NDArray[np.int64],
     weights: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    others: NDArray[np.int64],
-    contacts: NDArray[np.int64],
+    lists: AdjacencyLists,
 ) -> NDArray[np.int64]:
-    """Join all nodes below their limits to others, the smallest first, of equal ones the first.
+    """Join all nodes below their limits to others, the smallest first; ties go to the lower number.
 
-    A node joins the touching one whose means differ least, of equal ones that with the longest contact, of these the
-    first. It counts as that one from then on. One that touches no other stays.
+    A node joins the neighbour whose means differ least; ties go to the longest contact, then to the lower number. From
+    then on it is part of that neighbour. A node without neighbours stays.
 
     Parameters
     ----------
     limits : ndarray of int64, shape (nodes,)
-        Of which size a node is large enough.
+        The size from which a node is large enough.
     sizes, sums : ndarray of int64, shapes (nodes,) and (nodes, channels)
-        Are changed.
+        The nodes' sizes and sums of bins; updated in place.
     weights : ndarray of int64, shape (channels,)
-        How much a channel's difference counts.
-    starts, others, contacts : ndarray of int64
-        From `graph.neighbours`; of nodes that are large enough the lists may be empty.
+        The weights of the channels' differences.
+    lists : AdjacencyLists
+        The neighbours of each node; the lists of nodes that are large enough may be empty.
 
     Returns
     -------
     ndarray of int64, shape (nodes,)
-        The node that each one ended in.
+        The node that each node became part of.
     """
+    starts, others, contacts = lists
     count = len(sizes)
     ends = np.arange(count)
-    # The nodes that joined one follow it in a chain, and with them their lists of neighbours.
+    # The nodes that joined another follow it in a chain, which gives access to their neighbours.
     following, last = np.full(count, -1), np.arange(count)
-    # The contact with each node, of the one that is due.
+    # The contact of the current node with each other, and the nodes with any.
     shared, touched = np.zeros(count, np.int64), np.empty(count, np.int64)
     due = [(sizes[node], node) for node in range(count) if sizes[node] < limits[node]]
     heapify(due)
     while len(due) > 0:
         size, node = heappop(due)
-        # It has joined another, or has grown and stands further behind.
+        # The entry is stale: the node joined another, or grew and has a later entry.
         if ends[node] != node or sizes[node] != size:
             continue
-        found = 0
+        candidates = 0
         member = node
         while member >= 0:
             for k in range(starts[member], starts[member + 1]):
                 other = find_root(ends, others[k])
-                if other == node:
-                    continue
-                if shared[other] == 0:
-                    touched[found] = other
-                    found += 1
-                shared[other] += contacts[k]
+                if other != node:
+                    candidates = add_contact(other, contacts[k], shared, touched, candidates)
             member = following[member]
         best, least, longest = -1, np.int64(0), np.int64(0)
-        for k in range(found):
+        for k in range(candidates):
             other = touched[k]
             difference, contact = mean_difference(node, other, sizes, sums, weights), shared[other]
             shared[other] = 0
@@ -95,7 +91,7 @@ def join_nodes(
 def mean_difference(
     one: int, other: int, sizes: NDArray[np.int64], sums: NDArray[np.int64], weights: NDArray[np.int64]
 ) -> int:
-    """Add up over the channels how much the means of two nodes differ."""
+    """Return the weighted sum over the channels of the differences between two nodes' means."""
     total = 0
     for c in range(len(weights)):
         difference = (sums[one, c] << NODE_MEAN_BITS) // sizes[one] - (sums[other, c] << NODE_MEAN_BITS) // sizes[other]
@@ -104,14 +100,14 @@ def mean_difference(
 
 
 @jit
-def relabel_ids(ids: NDArray[Any], gone: NDArray[np.int64], into: NDArray[np.int64], out: NDArray[Any]) -> None:
-    """Replace ids by numbers without gaps: one that is gone by that which it is part of, see `joining.Joined`."""
-    known, number = np.int64(0), np.int64(0)
+def relabel_ids(ids: NDArray[Any], removed: NDArray[np.int64], targets: NDArray[np.int64], out: NDArray[Any]) -> None:
+    """Replace ids by numbers without gaps, and removed ids by their targets; see `seeds.min_size.JoinResult`."""
+    previous, number = np.int64(0), np.int64(0)
     for k in range(len(ids)):
         label = np.int64(ids[k])
         # Labels come in runs.
-        if label != known:
-            known = label
-            place = np.searchsorted(gone, label)
-            number = into[place] if place < len(gone) and gone[place] == label else label - place
+        if label != previous:
+            previous = label
+            place = np.searchsorted(removed, label)
+            number = targets[place] if place < len(removed) and removed[place] == label else label - place
         out[k] = number
