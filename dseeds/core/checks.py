@@ -1,4 +1,4 @@
-"""TODO."""
+"""Checks of parameters given by the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dseeds.core.geometry import Triple, triple
 
 
 def read_extents(name: str, numbers: Any) -> Triple | None:
-    """Read a length in voxels along all axes, or three along (z, y, x).
+    """Read a number of voxels along all axes, or three along (z, y, x).
 
     Raises
     ------
@@ -20,19 +20,19 @@ def read_extents(name: str, numbers: Any) -> Triple | None:
     """
     if numbers is None:
         return None
-    found = list(numbers) if isinstance(numbers, Iterable) else [numbers] * 3
-    if len(found) != 3 or not all(is_whole_number(n) and n >= 1 for n in found):
+    extents = list(numbers) if isinstance(numbers, Iterable) else [numbers] * 3
+    if len(extents) != 3 or not all(is_whole_number(n) and n >= 1 for n in extents):
         raise ValueError(f"{name} must be a number of voxels, or three of them for (z, y, x), got {numbers!r}.")
-    return triple(found)
+    return triple(extents)
 
 
 def check_threads(threads: Any) -> int:
-    """Check a number of threads given by the user; None is one per core.
+    """Check a number of threads given by the user; None means one per core.
 
     Raises
     ------
     ValueError
-        If it is no whole number from 1.
+        If it is not a whole number of at least 1.
     """
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Arrays of Dask and xarray, told apart without importing either: who has one has imported it."""
+"""Arrays of Dask and xarray, recognised without importing either: if one exists, its package is imported already."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def is_dask_array(value: Any) -> TypeGuard[da.Array]:
-    """Tell whether something is a Dask array.
+    """Return whether a value is a Dask array.
 
     >>> is_dask_array([1, 2])
     False
@@ -20,7 +20,7 @@ def is_dask_array(value: Any) -> TypeGuard[da.Array]:
 
 
 def is_data_array(value: Any) -> TypeGuard[xr.DataArray]:
-    """Tell whether something is an xarray `DataArray`.
+    """Return whether a value is an xarray `DataArray`.
 
     >>> is_data_array([1, 2])
     False

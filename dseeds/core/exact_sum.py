@@ -1,10 +1,9 @@
 """Sums of floating-point numbers that do not depend on the order of their terms.
 
-A number's bits are cut, at places that are the same for all numbers, into digits of 24 bits, and digits of one place
-are added up as integers. Of a sum are kept the place of the first digit of its largest term, and the digits there and
-at the three places below; what terms have further down is dropped, of every term alike. So a sum is good to 72 bits
-below the first digit of its largest term, and it is the same number however its terms were grouped. A digit has room
-for 2^39 terms.
+A number's bits are cut into digits of 24 bits, at places that are the same for all numbers, and digits of one place
+are added up as integers. A sum keeps the place of the first digit of its largest term, and the digits there and at the
+three places below; digits further down are dropped from every term alike. So a sum is exact to 72 bits below the first
+digit of its largest term, and it is the same however its terms were grouped. A digit has room for 2^39 terms.
 
 In the spirit of J. Demmel, H. D. Nguyen, "Parallel Reproducible Summation", IEEE Transactions on Computers 64, 2015.
 """
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 from dseeds.core.jit import jit
 
 BITS, DIGITS = 24, 4
-# What a sum takes of a row: the place of its first digit, counted from the lowest, and its digits.
+# The columns of a sum in a row: the place of its first digit, counted from the lowest, and its digits.
 WIDTH = 1 + DIGITS
 BASE = float(1 << BITS)
-# With three more digits below, this one reaches the smallest number that there is.
+# The lowest first digit: with three more digits below, it reaches the smallest float64.
 LOWEST = -42
-# What a digit's place is worth, its inverse, and the size from which a number has a digit at the next one.
+# The value of each digit's place, its inverse, and the size from which a number has a digit at the next place.
 _UNITS = np.array([math.ldexp(1.0, BITS * (LOWEST + place)) for place in range(85)])
 _INVERSES = 1 / _UNITS
 _LIMITS = np.append(_UNITS[1:], np.inf)
@@ -32,7 +31,7 @@ _LIMITS = np.append(_UNITS[1:], np.inf)
 
 @jit
 def add_number(rows: NDArray[np.int64], i: int, begin: int, number: float) -> None:
-    """Add a finite number to the sum that begins at `begin` in row `i`; zeros are the sum of nothing."""
+    """Add a finite number to the sum that begins at `begin` in row `i`; all zeros are the empty sum."""
     place = rows[i, begin]
     if abs(number) >= _LIMITS[place]:
         while abs(number) >= _LIMITS[place]:
@@ -50,7 +49,7 @@ def add_number(rows: NDArray[np.int64], i: int, begin: int, number: float) -> No
 
 @jit
 def add_sum(rows: NDArray[np.int64], i: int, begin: int, more: NDArray[np.int64], j: int) -> None:
-    """Add the sum that begins at the same place in row `j` of others."""
+    """Add the sum that begins at `begin` in row `j` of `more` to the one in row `i`."""
     if more[j, begin] > rows[i, begin]:
         _raise(rows, i, begin, more[j, begin])
     below = rows[i, begin] - more[j, begin]
@@ -69,19 +68,19 @@ def _raise(rows: NDArray[np.int64], i: int, begin: int, place: int) -> None:
 
 @jit
 def totals(rows: NDArray[np.int64], begin: int) -> NDArray[np.float64]:
-    """Give the sums that begin at `begin` in each row as numbers.
+    """Return the sums that begin at `begin` in each row as numbers.
 
     Parameters
     ----------
     rows : ndarray of int64, shape (n, columns)
         The rows.
     begin : int
-        Where the sums begin.
+        The first column of the sums.
 
     Returns
     -------
     ndarray of float64, shape (n,)
-        They follow from the sums' values alone, not from how their digits are written.
+        They depend on the values of the sums alone, not on the representation of their digits.
     """
     out = np.zeros(len(rows))
     mask = (1 << BITS) - 1
@@ -93,7 +92,7 @@ def totals(rows: NDArray[np.int64], begin: int) -> NDArray[np.float64]:
             digits[2 + digit] = value & mask
             carry = value >> BITS
         digits[1] = carry & mask
-        # The first one has the sign.
+        # The first digit has the sign.
         digits[0] = carry >> BITS
         total = 0.0
         for digit in digits:

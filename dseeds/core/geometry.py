@@ -1,7 +1,16 @@
 """Geometry: the lattice of cells, the units of each level, regions and windows.
 
-Everything here is global and pure: which cell a voxel lies in, where a block begins and which colour it has depend on
-the volume's shape and on the step alone, never on how the volume is cut. Axes are (z, y, x) throughout.
+This is the vocabulary of the whole package; docs/algorithm.md defines the terms under "Terms".
+
+- `Box`: a half-open box of voxels, units or cells.
+- `Lattice`: the regular grid of cells; each cell seeds one supervoxel.
+- `Grid`: the units of one level, blocks or voxels, that make up the cells.
+- `Regions`: the volume cut into boxes of whole cells, one for each task of a run.
+- `Window`: a region with its halo at one level, and the cells of all owners there.
+- `Tiling`: the volume cut into boxes of voxels, for work that needs no cells.
+
+Everything here is global and pure: the cell of a voxel, the edges of a block and the colour of a unit depend only on
+the volume's shape and the step, never on how the volume is cut. Axes are (z, y, x) throughout.
 """
 
 from __future__ import annotations
@@ -11,7 +20,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import SupportsInt
 
 import numpy as np
@@ -20,13 +28,13 @@ from numpy.typing import NDArray
 Triple = tuple[int, int, int]
 AxisArrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 AXES = ("z", "y", "x")
-# Voxels in a block: the sums of a block's smoothed histogram stay within 32 bits.
+# The most voxels in a block, so that the sums of its smoothed histogram fit 32 bits.
 LARGEST_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class Box:
-    """A half-open box ``lo <= index < hi`` in units, voxels or cells, axes (z, y, x).
+    """A half-open box ``lo <= index < hi`` of units, voxels or cells, axes (z, y, x).
 
     Examples
     --------
@@ -39,7 +47,7 @@ class Box:
 
     @property
     def shape(self) -> Triple:
-        """The box's extent along (z, y, x)."""
+        """The extent along (z, y, x)."""
         return triple(h - a for a, h in zip(self.lo, self.hi, strict=True))
 
     @property
@@ -59,18 +67,18 @@ class Box:
         return z, y, x
 
     def grow(self, by: int, within: Triple) -> Box:
-        """Widen the box by `by` on every side, but not out of an array of shape `within`."""
+        """Return the box extended by `by` on every side, clipped to an array of shape `within`."""
         return Box(
             triple(max(0, a - by) for a in self.lo),
             triple(min(n, h + by) for h, n in zip(self.hi, within, strict=True)),
         )
 
     def intersection(self, other: Box) -> Box:
-        """Give what two boxes share; meaningless if they share nothing."""
+        """Return the intersection of two boxes; meaningless if they are disjoint."""
         return Box(triple(map(max, self.lo, other.lo)), triple(map(min, self.hi, other.hi)))
 
     def relative_to(self, origin: Triple) -> Box:
-        """Give the same box, counted from `origin`."""
+        """Return the box in coordinates relative to `origin`."""
         return Box(
             triple(a - o for a, o in zip(self.lo, origin, strict=True)),
             triple(h - o for h, o in zip(self.hi, origin, strict=True)),
@@ -78,29 +86,29 @@ class Box:
 
 
 def per_axis(arrays: Iterable[NDArray[np.int64]]) -> AxisArrays:
-    """Make a (z, y, x) tuple of arrays."""
+    """Return arrays as a tuple (z, y, x)."""
     z, y, x = arrays
     return z, y, x
 
 
 def triple(values: Iterable[SupportsInt]) -> Triple:
-    """Make a (z, y, x) tuple of plain integers."""
+    """Return numbers as a tuple (z, y, x) of plain integers."""
     z, y, x = (int(v) for v in values)
     return z, y, x
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The units of one level: blocks of a level, or single voxels.
+    """The units of one level: blocks, or single voxels.
 
     Attributes
     ----------
     parts : tuple of int
-        How many units a cell has along (z, y, x); the step for the grid of voxels.
+        Units in a cell along (z, y, x); the step for the grid of voxels.
     edges : tuple of ndarray of int64
-        Per axis the voxel at which each unit begins, and the axis' length at the end.
+        Per axis the first voxel of each unit, followed by the length of the axis.
     cells : tuple of ndarray of int64
-        Per axis the cell that each unit lies in.
+        Per axis the home cell of each unit.
     """
 
     parts: Triple
@@ -109,45 +117,45 @@ class Grid:
 
     @property
     def shape(self) -> Triple:
-        """Units along (z, y, x)."""
+        """The number of units along (z, y, x)."""
         return triple(len(c) for c in self.cells)
 
     @cached_property
     def largest(self) -> int:
-        """Voxels in the largest unit."""
+        """The number of voxels in the largest unit."""
         return math.prod(int(np.diff(e).max()) for e in self.edges)
 
     def units_of(self, box: Box) -> Box:
-        """Find the box of units that make up a box of cells."""
+        """Return the box of units that make up a box of cells."""
         lo = triple(np.searchsorted(c, a) for c, a in zip(self.cells, box.lo, strict=True))
         hi = triple(np.searchsorted(c, h) for c, h in zip(self.cells, box.hi, strict=True))
         return Box(lo, hi)
 
     def cells_of(self, box: Box) -> Box:
-        """Find the box of cells that a box of units touches."""
+        """Return the box of cells that a box of units touches."""
         lo = triple(c[a] for c, a in zip(self.cells, box.lo, strict=True))
         hi = triple(c[h - 1] + 1 for c, h in zip(self.cells, box.hi, strict=True))
         return Box(lo, hi)
 
     def voxels_of(self, box: Box) -> Box:
-        """Find the box of voxels that a box of units covers."""
+        """Return the box of voxels that a box of units covers."""
         lo = triple(e[a] for e, a in zip(self.edges, box.lo, strict=True))
         hi = triple(e[h] for e, h in zip(self.edges, box.hi, strict=True))
         return Box(lo, hi)
 
     def edges_of(self, box: Box) -> AxisArrays:
-        """Give per axis where the units of a box begin, and where the last ends, in voxels from the box's first."""
+        """Return per axis the first voxel of each unit in a box and the end of the last, relative to the box."""
         return per_axis(e[a : h + 1] - e[a] for e, a, h in zip(self.edges, box.lo, box.hi, strict=True))
 
     def homes_of(self, box: Box) -> AxisArrays:
-        """Give per axis the cell that each unit of a box lies in."""
+        """Return per axis the home cell of each unit in a box."""
         return per_axis(c[a:h] for c, a, h in zip(self.cells, box.lo, box.hi, strict=True))
 
     def parents(self, coarser: Grid) -> AxisArrays:
-        """Give per axis the unit of a coarser grid that each unit lies in."""
+        """Return per axis the unit of a coarser grid that contains each unit."""
         return per_axis(
-            np.searchsorted(theirs, mine[:-1], side="right") - 1
-            for theirs, mine in zip(coarser.edges, self.edges, strict=True)
+            np.searchsorted(coarse, fine[:-1], side="right") - 1
+            for coarse, fine in zip(coarser.edges, self.edges, strict=True)
         )
 
 
@@ -155,8 +163,8 @@ class Grid:
 class Lattice:
     """The global regular grid of cells; each cell seeds one supervoxel.
 
-    A remainder of under half a step at the end of an axis is folded into the cell before it. A step longer than
-    its axis becomes the axis' length: one cell.
+    A remainder of less than half a step at the end of an axis is merged into the cell before it. A step longer than its
+    axis is shortened to the axis: one cell.
 
     Parameters
     ----------
@@ -180,16 +188,16 @@ class Lattice:
     def __post_init__(self) -> None:
         object.__setattr__(self, "step", triple(min(s, n) for s, n in zip(self.step, self.shape, strict=True)))
         if any(grid.largest > LARGEST_BLOCK for grid in self.grids[:-1]):
-            raise ValueError(f"cells of {self.step} voxels (z, y, x) are too large: take a step of at most 340 or so.")
+            raise ValueError(f"cells of {self.step} voxels (z, y, x) are too large: use a step of at most about 340.")
 
     @property
     def cells(self) -> Triple:
-        """Cells along (z, y, x)."""
+        """The number of cells along (z, y, x)."""
         return triple((2 * n + s) // (2 * s) for n, s in zip(self.shape, self.step, strict=True))
 
     @property
     def size(self) -> int:
-        """The number of cells, and so of supervoxels."""
+        """The number of cells, and so of supervoxels without a mask."""
         return math.prod(self.cells)
 
     @property
@@ -199,9 +207,9 @@ class Lattice:
 
     @cached_property
     def grids(self) -> tuple[Grid, ...]:
-        """The levels' units from the coarsest blocks to single voxels.
+        """The units of all levels, from the coarsest blocks to single voxels.
 
-        Every level halves the axes whose blocks stay at least 2 voxels long; the others wait.
+        Every level halves the axes whose blocks stay at least 2 voxels long, and leaves the others.
         """
         grids: list[Grid] = []
         parts = (1, 1, 1)
@@ -215,10 +223,10 @@ class Lattice:
     def _blocks(self, parts: Triple) -> Grid:
         edges, cells = [], []
         for n, s, count, p in zip(self.shape, self.step, self.cells, parts, strict=True):
-            begins = np.arange(count) * s
-            lengths = np.diff(begins, append=n)
-            within = np.arange(p) * lengths[:, None] // p
-            edges.append(np.append(begins[:, None] + within, n))
+            starts = np.arange(count) * s
+            lengths = np.diff(starts, append=n)
+            offsets = np.arange(p) * lengths[:, None] // p
+            edges.append(np.append(starts[:, None] + offsets, n))
             cells.append(np.repeat(np.arange(count), p))
         return Grid(parts, per_axis(edges), per_axis(cells))
 
@@ -235,7 +243,7 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Window:
-    """A region's units with their halo, and the cells whose supervoxels can be met there.
+    """A region's units with their halo, and the cells that can own them.
 
     Attributes
     ----------
@@ -246,7 +254,7 @@ class Window:
     box : Box
         The region and its halo, in the grid's units.
     cells : Box
-        The cells of `box` and their 26 neighbours: every owner of a unit in `box` is among them.
+        The home cells of `box` and their 26 neighbours, which include every owner of a unit in `box`.
     """
 
     grid: Grid
@@ -256,7 +264,7 @@ class Window:
 
     @classmethod
     def around(cls, lattice: Lattice, grid: Grid, region: Box, halo: int) -> Window:
-        """Make the window of a region (a box of cells) with a halo of so many units."""
+        """Return the window of a region (a box of cells) with a halo of so many units."""
         core = grid.units_of(region)
         box = core.grow(halo, within=grid.shape)
         return cls(grid, core, box, grid.cells_of(box).grow(1, within=lattice.cells))
@@ -264,14 +272,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Regions:
-    """The volume cut into boxes of whole cells; each is what one task works on.
+    """The volume cut into boxes of whole cells, one for each task.
 
     Attributes
     ----------
     lattice : Lattice
         The lattice.
     cells : tuple of int
-        Cells per region along (z, y, x); the last region along an axis may have fewer.
+        Cells in a region along (z, y, x); the last region along an axis may have fewer.
     """
 
     lattice: Lattice
@@ -279,57 +287,57 @@ class Regions:
 
     @property
     def counts(self) -> Triple:
-        """Regions along (z, y, x)."""
+        """The number of regions along (z, y, x)."""
         return triple(-(-n // k) for n, k in zip(self.lattice.cells, self.cells, strict=True))
 
     def __len__(self) -> int:
         return math.prod(self.counts)
 
     def index(self, number: int) -> Triple:
-        """Give the (z, y, x) index of a region from its number."""
+        """Return the index (z, y, x) of a region."""
         return triple(np.unravel_index(number, self.counts))
 
     def number(self, index: Triple) -> int:
-        """Give the number of the region with a (z, y, x) index."""
+        """Return the number of the region at an index (z, y, x)."""
         return int(np.ravel_multi_index(index, self.counts))
 
     def box(self, number: int) -> Box:
-        """Give a region's cells."""
+        """Return a region's cells."""
         return self.box_at(self.index(number))
 
     def box_at(self, index: Triple) -> Box:
-        """Give the cells of the region with a (z, y, x) index."""
+        """Return the cells of the region at an index (z, y, x)."""
         lo = triple(i * k for i, k in zip(index, self.cells, strict=True))
         hi = triple(min(n, a + k) for a, k, n in zip(lo, self.cells, self.lattice.cells, strict=True))
         return Box(lo, hi)
 
     def around(self, number: int, reach: int) -> Box:
-        """Give the box of regions that are at most so many regions away from one."""
+        """Return the box of the regions within a distance of a region, in regions."""
         index = self.index(number)
         return Box(index, triple(i + 1 for i in index)).grow(reach, within=self.counts)
 
     def within(self, number: int, reach: int) -> list[int]:
-        """List the numbers of the regions that are at most so many away from one, ascending, with itself."""
+        """Return the numbers of the regions within a distance of a region, with itself, ascending."""
         return self.numbers(self.around(number, reach))
 
     def touching(self, cells: Box) -> list[int]:
-        """List the numbers of the regions that have cells in a box, ascending."""
+        """Return the numbers of the regions with cells in a box, ascending."""
         lo = triple(a // k for a, k in zip(cells.lo, self.cells, strict=True))
         hi = triple(-(-h // k) for h, k in zip(cells.hi, self.cells, strict=True))
         return self.numbers(Box(lo, hi))
 
     def numbers(self, box: Box) -> list[int]:
-        """List the numbers of a box of regions, ascending."""
+        """Return the numbers of the regions in a box of regions, ascending."""
         return [self.number(triple(index)) for index in itertools.product(*map(range, box.lo, box.hi))]
 
 
 def check_shape(shape: tuple[int, ...]) -> Triple:
-    """Refuse what is not a volume.
+    """Refuse a shape that is not that of a volume.
 
     Raises
     ------
     ValueError
-        If there are not three axes (z, y, x), or one is empty.
+        If it does not have three axes (z, y, x), or one is empty.
     """
     if len(shape) != 3:
         advice = "add an axis of length 1 for a single slice" if len(shape) < 3 else "choose one volume of it"
@@ -351,7 +359,7 @@ def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
         z, y, x = (float(v) for v in spacing)
     except (TypeError, ValueError):
         z = y = x = math.nan
-    # From an atom to a mountain.
+    # From the size of an atom to that of a mountain.
     if not all(1e-9 < v < 1e9 for v in (z, y, x)):
         raise ValueError(f"spacing must be three positive numbers (z, y, x) in millimetres, got {spacing!r}.")
     return z, y, x
@@ -359,12 +367,12 @@ def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A volume cut into regions.
+    """A volume cut into boxes of voxels.
 
     Attributes
     ----------
     shape, region : tuple of int
-        Voxels of the volume and of a region along (z, y, x); at the volume's ends, regions may be smaller.
+        The voxels of the volume and of a region along (z, y, x); the last region along an axis may be smaller.
 
     Examples
     --------
@@ -378,18 +386,18 @@ class Tiling:
 
     @property
     def counts(self) -> Triple:
-        """Regions along (z, y, x)."""
+        """The number of regions along (z, y, x)."""
         return triple(-(-n // r) for n, r in zip(self.shape, self.region, strict=True))
 
     def __len__(self) -> int:
-        return prod(self.counts)
+        return math.prod(self.counts)
 
     def box(self, number: int) -> Box:
-        """Give a region's voxels."""
+        """Return a region's voxels."""
         lo = [int(i) * r for i, r in zip(np.unravel_index(number, self.counts), self.region, strict=True)]
         return Box(triple(lo), triple(min(a + r, n) for a, r, n in zip(lo, self.region, self.shape, strict=True)))
 
     def above(self, number: int) -> Box:
-        """Give a region's voxels and the next ones towards higher z, y and x, where there are any."""
+        """Return a region's voxels and one more towards higher z, y and x, as far as the volume extends."""
         box = self.box(number)
         return Box(box.lo, box.grow(1, within=self.shape).hi)

@@ -1,11 +1,12 @@
-"""How kernels are compiled, and how their compiled code is kept between runs where someone asks for it.
+"""Compilation of the Numba kernels, and an optional cache of their compiled code on disk.
 
-Numba compiles a kernel in every process anew. Its own cache on disk is written by whoever compiles first, so that many
-workers race for its files. Here runs only read: `compile_kernels` writes the code of all kernels to one file, which
-gets its name when it is complete. The name says for what the code is good, so that no other is ever loaded.
+Numba compiles a kernel anew in every process. Numba's own cache on disk is written by the first process that compiles,
+so that many workers race for its files. Here, runs only read: `compile_kernels` writes the code of all kernels to one
+file, and renames it when it is complete. The name is a fingerprint of all that the code depends on, so that code for
+another version or machine is never loaded.
 
-Nothing is read or written unless the environment variable ``DSEEDS_CACHE_DIR`` names a folder. Loading code is running
-it, so the folder has to be the user's own: one that others may write to is refused.
+Nothing is read or written unless the environment variable ``DSEEDS_CACHE_DIR`` names a folder. Loading code means
+running it, so a folder to which others may write is refused.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ registered_kernels: list[Any] = []
 
 
 def jit(function: Function) -> Function:
-    """Compile a kernel on its first call, without the GIL, unless its compiled code is at hand."""
+    """Compile a kernel on its first call, without the GIL, unless its compiled code is cached."""
     kernel: Any = njit(nogil=True)(function)
     registered_kernels.append(kernel)
     if os.environ.get(CACHE_FOLDER):
-        # Numba has no public place for another cache than its own.
+        # Numba has no public hook for a cache other than its own.
         kernel._cache = CodeCache(kernel)
     return cast(Function, kernel)
 
 
 class CodeCache(NullCache):
-    """What Numba asks for a kernel's compiled code before it compiles, and what forgets what it is told."""
+    """A read-only cache of compiled code, in Numba's cache interface."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
@@ -56,7 +57,7 @@ class CodeCache(NullCache):
         return os.environ.get(CACHE_FOLDER)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Load the code for some types of arguments; None if there is none."""
+        """Return the code for some types of arguments, or None."""
         code = _read().get(kernel_key(self.kernel, sig))
         if code is None:
             return None
@@ -65,7 +66,7 @@ class CodeCache(NullCache):
 
 
 def is_compiled() -> bool:
-    """Tell whether `compile_kernels` has left code in the folder that is good for this process.
+    """Return whether the folder holds code from `compile_kernels` for this process.
 
     Raises
     ------
@@ -77,7 +78,7 @@ def is_compiled() -> bool:
 
 @cache
 def _read() -> dict[str, bytes]:
-    """Read the code of all kernels, as it is stored, by kernel and types; nothing if there is no file."""
+    """Return the stored code of all kernels, by kernel and types; empty if there is no file."""
     path = cache_file()
     try:
         with path.open("rb") as file:
@@ -95,7 +96,7 @@ def cache_file() -> Path:
 
 @cache
 def _fingerprint() -> str:
-    """Name what compiled code depends on: all sources, for a kernel takes constants from anywhere, and what runs it."""
+    """Return a digest of all sources, since a kernel takes constants from anywhere, of versions and processor."""
     versions = sys.implementation.cache_tag, *sys.version_info, *map(version, ("numpy", "numba", "llvmlite"))
     processor = cpu_target.target_context.codegen().magic_tuple()
     digest = sha256(repr((versions, processor)).encode())
@@ -107,17 +108,23 @@ def _fingerprint() -> str:
 
 
 def kernel_key(kernel: Any, types: Any) -> str:
-    """Return the key under which the compiled code of a kernel is kept, for given argument types."""
+    """Return the key of a kernel's compiled code for given argument types."""
     return f"{kernel.__module__}.{kernel.__qualname__}{types}"
 
 
 def require_private(path: Path, status: os.stat_result) -> None:
-    """Refuse what others may have written."""
-    # Windows has no such bits.
+    """Raise an error if others may have written to a path.
+
+    Raises
+    ------
+    PermissionError
+        If they may.
+    """
+    # Windows has no such permission bits.
     if sys.platform == "win32":
         return
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(
-            f"{path} may be written by others, so that compiled code in it is not safe to run: take a folder of your "
-            f"own for {CACHE_FOLDER}, or chmod go-w it."
+            f"{path} may be written by others, so that compiled code in it is not safe to run: use a folder of your "
+            f"own for {CACHE_FOLDER}, or run chmod go-w on it."
         )

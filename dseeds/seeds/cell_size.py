@@ -1,4 +1,4 @@
-"""From what a user asks for, a step, a length in millimetres or a number of supervoxels, to the step per axis."""
+"""Step 1: the size of a cell, from a step, a length in millimetres or a number of supervoxels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Lattice, Triple, check_spacing, triple
 
 DEFAULT_STEP = 16
-# Anisotropy (longest over shortest edge of a cell) and how far the count may miss with it, tried in this order.
+# Anisotropy (longest over shortest edge of a cell) and the tolerance of the count with it, tried in this order.
 COMPROMISES = ((1.2, 0.02), (1.35, 0.02), (1.5, 0.02), (1.5, 0.04), (1.75, 0.04), (2.0, 0.04), (2.5, 0.04))
-# Counts per axis that are tried on either side of the isotropic one.
+# Counts per axis to try on either side of the isotropic one.
 NEARBY = 12
 
 Step = int | str | Sequence[int]
@@ -31,7 +31,7 @@ def choose_step(
     spacing: Sequence[float] | None = None,
     known_spacing: Sequence[float] | None = None,
 ) -> Triple:
-    """Choose the size of a cell.
+    """Return the size of a cell.
 
     Parameters
     ----------
@@ -42,21 +42,21 @@ def choose_step(
         single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
         millimetres. Default 16.
     n_segments : int, optional
-        The number of supervoxels to come close to, instead of `step`.
+        The approximate number of supervoxels, instead of `step`.
     spacing : sequence of float, optional
         The size of a voxel along (z, y, x) in millimetres.
     known_spacing : sequence of float, optional
-        The spacing that a file states. It serves `n_segments` and lengths, but does not change a step in voxels.
+        The spacing from a file. It serves `n_segments` and lengths, but does not change a step in voxels.
 
     Returns
     -------
     tuple of int
-        The step along (z, y, x) in voxels, nowhere longer than the volume.
+        The step along (z, y, x) in voxels, never longer than the volume.
 
     Raises
     ------
     ValueError
-        If both or nonsense is asked for, or a length without a spacing.
+        If both step and n_segments are given, one is invalid, or a length comes without a spacing.
 
     Examples
     --------
@@ -69,8 +69,8 @@ def choose_step(
     """
     if step is not None and n_segments is not None:
         raise ValueError("give either step or n_segments, not both.")
-    given = None if spacing is None else check_spacing(spacing)
-    scale = given or (None if known_spacing is None else check_spacing(known_spacing))
+    own_spacing = None if spacing is None else check_spacing(spacing)
+    scale = own_spacing or (None if known_spacing is None else check_spacing(known_spacing))
     if n_segments is not None:
         return _for_count(shape, _check_count(n_segments, shape), scale or (1.0, 1.0, 1.0))
     if isinstance(step, str):
@@ -84,11 +84,11 @@ def choose_step(
                 f"step must be voxels such as 16 or 4,16,16 (z,y,x), or a length such as 12mm, got {step!r}."
             ) from None
         step = numbers[0] if len(numbers) == 1 else numbers
-    return _for_voxels(shape, DEFAULT_STEP if step is None else step, given)
+    return _for_voxels(shape, DEFAULT_STEP if step is None else step, own_spacing)
 
 
 def millimetres(text: str) -> float | None:
-    """Read a length such as ``"12mm"``; None where it is none.
+    """Read a length such as ``"12mm"``; None if the text is not a length.
 
     >>> millimetres("2.5 mm"), millimetres("12")
     (2.5, None)
@@ -135,8 +135,8 @@ def _clip(shape: Triple, step: Triple) -> Triple:
     return Lattice(shape, step).step
 
 
-def _for_count(shape: Triple, wanted: int, spacing: tuple[float, float, float]) -> Triple:
-    edge, free = _cube_edge(shape, wanted, spacing)
+def _for_count(shape: Triple, target: int, spacing: tuple[float, float, float]) -> Triple:
+    edge, free = _cube_edge(shape, target, spacing)
     candidates = [
         _candidates(n, edge / s) if axis in free else np.array([n if edge >= n * s else 2])
         for axis, (n, s) in enumerate(zip(shape, spacing, strict=True))
@@ -144,7 +144,7 @@ def _for_count(shape: Triple, wanted: int, spacing: tuple[float, float, float]) 
     steps = np.array(list(itertools.product(*candidates)))
     steps = np.minimum(steps, shape)
     cells = ((2 * np.array(shape) + steps) // (2 * steps)).prod(axis=1)
-    miss = np.abs(cells / wanted - 1)
+    miss = np.abs(cells / target - 1)
     edges = (steps * spacing)[:, free] if free else np.ones((len(steps), 1))
     anisotropy = edges.max(axis=1) / edges.min(axis=1)
     for bound, tolerance in COMPROMISES:
@@ -155,27 +155,27 @@ def _for_count(shape: Triple, wanted: int, spacing: tuple[float, float, float]) 
     return triple(steps[best])
 
 
-def _cube_edge(shape: Triple, wanted: int, spacing: tuple[float, float, float]) -> tuple[float, list[int]]:
-    """Find the edge in millimetres of `wanted` cubes, and the axes that are neither too short for it nor too coarse."""
-    free, left = [0, 1, 2], float(wanted)
+def _cube_edge(shape: Triple, target: int, spacing: tuple[float, float, float]) -> tuple[float, list[int]]:
+    """Return the edge in millimetres of `target` cubes, and the axes neither too short for it nor too coarse."""
+    free, count = [0, 1, 2], float(target)
     while free:
-        edge = (math.prod(shape[a] * spacing[a] for a in free) / left) ** (1 / len(free))
+        edge = (math.prod(shape[a] * spacing[a] for a in free) / count) ** (1 / len(free))
         short = [a for a in free if edge >= shape[a] * spacing[a]]
         coarse = [a for a in free if edge < 2 * spacing[a] and a not in short]
         if not (short or coarse):
             break
-        # One at a time, the worst first, for each one changes the edge.
+        # One at a time, the worst first, because each changes the edge.
         if short:
             free.remove(min(short, key=lambda a: shape[a] * spacing[a]))
         else:
             worst = max(coarse, key=lambda a: spacing[a])
             free.remove(worst)
-            left = max(1.0, left / max(1, shape[worst] // 2))
+            count = max(1.0, count / max(1, shape[worst] // 2))
     return edge, free
 
 
 def _candidates(length: int, ideal: float) -> NDArray[np.int64]:
-    """List steps along an axis that give about as many cells as the ideal step, each number of cells about evenly."""
+    """Return steps along an axis that give about as many cells as the ideal step, in nearly equal sizes."""
     middle = max(1, round(length / ideal))
     counts = np.arange(max(1, middle - NEARBY), middle + NEARBY + 1)
     return np.unique(np.maximum(2, np.concatenate([length // counts, -(-length // counts)])))

@@ -1,9 +1,4 @@
-"""Which intensities are told apart: what the user asks for, and the search for each channel's window.
-
-A window's percentiles are exact order statistics, found digit by digit: each pass over the image counts one 16-bit
-digit of the values' order-preserving bit patterns, and the counts of any cut of the image simply add up. So the
-window does not depend on the chunking, and takes one pass for 8 and 16 bits, two for 32, four for 64.
-"""
+"""Step 1: intensity windows, percentiles, bins and weights of the channels, as the user gives them."""
 
 from __future__ import annotations
 
@@ -14,30 +9,26 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-# Percentiles are given in millionths of the voxels.
+# Percentiles are in millionths of the voxels.
 MILLION = 1_000_000
 DEFAULT_PERCENTILES = 5_000, 995_000
 # Level and width in Hounsfield units, as in https://radiopaedia.org/articles/windowing-ct but for the abdomen's level:
 # that is the one of soft tissue in the OHIF viewer.
 PRESETS = {"abdomen": (40.0, 400.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "lung": (-600.0, 1500.0)}
 
-# Low and high.
+# The low and high end of a window.
 Limits: TypeAlias = tuple[float, float]
 
 
-# What the user asks for.
-
-
 def read_window(window: Any) -> Limits | None:
-    """Read the intensity window that the user asks for.
+    """Read an intensity window given by the user.
 
     Parameters
     ----------
     window : None, str or pair of float
-        None for percentiles of the image. Low and high, as two numbers or ``"LOW:HIGH"``; or ``"LEVEL,WIDTH"``, the
-        middle and the extent; or, of CT in Hounsfield units, ``"abdomen"`` (level 40, width 400), ``"bone"``
-        (400, 1800), ``"brain"`` (40, 80) or ``"lung"`` (-600, 1500). These are the usual ones of radiology, see
-        https://radiopaedia.org/articles/windowing-ct.
+        None for percentiles of the image. Low and high, as two numbers or ``"LOW:HIGH"``; or ``"LEVEL,WIDTH"``, as in
+        radiology; or, for CT in Hounsfield units, ``"abdomen"`` (level 40, width 400), ``"bone"`` (400, 1800),
+        ``"brain"`` (40, 80) or ``"lung"`` (-600, 1500), see https://radiopaedia.org/articles/windowing-ct.
 
     Returns
     -------
@@ -47,7 +38,7 @@ def read_window(window: Any) -> Limits | None:
     Raises
     ------
     ValueError
-        If it is none of these.
+        If it is anything else.
 
     Examples
     --------
@@ -86,20 +77,20 @@ def read_windows(window: Any, channels: int) -> tuple[Limits | None, ...]:
     Parameters
     ----------
     window : None, str, pair of float, or sequence of these
-        One as `read_window` takes it, for all channels; or a sequence with one for each; or a string with a semicolon
-        between those of the channels, where nothing stands for None.
+        A window as for `read_window`, for all channels; or a sequence with one for each channel; or a string of them
+        with semicolons in between, where an empty part stands for None.
     channels : int
-        How many there are.
+        The number of channels.
 
     Returns
     -------
     tuple
-        For each channel low and high, or None.
+        Low and high of each channel, or None.
 
     Raises
     ------
     ValueError
-        If one of them cannot be read, or there are more or fewer than channels.
+        If one of them is invalid, or their number is neither 1 nor that of the channels.
 
     Examples
     --------
@@ -108,27 +99,27 @@ def read_windows(window: Any, channels: int) -> tuple[Limits | None, ...]:
     >>> read_windows("abdomen;;0:100", 3)
     ((-160.0, 240.0), None, (0.0, 100.0))
     """
-    each: list[Any] = [window]
+    parts: list[Any] = [window]
     if isinstance(window, str):
-        each = [part.strip() or None for part in window.split(";")]
+        parts = [part.strip() or None for part in window.split(";")]
     elif np.iterable(window) and not all(isinstance(part, Real) for part in window):
-        each = list(window)
-    found = [read_window(part) for part in each]
-    if len(found) not in (1, channels):
+        parts = list(window)
+    windows = [read_window(part) for part in parts]
+    if len(windows) not in (1, channels):
         raise ValueError(
-            f"window is given for {len(found)} channels, but the image has {channels}: give one for all channels, or "
+            f"window is given for {len(windows)} channels, but the image has {channels}: give one for all channels, or "
             "one for each."
         )
-    return tuple(found * channels if len(found) == 1 else found)
+    return tuple(windows * channels if len(windows) == 1 else windows)
 
 
 def check_percentiles(percentiles: Any = (0.5, 99.5)) -> tuple[int, int]:
-    """Check the percentiles between which the user wants to tell differences.
+    """Check the percentiles given by the user as the ends of the intensity windows.
 
     Parameters
     ----------
     percentiles : pair of float, or str
-        Low and high, from 0 to 100, with at most four decimals; or a string of both with a comma between them.
+        Low and high, from 0 to 100, with at most four decimals; or a string of both with a comma in between.
 
     Returns
     -------
@@ -138,7 +129,7 @@ def check_percentiles(percentiles: Any = (0.5, 99.5)) -> tuple[int, int]:
     Raises
     ------
     ValueError
-        If they are nothing of the kind.
+        If they are anything else.
 
     Examples
     --------
@@ -161,24 +152,24 @@ def check_percentiles(percentiles: Any = (0.5, 99.5)) -> tuple[int, int]:
 
 
 def check_weights(weights: Any, channels: int) -> tuple[int, ...]:
-    """Check how much the channels count, given by the user.
+    """Check the weights of the channels given by the user.
 
     Parameters
     ----------
     weights : None or sequence of float
-        One for each channel, above 0; None for the same of all.
+        One for each channel, above 0; None for equal weights.
     channels : int
-        How many there are.
+        The number of channels.
 
     Returns
     -------
     tuple of int
-        Whole numbers in the same relation, to a 64th of the largest; none counts for less than that.
+        Integers in the same proportions, rounded to a 64th of the largest and at least that.
 
     Raises
     ------
     ValueError
-        If they are no positive, finite numbers, or more or fewer than channels.
+        If they are not positive, finite numbers, one for each channel.
 
     Examples
     --------
@@ -188,25 +179,25 @@ def check_weights(weights: Any, channels: int) -> tuple[int, ...]:
     if weights is None:
         return (1,) * channels
     try:
-        given = [float(weight) for weight in weights]
+        numbers = [float(weight) for weight in weights]
     except (TypeError, ValueError, OverflowError):
-        given = []
-    if len(given) != channels or not all(math.isfinite(weight) and weight > 0 for weight in given):
+        numbers = []
+    if len(numbers) != channels or not all(math.isfinite(weight) and weight > 0 for weight in numbers):
         raise ValueError(
             f"weights must be positive numbers, one for each channel of the image, which has {channels}, "
             f"got {weights!r}."
         )
-    whole = [max(1, round(64 * (weight / max(given)))) for weight in given]
+    whole = [max(1, round(64 * (weight / max(numbers)))) for weight in numbers]
     return tuple(weight // math.gcd(*whole) for weight in whole)
 
 
 def check_bins(bins: Any) -> str:
-    """Check what bins the user asks for.
+    """Check the kind of bins given by the user.
 
     Raises
     ------
     ValueError
-        If it is neither ``"linear"``, of equal widths, nor ``"equalised"``, holding about equally many voxels.
+        If it is neither ``"linear"``, equal widths, nor ``"equalised"``, about equally many voxels.
     """
     if bins not in ("linear", "equalised"):
         raise ValueError(f"bins must be 'linear' or 'equalised', got {bins!r}.")

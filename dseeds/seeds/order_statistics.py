@@ -1,4 +1,9 @@
-"""TODO."""
+"""Step 1: exact percentiles, from which the intensity windows follow.
+
+Percentiles are order statistics, searched digit by digit: each pass over the image counts one 16-bit digit of the
+values' order-preserving bit patterns, and the counts of any cut of the image add up. So a window does not depend on the
+chunks. It takes one pass for 8 and 16 bits, two for 32, four for 64.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ from dseeds.core.jit import jit
 from dseeds.seeds.intensity_windows import DEFAULT_PERCENTILES, MILLION, Limits
 
 DIGIT_BITS = 16
+# The size of a slab that is copied to be contiguous.
 COPY_BYTES = 16 << 20
 
 
@@ -56,9 +62,9 @@ def _count_digits(
 
 @dataclass
 class OrderStatistics:
-    """Minimum, window and maximum of a channel's finite values, found in passes over it.
+    """The search for the minimum, the window and the maximum of a channel's finite values.
 
-    Feed `counts` of every part of the image, summed, to `narrow`, until `done`; then ask for `window`.
+    Pass the sum of `count` over all parts of the image to `narrow` until `done`; then call `window`.
 
     Examples
     --------
@@ -83,7 +89,7 @@ class OrderStatistics:
 
     @property
     def passes(self) -> int:
-        """How many passes over the image the search takes."""
+        """The number of passes over the image."""
         return max(1, 8 * self.dtype.itemsize // DIGIT_BITS)
 
     @property
@@ -92,11 +98,11 @@ class OrderStatistics:
         return self.shift < 0
 
     def rows(self, turn: int) -> int:
-        """Tell for how many values at most a pass counts digits: for all at first, then for four order statistics."""
+        """Return the most rows that a pass counts: one for all values at first, then one for each order statistic."""
         return 0 if turn >= self.passes else 1 if turn == 0 else 4
 
     def count(self, part: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """Count the current digit in a part of the image of any shape and memory order, or in what of it is inside.
+        """Count the current digit in a part of the image of any shape and memory order, or in its voxels inside a mask.
 
         Returns
         -------
@@ -111,11 +117,11 @@ class OrderStatistics:
         return counts
 
     def narrow(self, counts: NDArray[np.int64]) -> None:
-        """Take the next digit of each of the four values from the counts of the whole image.
+        """Derive the next digit of each of the four values from the counts of the whole image.
 
         Raises
         ------
-        ValueError
+        NoFiniteValues
             If there is no finite value.
         """
         if not self.ranks:
@@ -124,30 +130,30 @@ class OrderStatistics:
                 raise NoFiniteValues
             low, high = self.percentiles
             self.ranks = 0, last * low // MILLION, last - last * (MILLION - high) // MILLION, last
-        found, ranks = [], []
+        keys, ranks = [], []
         for j, rank in zip(self.which, self.ranks, strict=True):
             below = np.cumsum(counts[j])
             digit = int(np.searchsorted(below, rank, side="right"))
-            found.append((self.prefixes[j] << DIGIT_BITS) | digit)
+            keys.append((self.prefixes[j] << DIGIT_BITS) | digit)
             ranks.append(rank - int(below[digit] - counts[j, digit]))
-        self.prefixes = tuple(sorted(set(found)))
-        self.which = tuple(self.prefixes.index(key) for key in found)
+        self.prefixes = tuple(sorted(set(keys)))
+        self.which = tuple(self.prefixes.index(key) for key in keys)
         self.ranks = tuple(ranks)
         self.shift -= DIGIT_BITS
 
     def state(self) -> dict[str, Any]:
-        """Give what has been found so far as plain values."""
+        """Return the state of the search as plain values."""
         return {name: getattr(self, name) for name in ("prefixes", "ranks", "shift", "which")}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where another search has come to."""
+        """Continue from the state of another search."""
         self.prefixes, self.ranks, self.which = (tuple(state[name]) for name in ("prefixes", "ranks", "which"))
         self.shift = state["shift"]
 
     def window(self) -> Limits:
-        """Give the values at the percentiles; where these are equal, the least and the greatest."""
-        least, low, high, greatest = (self._value(self.prefixes[j]) for j in self.which)
-        return (low, high) if low < high else (least, greatest)
+        """Return the values at the percentiles, or the minimum and maximum if these are equal."""
+        minimum, low, high, maximum = (self._value(self.prefixes[j]) for j in self.which)
+        return (low, high) if low < high else (minimum, maximum)
 
     def _value(self, key: int) -> float:
         sign = int(_sign(self.dtype))
@@ -167,7 +173,7 @@ def _infinity(dtype: np.dtype[Any]) -> np.uint64:
 
 
 def _slabs(part: NDArray[Any], inside: NDArray[np.bool_] | None) -> Iterator[NDArray[Any]]:
-    """Cut an array along its slowest axis in memory, so that a copy stays small whatever the memory order."""
+    """Yield slabs of an array along its slowest axis in memory, so that copies stay small in any memory order."""
     order = sorted(range(part.ndim), key=lambda axis: -abs(part.strides[axis]))
     part = part.transpose(order)
     thickness = max(1, COPY_BYTES * len(part) // max(1, part.nbytes)) if part.ndim else 1
@@ -178,16 +184,16 @@ def _slabs(part: NDArray[Any], inside: NDArray[np.bool_] | None) -> Iterator[NDA
 
 @dataclass
 class WindowSearch:
-    """The search for the windows of those channels for which none is wanted; all are searched in the same passes.
+    """The search for the windows of the channels that have none, in shared passes.
 
-    Feed `counts` of every part of the image, summed, to `narrow`, until `done`; then ask for `windows`.
+    Pass the sum of `count` over all parts of the image to `narrow` until `done`; then call `windows`.
 
     Attributes
     ----------
     dtypes : sequence of dtype
-        Of each channel.
-    wanted : sequence
-        For each channel its window, or None if it is to be found.
+        The dtype of each channel.
+    fixed : sequence
+        The window of each channel, or None to search it.
     percentiles : tuple of int
         From `check_percentiles`.
 
@@ -202,20 +208,20 @@ class WindowSearch:
     """
 
     dtypes: Sequence[np.dtype[Any]]
-    wanted: Sequence[Limits | None]
+    fixed: Sequence[Limits | None]
     percentiles: tuple[int, int] = DEFAULT_PERCENTILES
     _searches: dict[int, OrderStatistics] = field(init=False)
 
     def __post_init__(self) -> None:
         self._searches = {
             channel: OrderStatistics(dtype, self.percentiles)
-            for channel, (dtype, window) in enumerate(zip(self.dtypes, self.wanted, strict=True))
+            for channel, (dtype, window) in enumerate(zip(self.dtypes, self.fixed, strict=True))
             if window is None
         }
 
     @property
     def passes(self) -> int:
-        """How many passes over the image the search takes; none if there is nothing to search."""
+        """The number of passes over the image; 0 if there is nothing to search."""
         return max((search.passes for search in self._searches.values()), default=0)
 
     @property
@@ -224,7 +230,7 @@ class WindowSearch:
         return all(search.done for search in self._searches.values())
 
     def rows(self, turn: int) -> int:
-        """Tell how many rows the counts of a pass have at most."""
+        """Return the most rows that the counts of a pass have."""
         return sum(search.rows(turn) for search in self._searches.values())
 
     def count(self, values: Sequence[NDArray[Any]], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
@@ -235,24 +241,24 @@ class WindowSearch:
         values : sequence of ndarray
             The channels.
         inside : ndarray of bool, optional
-            Which voxels count; all if not given.
+            The voxels that count; all if not given.
 
         Returns
         -------
         ndarray of int64, shape (rows, 65536)
-            The channels that are searched one after the other.
+            The rows of the searched channels, one channel after the other.
         """
-        found = [np.zeros((0, 1 << DIGIT_BITS), np.int64)]
-        found += [search.count(values[channel], inside) for channel, search in self._searching()]
-        return np.concatenate(found)
+        rows = [np.zeros((0, 1 << DIGIT_BITS), np.int64)]
+        rows += [search.count(values[channel], inside) for channel, search in self._searching()]
+        return np.concatenate(rows)
 
     def narrow(self, counts: NDArray[np.int64]) -> None:
-        """Take the next digits from the counts of the whole image; shallow copies of the search stay where they are.
+        """Derive the next digits from the counts of the whole image; shallow copies of the search keep their state.
 
         Raises
         ------
         NothingFinite
-            If a channel that is searched has no finite value that counts.
+            If a searched channel has no finite value that counts.
         """
         narrowed, begin = dict(self._searches), 0
         for channel, search in self._searching():
@@ -265,54 +271,32 @@ class WindowSearch:
         self._searches = narrowed
 
     def _searching(self) -> list[tuple[int, OrderStatistics]]:
-        """List the channels that the current pass is about."""
+        """Return the channels of the current pass."""
         return [(channel, search) for channel, search in self._searches.items() if not search.done]
 
     def state(self) -> dict[str, Any]:
-        """Give what has been found so far as plain values."""
+        """Return the state of the search as plain values."""
         return {"searches": [search.state() for search in self._searches.values()]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where another search has come to; shallow copies of the search stay where they are."""
+        """Continue from the state of another search; shallow copies of this search keep their state."""
         self._searches = {channel: copy(search) for channel, search in self._searches.items()}
-        for search, found in zip(self._searches.values(), state["searches"], strict=True):
-            search.restore(found)
+        for search, saved in zip(self._searches.values(), state["searches"], strict=True):
+            search.restore(saved)
 
     def windows(self) -> tuple[Limits, ...]:
-        """Give each channel's window; low and high are equal where the channel is constant."""
-        given = zip(range(len(self.dtypes)), self.wanted, strict=True)
-        return tuple(window or self._searches[channel].window() for channel, window in given)
+        """Return each channel's window; low and high of a constant channel are equal."""
+        return tuple(window or self._searches[channel].window() for channel, window in enumerate(self.fixed))
 
 
 def find_windows(
     values: Sequence[NDArray[Any]],
-    wanted: Sequence[Limits | None],
+    fixed: Sequence[Limits | None],
     percentiles: tuple[int, int] = DEFAULT_PERCENTILES,
     inside: NDArray[np.bool_] | None = None,
 ) -> tuple[Limits, ...]:
-    """Find the windows of an image in memory; see `WindowSearch`."""
-    search = WindowSearch([channel.dtype for channel in values], wanted, percentiles)
+    """Return the windows of an image in memory; see `WindowSearch`."""
+    search = WindowSearch([channel.dtype for channel in values], fixed, percentiles)
     while not search.done:
         search.narrow(search.count(values, inside))
     return search.windows()
-
-
-def intensity_window(image: NDArray[Any]) -> Limits:
-    """Find the default intensity window of an image in memory: its percentiles 0.5 and 99.5.
-
-    Parameters
-    ----------
-    image : ndarray
-        Any shape, integer or float.
-
-    Returns
-    -------
-    tuple of float
-        Low and high; equal for a constant image.
-
-    Raises
-    ------
-    NothingFinite
-        If there is no finite value.
-    """
-    return find_windows([image], [None])[0]

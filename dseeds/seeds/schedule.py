@@ -1,4 +1,4 @@
-"""TODO."""
+"""Step 3: the schedule of rounds, and their halos."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dseeds.seeds.kernels.simd import BLOCK_BINS
 from dseeds.seeds.kernels.voxels import BINS
 
 COLOURS = 4
-# Rounds of blocks, shared out among their levels: more to the coarser ones.
+# Rounds of blocks, divided among their levels; coarser levels get the remainder.
 BLOCK_ROUNDS = 9
-# What a block's neighbour counts, in thousandths of a full histogram intersection: at the first level, and after it.
+# The score of a block's neighbour, in thousandths of a full histogram intersection: at the first level, and after it.
 BLOCK_GAINS = 50, 25
 VOXEL_SWEEPS = 3
-# The weight of a voxel's neighbours in each round: from smooth to sharp, and then smoothed a little. It is constant
-# within a round, so that a voxel whose neighbours have not changed need not be looked at again.
+# The weight of a voxel's neighbours in each round: from smooth to sharp, and a little smoother at the end. It is
+# constant within a round, so that a voxel whose neighbours have not changed needs no second visit.
 VOXEL_WEIGHTS = ((60, 100), (20, 100), (10, 100), (20, 100))
 
 
@@ -28,11 +28,11 @@ class Round:
     level : int
         Index into `Lattice.grids`.
     sweeps : int
-        Sweeps before the statistics are taken anew.
+        Sweeps before the statistics are updated.
     weight : tuple of int or None
         The neighbours' weight as a fraction, for voxels; None for blocks.
     channels : int, default 1
-        Channels of the volume.
+        The number of channels of the volume.
     """
 
     level: int
@@ -42,25 +42,25 @@ class Round:
 
     @property
     def halo(self) -> int:
-        """How many units around a region its outcome depends on."""
+        """The number of units around a region on which its result depends."""
         return COLOURS * self.sweeps + self.rim
 
     @property
     def rim(self) -> int:
-        """How many units around a region have to be right as well: next to a block that moves, one is to be looked at.
+        """The number of units around a region that have to be exact as well: a block that moves marks its neighbours.
 
-        Voxels are all looked at when a round begins.
+        For voxels it is 0, because all are due when a round begins.
         """
         return int(self.weight is None)
 
     @property
     def bins(self) -> int:
-        """Bins of the statistics that this round needs."""
+        """The number of bins of the statistics in this round."""
         return self.channels * (BLOCK_BINS if self.weight is None else BINS)
 
 
 def schedule(lattice: Lattice, channels: int = 1) -> tuple[Round, ...]:
-    """List the rounds of a run, in order.
+    """Return the rounds of a run, in order.
 
     Examples
     --------
@@ -68,21 +68,20 @@ def schedule(lattice: Lattice, channels: int = 1) -> tuple[Round, ...]:
     [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
     """
     levels = len(lattice.grids) - 1
-    each, more = divmod(BLOCK_ROUNDS, levels) if levels else (0, 0)
-    turns = [level for level in range(levels) for _ in range(max(1, each + (level < more)))]
+    share, remainder = divmod(BLOCK_ROUNDS, levels) if levels else (0, 0)
+    block_levels = [level for level in range(levels) for _ in range(max(1, share + (level < remainder)))]
     return (
-        *(Round(level, 1, None, channels) for level in turns),
+        *(Round(level, 1, None, channels) for level in block_levels),
         *(Round(levels, VOXEL_SWEEPS, weight, channels) for weight in VOXEL_WEIGHTS),
     )
 
 
 def may_rest(rounds: tuple[Round, ...], turn: int) -> bool:
-    """Tell whether a round can be left out where nothing has moved since the round two before it began.
+    """Return whether a round can be skipped where nothing has moved since the start of the round two before it.
 
-    Nothing moves then: a round like it, on the same labels and statistics and with no fewer units to be looked at, has
-    moved nothing. What this round would leave is what the round before it left: the same labels, with no unit still to
-    be looked at, and no change of the statistics. So that one has to be of the same level, and the next round must not
-    want other statistics.
+    Nothing can move in it: an equal round, on the same labels and statistics and with at least as many units due, moved
+    nothing. The result would be that of the previous round: the same labels, no unit due, and no change in the
+    statistics. So the previous round has to be of the same level, and the next round must not need other statistics.
     """
     if turn < 2 or rounds[turn - 2].level != rounds[turn].level:
         return False

@@ -1,7 +1,7 @@
-"""The score tables of a round, in whole numbers.
+"""Step 3: the score tables of a round, in integers.
 
-`log` and `exp` differ in their last bits between machines, and a tie that flips changes the answer. So every table is
-made once per round from integers: the constants by `decimal`, which rounds correctly everywhere, the logarithm from a
+`log` and `exp` differ in their last bits between machines, and a tie that flips changes the labels. So every table is
+computed once per round from integers: constants by `decimal`, which rounds correctly everywhere, and logarithms from a
 table with linear interpolation. Formulas: docs/algorithm.md.
 """
 
@@ -23,27 +23,27 @@ from dseeds.seeds.kernels.layout import DistanceCosts
 from dseeds.seeds.kernels.simd import BLOCK_BINS, leading_zeros
 from dseeds.seeds.kernels.voxels import BINS, VOXEL_UNIT
 
-# Logarithms count 2^-20, and the table has 2^11 steps per octave: an error below 2^-15 over all sizes.
+# Logarithms are in units of 2^-20, and the table has 2^11 steps per octave: an error below 2^-15 over all sizes.
 LOG_BITS = 20
 STEP_BITS = 11
 OCTAVE_BITS = 40
-# Of the voxel score: what the distance from the mean costs, and the logarithm of the size, in powers of 1/2.
+# In the voxel score: the cost of the distance from the mean, and of the logarithm of the size as a power of 1/2.
 MEAN_WEIGHT = 5
 SIZE_SHIFT = 2
-# The three of them fit 16 bits together with all neighbours, and keep their order.
+# Together with all neighbours, the three fit 16 bits and keep their order.
 LARGEST_SCORE, LARGEST_COST, OUT_OF_REACH_SCORE = 12000, 7500, -24000
-# The most that the channels' weights may add up to: times a score it still fits 32 bits, and scores of channels are
-# added up in 64.
+# The largest sum of the channels' weights: times a score it still fits 32 bits, and scores of channels are added up in
+# 64 bits.
 LARGEST_WEIGHT = 1 << 16
-# How much of a full histogram intersection is as much as a logarithm's unit is for voxels.
+# A full histogram intersection is worth this many units of a voxel's log-likelihood.
 BLOCK_SHARE = 10
-# What a compactness is rounded to; and the most, with which no cost within a cell is limited, so that more is more
-# compact.
+# The bits to which a compactness is rounded, and its maximum, up to which no cost within a cell is clipped, so that
+# more is always more compact.
 COMPACTNESS_BITS, MOST_COMPACT = 20, 30
 
 
 def _gaussian(sigma: int, radius: int, total: int) -> NDArray[np.int64]:
-    """Sample a Gaussian as integers of sum `total`; the centre takes what rounding leaves over."""
+    """Sample a Gaussian as integers of sum `total`; the centre takes the rounding error."""
     with localcontext() as context:
         context.prec = 30
         weights = [(Decimal(-d * d) / (2 * sigma * sigma)).exp() for d in range(-radius, radius + 1)]
@@ -54,13 +54,13 @@ def _gaussian(sigma: int, radius: int, total: int) -> NDArray[np.int64]:
 
 @cache
 def block_smoothing() -> NDArray[np.int32]:
-    """Weights over bins for blocks: sigma 1, sum 256."""
+    """Return the smoothing weights over bins for blocks: sigma 1, sum 256."""
     return _gaussian(1, 3, SMOOTHING_SUM).astype(np.int32)
 
 
 @cache
 def voxel_smoothing() -> NDArray[np.int64]:
-    """Weights over bins for voxels: sigma 4, sum 2^16."""
+    """Return the smoothing weights over bins for voxels: sigma 4, sum 2^16."""
     return _gaussian(4, 16, 1 << 16)
 
 
@@ -76,7 +76,7 @@ def log_table() -> NDArray[np.int64]:
 
 @cache
 def smoothed_counts() -> NDArray[np.uint16]:
-    """Tabulate what smoothing for blocks makes of a count of one in each bin, shape (32, 32)."""
+    """Tabulate the smoothed histogram, for blocks, of a count of one in each bin, shape (32, 32)."""
     taps = block_smoothing()
     out = np.zeros((BLOCK_BINS, BLOCK_BINS + 6), np.uint16)
     for bin_ in range(BLOCK_BINS):
@@ -108,7 +108,7 @@ def _voxel_table(
 ) -> None:
     ln2 = logs[1 << STEP_BITS]
     taps = len(smooth)
-    # Smoothed histogram with room for what goes over the ends.
+    # The smoothed histogram, with room beyond both ends.
     blurred = np.zeros(BINS + taps - 1, np.int64)
     for c in range(counts.shape[0]):
         size, moment = np.int64(0), np.int64(0)
@@ -153,8 +153,8 @@ def voxel_scores(counts: NDArray[np.uint32], weight: tuple[int, int], weights: S
     Returns
     -------
     ndarray of int16, or of int32 for several channels, shape (1 + cells * channels * 64,)
-        In units of lambda / 16, times the channel's weight: a neighbour counts 16 for each channel. Before all stands
-        a score that is lower than every other, whatever the neighbours.
+        In units of lambda / 16, times the channel's weight: a neighbour counts 16 for each channel. The first entry is
+        lower than every other score with any number of neighbours.
     """
     out = np.zeros(1 + counts.size, np.int16 if len(weights) == 1 else np.int32)
     out[0] = OUT_OF_REACH_SCORE * sum(weights)
@@ -199,17 +199,16 @@ def _block_table(
 def block_scores(
     counts: NDArray[np.uint32], cell_size: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int32]]:
-    """Prepare the supervoxels for the block score.
+    """Tabulate the supervoxels for the block score.
 
-    ``score(C) = sum_j min(H[C, j] / T[C], h_j / t) + 0.03 n_C - 0.1 ln(T[C] / cell_size)``, see the design, section
-    3.
+    ``score(C) = sum_j min(H[C, j] / T[C], h_j / t) + gain n_C - 0.1 ln(T[C] / cell_size)``.
 
     Parameters
     ----------
     counts : ndarray of uint32, shape (cells, channels * 32)
         The supervoxels' histograms.
     cell_size : int
-        Voxels in a cell.
+        The number of voxels in a cell.
 
     Returns
     -------
@@ -233,7 +232,7 @@ def check_compactness(compactness: Any) -> float:
     Raises
     ------
     ValueError
-        If it is no number from 0 to 30.
+        If it is not a number from 0 to 30.
     """
     if not (isinstance(compactness, Real) and 0 <= float(compactness) <= MOST_COMPACT):
         raise ValueError(f"compactness must be a number from 0 to {MOST_COMPACT}, got {compactness!r}.")
@@ -243,10 +242,10 @@ def check_compactness(compactness: Any) -> float:
 def distance_costs(
     lattice: Lattice, grid: Grid, box: Box, compactness: float, weight: tuple[int, int] | None
 ) -> DistanceCosts:
-    """Tabulate what it costs units to be far from the centre of the cell that their supervoxel grew from.
+    """Tabulate the costs of units' distances from the centres of their owners' cells.
 
-    ``compactness d^2``, in units of a voxel's log-likelihood, where d is the distance of the unit's centre from that of
-    the cell, in steps. Blocks pay a tenth of that, as a share of a full histogram intersection.
+    ``compactness d^2``, in units of a voxel's log-likelihood, where d is the distance between the centres of the unit
+    and of the cell, in steps. Blocks pay a tenth of that, as a share of a full histogram intersection.
 
     Parameters
     ----------
@@ -255,7 +254,7 @@ def distance_costs(
     grid : Grid
         The level.
     box : Box
-        The window's units.
+        The units of the window.
     compactness : float
         From 0 to `MOST_COMPACT`.
     weight : tuple of int or None

@@ -1,9 +1,9 @@
-"""The boundary merging: parts of supervoxels that straddle regions are added up.
+"""Step 5: the statistics of supervoxels that straddle regions are added up.
 
-A supervoxel never leaves its cell and the 26 around it. So what a region's voxels say of supervoxels lies in the
-region's own cells, its *core*, and in a *shell* of one cell around it, in up to 26 pieces, each addressed to one
+A supervoxel never leaves its cell and the 26 around it. So a region's voxels contribute to the statistics of the
+region's own cells, its *core*, and of a *shell* of one cell around it, in up to 26 pieces, each addressed to one
 neighbour. Merging a region adds to its core the pieces that its neighbours addressed to it: sums of integers, exact
-and order-free.
+and independent of order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _piece_shape(offset: Triple, cells: Triple) -> Triple:
 
 
 def _slots(cells: Triple) -> dict[Triple, slice]:
-    """Give the place of every piece in a shell, for regions of so many cells."""
+    """Return the place of every piece in the shell of a region of so many cells."""
     slots, begin = {}, 0
     for offset in OFFSETS:
         size = int(np.prod(_piece_shape(offset, cells)))
@@ -37,7 +37,7 @@ def _slots(cells: Triple) -> dict[Triple, slice]:
 
 
 def shell_length(cells: Triple) -> int:
-    """Count the cells in the shell of a region of so many cells.
+    """Return the number of cells in the shell of a region of so many cells.
 
     Examples
     --------
@@ -55,9 +55,9 @@ def split_statistics(
     Parameters
     ----------
     counts : ndarray of uint32, shape (cells, bins)
-        Statistics of a box of cells, taken over the region's voxels alone.
+        Statistics of a box of cells over the region's voxels alone.
     cells : Box
-        The box: the region and at least one cell around it, where there is one.
+        The box: the region and at least one cell around it, as far as the lattice extends.
     region : Box
         The region's cells.
     regions : Regions
@@ -68,7 +68,7 @@ def split_statistics(
     core : ndarray of uint32, shape (z, y, x, bins)
         Statistics of the region's own cells.
     shell : ndarray of uint32, shape (shell_length, bins)
-        Statistics of the cells around it, piece by piece; zero where there is no cell.
+        Statistics of the cells around it, piece by piece; zero outside the lattice.
     """
     bins = counts.shape[-1]
     local = counts.reshape(*cells.shape, bins)
@@ -87,7 +87,7 @@ def split_statistics(
 def join_statistics(
     core: NDArray[np.uint32], shells: NDArray[Any], origin: Triple, number: int, regions: Regions
 ) -> None:
-    """Add to a region's core what its neighbours hold of its cells, in place.
+    """Add the pieces of the neighbours' shells to a region's core, in place.
 
     Parameters
     ----------

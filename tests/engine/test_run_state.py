@@ -17,10 +17,11 @@ from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.engine.scratch import bins_name, codes_name, core_name, digits_name, shells_name, statistics_name
 from dseeds.engine.tasks import perform_task
 from dseeds.io import ArraySource, Image
-from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch, intensity_window
+from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.seeds.schedule import may_rest
 from dseeds.storage.label_group import LabelGroup
 from dseeds.storage.location import open_location
+from tests.support.intensities import intensity_window
 
 WORDS = {"quantise": "all", "label": "labelled", "merge": "merged", "window": "counted"}
 

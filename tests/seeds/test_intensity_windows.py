@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_window, read_windows
-from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch, find_windows, intensity_window
-from tests.support.intensities import KINDS, cut, has_values, images, masked_images, window_by_sorting
+from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch, find_windows
+from tests.support.intensities import KINDS, cut, has_values, images, intensity_window, masked_images, window_by_sorting
 
 INF, NAN = math.inf, math.nan
 

@@ -7,6 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dseeds.seeds.order_statistics import find_windows
+
 KINDS = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
 dtypes = st.sampled_from([order + kind for kind in KINDS for order in "<>"] + ["<f2", ">f2"])
 # float16 in the other byte order has a test of its own.
@@ -46,6 +48,11 @@ def windows_of(draw, values):
         ends = st.one_of(st.sampled_from(some), st.floats(-300, 300), st.sampled_from([-1.7e308, 1.7e308]))
         found.append(tuple(sorted((draw(ends), draw(ends)))))
     return found
+
+
+def intensity_window(image):
+    """Return the default window of a single image."""
+    return find_windows([image], [None])[0]
 
 
 def window_by_sorting(image, inside=None, percentiles=(5_000, 995_000)):

@@ -1,8 +1,8 @@
-"""Vectors of bytes, for what is done to many units at once.
+"""Step 4: operations on vectors of bytes, for many units at once.
 
-Compilers find no vectors of bytes in plain loops of Numba, so these few functions are written as LLVM instructions.
-Each works on `LANES` units of one colour that lie side by side in a window (see `layout`): unit `p`, an index into
-the window's flat memory, and those behind it. LLVM makes of them what the machine has. A set of lanes is a bit mask.
+Compilers do not vectorise plain Numba loops over bytes, so these few functions are written as LLVM instructions. Each
+works on `LANES` contiguous units of one colour in a window (see `layout`): unit `p`, an index into the window's flat
+memory, and those behind it. LLVM maps them to the vector instructions of the machine. A set of lanes is a bit mask.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dseeds.seeds.kernels.layout import FACES, LANES
 
 # The label outside the volume, the window or the mask.
 NOTHING = 64
-# A bit of a unit's state: it is to be looked at.
+# A bit of a unit's state: it is due for a visit.
 OPEN = 1
 BYTE_VECTOR = ir.VectorType(ir.IntType(8), LANES)
 BLOCK_BINS = 32
@@ -32,8 +32,8 @@ SUM_VECTOR = ir.VectorType(ir.IntType(32), BLOCK_BINS)
 INDEX_TYPE = ir.IntType(64)
 
 
-class _Code:
-    """Writes instructions of one function: arrays are addressed by their first byte."""
+class _Writer:
+    """A writer of one function's instructions, in which arrays are pointers to their data."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> None:
         self.builder = builder
@@ -43,14 +43,14 @@ class _Code:
         ]
 
     def load(self, array: Any, index: Any, kind: ir.Type | None = None) -> Any:
-        place = self.builder.gep(array, [index])
+        pointer = self.builder.gep(array, [index])
         if kind is None:
-            return self.builder.load(place)
-        return self.builder.load(self.builder.bitcast(place, kind.as_pointer()), align=1)
+            return self.builder.load(pointer)
+        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=1)
 
     def store(self, vector: Any, array: Any, index: Any) -> None:
-        place = self.builder.gep(array, [index])
-        self.builder.store(vector, self.builder.bitcast(place, vector.type.as_pointer()), align=1)
+        pointer = self.builder.gep(array, [index])
+        self.builder.store(vector, self.builder.bitcast(pointer, vector.type.as_pointer()), align=1)
 
     def neighbours(self, unit: Any, distances: Any, which: Sequence[int]) -> list[Any]:
         return [self.builder.add(unit, self.load(distances, ir.Constant(INDEX_TYPE, k))) for k in which]
@@ -59,7 +59,7 @@ class _Code:
         return ir.Constant(BYTE_VECTOR, [value] * LANES)
 
     def count(self, label: Any, among: Sequence[Any]) -> Any:
-        # All bits of a lane that is the same are set, and that is -1.
+        # A lane with the same label is -1: all its bits are set.
         same = [self.builder.sext(self.builder.icmp_unsigned("==", other, label), BYTE_VECTOR) for other in among]
         return reduce(self.builder.sub, same, self.all_lanes(0))
 
@@ -89,72 +89,71 @@ def leading_zeros(typingctx: Any, word: Any) -> Any:
 
 @intrinsic
 def boundary_lanes(typingctx: Any, labels: Any, unit: Any, distances: Any) -> Any:
-    """Find the units that have a face neighbour of another label: a bit mask.
+    """Return a bit mask of the units with a face neighbour of another label.
 
-    `NOTHING` is another label, too, but units that have it are never found.
+    `NOTHING` counts as another label, but units with that label are never in the mask.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
+        write = _Writer(context, builder, signature, arguments)
         labels, unit, distances = write.arguments
         own = write.load(labels, unit, BYTE_VECTOR)
         faces = [write.load(labels, u, BYTE_VECTOR) for u in write.neighbours(unit, distances, FACES)]
         differs = reduce(builder.or_, [builder.xor(face, own) for face in faces])
-        found = builder.icmp_unsigned("!=", differs, write.all_lanes(0))
-        return write.mask(builder.and_(found, builder.icmp_unsigned("!=", own, write.all_lanes(NOTHING))))
+        at_boundary = builder.icmp_unsigned("!=", differs, write.all_lanes(0))
+        return write.mask(builder.and_(at_boundary, builder.icmp_unsigned("!=", own, write.all_lanes(NOTHING))))
 
     return types.uint64(labels, unit, distances), code
 
 
 @intrinsic
 def _take_all_marked(typingctx: Any, marks: Any, unit: Any) -> Any:
-    """Do as `take_marked`, for all lanes."""
+    """Do the same as `take_marked`, for all lanes."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
-        found = write.load(*write.arguments, BYTE_VECTOR)
-        # 1 - 1 keeps nothing, 0 - 1 keeps all.
-        kept = builder.sub(builder.and_(found, write.all_lanes(OPEN)), write.all_lanes(OPEN))
-        place = builder.gep(write.arguments[0], [write.arguments[1]])
-        builder.store(builder.and_(found, kept), builder.bitcast(place, BYTE_VECTOR.as_pointer()), align=1)
-        return write.mask(builder.trunc(found, ir.VectorType(ir.IntType(1), LANES)))
+        write = _Writer(context, builder, signature, arguments)
+        states = write.load(*write.arguments, BYTE_VECTOR)
+        # 1 - 1 clears all bits, 0 - 1 keeps them.
+        kept = builder.sub(builder.and_(states, write.all_lanes(OPEN)), write.all_lanes(OPEN))
+        write.store(builder.and_(states, kept), *write.arguments)
+        return write.mask(builder.trunc(states, ir.VectorType(ir.IntType(1), LANES)))
 
     return types.uint64(marks, unit), code
 
 
 @jit
 def take_marked(marks: NDArray[np.uint8], unit: np.uint64, count: int) -> np.uint64:
-    """Find those of the first lanes whose byte has the bit `OPEN`: a bit mask; their bytes become 0."""
+    """Return a bit mask of the lanes, among the first `count`, whose byte has the bit `OPEN`, and clear their bytes."""
     if count == LANES:
         return _take_all_marked(marks, unit)
-    found = np.uint64(0)
+    open_lanes = np.uint64(0)
     for lane in range(np.uint64(count)):
         marked = np.uint64(marks[unit + lane] & OPEN)
-        found |= marked << lane
+        open_lanes |= marked << lane
         marks[unit + lane] *= np.uint8(marked ^ np.uint64(OPEN))
-    return found
+    return open_lanes
 
 
 @intrinsic
 def same_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any) -> Any:
-    """Find those of a single unit's 18 neighbours that have its label: a bit mask in the order of `NEIGHBOURS`."""
+    """Return a bit mask, in the order of `NEIGHBOURS`, of a single unit's neighbours that have its label."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
+        write = _Writer(context, builder, signature, arguments)
         labels, unit, distances = write.arguments
         own = write.load(labels, unit)
-        found = ir.Constant(INDEX_TYPE, 0)
+        mask = ir.Constant(INDEX_TYPE, 0)
         for k, u in enumerate(write.neighbours(unit, distances, range(18))):
             same = builder.zext(builder.icmp_unsigned("==", write.load(labels, u), own), INDEX_TYPE)
-            found = builder.or_(found, builder.shl(same, ir.Constant(INDEX_TYPE, k)))
-        return found
+            mask = builder.or_(mask, builder.shl(same, ir.Constant(INDEX_TYPE, k)))
+        return mask
 
     return types.uint64(labels, unit, distances), code
 
 
 @intrinsic
 def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, votes: Any, fresh: Any) -> Any:
-    """Count the neighbours of the units' own labels and of those at their faces.
+    """Count the neighbours with the units' own labels and with the labels at their faces.
 
     Parameters
     ----------
@@ -165,23 +164,23 @@ def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, vot
     distances : ndarray of uint64, shape (18,)
         See `layout.neighbour_distances`.
     votes : ndarray of uint8, shape (7 * LANES,)
-        Is filled: for the own label, then for those of the six faces, how many of the 18 neighbours have it.
+        Receives, for the own label, then for those of the six faces, the number of the 18 neighbours that have it.
     fresh : ndarray of uint64, shape (4,)
-        Is filled: a bit for each of `votes`, in their order, where the label is one to consider. It is not where a face
-        has the own label, that of a face before it, or nothing.
+        Receives a bit for each of `votes`, in their order, set if the label is a candidate. A face with the own label,
+        with that of an earlier face or with nothing has no candidate.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
+        write = _Writer(context, builder, signature, arguments)
         labels, unit, distances, votes, fresh = write.arguments
         around = [write.load(labels, u, BYTE_VECTOR) for u in write.neighbours(unit, distances, range(18))]
-        known = [write.load(labels, unit, BYTE_VECTOR)]
-        write.store(write.count(known[0], around), votes, ir.Constant(INDEX_TYPE, 0))
-        known.append(write.all_lanes(NOTHING))
+        seen = [write.load(labels, unit, BYTE_VECTOR)]
+        write.store(write.count(seen[0], around), votes, ir.Constant(INDEX_TYPE, 0))
+        seen.append(write.all_lanes(NOTHING))
         masks = [ir.Constant(INDEX_TYPE, (1 << LANES) - 1)]
         for f, face in enumerate(around[k] for k in FACES):
-            is_new = reduce(builder.and_, [builder.icmp_unsigned("!=", face, label) for label in known])
-            known.append(face)
+            is_new = reduce(builder.and_, [builder.icmp_unsigned("!=", face, label) for label in seen])
+            seen.append(face)
             masks.append(write.mask(is_new))
             write.store(write.count(face, around), votes, ir.Constant(INDEX_TYPE, (f + 1) * LANES))
         masks.append(ir.Constant(INDEX_TYPE, 0))
@@ -193,19 +192,19 @@ def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, vot
     return types.void(labels, unit, distances, votes, fresh), code
 
 
-def _bins(write: _Code, table: Any, row: Any) -> Any:
+def _bins(write: _Writer, table: Any, row: Any) -> Any:
     """Load a row of a table of 16-bit numbers, shape (rows, 32)."""
     return write.load(table, write.builder.mul(row, ir.Constant(INDEX_TYPE, BLOCK_BINS)), SHARE_VECTOR)
 
 
-def _every(write: _Code, number: Any, kind: ir.VectorType) -> Any:
-    """Put a number into every place of a vector."""
+def _broadcast(write: _Writer, number: Any, kind: ir.VectorType) -> Any:
+    """Broadcast a number to all elements of a vector."""
     first = write.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
     return write.builder.shuffle_vector(first, first, zeros)
 
 
-def _total(write: _Code, vector: Any) -> Any:
+def _total(write: _Writer, vector: Any) -> Any:
     kind = ir.FunctionType(vector.type.element, [vector.type])
     name = f"llvm.vector.reduce.add.v{vector.type.count}i{vector.type.element.width}"
     return write.builder.call(cgutils.insert_pure_function(write.builder.module, kind, name), [vector])
@@ -215,26 +214,26 @@ def _total(write: _Code, vector: Any) -> Any:
 def sum_rows(
     typingctx: Any, table: Any, rows: Any, begin: Any, count: Any, scale: Any, profiles: Any, profile: Any
 ) -> Any:
-    """Add up so many rows of a table of uint16, shape (rows, 32), and scale the sums, rounded down.
+    """Add up rows of a table of uint16, shape (rows, 32), and scale the sums, rounded down.
 
     Parameters
     ----------
     table : ndarray of uint16, shape (rows, 32)
         The table.
     rows : ndarray of uint8
-        In it, which rows.
+        The indices of the rows.
     begin, count : int64
-        Where they begin, and how many there are. Their sums have to fit 16 bits.
+        The first index and the number of indices. The sums have to fit 16 bits.
     scale : float32
         The factor.
     profiles : ndarray of uint16, shape (profiles, 32)
-        Where the sums go.
+        Receives the scaled sums.
     profile : uint64
-        The row that is filled.
+        The row of `profiles` to fill.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
+        write = _Writer(context, builder, signature, arguments)
         table, rows, begin, count, scale, profiles, profile = write.arguments
         rows = builder.gep(rows, [begin])
         total = cgutils.alloca_once_value(builder, ir.Constant(SHARE_VECTOR, [0] * BLOCK_BINS))
@@ -242,7 +241,7 @@ def sum_rows(
             row = builder.zext(write.load(rows, loop.index), INDEX_TYPE)
             builder.store(builder.add(builder.load(total), _bins(write, table, row)), total)
         numbers = ir.VectorType(ir.FloatType(), BLOCK_BINS)
-        scaled = builder.fmul(builder.uitofp(builder.load(total), numbers), _every(write, scale, numbers))
+        scaled = builder.fmul(builder.uitofp(builder.load(total), numbers), _broadcast(write, scale, numbers))
         write.store(
             builder.fptoui(scaled, SHARE_VECTOR), profiles, builder.mul(profile, ir.Constant(INDEX_TYPE, BLOCK_BINS))
         )
@@ -253,10 +252,10 @@ def sum_rows(
 
 @intrinsic
 def intersect(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any) -> Any:
-    """Intersect a row of shares, uint16, shape (rows, 32), with one of profiles like them: the sum of the minima."""
+    """Intersect a row of shares, uint16, shape (rows, 32), with a row of profiles: return the sum of the minima."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
+        write = _Writer(context, builder, signature, arguments)
         shares, row, profiles, profile = write.arguments
         one, other = _bins(write, shares, row), _bins(write, profiles, profile)
         least = builder.select(builder.icmp_unsigned("<", one, other), one, other)
@@ -267,19 +266,19 @@ def intersect(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any
 
 @intrinsic
 def intersect_without(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any, ratio: Any) -> Any:
-    """Do as `common`, but for the shares that are left when the profile is taken out of them.
+    """Do the same as `intersect`, after the profile is removed from the shares.
 
-    The ratio is that of the profile's size to what is left, in units of 2^-12.
+    The ratio is that of the profile's size to the remaining size, in units of 2^-12.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        write = _Code(context, builder, signature, arguments)
+        write = _Writer(context, builder, signature, arguments)
         shares, row, profiles, profile, ratio = write.arguments
         share = builder.zext(_bins(write, shares, row), SUM_VECTOR)
         taken = builder.zext(_bins(write, profiles, profile), SUM_VECTOR)
-        spread = builder.mul(builder.sub(share, taken), _every(write, ratio, SUM_VECTOR))
+        spread = builder.mul(builder.sub(share, taken), _broadcast(write, ratio, SUM_VECTOR))
         spread = builder.ashr(spread, ir.Constant(SUM_VECTOR, [12] * BLOCK_BINS))
-        left = builder.add(share, spread)
-        return _total(write, builder.select(builder.icmp_signed("<", left, taken), left, taken))
+        rest = builder.add(share, spread)
+        return _total(write, builder.select(builder.icmp_signed("<", rest, taken), rest, taken))
 
     return types.int32(shares, types.uint64, profiles, types.uint64, types.int32), code
