@@ -1,4 +1,4 @@
-"""Dask arrays in and out: labels of the same image in memory, made once, out of core, when they are asked for."""
+"""Dask arrays in and out: the labels of the same image in memory, computed once, out of core and on demand."""
 
 import gc
 import pickle
@@ -27,7 +27,7 @@ LABELS = dseeds.supervoxels(IMAGE, step=STEP)
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path):
-    """The folder for all that is stored."""
+    """The folder for all stored data."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     with dask.config.set({"temporary-directory": str(folder)}):
@@ -38,14 +38,14 @@ def temporary(tmp_path):
 
 @pytest.fixture
 def one_thread():
-    """A cluster that has a deadlock wherever a task waits for another."""
+    """A cluster that deadlocks if a task waits for another."""
     with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         yield client
 
 
 @pytest.fixture
 def cuts(monkeypatch):
-    """All calls of `segment` that labels have led to."""
+    """All calls of `segment` by labels."""
     calls = []
 
     def counted(*sources, **options):
@@ -61,14 +61,14 @@ def forbidden(block):
 
 
 def chunks(length):
-    """Ways to cut an axis."""
+    """Draw the chunks of an axis."""
     return st.lists(st.integers(1, length - 1), max_size=3, unique=True).map(
         lambda ends: tuple(np.diff([0, *sorted(ends), length]).tolist())
     )
 
 
-def same(found, expected):
-    return found.dtype == expected.dtype and np.array_equal(found, expected)
+def same(result, expected):
+    return result.dtype == expected.dtype and np.array_equal(result, expected)
 
 
 @settings(max_examples=5)
@@ -106,7 +106,7 @@ def test_any_graph():
     assert same(dseeds.supervoxels(image, step=STEP).compute(), dseeds.supervoxels(IMAGE * 2.0 + 1, step=STEP))
 
 
-def test_nothing_is_computed_before_it_is_asked_for(temporary):
+def test_nothing_is_computed_before_the_labels_are(temporary):
     image = da.map_blocks(forbidden, da.from_array(IMAGE, chunks=12), dtype=IMAGE.dtype, meta=np.empty((0, 0, 0)))
     labels = dseeds.supervoxels(image, step=STEP, mask=image > 0)
     assert (labels.shape, labels.dtype) == (SHAPE, np.uint32)
@@ -115,11 +115,11 @@ def test_nothing_is_computed_before_it_is_asked_for(temporary):
         labels.compute(scheduler="synchronous")
 
 
-def test_the_work_is_done_once_and_its_copy_of_the_image_goes(temporary, cuts):
+def test_the_work_is_done_once_and_its_copy_of_the_image_is_removed(temporary, cuts):
     labels = dseeds.supervoxels(da.from_array(IMAGE, chunks=9), step=STEP)
     assert same(labels[5].compute(), LABELS[5])
     assert same((labels + 1)[:, 3:5].compute(), LABELS[:, 3:5] + 1)
-    # Two who ask at the same time.
+    # Two threads at the same time.
     threads = [threading.Thread(target=labels.compute) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -129,7 +129,7 @@ def test_the_work_is_done_once_and_its_copy_of_the_image_goes(temporary, cuts):
     assert [path.name for path in temporary.glob("*/*/*")] == ["labels.zarr"]
 
 
-def test_what_was_stored_is_removed_with_the_last_array(temporary):
+def test_stored_data_are_removed_with_the_last_array(temporary):
     labels = dseeds.supervoxels(da.from_array(IMAGE, chunks=9), step=STEP)
     more = labels % 7
     del labels
@@ -190,7 +190,7 @@ def test_scratch(tmp_path, temporary):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error", "message"),
     [
         ({"levels": 1}, ValueError, "cannot be lazy"),
         ({"step": 1}, ValueError, "at least 2"),
@@ -203,8 +203,8 @@ def test_scratch(tmp_path, temporary):
         ({"scratch": "/there/is/none"}, FileNotFoundError, "does not exist"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(options, error, said):
-    with pytest.raises(error, match=said):
+def test_errors_are_raised_at_once(options, error, message):
+    with pytest.raises(error, match=message):
         dseeds.supervoxels(da.from_array(IMAGE), **options)
 
 
@@ -229,11 +229,11 @@ def test_as_sources(tmp_path, temporary, one_thread):
     masked = dseeds.supervoxels(IMAGE, step=STEP, mask=TRUTH > 0)
     assert same(zarr.open_array(tmp_path / "labels.zarr" / "0")[:], masked)
     labels = da.from_array(LABELS, chunks=10)
-    found, expected = dseeds.features(labels, image), dseeds.features(LABELS, IMAGE)
-    assert found.table.equals(expected.table)
-    assert found.edges.equals(expected.edges)
+    result, expected = dseeds.features(labels, image), dseeds.features(LABELS, IMAGE)
+    assert result.table.equals(expected.table)
+    assert result.edges.equals(expected.edges)
     assert dseeds.evaluate(labels, truth, image=image) == dseeds.evaluate(LABELS, TRUTH, image=IMAGE)
-    painted = dseeds.paint(labels, found, column="intensity_mean")
+    painted = dseeds.paint(labels, result, column="intensity_mean")
     assert painted.chunks == labels.chunks
     assert same(painted.compute(), dseeds.paint(LABELS, expected, column="intensity_mean").compute())
     gc.collect()

@@ -1,4 +1,4 @@
-"""What `supervoxels` promises: whole regions, canonical ids, one answer, errors that help, quality and speed."""
+"""The promises of `supervoxels`: connected regions, canonical labels, one answer, helpful errors, quality and speed."""
 
 import inspect
 import time
@@ -18,7 +18,7 @@ from tests.support import oracle
 
 
 def lattice(shape, step):
-    """The labels before anything has moved."""
+    """Return the labels before any move."""
     z, y, x = (oracle.cells_along(n, s) for n, s in zip(shape, step, strict=True))
     cells = z[-1] + 1, y[-1] + 1, x[-1] + 1
     return np.ravel_multi_index(np.meshgrid(z, y, x, indexing="ij"), cells) + 1
@@ -77,7 +77,7 @@ def test_a_constant_image_gives_the_lattice(shape, step, value):
 
 @given(oracle.shapes(), oracle.steps)
 def test_a_volume_with_nothing_in_the_window_still_is_cut(shape, step):
-    """All in one bin, with a window given: what moves then moves by size and neighbours alone."""
+    """All voxels in one bin of a given window: moves depend on sizes and neighbours alone."""
     labels = supervoxels(np.zeros(shape), step=step, window=(5, 6))
     check_supervoxels(labels, shape, step)
 
@@ -133,7 +133,7 @@ def expected_labels(window):
     "dtype",
     [
         *(order + dtype for dtype in DTYPES for order in "<>" if order + dtype != ">f2"),
-        # BUG: `plain` and `OrderStatistics` compare with np.float16, which another byte order does not equal.
+        # The dtype in the other byte order does not equal np.float16.
         ">f2",
     ],
 )
@@ -216,7 +216,7 @@ def test_runs_in_several_threads_at_once_do_not_disturb_each_other():
 @settings(max_examples=30)
 @given(oracle.cases(longest=16, voxels=2000), st.integers(-3, 3))
 def test_the_unit_of_the_intensities_does_not_matter(case, exponent):
-    """A factor that is exact in binary changes no bin."""
+    """A power of two changes no bin."""
     image, step, window = case
     factor = 2.0**exponent
     np.testing.assert_array_equal(
@@ -247,7 +247,7 @@ def test_the_widest_intensities_overflow_nothing(dtype):
     assert not set(labels[:, 5:, :5].ravel()) & set(labels[:, 5:, 5:].ravel())
 
 
-# What a user asks for.
+# Parameters.
 
 
 def test_a_number_of_supervoxels():
@@ -277,7 +277,7 @@ GOOD = np.random.default_rng(0).normal(size=(8, 9, 10))
 
 
 @pytest.mark.parametrize(
-    ("image", "error", "says"),
+    ("image", "error", "message"),
     [
         (GOOD[0], ValueError, "add an axis of length 1"),
         (GOOD[0, 0], ValueError, "(10,)"),
@@ -295,14 +295,14 @@ GOOD = np.random.default_rng(0).normal(size=(8, 9, 10))
         (None, TypeError, "object"),
     ],
 )
-def test_an_image_that_cannot_be_cut_is_refused(image, error, says):
+def test_an_image_that_cannot_be_cut_is_refused(image, error, message):
     with pytest.raises(error) as refused:
         supervoxels(image, step=4)
-    assert says in sentence(refused.value)
+    assert message in sentence(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("options", "message"),
     [
         ({"step": 1}, "at least 2 voxels along every axis, got 1"),
         ({"step": 0}, "at least 2"),
@@ -341,13 +341,13 @@ def test_an_image_that_cannot_be_cut_is_refused(image, error, says):
         ({"step": 4, "threads": True}, "whole number"),
     ],
 )
-def test_nonsense_is_refused(asked, says):
+def test_nonsense_is_refused(options, message):
     with pytest.raises(ValueError, match=r"\w") as refused:
-        supervoxels(GOOD, **asked)
-    assert says in sentence(refused.value)
+        supervoxels(GOOD, **options)
+    assert message in sentence(refused.value)
 
 
-def test_all_but_the_image_is_by_name():
+def test_all_parameters_but_the_image_are_keywords():
     kinds = [p.kind for p in inspect.signature(supervoxels).parameters.values()]
     assert set(kinds[1:]) == {inspect.Parameter.KEYWORD_ONLY}
 
@@ -370,7 +370,7 @@ def test_quality_on_a_real_ct(ct_3mm):
 
 
 def test_supervoxels_are_better_than_those_of_slic(ct_3mm, hippocampus):
-    """At equal counts, on volumes of two modalities; all three figures at once, with what a flip of an axis moves."""
+    """At equal counts, on volumes of two modalities, in all three figures, with the tolerance of a flipped axis."""
     for (volume, structures), step, window in ((ct_3mm, 16, (-150, 250)), (hippocampus, 4, None)):
         whole = tuple(slice(n // step * step) for n in volume.shape)
         truth = structures[whole]
@@ -389,19 +389,19 @@ def test_supervoxels_are_better_than_those_of_slic(ct_3mm, hippocampus):
 
 def test_compactness_goes_from_ragged_to_cells(ct_3mm):
     image = ct_3mm[0][:64, :64, :64]
-    wanted = 0, 0.1, 0.3, 1, 3, 10, 30
-    found = [supervoxels(image, step=8, window=(-150, 250), compactness=c) for c in wanted]
-    shapes = [evaluate(labels)["compactness"] for labels in found]
+    values = 0, 0.1, 0.3, 1, 3, 10, 30
+    results = [supervoxels(image, step=8, window=(-150, 250), compactness=c) for c in values]
+    shapes = [evaluate(labels)["compactness"] for labels in results]
     assert shapes == sorted(shapes)
     assert shapes[-1] > 2 * shapes[0]
     cells = supervoxels(np.zeros((64, 64, 64)), step=8)
-    assert (found[-1] == cells).mean() > 0.99 > 0.8 > (found[0] == cells).mean()
-    np.testing.assert_array_equal(found[0], supervoxels(image, step=8, window=(-150, 250)))
+    assert (results[-1] == cells).mean() > 0.99 > 0.8 > (results[0] == cells).mean()
+    np.testing.assert_array_equal(results[0], supervoxels(image, step=8, window=(-150, 250)))
 
 
 @pytest.mark.slow
 def test_speed_against_slic(ct_3mm):
-    """The same number of supervoxels, one thread each, turn by turn, and the best of three; measured: some 15 times."""
+    """Equal numbers of supervoxels, one thread each, in turns, best of three; measured: about 15 times as fast."""
     image = ct_3mm[0]
     scaled = ((np.clip(image, -150, 250) + 150) / 400).astype(np.float32)
     runs = {

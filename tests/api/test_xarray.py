@@ -20,7 +20,7 @@ LABELS = dseeds.supervoxels(IMAGE, step=STEP)
 
 
 def scan(values=IMAGE, sizes=(3.0, 1.5, 1.5), units="mm", dims=("z", "y", "x")):
-    """An image with coordinates, as a DICOM reader gives it: z from the top."""
+    """Return an image with coordinates as from a DICOM reader: z from the top."""
     coords = {
         name: (name, size * np.arange(SHAPE[name])[:: -1 if name == "z" else 1], {"units": units} if units else {})
         for name, size in zip("zyx", sizes, strict=True)
@@ -71,8 +71,8 @@ def test_coordinates_are_a_spacing(units, per_mm):
     sizes = 3.0, 1.5, 1.5
     image = scan(sizes=[size * per_mm for size in sizes], units=units)
     for options in ({"step": "9mm"}, {"n_segments": 60}):
-        found = dseeds.supervoxels(image, **options)
-        assert np.array_equal(found, dseeds.supervoxels(IMAGE, spacing=sizes, **options))
+        labels = dseeds.supervoxels(image, **options)
+        assert np.array_equal(labels, dseeds.supervoxels(IMAGE, spacing=sizes, **options))
     # A step in voxels is what it is.
     assert np.array_equal(dseeds.supervoxels(image, step=STEP), LABELS)
 
@@ -85,7 +85,7 @@ def test_a_spacing_that_is_given_counts():
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "message"),
     [
         (scan(units=None), "no attribute units"),
         (scan(units="s"), "'s' of z is not a known unit"),
@@ -94,14 +94,14 @@ def test_a_spacing_that_is_given_counts():
         (scan().assign_coords(x=("x", np.zeros(28), {"units": "mm"})), "do not differ"),
     ],
 )
-def test_a_length_needs_a_spacing(image, said):
-    with pytest.raises(ValueError, match=f"{said}.*give spacing="):
+def test_a_length_needs_a_spacing(image, message):
+    with pytest.raises(ValueError, match=f"{message}.*give spacing="):
         dseeds.supervoxels(image, step="9mm")
     dseeds.supervoxels(image, n_segments=30)
 
 
 @pytest.mark.parametrize(
-    ("image", "options", "said"),
+    ("image", "options", "message"),
     [
         (scan().isel(z=0), {}, "need z, y and x"),
         (scan().expand_dims(t=2), {}, "choose one of all others with isel"),
@@ -109,8 +109,8 @@ def test_a_length_needs_a_spacing(image, said):
         (scan(), {"channel_axis": 3}, "no dimension 3"),
     ],
 )
-def test_dimensions_that_are_no_volume(image, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_dimensions_that_are_no_volume(image, options, message):
+    with pytest.raises(ValueError, match=message):
         dseeds.supervoxels(image, **options)
 
 
@@ -124,19 +124,19 @@ def test_levels():
 def test_labels_can_be_saved(tmp_path):
     labels = dseeds.supervoxels(scan(), step=(6, 6, 8), window="100:2000")
     labels.to_dataset().to_zarr(tmp_path / "labels.zarr", consolidated=False)
-    with xr.open_zarr(tmp_path / "labels.zarr", consolidated=False) as found:
-        xr.testing.assert_equal(found["supervoxels"].load(), labels)
+    with xr.open_zarr(tmp_path / "labels.zarr", consolidated=False) as dataset:
+        xr.testing.assert_equal(dataset["supervoxels"].load(), labels)
 
 
 def test_features_and_painting():
     image = scan().transpose("y", "x", "z")
     labels = image.dseeds.supervoxels(step=STEP)
-    found = labels.dseeds.features(image)
-    assert found.table.equals(dseeds.features(LABELS, IMAGE, spacing=(3.0, 1.5, 1.5)).table)
-    painted = labels.dseeds.paint(found, column="intensity_mean")
+    features = labels.dseeds.features(image)
+    assert features.table.equals(dseeds.features(LABELS, IMAGE, spacing=(3.0, 1.5, 1.5)).table)
+    painted = labels.dseeds.paint(features, column="intensity_mean")
     assert isinstance(painted.data, da.Array)
     xr.testing.assert_identical(painted.coords.to_dataset(), image.coords.to_dataset())
-    expected = dseeds.paint(LABELS, found, column="intensity_mean")
+    expected = dseeds.paint(LABELS, features, column="intensity_mean")
     assert np.array_equal(painted.transpose("z", "y", "x").values, expected.compute())
 
 

@@ -69,7 +69,7 @@ def test_cells_are_a_step_long_but_for_the_last(shape, step):
         assert (np.diff(of_voxel) >= 0).all()
         length = min(s, n)
         assert (sizes[:-1] == length).all()
-        # A rest of half a step is a cell, one of less goes to the cell before it.
+        # A remainder of half a step is a cell; a smaller one belongs to the cell before it.
         assert 2 * sizes[-1] >= length
         assert 2 * sizes[-1] < 3 * length
         assert of_voxel.tolist() == oracle.cells_along(n, s)
@@ -91,7 +91,7 @@ def test_cells_are_a_step_long_but_for_the_last(shape, step):
         (12, 8, [8, 4]),
     ],
 )
-def test_the_rest_of_an_axis(n, step, sizes):
+def test_the_remainder_of_an_axis(n, step, sizes):
     lattice = Lattice((1, n, 1), (2, step, 2))
     assert np.bincount(lattice.grids[-1].cells[1]).tolist() == sizes
 
@@ -240,7 +240,7 @@ def test_the_window_of_everything_is_the_volume(case):
 
 
 @pytest.mark.parametrize(
-    ("shape", "says"),
+    ("shape", "message"),
     [
         ((), "add an axis"),
         ((5,), "add an axis"),
@@ -250,8 +250,8 @@ def test_the_window_of_everything_is_the_volume(case):
         ((5, 0, 7), "empty"),
     ],
 )
-def test_what_is_no_volume_is_refused(shape, says):
-    with pytest.raises(ValueError, match=says):
+def test_shapes_of_no_volume_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
         check_shape(shape)
 
 

@@ -17,14 +17,14 @@ from tests.support.intensities import KINDS, cut, images, masked_images, windows
 
 
 def bins_of(values, windows, **options):
-    """The bins, and how many voxels are said to be left."""
+    """Return the bins, and the reported part of the voxels that remain."""
     bins = np.full((len(values), *values[0].shape), 99, np.uint8)
-    left = quantise_box(values, windows, bins, **options)
-    return bins, left
+    remaining = quantise_box(values, windows, bins, **options)
+    return bins, remaining
 
 
 def bins_one_by_one(values, windows, inside=None, tables=None, thresholds=None):
-    """The same by the rules alone."""
+    """Return the same by the rules alone."""
     levels = np.array(
         [
             oracle.to_bins(v, window, GREY_LEVELS) * (window[0] < window[1])
@@ -41,13 +41,13 @@ def bins_one_by_one(values, windows, inside=None, tables=None, thresholds=None):
             [oracle.to_bins(v, window) * (window[0] < window[1]) for v, window in zip(values, windows, strict=True)]
         )
     else:
-        bins = np.array([table[found] for table, found in zip(tables, levels, strict=True)])
+        bins = np.array([table[grey] for table, grey in zip(tables, levels, strict=True)])
     return np.where(stays, bins, 64), "all" if stays.all() else "part" if stays.any() else "nothing"
 
 
 @st.composite
 def cases(draw):
-    """Channels with their windows, and whatever else the bins depend on."""
+    """Draw channels with their windows, and all that the bins depend on besides."""
     values, inside = draw(masked_images())
     windows = draw(windows_of(values))
     counts = count_grey_levels(values, windows, inside)
@@ -58,48 +58,48 @@ def cases(draw):
 
 @settings(max_examples=300)
 @given(images(), st.data())
-def test_bins_are_the_formula(image, data):
+def test_bins_follow_the_formula(image, data):
     windows = data.draw(windows_of([image]))
     assume(windows[0][0] < windows[0][1])
-    bins, left = bins_of([image], windows)
+    bins, remaining = bins_of([image], windows)
     valid = ~np.isnan(image)
     np.testing.assert_array_equal(bins[0], np.where(valid, oracle.to_bins(image, windows[0]), MASKED))
-    assert left == ("all" if valid.all() else "part" if valid.any() else "nothing")
+    assert remaining == ("all" if valid.all() else "part" if valid.any() else "nothing")
 
 
 @settings(max_examples=300)
 @given(cases())
-def test_bins_are_those_by_the_rules(case):
+def test_bins_follow_the_rules(case):
     values, windows, options = case
-    bins, left = bins_of(values, windows, **options)
-    expected, expected_left = bins_one_by_one(values, windows, **options)
+    bins, remaining = bins_of(values, windows, **options)
+    expected, expected_remaining = bins_one_by_one(values, windows, **options)
     np.testing.assert_array_equal(bins, expected)
-    assert left == expected_left
+    assert remaining == expected_remaining
 
 
 @given(cases(), st.data())
 def test_any_cut_of_the_image_gives_the_same_bins(case, data):
     values, windows, options = case
-    bins, left = bins_of(values, windows, **options)
+    bins, remaining = bins_of(values, windows, **options)
     pieces = np.full_like(bins, 99)
-    found = set()
+    parts = set()
     for part in cut(values[0].shape, data):
         inside = None if options["inside"] is None else options["inside"][part]
         whole = (slice(None), *part)
-        found.add(quantise_box([v[part] for v in values], windows, pieces[whole], **{**options, "inside": inside}))
+        parts.add(quantise_box([v[part] for v in values], windows, pieces[whole], **{**options, "inside": inside}))
     np.testing.assert_array_equal(pieces, bins)
-    assert left == "part" or left in found
+    assert remaining == "part" or remaining in parts
 
 
 @given(cases(), st.sampled_from([100, 1000, 10**6]))
 def test_windows_of_the_kernels_have_the_same_bins(case, slab):
     values, windows, options = case
-    bins, left = bins_of(values, windows, **options)
+    bins, remaining = bins_of(values, windows, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dseeds.seeds.histograms.COPY_BYTES", slab)
         padded_bins = np.array([new_window(values[0].shape, 99) for _ in values])
         untouched = padded_bins.copy()
-        assert quantise_window(values, windows, padded_bins, **options) == left
+        assert quantise_window(values, windows, padded_bins, **options) == remaining
     for window, before, expected in zip(padded_bins, untouched, bins, strict=True):
         inner = np.empty_like(expected)
         unpack_box(window, (0, 0, 0), inner)
@@ -110,11 +110,11 @@ def test_windows_of_the_kernels_have_the_same_bins(case, slab):
 @given(cases())
 def test_a_channel_twice_is_a_channel_once(case):
     values, windows, options = case
-    bins, left = bins_of(values, windows, **options)
+    bins, remaining = bins_of(values, windows, **options)
     twice = {name: given if name == "inside" or given is None else [*given, *given] for name, given in options.items()}
-    both, also_left = bins_of([*values, *values], [*windows, *windows], **twice)
+    both, also_remaining = bins_of([*values, *values], [*windows, *windows], **twice)
     np.testing.assert_array_equal(both, np.concatenate([bins, bins]))
-    assert also_left == left
+    assert also_remaining == remaining
 
 
 @given(hnp.arrays(np.float64, (1, 1, 40), elements=st.floats(allow_nan=False)), st.floats(), st.floats())
@@ -122,8 +122,8 @@ def test_bins_rise_with_the_intensity(image, a, b):
     assume(math.isfinite(a) and math.isfinite(b) and a != b)
     lo, hi = min(a, b), max(a, b)
     image = np.sort(np.concatenate([image, [[[lo, hi]]]], axis=2))
-    (bins,), left = bins_of([image], [(lo, hi)])
-    assert left == "all"
+    (bins,), remaining = bins_of([image], [(lo, hi)])
+    assert remaining == "all"
     assert (np.diff(bins.astype(int)) >= 0).all()
     assert (bins[image <= lo] == 0).all()
     assert (bins[image >= hi] == 63).all()
@@ -136,18 +136,18 @@ def test_bins_have_equal_widths():
 
 def test_nan_is_masked_and_infinity_is_not():
     image = np.array([[[np.nan, -np.inf, np.inf, 0, 1, -1, 0.5]]])
-    bins, left = bins_of([image], [(0, 1)])
-    assert (bins.tolist(), left) == ([[[[MASKED, 0, 63, 0, 63, 0, 32]]]], "part")
+    bins, remaining = bins_of([image], [(0, 1)])
+    assert (bins.tolist(), remaining) == ([[[[MASKED, 0, 63, 0, 63, 0, 32]]]], "part")
     other = np.array([[[0, np.nan, 1, 1, 1, 1, 1]]], np.float32)
-    bins, left = bins_of([image, other], [(0, 1), (0, 2)])
-    assert (bins[0].tolist(), left) == ([[[MASKED, MASKED, 63, 0, 63, 0, 32]]], "part")
+    bins, remaining = bins_of([image, other], [(0, 1), (0, 2)])
+    assert (bins[0].tolist(), remaining) == ([[[MASKED, MASKED, 63, 0, 63, 0, 32]]], "part")
     assert bins[1].tolist() == [[[MASKED, MASKED, 32, 32, 32, 32, 32]]]
 
 
 def test_background_is_what_is_dark_in_all_channels():
     first, second = np.array([[[0, 0, 100, 100]]]), np.array([[[0, 9, 0, 9]]], np.uint8)
-    bins, left = bins_of([first, second], [(0, 100), (0, 9)], thresholds=[2000, 2000])
-    assert (bins[:, 0, 0].tolist(), left) == ([[MASKED, 0, 63, 63], [MASKED, 63, 0, 63]], "part")
+    bins, remaining = bins_of([first, second], [(0, 100), (0, 9)], thresholds=[2000, 2000])
+    assert (bins[:, 0, 0].tolist(), remaining) == ([[MASKED, 0, 63, 63], [MASKED, 63, 0, 63]], "part")
     assert bins_of([first * 0], [(0, 100)], thresholds=[0])[1] == "nothing"
     assert bins_of([first * 0], [(0, 100)], thresholds=[-1])[1] == "all"
 
@@ -166,8 +166,8 @@ def test_the_narrowest_window_does_not_divide_by_zero():
 @pytest.mark.parametrize("tables", [None, [equalised_bins(np.eye(1, GREY_LEVELS, dtype=np.int64)[0])]])
 def test_a_constant_channel_has_one_bin(window, tables):
     image = np.append(np.arange(5.0), [np.inf, -np.inf, np.nan]).reshape(2, 2, 2)
-    bins, left = bins_of([image], [window], tables=tables)
-    assert (bins.ravel().tolist(), left) == ([0] * 7 + [MASKED], "part")
+    bins, remaining = bins_of([image], [window], tables=tables)
+    assert (bins.ravel().tolist(), remaining) == ([0] * 7 + [MASKED], "part")
 
 
 def test_bins_may_be_a_view_of_a_padded_volume():

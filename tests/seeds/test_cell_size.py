@@ -1,4 +1,4 @@
-"""From what a user asks for to the step per axis."""
+"""The step per axis, from the parameters that the user gives."""
 
 import math
 
@@ -31,8 +31,8 @@ def test_a_number_is_the_step_along_every_axis(shape, step):
 @given(shapes, st.tuples(*[st.integers(2, 400)] * 3))
 def test_three_numbers_are_the_steps_along_z_y_x(shape, step):
     expected = tuple(min(s, n) for s, n in zip(step, shape, strict=True))
-    for asked in (step, list(step), np.array(step), "{},{},{}".format(*step), " {} , {}, {} ".format(*step)):
-        assert choose_step(shape, step=asked) == expected
+    for form in (step, list(step), np.array(step), "{},{},{}".format(*step), " {} , {}, {} ".format(*step)):
+        assert choose_step(shape, step=form) == expected
     assert choose_step(shape, step=step, spacing=(3, 1, 0.5)) == expected
 
 
@@ -54,7 +54,7 @@ def test_an_axis_of_one_voxel_may_have_a_step_of_one():
 
 
 def check_isotropic(step, edge, shape, spacing):
-    """Every side of a cell is as close to the edge as whole voxels allow, but for at least 2 and at most all voxels."""
+    """Check that each side of a cell is as close to the edge as whole voxels allow, with 2 voxels at least."""
     for s, n, mm in zip(step, shape, spacing, strict=True):
         assert 1 <= s <= n
         if 2 < s < n:
@@ -68,17 +68,17 @@ def check_isotropic(step, edge, shape, spacing):
 @given(shapes, st.floats(1, 100), spacings)
 def test_a_length_makes_cells_isotropic(shape, length, spacing):
     assume(length >= 2 * min(spacing))
-    asked = f"{length:.3f}mm"
-    assume(float(asked[:-2]) >= 2 * min(spacing))
-    step = choose_step(shape, step=asked, spacing=spacing)
-    check_isotropic(step, float(asked[:-2]), shape, spacing)
+    text = f"{length:.3f}mm"
+    assume(float(text[:-2]) >= 2 * min(spacing))
+    step = choose_step(shape, step=text, spacing=spacing)
+    check_isotropic(step, float(text[:-2]), shape, spacing)
     assert choose_step(shape, step=f" {length:.3f} mm ", known_spacing=spacing) == step
 
 
 @given(shapes, st.integers(2, 60), spacings)
 def test_a_number_with_a_spacing_makes_a_cube_of_as_many_voxels(shape, step, spacing):
-    found = choose_step(shape, step=step, spacing=spacing)
-    check_isotropic(found, step * math.prod(spacing) ** (1 / 3), shape, spacing)
+    cell = choose_step(shape, step=step, spacing=spacing)
+    check_isotropic(cell, step * math.prod(spacing) ** (1 / 3), shape, spacing)
 
 
 @given(st.integers(2, 60), st.floats(0.1, 10))
@@ -86,9 +86,9 @@ def test_an_isotropic_spacing_changes_no_step(step, mm):
     assert choose_step((300, 300, 300), step=step, spacing=(mm, mm, mm)) == (step,) * 3
 
 
-def test_the_given_spacing_goes_before_the_known_one():
-    asked = {"spacing": (2, 1, 1), "known_spacing": (5, 5, 5)}
-    assert choose_step((99, 99, 99), step="8mm", **asked) == (4, 8, 8)
+def test_a_given_spacing_overrides_a_known_one():
+    spacings = {"spacing": (2, 1, 1), "known_spacing": (5, 5, 5)}
+    assert choose_step((99, 99, 99), step="8mm", **spacings) == (4, 8, 8)
 
 
 # Numbers of supervoxels.
@@ -98,13 +98,13 @@ def cells(shape, steps):
     return ((2 * np.array(shape) + steps) // (2 * steps)).prod(axis=-1)
 
 
-def best_miss(shape, wanted, ratio):
-    """By trying every step there is: how close to the wanted number cells of up to this ratio of edges can come."""
-    edge = (math.prod(shape) / wanted) ** (1 / 3)
+def best_miss(shape, target, ratio):
+    """Return the smallest relative miss of the target over all steps with at most this ratio of edges."""
+    edge = (math.prod(shape) / target) ** (1 / 3)
     axis = np.arange(max(2, int(edge / ratio)), int(edge * ratio) + 2)
     steps = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     steps = steps[(steps.max(axis=1) <= ratio * steps.min(axis=1)) & (steps <= shape).all(axis=1)]
-    return np.abs(cells(shape, steps) / wanted - 1).min(initial=np.inf)
+    return np.abs(cells(shape, steps) / target - 1).min(initial=np.inf)
 
 
 large = st.integers(64, 200)
@@ -115,24 +115,24 @@ large = st.integers(64, 200)
 @example((64, 64, 64), None)
 def test_the_number_of_supervoxels_is_within_five_per_cent_where_cells_allow_it(shape, data):
     if data is None:
-        wanted = 432
+        target = 432
     else:
-        wanted = round(math.exp(data.draw(st.floats(math.log(200), math.log(math.prod(shape) / 27)))))
-    step = choose_step(shape, n_segments=wanted)
-    miss = abs(cells(shape, np.array(step)) / wanted - 1)
+        target = round(math.exp(data.draw(st.floats(math.log(200), math.log(math.prod(shape) / 27)))))
+    step = choose_step(shape, n_segments=target)
+    miss = abs(cells(shape, np.array(step)) / target - 1)
     assert max(step) <= 2.5 * min(step) or miss <= 0.05
-    assert miss <= 0.05 or best_miss(shape, wanted, 2.5) > 0.05
+    assert miss <= 0.05 or best_miss(shape, target, 2.5) > 0.05
 
 
 @given(shapes, st.data(), st.one_of(st.none(), spacings))
 def test_any_number_of_supervoxels_gives_steps_that_fit(shape, data, spacing):
-    wanted = data.draw(st.integers(1, math.prod(shape)))
-    step = choose_step(shape, n_segments=wanted, spacing=spacing)
+    target = data.draw(st.integers(1, math.prod(shape)))
+    step = choose_step(shape, n_segments=target, spacing=spacing)
     assert all(min(2, n) <= s <= n for s, n in zip(step, shape, strict=True))
     assert {type(s) for s in step} == {int}
-    assert choose_step(shape, n_segments=wanted, known_spacing=spacing) == step
+    assert choose_step(shape, n_segments=target, known_spacing=spacing) == step
     if spacing is not None:
-        assert choose_step(shape, n_segments=wanted, spacing=spacing, known_spacing=(1, 1, 1)) == step
+        assert choose_step(shape, n_segments=target, spacing=spacing, known_spacing=(1, 1, 1)) == step
 
 
 @given(shapes)
@@ -143,30 +143,30 @@ def test_one_supervoxel_is_the_volume(shape):
 @settings(max_examples=50)
 @given(st.tuples(large, large, large), st.tuples(*[st.floats(0.4, 1.6)] * 3), st.data())
 def test_cells_for_a_number_are_isotropic_in_millimetres(shape, spacing, data):
-    """The longer edge of a cell is at most 2.5 times the shorter, where a cube is neither flat nor a voxel or two."""
-    wanted = data.draw(st.integers(200, 2000))
-    edge = (math.prod(shape) * math.prod(spacing) / wanted) ** (1 / 3)
+    """The longer edge of a cell is at most 2.5 times the shorter, unless a cube would be flat or a voxel or two."""
+    target = data.draw(st.integers(200, 2000))
+    edge = (math.prod(shape) * math.prod(spacing) / target) ** (1 / 3)
     assume(all(4 * mm <= edge <= n * mm / 2 for n, mm in zip(shape, spacing, strict=True)))
-    step = choose_step(shape, n_segments=wanted, spacing=spacing)
+    step = choose_step(shape, n_segments=target, spacing=spacing)
     edges = np.multiply(step, spacing)
     assert edges.max() <= 2.5 * edges.min()
-    assert abs(cells(shape, np.array(step)) / wanted - 1) <= 0.05
+    assert abs(cells(shape, np.array(step)) / target - 1) <= 0.05
 
 
 @pytest.mark.parametrize(
-    ("shape", "wanted", "spacing"),
+    ("shape", "target", "spacing"),
     [((30, 256, 256), 1000, (4, 1, 1)), ((3, 200, 200), 400, (1, 1, 1)), ((1, 500, 1), 50, (1, 1, 1))],
 )
-def test_flat_volumes_get_their_number_too(shape, wanted, spacing):
-    step = choose_step(shape, n_segments=wanted, spacing=spacing)
-    assert abs(cells(shape, np.array(step)) / wanted - 1) <= 0.05
+def test_flat_volumes_get_their_number_too(shape, target, spacing):
+    step = choose_step(shape, n_segments=target, spacing=spacing)
+    assert abs(cells(shape, np.array(step)) / target - 1) <= 0.05
 
 
 # What is refused.
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("options", "message"),
     [
         ({"step": 8, "n_segments": 9}, "not both"),
         ({"step": 1}, "at least 2"),
@@ -194,13 +194,13 @@ def test_flat_volumes_get_their_number_too(shape, wanted, spacing):
         ({"n_segments": False}, "whole number"),
     ],
 )
-def test_nonsense_is_refused(asked, says):
-    with pytest.raises(ValueError, match=says):
-        choose_step((10, 10, 10), **asked)
+def test_nonsense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        choose_step((10, 10, 10), **options)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"step": "1.2.3mm", "spacing": (1, 1, 1)},
         {"n_segments": math.nan},
@@ -213,6 +213,6 @@ def test_nonsense_is_refused(asked, says):
         {"step": 4, "spacing": (1e300, 1e300, 1e300)},
     ],
 )
-def test_nonsense_is_refused_in_words_of_our_own(asked):
+def test_nonsense_is_refused_with_our_own_messages(options):
     with pytest.raises(ValueError, match=r"(step|n_segments|spacing) must"):
-        choose_step((10, 10, 10), **asked)
+        choose_step((10, 10, 10), **options)

@@ -1,4 +1,4 @@
-"""The adjacency graph, against counting voxel by voxel, and however the volume is cut."""
+"""The region adjacency graph, against counts voxel by voxel, for any cut of the volume."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ quick = settings(max_examples=60)
 
 
 def volume(seed, shape, channels, dtype=np.uint32, names=6):
-    """Labels in blobs with holes, some of them large numbers, and bins."""
+    """Return labels in blobs with holes, some of them large numbers, and bins."""
     rng = np.random.default_rng(seed)
     top = np.iinfo(dtype).max // 4
     ids = np.concatenate([[0], rng.choice([1, 2, 3, top, top - 1, top - 2, *rng.integers(4, top, names)], names)])
@@ -25,7 +25,7 @@ def volume(seed, shape, channels, dtype=np.uint32, names=6):
 
 
 def table(labels, bins):
-    """Voxels, sums and faces, one at a time."""
+    """Count voxels, sums and faces one at a time."""
     sizes, sums, faces = Counter(), {}, Counter()
     for voxel in np.ndindex(labels.shape):
         own = int(labels[voxel])
@@ -41,7 +41,7 @@ def table(labels, bins):
 
 
 def piece(labels, bins, box):
-    """A region's part, from a window with a voxel around it."""
+    """Return a region's part of the graph, from a window with a margin of one voxel."""
     around = box.grow(1, within=labels.shape)
     return build_contact_graph(labels[around.slices], box.relative_to(around.lo), bins[(slice(None), *box.slices)])
 
@@ -95,7 +95,7 @@ def test_bytes_and_back(shape, seed):
 
 @quick
 @given(seeds, st.data())
-def test_damage_is_seen(seed, data):
+def test_damage_is_detected(seed, data):
     labels, bins = volume(seed, (4, 4, 4), 1)
     graph = build_contact_graph(labels, Box((0, 0, 0), labels.shape), bins)
     content = bytearray(graph.to_bytes())
@@ -109,7 +109,7 @@ def test_damage_is_seen(seed, data):
 
 @quick
 @given(shapes, seeds)
-def test_renamed_is_the_graph_of_renamed_labels(shape, seed):
+def test_a_relabelled_graph_is_that_of_relabelled_labels(shape, seed):
     labels, bins = volume(seed, shape, 1)
     everything = Box((0, 0, 0), shape)
     graph = build_contact_graph(labels, everything, bins)
@@ -125,19 +125,19 @@ def test_neighbours(shape, seed):
     graph = build_contact_graph(*(lambda labels, bins: (labels, Box((0, 0, 0), shape), bins))(*volume(seed, shape, 1)))
     pairs = np.searchsorted(graph.ids, graph.pairs)
     starts, others, contacts = adjacency_lists(len(graph.ids), pairs, graph.contacts)
-    found = Counter()
+    listed = Counter()
     for node in range(len(graph.ids)):
         own = others[starts[node] : starts[node + 1]].tolist()
         assert own == sorted(set(own))
-        found.update({(node, other): int(contacts[starts[node] + k]) for k, other in enumerate(own)})
+        listed.update({(node, other): int(contacts[starts[node] + k]) for k, other in enumerate(own)})
     expected = Counter()
     for (a, b), count in zip(pairs.tolist(), graph.contacts.tolist(), strict=True):
         expected.update({(a, b): count, (b, a): count})
-    assert found == expected
+    assert listed == expected
 
 
 def test_many_supervoxels():
-    """More than the tables begin with."""
+    """More supervoxels than a new table has slots."""
     labels = np.arange(1, 24 * 25 * 26 + 1, dtype=np.uint32).reshape(24, 25, 26)
     graph = build_contact_graph(labels, Box((0, 0, 0), labels.shape), np.ones((1, *labels.shape), np.uint8))
     assert graph.ids.tolist() == list(range(1, labels.size + 1))

@@ -1,4 +1,4 @@
-"""Coarser levels, against the same climb in plain Python over sets, and on a real volume."""
+"""Coarser levels, against the same hill climbing in plain Python over sets, and on a real volume."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def whole(labels, bins):
 
 
 def volume(seed, shape, channels, masked, few):
-    """Supervoxels with ids 1..n, each connected, and cells that are near them but not always where they are."""
+    """Return connected supervoxels with ids 1..n, bins, and cells near the supervoxels but not always under them."""
     rng = np.random.default_rng(seed)
     lattice = Lattice(shape, (2, 2, 2))
     homes = np.stack(np.meshgrid(*lattice.grids[-1].cells, indexing="ij"), -1)
@@ -49,20 +49,20 @@ def cases(draw):
 
 
 def pieces(nodes, touching):
-    """The connected pieces of a set of nodes, in the order of their first nodes."""
-    left, found = set(nodes), []
-    while left:
-        piece, edge = set(), {min(left)}
+    """Return the connected components of a set of nodes, in the order of their first nodes."""
+    rest, components = set(nodes), []
+    while rest:
+        piece, edge = set(), {min(rest)}
         while edge:
             piece |= edge
-            edge = {other for node in edge for other in touching[node] if other in left} - piece
-        found.append(piece)
-        left -= piece
-    return found
+            edge = {other for node in edge for other in touching[node] if other in rest} - piece
+        components.append(piece)
+        rest -= piece
+    return components
 
 
 class Slowly:
-    """The rule, with sums that are taken anew for every step, from sets of supervoxels by group."""
+    """The rule, with sums that are recomputed for every step from sets of supervoxels by group."""
 
     def __init__(self, graph, cells, weights):
         self.sizes, self.sums, self.weights = graph.sizes.tolist(), graph.sums.tolist(), weights
@@ -112,26 +112,26 @@ class Slowly:
         return True
 
     def repair(self):
-        """All pieces of a group but the largest join others, smallest first."""
+        """Join all pieces of a group except the largest to others, the smallest first."""
         self.kept, loose = [], []
         for cell, nodes in self.groups.items():
-            found = sorted(pieces(nodes, self.touching), key=lambda piece: (-self.size(piece), min(piece)))
-            self.kept.append((cell, min(found[0]), found[0]))
-            loose += [(cell, min(piece), piece) for piece in found[1:]]
-        due = sorted(loose, key=lambda one: (self.size(one[2]), one[1]))
+            components = sorted(pieces(nodes, self.touching), key=lambda piece: (-self.size(piece), min(piece)))
+            self.kept.append((cell, min(components[0]), components[0]))
+            loose += [(cell, min(piece), piece) for piece in components[1:]]
+        due = sorted(loose, key=lambda entry: (self.size(entry[2]), entry[1]))
         while due:
-            one = due.pop(0)
+            piece = due.pop(0)
             ranks = []
             for other in [*self.kept, *due]:
-                contact = sum(self.touching[node].get(there, 0) for node in one[2] for there in other[2])
+                contact = sum(self.touching[node].get(there, 0) for node in piece[2] for there in other[2])
                 if contact:
-                    pairs = zip(self.weights, self.means(one[2], 16), self.means(other[2], 16), strict=True)
+                    pairs = zip(self.weights, self.means(piece[2], 16), self.means(other[2], 16), strict=True)
                     ranks.append((sum(w * abs(a - b) for w, a, b in pairs), -contact, other[1], other))
             if ranks:
-                min(ranks, key=lambda rank: rank[:3])[3][2].update(one[2])
-                due.sort(key=lambda one: (self.size(one[2]), one[1]))
+                min(ranks, key=lambda rank: rank[:3])[3][2].update(piece[2])
+                due.sort(key=lambda entry: (self.size(entry[2]), entry[1]))
             else:
-                self.kept.append(one)
+                self.kept.append(piece)
 
     def parents(self):
         final = sorted((cell, min(nodes), nodes) for cell, _, nodes in self.kept)

@@ -1,4 +1,4 @@
-"""Levels against counting one by one, and thresholds against all others."""
+"""Grey levels against counts one by one, and thresholds against all others."""
 
 from fractions import Fraction
 
@@ -47,7 +47,7 @@ histograms = st.one_of(
     st.integers(0, 2**32 - 1).map(
         lambda seed: dict(enumerate(np.random.default_rng(seed).poisson(3, GREY_LEVELS).tolist())),
     ),
-).map(lambda found: np.bincount(list(found), list(found.values()), GREY_LEVELS).astype(np.int64))
+).map(lambda counts: np.bincount(list(counts), list(counts.values()), GREY_LEVELS).astype(np.int64))
 
 
 @settings(max_examples=50)

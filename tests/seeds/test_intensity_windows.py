@@ -50,10 +50,10 @@ def test_any_percentiles_are_what_sorting_gives(image, percentiles, data):
 @given(masked_images(), st.data())
 def test_any_cut_of_the_image_gives_the_same_counts(image, data):
     values, inside = image
-    wanted = [data.draw(st.sampled_from([None, (1.0, 2.0)])) for _ in values]
+    fixed = [data.draw(st.sampled_from([None, (1.0, 2.0)])) for _ in values]
     parts = cut(values[0].shape, data)
-    search = WindowSearch([channel.dtype for channel in values], wanted)
-    searched = [channel for channel, window in zip(values, wanted, strict=True) if window is None]
+    search = WindowSearch([channel.dtype for channel in values], fixed)
+    searched = [channel for channel, window in zip(values, fixed, strict=True) if window is None]
     assert search.passes == max(map(passes_of, searched), default=0)
     if not all(has_values(channel, inside) for channel in searched):
         with pytest.raises(NoFiniteValues, match="image holds no finite value"):
@@ -72,7 +72,7 @@ def test_any_cut_of_the_image_gives_the_same_counts(image, data):
     assert search.done
     assert search.rows(search.passes) == len(search.count(values, inside)) == 0
     assert search.windows() == tuple(
-        window or window_by_sorting(channel, inside) for channel, window in zip(values, wanted, strict=True)
+        window or window_by_sorting(channel, inside) for channel, window in zip(values, fixed, strict=True)
     )
 
 
@@ -82,11 +82,11 @@ def passes_of(channel):
 
 
 @given(masked_images(), st.integers(0, 4))
-def test_a_search_goes_on_where_another_has_come_to(image, turns):
+def test_a_search_continues_from_the_state_of_another(image, turns):
     values, inside = image
     assume(all(has_values(channel, inside) for channel in values))
-    begin, wanted = [channel.dtype for channel in values], [None] * len(values)
-    first, second = WindowSearch(begin, wanted), WindowSearch(begin, wanted)
+    begin, fixed = [channel.dtype for channel in values], [None] * len(values)
+    first, second = WindowSearch(begin, fixed), WindowSearch(begin, fixed)
     copies, state = (copy(first), copy(second)), first.state()
     for _ in range(min(turns, first.passes)):
         first.narrow(first.count(values, inside))
@@ -94,12 +94,12 @@ def test_a_search_goes_on_where_another_has_come_to(image, turns):
     while not second.done:
         second = pickle.loads(pickle.dumps(second))
         second.narrow(second.count(values, inside))
-    assert second.windows() == find_windows(values, wanted, inside=inside)
+    assert second.windows() == find_windows(values, fixed, inside=inside)
     assert all(untouched.state() == state for untouched in copies)
 
 
 @given(images(), st.permutations(range(3)), st.sampled_from([1, -1, 2, -3]), st.data())
-def test_a_mask_may_lie_in_memory_as_it_likes(image, order, stride, data):
+def test_a_mask_may_have_any_memory_order(image, order, stride, data):
     inside = np.random.default_rng(data.draw(st.integers(0, 99))).random(image.shape) < 0.7
     view, mask = (array.transpose(order)[::stride] for array in (image, inside))
     assume(has_values(view, mask))
@@ -170,7 +170,7 @@ def test_a_constant_image_has_equal_ends(dtype):
 
 @pytest.mark.parametrize("dtype", KINDS)
 def test_a_few_voxels_on_a_constant_background_still_make_a_window(dtype):
-    """Where the percentiles coincide, the ends are the least and the greatest value."""
+    """Where the percentiles coincide, the ends are the minimum and the maximum."""
     image = np.full(1000, 7, dtype)
     image[3] = 9
     assert intensity_window(image) == (7, 9)
@@ -189,11 +189,11 @@ def test_the_channel_without_a_finite_value_is_named():
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-# What the user asks for.
+# What the user gives.
 
 
 @pytest.mark.parametrize(
-    ("said", "window"),
+    ("form", "window"),
     [
         (None, None),
         ("abdomen", (-160, 240)),
@@ -209,11 +209,11 @@ def test_the_channel_without_a_finite_value_is_named():
         ([np.float32(0.5), 2**70], (0.5, 2.0**70)),
     ],
 )
-def test_a_window_may_be_said_in_many_ways(said, window):
-    assert read_window(said) == window
+def test_a_window_has_many_forms(form, window):
+    assert read_window(form) == window
     for channels in (1, 3):
-        assert read_windows(said, channels) == (window,) * channels
-    for several in ([said, said], (said, said)):
+        assert read_windows(form, channels) == (window,) * channels
+    for several in ([form, form], (form, form)):
         assert read_windows(several, 2) == (window, window)
 
 
@@ -237,7 +237,7 @@ def test_an_empty_string_is_no_single_window():
 
 
 @pytest.mark.parametrize(
-    ("said", "windows"),
+    ("form", "windows"),
     [
         ("abdomen;40,400;0:100", ((-160, 240), (-160, 240), (0, 100))),
         ("0:1; ;brain", ((0, 1), None, (0, 80))),
@@ -248,18 +248,18 @@ def test_an_empty_string_is_no_single_window():
         ([(0, 1)], ((0, 1),) * 3),
     ],
 )
-def test_channels_may_have_windows_of_their_own(said, windows):
-    assert read_windows(said, 3) == windows
+def test_channels_may_have_windows_of_their_own(form, windows):
+    assert read_windows(form, 3) == windows
 
 
-@pytest.mark.parametrize("said", ["brain;brain", [(0, 1), (2, 3)], "1:2;;;", [None] * 4])
-def test_windows_for_other_channels_are_refused(said):
+@pytest.mark.parametrize("form", ["brain;brain", [(0, 1), (2, 3)], "1:2;;;", [None] * 4])
+def test_windows_for_other_channels_are_refused(form):
     with pytest.raises(ValueError, match=r"^window is given for [24] channels, but the image has 3: give one"):
-        read_windows(said, 3)
+        read_windows(form, 3)
 
 
 @pytest.mark.parametrize(
-    ("said", "millionths"),
+    ("percentiles", "millionths"),
     [
         ((0.5, 99.5), (5_000, 995_000)),
         ("1,99", (10_000, 990_000)),
@@ -270,10 +270,10 @@ def test_windows_for_other_channels_are_refused(said):
         ((1e-4, "1.50000000"), (1, 15_000)),
     ],
 )
-def test_percentiles_are_exact(said, millionths):
-    found = check_percentiles(said)
-    assert found == millionths
-    assert all(type(value) is int for value in found)
+def test_percentiles_are_exact(percentiles, millionths):
+    checked = check_percentiles(percentiles)
+    assert checked == millionths
+    assert all(type(value) is int for value in checked)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
@@ -293,7 +293,7 @@ def test_nonsense_percentiles_are_refused(percentiles):
 
 
 @pytest.mark.parametrize(
-    ("said", "weights"),
+    ("numbers", "weights"),
     [
         (None, (1, 1, 1)),
         ((5, 5, 5), (1, 1, 1)),
@@ -304,18 +304,18 @@ def test_nonsense_percentiles_are_refused(percentiles):
         ((10**30, 10**30, 10**30), (1, 1, 1)),
     ],
 )
-def test_weights_are_whole_numbers(said, weights):
-    assert check_weights(said, 3) == weights
+def test_weights_are_whole_numbers(numbers, weights):
+    assert check_weights(numbers, 3) == weights
 
 
 @given(st.lists(st.floats(1e-5, 1e5), min_size=1, max_size=16))
-def test_weights_keep_their_relation(given_weights):
-    whole = check_weights(given_weights, len(given_weights))
+def test_weights_keep_their_proportions(numbers):
+    whole = check_weights(numbers, len(numbers))
     assert math.gcd(*whole) == 1
     assert all(1 <= weight <= 64 for weight in whole)
-    for said, weight in zip(given_weights, whole, strict=True):
+    for number, weight in zip(numbers, whole, strict=True):
         relation = Fraction(weight, max(whole))
-        assert abs(max(said / max(given_weights), 1 / 64) - relation) <= 1 / 128
+        assert abs(max(number / max(numbers), 1 / 64) - relation) <= 1 / 128
 
 
 @pytest.mark.parametrize(

@@ -99,11 +99,11 @@ def test_the_order_within_a_colour_does_not_matter(case, order):
 
 
 def test_the_order_would_matter_without_colours():
-    """So that the test before this one can fail: all units as one colour depend on their order."""
+    """Proves that the previous test can fail: with a single colour, the labels depend on the order of the units."""
     image = np.random.default_rng(0).normal(size=(8, 8, 8))
     axes = oracle.levels(image.shape, (4, 4, 4))[-1]
     bins = oracle.to_bins(image, (-2, 2))
-    found = []
+    results = []
     for seed in range(2):
         level = oracle.Level(axes, [2, 2, 2])
         level.seed()
@@ -111,12 +111,12 @@ def test_the_order_would_matter_without_colours():
         random.Random(seed).shuffle(units)
         for unit in units:
             level.visit(unit, lambda unit: lambda label, around: -abs(int(bins[unit]) - 8 * label))
-        found.append(level.labels)
-    assert found[0] != found[1]
+        results.append(level.labels)
+    assert results[0] != results[1]
 
 
-def _rounds_of_made_up_blocks(seed, steps, weights=(1,), masked=False):
-    """Six rounds of the coarsest blocks by both, from made-up histograms: no volume is needed for them."""
+def _rounds_of_random_blocks(seed, steps, weights=(1,), masked=False):
+    """Yield the owners after each of six rounds of the coarsest blocks, ours and the oracle's, on random histograms."""
     rng = np.random.default_rng(seed)
     step = tuple(int(s) for s in rng.integers(*steps, 3))
     shape = tuple(int(rng.integers(s // 2 + 1, s * 5 // 2)) for s in step)
@@ -145,7 +145,7 @@ def _rounds_of_made_up_blocks(seed, steps, weights=(1,), masked=False):
 
 
 def owners(lattice, grid, labels):
-    """The numbers of the cells that own the units of a window of the whole volume."""
+    """Return the numbers of the cells that own the units of a window of the whole volume."""
     out = np.zeros(grid.shape, np.uint32)
     write_global_labels(labels, grid.cells, lattice.cells, out)
     return out.astype(np.int64) - 1
@@ -156,7 +156,7 @@ def owners(lattice, grid, labels):
 @example(8373, (20, 150))
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 20), (20, 150), (150, 331)]))
 def test_blocks_of_many_voxels_move_as_the_oracles(seed, steps):
-    for ours, theirs in _rounds_of_made_up_blocks(seed, steps):
+    for ours, theirs in _rounds_of_random_blocks(seed, steps):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -167,12 +167,12 @@ def test_blocks_of_many_voxels_move_as_the_oracles(seed, steps):
     st.booleans(),
 )
 def test_blocks_of_many_voxels_move_as_the_oracles_with_channels_and_a_mask(seed, steps, weights, masked):
-    for ours, theirs in _rounds_of_made_up_blocks(seed, steps, weights, masked):
+    for ours, theirs in _rounds_of_random_blocks(seed, steps, weights, masked):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @given(oracle.cases(longest=10, voxels=600))
-def test_a_round_says_how_much_moved(case):
+def test_a_round_reports_its_moves(case):
     image, step, window = case
     lattice = Lattice(image.shape, step)
     bins = new_window(image.shape, 0, channels=1)
@@ -192,7 +192,7 @@ def test_a_round_says_how_much_moved(case):
 
 
 def climbed(channels, step, weights=(1,), inside=None, compactness=0, threads=1):
-    """The labels that the run in memory gives to bins, (c, z, y, x)."""
+    """Return the labels of a run in memory on bins, (c, z, y, x)."""
     lattice = Lattice(channels[0].shape, step)
     bins = new_window(lattice.shape, 0, len(channels))
     for window, channel in zip(bins, channels, strict=True):
@@ -256,7 +256,7 @@ def test_the_order_of_channels_and_a_factor_of_their_weights_do_not_matter(volum
 
 @settings(max_examples=40)
 @given(oracle.volumes(longest=30, voxels=8000))
-def test_a_mask_that_hides_nothing_is_as_good_as_none(volume):
+def test_a_mask_that_hides_nothing_changes_nothing(volume):
     channels, step, weights, _ = volume
     np.testing.assert_array_equal(
         climbed(channels, step, weights, np.ones(channels[0].shape, bool)), climbed(channels, step, weights)
@@ -265,7 +265,7 @@ def test_a_mask_that_hides_nothing_is_as_good_as_none(volume):
 
 @settings(max_examples=40)
 @given(oracle.volumes(longest=30, voxels=8000), st.data())
-def test_what_is_masked_out_has_no_label_and_says_nothing(volume, data):
+def test_masked_voxels_have_no_label_and_no_influence(volume, data):
     channels, step, weights, _ = volume
     inside = data.draw(oracle.masks(channels[0].shape))
     labels = climbed(channels, step, weights, inside)
@@ -308,8 +308,8 @@ def test_a_window_keeps_every_unit(shape, data):
 
 
 @given(oracle.shapes())
-def test_neighbours_are_where_their_distances_say(shape):
-    """Also behind the window's last unit, where a vector of lanes still reads."""
+def test_distances_lead_to_the_neighbours(shape):
+    """Also behind the window's last unit, where a vector still reads."""
     window = new_window(shape, 0)
     flat = window.reshape(-1)
     assert len(window.base) == flat.size + LANES
@@ -344,7 +344,7 @@ def test_lanes_see_what_single_units_see(seed, kinds):
     unit = window.size // 2
     votes, fresh = np.zeros(7 * LANES, np.uint8), np.zeros(4, np.uint64)
     boundary = _look(labels, np.uint64(unit), distances, votes, fresh)
-    found = [bool(int(fresh[at // 64]) >> at % 64 & 1) for at in range(8 * LANES)]
+    candidates = [bool(int(fresh[at // 64]) >> at % 64 & 1) for at in range(8 * LANES)]
     for lane in range(LANES):
         at = unit + lane
         around = labels[at + distances.view(np.int64)]
@@ -352,8 +352,8 @@ def test_lanes_see_what_single_units_see(seed, kinds):
         for c, label in enumerate(considered):
             assert votes[c * LANES + lane] == (around == label).sum()
             new = c == 0 or (label != NOTHING and label not in considered[:c])
-            assert found[c * LANES + lane] == new
-        assert not found[7 * LANES + lane]
+            assert candidates[c * LANES + lane] == new
+        assert not candidates[7 * LANES + lane]
         differs = any(label != labels[at] for label in considered)
         assert boundary >> lane & 1 == (differs and labels[at] != NOTHING)
 
@@ -452,7 +452,7 @@ def test_smoothing_weights_are_the_oracles():
 
 
 def _histograms(bins):
-    """One histogram, in it empty bins, single voxels and as many voxels as a count can hold."""
+    """Draw a histogram with empty bins, single voxels and the largest counts."""
     count = st.one_of(st.just(0), st.integers(0, 20), st.integers(0, 2**32 - 1))
     return st.lists(count, min_size=bins, max_size=bins).filter(any)
 
@@ -473,9 +473,9 @@ def test_voxel_scores_of_channels_are_those_of_each_times_its_weight(histograms,
     counts = np.array(histograms, np.uint32).reshape(-1, 64 * len(weights))
     table = scores.voxel_scores(counts, (20, 100), weights).astype(np.int64)
     for c, weight in enumerate(weights):
-        one = scores.voxel_scores(counts[:, 64 * c : 64 * c + 64].copy(), (20, 100)).astype(np.int64)
-        np.testing.assert_array_equal(table[1:].reshape(len(counts), -1, 64)[:, c].ravel(), weight * one[1:])
-        assert table[0] == sum(weights) * one[0]
+        single = scores.voxel_scores(counts[:, 64 * c : 64 * c + 64].copy(), (20, 100)).astype(np.int64)
+        np.testing.assert_array_equal(table[1:].reshape(len(counts), -1, 64)[:, c].ravel(), weight * single[1:])
+        assert table[0] == sum(weights) * single[0]
 
 
 @given(st.lists(_histograms(64), min_size=1, max_size=1))
@@ -516,9 +516,9 @@ def test_block_tables_of_channels_are_those_of_each():
     counts = np.random.default_rng(0).multinomial(500, [1 / 32] * 32, (7, 3)).astype(np.uint32)
     share, *others = scores.block_scores(counts.reshape(7, 96), 512)
     for c in range(3):
-        one, *its_others = scores.block_scores(counts[:, c].copy(), 512)
-        np.testing.assert_array_equal(share[c::3], one)
-        np.testing.assert_array_equal(others, its_others)
+        single, *single_others = scores.block_scores(counts[:, c].copy(), 512)
+        np.testing.assert_array_equal(share[c::3], single)
+        np.testing.assert_array_equal(others, single_others)
 
 
 # Windows.
@@ -576,7 +576,7 @@ class Cut:
         return total
 
     def sweep(self, round_, codes, open_, total, number):
-        """One region's codes and marks after a round, and by how much its core changes the statistics."""
+        """Return a region's codes and marks after a round, and the change in the statistics due to its core."""
         grid = self.lattice.grids[round_.level]
         window = Window.around(self.lattice, grid, self.regions.box(number), self.halo(round_))
         state = new_window(window.box.shape, 0)
@@ -666,7 +666,7 @@ def test_a_real_volume_in_regions_gets_the_labels_of_the_whole(ct_3mm):
 
 @pytest.mark.parametrize("level", ["blocks", "voxels"])
 def test_a_quarter_of_the_halo_is_not_enough_for_a_round(level):
-    """So that the tests before this one can fail: with too small a halo, the cuts show."""
+    """Proves that the previous tests can fail: with too small a halo, the labels depend on the cut."""
 
     def halo(round_):
         return round_.halo // (4 if (round_.weight is None) == (level == "blocks") else 1)

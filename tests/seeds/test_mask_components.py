@@ -1,4 +1,4 @@
-"""Parts of supervoxels under a mask, against scipy and in any window."""
+"""Components of supervoxels under a mask, against scipy and in any window."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ quick = settings(max_examples=60)
 
 
 def volume(seed, lattice, masked):
-    """Owners that are the cell itself or a neighbour, -1 where masked out: blobs, with scattered voxels between."""
+    """Return owners, the home or a neighbour, -1 where masked out: blobs with scattered voxels in between."""
     rng = np.random.default_rng(seed)
     homes = np.stack(np.meshgrid(*lattice.grids[-1].cells, indexing="ij"), -1)
     offsets = rng.integers(-1, 2, homes.shape)
@@ -29,13 +29,13 @@ def volume(seed, lattice, masked):
 
 
 def parts(numbers, size):
-    """Per owner, its parts as arrays of flat voxels in the order of their first ones."""
-    found = []
+    """Return for each owner its components as arrays of flat voxels, in the order of their first voxels."""
+    components = []
     for owner in range(size):
         labels, count = ndimage.label(numbers == owner)
         flat = labels.reshape(-1)
-        found.append(sorted((np.flatnonzero(flat == k + 1) for k in range(count)), key=lambda part: part[0]))
-    return found
+        components.append(sorted((np.flatnonzero(flat == k + 1) for k in range(count)), key=lambda part: part[0]))
+    return components
 
 
 @st.composite
@@ -56,7 +56,7 @@ def window_of(lattice, cells, reach):
 
 @quick
 @given(cases())
-def test_regions_number_the_parts_of_the_whole(case):
+def test_regions_number_the_components_of_the_whole(case):
     lattice, regions, seed, masked = case
     codes, owners = volume(seed, lattice, masked)
     expected = parts(owners, lattice.size)
@@ -65,38 +65,38 @@ def test_regions_number_the_parts_of_the_whole(case):
         region = regions.box(number)
         _, box, homes = window_of(lattice, region, 1)
         counts[region.slices] = count_components(np.ascontiguousarray(codes[box.slices]), homes, region)
-    assert counts.reshape(-1).tolist() == [len(found) for found in expected]
+    assert counts.reshape(-1).tolist() == [len(components) for components in expected]
 
     offsets = np.cumsum(counts).reshape(counts.shape).astype(np.uint64) - counts
     whole = np.zeros(owners.size, np.uint64)
-    for label, voxels in enumerate((voxels for found in expected for voxels in found), 1):
+    for label, voxels in enumerate((voxels for components in expected for voxels in components), 1):
         whole[voxels] = label
     for dtype in (np.uint32, np.uint64):
         labels = np.full(lattice.shape, 99, dtype)
         for number in range(len(regions)):
             region = regions.box(number)
-            wanted = region.grow(1, within=lattice.cells)
+            owning = region.grow(1, within=lattice.cells)
             _, box, homes = window_of(lattice, region, 2)
             core = lattice.grids[-1].units_of(region)
             out = np.empty(core.shape, dtype)
             window = np.ascontiguousarray(codes[box.slices])
-            number_components(window, homes, wanted, offsets[wanted.slices], core.relative_to(box.lo), out)
+            number_components(window, homes, owning, offsets[owning.slices], core.relative_to(box.lo), out)
             labels[core.slices] = out
         np.testing.assert_array_equal(labels.reshape(-1), whole)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_winding_parts(seed):
+def test_winding_components(seed):
     """Long detours, on which the trees of the union-find are joined late and deep."""
     lattice = Lattice((30, 31, 32), (32, 32, 32))
     inside = np.random.default_rng(seed).random(lattice.shape) < 0.4
     codes = np.where(inside, 0, NOTHING).astype(np.uint8)
     everything = Box((0, 0, 0), lattice.shape)
-    homes, wanted = lattice.grids[-1].cells, Box((0, 0, 0), lattice.cells)
+    homes, cells = lattice.grids[-1].cells, Box((0, 0, 0), lattice.cells)
     expected, count = ndimage.label(inside)
-    assert count_components(codes, homes, wanted).tolist() == [[[count]]]
+    assert count_components(codes, homes, cells).tolist() == [[[count]]]
     out = np.empty(lattice.shape, np.uint32)
-    number_components(codes, homes, wanted, np.zeros((1, 1, 1), np.uint64), everything, out)
+    number_components(codes, homes, cells, np.zeros((1, 1, 1), np.uint64), everything, out)
     np.testing.assert_array_equal(out, expected)
 
 

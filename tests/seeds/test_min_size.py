@@ -1,4 +1,4 @@
-"""`min_size`, against joining one by one in plain Python, and however the volume is cut."""
+"""`min_size`, against joins one by one in plain Python, for any cut of the volume."""
 
 import pickle
 from collections import Counter
@@ -17,7 +17,7 @@ quick = settings(max_examples=80)
 
 
 def volume(seed, shape, channels, few):
-    """Connected supervoxels with ids 1..n, some single voxels, holes, and bins of few values, so that ties occur."""
+    """Return connected supervoxels with ids 1..n, single voxels and holes, and bins, few of which make ties."""
     rng = np.random.default_rng(seed)
     coarse = np.kron(rng.integers(0, 4, [-(-n // 2) for n in shape]), np.ones((2, 2, 2), int))
     rough = np.where(rng.random(shape) < 0.15, rng.integers(0, 4, shape), coarse[tuple(map(slice, shape))])
@@ -31,7 +31,7 @@ def volume(seed, shape, channels, few):
 
 
 def touching(labels, own):
-    """The faces of one supervoxel by the other that it shares them with."""
+    """Count the faces of a supervoxel by the supervoxel on the other side."""
     faces = Counter()
     for axis in range(3):
         for a, b in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
@@ -45,7 +45,7 @@ def means(labels, bins, own):
 
 
 def slowly(labels, bins, min_size, weights):
-    """The rule, with a volume that is looked at anew for every step."""
+    """Return the labels by the rule, with the whole volume examined anew for every step."""
     labels = labels.astype(int)
     stuck = set()
     while True:
@@ -75,7 +75,7 @@ def cases(draw):
 
 @quick
 @given(cases(), st.tuples(*[st.integers(1, 3)] * 3))
-def test_joined_as_one_by_one(case, cut):
+def test_joins_are_those_one_by_one(case, cut):
     labels, bins, count, weights, min_size = case
     lattice = Lattice(labels.shape, (2, 2, 2))
     regions = Regions(lattice, cut)
@@ -90,23 +90,23 @@ def test_joined_as_one_by_one(case, cut):
     joined = pickle.loads(pickle.dumps(joined))
 
     expected = slowly(labels, bins, min_size, weights)
-    left = np.unique(expected[expected > 0])
+    kept = np.unique(expected[expected > 0])
     numbers = np.zeros(count + 1, np.uint32)
-    numbers[left] = np.arange(1, len(left) + 1)
+    numbers[kept] = np.arange(1, len(kept) + 1)
     final = joined.relabel(labels)
-    assert joined.count == len(left)
+    assert joined.count == len(kept)
     assert final.dtype == labels.dtype
     np.testing.assert_array_equal(final, numbers[expected])
 
     whole = build_contact_graph(final, Box((0, 0, 0), labels.shape), bins)
-    for found in (joined.relabel_graph(combine_graphs(pieces)), combine_graphs(map(joined.relabel_graph, pieces))):
+    for relabelled in (joined.relabel_graph(combine_graphs(pieces)), combine_graphs(map(joined.relabel_graph, pieces))):
         for name in FIELDS:
-            np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+            np.testing.assert_array_equal(getattr(relabelled, name), getattr(whole, name))
 
 
 @quick
 @given(cases())
-def test_what_is_left_is_connected_and_large_enough(case):
+def test_remaining_supervoxels_are_connected_and_large_enough(case):
     labels, bins, count, weights, min_size = case
     graph = build_contact_graph(labels, Box((0, 0, 0), labels.shape), bins)
     joined = join_small_supervoxels(count, lambda: [graph], min_size, weights)
@@ -120,7 +120,7 @@ def test_what_is_left_is_connected_and_large_enough(case):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_steps(seed):
-    """Single voxels grow to what is large enough, so that what joined has joined before."""
+    """Single voxels grow until they are large enough, so that unions join again."""
     rng = np.random.default_rng(seed)
     labels = (1 + rng.permutation(90)).reshape(1, 9, 10).astype(np.uint32)
     bins = rng.integers(0, 64, (2, *labels.shape)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The boundary merging: what regions count apart adds up to what is counted at once."""
+"""The exchange of statistics: the counts of regions add up to the count of the whole."""
 
 from itertools import product
 from math import prod
@@ -16,7 +16,7 @@ BINS = 3
 
 @st.composite
 def cut_lattices(draw, most=6):
-    """A lattice and regions of it: single cells, regions that hold all of an axis, and last ones that are short."""
+    """Draw a lattice and its regions: single cells, regions as long as an axis, and short last regions."""
     cells = draw(st.tuples(*[st.integers(1, most)] * 3))
     step = draw(st.tuples(*[st.integers(1, 3)] * 3))
     # Under half a step more is folded into the last cell.
@@ -27,7 +27,7 @@ def cut_lattices(draw, most=6):
 
 
 def owners(lattice, rng):
-    """Voxels with bins, each owned by its own cell or by any of the 26 around it."""
+    """Return owners, each the home or any of the 26 cells around it, and bins of voxels."""
     voxels = lattice.grids[-1]
     own = np.stack(np.meshgrid(*voxels.cells, indexing="ij"))
     there = own + rng.integers(-1, 2, own.shape)
@@ -36,14 +36,14 @@ def owners(lattice, rng):
 
 
 def count(owner, bins, cells):
-    """Per cell of a box and bin the voxels that it owns."""
+    """Count the voxels that each cell of a box owns, by bin."""
     counts = np.zeros((*cells.shape, BINS), np.uint32)
     np.add.at(counts, (*(owner - np.reshape(cells.lo, (3, 1, 1, 1))), bins), 1)
     return counts.reshape(-1, BINS)
 
 
 def split_all(regions, owner, bins, margin):
-    """What every region has to tell: its core, and its shell."""
+    """Return the core and the shell of every region."""
     lattice = regions.lattice
     cores, shells = [], np.zeros((*regions.counts, statistics_exchange.shell_length(regions.cells), BINS), np.uint32)
     for number in range(len(regions)):
@@ -65,7 +65,7 @@ def test_merged_parts_are_the_statistics_of_the_whole(regions, seed, margin):
     everything = Box((0, 0, 0), lattice.cells)
     whole = count(owner, bins, everything).reshape(*lattice.cells, BINS)
     cores, shells = split_all(regions, owner, bins, margin)
-    # Nothing is lost and nothing is told twice.
+    # Nothing is lost and nothing counts twice.
     assert sum(int(core.sum()) for core in cores) + int(shells.sum()) == prod(lattice.shape)
     for number, core in enumerate(cores):
         # A task reads the shells of its region's neighbours alone.
@@ -77,7 +77,7 @@ def test_merged_parts_are_the_statistics_of_the_whole(regions, seed, margin):
 
 @given(cut_lattices(), st.integers(0, 2**32 - 1))
 def test_a_region_reads_its_neighbours_shells_alone(regions, seed):
-    """Whatever lies in other regions' shells, and in its own, a merge does not depend on it."""
+    """A merge depends neither on the shells of regions further away nor on its own."""
     rng = np.random.default_rng(seed)
     shells = rng.integers(0, 100, (*regions.counts, statistics_exchange.shell_length(regions.cells), BINS)).astype(
         np.uint32
@@ -88,13 +88,13 @@ def test_a_region_reads_its_neighbours_shells_alone(regions, seed):
     for index in product(*map(range, regions.counts)):
         if index not in neighbours:
             spoilt[index] = 77
-    found = []
+    results = []
     for these in (shells, spoilt):
         core = np.zeros((*regions.box(number).shape, BINS), np.uint32)
         statistics_exchange.join_statistics(core, these, (0, 0, 0), number, regions)
-        found.append(core)
-    np.testing.assert_array_equal(*found)
-    assert (found[0].sum() > 0) == bool(neighbours)
+        results.append(core)
+    np.testing.assert_array_equal(*results)
+    assert (results[0].sum() > 0) == bool(neighbours)
 
 
 @given(st.tuples(*[st.integers(1, 9)] * 3))
@@ -103,7 +103,7 @@ def test_a_shell_is_all_around(cells):
 
 
 def test_large_counts_add_up():
-    """Each region holds its own cell and a part in the other's; the sum fits 32 bits, no less."""
+    """Each region contributes to its own cell and to the other's; the sum needs all 32 bits."""
     regions = Regions(Lattice((4, 2, 2), (2, 2, 2)), (1, 1, 1))
     box = Box((0, 0, 0), (2, 1, 1))
     counts = [np.array(values, np.uint32).reshape(2, 1) for values in ([2_500_000_000, 7], [1_500_000_000, 9])]
@@ -118,7 +118,7 @@ def test_large_counts_add_up():
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_nothing_is_told_of_cells_outside(number):
+def test_cells_outside_receive_nothing(number):
     regions = Regions(Lattice((4, 2, 2), (2, 2, 2)), (1, 1, 1))
     box = Box((0, 0, 0), (2, 1, 1))
     _, shell = statistics_exchange.split_statistics(np.full((2, 1), 5, np.uint32), box, regions.box(number), regions)

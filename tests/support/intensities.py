@@ -1,4 +1,4 @@
-"""Images of every dtype, with whatever the dtype can hold."""
+"""Images of every dtype, with all values that the dtype can hold."""
 
 import math
 from itertools import pairwise
@@ -16,7 +16,7 @@ dtypes = st.sampled_from([order + kind for kind in KINDS for order in "<>"] + ["
 
 @st.composite
 def images(draw, shape=None):
-    """Anything a dtype can hold: a few voxels of every oddity, or so many that some are outside the window."""
+    """Draw all that a dtype can hold: a few voxels of every oddity, or so many that some are outside the window."""
     dtype = np.dtype(draw(dtypes))
     if draw(st.booleans()):
         return draw(hnp.arrays(dtype, shape or hnp.array_shapes(min_dims=3, max_dims=3, max_side=7)))
@@ -32,7 +32,7 @@ def images(draw, shape=None):
 
 @st.composite
 def masked_images(draw):
-    """One to three channels, each of a dtype of its own, and a mask or None."""
+    """Draw one to three channels, each of its own dtype, and a mask or None."""
     shape = draw(st.tuples(*[st.integers(1, 9)] * 3))
     values = draw(st.lists(images(shape), min_size=1, max_size=3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -41,13 +41,13 @@ def masked_images(draw):
 
 @st.composite
 def windows_of(draw, values):
-    """For each channel a window that holds much of it or nothing, is as wide as can be, or empty."""
-    found = []
+    """Draw for each channel a window that contains much of it or nothing, is as wide as possible, or empty."""
+    windows = []
     for channel in values:
         some = [float(v) for v in channel.flat if math.isfinite(v)] or [0.0]
         ends = st.one_of(st.sampled_from(some), st.floats(-300, 300), st.sampled_from([-1.7e308, 1.7e308]))
-        found.append(tuple(sorted((draw(ends), draw(ends)))))
-    return found
+        windows.append(tuple(sorted((draw(ends), draw(ends)))))
+    return windows
 
 
 def intensity_window(image):
@@ -71,7 +71,7 @@ def has_values(image, inside=None):
 
 
 def cut(shape, data):
-    """Draw how to cut a volume along an axis: the parts as slices."""
+    """Draw a cut of a volume along an axis, as slices."""
     axis = data.draw(st.integers(0, 2))
     cuts = sorted(data.draw(st.lists(st.integers(0, shape[axis]), max_size=4)))
     return [(slice(None),) * axis + (slice(a, b),) for a, b in pairwise([0, *cuts, shape[axis]])]

@@ -1,8 +1,8 @@
-"""A slow supervoxel algorithm in plain Python, written from the rules alone, to test the fast one against.
+"""A slow supervoxel algorithm in plain Python, written from the rules alone, as a reference for the fast one.
 
-It shares no code with the package: not the geometry, not the tables, not the loops. It visits every unit in every
-sweep, one after the other, and looks at each as if for the first time. All numbers are Python's own, which do not
-overflow, but for the one place where the rules ask for float32.
+It shares no code with the package: neither the geometry nor the tables nor the loops. It visits every unit in every
+sweep, one after the other, without any memory of earlier visits. All numbers are Python's own, which do not overflow,
+except in the one place where the rules demand float32.
 """
 
 import math
@@ -29,20 +29,20 @@ FACE_NUMBERS = [OFFSETS.index(face) for face in FACES]
 
 
 def cells_along(n, s):
-    """Per voxel of an axis its cell; a rest of under half a step belongs to the cell before it."""
+    """Return the cell of each voxel of an axis; a remainder under half a step belongs to the cell before it."""
     s = min(s, n)
     count = (2 * n + s) // (2 * s)
     return [min(i // s, count - 1) for i in range(n)]
 
 
 def levels(shape, step):
-    """Per level, from the coarsest blocks to the voxels, and per axis: each unit's (first voxel, end, cell)."""
+    """Return for each level, from the coarsest blocks to the voxels, and axis each unit's (first voxel, end, cell)."""
     step = [min(s, n) for s, n in zip(step, shape, strict=True)]
-    found, parts = [], [1, 1, 1]
+    grids, parts = [], [1, 1, 1]
     while any(s // (2 * p) >= 2 for s, p in zip(step, parts, strict=True)):
         parts = [2 * p if s // (2 * p) >= 2 else p for s, p in zip(step, parts, strict=True)]
-        found.append([units_along(n, s, p, voxels=False) for n, s, p in zip(shape, step, parts, strict=True)])
-    return [*found, [units_along(n, s, 0, voxels=True) for n, s in zip(shape, step, strict=True)]]
+        grids.append([units_along(n, s, p, voxels=False) for n, s, p in zip(shape, step, parts, strict=True)])
+    return [*grids, [units_along(n, s, 0, voxels=True) for n, s in zip(shape, step, strict=True)]]
 
 
 def units_along(n, s, p, voxels):
@@ -66,7 +66,7 @@ def half_up(value):
 
 @cache
 def gaussian(sigma, radius, total):
-    """Integer weights for d = -radius .. radius as a dictionary; the centre takes what rounding leaves over."""
+    """Return integer weights for d = -radius .. radius as a dictionary; the centre takes the rounding error."""
     with localcontext(prec=40):
         raw = {d: (-Decimal(d * d) / (2 * sigma * sigma)).exp() for d in range(-radius, radius + 1)}
         weights = {d: half_up(v / sum(raw.values()) * total) for d, v in raw.items()}
@@ -85,7 +85,7 @@ LN2 = log_entry(2048)
 
 @cache
 def log(n):
-    """ln(n) in units of 2^-20."""
+    """Return ln(n) in units of 2^-20."""
     e = n.bit_length() - 1
     mantissa = n << (40 - e) if e <= 40 else n >> (e - 40)
     f = mantissa - 2**40
@@ -102,7 +102,7 @@ def smooth(histogram, weights):
 
 
 def voxel_scores(histogram, lambda_per_cent):
-    """The score of each bin in a supervoxel, from its 64 counts, in units of lambda / 16."""
+    """Return the score of each bin in a supervoxel, from its 64 counts, in units of lambda / 16."""
     total = sum(histogram)
     mean = 256 * sum(q * count for q, count in enumerate(histogram)) // total
     by_size = log(2 * total + 1) - LN2 + (log(total) >> 2)
@@ -134,28 +134,28 @@ def to_bins(image, window, parts=64):
 
 @cache
 def is_simple(same):
-    """Whether a unit may leave, by which of its 18 neighbours (a tuple of 18 booleans) carry its label."""
+    """Return whether a unit may leave, given 18 booleans: which of its neighbours carry its label."""
     todo = {offset for offset, s in zip(OFFSETS, same, strict=True) if s}
-    wanted = {face for face in FACES if face in todo}
-    if not wanted:
+    faces = {face for face in FACES if face in todo}
+    if not faces:
         return False
-    stack = [min(wanted)]
+    stack = [min(faces)]
     todo.discard(stack[0])
     while stack:
         here = stack.pop()
-        wanted.discard(here)
+        faces.discard(here)
         for step in FACES:
             there = tuple(a + b for a, b in zip(here, step, strict=True))
             if there in todo:
                 todo.discard(there)
                 stack.append(there)
-    return not wanted
+    return not faces
 
 
 class Level:
-    """The units of one level and their labels: padded by one on each side, flat, -1 where there is nothing.
+    """The units of a level and their labels: padded by one on each side, flat, -1 where nothing is.
 
-    `inside` is the mask, (z, y, x), if there is one. A unit without a voxel in it is none.
+    `inside` is the mask, (z, y, x), or None. A unit without a voxel in it does not exist.
     """
 
     def __init__(self, axes, cells, inside=None):
@@ -196,15 +196,15 @@ class Level:
     def inherit(self, coarser):
         """Take the label of the coarser unit in which a unit's first voxel lies."""
         parents = [
-            [next(k for k, (a, b, _) in enumerate(theirs) if a <= begin < b) for begin, _, _ in mine]
-            for mine, theirs in zip(self.axes, coarser.axes, strict=True)
+            [next(k for k, (a, b, _) in enumerate(coarse) if a <= begin < b) for begin, _, _ in fine]
+            for fine, coarse in zip(self.axes, coarser.axes, strict=True)
         ]
         for unit in self.units:
             parent = tuple(p[i] for p, i in zip(parents, unit, strict=True))
             self.labels[self.at[unit]] = coarser.labels[coarser.at[parent]]
 
     def distance_costs(self, unit, label, step, price):
-        """What it costs to be far from the centre of a cell: along each axis `price(twice the distance, step)`."""
+        """Return the cost of the distance from a cell's centre: along each axis `price(twice the distance, step)`."""
         owner = np.unravel_index(label, self.cells)
         along = zip(self.axes, self.extents, unit, owner, step, strict=True)
         return sum(price(abs(axis[i][0] + axis[i][1] - sum(extents[c])), s) for axis, extents, i, c, s in along)
@@ -214,7 +214,7 @@ class Level:
         return all(abs(a - b) <= 1 for a, b in zip(owner, self.home[unit], strict=True))
 
     def sweep(self, score_of, shuffle, only_open=False):
-        """Visit all units, in four colours; `score_of(unit)` gives a function of a label and the 18 labels around.
+        """Visit all units, in four colours; `score_of(unit)` returns a function of a label and the 18 labels around.
 
         With `only_open`, only those near which something has moved since they were last visited.
         """
@@ -278,16 +278,16 @@ def voxel_round(level, channels, weights, lambda_per_cent, step, compactness, sh
 
 
 def block_histograms(level, bins):
-    found = {}
+    histograms = {}
     for unit in level.units:
         part = level.voxels(unit)
         values = bins[part] if level.inside is None else bins[part][level.inside[part]]
-        found[unit] = np.bincount(values.ravel() >> 1, minlength=32).tolist()
-    return found
+        histograms[unit] = np.bincount(values.ravel() >> 1, minlength=32).tolist()
+    return histograms
 
 
 class Channel:
-    """What blocks, by their histograms, have in common with supervoxels, which are as they are now."""
+    """The intersections of blocks' histograms with those of the present supervoxels."""
 
     def __init__(self, level, histograms, start):
         self.start, self.sizes, self.histograms = start, level.sizes, histograms
@@ -312,8 +312,8 @@ class Channel:
         return [s + (((s - m) * ratio) >> 12) for s, m in zip(self.share[label], self.mine_of(unit), strict=True)]
 
     def common(self, unit, label):
-        theirs = self.rest_of(unit) if label == self.start[unit] else self.share[label]
-        return sum(map(min, theirs, self.mine_of(unit)))
+        shares = self.rest_of(unit) if label == self.start[unit] else self.share[label]
+        return sum(map(min, shares, self.mine_of(unit)))
 
 
 def block_round(level, channels, step, shuffle, gain=BLOCK_GAINS[0], compactness=0, weights=(1,)):
@@ -338,9 +338,9 @@ def block_round(level, channels, step, shuffle, gain=BLOCK_GAINS[0], compactness
 
 
 def oracle_supervoxels(image, step, window, shuffle=None, compactness=0):
-    """Labels 1..N of a volume (z, y, x), for a step per axis and an intensity window.
+    """Return the labels 1..N of a volume (z, y, x), for a step per axis and an intensity window.
 
-    `shuffle`, if given, puts the list of a colour's units in another order, in place; it must not make a difference.
+    `shuffle`, if given, reorders the list of a colour's units in place; that must not make a difference.
     """
     if window[0] >= window[1]:
         axes = levels(image.shape, step)[-1]
@@ -351,7 +351,7 @@ def oracle_supervoxels(image, step, window, shuffle=None, compactness=0):
 
 
 def oracle_labels(channels, step, weights=(1,), inside=None, shuffle=None, compactness=0):
-    """Labels 1..N of volumes of bins (z, y, x), one for each channel, and 0 where they are not `inside` a mask."""
+    """Return the labels 1..N of volumes of bins (z, y, x), one for each channel, and 0 outside the mask `inside`."""
     shape = channels[0].shape
     step = [min(s, n) for s, n in zip(step, shape, strict=True)]
     all_axes = levels(shape, step)
@@ -366,7 +366,7 @@ def oracle_labels(channels, step, weights=(1,), inside=None, shuffle=None, compa
         if number < len(all_axes) - 1:
             histograms = [block_histograms(level, bins) for bins in channels]
             for turn in range(max(BLOCK_ROUNDS, len(all_axes) - 1)):
-                # Turns are dealt out to the levels one after the other.
+                # Rounds are dealt to the levels in turn.
                 if turn % (len(all_axes) - 1) == number:
                     block_round(level, histograms, step, shuffle, BLOCK_GAINS[number > 0], compactness, weights)
         else:
@@ -384,7 +384,7 @@ def _unpadded(level):
 
 @st.composite
 def shapes(draw, longest=20, voxels=3000):
-    """Shapes from a single voxel to a cube or a rod: rows of more than 64 and of more than 128 units are special."""
+    """Draw shapes from a single voxel to a cube or a rod; rows of more than 64 and more than 128 units are special."""
     z = draw(st.integers(1, longest))
     y = draw(st.integers(1, longest))
     room = max(1, voxels // (z * y))
@@ -402,7 +402,7 @@ steps = st.one_of(
 
 @st.composite
 def images(draw, shape):
-    """Noise, smooth blobs, two values, a few grey levels, tissue with noise, heavy tails; all as float64."""
+    """Draw noise, smooth blobs, two values, a few grey levels, tissue with noise or heavy tails, all as float64."""
     kind = draw(st.sampled_from(["noise", "blobs", "two values", "grey levels", "tissue", "tails"]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     noise = rng.normal(size=shape)
@@ -422,7 +422,7 @@ def images(draw, shape):
 
 @st.composite
 def cases(draw, longest=20, voxels=3000):
-    """An image, a step, and an intensity window that holds all of it or cuts some off."""
+    """Draw an image, a step, and an intensity window that contains all of it or clips some."""
     shape = draw(shapes(longest, voxels))
     image = draw(images(shape))
     lo, hi = float(image.min()), float(image.max())
@@ -434,7 +434,7 @@ def cases(draw, longest=20, voxels=3000):
 
 @st.composite
 def masks(draw, shape):
-    """Single voxels, few or many, slabs and bars with gaps between, and boxes inside and out; all and none as well."""
+    """Draw single voxels, few or many, slabs and bars with gaps, boxes and their complements, everything or nothing."""
     kind = draw(st.sampled_from(["voxels", "voxels", "slabs", "box", "all", "none"]))
     if kind == "voxels":
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -454,7 +454,7 @@ def masks(draw, shape):
 
 @st.composite
 def volumes(draw, longest=20, voxels=3000):
-    """Bins of some channels, (c, z, y, x), a step, the channels' weights, and a mask or None."""
+    """Draw the bins of some channels, (c, z, y, x), a step, the channels' weights, and a mask or None."""
     shape = draw(shapes(longest, voxels))
     count = draw(st.integers(1, 3))
     channels = []
