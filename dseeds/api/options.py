@@ -11,7 +11,11 @@ import numpy as np
 
 from dseeds.core.geometry import Lattice, Triple
 from dseeds.seeds.cell_size import Step, choose_step
+from dseeds.seeds.hierarchy import check_levels
 from dseeds.seeds.in_memory import CutSettings
+from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
+from dseeds.seeds.min_size import check_min_size
+from dseeds.seeds.scores import check_compactness
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,13 @@ class SupervoxelOptions:
         ValueError
             If one is out of range.
         """
-        return CutSettings.checked(
-            channels,
-            window=self.window,
-            percentiles=self.percentiles,
-            bins=self.bins,
+        return CutSettings(
+            windows=read_windows(self.window, channels),
+            percentiles=check_percentiles(self.percentiles),
+            equalises=check_bins(self.bins) == "equalised",
             auto_mask=self._is_mask_auto,
-            weights=self.weights,
-            compactness=self.compactness,
-            min_size=self.min_size,
-            levels=self.levels,
+            weights=check_weights(self.weights, channels),
+            compactness=check_compactness(self.compactness),
+            min_size=check_min_size(self.min_size),
+            levels=check_levels(self.levels),
         )

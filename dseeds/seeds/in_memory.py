@@ -15,17 +15,16 @@ from dseeds.seeds import rounds
 from dseeds.seeds.binning import quantise_window
 from dseeds.seeds.block_histograms import hide_outside, stored_histograms
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
-from dseeds.seeds.hierarchy import check_levels, coarser_level
+from dseeds.seeds.hierarchy import coarser_level
 from dseeds.seeds.histograms import count_grey_levels, equalised_bins, otsu_threshold
-from dseeds.seeds.intensity_windows import Limits, check_bins, check_percentiles, check_weights, read_windows
+from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels, write_global_labels
 from dseeds.seeds.kernels.layout import new_window, unpack_box
 from dseeds.seeds.kernels.mask_components import count_components, number_components
 from dseeds.seeds.kernels.simd import OPEN
-from dseeds.seeds.min_size import check_min_size, join_small_supervoxels
+from dseeds.seeds.min_size import join_small_supervoxels
 from dseeds.seeds.order_statistics import NoFiniteValues, find_windows
 from dseeds.seeds.schedule import Round, schedule
-from dseeds.seeds.scores import check_compactness
 
 LabelArray = NDArray[np.uint32]
 
@@ -62,38 +61,6 @@ class CutSettings:
     compactness: float
     min_size: int
     levels: int
-
-    @classmethod
-    def checked(
-        cls,
-        channels: int,
-        *,
-        window: Any,
-        percentiles: Any,
-        bins: Any,
-        auto_mask: bool,
-        weights: Any,
-        compactness: Any,
-        min_size: Any,
-        levels: Any,
-    ) -> CutSettings:
-        """Check the parameters given by the user for an image with so many channels.
-
-        Raises
-        ------
-        ValueError
-            If one is out of range.
-        """
-        return cls(
-            windows=read_windows(window, channels),
-            percentiles=check_percentiles(percentiles),
-            equalises=check_bins(bins) == "equalised",
-            auto_mask=auto_mask,
-            weights=check_weights(weights, channels),
-            compactness=check_compactness(compactness),
-            min_size=check_min_size(min_size),
-            levels=check_levels(levels),
-        )
 
 
 class CutResult(NamedTuple):
@@ -194,16 +161,12 @@ def run_rounds(
 
     Parameters
     ----------
-    lattice : Lattice
-        The lattice.
     bins : ndarray of uint8
         The quantised volume, a window of `kernels.layout` for each channel.
     schedule : tuple of Round
         The rounds.
-    compactness, threads
-        As for `supervoxels`.
-    weights : sequence of int, default (1,)
-        The weight of each channel; their sum is at most `scores.LARGEST_WEIGHT`.
+    lattice, compactness, threads, weights
+        As for `rounds.sweep_window`.
     masked : bool, default False
         Whether some bins are `MASKED`.
 
