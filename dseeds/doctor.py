@@ -313,10 +313,8 @@ def _check_cluster_versions(client: Client) -> Finding:
         # The scheduler does no tasks.
         if theirs["packages"].get(name) != own.get(name) and (where != "the scheduler" or name == "distributed")
     }
-    if differ:
-        return Finding(
-            "cluster's versions", "warning", "; ".join(sorted(differ)), "install the same versions everywhere"
-        )
+    if differences:
+        return Finding("cluster's versions", "warning", "; ".join(sorted(differences)), "install the same versions")
     return Finding("cluster's versions", "ok", "the same as here")
 
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Compilation of all kernels ahead of time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ COMPILED_DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 
 
 def compile_kernels() -> Path:
-    """Compile all kernels for the usual dtypes and keep the code, unless it is there already.
+    """Compile all kernels for the usual dtypes and save the code, unless it is saved already.
 
-    The folder is the one that the environment variable ``DSEEDS_CACHE_DIR`` names; it is made where it is missing.
-    Processes that have the variable set find the code when they start. It is good for this version of dseeds, Python,
-    NumPy and Numba and for this processor; others do not see it and compile as always.
+    The folder is the one that the environment variable ``DSEEDS_CACHE_DIR`` names; it is created if necessary.
+    Processes with the same variable load the code when they start. It is valid for this version of dseeds, Python,
+    NumPy and Numba and for this processor; with other versions or processors, kernels are compiled as usual.
 
     Returns
     -------
@@ -32,40 +32,40 @@ def compile_kernels() -> Path:
     ValueError
         If the variable is not set.
     PermissionError
-        If others may write to the folder.
+        If other users can write to the folder.
     """
     if not os.environ.get(CACHE_FOLDER):
         raise ValueError(
-            f"{CACHE_FOLDER} is not set: let it name a folder of your own, where compiled code is to be kept."
+            f"{CACHE_FOLDER} is not set: set it to a folder of your own, in which to save the compiled code."
         )
     path = cache_file()
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     require_private(path.parent, path.parent.stat())
     if path.exists():
         return path
-    _call_all()
+    _call_all_kernels()
     code = {
         kernel_key(kernel, types): dumps(result._reduce())
         for kernel in registered_kernels
         for types, result in kernel.overloads.items()
     }
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        unfinished = Path(file.name)
+        temporary = Path(file.name)
         try:
             pickle.dump(code, file)
             file.flush()
-            # Else a machine that goes down can leave the name and lose the content.
+            # Otherwise a machine that goes down can keep the name and lose the content.
             os.fsync(file.fileno())
-            unfinished.chmod(0o644)
-            unfinished.replace(path)
+            temporary.chmod(0o644)
+            temporary.replace(path)
         except BaseException:
-            unfinished.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     return path
 
 
-def _call_all() -> None:
-    """Call everything that has kernels, on tiny volumes."""
+def _call_all_kernels() -> None:
+    """Call everything that uses kernels, on tiny volumes."""
     import numpy as np
     from distributed import Client
 
@@ -81,13 +81,13 @@ def _call_all() -> None:
     ):
         for dtype in COMPILED_DTYPES:
             volume = (image % 100).astype(dtype)
-            # With one level of blocks, with two and with three: their histograms differ in dtype.
+            # One, two and three levels of blocks: their histograms differ in dtype.
             for step in (4, 8, 16):
                 labels = dseeds.supervoxels(volume, step=step)
             masked: Any = {"step": 8, "mask": "auto", "bins": "equalised", "min_size": 9, "levels": 1}
             dseeds.supervoxels(volume, **masked)
-            for name, asked in (("plain", {"step": 16}), ("masked", masked)):
-                dseeds.segment(volume, Path(folder, f"{dtype}-{name}"), client=client, **asked)
+            for name, options in (("plain", {"step": 16}), ("masked", masked)):
+                dseeds.segment(volume, Path(folder, f"{dtype}-{name}"), client=client, **options)
         for step in (4, 8, 16):
             dseeds.supervoxels(np.stack([volume, volume]), step=step, channel_axis=0)
     dseeds.evaluate(labels, truth, image=volume, region=16)

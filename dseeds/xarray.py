@@ -1,4 +1,4 @@
-"""xarray: labelled arrays in and out, and the accessor ``.dseeds`` of a `DataArray`, which importing this registers."""
+"""The accessor ``.dseeds`` of xarray's `DataArray`; importing this module registers it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dseeds.io.formats.data_array import extract_array, wrap_like
 
 @xr.register_dataarray_accessor("dseeds")
 class Accessor:
-    """What ``image.dseeds`` offers, for a `DataArray` of intensities or of labels.
+    """The methods of ``image.dseeds``, for a `DataArray` of intensities or of labels.
 
     Examples
     --------
@@ -32,19 +32,19 @@ class Accessor:
         self._array = array
 
     def supervoxels(self, **options: Any) -> Any:
-        """Cut this image into supervoxels: `dseeds.supervoxels`."""
+        """Return the supervoxels of this image, see `dseeds.supervoxels`."""
         from dseeds.api.supervoxels import supervoxels
 
         return supervoxels(self._array, **options)
 
     def features(self, image: Any, target: Any = None, **options: Any) -> Any:
-        """Measure these supervoxels and their contacts in an image: `dseeds.features`."""
+        """Measure these supervoxels and their contacts in an image, see `dseeds.features`."""
         from dseeds.measure.features import features
 
         return features(self._array, image, target, **options)
 
     def paint(self, table: Any, **options: Any) -> xr.DataArray:
-        """Give every voxel of these supervoxels a value from a table, lazily: `dseeds.paint` without a target."""
+        """Return a lazy array with a table's value for each voxel, see `dseeds.paint`."""
         from dseeds.measure.painting import paint
 
         data, space, _ = extract_array(self._array)

@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 
-import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import settings
 
 from tests.support.leaks import LeakGuard
 from tests.support.paths import DATA, ROOT
+from tests.support.volumes import read_volume
 
 # Scripts, which import each other by their own names.
 collect_ignore = ["benchmarks"]
@@ -36,31 +36,23 @@ def pytest_report_header():
     return f"real volumes: {DATA}{note}"
 
 
-def _load(*parts):
-    """Return a NIfTI file's stored voxels with axes (z, y, x)."""
-    path = DATA.joinpath(*parts)
-    if not path.is_file():
-        pytest.skip(f"the real volume {path} is missing; set DSEEDS_DATA to the folder with {parts[0]}/")
-    return np.asarray(nib.load(path).dataobj).transpose(2, 1, 0)
-
-
 @pytest.fixture(scope="session")
 def ct_3mm():
     """An abdominal CT in HU and its 61 organs, whole cells of 8 voxels: shape (112, 96, 120)."""
     crop = np.s_[:112, :96, :120]
-    return _load("ct_3mm", "ct.nii.gz")[crop], _load("ct_3mm", "organs.nii.gz")[crop]
+    return read_volume("ct_3mm", "ct.nii.gz")[crop], read_volume("ct_3mm", "organs.nii.gz")[crop]
 
 
 @pytest.fixture(scope="session")
 def mr_sarcoma():
     """An MR of a thigh, float32 and anisotropic, and a tumour's contour."""
-    return _load("mr_sarcoma", "mr_t1.nii.gz"), _load("mr_sarcoma", "tumour.nii.gz")
+    return read_volume("mr_sarcoma", "mr_t1.nii.gz"), read_volume("mr_sarcoma", "tumour.nii.gz")
 
 
 @pytest.fixture(scope="session")
 def hippocampus():
     """A brain crop at 1 mm and its hippocampus, anterior and posterior."""
-    return _load("hippocampus", "image_001.nii.gz"), _load("hippocampus", "label_001.nii.gz")
+    return read_volume("hippocampus", "image_001.nii.gz"), read_volume("hippocampus", "label_001.nii.gz")
 
 
 @pytest.fixture(scope="session")

@@ -236,7 +236,9 @@ def centred(survey: QualityJob, crew: Executor) -> QualityJob:
     if survey.image is None:
         return survey
     regions = [(survey, number) for number in range(len(survey.tiling))]
-    sums, sizes, infinite, lows, highs = zip(*crew.map_unordered("range", add_region, regions, len(regions)), strict=True)
+    sums, sizes, infinite, lows, highs = zip(
+        *crew.map_unordered("range", add_region, regions, len(regions)), strict=True
+    )
     if any(infinite):
         raise ValueError("image has NaN or infinite values at labelled voxels: mask them out with label 0.")
     low, high = min(lows), max(highs)
@@ -247,7 +249,7 @@ def centred(survey: QualityJob, crew: Executor) -> QualityJob:
 
 
 def _total(sums: Sequence[NDArray[np.int64]]) -> float:
-    """Add up sums of one row each, see `kernel.exact`."""
+    """Add up sums of one row each, see `dseeds.core.exact_sum`."""
     return float(totals(kernel.combine_sums(np.concatenate(sums), np.zeros(len(sums), np.int64), 1), 0)[0])
 
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from dseeds import segment, supervoxels
 from dseeds.engine.tasks import _TASKS
 from dseeds.seeds.order_statistics import NoFiniteValues
+from tests.support.paths import DATA
 from tests.support.runs import GOOD, as_zarr, assert_sentence, labels_in, names_in, noise
+from tests.support.volumes import read_volume
 
 
 def every_label_is_connected(labels):
@@ -389,11 +391,8 @@ def test_the_foreground_of_an_mr(mr_sarcoma, tmp_path, client):
 
 def test_ten_intensity_scales():
     """The scanners of the hippocampi differ by a factor of 1000, which percentiles compensate."""
-    from tests.conftest import _load
-    from tests.support.paths import DATA
-
     for path in sorted((DATA / "hippocampus").glob("image_*.nii.gz")):
-        image = _load("hippocampus", path.name)
+        image = read_volume("hippocampus", path.name)
         labels = supervoxels(image, step=4)
         assert_sound(labels)
         np.testing.assert_array_equal(supervoxels(image.astype(">f8") * 1000 - 5, step=4), labels)

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from tempfile import TemporaryDirectory
 
-import nibabel
 import numpy as np
 import pytest
 import skimage.measure
@@ -33,6 +32,7 @@ from tests.support.runs import (
     snapshot,
     voxels,
 )
+from tests.support.volumes import read_volume
 
 
 @st.composite
@@ -122,12 +122,9 @@ def assert_told_in_order(told, report):
 @pytest.fixture(scope="module")
 def ct():
     """The whole abdominal CT, shape (112, 101, 122), with its labels at step 8."""
-    path = DATA / "ct_3mm" / "ct.nii.gz"
-    if not path.is_file():
-        pytest.skip(f"the real volume {path} is missing; set DSEEDS_DATA to the folder with ct_3mm/")
-    image = np.asarray(nibabel.load(path).dataobj).T
+    image = read_volume("ct_3mm", "ct.nii.gz")
     assert image.shape == (112, 101, 122)
-    return path, image, supervoxels(image, step=8, window=(-150, 250))
+    return DATA / "ct_3mm" / "ct.nii.gz", image, supervoxels(image, step=8, window=(-150, 250))
 
 
 @pytest.mark.slow
