@@ -105,7 +105,8 @@ def test_status_of_a_run_whose_source_was_in_memory(tmp_path, client):
     progress = when("advance", "merge", 3, interrupt)
     with pytest.raises(KeyboardInterrupt):
         segment(IMAGE, tmp_path / "labels.zarr", **ASKED, client=client, progress=progress)
-    assert status(tmp_path / "labels.zarr")["current"] == "merge-01"
+    # The tasks that were under way may have ended after the interruption.
+    assert status(tmp_path / "labels.zarr")["current"] in ("merge-01", "sweep-01")
     with pytest.raises(ValueError, match="was in the memory of the process that started it"):
         reopen(tmp_path / "labels.zarr")
 
@@ -226,7 +227,7 @@ def test_exit_codes_and_sentences(tmp_path, plan, capsys, monkeypatch):
         return code, said.err.removeprefix("error: ").rstrip()
 
     first = ("--index", 0, "--count", 2)
-    left = "sweep-01 begins when all phases before it are done: 8 regions are left of window-00"
+    left = "sweep-01 begins when all phases before it are done: 8 regions of window-00 remain"
     assert call("step", plan, "--phase", "sweep-01", *first) == (NOT_YET, left)
     assert call("finalize", plan)[0] == NOT_YET
     code, said = call("step", plan, "--phase", "swoop", *first)
