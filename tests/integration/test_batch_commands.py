@@ -233,7 +233,7 @@ def test_exit_codes_and_sentences(tmp_path, plan, capsys, monkeypatch):
     code, said = call("step", plan, "--phase", "swoop", *first)
     assert code == 1
     assert said.startswith("there is no phase swoop: the phases are window-00, ")
-    assert "neither --index nor any of SLURM_ARRAY_TASK_ID" in call("step", plan)[1]
+    assert "given neither by --index nor any of SLURM_ARRAY_TASK_ID" in call("step", plan)[1]
     assert "not both" in call("step", plan, "--wait", "--phase", "quantise", *first)[1]
     other = f"{tmp_path}/other.zarr"
     assert call("step", other, *first) == (1, f"there is no unfinished run at {other}{SUFFIX}")
