@@ -48,7 +48,7 @@ def test_batch_systems_that_do_not_say_how_many(name):
     ],
 )
 def test_where_there_is_no_array_it_has_to_be_said(said):
-    with pytest.raises(ValueError, match="neither --index nor any of SLURM_ARRAY_TASK_ID"):
+    with pytest.raises(ValueError, match="given neither by --index nor any of SLURM_ARRAY_TASK_ID"):
         share_of(said)
     with pytest.raises(ValueError, match="--count"):
         share_of(said, index=0)
