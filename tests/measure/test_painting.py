@@ -484,7 +484,7 @@ def test_what_ends_early_leaves_nothing(tmp_path, monkeypatch, stop, target):
         return source.read(box.slices)
 
     monkeypatch.setattr(painting, "read_labels", fail)
-    monkeypatch.setattr(painting, "thickness", lambda *_: 4)
+    monkeypatch.setattr(painting, "slab_thickness", lambda *_: 4)
     with pytest.raises(stop):
         dseeds.paint(source, TABLE, tmp_path / target, region=4, threads=1)
     assert len(calls) > 1
