@@ -23,17 +23,28 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 import dseeds
-from dseeds.engine import label_tasks, tasks
+from dseeds.engine import label_tasks, scratch, tasks
 from dseeds.engine.dask_runner import StageRunner
 from dseeds.engine.phases import Phase
 from dseeds.phantom import phantom, write_phantom
-from dseeds.seeds import rounds
-from dseeds.storage import zarr_arrays
+from dseeds.seeds import block_histograms, rounds
 
 KINDS = ("kernel", "io", "other")
 COLUMNS = ("wall", *KINDS, "idle", "overhead")
 
 Seconds = Counter[tuple[str, str]]
+
+# Functions where their callers look them up, and what their time counts as.
+TIMED = (
+    (rounds, "sweep_window", "kernel"),
+    (rounds, "count_statistics", "kernel"),
+    (block_histograms, "level_histograms", "kernel"),
+    (block_histograms, "coarsen_level", "kernel"),
+    (tasks, "quantise_box", "kernel"),
+    (label_tasks, "write_global_labels", "kernel"),
+    (scratch, "read_array", "io"),
+    (scratch, "write_array", "io"),
+)
 
 
 class Clocks(WorkerPlugin):
@@ -70,12 +81,8 @@ class Clocks(WorkerPlugin):
 
             return call
 
-        for name in ("sweep", "count", "histograms", "coarsen"):
-            setattr(rounds, name, timed(getattr(rounds, name), "kernel"))
-        for module, name in ((tasks, "quantise"), (label_tasks, "global_labels")):
-            setattr(module, name, timed(getattr(module, name), "kernel"))
-        for name in ("read", "write"):
-            setattr(zarr_arrays, name, timed(getattr(zarr_arrays, name), "io"))
+        for module, name, kind in TIMED:
+            setattr(module, name, timed(getattr(module, name), kind))
         tasks.perform_task = task(tasks.perform_task)
 
 

@@ -18,7 +18,6 @@ from tests.support.faults import (
     assert_whole,
     resumed,
     run_folder,
-    wait_for,
 )
 from tests.support.faulty_tasks import Fault
 from tests.support.runs import (
@@ -29,6 +28,7 @@ from tests.support.runs import (
     names_in,
     when,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -130,19 +130,19 @@ def disk(tmp_path):
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError as error:
         pytest.skip(f"A READ-ONLY TARGET IS NOT TESTED: {error}")
     if done.returncode:
         pytest.skip(f"A READ-ONLY TARGET IS NOT TESTED, for lack of the right to mount one: {done.stderr.strip()}")
     yield path
-    subprocess.run(["umount", str(path)], check=True)
+    subprocess.run(["umount", str(path)], timeout=60, check=True)
 
 
 def make(path, what):
     """Remount a file system, which fails while a file is being written."""
     command = ["mount", "-o", f"remount,{what}", str(path)]
-    wait_for(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
+    wait_until(lambda: subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0)
 
 
 def test_a_target_that_is_read_only(disk, client):

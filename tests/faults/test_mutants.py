@@ -26,7 +26,7 @@ from tests.support.mutants import (
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and measured as Linux does it")
-SAMPLE = 40  # on the command line
+SAMPLE = 20  # on the command line
 
 
 def by_nibabel(path, _source):

@@ -30,6 +30,7 @@ from tests.support.runs import (
     noise,
     snapshot,
 )
+from tests.support.waiting import SECONDS, wait_until
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def start(environment):
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=SECONDS)
 
 
 @pytest.fixture
@@ -77,11 +78,15 @@ def test_phase_by_phase_in_any_order_several_at_once_twice_and_killed(call, star
     for number, phase in enumerate([phase["name"] for phase in status(plan)["phases"]]):
         jobs = [0, 1, chance.randrange(2)][: 2 + number % 2]
         chance.shuffle(jobs)
+        if number % 3:
+            # In this process, where it is faster.
+            for index in jobs:
+                batch.run_step(reopen(plan), Share(index, 2), phase=phase)
+            continue
         started = [start("step", plan, "--phase", phase, "--index", index, "--count", 2) for index in jobs]
-        if number % 3 == 0:
-            time.sleep(chance.uniform(0.5, 2))
-            os.kill(started[0].pid, signal.SIGKILL)
-            started.append(start("step", plan, "--phase", phase, "--index", jobs[0], "--count", 2))
+        time.sleep(chance.uniform(0.5, 2))
+        os.kill(started[0].pid, signal.SIGKILL)
+        started.append(start("step", plan, "--phase", phase, "--index", jobs[0], "--count", 2))
         for process in started:
             _, err = process.communicate(timeout=120)
             assert process.returncode in ((0, -signal.SIGKILL) if process is started[0] else (0,)), err
@@ -104,27 +109,20 @@ def test_jobs_that_wait_and_one_that_is_killed_and_not_started_again(start, tmp_
     target.parent.mkdir()
     plan = init(source, target, step=4, region=(20, 20, 16))
     variables = {"SLURM_ARRAY_TASK_COUNT": "3"}
-    jobs = [start("step", plan, "--wait", "--patience", 4, SLURM_ARRAY_TASK_ID=str(n), **variables) for n in range(3)]
+    jobs = [start("step", plan, "--wait", "--patience", 6, SLURM_ARRAY_TASK_ID=str(n), **variables) for n in range(3)]
     # Until some rounds are done.
-    until(lambda: status(plan)["current"] > "sweep-02")
+    wait_until(lambda: status(plan)["current"] > "sweep-02")
     os.kill(jobs[1].pid, signal.SIGKILL)
     killed = time.monotonic()
     said = [job.communicate(timeout=200) for job in jobs]
     # Some twenty phases were left, but the others wait for the killed job only once.
-    assert time.monotonic() - killed < 60
+    assert time.monotonic() - killed < 100
     assert [job.returncode for job in jobs] == [0, -signal.SIGKILL, 0], said
     assert said[0][0].startswith("label: ")
     batch.finalize_run(reopen(plan))
     found = labels_in(target) if ending == ".zarr" else nifti_labels(target)
     np.testing.assert_array_equal(found, supervoxels(image, step=4))
     assert [path.name for path in target.parent.iterdir()] == [target.name]
-
-
-def until(condition):
-    end = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_job_that_waits_ends_when_the_run_is_published(start, tmp_path, plan, expected):
@@ -134,12 +132,10 @@ def test_a_job_that_waits_ends_when_the_run_is_published(start, tmp_path, plan, 
         batch.run_step(reopen(plan), Share(index, 8))
     waiting = start("step", plan, "--wait", "--index", 6, "--count", 8)
     # After its own region it waits for the others.
-    while len(reopen(plan).state().job.journal.marks(LABEL)) < 7:
-        time.sleep(0.1)
-        assert waiting.poll() is None
+    wait_until(lambda: len(reopen(plan).state().job.journal.marks(LABEL)) >= 7, waiting)
     batch.run_step(reopen(plan), Share(7, 8))
     batch.finalize_run(reopen(plan))
-    out, err = waiting.communicate(timeout=60)
+    out, err = waiting.communicate(timeout=SECONDS)
     assert waiting.returncode == 0, err
     assert out in ("label: 1 regions done by this job\n", "published: 1 regions done by this job\n")
     np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), expected)

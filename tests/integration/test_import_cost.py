@@ -21,7 +21,7 @@ print(json.dumps([end - known, known - start, sorted(sys.modules)]))
 def measure(code):
     """Return the seconds that code takes beyond NumPy and Numba, the seconds that these take, and all modules."""
     process = [sys.executable, "-c", MEASURE.format(code)]
-    return json.loads(subprocess.run(process, check=True, text=True, capture_output=True).stdout)
+    return json.loads(subprocess.run(process, check=True, text=True, capture_output=True, timeout=120).stdout)
 
 
 def test_the_package_is_imported_alone():

@@ -31,11 +31,16 @@ from tests.support.runs import (
 )
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
-    ("stage", "ending"), [*((stage, ".zarr") for stage in STAGES[:-1]), *((stage, ".nii.gz") for stage in STAGES)]
+    ("stage", "ending", "overwrite"),
+    [
+        *((stage, ".zarr", False) for stage in STAGES[:-1]),
+        ("label", ".zarr", True),
+        *((stage, ".nii.gz", True) for stage in STAGES),
+        ("export", ".nii.gz", False),
+    ],
 )
-def test_an_interrupted_run_can_be_gone_on_with(tmp_path, client, stage, ending, overwrite):
+def test_an_interrupted_run_can_be_resumed(tmp_path, client, stage, ending, overwrite):
     source = nifti_saver(".nii.gz")(tmp_path, noise((66, 8, 8), dtype="int16"))
     (tmp_path / "out").mkdir()
     target = tmp_path / "out" / f"labels{ending}"
@@ -169,7 +174,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as Ctrl-C", "to the main process"])
-def test_an_interrupted_program_says_how_to_go_on(tmp_path, whole_group):
+def test_an_interrupted_program_says_how_to_resume(tmp_path, whole_group):
     """A real signal interrupts a real program with worker processes."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "out").mkdir()
@@ -186,7 +191,7 @@ def test_an_interrupted_program_says_how_to_go_on(tmp_path, whole_group):
                     break
             time.sleep(0.3)
             (os.killpg if whole_group else os.kill)(program.pid, signal.SIGINT)
-            _, errors = program.communicate(timeout=60)
+            _, errors = program.communicate(timeout=120)
         finally:
             program.kill()
     assert program.returncode != 0

@@ -69,13 +69,13 @@ def small_disk(tmp_path):
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError as error:
         pytest.skip(f"A FULL DISK IS NOT TESTED: {error}")
     if done.returncode:
         pytest.skip(f"A FULL DISK IS NOT TESTED, for lack of the right to mount one: {done.stderr.strip()}")
     yield path
-    subprocess.run(["umount", str(path)], check=True)
+    subprocess.run(["umount", str(path)], timeout=60, check=True)
 
 
 def fill(folder, leaving):

@@ -18,9 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from dask import config as configuration
 
 import dseeds
+from dseeds.cli.cluster import CONNECT_SECONDS
 from dseeds.parallel.cluster import Capacity, connect
+from tests.support.waiting import wait_until
 
 SCRIPT = Path(sys.executable).with_name("dseeds")
 OURS = "--tls-ca-file ca.crt --tls-cert client.crt --tls-key client.key"
@@ -64,11 +67,9 @@ def dask_scheduler(folder, protocol, options=""):
     """Run a scheduler on a free port; yield its address."""
     address = f"--host {protocol}://127.0.0.1 --port 0 --dashboard-address 127.0.0.1:0"
     with dask(folder, f"scheduler {address} {options}") as log:
-        end = time.monotonic() + 60
-        while not (found := re.search(r"Scheduler at: +(\S+)\n", log.read_text())):
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
-        yield found[1]
+        pattern = re.compile(r"Scheduler at: +(\S+)\n")
+        wait_until(lambda: pattern.search(log.read_text()), explain=log.read_text)
+        yield pattern.search(log.read_text())[1]
 
 
 @pytest.fixture(scope="module")
@@ -94,28 +95,20 @@ def scheduler(folder):
         yield address
 
 
-def segment(folder, target, *arguments, tls=()):
-    """Run `dseeds segment` with a configuration of Dask in its environment."""
-    configuration = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": value for name, value in dict(tls).items()}
-    return subprocess.run(
-        [SCRIPT, "segment", "image.zarr", target, "--step", "8", "--quiet", *arguments],
-        cwd=folder,
-        env=os.environ | configuration,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+@pytest.fixture
+def refuse(folder, call, monkeypatch):
+    """Return a function that runs `dseeds segment` and checks that it fails with one sentence and no output."""
 
+    def refuse(words, *arguments, code=1):
+        monkeypatch.chdir(folder)
+        status, output, error = call("segment", "image.zarr", "refused.zarr", "--step", 8, "--quiet", *arguments)
+        assert (status, output) == (code, "")
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert all(word in error for word in words), error
+        assert not (folder / "refused.zarr").exists()
 
-def assert_refused(done, folder, *words):
-    """Check that the error is one sentence and that no output exists."""
-    assert done.returncode in (1, 2)
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert all(word in done.stderr for word in words), done.stderr
-    assert not (folder / "refused.zarr").exists()
+    return refuse
 
 
 @pytest.mark.parametrize(
@@ -124,8 +117,18 @@ def assert_refused(done, folder, *words):
 )
 def test_a_run_over_tls_gives_the_labels(folder, scheduler, tmp_path, options, tls):
     assert scheduler.startswith("tls://")
-    done = segment(folder, tmp_path / "labels.zarr", "--scheduler", scheduler, *options.split(), tls=tls)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    environment = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": value for name, value in tls.items()}
+    arguments = ["--step", "8", "--quiet", "--scheduler", scheduler, *options.split()]
+    process = subprocess.run(
+        [SCRIPT, "segment", "image.zarr", tmp_path / "labels.zarr", *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     labels = zarr.open_array(tmp_path / "labels.zarr/0", mode="r")[...]
     image = zarr.open_array(folder / "image.zarr", mode="r")[...]
     np.testing.assert_array_equal(labels, dseeds.supervoxels(image, step=8))
@@ -145,33 +148,28 @@ def test_a_run_over_tls_gives_the_labels(folder, scheduler, tmp_path, options, t
         ("--tls-ca-file nowhere.crt --tls-cert client.crt --tls-key client.key", "nowhere.crt"),
     ],
 )
-def test_who_has_not_the_right_certificates_is_refused(folder, scheduler, options, words):
+def test_wrong_certificates_are_refused(refuse, scheduler, options, words):
     start = time.monotonic()
-    done = segment(folder, "refused.zarr", "--scheduler", scheduler, *options.split())
-    assert_refused(done, folder, words)
-    # It fails at once, without waiting for the connection timeout.
-    assert time.monotonic() - start < 15
+    refuse([words], "--scheduler", scheduler, *options.split())
+    assert time.monotonic() - start < CONNECT_SECONDS, "it waited for the connection"
 
 
-def test_a_file_that_the_configuration_names_in_vain(folder, scheduler):
-    done = segment(folder, "refused.zarr", "--scheduler", scheduler, tls=CONFIGURED | {"CA_FILE": "nowhere.crt"})
-    assert_refused(done, folder, "cannot be used")
+def test_a_missing_file_in_the_configuration(refuse, scheduler):
+    files = {"ca-file": "nowhere.crt", "client": {"cert": "client.crt", "key": "client.key"}}
+    with configuration.set({"distributed.comm.tls": files}):
+        refuse(["cannot be used"], "--scheduler", scheduler)
 
 
-def test_only_one_side_uses_tls(folder, scheduler):
-    done = segment(folder, "refused.zarr", "--scheduler", scheduler.replace("tls://", "tcp://"))
-    assert_refused(done, folder, "one side uses TLS")
+def test_only_one_side_uses_tls(refuse, folder, scheduler):
+    refuse(["one side uses TLS"], "--scheduler", scheduler.replace("tls://", "tcp://"))
     with dask_scheduler(folder, "tcp") as plain:
-        done = segment(folder, "refused.zarr", "--scheduler", plain.replace("tcp://", "tls://"), *OURS.split())
-    assert_refused(done, folder, "one side uses TLS")
+        refuse(["one side uses TLS"], "--scheduler", plain.replace("tcp://", "tls://"), *OURS.split())
 
 
-@pytest.mark.parametrize("scheduler", ["", "--scheduler tcp://127.0.0.1:8786", "--scheduler 127.0.0.1:8786"])
+@pytest.mark.parametrize("address", ["", "--scheduler tcp://127.0.0.1:8786", "--scheduler 127.0.0.1:8786"])
 @pytest.mark.parametrize("option", ["--tls-ca-file ca.crt", "--tls-cert client.crt", "--tls-key client.key"])
-def test_certificates_are_for_tls_addresses(folder, scheduler, option):
-    done = segment(folder, "refused.zarr", *scheduler.split(), *option.split())
-    assert_refused(done, folder, "--scheduler", "tls://")
-    assert done.returncode == 2
+def test_certificates_are_for_tls_addresses(refuse, address, option):
+    refuse(["--scheduler", "tls://"], *address.split(), *option.split(), code=2)
 
 
 def listening():

@@ -254,7 +254,7 @@ print(json.dumps([[kind, [one.shape for one in data], told["scale"], told["units
 def seen_by_napari(path):
     # In a process of its own because its imports warn.
     command = [sys.executable, "-W", "ignore", "-c", NAPARI, str(path)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
     shapes, units = [[64, 60, 71], [32, 30, 36], [16, 15, 18], [8, 8, 9]], ["micrometer"] * 3
     assert json.loads(told.splitlines()[-1]) == [
         ["image", shapes[:3], [3000.0] * 3, units],

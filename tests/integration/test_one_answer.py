@@ -33,6 +33,7 @@ from tests.support.runs import (
     voxels,
 )
 from tests.support.volumes import read_volume
+from tests.support.waiting import SECONDS
 
 
 @st.composite
@@ -73,7 +74,7 @@ def test_any_cut_gives_the_labels_of_the_whole(clients, run, stored, threads):
 
 
 @pytest.mark.slow
-@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(mostly_constant(), st.sampled_from([8, 12, (5, 40, 9)]))
 def test_regions_that_rest_are_left_out_and_no_label_changes(clients, tmp_path_factory, case, region):
     image, asked = case
@@ -134,10 +135,6 @@ def ct():
         ("zarr", 64, 8),
         ("nifti", (50, 37, 61), 12),
         ("zarr", (16, 500, 500), 7),
-        ("zarr", (100, 60, 33), 12),
-        ("nifti", (112, 101, 122), 1),
-        ("zarr", 1000, 1),
-        ("zarr", (300, 101, 33), 3),
         ("nifti", None, None),
     ],
 )
@@ -227,5 +224,5 @@ def test_two_runs_at_once_on_one_cluster(tmp_path, client):
             for n, image in enumerate(images)
         ]
     for n, (run, image) in enumerate(zip(runs, images, strict=True)):
-        assert run.result().regions > 1
+        assert run.result(SECONDS).regions > 1
         np.testing.assert_array_equal(labels_in(tmp_path / f"{n}.zarr"), supervoxels(image, step=8))

@@ -331,7 +331,7 @@ def test_what_makes_no_sense_is_a_sentence(arguments, message):
 
 def test_missing_data_are_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("DSEEDS_DATA", str(tmp_path / "nowhere"))
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1
     assert done.stderr == (
         f"the real volumes are not at {tmp_path / 'nowhere'}; name pairs, or set DSEEDS_DATA to their folder.\n"

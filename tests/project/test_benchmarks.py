@@ -16,7 +16,7 @@ def run(name, *arguments):
     """Run a benchmark; return its JSON and its output."""
     target = arguments[-1]
     command = [sys.executable, BENCHMARKS / name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(target.read_text()), done.stdout
 
@@ -72,7 +72,9 @@ def test_agglomeration(tmp_path):
 
 def test_missing_data_are_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("DSEEDS_DATA", str(tmp_path / "nowhere"))
-    done = subprocess.run([sys.executable, BENCHMARKS / "quality.py"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "quality.py"], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 1
     assert done.stderr == f"the real volumes are not at {tmp_path / 'nowhere'}; set DSEEDS_DATA to their folder.\n"
 
@@ -92,9 +94,9 @@ def test_overhead(tmp_path):
 
 @pytest.mark.slow
 def test_a_task_costs_little_beside_its_kernel(tmp_path):
-    """Memory does not grow with the number of tasks: ten thousand here, 200,000 in the benchmark."""
-    figures = measure(tmp_path, regions=5000, workers=1)
-    assert figures["tasks"] == 2 * 17**3
+    """Memory does not grow with the number of tasks: 4,000 here, 200,000 in the benchmark."""
+    figures = measure(tmp_path, regions=2000, workers=1)
+    assert figures["tasks"] == 2 * 13**3
     # Measured: 6 to 9 ms with both cores busy.
     assert figures["milliseconds_per_task"] < 30
-    assert figures["growth_bytes"] < 64 << 20
+    assert figures["growth_bytes"] < 32 << 20

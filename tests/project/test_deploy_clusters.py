@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 import types
 from contextlib import ExitStack, contextmanager
 
@@ -25,6 +24,7 @@ from dseeds.storage.location import open_location
 from tests.support.deployment import ALLOCATOR, DEPLOY
 from tests.support.faulty_store import s3
 from tests.support.runs import as_zarr, labels_in
+from tests.support.waiting import wait_until
 
 IMAGE = np.random.default_rng(0).integers(0, 1000, (8, 8, 15)).astype("int16")
 # Few rounds.
@@ -151,10 +151,7 @@ def check_labels(bucket):
 
 
 def wait_for(pattern, log):
-    end = time.monotonic() + 30
-    while not re.search(pattern, log()):
-        assert time.monotonic() < end, log()
-        time.sleep(0.1)
+    wait_until(lambda: re.search(pattern, log()), explain=log)
 
 
 @pytest.mark.slow
@@ -254,10 +251,7 @@ def test_slurm_jobs_as_workers(tmp_path, environment):
     assert lifetime + stagger < 60 * hours + minutes
     # The job was cancelled, and no worker is left.
     (job,) = {int(number) for number in (spool / "cancelled").read_text(encoding="utf-8").split()}
-    end = time.monotonic() + 30
-    while any(process.info["pid"] == job for process in psutil.process_iter(["pid"])):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: not psutil.pid_exists(job))
 
 
 def test_coiled(tmp_path, monkeypatch):

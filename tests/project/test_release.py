@@ -36,7 +36,12 @@ def archives(tmp_path_factory):
     """The wheel, the source archive that it is built from, and the repository's files."""
     folder = tmp_path_factory.mktemp("dist")
     tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     if tracked.returncode:
         pytest.skip("this is no clone of the repository")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, suppress
 
 import nibabel
@@ -30,7 +29,6 @@ WHOLE = supervoxels(IMAGE, step=8)
 # The window search takes two turns.
 FLOATS = noise((16, 16, 64))
 WORK = ("window", "quantise", "sweep-blocks", "merge", "sweep-voxels", "label")
-SECONDS = 60
 
 
 def as_nifti(path, image=IMAGE):
@@ -106,14 +104,6 @@ def program(*arguments):
 def kill_group(process):
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(happened, process=None):
-    end = time.monotonic() + SECONDS
-    while not happened():
-        assert time.monotonic() < end, "it never came so far"
-        assert process is None or process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
 
 
 def flip(path):

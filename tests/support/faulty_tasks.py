@@ -11,13 +11,16 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from dseeds.engine import tasks
 from tests.support.paths import ROOT
 
 FAULTS = "DSEEDS_FAULTS"
-# Dask never replaces a worker that is killed before its nanny knows that it is running.
-SETTLED = 2.5
 started = time.monotonic()
+# Dask never replaces a worker that is killed before its nanny knows that it is running, which takes long on a busy
+# machine: about as long as the start of the process.
+SETTLED = min(30, max(2.5, time.time() - psutil.Process().create_time()))
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,10 @@ class Fault:
             due = number == self.region and self.turn in (None, turn) and self._is_due()
             if due and self.act != "killed":
                 getattr(self, f"_{self.act}")()
-            found = task(job, number, turn, known)
+            result = task(job, number, turn, known)
             if due and self.act == "killed":
                 self._kill()
-            return found
+            return result
 
         return faulty
 
@@ -78,13 +81,14 @@ class Fault:
 
     def _eat(self):
         time.sleep(max(0, started + SETTLED - time.monotonic()))
-        eaten = [bytearray(b"x") * (50 << 20) for _ in range(20)]
-        # The nanny checks memory from time to time.
-        time.sleep(10)
-        del eaten
+        memory = [bytearray(b"x") * (50 << 20) for _ in range(20)]
+        # Until the nanny checks the memory.
+        time.sleep(60)
+        del memory
 
     def _sleep(self):
-        while not Path(self.folder, "awake").exists():
+        deadline = time.monotonic() + 300
+        while not Path(self.folder, "awake").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def wake(self):

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import time
 from math import prod
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import zarr
 from hypothesis import strategies as st
 
 from tests.support import oracle
+from tests.support.waiting import wait_until
 
 
 class Recorder:
@@ -212,11 +212,8 @@ def copy_of_ours(target, ours):
 def assert_idle(client):
     """Check that no worker has a task, and that the scheduler soon has none of ours left."""
     assert not any(client.run(lambda dask_worker: len(dask_worker.active_keys)).values())
-    deadline = time.monotonic() + 30
     # A traceback that is still referenced may hold a result.
-    while tasks_known(client, but=("memory", "erred")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert tasks_known(client, but=("memory", "erred")) == []
+    wait_until(lambda: not tasks_known(client, but=("memory", "erred")))
 
 
 def tasks_known(client, but=("erred",)):

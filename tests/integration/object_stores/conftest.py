@@ -16,7 +16,7 @@ def world(object_store):
     with pytest.MonkeyPatch.context() as patch, FaultyStore(object_store) as store:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        patch.setenv(PATIENCE, "20")
+        patch.setenv(PATIENCE, "60")
         yield store
 
 

@@ -49,7 +49,7 @@ def test_credentials_that_expire(bucket, store, processes, stage):
 
     with pytest.raises(PermissionError, match="renew the credentials") as caught:
         run(bucket, processes, progress=When(stage, expire))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30, "it waited for the store"
     check_sentence(caught.value, bucket.address)
     if stage == "merge":
         with pytest.raises(PermissionError, match="renew the credentials"):
@@ -86,7 +86,8 @@ def test_an_array_that_somebody_took_away(bucket, processes):
         run(bucket, processes, progress=When("quantise", take))
 
 
-def die(bucket, store, client, longest):
+def test_a_store_that_dies(bucket, store, threads, monkeypatch):
+    monkeypatch.setenv(PATIENCE, "3")
     began = None
 
     def end():
@@ -96,24 +97,13 @@ def die(bucket, store, client, longest):
 
     try:
         with pytest.raises(ConnectionError, match="wait until the store is well") as caught:
-            run(bucket, client, progress=When("sweep-voxels", end))
-        assert time.monotonic() - began < longest
+            run(bucket, threads, progress=When("sweep-voxels", end))
+        assert time.monotonic() - began < 60
     finally:
         store.revive()
     check_sentence(caught.value, bucket.address)
-    assert run(bucket, client, resume=True).resumed
+    assert run(bucket, threads, resume=True).resumed
     check_left(bucket)
-
-
-def test_a_store_that_dies(bucket, store, threads, monkeypatch):
-    monkeypatch.setenv(PATIENCE, "3")
-    die(bucket, store, threads, 25)
-
-
-@pytest.mark.slow
-def test_a_store_that_dies_and_is_waited_for(bucket, store, threads, monkeypatch):
-    monkeypatch.delenv(PATIENCE)
-    die(bucket, store, threads, 200)
 
 
 def test_a_store_that_is_back_soon(bucket, store, threads):
