@@ -10,7 +10,6 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ import dseeds
 from dseeds.api import lazy
 from dseeds.io.formats import dask_array
 from dseeds.phantom import phantom
+from tests.support.clusters import in_process
 
 SHAPE = 24, 28, 32
 IMAGE, TRUTH = phantom(SHAPE)
@@ -39,7 +39,7 @@ def temporary(tmp_path):
 @pytest.fixture
 def one_thread():
     """A cluster that deadlocks if a task waits for another."""
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with in_process() as client:
         yield client
 
 
@@ -124,7 +124,7 @@ def test_the_work_is_done_once_and_its_copy_of_the_image_is_removed(temporary, c
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(cuts) == 1
     assert [path.name for path in temporary.glob("*/*/*")] == ["labels.zarr"]
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dseeds
 import dseeds.xarray
 from dseeds.phantom import phantom
+from tests.support.clusters import in_process
 
 SHAPE = dict(zip("zyx", (20, 24, 28), strict=True))
 IMAGE, TRUTH = phantom(tuple(SHAPE.values()))
@@ -141,7 +141,7 @@ def test_features_and_painting():
 
 
 def test_as_a_source(tmp_path):
-    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
+    with in_process() as client:
         dseeds.segment(scan().transpose("x", "y", "z"), tmp_path / "labels.zarr", step="9mm", client=client)
     group = zarr.open_group(tmp_path / "labels.zarr", mode="r")
     assert np.array_equal(group["0"], dseeds.supervoxels(scan(), step="9mm"))

@@ -81,7 +81,12 @@ def test_bash_completes(typed, offered):
         ' && COMP_CWORD=$(($# - 1)) && _dseeds_completion dseeds && echo "${COMPREPLY[@]}"'
     )
     process = subprocess.run(
-        ["/bin/bash", "-c", lines, "bash", *words], env=environment, capture_output=True, text=True, check=True
+        ["/bin/bash", "-c", lines, "bash", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert process.stdout.split() == offered.split()
     assert "-o default" in process.stderr
@@ -90,7 +95,7 @@ def test_bash_completes(typed, offered):
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_other_shells_have_a_script(shell):
     environment = {**os.environ, "_DSEEDS_COMPLETE": f"source_{shell}"}
-    process = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=True)
+    process = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, timeout=120, check=True)
     assert f"_DSEEDS_COMPLETE=complete_{shell}" in process.stdout
 
 

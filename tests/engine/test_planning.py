@@ -12,17 +12,18 @@ import nibabel
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import dseeds
 from dseeds.cli import main
+from dseeds.parallel import cluster
+from tests.support.clusters import in_process
 
 
 @pytest.fixture(scope="module")
 def client():
-    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as client:
+    with in_process(1, 2) as client:
         yield client
 
 
@@ -185,7 +186,7 @@ def test_a_part_without_anything_in_it_tells_the_time_too(client, tmp_path, fill
 
 def test_nothing_is_written(tmp_path, monkeypatch):
     """And no cluster is started for a plan."""
-    monkeypatch.setattr("dseeds.parallel.cluster.LocalCluster", None)
+    monkeypatch.setattr(cluster, "LocalCluster", None)
     monkeypatch.chdir(tmp_path)
     source = stored(tmp_path, noise((20, 20, 20)))
     before = sorted(tmp_path.rglob("*"))
@@ -237,13 +238,13 @@ def small_disk(tmp_path):
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError as error:
         pytest.skip(f"A SMALL DISK IS NOT TESTED: {error}")
     if done.returncode:
         pytest.skip(f"A SMALL DISK IS NOT TESTED, for lack of the right to mount one: {done.stderr.strip()}")
     yield path
-    subprocess.run(["umount", str(path)], check=True)
+    subprocess.run(["umount", str(path)], timeout=60, check=True)
 
 
 @pytest.mark.parametrize("small", ["scratch", "target", "both"])
@@ -265,7 +266,7 @@ def test_both_on_one_disk_are_added_up(tmp_path, monkeypatch):
     image, target = noise((40, 40, 40)), tmp_path / "labels.zarr"
     plan = dseeds.plan(image, target, step=4, calibrate=False)
     room = plan.scratch_bytes + plan.output_bytes - 1
-    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(room, 0, room))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(room, 0, room))
     with pytest.raises(ValueError, match="free"):
         dseeds.segment(image, target, step=4)
     assert not list(tmp_path.iterdir())

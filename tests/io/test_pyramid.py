@@ -7,13 +7,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dseeds.io.pyramid import build_pyramid
 from dseeds.io.pyramid_levels import TOP_EXTENT, PyramidLevel, choose_levels, compute_resolutions
 from dseeds.parallel.executor import Executor
+from tests.support.clusters import in_process
 
 LABELS, INTEGERS = ("uint32", "uint64"), ("uint8", "int16", ">i2", "int64", "uint64")
 
@@ -81,7 +81,7 @@ def test_neither_cut_nor_executor_makes_a_difference(tmp_path, ct_3mm):
     organs = ct_3mm[1].astype(np.uint32)
     levels = PyramidLevel((56, 48, 60), (2, 2, 2)), PyramidLevel((56, 24, 30), (1, 2, 2))
     results = []
-    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with in_process(2) as client:
         for number, (chunks, shards, executor) in enumerate(
             [
                 ((112, 96, 120), None, Executor(1)),

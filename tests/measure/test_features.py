@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -25,6 +24,7 @@ from dseeds.seeds.kernels.voxels import BINS
 from dseeds.storage import label_records
 from dseeds.storage.location import open_location
 from dseeds.storage.parquet_dataset import Dataset
+from tests.support.clusters import in_process, worker_process_client
 
 # What intensities are rounded to that are no integers of 16 bits, where the window is from -100 to 156.
 UNIT = 256 / 2**24
@@ -234,10 +234,11 @@ def test_libraries_read_the_tables(supervoxels, tmp_path):
     assert not (target / "scratch").exists()
 
 
+@pytest.mark.dask
 def test_a_cluster_gives_the_same(supervoxels, tmp_path):
     labels, image = supervoxels
     store = zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(32, 32, 32))
-    with Client(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with worker_process_client() as client:
         there = dseeds.features(store, image, tmp_path / "there", window="abdomen", region=64, client=client)
         assert_same(dseeds.features(labels, image, window="abdomen"), there)
 
@@ -257,6 +258,7 @@ def test_places_in_the_world_are_those_of_the_affine(tmp_path):
     assert row["area"] == pytest.approx(row["num_pixels"] * np.prod(nib.affines.voxel_sizes(affine)))
 
 
+@pytest.mark.dask
 def test_windows_are_those_of_the_labels_or_of_what_has_labels(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.normal(100, 10, (16, 16, 16)).astype(np.float32)
@@ -366,7 +368,7 @@ def test_segment_measures_in_the_same_run(supervoxels, tmp_path, ending):
     affine = np.diag([3, 3, 3, 1.0])
     source = tmp_path / "ct.nii.gz"
     nib.save(nib.Nifti1Image(image.transpose(2, 1, 0), affine), source)
-    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
+    with in_process() as client:
         report = dseeds.segment(
             source, tmp_path / f"labels.{ending}", step=8, window="abdomen", features=True, region=64, client=client
         )
@@ -393,7 +395,7 @@ def test_batch_jobs_measure_when_they_publish(supervoxels, tmp_path, capsys):
 def test_features_of_a_run_that_is_gone_on_with(supervoxels, tmp_path, monkeypatch):
     _, image = supervoxels
     source, target = zarr.create_array(tmp_path / "image.zarr", data=image), tmp_path / "labels.zarr"
-    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
+    with in_process() as client:
         said = {"step": 8, "window": "abdomen", "region": 64, "client": client}
         with monkeypatch.context() as patch:
             patch.setattr("dseeds.measure.features.Dataset.publish", lambda *_: 1 / 0)

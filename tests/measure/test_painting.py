@@ -15,7 +15,6 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -27,6 +26,7 @@ from dseeds.measure import lookup, painting
 from dseeds.storage.label_group import begin_target, is_our_group, written_by
 from dseeds.storage.location import open_location
 from dseeds.storage.ownership import MARKER
+from tests.support.clusters import in_process
 
 TOP = 2**63 - 1
 quick, few = settings(max_examples=40), settings(max_examples=12)
@@ -43,7 +43,7 @@ def lazily_by_threads():
 
 @pytest.fixture(scope="module")
 def client():
-    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with in_process(2) as client:
         yield client
 
 
@@ -405,7 +405,7 @@ def test_any_part_is_that_of_the_volume(index, number):
 
 
 def test_workers_compute_what_is_lazy(client):
-    np.testing.assert_array_equal(client.compute(dseeds.paint(LABELS, TABLE)).result(), oracle(LABELS, TABLE, np.nan))
+    np.testing.assert_array_equal(client.compute(dseeds.paint(LABELS, TABLE)).result(60), oracle(LABELS, TABLE, np.nan))
 
 
 # Where it goes

@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from dseeds.cli import app
-from dseeds.parallel import cluster
+from tests.support.clusters import in_process, replace_local_clusters
 from tests.support.paths import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/algorithm.md", "deploy/README.md"]
@@ -33,14 +33,11 @@ def one_process(monkeypatch, tmp_path):
     """Clusters within this process, which has compiled the kernels, and an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
-    def local_cluster(**options):
-        return distributed.LocalCluster(**options | {"processes": False, "host": None})
-
     def client(address):
         assert address.startswith("tcp://")
-        return cluster.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0")
+        return in_process(1, 2)
 
-    monkeypatch.setattr(cluster, "LocalCluster", local_cluster)
+    replace_local_clusters(monkeypatch)
     monkeypatch.setattr(distributed, "Client", client)
 
 

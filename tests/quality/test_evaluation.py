@@ -7,7 +7,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,6 +19,7 @@ from dseeds.io import ArraySource
 from dseeds.phantom import phantom
 from dseeds.quality.evaluation import Tiling
 from dseeds.quality.metrics import seam_excess
+from tests.support.clusters import in_process
 
 quick = settings(max_examples=25)
 
@@ -198,7 +198,7 @@ def test_sources_of_all_kinds(mr_sarcoma, tmp_path):
     found = dseeds.evaluate(*sources, **asked, memory="20MiB", scratch=tmp_path / "scratch")
     expected = oracle(labels, tumour.astype(np.uint64) * HUGE, image, 2, (4, 0.8, 0.8))
     assert_same(found, expected)
-    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as client:
+    with in_process(1, 2) as client:
         for one, more in ((sources, asked), ((labels, kept), {**asked, "image": image, "spacing": (4, 0.8, 0.8)})):
             assert dseeds.evaluate(*one, **more, region=100, client=client, scratch=tmp_path / "scratch") == found
     assert not list((tmp_path / "scratch").iterdir())

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dseeds.seeds import histograms
 from dseeds.seeds.binning import check_dtype, quantise_box, quantise_window
 from dseeds.seeds.histograms import GREY_LEVELS, count_grey_levels, equalised_bins, otsu_threshold
 from dseeds.seeds.kernels.layout import new_window, unpack_box
@@ -184,7 +185,7 @@ def test_large_images_are_read_in_slabs(monkeypatch):
     image = np.random.default_rng(0).normal(size=(2, 20, 30, 40))
     options = {"inside": image[0] > -0.5, "thresholds": [1000, 3000]}
     whole = bins_of(image, [(-1, 1), (-2, 3)], **options)
-    monkeypatch.setattr("dseeds.seeds.histograms.COPY_BYTES", 1000)
+    monkeypatch.setattr(histograms, "COPY_BYTES", 1000)
     bins = bins_of(image, [(-1, 1), (-2, 3)], **options)
     np.testing.assert_array_equal(bins[0], whole[0])
     assert bins[1] == whole[1] == "part"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import threshold_otsu
 
+from dseeds.seeds import histograms
 from dseeds.seeds.histograms import GREY_LEVELS, count_grey_levels, equalised_bins, otsu_threshold
 from tests.support import oracle
 from tests.support.intensities import cut, masked_images, windows_of
@@ -37,12 +38,12 @@ def test_levels_of_large_images_are_counted_in_slabs(monkeypatch):
     image = np.random.default_rng(0).normal(size=(2, 20, 30, 40))
     inside = image[0] > -0.5
     whole = count_grey_levels(image, [(-1, 1), (-2, 3)], inside)
-    monkeypatch.setattr("dseeds.seeds.histograms.COPY_BYTES", 1000)
+    monkeypatch.setattr(histograms, "COPY_BYTES", 1000)
     np.testing.assert_array_equal(count_grey_levels(image, [(-1, 1), (-2, 3)], inside), whole)
 
 
 # Few or many levels that occur, few or many voxels in them.
-histograms = st.one_of(
+drawn_histograms = st.one_of(
     st.dictionaries(st.integers(0, GREY_LEVELS - 1), st.integers(1, 2**40), max_size=6),
     st.integers(0, 2**32 - 1).map(
         lambda seed: dict(enumerate(np.random.default_rng(seed).poisson(3, GREY_LEVELS).tolist())),
@@ -51,7 +52,7 @@ histograms = st.one_of(
 
 
 @settings(max_examples=50)
-@given(histograms)
+@given(drawn_histograms)
 def test_the_threshold_is_the_best_of_all(counts):
     occurs = [Fraction(n) for n in counts.tolist()]
     total, mass = sum(occurs), sum(level * n for level, n in enumerate(occurs))
@@ -87,7 +88,7 @@ def test_where_one_level_occurs_everything_is_foreground(level):
     assert otsu_threshold(counts) == min(3, level)
 
 
-@given(histograms)
+@given(drawn_histograms)
 def test_equalised_bins_hold_about_equally_many(counts):
     bins = equalised_bins(counts)
     assert (bins.shape, bins.dtype) == (counts.shape, np.uint8)

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dseeds.seeds import order_statistics
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_window, read_windows
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch, find_windows
 from tests.support.intensities import KINDS, cut, has_values, images, intensity_window, masked_images, window_by_sorting
@@ -124,7 +125,7 @@ def test_any_number_of_axes_will_do(ndim):
 
 
 def test_large_images_are_read_in_slabs(monkeypatch):
-    monkeypatch.setattr("dseeds.seeds.order_statistics.COPY_BYTES", 1000)
+    monkeypatch.setattr(order_statistics, "COPY_BYTES", 1000)
     image = np.random.default_rng(0).normal(size=(20, 30, 40))
     for view in (image, image.transpose(2, 0, 1), image[::-2], np.broadcast_to(image[0], image.shape)):
         assert intensity_window(view) == window_by_sorting(view)

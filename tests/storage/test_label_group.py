@@ -1,6 +1,7 @@
 """Label groups: an output is an image only when it is complete, and files of others are never removed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_removal_deletes_the_metadata_first(tmp_path, monkeypatch):
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dseeds.storage.location.shutil.rmtree", interrupt)
+    monkeypatch.setattr(shutil, "rmtree", interrupt)
     with pytest.raises(KeyboardInterrupt):
         remove_target(open_location(target))
     with pytest.raises(FileNotFoundError):

@@ -9,13 +9,13 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
 
 import dseeds
 from dseeds import cli
 from dseeds.engine.planning import Plan
 from dseeds.engine.report import Report
 from dseeds.quality.metrics import size_histogram
+from tests.support.clusters import in_process
 
 # A valid name of a folder.
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2<&.zarr'
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     for name, data in ((HOSTILE, image.astype("uint16")), ("truth.zarr", (image > 130).astype("uint8"))):
         array = zarr.create_array(folder / name, shape=data.shape, chunks=(16, 16, 16), dtype=data.dtype)
         array[...] = data
-    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
+    with in_process() as client:
         report = dseeds.segment(
             folder / HOSTILE, folder / "labels.zarr", step=8, client=client, html=folder / "run.html"
         )

@@ -16,6 +16,7 @@ import pytest
 import zarr
 
 from dseeds import cli
+from dseeds.viz import viewers
 from dseeds.viz.viewers import add_to_napari, has_napari, neuroglancer_link, open_layers, select_viewable
 from tests.support.paths import ROOT
 
@@ -249,8 +250,8 @@ def test_napari_needs_a_display_and_qt(monkeypatch, display):
         monkeypatch.delenv(name, raising=False)
     if display:
         monkeypatch.setenv("DISPLAY", display)
-    monkeypatch.setattr("dseeds.viz.viewers.sys.platform", "linux")
-    monkeypatch.setattr("dseeds.viz.viewers.find_spec", lambda name: name in ("napari", "PySide6") or None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(viewers, "find_spec", lambda name: name in ("napari", "PySide6") or None)
     assert has_napari() is bool(display)
-    monkeypatch.setattr("dseeds.viz.viewers.find_spec", lambda name: name == "napari" or None)
+    monkeypatch.setattr(viewers, "find_spec", lambda name: name == "napari" or None)
     assert not has_napari()
