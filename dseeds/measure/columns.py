@@ -1,8 +1,8 @@
-"""The columns of the tables: numbers computed from the integer counts of supervoxels and contacts.
+"""The columns of the feature tables, computed from the integer counts of supervoxels and contacts.
 
-Everything is counted in integers (`dseeds.measure.kernels.features`) and converted here, once and in a fixed order, so
-that tables are bit-identical however the volume was cut. Columns are named as in scikit-image's `regionprops_table`
-where it has them.
+Everything is counted in integers (`dseeds.measure.kernels.features`) and converted to floats here, once and in a fixed
+order, so that the tables are bit-identical however the volume was cut. Columns have the names of scikit-image's
+`regionprops_table` where it has them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,30 +19,29 @@ from numpy.typing import NDArray
 from dseeds.core.dtypes import native_values
 from dseeds.core.exact_sum import BITS, totals
 from dseeds.core.geometry import Box, Triple
-from dseeds.measure.kernels import features as rows_of
-from dseeds.measure.kernels.features import in_units
+from dseeds.measure.kernels import features as kernel
 from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.voxels import BINS
 
-PERCENTILES = (5, 25, 50, 75, 95)
+TABLE_PERCENTILES = (5, 25, 50, 75, 95)
 
-Rows = NDArray[np.int64]
-Floats = NDArray[np.float64]
+CountRows: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Space:
-    """How voxels lie in space, and which intensities are told apart.
+    """The position of an image's voxels in space, and the units of its intensities.
 
     Attributes
     ----------
     spacing : tuple of float
-        Size of a voxel along (z, y, x) in millimetres; 1 where that is not known.
+        Size of a voxel along (z, y, x) in millimetres; 1 if unknown.
     affine : tuple of tuple of float
-        The first three rows of the matrix that takes a voxel (x, y, z, 1) to its place (x, y, z) in millimetres.
+        The first three rows of the matrix that maps a voxel (x, y, z, 1) to its position (x, y, z) in millimetres.
     windows : tuple of (float, float)
-        The intensity window of each channel, over which the bins of histograms are equally wide.
+        The intensity window of each channel, which the bins of histograms divide equally.
     whole : bool
         Whether intensities are integers of up to 16 bits.
     """
@@ -54,211 +53,195 @@ class Space:
 
     @property
     def pivots(self) -> Floats:
-        """What is taken off each channel's intensities before they are added up."""
-        # All that integers of 16 bits can be is near enough to have units, wherever their window is.
+        """The values subtracted from each channel's intensities before they are added up."""
+        # Within this range, every integer of 16 bits is close enough to the pivot to have a unit.
         lows = [min(max(round(low), -(1 << 15)), (1 << 16) - 1) if self.whole else low for low, _ in self.windows]
         return np.array(lows, np.float64)
 
     @property
     def scales(self) -> Floats:
-        """Units for each channel's intensities, see `kernel.measures`: at least 2^24 of them over the window."""
-        return np.array([1.0 if self.whole else _scale(high - low) for low, high in self.windows])
+        """Units per intensity for each channel, see `dseeds.measure.kernels.features`: at least 2^24 per window."""
+        return np.array([1.0 if self.whole else _unit_scale(high - low) for low, high in self.windows])
 
     @property
-    def faces(self) -> tuple[float, float, float]:
+    def face_areas(self) -> tuple[float, float, float]:
         """The area of a voxel's faces along (z, y, x)."""
         z, y, x = self.spacing
         return y * x, z * x, z * y
 
-    def named(self, name: str, channel: int) -> str:
-        """Name a channel's column: with its number, if there are several."""
+    def column_name(self, name: str, channel: int) -> str:
+        """Return the name of a channel's column, which ends in the channel's number if there are several."""
         return name if len(self.windows) == 1 else f"{name}-{channel}"
 
 
-def are_whole(dtypes: Iterable[np.dtype[Any]]) -> bool:
-    """Tell whether all channels are integers of up to 16 bits, which are their own units."""
+def are_small_integers(dtypes: Iterable[np.dtype[Any]]) -> bool:
+    """Return whether all channels are integers of up to 16 bits, which are their own units."""
     return all(dtype.kind in "iu" and dtype.itemsize <= 2 for dtype in dtypes)
 
 
-def supervoxel_counts(
+def count_features(
     labels: NDArray[Any], channels: Sequence[NDArray[Any]], box: Box, space: Space
-) -> tuple[Rows, Rows]:
-    """Count what a region has of each supervoxel and each contact.
+) -> tuple[CountRows, CountRows]:
+    """Count a region's share of each supervoxel and each contact.
 
     Parameters
     ----------
     labels : ndarray of uint32 or int64, shape (z, y, x)
-        A window: the region and, where the volume goes on, one voxel more towards higher z, y and x.
+        A window: the region and, where the volume continues, one more voxel towards higher z, y and x.
     channels : sequence of ndarray, shape (z, y, x)
         The intensities of the window.
     box : Box
         The region's place in the volume.
     space : Space
-        How the voxels lie, and which intensities are told apart.
+        The voxels' size and the intensity windows.
 
     Returns
     -------
     voxels, contacts : ndarray of int64
-        Rows, sorted by their labels; see `kernel.measures`.
+        Rows, sorted by label; see `dseeds.measure.kernels.features`.
     """
     bins = np.empty((len(channels), *labels.shape), np.uint8)
     for channel, window, out in zip(channels, space.windows, bins, strict=True):
-        # One by one: what a channel has does not depend on where another has NaN.
+        # One by one: NaN in one channel must not hide the voxel in another.
         quantise_box([channel], [window], out[None])
     units = np.empty(bins.shape, np.int32)
     for c, channel in enumerate(channels):
-        in_units(native_values(channel), space.pivots[c], space.scales[c], units[c])
-    # Of integers, units tell all.
+        kernel.in_units(native_values(channel), space.pivots[c], space.scales[c], units[c])
+    # Small integers can be recovered from their units.
     reals = np.empty((len(channels), 0, 0, 0))
     if not space.whole:
         reals = np.stack([channel.astype(np.float64) for channel in channels])
-    voxels, contacts = rows_of.accumulate_features(
+    voxels, contacts = kernel.accumulate_features(
         labels, box.shape, box.lo, reals, units, space.pivots, bins, np.array(space.spacing)
     )
-    return voxels[np.argsort(voxels[:, 0])], sorted_rows(contacts)
+    return voxels[np.argsort(voxels[:, 0])], sort_contacts(contacts)
 
 
-def sorted_rows(contacts: Rows) -> Rows:
-    """Sort the rows of contacts by both labels."""
+def sort_contacts(contacts: CountRows) -> CountRows:
+    """Return the rows of contacts sorted by both labels."""
     return contacts[np.lexsort((contacts[:, 1], contacts[:, 0]))]
 
 
-def feature_table(rows: Rows, space: Space, shape: Triple) -> pa.Table:
-    """Give the table of supervoxels.
-
-    Parameters
-    ----------
-    rows : ndarray of int64
-        The supervoxels' rows, see `kernel.measures`.
-    space : Space
-        Where they lie.
-    shape : tuple of int
-        Of the volume, (z, y, x).
-
-    Returns
-    -------
-    pyarrow.Table
-        See `dseeds.features`.
-    """
-    size = rows[:, rows_of.SIZE]
+def build_feature_table(rows: CountRows, space: Space, shape: Triple) -> pa.Table:
+    """Return the table of supervoxels, see `dseeds.features`, from their rows in a volume of a shape (z, y, x)."""
+    size = rows[:, kernel.SIZE]
     area = size * math.prod(space.spacing)
-    outer = 2 * (size[:, None] - rows[:, rows_of.INNER : rows_of.CHANNELS])
-    surface = _weighted(outer, space.faces)
-    columns = {"label": rows[:, 0], "num_pixels": size, "area": area, **dict(_places(rows, space))}
+    outer = 2 * (size[:, None] - rows[:, kernel.INNER_FACES : kernel.CHANNELS])
+    surface = _weighted_sum(outer, space.face_areas)
+    columns = {"label": rows[:, 0], "num_pixels": size, "area": area, **dict(_position_columns(rows, space))}
     columns["surface_area"] = surface
-    # The isoperimetric quotient, as in `metrics.compactness`.
+    # The isoperimetric quotient, as in `dseeds.quality.metrics.compactness`.
     columns["compactness"] = 36 * np.pi * (area / surface) * (area / surface) / surface
-    low, high = rows[:, rows_of.LEAST : rows_of.MOST], rows[:, rows_of.MOST : rows_of.INNER]
+    low, high = rows[:, kernel.BOX_MIN : kernel.BOX_MAX], rows[:, kernel.BOX_MAX : kernel.INNER_FACES]
     columns["border"] = ((low == 0) | (high == np.array(shape) - 1)).any(axis=1)
     for channel in range(len(space.windows)):
-        begin = rows_of.CHANNELS + channel * rows_of.CHANNEL
-        part = rows[:, begin : begin + rows_of.CHANNEL]
-        columns |= {space.named(name, channel): values for name, values in _intensities(part, channel, space)}
+        begin = kernel.CHANNELS + channel * kernel.CHANNEL_WIDTH
+        counts = rows[:, begin : begin + kernel.CHANNEL_WIDTH]
+        for name, values in _intensity_columns(counts, channel, space):
+            columns[space.column_name(name, channel)] = values
     return pa.table(columns)
 
 
-def _places(rows: Rows, space: Space) -> Iterator[tuple[str, NDArray]]:
-    """Give where supervoxels lie, in voxels along (z, y, x) and in millimetres along (x, y, z)."""
-    centroid = rows[:, rows_of.SUMS : rows_of.LEAST] / rows[:, rows_of.SIZE, None]
-    low, high = rows[:, rows_of.LEAST : rows_of.MOST], rows[:, rows_of.MOST : rows_of.INNER] + 1
+def _position_columns(rows: CountRows, space: Space) -> Iterator[tuple[str, NDArray]]:
+    """Yield the positions of supervoxels, in voxels along (z, y, x) and in millimetres along (x, y, z)."""
+    centroid = rows[:, kernel.COORDINATE_SUMS : kernel.BOX_MIN] / rows[:, kernel.SIZE, None]
+    low, high = rows[:, kernel.BOX_MIN : kernel.BOX_MAX], rows[:, kernel.BOX_MAX : kernel.INNER_FACES] + 1
     for axis in range(3):
         yield f"centroid-{axis}", centroid[:, axis]
     for axis, values in enumerate([*low.T, *high.T]):
         yield f"bbox-{axis}", values
-    # A voxel's centre lies at its index, its faces half a voxel to both sides.
+    # A voxel's centre lies at its index, its faces half a voxel to either side.
     corners = []
     for axis, row in enumerate(space.affine):
-        yield f"centroid_world-{axis}", _weighted(centroid[:, ::-1], row[:3]) + row[3]
+        yield f"centroid_world-{axis}", _weighted_sum(centroid[:, ::-1], row[:3]) + row[3]
         ends = [(low[:, ::-1] - 0.5) * row[:3], (high[:, ::-1] - 0.5) * row[:3]]
         corners.append([pick(*ends) for pick in (np.minimum, np.maximum)])
     for end in range(2):
         for axis, row in enumerate(space.affine):
-            yield f"bbox_world-{3 * end + axis}", _weighted(corners[axis][end], (1, 1, 1)) + row[3]
+            yield f"bbox_world-{3 * end + axis}", _weighted_sum(corners[axis][end], (1, 1, 1)) + row[3]
 
 
-def _intensities(part: Rows, channel: int, space: Space) -> Iterator[tuple[str, NDArray | pa.Array]]:
-    """Give the figures of a channel's intensities; NaN where none was measured."""
-    measured = part[:, rows_of.MEASURED].astype(np.float64)
-    nothing = measured == 0
-    measured[nothing] = np.nan
+def _intensity_columns(counts: CountRows, channel: int, space: Space) -> Iterator[tuple[str, NDArray | pa.Array]]:
+    """Yield the statistics of a channel's intensities; NaN where none was measured."""
+    measured = counts[:, kernel.MEASURED].astype(np.float64)
+    empty = measured == 0
+    measured[empty] = np.nan
     scale = space.scales[channel]
-    mean = (_integers(part, rows_of.SUM) / scale + totals(part, rows_of.FAR)) / measured
-    # Beyond 1e154 there are no squares.
+    mean = (_join_sum(counts, kernel.UNIT_SUM) / scale + totals(counts, kernel.FAR_SUM)) / measured
+    # Squares of intensities beyond 1e154 overflow.
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = (_integers(part, rows_of.SQUARES) / scale / scale + totals(part, rows_of.FAR_SQUARES)) / measured
-        spread = np.sqrt(np.maximum(squares - mean * mean, 0))
-    low = np.ascontiguousarray(part[:, rows_of.LOW]).view(np.float64)
-    high = np.ascontiguousarray(part[:, rows_of.HIGH]).view(np.float64)
-    low[nothing] = high[nothing] = np.nan
-    # What units are rounded to may lie beyond all intensities.
+        squares = _join_sum(counts, kernel.UNIT_SQUARES) / scale / scale + totals(counts, kernel.FAR_SQUARES)
+        deviation = np.sqrt(np.maximum(squares / measured - mean * mean, 0))
+    low = np.ascontiguousarray(counts[:, kernel.MINIMUM]).view(np.float64)
+    high = np.ascontiguousarray(counts[:, kernel.MAXIMUM]).view(np.float64)
+    low[empty] = high[empty] = np.nan
+    # Rounding to units may move the mean beyond all intensities.
     yield "intensity_mean", np.clip(mean + space.pivots[channel], low, high)
-    yield "intensity_std", spread
+    yield "intensity_std", deviation
     yield "intensity_min", low
     yield "intensity_max", high
-    histogram = part[:, rows_of.HISTOGRAM :]
-    for percentile in PERCENTILES:
-        found = _percentile(histogram, percentile, space.windows[channel])
-        yield f"intensity_percentile_{percentile}", np.clip(found, low, high)
+    histogram = counts[:, kernel.BIN_COUNTS :]
+    for percentile in TABLE_PERCENTILES:
+        values = _histogram_percentile(histogram, percentile, space.windows[channel])
+        yield f"intensity_percentile_{percentile}", np.clip(values, low, high)
     yield "histogram", pa.FixedSizeListArray.from_arrays(pa.array(histogram.reshape(-1)), BINS)
 
 
-def _percentile(histogram: Rows, percentile: int, window: Limits) -> Floats:
-    """Find where so many in a hundred voxels lie below, with those of a bin spread evenly over it."""
+def _histogram_percentile(histogram: CountRows, percentile: int, window: Limits) -> Floats:
+    """Return a percentile of each histogram, with the voxels of a bin spread evenly over it."""
     counts = np.cumsum(histogram, axis=1)
-    wanted = counts[:, -1] * percentile / 100
+    rank = counts[:, -1] * percentile / 100
     rows = np.arange(len(counts))
-    bin_ = np.minimum((counts < wanted[:, None]).sum(axis=1), BINS - 1)
+    bin_ = np.minimum((counts < rank[:, None]).sum(axis=1), BINS - 1)
     own = histogram[rows, bin_]
     before = counts[rows, bin_] - own
-    inside = np.divide(wanted - before, own, out=np.full(len(rows), np.nan), where=own > 0)
-    found: Floats = window[0] + (bin_ + inside) / BINS * (window[1] - window[0])
-    return found
+    fraction = np.divide(rank - before, own, out=np.full(len(rows), np.nan), where=own > 0)
+    values: Floats = window[0] + (bin_ + fraction) / BINS * (window[1] - window[0])
+    return values
 
 
-def edge_table(rows: Rows, ends: pa.Table, space: Space) -> pa.Table:
-    """Give the edges of the region adjacency graph.
+def build_edge_table(rows: CountRows, supervoxels: pa.Table, space: Space) -> pa.Table:
+    """Return the edges of the region adjacency graph, see `dseeds.features`.
 
     Parameters
     ----------
     rows : ndarray of int64
-        The contacts' rows, see `kernel.measures`.
-    ends : pyarrow.Table
-        Of all supervoxels that touch there, sorted by label: label, means and histograms.
+        The contacts' rows, see `dseeds.measure.kernels.features`.
+    supervoxels : pyarrow.Table
+        The columns label, means and histograms of all supervoxels in these contacts, sorted by label.
     space : Space
-        Where they lie.
-
-    Returns
-    -------
-    pyarrow.Table
-        See `dseeds.features`.
+        The voxels' size and the intensity windows.
     """
-    faces = rows[:, rows_of.FACES : rows_of.STEPS]
+    faces = rows[:, kernel.FACES : kernel.STEP_CHANNELS]
     columns = {"source": rows[:, 0], "target": rows[:, 1], "num_faces": faces.sum(axis=1)}
-    columns["area"] = _weighted(faces, space.faces)
-    place = np.searchsorted(ends["label"].to_numpy(), rows[:, :2])
+    columns["area"] = _weighted_sum(faces, space.face_areas)
+    pairs = np.searchsorted(supervoxels["label"].to_numpy(), rows[:, :2])
     for channel in range(len(space.windows)):
-        mean = ends[space.named("intensity_mean", channel)].to_numpy()[place]
-        steps = rows[:, rows_of.STEPS + channel * rows_of.STEP_CHANNEL :][:, : rows_of.STEP_CHANNEL]
-        columns[space.named("intensity_difference", channel)] = np.abs(mean[:, 0] - mean[:, 1])
-        columns[space.named("intensity_gradient", channel)] = _gradient(steps, space, space.scales[channel])
-        histogram = ends[space.named("histogram", channel)].combine_chunks().flatten().to_numpy().reshape(-1, BINS)
-        columns[space.named("histogram_distance", channel)] = histogram_distance(histogram, place)
+        mean = supervoxels[space.column_name("intensity_mean", channel)].to_numpy()[pairs]
+        begin = kernel.STEP_CHANNELS + channel * kernel.STEP_CHANNEL_WIDTH
+        steps = rows[:, begin : begin + kernel.STEP_CHANNEL_WIDTH]
+        columns[space.column_name("intensity_difference", channel)] = np.abs(mean[:, 0] - mean[:, 1])
+        columns[space.column_name("intensity_gradient", channel)] = _gradient(steps, space, space.scales[channel])
+        column = supervoxels[space.column_name("histogram", channel)].combine_chunks()
+        histograms = column.flatten().to_numpy().reshape(-1, BINS)
+        columns[space.column_name("histogram_distance", channel)] = histogram_distance(histograms, pairs)
     return pa.table(columns)
 
 
-def _gradient(steps: Rows, space: Space, scale: float) -> Floats:
-    """Average the steps in intensity across a contact, per millimetre."""
-    measured = steps[:, rows_of.STEPS_MEASURED]
+def _gradient(steps: CountRows, space: Space, scale: float) -> Floats:
+    """Return the mean step in intensity across each contact, per millimetre."""
+    measured = steps[:, kernel.STEPS_MEASURED]
     inverses = [1 / (scale * length) for length in space.spacing]
-    total = _weighted(steps[:, rows_of.STEP : rows_of.FAR_STEP], inverses) + totals(steps, rows_of.FAR_STEP)
-    found: Floats = np.divide(total, measured, out=np.full(len(steps), np.nan), where=measured > 0)
-    return found
+    sums = steps[:, kernel.STEP_SUMS : kernel.FAR_STEP_SUM]
+    total = _weighted_sum(sums, inverses) + totals(steps, kernel.FAR_STEP_SUM)
+    gradient: Floats = np.divide(total, measured, out=np.full(len(steps), np.nan), where=measured > 0)
+    return gradient
 
 
 def histogram_distance(histograms: NDArray[np.int64], pairs: NDArray[np.int64]) -> Floats:
-    """Tell how far pairs of histograms are apart: ``1 - sum over bins of min(g / |g|, h / |h|)``.
+    """Return the distance of pairs of histograms: ``1 - sum over bins of min(g / |g|, h / |h|)``.
 
-    This is one less their intersection, and the total variation distance of the two distributions: M. J. Swain,
+    This is 1 minus their intersection, and the total variation distance of the two distributions: M. J. Swain,
     D. H. Ballard, "Color Indexing", IJCV 7, 1991.
 
     Parameters
@@ -266,12 +249,12 @@ def histogram_distance(histograms: NDArray[np.int64], pairs: NDArray[np.int64]) 
     histograms : ndarray of int64, shape (n, bins)
         The counts.
     pairs : ndarray of int64, shape (m, 2)
-        Which to compare.
+        The rows to compare.
 
     Returns
     -------
     ndarray of float64, shape (m,)
-        0 (alike) to 1; NaN where one counts nothing.
+        0 (equal) to 1; NaN if a histogram is empty.
 
     Examples
     --------
@@ -281,25 +264,25 @@ def histogram_distance(histograms: NDArray[np.int64], pairs: NDArray[np.int64]) 
     sizes = histograms.sum(axis=1).astype(np.float64)
     sizes[sizes == 0] = np.nan
     common = np.zeros(len(pairs))
-    # Bin after bin, for the sum's order to be one.
+    # Bin after bin, so that the order of the sum is fixed.
     for column in histograms.T:
         share = column / sizes
         common += np.minimum(share[pairs[:, 0]], share[pairs[:, 1]])
     return np.clip(1 - common, 0, 1)
 
 
-def _scale(width: float) -> float:
-    """Give the power of two that makes a window's width 2^24 to 2^25; the largest where it has none."""
+def _unit_scale(width: float) -> float:
+    """Return the power of two that maps a window's width to 2^24 .. 2^25; the largest for a width of 0."""
     return math.ldexp(1.0, max(-1000, min(1000, 25 - math.frexp(width)[1])) if width > 0 else 1000)
 
 
-def _integers(rows: Rows, at: int) -> Floats:
-    """Give sums that are stored as a part above some bits and one below, of which the latter may have grown."""
-    above, below = rows[:, at], rows[:, at + 1]
+def _join_sum(rows: CountRows, column: int) -> Floats:
+    """Return sums stored in two columns: the part above `BITS` bits, and the rest, which may have outgrown them."""
+    above, below = rows[:, column], rows[:, column + 1]
     return (above + (below >> BITS)) * float(1 << BITS) + (below & ((1 << BITS) - 1))
 
 
-def _weighted(values: NDArray, weights: Sequence[float]) -> Floats:
-    """Add up three columns with weights, from the first to the last."""
-    found: Floats = values[:, 0] * weights[0] + values[:, 1] * weights[1] + values[:, 2] * weights[2]
-    return found
+def _weighted_sum(values: NDArray, weights: Sequence[float]) -> Floats:
+    """Return the weighted sum of three columns, added in their order."""
+    total: Floats = values[:, 0] * weights[0] + values[:, 1] * weights[1] + values[:, 2] * weights[2]
+    return total

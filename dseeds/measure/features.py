@@ -33,8 +33,15 @@ from dseeds.io.labels import (
     open_labels,
     read_labels,
 )
-from dseeds.measure.columns import Space, are_whole, edge_table, feature_table, sorted_rows, supervoxel_counts
-from dseeds.measure.kernels import features as rows_of
+from dseeds.measure.columns import (
+    Space,
+    are_small_integers,
+    build_edge_table,
+    build_feature_table,
+    count_features,
+    sort_contacts,
+)
+from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.parallel.cluster import parse_memory
 from dseeds.parallel.executor import Executor, open_executor
@@ -121,12 +128,14 @@ class FeatureJob:
     @property
     def voxels(self) -> LabelRecords:
         """What regions say of supervoxels."""
-        return LabelRecords(self.dataset.scratch.at("voxels"), rows_of.CHANNELS + self.channels * rows_of.CHANNEL)
+        return LabelRecords(self.dataset.scratch.at("voxels"), kernel.CHANNELS + self.channels * kernel.CHANNEL_WIDTH)
 
     @property
     def contacts(self) -> LabelRecords:
         """What regions say of contacts."""
-        return LabelRecords(self.dataset.scratch.at("contacts"), rows_of.STEPS + self.channels * rows_of.STEP_CHANNEL)
+        return LabelRecords(
+            self.dataset.scratch.at("contacts"), kernel.STEP_CHANNELS + self.channels * kernel.STEP_CHANNEL_WIDTH
+        )
 
     @property
     def channels(self) -> int:
@@ -318,7 +327,7 @@ def measure_feature_region(survey: FeatureJob, number: int) -> tuple[int, BatchI
     if not labels.any():
         nothing = np.zeros((0, 6), np.int64)
         return number, nothing, nothing
-    voxels, contacts = supervoxel_counts(labels, survey.image.read(window.slices), box, survey.space)
+    voxels, contacts = count_features(labels, survey.image.read(window.slices), box, survey.space)
     # A task of a run that was given up may come late.
     survey.dataset.check_own()
     return number, survey.voxels.write(number, voxels), survey.contacts.write(number, contacts)
@@ -327,28 +336,30 @@ def measure_feature_region(survey: FeatureJob, number: int) -> tuple[int, BatchI
 def write_table(survey: FeatureJob, number: int, part: LabelRange) -> tuple[int, tuple[int, int, int]]:
     """Write the table of a range of labels; tell how many there are, and the first and the last."""
     rows = combine_voxels(survey.voxels.read(part))
-    table = feature_table(rows, survey.space, survey.tiling.shape)
+    table = build_feature_table(rows, survey.space, survey.tiling.shape)
     survey.dataset.write(TABLE, number, table)
     return number, (len(rows), int(rows[0, 0]), int(rows[-1, 0]))
 
 
 def write_edges(survey: FeatureJob, number: int, part: LabelRange, ends: list[tuple[int, int]]) -> int:
     """Write the edges whose lower labels are in a range; tell how many there are."""
-    rows = combine_contacts(sorted_rows(survey.contacts.read(part)))
-    columns = [survey.space.named(name, c) for c in range(survey.channels) for name in ("intensity_mean", "histogram")]
+    rows = combine_contacts(sort_contacts(survey.contacts.read(part)))
+    columns = [
+        survey.space.column_name(name, c) for c in range(survey.channels) for name in ("intensity_mean", "histogram")
+    ]
     tables = []
     # In pieces, for a background may touch millions of others, and each brings its histogram.
     for begin in range(0, max(len(rows), 1), RANGE):
         piece = rows[begin : begin + RANGE]
         touching = survey.dataset.read_rows(np.unique(piece[:, :2]), columns, ends)
-        tables.append(edge_table(piece, touching, survey.space))
+        tables.append(build_edge_table(piece, touching, survey.space))
     survey.dataset.write(EDGES, number, pa.concat_tables(tables))
     return len(rows)
 
 
 def voxel_bytes(image: Image) -> float:
     """Tell what a task holds for each voxel: labels as they are read and as kernels know them, intensities, bins."""
-    real = 0 if are_whole(image.dtypes) else 12
+    real = 0 if are_small_integers(image.dtypes) else 12
     return 16 + 2 * image.itemsize + image.channels * (6 + real)
 
 
@@ -362,7 +373,7 @@ def space_of(
         (float(z), float(y), float(x)),
         tuple(tuple(float(entry) for entry in row) for row in rows[:3]),
         windows,
-        are_whole(image.dtypes),
+        are_small_integers(image.dtypes),
     )
 
 

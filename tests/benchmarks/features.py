@@ -15,7 +15,7 @@ import numpy as np
 
 import dseeds
 from dseeds.core.geometry import Box, triple
-from dseeds.measure.columns import Space, are_whole, supervoxel_counts
+from dseeds.measure.columns import Space, are_small_integers, count_features
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.phantom import phantom
 from dseeds.seeds import rounds
@@ -57,7 +57,7 @@ def voxel_round(image: np.ndarray, step: int, repeats: int) -> tuple[float, np.n
 
 def tabulate(labels: np.ndarray, image: np.ndarray, space: Space) -> None:
     """Compute table and graph of a region, without reading and writing."""
-    voxels, contacts = supervoxel_counts(labels, [image], Box((0, 0, 0), triple(labels.shape)), space)
+    voxels, contacts = count_features(labels, [image], Box((0, 0, 0), triple(labels.shape)), space)
     combine_voxels(voxels)
     combine_contacts(contacts)
 
@@ -71,7 +71,7 @@ def main() -> None:
     print(f"{'dtype':<10}{'step':>5}{'round':>8}{'table and graph':>17}{'ratio':>7}   (ns per voxel)")
     for dtype in (np.uint16, np.float32):
         volume = image.astype(dtype)
-        space = Space((1.0, 1.0, 1.0), (), ((0.0, 1000.0),), are_whole([volume.dtype]))
+        space = Space((1.0, 1.0, 1.0), (), ((0.0, 1000.0),), are_small_integers([volume.dtype]))
         for step in (8, 16, 32):
             seconds, labels = voxel_round(volume, step, asked.repeats)
             ours = best(asked.repeats, partial(tabulate, labels, volume, space))
