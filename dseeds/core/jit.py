@@ -45,6 +45,16 @@ def jit(function: Function) -> Function:
     return cast(Function, kernel)
 
 
+def inlined_jit(function: Function) -> Function:
+    """Compile a step of a kernel that is called for every few voxels, without the GIL, into its caller.
+
+    Without `forceinline` the calls would cost more than the work; without `_nrt=False` each of them would count
+    references to all arrays. Such a function must not allocate.
+    """
+    options: dict[str, Any] = {"nogil": True, "forceinline": True, "_nrt": False}
+    return cast(Function, njit(**options)(function))
+
+
 class CodeCache(NullCache):
     """A read-only cache of compiled code, in Numba's cache interface."""
 

@@ -205,15 +205,15 @@ def _address(source: Any) -> str | None:
 
 def _complete_options(options: RunOptions, earlier: RunSpec) -> RunOptions:
     """Fill in the options of the run that is resumed."""
-    before, given = earlier.options.given(), options.given()
+    before, changes = earlier.options.given(), options.given()
     if earlier.mask_address is not None:
         # Unlike the option, it does not depend on the working directory.
         before["mask"] = earlier.mask_address
-    if given.keys() & {"step", "n_segments"}:
+    if changes.keys() & {"step", "n_segments"}:
         before = {name: value for name, value in before.items() if name not in ("step", "n_segments")}
     # The regions stay what they are, even if they were chosen by the run.
     region = [cells * step for cells, step in zip(earlier.region, earlier.step, strict=True)]
-    return RunOptions(**{"region": region, **before, **given})
+    return RunOptions(**{"region": region, **before, **changes})
 
 
 def check_resumable(earlier: RunSpec, spec: RunSpec, target: str) -> None:

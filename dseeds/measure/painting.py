@@ -120,7 +120,7 @@ class PaintJob:
         """Paint the voxels in a box, and count those whose label, other than 0, has no value."""
         labels = read_labels(self.labels, box)
         painted = np.empty(labels.shape, self.dtype)
-        return painted, paint_voxels(labels, *self.values.of(labels), self.fill, painted)
+        return painted, paint_voxels(labels, *self.values.select(labels), self.fill, painted)
 
     def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
         """Paint what an index along (z, y, x) selects, no more: Dask hands down numbers, slices and lists."""

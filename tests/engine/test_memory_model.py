@@ -101,24 +101,24 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
     source[:] = (60 + 10 * np.random.default_rng(0).normal(size=shape)).astype(dtype)
     asked = RunOptions(step=step, region=region, **cut)
     run, _ = prepare_run(tmp_path / "image.zarr", tmp_path / "labels.zarr", asked, lambda: workers(64 * GIB))
-    course = run.state()
-    create_scratch(run, course)
-    import_source(run, course.job, lambda: None)
-    begin_labels(run, course.job)
-    job, peaks = course.job, {}
+    state = run.state()
+    create_scratch(run, state)
+    import_source(run, state.job, lambda: None)
+    begin_labels(run, state.job)
+    job, peaks = state.job, {}
 
     def measure(phase, number):
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
-        perform_task(course.job, phase, number, course.task_input(phase, number))
+        perform_task(state.job, phase, number, state.task_input(phase, number))
         peak = tracemalloc.get_traced_memory()[1] - before
         peaks[phase.stage] = max(peak, peaks.get(phase.stage, 0))
 
     with zarr.config.set({"async.concurrency": READ_AT_ONCE}):
-        while (phase := course.current) is not None:
+        while (phase := state.current) is not None:
             # Once without a look at the memory, which compiling takes too.
-            numbers = course.regions(phase)
-            marks = {n: perform_task(course.job, phase, n, course.task_input(phase, n)).outcome for n in numbers}
+            numbers = state.regions(phase)
+            marks = {n: perform_task(state.job, phase, n, state.task_input(phase, n)).outcome for n in numbers}
             tracemalloc.start()
             try:
                 # One at each end and one in the middle are enough of a look, which takes its time.
@@ -126,7 +126,7 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
                     measure(phase, number)
             finally:
                 tracemalloc.stop()
-            course.close(phase, marks)
+            state.close(phase, marks)
     chunks = chunk_shapes(run.image, run.spec.label_chunk)
     load = task_shape(run.image, run.spec.parameters)
     projected = stage_bytes(job.lattice, job.region, load, chunks)

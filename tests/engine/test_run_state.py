@@ -1,4 +1,4 @@
-"""The course of a run: replayed from its records it is the same, and scratch holds what is needed and no more."""
+"""The state of a run: a replay of its records gives the same state, and scratch holds what is needed and no more."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +24,6 @@ from dseeds.storage.location import open_location
 from tests.support.intensities import intensity_window
 
 WORDS = {"quantise": "all", "label": "labelled", "merge": "merged", "window": "counted"}
-
-
 WINDOW = (0.0, 1.0)
 
 
@@ -41,38 +39,38 @@ def job_in(folder, shape, step=(4, 4, 4), region=(2, 2, 2), image=None):
     )
 
 
-def course_in(job, window=WINDOW):
-    state = RunState(job, WindowSearch(job.source.dtypes, [window]), ImageQuery())
-    state.replay()
-    return state
+def replayed_state(job, window=WINDOW):
+    run_state = RunState(job, WindowSearch(job.source.dtypes, [window]), ImageQuery())
+    run_state.replay()
+    return run_state
 
 
 @contextmanager
-def course_of(*arguments, **options):
+def new_state(*arguments, **options):
     with TemporaryDirectory() as folder:
-        yield course_in(job_in(folder, *arguments, **options))
+        yield replayed_state(job_in(folder, *arguments, **options))
 
 
-def state(course):
+def summary(run_state):
     return (
-        course.done,
-        course.phases,
-        course.job.windows,
-        course.search,
-        [flags.tolist() for flags in course._swept],
-        [flags.tolist() for flags in course._moved],
+        run_state.done,
+        run_state.phases,
+        run_state.job.windows,
+        run_state.search,
+        [flags.tolist() for flags in run_state._swept],
+        [flags.tolist() for flags in run_state._moved],
     )
 
 
-def walk(course, chance, moving):
+def walk(run_state, chance, moving):
     """Go through all phases as if tasks were done, with random regions that move; yield at each before it is closed."""
-    while (phase := course.current) is not None:
+    while (phase := run_state.current) is not None:
         yield phase
         if phase.stage.startswith("sweep"):
-            marks = {n: "moved" if chance.random() < moving else "still" for n in course.regions(phase)}
+            marks = {n: "moved" if chance.random() < moving else "still" for n in run_state.regions(phase)}
         else:
-            marks = dict.fromkeys(course.regions(phase), WORDS[phase.stage])
-        course.close(phase, marks)
+            marks = dict.fromkeys(run_state.regions(phase), WORDS[phase.stage])
+        run_state.close(phase, marks)
 
 
 shapes = st.tuples(st.integers(4, 6), st.integers(4, 10), st.integers(30, 70))
@@ -85,32 +83,32 @@ moving = st.sampled_from([0, 0.02, 0.3, 1])
 @settings(max_examples=8)
 @given(cases, moving, st.integers(0, 2**32))
 def test_replayed_it_is_the_same(case, share, seed):
-    with course_of(*case) as course:
-        for phase in walk(course, np.random.default_rng(seed), share):
-            again = course_in(course.job)
-            assert state(again) == state(course)
+    with new_state(*case) as run_state:
+        for phase in walk(run_state, np.random.default_rng(seed), share):
+            again = replayed_state(run_state.job)
+            assert summary(again) == summary(run_state)
             assert again.current == phase
-            assert again.regions(phase) == course.regions(phase)
-        assert course_in(course.job).current is None
+            assert again.regions(phase) == run_state.regions(phase)
+        assert replayed_state(run_state.job).current is None
 
 
 @settings(max_examples=8)
 @given(cases, moving, st.integers(0, 2**32))
 def test_who_rests_and_what_it_wrote_last(case, share, seed):
     """By definition: a region works unless nothing within reach has moved in the last two rounds."""
-    with course_of(*case) as course:
-        job, moved, last = course.job, [], {}
-        for phase in walk(course, np.random.default_rng(seed), share):
+    with new_state(*case) as run_state:
+        job, moved, last = run_state.job, [], {}
+        for phase in walk(run_state, np.random.default_rng(seed), share):
             turn = len(job.schedule) if phase == LABEL else phase.turn
             if phase.stage == "merge" or phase == LABEL:
-                moved.append(course._moved[-1])
-                last.update(dict.fromkeys(np.flatnonzero(course._swept[-1]).tolist(), turn - 1))
+                moved.append(run_state._moved[-1])
+                last.update(dict.fromkeys(np.flatnonzero(run_state._swept[-1]).tolist(), turn - 1))
             if phase.stage.startswith("sweep"):
-                assert course.regions(phase) == [n for n in range(len(job.regions)) if works(job, turn, n, moved)]
+                assert run_state.regions(phase) == [n for n in range(len(job.regions)) if works(job, turn, n, moved)]
             if phase != QUANTISE:
                 for number in {0, len(job.regions) // 2, len(job.regions) - 1}:
                     near = within(job, number, turn) if turn else []
-                    assert course.task_input(phase, number) == {n: last[n] for n in near if last[n] != turn - 1}
+                    assert run_state.task_input(phase, number) == {n: last[n] for n in near if last[n] != turn - 1}
 
 
 def works(job, turn, number, moved):
@@ -135,11 +133,11 @@ def within(job, number, turn):
 @given(cases, moving, st.integers(0, 2**32))
 def test_scratch_holds_what_is_needed_and_no_more(case, share, seed):
     """What the phase to come reads, and what doing the last one again would read; and that does not grow."""
-    with course_of(*case) as course:
-        job, before = course.job, RunState(course.job, course.search)
-        for phase in walk(course, np.random.default_rng(seed), share):
+    with new_state(*case) as run_state:
+        job, before = run_state.job, RunState(run_state.job, run_state.search)
+        for phase in walk(run_state, np.random.default_rng(seed), share):
             held = {(path.parts[-3], int(path.name)) for path in Path(job.scratch).glob("*/c/*")}
-            for followed, reader in ((course, phase), *((before, last) for last in course.done[-1:])):
+            for followed, reader in ((run_state, phase), *((before, last) for last in run_state.done[-1:])):
                 for number in followed.regions(reader):
                     missing = read_by(followed, reader, number) - held
                     assert not missing, (reader, number)
@@ -152,12 +150,12 @@ def test_scratch_holds_what_is_needed_and_no_more(case, share, seed):
                 allowed = [n for n, round_ in enumerate(job.schedule) if round_.level == level and share < 1]
                 older = {codes_name(turn) for turn in range(phase.turn - 2)}
                 assert older & kept <= {codes_name(turn) for turn in allowed}
-            for number in course.regions(phase):
+            for number in run_state.regions(phase):
                 for name in written(job, phase):
                     path = Path(job.scratch) / name / "c" / str(number)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.touch()
-            before = course_in(job)
+            before = replayed_state(job)
 
 
 def written(job, phase):
@@ -175,12 +173,12 @@ def written(job, phase):
     return []
 
 
-def read_by(course, phase, number):
+def read_by(run_state, phase, number):
     """Which regions' parts of which arrays a task reads."""
-    job, turn, rounds = course.job, phase.turn, course.job.schedule
+    job, turn, rounds = run_state.job, phase.turn, run_state.job.schedule
     if phase == QUANTISE:
         return set()
-    rested = course.task_input(phase, number)
+    rested = run_state.task_input(phase, number)
     if phase == LABEL:
         return {(codes_name(rested.get(number, len(rounds) - 1)), number)}
     if phase.stage == "merge":
@@ -201,17 +199,17 @@ def read_by(course, phase, number):
 
 
 def found_by(image, folder, region=(2, 2, 2)):
-    """The course of a run whose window has been found, all its tasks done."""
+    """The run_state of a run whose window has been found, all its tasks done."""
     job = job_in(folder, image.shape, region=region, image=image)
-    course = course_in(job, None)
-    job.store.create(course.layouts)
-    while course.current.stage == "window":
-        phase = course.current
-        assert state(course_in(job, None)) == state(course)
-        for number in course.regions(phase):
-            perform_task(course.job, phase, number, course.task_input(phase, number))
-        course.close(phase, job.journal.marks(phase))
-    return course
+    run_state = replayed_state(job, None)
+    job.store.create(run_state.layouts)
+    while run_state.current.stage == "window":
+        phase = run_state.current
+        assert summary(replayed_state(job, None)) == summary(run_state)
+        for number in run_state.regions(phase):
+            perform_task(run_state.job, phase, number, run_state.task_input(phase, number))
+        run_state.close(phase, job.journal.marks(phase))
+    return run_state
 
 
 @settings(max_examples=8)
@@ -223,38 +221,38 @@ def found_by(image, folder, region=(2, 2, 2)):
 def test_the_window_is_that_of_the_whole(dtype, shape, seed):
     image = np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
     with TemporaryDirectory() as folder:
-        course = found_by(image, folder)
-        assert course.job.windows == (intensity_window(image),)
-        assert course.phases == course.planned
-        assert course_in(course.job, None).job.windows == course.job.windows
+        run_state = found_by(image, folder)
+        assert run_state.job.windows == (intensity_window(image),)
+        assert run_state.phases == run_state.planned
+        assert replayed_state(run_state.job, None).job.windows == run_state.job.windows
         # Counts are wanted no more when all is quantised.
-        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "all"))
+        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), "all"))
         assert list(Path(folder, "scratch").glob("digits-*/c")) == []
         assert Path(folder, "scratch", digits_name(0), "zarr.json").exists()
 
 
 def test_a_constant_image_has_no_rounds():
     with TemporaryDirectory() as folder:
-        course = found_by(np.full((8, 8, 8), 3, np.uint8), folder)
-        assert course.phases == [Phase("window"), QUANTISE, LABEL]
-        assert set(course.phases) < set(course.planned)
-        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "all"))
-        assert course.current == LABEL
-        assert course.task_input(LABEL, 0) == {}
+        run_state = found_by(np.full((8, 8, 8), 3, np.uint8), folder)
+        assert run_state.phases == [Phase("window"), QUANTISE, LABEL]
+        assert set(run_state.phases) < set(run_state.planned)
+        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), "all"))
+        assert run_state.current == LABEL
+        assert run_state.task_input(LABEL, 0) == {}
 
 
 def test_nothing_finite_is_noticed():
     with TemporaryDirectory() as folder, pytest.raises(NoFiniteValues):
         found_by(np.full((8, 8, 8), np.nan), folder)
-    with course_of((8, 8, 8)) as course, pytest.raises(NoFiniteValues):
-        course.close(QUANTISE, dict.fromkeys(course.regions(QUANTISE), "nothing"))
+    with new_state((8, 8, 8)) as run_state, pytest.raises(NoFiniteValues):
+        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), "nothing"))
 
 
 def test_many_regions_in_a_record():
     """A bit for each, packed."""
-    with course_of((4, 400, 400), region=(1, 1, 1)) as course:
+    with new_state((4, 400, 400), region=(1, 1, 1)) as run_state:
         chance = np.random.default_rng(0)
         numbers = sorted(chance.choice(10_000, 300, replace=False).tolist())
-        text = course._pack(numbers)
-        assert np.flatnonzero(course._unpack(text)).tolist() == numbers
+        text = run_state._pack(numbers)
+        assert np.flatnonzero(run_state._unpack(text)).tolist() == numbers
         assert len(text) < 10_000 // 8 * 4 // 3

@@ -21,8 +21,8 @@ def faulty_workers(started, tmp_path, monkeypatch):
     """Return a function that makes tasks fail on workers started afterwards."""
     (tmp_path / "faults").mkdir()
 
-    def make(*wanted):
-        faults = [Fault(str(tmp_path / "faults"), *fault) for fault in wanted]
+    def make(*requested):
+        faults = [Fault(str(tmp_path / "faults"), *fault) for fault in requested]
         for name, value in faulty_tasks.environment(*faults).items():
             monkeypatch.setenv(name, value)
         return faults

@@ -23,13 +23,13 @@ from tests.support.faults import (
     FLOATS,
     IMAGE,
     WHOLE,
-    assert_whole,
-    interrupted,
+    assert_labels,
+    interrupt_run,
     kill_group,
     once,
     program,
     remove,
-    resumed,
+    resume_run,
     run_folder,
 )
 from tests.support.runs import (
@@ -69,7 +69,7 @@ def test_two_runs_of_one_target(out, client, holder):
     began = time.monotonic()
     leases.check_free(open_location(run_folder(target)))
     assert time.monotonic() - began < leases.WATCH_SECONDS
-    resumed(target, client, source)
+    resume_run(target, client, source)
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["to its end", "while it is at work"])
@@ -96,14 +96,14 @@ def test_a_run_that_is_taken_over_from_a_stopped_process(out, client, holder, mo
     if done:
         wake()
     assert progress.happened != done
-    assert_whole(target)
+    assert_labels(target)
 
 
 @pytest.mark.parametrize("beats", [True, False])
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_lease_of_another_machine(out, client, monkeypatch, beats, readable):
     target = out / "labels.zarr"
-    interrupted(target, client)
+    interrupt_run(target, client)
     monkeypatch.setattr(leases, "WATCH_SECONDS", 1.0)
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
     path = run_folder(target) / "lease" / "000007.json"
@@ -120,7 +120,7 @@ def test_a_lease_of_another_machine(out, client, monkeypatch, beats, readable):
 
     write()
     if not beats:
-        resumed(target, client)
+        resume_run(target, client)
         return
     thread = threading.Thread(target=beat)
     thread.start()
@@ -130,7 +130,7 @@ def test_a_lease_of_another_machine(out, client, monkeypatch, beats, readable):
     finally:
         stop.set()
         thread.join(SECONDS)
-    resumed(target, client)
+    resume_run(target, client)
 
 
 @pytest.mark.parametrize("beats", ["taken over", "taken away"])
@@ -150,10 +150,10 @@ def test_a_lease_that_is_lost_is_noticed_before_a_phase_is_closed(out, client, m
     with pytest.raises(LeaseLost) as caught:
         segment(IMAGE, target, client=client, progress=progress, **ASKED)
     assert_sentence(caught.value)
-    assert progress.told[-1][1] == "merge", "no further stage was begun"
+    assert progress.events[-1][1] == "merge", "no further stage was begun"
     remove(run_folder(target) / "lease") if beats == "taken over" else None
     monkeypatch.undo()
-    resumed(target, client)
+    resume_run(target, client)
 
 
 def test_tasks_of_older_phases_that_run_again_late(out, client, monkeypatch):
@@ -174,12 +174,12 @@ def test_tasks_of_older_phases_that_run_again_late(out, client, monkeypatch):
     monkeypatch.setattr(StageRunner, "run", noting)
     progress = once(lambda event, stage, number: (event, stage, number) == ("advance", "sweep-voxels", 10), again)
     last = when("begin", "label", None, again)
-    progress.act = (lambda first, second: lambda *told: (first(*told), second(*told)))(progress.act, last.act)
+    progress.act = (lambda first, second: lambda *events: (first(*events), second(*events)))(progress.act, last.act)
     segment(FLOATS, target, client=client, progress=progress, **ASKED)
     assert progress.happened
     assert last.happened
     whole = supervoxels(FLOATS, step=8)
-    assert_whole(target, whole)
+    assert_labels(target, whole)
     again()
     np.testing.assert_array_equal(labels_in(target), whole)
     # Leftovers of a run that is gone disturb no other run, whose labels they do not write.

@@ -13,14 +13,14 @@ from tests.support.faults import (
     FLOATS,
     IMAGE,
     as_nifti,
-    assert_whole,
+    assert_labels,
     damage,
     empty,
     flip,
     identity_folder,
-    interrupted,
+    interrupt_run,
     remove,
-    resumed,
+    resume_run,
     run_folder,
     truncate,
     zero,
@@ -42,15 +42,15 @@ def shards(target, name):
 @pytest.fixture
 def mended(monkeypatch):
     """The names of the arrays in which damage was detected."""
-    found = []
+    names = []
 
     def noting(self, damage):
-        found.append(damage.name)
+        names.append(damage.name)
         return repair(self, damage)
 
     repair = Repairer.repair
     monkeypatch.setattr(Repairer, "repair", noting)
-    return found
+    return names
 
 
 @pytest.mark.parametrize(
@@ -83,39 +83,39 @@ def test_damaged_scratch_is_noticed_and_made_again(tmp_path, out, client, mended
     source = as_nifti(tmp_path / "image.nii", FLOATS)
     target = out / ("labels.nii.gz" if name == "labels" else "labels.zarr")
 
-    def hurt():
+    def harm():
         files = shards(target, name)
         # The source is stored in slabs, not in regions.
         assert len(files) == (1 if name == "source-0" else 4)
         damage(files)
 
-    progress = when("advance", stage, number, hurt)
+    progress = when("advance", stage, number, harm)
     segment(source, target, client=client, progress=progress, **ASKED)
     assert progress.happened
     assert name in mended
-    assert_whole(target, supervoxels(FLOATS, step=8))
+    assert_labels(target, supervoxels(FLOATS, step=8))
 
 
-@pytest.mark.parametrize("hurt", DAMAGES)
-def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, hurt):
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, harm):
     source, target = as_nifti(tmp_path / "image.nii"), out / "labels.zarr"
-    progress = when("begin", "window", None, lambda: hurt(shards(target, "source-0")[0]))
+    progress = when("begin", "window", None, lambda: harm(shards(target, "source-0")[0]))
     segment(source, target, client=client, progress=progress, **ASKED)
     assert progress.happened
     assert mended[0] == "source-0"
-    assert_whole(target)
+    assert_labels(target)
 
 
 @pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "merge", "sweep-voxels"])
 @pytest.mark.parametrize("first", [0, 1])
-def test_scratch_damaged_before_it_is_gone_on_with(out, client, stage, first):
+def test_scratch_damaged_before_the_run_is_resumed(out, client, stage, first):
     """One shard of many arrays is damaged; the inputs that could restore it may be lost, too."""
     target = out / "labels.zarr"
-    interrupted(target, client, stage, 4)
+    interrupt_run(target, client, stage, 4)
     arrays = sorted(path.name for path in (identity_folder(target) / "scratch").iterdir())
     damage([path for name in arrays[first::2] for path in shards(target, name)[1:2]])
     try:
-        resumed(target, client)
+        resume_run(target, client)
     except BeyondRepair as error:
         assert_beyond_repair(error, target, client)
 
@@ -127,7 +127,7 @@ def assert_beyond_repair(error, target, client):
     assert not hasattr(error, "__notes__")
     assert_no_image(target)
     segment(IMAGE, target, overwrite=True, client=client, **ASKED)
-    assert_whole(target)
+    assert_labels(target)
 
 
 @pytest.mark.parametrize("turn", [2, 6, 10])
@@ -135,14 +135,14 @@ def test_codes_of_two_rounds_damaged(out, client, mended, turn):
     target = out / "labels.zarr"
     stage, number = ("sweep-blocks", 4 * (turn + 1)) if turn < 9 else ("sweep-voxels", 4 * (turn - 8))
 
-    def hurt():
+    def harm():
         damage(shards(target, f"codes-{turn:02}"))
         damage(shards(target, f"codes-{turn - 1:02}"))
 
-    progress = when("advance", stage, number, hurt)
+    progress = when("advance", stage, number, harm)
     try:
         segment(IMAGE, target, client=client, progress=progress, **ASKED)
-        assert_whole(target)
+        assert_labels(target)
     except BeyondRepair as error:
         assert_beyond_repair(error, target, client)
     assert progress.happened
@@ -154,65 +154,65 @@ def test_codes_of_regions_that_rest_damaged(out, client, mended):
     image = np.zeros((16, 16, 160))
     image[:, :, :12] = np.random.default_rng(0).normal(3, 1, (16, 16, 12))
     target = out / "labels.zarr"
-    asked = {**ASKED, "window": (0, 6), "client": client}
+    parameters = {**ASKED, "window": (0, 6), "client": client}
 
-    def hurt():
+    def harm():
         for array in (identity_folder(target) / "scratch").glob("codes-*"):
             for path in shards(target, array.name)[-1:]:
                 flip(path)
 
-    progress = when("begin", "label", None, hurt)
+    progress = when("begin", "label", None, harm)
     try:
-        segment(image, target, progress=progress, **asked)
+        segment(image, target, progress=progress, **parameters)
     except BeyondRepair as error:
         assert_sentence(error)
-        segment(image, target, overwrite=True, **asked)
+        segment(image, target, overwrite=True, **parameters)
     assert progress.happened
     assert mended
-    assert_whole(target, supervoxels(image, step=8, window=(0, 6)))
+    assert_labels(target, supervoxels(image, step=8, window=(0, 6)))
 
 
-@pytest.mark.parametrize("hurt", [truncate, remove, zero, empty])
-def test_labels_damaged_before_it_is_gone_on_with(out, client, hurt):
+@pytest.mark.parametrize("harm", [truncate, remove, zero, empty])
+def test_labels_damaged_before_the_run_is_resumed(out, client, harm):
     """Label chunks in the target carry no checksums, because other readers would not understand them."""
     target = out / "labels.zarr"
-    interrupted(target, client, "label", 4)
-    hurt(target / "0" / "c" / "0" / "0" / "2")
-    resumed(target, client)
+    interrupt_run(target, client, "label", 4)
+    harm(target / "0" / "c" / "0" / "0" / "2")
+    resume_run(target, client)
 
 
 @pytest.mark.parametrize("what", ["run.json", "quantise.json", "sweep-03.json", "window-00.json"])
-def test_what_is_known_of_a_run_is_damaged(out, client, what):
+def test_damaged_records_are_refused(out, client, what):
     target = out / "labels.zarr"
-    interrupted(target, client)
+    interrupt_run(target, client)
     path = next(run_folder(target).rglob(what))
     before, sound = snapshot(out), path.read_bytes()
-    for hurt in (flip, truncate, zero, empty):
-        hurt(path)
+    for harm in (flip, truncate, zero, empty):
+        harm(path)
         with pytest.raises(ValueError, match=f"{what} is damaged") as caught:
             segment(IMAGE, target, resume=True, client=client)
         assert_sentence(caught.value)
         path.write_bytes(sound)
         assert snapshot(out) == before
-    resumed(target, client)
+    resume_run(target, client)
 
 
-@pytest.mark.parametrize("hurt", [truncate, remove, zero, empty])
-def test_what_is_known_of_a_failure_is_damaged(out, client, hurt):
+@pytest.mark.parametrize("harm", [truncate, remove, zero, empty])
+def test_a_damaged_failure_record_does_not_matter(out, client, harm):
     """The record is for people; nothing depends on it."""
     target = out / "labels.zarr"
-    interrupted(target, client)
+    interrupt_run(target, client)
     path = run_folder(target) / "failure.json"
     path.write_text('{"phase": "merge-02", "region": 1}')
-    hurt(path)
+    harm(path)
     assert run_directory.read_failure(open_location(run_folder(target))) is None
-    resumed(target, client)
+    resume_run(target, client)
 
 
 def test_one_letter_of_a_record_is_another(out, client):
     """A record that still parses is not trusted: another window would give other labels."""
     target = out / "labels.zarr"
-    interrupted(target, client)
+    interrupt_run(target, client)
     path = next(run_folder(target).rglob("window-00.json"))
     sound = path.read_bytes()
     for place in [n for n, letter in enumerate(sound) if chr(letter).isdecimal()]:
@@ -221,4 +221,4 @@ def test_one_letter_of_a_record_is_another(out, client):
         with pytest.raises(ValueError, match="damaged"):
             segment(IMAGE, target, resume=True, client=client)
     path.write_bytes(sound)
-    resumed(target, client)
+    resume_run(target, client)

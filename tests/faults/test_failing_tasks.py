@@ -15,8 +15,8 @@ from tests.support.clusters import worker_process_client
 from tests.support.faults import (
     ASKED,
     IMAGE,
-    assert_whole,
-    resumed,
+    assert_labels,
+    resume_run,
     run_folder,
 )
 from tests.support.faulty_tasks import Fault
@@ -51,8 +51,8 @@ def test_a_task_that_never_fits_its_worker(out, client, faulty_workers, own):
     """It kills a few workers, but no other task fails."""
     (fault,) = faulty_workers(("merge", 2, 1, "eat"))
     target = out / "labels.zarr"
-    says = r"merge-02 of region 1 failed .*most likely because it ran out of memory"
-    with theirs(own, "700MiB") as more, pytest.raises(RegionFailed, match=says) as caught:
+    message = r"merge-02 of region 1 failed .*most likely because it ran out of memory"
+    with theirs(own, "700MiB") as more, pytest.raises(RegionFailed, match=message) as caught:
         segment(IMAGE, target, progress=Recorder(), **ASKED, **more)
     assert_sentence(caught.value)
     assert fault.happened <= (3 if own else 4)
@@ -61,7 +61,7 @@ def test_a_task_that_never_fits_its_worker(out, client, faulty_workers, own):
     assert go_on.endswith(f"{target} --resume")
     failed = json.loads((run_folder(target) / "failure.json").read_text())
     assert (failed["phase"], failed["region"]) == ("merge-02", 1)
-    report = resumed(target, client)
+    report = resume_run(target, client)
     # All other regions were done.
     assert next(stage.skipped for stage in report.stages if stage.name == "merge") >= 3
 
@@ -71,7 +71,7 @@ def test_a_task_that_does_not_fit_its_worker_once(out, faulty_workers):
     report = segment(IMAGE, out / "labels.zarr", workers=2, memory="700MiB", progress=Recorder(), **ASKED)
     assert fault.happened == 1
     assert report.retried >= 1
-    assert_whole(out / "labels.zarr")
+    assert_labels(out / "labels.zarr")
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def faulty_here(tmp_path, monkeypatch):
     """Return a function that makes tasks fail in this process."""
     (tmp_path / "faults").mkdir()
 
-    def make(*wanted):
-        fault = Fault(str(tmp_path / "faults"), *wanted)
+    def make(*requested):
+        fault = Fault(str(tmp_path / "faults"), *requested)
         monkeypatch.setitem(tasks._TASKS, fault.stage, fault.wrapped(tasks._TASKS[fault.stage]))
         return fault
 
@@ -93,8 +93,8 @@ def test_a_task_that_fails_at_first(out, client, faulty_here, stage, times):
     fault = faulty_here(stage, None, 3, "raise", times)
     report = segment(IMAGE, out / "labels.zarr", client=client, **ASKED)
     assert fault.happened == report.retried == times
-    assert {found.name: found.retried for found in report.stages}[stage] == times
-    assert_whole(out / "labels.zarr")
+    assert {result.name: result.retried for result in report.stages}[stage] == times
+    assert_labels(out / "labels.zarr")
 
 
 def test_a_task_that_fails_always_can_be_looked_at(tmp_path, out, client, faulty_here, monkeypatch, capsys):
@@ -105,13 +105,15 @@ def test_a_task_that_fails_always_can_be_looked_at(tmp_path, out, client, faulty
         code = cli.main(
             ["segment", str(source), str(target), "--step", "8", "--region", "16", "--scheduler", address, "--quiet"]
         )
-        said = capsys.readouterr().err.splitlines()
+        output = capsys.readouterr().err.splitlines()
         assert code == 1
-        assert said[0] == ("error: sweep-02 of region 1 failed 3 times (ArithmeticError: a fault of the test)"), said
+        assert output[0] == ("error: sweep-02 of region 1 failed 3 times (ArithmeticError: a fault of the test)"), (
+            output
+        )
         assert fault.happened == 3
         failed = json.loads((run_folder(target) / "failure.json").read_text())
         assert (failed["phase"], failed["region"], failed["attempts"]) == ("sweep-02", 1, 3)
-        debug, go_on = (shlex.split(line.partition(": dseeds ")[2] or line.partition(": ")[2]) for line in said[1:])
+        debug, go_on = (shlex.split(line.partition(": dseeds ")[2] or line.partition(": ")[2]) for line in output[1:])
         assert cli.main(debug) == 1
         shown = capsys.readouterr().err
         assert "Traceback" in shown
@@ -120,7 +122,7 @@ def test_a_task_that_fails_always_can_be_looked_at(tmp_path, out, client, faulty
     monkeypatch.undo()
     assert cli.main(debug) == 0
     assert cli.main([*go_on, "--scheduler", address, "--quiet"]) == 0
-    assert_whole(target)
+    assert_labels(target)
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def test_a_target_that_is_read_only(disk, client):
     make(disk, "rw")
     assert names_in(disk) == []
     segment(IMAGE, disk / "labels.zarr", client=client, **ASKED)
-    assert_whole(disk / "labels.zarr")
+    assert_labels(disk / "labels.zarr")
 
 
 @pytest.mark.parametrize("stage", ["window", "merge", "label"])
@@ -166,4 +168,4 @@ def test_a_target_that_becomes_read_only(disk, client, stage):
     assert any(note.endswith("--resume") for note in caught.value.__notes__)
     make(disk, "rw")
     assert_no_image(disk / "labels.zarr")
-    resumed(disk / "labels.zarr", client)
+    resume_run(disk / "labels.zarr", client)

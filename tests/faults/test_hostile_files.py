@@ -47,7 +47,7 @@ def test_a_header_that_promises_the_earth(tmp_path, ending):
         open_source(path)
 
 
-def test_gzip_that_shrinks_a_lot_is_no_lie(tmp_path):
+def test_a_high_gzip_ratio_is_accepted(tmp_path):
     data = np.zeros((300, 300, 300), "u1")
     nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii.gz")
     raw = gzip.compress(gzip.decompress((tmp_path / "a.nii.gz").read_bytes()), 9)
@@ -66,7 +66,7 @@ def test_the_first_volume_of_a_series_that_was_cut_short(tmp_path):
         open_source(path, volume=2)
 
 
-def test_what_overflows_in_scaling_is_infinite(tmp_path):
+def test_values_that_overflow_in_scaling_are_infinite(tmp_path):
     path = tmp_path / "a.nii"
     image = nibabel.Nifti1Image(np.full((7, 6, 5), 1e300), np.eye(4))
     nibabel.save(image, path)
@@ -108,14 +108,14 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_zarr(tmp_path, name):
-    options, edit, says = ODD[name]
+    options, edit, message = ODD[name]
     sound_array(tmp_path / "a.zarr", 3, **options)
     change(tmp_path / "a.zarr", "zarr.json", edit)
     with watched():
-        if says is None:
+        if message is None:
             assert open_source(tmp_path / "a.zarr").read((slice(0, 2),) * 3).shape == (2, 2, 2)
             return
-        with pytest.raises(ValueError, match=says) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             open_source(tmp_path / "a.zarr").read((slice(0, 2),) * 3)
     assert_sentence(str(caught.value))
 
@@ -190,7 +190,7 @@ def test_links_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("noted", [{"phantom": [1]}, {"phantom": None}, {"parameters": 3}, {"parameters": None}, {}])
-def test_notes_that_somebody_changed(tmp_path, noted):
+def test_changed_attributes(tmp_path, noted):
     sound_image(tmp_path / "a.zarr", 3)
     zarr.open_group(tmp_path / "a.zarr").attrs["dseeds"] = noted
     assert describe(tmp_path / "a.zarr", volume=0)["shape"] == [6, 7, 8]

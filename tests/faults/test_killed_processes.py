@@ -18,12 +18,12 @@ from tests.support.faults import (
     IMAGE,
     WORK,
     as_nifti,
-    assert_whole,
+    assert_labels,
     identity_folder,
     kill_group,
     program,
     remove,
-    resumed,
+    resume_run,
     run_folder,
 )
 from tests.support.runs import (
@@ -48,7 +48,7 @@ def test_killed_workers_in_every_stage(out, faulty_workers):
     with worker_process_client() as client:
         segment(IMAGE, out / "labels.zarr", client=client, **ASKED)
     assert [fault.happened for fault in faults] == [1] * len(WORK)
-    assert_whole(out / "labels.zarr")
+    assert_labels(out / "labels.zarr")
 
 
 def test_killed_workers_of_its_own_cluster(out, faulty_workers):
@@ -57,7 +57,7 @@ def test_killed_workers_of_its_own_cluster(out, faulty_workers):
     report = segment(IMAGE, out / "labels.zarr", workers=2, memory="1GiB", progress=Recorder(), **ASKED)
     assert [fault.happened for fault in faults] == [1, 1]
     assert report.retried >= 2
-    assert_whole(out / "labels.zarr")
+    assert_labels(out / "labels.zarr")
 
 
 def done_of(stage, target):
@@ -74,9 +74,9 @@ def test_a_killed_program_can_be_resumed(tmp_path, out, client, started):
     """It is killed in every stage, in turns with its workers and alone, and resumed each time."""
     source = as_nifti(tmp_path / "image.nii", IMAGE)
     target = out / "labels.nii.gz"
-    asked = ["--step", 8, "--region", 16]
+    parameters = ["--step", 8, "--region", 16]
     for number, stage in enumerate(("import", *WORK, "export")):
-        with program("segment", source, target, "--workers", 1, "--quiet", "--resume", *asked) as process:
+        with program("segment", source, target, "--workers", 1, "--quiet", "--resume", *parameters) as process:
             wait_until(done_of(stage, target), process)
             workers = psutil.Process(process.pid).children(recursive=True)
             if number % 2:
@@ -88,12 +88,12 @@ def test_a_killed_program_can_be_resumed(tmp_path, out, client, started):
             _, alive = psutil.wait_procs(workers, SECONDS)
             assert alive == []
         assert not target.exists() or stage == "export"
-        asked = []
+        parameters = []
     if not run_folder(target).exists():
         # It had finished before it was killed.
-        assert_whole(target)
+        assert_labels(target)
         return
-    resumed(target, client, source)
+    resume_run(target, client, source)
 
 
 def test_a_program_killed_again_and_again(tmp_path, out, started):
@@ -109,7 +109,7 @@ def test_a_program_killed_again_and_again(tmp_path, out, started):
     if not target.exists() or run_folder(target).exists():
         with program("segment", source, target, "--resume", "--quiet", "--step", 8) as process:
             assert process.wait(SECONDS) == 0, process.stderr.read()
-    assert_whole(target, supervoxels(image, step=8))
+    assert_labels(target, supervoxels(image, step=8))
 
 
 @pytest.mark.parametrize("ending", [".zarr", ".nii"])
@@ -124,7 +124,7 @@ def test_a_program_killed_when_all_was_published(tmp_path, out, client, ending, 
     for name in lost.split(" and ") if lost != "nothing" else ():
         remove(identity_folder(target) / name)
     before = target.stat().st_mtime_ns
-    report = resumed(target, client, source)
+    report = resume_run(target, client, source)
     assert not any(stage.tasks for stage in report.stages)
     assert target.stat().st_mtime_ns == before
 
@@ -154,7 +154,7 @@ def test_a_program_killed_when_it_had_just_begun(tmp_path, out, client, started)
     done = subprocess.run([*command, "--workers", "1", "--quiet"], check=False, timeout=SECONDS)
     assert done.returncode == 9
     assert len(list(identity_folder(target).rglob("zarr.json"))) == 4
-    resumed(target, client, source)
+    resume_run(target, client, source)
 
 
 @contextmanager
@@ -196,4 +196,4 @@ def test_a_killed_scheduler(tmp_path, out, client, started, stage):
     assert "\n" not in cli.errors.describe_error(caught.value)
     assert caught.value.__notes__ == [f"resume with: dseeds segment SOURCE {out}/labels.zarr --resume"]
     assert_no_image(out / "labels.zarr")
-    resumed(out / "labels.zarr", client)
+    resume_run(out / "labels.zarr", client)

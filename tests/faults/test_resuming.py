@@ -11,7 +11,7 @@ from dseeds.engine.journal import seal, unseal
 from dseeds.engine.publishing import SourceChanged
 from dseeds.engine.run_directory import RunMismatch
 from tests.support.clusters import in_process
-from tests.support.faults import ASKED, IMAGE, as_nifti, assert_whole, interrupted, resumed, run_folder
+from tests.support.faults import ASKED, IMAGE, as_nifti, assert_labels, interrupt_run, resume_run, run_folder
 from tests.support.runs import (
     as_zarr,
     assert_no_image,
@@ -46,11 +46,11 @@ def test_a_source_that_changes_during_the_run(tmp_path, out, client, change, sta
         segment(source, target, client=client, progress=progress, **ASKED)
     assert progress.happened
     assert_sentence(caught.value)
-    assert not hasattr(caught.value, "__notes__"), "the run cannot be gone on with"
+    assert not hasattr(caught.value, "__notes__"), "the run cannot be resumed"
     assert not target.is_file()
     assert_no_image(target)
     segment(source, target, client=client, overwrite=True, **ASKED)
-    assert_whole(target, supervoxels(IMAGE if change is touch else zarr.open_array(source)[:], step=8))
+    assert_labels(target, supervoxels(IMAGE if change is touch else zarr.open_array(source)[:], step=8))
 
 
 def test_notes_in_the_margin_of_a_source_do_not_matter(tmp_path, out, client):
@@ -58,14 +58,14 @@ def test_notes_in_the_margin_of_a_source_do_not_matter(tmp_path, out, client):
     progress = when("advance", "merge", 2, lambda: annotate(source))
     segment(source, out / "labels.zarr", client=client, progress=progress, **ASKED)
     assert progress.happened
-    assert_whole(out / "labels.zarr")
+    assert_labels(out / "labels.zarr")
 
 
 @pytest.mark.parametrize("change", [rewrite, touch], ids=["zarr", "nifti"])
-def test_a_source_that_changes_before_it_is_gone_on_with(tmp_path, out, client, change):
+def test_a_source_that_changes_before_the_run_is_resumed(tmp_path, out, client, change):
     source = as_nifti(tmp_path / "a.nii") if change is touch else as_zarr(tmp_path / "a.zarr", IMAGE, 16)
     target = out / "labels.zarr"
-    interrupted(target, client, source=source)
+    interrupt_run(target, client, source=source)
     if change is rewrite:
         annotate(source)
     before = snapshot(out)
@@ -76,13 +76,13 @@ def test_a_source_that_changes_before_it_is_gone_on_with(tmp_path, out, client, 
     assert snapshot(out) == before
 
 
-def test_going_on_with_another_run_is_refused(tmp_path, out, client):
+def test_resuming_with_other_parameters_is_refused(tmp_path, out, client):
     series = np.stack([IMAGE, IMAGE[::-1]])
     source, target = as_zarr(tmp_path / "a.zarr", series, 16), out / "labels.zarr"
-    asked = {"volume": 0, "window": (-100, 200), "compactness": 0.5}
-    interrupted(target, client, source=source, **asked)
+    parameters = {"volume": 0, "window": (-100, 200), "compactness": 0.5}
+    interrupt_run(target, client, source=source, **parameters)
     before = snapshot(out)
-    for difference, says in (
+    for difference, message in (
         ({"step": 4}, r"step was \[8, 8, 8\] and is now \[4, 4, 4\]"),
         ({"n_segments": 100}, "step was"),
         ({"window": (0, 200)}, r"windows was \[\[-100\.0, 200\.0\]\] and is now \[\[0\.0, 200\.0\]\]"),
@@ -92,16 +92,16 @@ def test_going_on_with_another_run_is_refused(tmp_path, out, client):
         ({"scratch": tmp_path}, "scratch was null and is now "),
         ({"chunks": 4}, "labels was"),
     ):
-        with pytest.raises(RunMismatch, match=says) as caught:
+        with pytest.raises(RunMismatch, match=message) as caught:
             segment(source, target, client=client, resume=True, **difference)
         assert_sentence(caught.value)
         assert snapshot(out) == before
     with pytest.raises(FileExistsError, match="--resume"):
-        segment(source, target, client=client, **ASKED, **asked)
+        segment(source, target, client=client, **ASKED, **parameters)
     assert snapshot(out) == before
     # The same parameters in another notation, and other workers.
     with in_process(1, 1) as one:
-        resumed(
+        resume_run(
             target,
             one,
             source,
@@ -113,9 +113,9 @@ def test_going_on_with_another_run_is_refused(tmp_path, out, client):
 
 
 @pytest.mark.parametrize("key", ["dseeds", "format"])
-def test_going_on_with_a_run_of_another_version_is_refused(out, client, key):
+def test_resuming_a_run_of_another_version_is_refused(out, client, key):
     target = out / "labels.zarr"
-    interrupted(target, client)
+    interrupt_run(target, client)
     path = run_folder(target) / "run.json"
     sound = path.read_bytes()
     path.write_bytes(seal({**unseal(sound), key: "0.0.1"}))
@@ -125,11 +125,11 @@ def test_going_on_with_a_run_of_another_version_is_refused(out, client, key):
     assert_sentence(caught.value)
     assert snapshot(out) == before
     path.write_bytes(sound)
-    resumed(target, client)
+    resume_run(target, client)
 
 
-def test_going_on_where_nothing_was_begun_begins(out, client):
+def test_resuming_without_a_run_starts_one(out, client):
     report = segment(IMAGE, out / "labels.zarr", client=client, resume=True, **ASKED)
     assert not report.resumed
     assert report.skipped == 0
-    assert_whole(out / "labels.zarr")
+    assert_labels(out / "labels.zarr")

@@ -105,17 +105,17 @@ BAD = {
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_input_gets_a_sentence_and_nothing_is_written(tmp_path, client, ours, bad, overwrite):
-    source, asked, kind, says = BAD[bad]
+    source, parameters, kind, message = BAD[bad]
     source = source(tmp_path)
     (tmp_path / "out").mkdir()
     if overwrite:
         copy_of_ours(tmp_path / "out" / "labels.zarr", ours)
     before = snapshot(tmp_path)
-    with pytest.raises(kind, match=says) as caught:
+    with pytest.raises(kind, match=message) as caught:
         segment(
             source,
             tmp_path / "out" / "labels.zarr",
-            **{**FEW, "client": client, "overwrite": overwrite, **asked},
+            **{**FEW, "client": client, "overwrite": overwrite, **parameters},
         )
     assert_sentence(caught.value)
     assert snapshot(tmp_path) == before
@@ -142,7 +142,7 @@ def test_a_source_that_is_damaged_somewhere(tmp_path, client):
 
 
 @pytest.mark.parametrize(
-    ("target", "kind", "says"),
+    ("target", "kind", "message"),
     [
         ("none/labels.zarr", FileNotFoundError, "the folder .*none for the target does not exist"),
         ("file/labels.zarr", FileNotFoundError, "the folder .*file for the target does not exist"),
@@ -156,15 +156,15 @@ def test_a_source_that_is_damaged_somewhere(tmp_path, client):
         ("a\0b", ValueError, "null|name"),
     ],
 )
-def test_targets_that_cannot_be(tmp_path, client, monkeypatch, target, kind, says):
+def test_targets_that_cannot_be(tmp_path, client, monkeypatch, target, kind, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     source = nifti_saver(".nii")(tmp_path, GOOD) if target == "none/labels.nii.gz" else GOOD
     before = snapshot(tmp_path)
     progress = Recorder()
-    with pytest.raises(kind, match=says):
+    with pytest.raises(kind, match=message):
         segment(source, target, step=8, client=client, progress=progress)
-    assert progress.told == []
+    assert progress.events == []
     assert snapshot(tmp_path) == before
 
 

@@ -35,30 +35,30 @@ from tests.support.runs import (
 ARRAY_VARIABLES = {name for names in batch.ARRAYS for name in names if name and not name.isdecimal()}
 
 
-def test_a_region_that_fails_is_told_and_can_be_tried_alone(tmp_path, plan, source, capsys):
+def test_a_failed_region_is_reported_and_can_be_tried_alone(tmp_path, plan, source, capsys):
     chunk = next(path for path in (source / "c").rglob("*") if path.is_file())
     content, status_before = chunk.read_bytes(), chunk.stat()
     chunk.write_bytes(b"no chunk")
     assert main(["step", plan, "--index", "0", "--count", "1"]) == 1
     failed, advice = capsys.readouterr().err.splitlines()
-    found = status(plan)["failure"]
-    assert failed.startswith(f"error: window-00 of region {found['region']} failed 3 times (")
+    result = status(plan)["failure"]
+    assert failed.startswith(f"error: window-00 of region {result['region']} failed 3 times (")
     assert advice.startswith("try that region alone with: dseeds debug-region ")
     assert main(advice.partition(": dseeds ")[2].split()) == 1
     assert "Traceback" in capsys.readouterr().err
     assert main(["status", plan]) == 0
-    assert f"window-00 of region {found['region']} has failed: " in capsys.readouterr().out
+    assert f"window-00 of region {result['region']} has failed: " in capsys.readouterr().out
     chunk.write_bytes(content)
     os.utime(chunk, ns=(status_before.st_atime_ns, status_before.st_mtime_ns))
     assert main(advice.partition(": dseeds ")[2].split()) == 0
-    assert capsys.readouterr().out.startswith(f"window-00 of region {found['region']}: counted, ")
+    assert capsys.readouterr().out.startswith(f"window-00 of region {result['region']}: counted, ")
     assert status(plan)["failure"] is None
     step_all(plan)
     batch.finalize_run(reopen(plan))
 
 
 @pytest.mark.parametrize(
-    ("phase", "region", "says"),
+    ("phase", "region", "message"),
     [
         ("window-00", -1, "regions go from 0 to 7"),
         ("window-00", 8, "regions go from 0 to 7"),
@@ -66,8 +66,8 @@ def test_a_region_that_fails_is_told_and_can_be_tried_alone(tmp_path, plan, sour
         ("sweep-03", 0, "the run is at window-00; what sweep-03 reads is not there"),
     ],
 )
-def test_a_region_that_cannot_be_tried_alone(plan, phase, region, says):
-    with pytest.raises(ValueError, match=says):
+def test_a_region_that_cannot_be_tried_alone(plan, phase, region, message):
+    with pytest.raises(ValueError, match=message):
         batch.debug_region_task(reopen(plan), phase, region)
 
 
@@ -78,22 +78,22 @@ def test_status_as_a_table_and_as_json(plan, source, tmp_path, capsys):
     source.rename(tmp_path / "gone")
     before = snapshot(tmp_path)
     assert main(["status", plan, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["target"] == str(tmp_path / "labels.zarr")
-    assert found["source"] == str(source)
-    assert found["phases"][:4] == [
+    result = json.loads(capsys.readouterr().out)
+    assert result["target"] == str(tmp_path / "labels.zarr")
+    assert result["source"] == str(source)
+    assert result["phases"][:4] == [
         {"name": "window-00", "done": 8, "tasks": 8},
         {"name": "quantise", "done": 8, "tasks": 8},
         {"name": "sweep-00", "done": 3, "tasks": 8},
         {"name": "merge-01", "done": 0, "tasks": 8},
     ]
-    assert (found["current"], found["complete"], found["failure"]) == ("sweep-00", False, None)
+    assert (result["current"], result["complete"], result["failure"]) == ("sweep-00", False, None)
     # The target is accepted as well.
     assert main(["status", str(tmp_path / "labels.zarr")]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert ["sweep-00", "3", "8"] in [line.replace("│", " ").split() for line in told.out.splitlines()]
-    assert told.out.splitlines()[-1] == "at sweep-00"
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert ["sweep-00", "3", "8"] in [line.replace("│", " ").split() for line in captured.out.splitlines()]
+    assert captured.out.splitlines()[-1] == "at sweep-00"
     assert snapshot(tmp_path) == before
     (tmp_path / "gone").rename(source)
     step_all(plan)
@@ -113,29 +113,29 @@ def test_status_of_a_run_whose_source_was_in_memory(tmp_path, client):
 
 def test_init_says_where_the_run_is(tmp_path, source, capsys):
     assert main(["init", str(source), str(tmp_path / "labels.zarr"), "--step", "3", "--region", "12,12,24"]) == 0
-    told = capsys.readouterr()
-    assert told.out == f"{tmp_path}/labels.zarr{SUFFIX}\n"
-    assert told.err == "10 phases of 8 regions\n"
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path}/labels.zarr{SUFFIX}\n"
+    assert captured.err == "10 phases of 8 regions\n"
     arguments = ["init", str(source), str(tmp_path / "labels.zarr"), "--step", "4", "--overwrite", "--json"]
     assert main(arguments) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["plan"] == f"{tmp_path}/labels.zarr{SUFFIX}"
-    assert found["phases"][0] == {"name": "window-00", "done": 0, "tasks": 1}
+    result = json.loads(capsys.readouterr().out)
+    assert result["plan"] == f"{tmp_path}/labels.zarr{SUFFIX}"
+    assert result["phases"][0] == {"name": "window-00", "done": 0, "tasks": 1}
 
 
-def test_what_cannot_begin_leaves_everything_as_it_was(tmp_path, source, plan):
+def test_an_init_that_fails_leaves_everything_as_it_was(tmp_path, source, plan):
     (tmp_path / "mine.zarr").mkdir()
     (tmp_path / "mine.zarr" / "thesis.txt").write_text("mine")
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
     before = snapshot(tmp_path)
-    for error, says, from_, to, overwrite in (
+    for error, message, from_, to, overwrite in (
         (ValueError, "as a path or URL", IMAGE, "new.zarr", False),
         (FileExistsError, "not written by dseeds", source, "mine.zarr", True),
         (FileExistsError, "unfinished run", source, "labels.zarr", False),
         (FileNotFoundError, "does not exist", tmp_path / "no.zarr", "new.zarr", False),
         (ValueError, "broken.nii.gz", tmp_path / "broken.nii.gz", "new.zarr", False),
     ):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             init(from_, tmp_path / to, overwrite=overwrite)
         assert snapshot(tmp_path) == before
     with pytest.raises(FileNotFoundError, match="there is no unfinished run"):
@@ -157,7 +157,7 @@ def test_beginning_anew(tmp_path, source, plan, expected):
     assert_only_labels(tmp_path, "image.zarr")
 
 
-def test_a_job_of_a_run_that_is_no_more_leaves_nothing(tmp_path, source, plan, expected):
+def test_a_late_job_of_a_finished_run_leaves_nothing(tmp_path, source, plan, expected):
     """Others did its share and published, taking it for dead; when it resumes, it ends."""
     step_all(plan, end="label")
     late = reopen(plan)
@@ -173,7 +173,7 @@ def test_a_job_of_a_run_that_is_no_more_leaves_nothing(tmp_path, source, plan, e
     assert_only_labels(tmp_path, "image.zarr")
 
 
-def test_finalize_too_early_twice_and_with_what_is_kept(tmp_path, source, plan, expected, capsys):
+def test_finalize_too_early_twice_and_with_kept_scratch(tmp_path, source, plan, expected, capsys):
     with pytest.raises(NotYet, match="8 regions of window-00"):
         batch.finalize_run(reopen(plan))
     step_all(plan, end="label")
@@ -221,18 +221,18 @@ def test_exit_codes_and_sentences(tmp_path, plan, capsys, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
     def call(*arguments):
-        code, said = main([str(argument) for argument in arguments]), capsys.readouterr()
-        assert said.out == ""
-        assert said.err.count("\n") == 1
-        return code, said.err.removeprefix("error: ").rstrip()
+        code, output = main([str(argument) for argument in arguments]), capsys.readouterr()
+        assert output.out == ""
+        assert output.err.count("\n") == 1
+        return code, output.err.removeprefix("error: ").rstrip()
 
     first = ("--index", 0, "--count", 2)
     left = "sweep-01 begins when all phases before it are done: 8 regions of window-00 remain"
     assert call("step", plan, "--phase", "sweep-01", *first) == (NOT_YET, left)
     assert call("finalize", plan)[0] == NOT_YET
-    code, said = call("step", plan, "--phase", "swoop", *first)
+    code, output = call("step", plan, "--phase", "swoop", *first)
     assert code == 1
-    assert said.startswith("there is no phase swoop: the phases are window-00, ")
+    assert output.startswith("there is no phase swoop: the phases are window-00, ")
     assert "given neither by --index nor any of SLURM_ARRAY_TASK_ID" in call("step", plan)[1]
     assert "not both" in call("step", plan, "--wait", "--phase", "quantise", *first)[1]
     other = f"{tmp_path}/other.zarr"

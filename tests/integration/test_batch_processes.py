@@ -114,14 +114,14 @@ def test_jobs_that_wait_and_one_that_is_killed_and_not_started_again(start, tmp_
     wait_until(lambda: status(plan)["current"] > "sweep-02")
     os.kill(jobs[1].pid, signal.SIGKILL)
     killed = time.monotonic()
-    said = [job.communicate(timeout=200) for job in jobs]
+    output = [job.communicate(timeout=200) for job in jobs]
     # Some twenty phases were left, but the others wait for the killed job only once.
     assert time.monotonic() - killed < 100
-    assert [job.returncode for job in jobs] == [0, -signal.SIGKILL, 0], said
-    assert said[0][0].startswith("label: ")
+    assert [job.returncode for job in jobs] == [0, -signal.SIGKILL, 0], output
+    assert output[0][0].startswith("label: ")
     batch.finalize_run(reopen(plan))
-    found = labels_in(target) if ending == ".zarr" else nifti_labels(target)
-    np.testing.assert_array_equal(found, supervoxels(image, step=4))
+    result = labels_in(target) if ending == ".zarr" else nifti_labels(target)
+    np.testing.assert_array_equal(result, supervoxels(image, step=4))
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 

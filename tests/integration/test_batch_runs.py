@@ -76,16 +76,16 @@ def test_any_order_where_much_rests(case, region, count, seed):
     check_any_order(*case, region, count, seed)
 
 
-def check_any_order(image, asked, region, count, seed):
+def check_any_order(image, parameters, region, count, seed):
     with TemporaryDirectory() as folder:
         source = as_zarr(f"{folder}/image.zarr", image, 16)
-        asked = {"n_segments": None, **asked}
-        plan = init(source, f"{folder}/labels.zarr", **{"step": None, **asked}, region=region)
+        parameters = {"n_segments": None, **parameters}
+        plan = init(source, f"{folder}/labels.zarr", **{"step": None, **parameters}, region=region)
         step_in_any_order(plan, random.Random(seed), count)
         course = batch.finalize_run(reopen(plan))
-        found = labels_in(f"{folder}/labels.zarr")
-        np.testing.assert_array_equal(found, supervoxels(image, **asked))
-        assert course.supervoxels == found.max()
+        result = labels_in(f"{folder}/labels.zarr")
+        np.testing.assert_array_equal(result, supervoxels(image, **parameters))
+        assert course.supervoxels == result.max()
         assert_only_labels(folder, "image.zarr")
 
 
@@ -120,8 +120,8 @@ def test_nifti_and_a_scratch_folder(tmp_path, expected, ending, elsewhere):
     mine = (f"out/{target.name}", f"fast/{target.name}{SUFFIX}")
     assert {path: held for path, held in snapshot(tmp_path).items() if not path.startswith(mine)} == before
     batch.finalize_run(reopen(plan))
-    found = labels_in(target) if ending == ".zarr" else nifti_labels(target)
-    np.testing.assert_array_equal(found, expected)
+    result = labels_in(target) if ending == ".zarr" else nifti_labels(target)
+    np.testing.assert_array_equal(result, expected)
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     assert list((tmp_path / "fast").iterdir()) == []
     if ending != ".zarr":
@@ -162,7 +162,7 @@ def test_jobs_begin_and_dask_ends(tmp_path, client, source, end):
     assert_only_labels(tmp_path, "image.zarr")
 
 
-def test_an_init_that_was_killed_can_be_gone_on_with(tmp_path, source, plan, expected):
+def test_a_killed_init_can_be_continued_by_jobs(tmp_path, source, plan, expected):
     """Jobs create what init had not created yet."""
     run = reopen(plan)
     shutil.rmtree(run.scratch)
@@ -203,10 +203,10 @@ def test_a_mask_small_ones_and_levels_by_jobs(tmp_path):
     image[2:9, :, 11:13] = np.nan
     mask = as_zarr(tmp_path / "mask.zarr", noise(image.shape, 4) > -60, 8)
     zarr.open_array(mask)[:, :, :8] = False
-    asked = {"step": 4, "min_size": 20, "levels": 2}
-    labels, parents = supervoxels(image, mask=zarr.open_array(mask)[:], **asked)
+    parameters = {"step": 4, "min_size": 20, "levels": 2}
+    labels, parents = supervoxels(image, mask=zarr.open_array(mask)[:], **parameters)
     source = as_zarr(tmp_path / "image.zarr", image, 8)
-    plan = init(source, tmp_path / "labels.zarr", mask=mask, region=(12, 20, 20), **asked)
+    plan = init(source, tmp_path / "labels.zarr", mask=mask, region=(12, 20, 20), **parameters)
     assert {"mask", "parts", "number", "graph"} <= {phase["name"] for phase in status(plan)["phases"]}
     with pytest.raises(NotYet, match="parts begins when"):
         batch.run_step(reopen(plan), Share(0, 1), phase="parts")

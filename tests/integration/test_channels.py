@@ -59,8 +59,8 @@ def same(image, expected):
     assert image.channels == len(expected) == len(image.dtypes)
     assert image.dtypes == tuple(channel.dtype for channel in expected)
     assert image.itemsize == sum(channel.dtype.itemsize for channel in expected)
-    for found, channel in zip(image.read(BOX), expected, strict=True):
-        np.testing.assert_array_equal(found, channel[BOX])
+    for result, channel in zip(image.read(BOX), expected, strict=True):
+        np.testing.assert_array_equal(result, channel[BOX])
     for thickness in (2, 100):
         depth = 0
         for z0, slabs in image.slabs(thickness):
@@ -247,21 +247,23 @@ def test_identity_tells_channels_apart(tmp_path):
         open_image(path, channel_axis=1),
         open_image([path, path], volume=0),
     ]
-    told = {json.dumps(image.identity) for image in known}
-    assert len(told) == len(known)
+    identities = {json.dumps(image.identity) for image in known}
+    assert len(identities) == len(known)
     make_zarr(path, stacked, chunks=(1, 3, 4, 5), overwrite=True)
-    assert not told & {json.dumps(image.reopened().identity) for image in known}
+    assert not identities & {json.dumps(image.reopened().identity) for image in known}
 
 
 # Errors
 
 
-def test_what_channel_axis_would_help_is_told(tmp_path):
+def test_the_error_names_the_channel_axis_that_helps(tmp_path):
     ome = save_ome(tmp_path / "a.zarr", np.stack(channels()), "czyx")
-    says = r"holds 3 volumes: pass volume= \(--volume on the command line\), 0 to 2, to say which, or "
-    with pytest.raises(ValueError, match=says + r"channel_axis='c' \(--channel-axis c\) to take all of them together"):
+    message = r"holds 3 volumes: pass volume= \(--volume on the command line\), 0 to 2, to say which, or "
+    with pytest.raises(
+        ValueError, match=message + r"channel_axis='c' \(--channel-axis c\) to take all of them together"
+    ):
         open_image(ome)
-    with pytest.raises(ValueError, match=says + r"channel_axis= \(--channel-axis\) to take all"):
+    with pytest.raises(ValueError, match=message + r"channel_axis= \(--channel-axis\) to take all"):
         open_image(np.stack(channels()))
     with pytest.raises(ValueError, match=r"to say which$"):
         open_source(ome)
@@ -273,7 +275,7 @@ def test_what_channel_axis_would_help_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis", "says"),
+    ("shape", "axis", "message"),
     [
         ((17, 3, 4, 5), 0, "has 17 channels, and no more than 16"),
         ((3, 4, 5), 0, r"has shape \(3, 4, 5\): beside channels, supervoxels need three axes"),
@@ -285,16 +287,16 @@ def test_what_channel_axis_would_help_is_told(tmp_path):
         ((2, 2, 2, 3, 4, 5), 0, r"more than one way \(2 along axis 1 and 2 along axis 2\): store the one"),
     ],
 )
-def test_axes_that_are_refused(tmp_path, shape, axis, says):
+def test_axes_that_are_refused(tmp_path, shape, axis, message):
     data = np.zeros(shape, "u1")
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         open_image(data, channel_axis=axis)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         open_image(make_zarr(tmp_path / "a.zarr", data), channel_axis=axis)
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis", "says"),
+    ("shape", "axis", "message"),
     [
         ((17, 3, 4, 5), 0, "has 17 channels, and no more than 16"),
         ((100, 4, 5), 0, r"has shape \(100, 4, 5\), the last three of which are z, y and x"),
@@ -304,15 +306,15 @@ def test_axes_that_are_refused(tmp_path, shape, axis, says):
         ((2, 3, 4, 5), "c", "has no names for its axes"),
     ],
 )
-def test_axes_of_nifti_that_are_refused(tmp_path, shape, axis, says):
+def test_axes_of_nifti_that_are_refused(tmp_path, shape, axis, message):
     path = save_nifti(tmp_path / "a.nii", np.zeros(shape, "u1").T)
     for given in (path, nibabel.Nifti1Image(np.zeros(shape, "u1").T, np.eye(4))):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             open_image(given, channel_axis=axis)
 
 
 @pytest.mark.parametrize(
-    ("axis", "says"),
+    ("axis", "message"),
     [
         ("q", "has no axis 'q' for channels: its axes are t, c, z, y, x"),
         ("y", "has y as its axis 3, which cannot be that of channels"),
@@ -321,9 +323,9 @@ def test_axes_of_nifti_that_are_refused(tmp_path, shape, axis, says):
         ("t", "has 17 channels"),
     ],
 )
-def test_axes_of_ome_zarr_that_are_refused(tmp_path, axis, says):
+def test_axes_of_ome_zarr_that_are_refused(tmp_path, axis, message):
     path = save_ome(tmp_path / "a.zarr", np.zeros((17, 1, 3, 4, 5), "u1"), "tczyx")
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         open_image(path, channel_axis=axis)
 
 
@@ -347,7 +349,7 @@ TURNED = np.array([[0, 0.5, 0, 0], [0.5, 0, 0, 0], [0, 0, 3.25, 0], [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
-    ("shape", "affine", "says"),
+    ("shape", "affine", "message"),
     [
         (
             (5, 6, 8),
@@ -361,19 +363,19 @@ TURNED = np.array([[0, 0.5, 0, 0], [0.5, 0, 0, 0], [0, 0, 3.25, 0], [0, 0, 0, 1]
         (SHAPE, np.diag([0.5, 0.7501, 3.25, 1]), None),
     ],
 )
-def test_files_that_must_agree(tmp_path, shape, affine, says):
+def test_files_that_must_agree(tmp_path, shape, affine, message):
     paths = [
         save_nifti(tmp_path / "0.nii", np.zeros(SHAPE, "u1").T),
         save_nifti(tmp_path / "1.nii", np.zeros(shape, "u1").T, affine),
     ]
-    if says is None:
+    if message is None:
         assert open_image(paths).channels == 2
         return
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         open_image(paths)
     # The plain array between them carries no affine and does not hide the difference.
     if shape == SHAPE:
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             open_image([np.zeros(SHAPE), *paths])
 
 
@@ -383,7 +385,7 @@ def test_arrays_that_must_agree():
 
 
 def test_labels_are_no_image(tmp_path):
-    says = "holds labels, not intensities: pass the image that they belong to"
+    message = "holds labels, not intensities: pass the image that they belong to"
     labels = channels(1, "uint8")[0]
     made = nibabel.Nifti1Image(labels.T, np.eye(4))
     write_nifti_labels(tmp_path / "ours.nii.gz", [(0, labels)], made, SHAPE)
@@ -396,7 +398,7 @@ def test_labels_are_no_image(tmp_path):
         {"multiscales": [{"axes": list("zyx"), "datasets": [{"path": "0"}]}], "image-label": {"version": "0.4"}}
     )
     for given in (tmp_path / "ours.nii.gz", theirs, made, ome, zarr.open_group(ome, mode="r"), old):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             open_image(given)
         assert open_source(given).shape == SHAPE
 

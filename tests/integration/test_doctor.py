@@ -14,7 +14,7 @@ from dseeds.storage.location import LocalLocation, open_location
 from tests.support.clusters import in_process, replace_local_clusters
 
 
-def found(*arguments, **options):
+def findings(*arguments, **options):
     """Return the findings by name, by default without the self test."""
     return {finding.name: finding for finding in doctor.examine(*arguments, **{"self_test": False, **options})}
 
@@ -49,64 +49,64 @@ def versions(monkeypatch):
     return pretend
 
 
-def test_nothing_is_amiss_and_nothing_is_left(here):
-    seen = found([here])
+def test_everything_is_ok_and_nothing_is_left(here):
+    seen = findings([here])
     assert {finding.state for finding in seen.values()} == {"ok"}
     assert dseeds.__version__ in seen["versions"].found
     assert "free" in seen[str(here)].found
     assert list(here.iterdir()) == []
 
 
-def test_a_missing_extra_is_no_fault_but_comes_with_its_command(here, versions):
+def test_a_missing_extra_is_ok_and_comes_with_its_command(here, versions):
     versions(obstore=None)
-    extras = found()["extras"]
+    extras = findings()["extras"]
     assert extras.state == "ok"
     assert "'dseeds[remote" in extras.advice
 
 
-def test_what_is_needed_and_too_old_has_failed(here, versions):
+def test_a_dependency_that_is_too_old_fails(here, versions):
     versions(zarr="2.18.0")
-    seen = found()["versions"]
+    seen = findings()["versions"]
     assert (seen.state, "'zarr>=3" in seen.advice) == ("failed", True)
 
 
 @pytest.mark.parametrize(("limit", "state"), [(1 << 30, "warning"), (8 << 30, "ok")])
 def test_memory(here, monkeypatch, limit, state):
     monkeypatch.setattr(doctor, "MEMORY_LIMIT", limit)
-    assert found()["memory"].state == state
+    assert findings()["memory"].state == state
 
 
 def test_a_processor_without_wide_registers(here, monkeypatch):
     monkeypatch.setattr(doctor, "VECTORS", ())
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
-    assert found()["vectors"].state == "warning"
+    assert findings()["vectors"].state == "warning"
 
 
 def test_compiled_code(here, monkeypatch):
     monkeypatch.delenv("DSEEDS_CACHE_DIR", raising=False)
-    assert "dseeds compile" in found()["compiled code"].advice
+    assert "dseeds compile" in findings()["compiled code"].advice
     monkeypatch.setenv("DSEEDS_CACHE_DIR", str(here))
     monkeypatch.setattr(jit, "is_compiled", lambda: False)
-    assert found()["compiled code"].state == "warning"
+    assert findings()["compiled code"].state == "warning"
     monkeypatch.setattr(jit, "is_compiled", lambda: True)
-    assert found()["compiled code"].state == "ok"
+    assert findings()["compiled code"].state == "ok"
 
 
 def test_a_folder_that_cannot_be_written_to(here):
     (here / "file").touch()
     for name in ("nowhere", "file"):
-        seen = found([name])[name]
+        seen = findings([name])[name]
         assert (seen.state, bool(seen.advice)) == ("failed", True)
 
 
 def test_a_disk_with_little_room(here, monkeypatch):
     monkeypatch.setattr(doctor, "LEAST_ROOM", 1 << 60)
-    assert found()["this folder"].state == "warning"
+    assert findings()["this folder"].state == "warning"
 
 
 def test_object_stores(here, faulty_store):
     good, bad = faulty_store.make_bucket(), "s3://no-such-bucket-of-ours"
-    seen = found([good, bad])
+    seen = findings([good, bad])
     assert (seen[good].state, seen[bad].state) == ("ok", "failed")
     assert list(open_location(good).names()) == []
 
@@ -115,20 +115,20 @@ def test_object_stores(here, faulty_store):
 def test_a_store_that_lies(here, monkeypatch, lie):
     for name, value in lie.items():
         monkeypatch.setattr(LocalLocation, name, lambda *_, value=value: value)
-    assert found()["this folder"].state == "failed"
+    assert findings()["this folder"].state == "failed"
     monkeypatch.undo()
     assert not list(here.rglob("dseeds-doctor-*"))
 
 
 def test_a_cluster(here, client, monkeypatch):
-    seen = found([str(here)], client=contextlib.nullcontext(client))
+    seen = findings([str(here)], client=contextlib.nullcontext(client))
     assert {finding.state for finding in seen.values()} == {"ok"}
     assert seen["cluster"].found.startswith("2 workers, 2 threads")
     assert "all 2" in seen[f"{here} from workers"].found
     assert list(here.iterdir()) == []
     # Each worker has another folder of the same name.
     monkeypatch.setattr(doctor, "_reads", lambda _: False)
-    assert found([str(here)], client=contextlib.nullcontext(client))[f"{here} from workers"].state == "failed"
+    assert findings([str(here)], client=contextlib.nullcontext(client))[f"{here} from workers"].state == "failed"
 
 
 def test_a_cluster_of_other_versions(here, client, monkeypatch):
@@ -136,21 +136,21 @@ def test_a_cluster_of_other_versions(here, client, monkeypatch):
     worker = next(iter(versions["workers"]))
     versions["workers"][worker]["packages"]["numba"] = "0.1"
     monkeypatch.setattr(client, "get_versions", lambda **_: versions)
-    seen = found(client=contextlib.nullcontext(client))["cluster's versions"]
+    seen = findings(client=contextlib.nullcontext(client))["cluster's versions"]
     assert (seen.state, f"numba 0.1 at {worker}" in seen.found) == ("warning", True)
 
 
 def test_a_cluster_without_workers(here):
     with in_process(0) as client:
-        seen = found(client=contextlib.nullcontext(client))
+        seen = findings(client=contextlib.nullcontext(client))
     assert (seen["cluster"].state, "no worker" in seen["cluster"].found) == ("failed", True)
 
 
 def test_the_command(here, capsys, monkeypatch):
     assert cli.main(["doctor", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["ok"]
-    assert said["findings"][-1]["name"] == "self test"
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    assert report["findings"][-1]["name"] == "self test"
     assert list(here.iterdir()) == []
     # No scheduler answers, and one failure is enough.
     monkeypatch.setattr(cli.cluster, "CONNECT_SECONDS", 1)
@@ -172,4 +172,4 @@ def test_a_self_test_that_fails(here, monkeypatch):
     monkeypatch.setattr(
         doctor, "open_source", lambda path: type("Source", (), {"read": lambda *_: np.load(f"{path}.npy")})()
     )
-    assert found(self_test=True)["self test"].state == "failed"
+    assert findings(self_test=True)["self test"].state == "failed"

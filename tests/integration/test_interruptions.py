@@ -49,13 +49,13 @@ def test_an_interrupted_run_can_be_resumed(tmp_path, client, stage, ending, over
     np.random.default_rng(0).shuffle(mask[5:60].reshape(-1))
     nibabel.save(nibabel.Nifti1Image(mask.T, nibabel.load(source).affine), tmp_path / "mask.nii.gz")
     labels = {"mask": mask, "bins": "equalised", "min_size": 20}
-    asked = {**labels, "step": 4, "region": (36, 8, 4), "client": client, "mask": tmp_path / "mask.nii.gz"}
+    parameters = {**labels, "step": 4, "region": (36, 8, 4), "client": client, "mask": tmp_path / "mask.nii.gz"}
     if overwrite:
-        segment(source, target, **{**asked, "step": 3, "region": None})
+        segment(source, target, **{**parameters, "step": 3, "region": None})
     before = snapshot(tmp_path)
     progress = when("advance", stage, 2, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        segment(source, target, progress=progress, overwrite=overwrite, **asked)
+        segment(source, target, progress=progress, overwrite=overwrite, **parameters)
     assert progress.happened
     if (stage, ending) == ("label", ".zarr"):
         # The older output is gone by now.
@@ -71,8 +71,8 @@ def test_an_interrupted_run_can_be_resumed(tmp_path, client, stage, ending, over
     assert report.resumed
     assert report.skipped > 0 or stage in ("import", "label", "export")
     whole = supervoxels(noise((66, 8, 8), dtype="int16"), step=4, **labels)
-    found = labels_in(target) if ending == ".zarr" else np.asarray(nibabel.load(target, mmap=False).dataobj).T
-    np.testing.assert_array_equal(found, whole)
+    result = labels_in(target) if ending == ".zarr" else np.asarray(nibabel.load(target, mmap=False).dataobj).T
+    np.testing.assert_array_equal(result, whole)
     assert names_in(tmp_path / "out") == [target.name]
 
 
@@ -147,8 +147,8 @@ def test_a_progress_that_fails_between_stages(tmp_path, client, stage, event):
     class BrokenError(Exception):
         pass
 
-    def fail(*told):
-        if told[:2] == (event, stage):
+    def fail(*events):
+        if events[:2] == (event, stage):
             raise BrokenError
 
     with pytest.raises(BrokenError):

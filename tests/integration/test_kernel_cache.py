@@ -60,9 +60,9 @@ def start(code, home, folder=None):
 
 
 def output(process):
-    said, complaints = process.communicate(timeout=200)
+    printed, complaints = process.communicate(timeout=200)
     assert process.returncode == 0, complaints
-    return said
+    return printed
 
 
 @pytest.fixture
@@ -152,10 +152,10 @@ def test_a_folder_that_others_may_write_to_is_refused(fresh, monkeypatch, tmp_pa
     with pytest.raises(PermissionError, match="may be written by others"):
         jit._read()
     assert cli.main(["compile"]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"error: {tmp_path} may be written by others")
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {tmp_path} may be written by others")
+    assert printed.err.count("\n") == 1
     tmp_path.chmod(0o755)
     assert jit._read() == {}
     jit.cache_file().chmod(0o666)

@@ -23,7 +23,7 @@ from tests.support.runs import (
 
 
 @pytest.mark.parametrize("lost", ["", "0", "0/zarr.json"])
-def test_a_target_that_is_taken_away_is_no_image(tmp_path, client, lost):
+def test_a_target_that_is_removed_is_no_image(tmp_path, client, lost):
     """The run fails if its output is removed, and the rest does not look like an output."""
 
     def take():
@@ -41,7 +41,7 @@ def test_a_target_that_is_taken_away_is_no_image(tmp_path, client, lost):
     np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(GOOD, step=4))
 
 
-def test_scratch_that_is_taken_away(tmp_path, client):
+def test_scratch_that_is_removed(tmp_path, client):
     (tmp_path / "scratch").mkdir()
 
     def take():
@@ -119,10 +119,10 @@ def test_a_full_disk(tmp_path, client, small_disk, monkeypatch, full, ending, le
     assert not target.is_file()
     assert_no_image(target)
     if stage:
-        assert stage in {name for _, name, _ in progress.told}, "it came as far as it was meant to"
+        assert stage in {name for _, name, _ in progress.events}, "it came as far as it was meant to"
     assert_idle(client)
     (small_disk / "filling").unlink()
     segment(source, target, step=10, region=40, scratch=folders["scratch"], client=client, resume=True)
-    found = labels_in(target) if ending == ".zarr" else np.asarray(nibabel.load(target, mmap=False).dataobj).T
-    np.testing.assert_array_equal(found, supervoxels(noise((70, 80, 80), dtype="int16"), step=10))
+    result = labels_in(target) if ending == ".zarr" else np.asarray(nibabel.load(target, mmap=False).dataobj).T
+    np.testing.assert_array_equal(result, supervoxels(noise((70, 80, 80), dtype="int16"), step=10))
     assert names_in(folders["target"]) == [target.name]

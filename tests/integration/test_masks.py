@@ -66,7 +66,7 @@ def runs(draw):
     if images[0].dtype.kind == "f" and draw(st.booleans()):
         images[-1][rng.random(shape) < 0.2] = np.nan
         images[-1].flat[0] = 3
-    asked = {
+    parameters = {
         "step": draw(st.sampled_from([3, 4, 8, (2, 5, 7)])),
         "mask": draw(st.none() | st.just("auto") | masks(shape)),
         "bins": draw(st.sampled_from(["linear", "equalised"])),
@@ -76,30 +76,30 @@ def runs(draw):
         "compactness": draw(st.sampled_from([0, 0.5])),
     }
     if channels > 1:
-        asked["weights"] = draw(st.sampled_from([None, (1, 0.5, 2)[:channels]]))
-    step = asked["step"] if isinstance(asked["step"], tuple) else (asked["step"],) * 3
+        parameters["weights"] = draw(st.sampled_from([None, (1, 0.5, 2)[:channels]]))
+    step = parameters["step"] if isinstance(parameters["step"], tuple) else (parameters["step"],) * 3
     region = tuple(s * draw(st.integers(max(1, n // s // 3), n // s + 1)) for s, n in zip(step, shape, strict=True))
-    return images, asked, region
+    return images, parameters, region
 
 
 @pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(runs(), st.sampled_from(["array", 7]))
 def test_any_cut_gives_the_labels_of_the_whole(client, run, stored):
-    images, asked, region = run
+    images, parameters, region = run
     if len(images) > 1:
-        whole, asked = np.stack(images, axis=-1), {**asked, "channel_axis": -1}
+        whole, parameters = np.stack(images, axis=-1), {**parameters, "channel_axis": -1}
     else:
         whole = images[0]
-    expected = found_or_refused(lambda: supervoxels(whole, **asked))
+    expected = found_or_refused(lambda: supervoxels(whole, **parameters))
     if expected is None:
         # NaN everywhere in the mask.
         with TemporaryDirectory() as folder:
             target = f"{folder}/labels.zarr"
-            assert not found_or_refused(lambda: segment(whole, target, region=region, client=client, **asked))
+            assert not found_or_refused(lambda: segment(whole, target, region=region, client=client, **parameters))
             assert names_in(folder) == []
         return
-    expected, parents = expected if asked["levels"] else (expected, [])
+    expected, parents = expected if parameters["levels"] else (expected, [])
     with TemporaryDirectory() as folder:
         if stored == "array":
             source = whole
@@ -107,8 +107,8 @@ def test_any_cut_gives_the_labels_of_the_whole(client, run, stored):
             source = as_zarr(f"{folder}/image.zarr", images[0], stored)
         else:
             source = [as_zarr(f"{folder}/image-{n}.zarr", image, stored) for n, image in enumerate(images)]
-            asked = {key: value for key, value in asked.items() if key != "channel_axis"}
-        report = segment(source, f"{folder}/labels.zarr", region=region, client=client, **asked)
+            parameters = {key: value for key, value in parameters.items() if key != "channel_axis"}
+        report = segment(source, f"{folder}/labels.zarr", region=region, client=client, **parameters)
         np.testing.assert_array_equal(labels_in(report.target), expected)
         assert report.supervoxels == expected.max()
         group, coarse = zarr.open_group(report.target, mode="r"), expected
@@ -160,7 +160,7 @@ def test_two_parts_are_two_supervoxels():
     assert_sound(ours, mask)
 
 
-def test_what_lies_outside_costs_nothing(client, tmp_path, monkeypatch):
+def test_regions_outside_the_mask_cost_nothing(client, tmp_path, monkeypatch):
     """No task but that of the mask, no read of the image, no chunk of labels."""
     image = noise((16, 16, 96))
     source = as_zarr(tmp_path / "image.zarr", image, 16)
@@ -215,13 +215,13 @@ def test_a_mask_of_any_kind(client, tmp_path, kind):
     expected = supervoxels(GOOD, step=4, mask=full)
     for target in ("labels.zarr", "labels.nii.gz"):
         report = segment(source, tmp_path / target, step=4, region=(12, 14, 20), mask=given, client=client)
-        found = (
+        result = (
             labels_in(report.target) if target.endswith("zarr") else np.asarray(nibabel.load(report.target).dataobj).T
         )
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
 
 
-def test_foreground_is_what_otsu_takes():
+def test_the_foreground_is_otsus():
     threshold_otsu = pytest.importorskip("skimage.filters").threshold_otsu
     image = noise((20, 24, 40)) / 30
     image[5:15, 6:18, 8:30] += 100
@@ -242,7 +242,7 @@ def test_nan_is_masked():
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "message"),
     [
         (np.zeros(GOOD.shape, bool), "no finite value, or none inside the mask"),
         (np.ones((12, 14, 41), bool), "may be coarser than the image but not finer"),
@@ -250,10 +250,10 @@ def test_nan_is_masked():
         ("nowhere.nii.gz", "does not exist"),
     ],
 )
-def test_a_mask_that_will_not_do(tmp_path, client, mask, said):
-    with pytest.raises((ValueError, FileNotFoundError), match=said) as in_memory:
+def test_a_mask_that_will_not_do(tmp_path, client, mask, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as in_memory:
         supervoxels(GOOD, step=4, mask=mask)
-    with pytest.raises((ValueError, FileNotFoundError), match=said) as out_of_core:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as out_of_core:
         segment(GOOD, tmp_path / "labels.zarr", step=4, mask=mask, client=client)
     for error in (in_memory, out_of_core):
         assert_sentence(error.value)
@@ -265,7 +265,7 @@ def test_a_mask_that_will_not_do(tmp_path, client, mask, said):
 
 @settings(max_examples=15)
 @given(st.integers(2, 200), st.booleans())
-def test_none_is_smaller_than_asked_for(min_size, masked):
+def test_no_supervoxel_is_smaller_than_the_minimum(min_size, masked):
     """Except isolated ones."""
     mask = noise(GOOD.shape, 5) > -50 if masked else np.ones(GOOD.shape, bool)
     labels = supervoxels(GOOD, step=4, mask=mask, min_size=min_size)
@@ -313,9 +313,9 @@ def test_files_as_channels_and_windows_of_each(tmp_path, client):
     for number, image in enumerate(images):
         paths.append(tmp_path / f"{number}.nii.gz")
         nibabel.save(nibabel.Nifti1Image(image.T, np.diag([1, 1, 2, 1])), paths[-1])
-    asked = {"window": [None, (-100, 100), "0,300"], "weights": (1, 2, 1), "step": 4}
-    report = segment(paths, tmp_path / "labels.nii.gz", region=(12, 14, 20), client=client, **asked)
-    expected = supervoxels(np.stack(images), channel_axis=0, **asked)
+    parameters = {"window": [None, (-100, 100), "0,300"], "weights": (1, 2, 1), "step": 4}
+    report = segment(paths, tmp_path / "labels.nii.gz", region=(12, 14, 20), client=client, **parameters)
+    expected = supervoxels(np.stack(images), channel_axis=0, **parameters)
     np.testing.assert_array_equal(np.asarray(nibabel.load(report.target).dataobj).T, expected)
     assert report.windows[1:] == ((-100, 100), (-150, 150))
 
@@ -379,9 +379,9 @@ def test_levels_out_of_core(tmp_path, client, target):
 def test_the_foreground_of_an_mr(mr_sarcoma, tmp_path, client):
     """A thigh with 6.5 mm between slices: only the foreground, cells isotropic in millimetres."""
     image, _ = mr_sarcoma
-    asked = {"step": "12mm", "spacing": (6.5, 0.8, 0.8), "mask": "auto", "min_size": 30}
-    expected = supervoxels(image, **asked)
-    report = segment(image, tmp_path / "labels.zarr", region=(8, 75, 75), client=client, **asked)
+    parameters = {"step": "12mm", "spacing": (6.5, 0.8, 0.8), "mask": "auto", "min_size": 30}
+    expected = supervoxels(image, **parameters)
+    report = segment(image, tmp_path / "labels.zarr", region=(8, 75, 75), client=client, **parameters)
     np.testing.assert_array_equal(labels_in(report.target), expected)
     assert_sound(expected, expected > 0)
     z, y, x = report.step

@@ -87,10 +87,10 @@ def test_levels_that_ome_zarr_writes(tmp_path, version, level):
     expected = image[1, :, :: 2**level, :: 2**level, :: 2**level]
     name, group = paths(path)[level], zarr.open_group(path, mode="r")
     for source, which in ((path, {"level": level}), (group, {"level": level}), (path / name, {}), (group[name], {})):
-        found = open_image(source, volume=1, channel_axis="c", **which)
-        np.testing.assert_array_equal(found.read((slice(None),) * 3), expected)
-        assert found.spacing == (3.0 * 2**level,) * 3
-        assert found.frame.translation == (1.0, 2.0, 3.0)
+        result = open_image(source, volume=1, channel_axis="c", **which)
+        np.testing.assert_array_equal(result.read((slice(None),) * 3), expected)
+        assert result.spacing == (3.0 * 2**level,) * 3
+        assert result.frame.translation == (1.0, 2.0, 3.0)
     with pytest.raises(ValueError, match="has no level 3: it has 3"):
         open_image(path, volume=0, channel_axis="c", level=3)
     with pytest.raises(ValueError, match="is level 1 of an image: leave out level"):
@@ -154,7 +154,7 @@ def test_axes_come_in_any_order(tmp_path_factory, image, level, by_path):
     assert source.frame.units == (unit,) * 3
 
 
-def test_what_has_no_levels_has_no_level_1(tmp_path):
+def test_arrays_without_levels_have_no_level_1(tmp_path):
     zarr.create_array(tmp_path / "a.zarr", data=np.zeros((4, 4, 4), np.uint8))
     for source in (np.zeros((4, 4, 4), np.uint8), tmp_path / "a.zarr"):
         assert open_source(source, level=0).shape == (4, 4, 4)
@@ -163,10 +163,10 @@ def test_what_has_no_levels_has_no_level_1(tmp_path):
 
 
 def test_info_tells_of_levels(ct):
-    found = describe(ct[0], level=1)
-    assert found["shape"] == [32, 30, 36]
-    assert (found["level"], found["levels"], found["translation"]) == (1, 3, [5.0, -30.0, 7.5])
-    assert found["units"] == ["micrometer"] * 3
+    result = describe(ct[0], level=1)
+    assert result["shape"] == [32, 30, 36]
+    assert (result["level"], result["levels"], result["translation"]) == (1, 3, [5.0, -30.0, 7.5])
+    assert result["units"] == ["micrometer"] * 3
 
 
 # Labels out
@@ -177,8 +177,8 @@ def blocks_of(labels, factors):
     out = np.empty([-(-n // f) for n, f in zip(labels.shape, factors, strict=True)], labels.dtype)
     for place in np.ndindex(*out.shape):
         block = labels[tuple(slice(i * f, i * f + f) for i, f in zip(place, factors, strict=True))]
-        found, counts = np.unique(block, return_counts=True)
-        out[place] = found[np.argmax(counts)]
+        result, counts = np.unique(block, return_counts=True)
+        out[place] = result[np.argmax(counts)]
     return out
 
 
@@ -237,9 +237,9 @@ def test_labels_go_into_their_image(ct, client):
 
 def seen_by_ome_zarr(path):
     nodes = list(Reader(parse_url(str(path)))())
-    found = {Path(node.zarr.path).name: [level.shape for level in node.data] for node in nodes if node.data}
-    assert found["supervoxels"] == [(64, 60, 71), (32, 30, 36), (16, 15, 18)]
-    assert found["half"] == [(32, 30, 36), (16, 15, 18), (8, 8, 9)]
+    result = {Path(node.zarr.path).name: [level.shape for level in node.data] for node in nodes if node.data}
+    assert result["supervoxels"] == [(64, 60, 71), (32, 30, 36), (16, 15, 18)]
+    assert result["half"] == [(32, 30, 36), (16, 15, 18), (8, 8, 9)]
 
 
 NAPARI = """
@@ -254,9 +254,9 @@ print(json.dumps([[kind, [one.shape for one in data], told["scale"], told["units
 def seen_by_napari(path):
     # In a process of its own because its imports warn.
     command = [sys.executable, "-W", "ignore", "-c", NAPARI, str(path)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
     shapes, units = [[64, 60, 71], [32, 30, 36], [16, 15, 18], [8, 8, 9]], ["micrometer"] * 3
-    assert json.loads(told.splitlines()[-1]) == [
+    assert json.loads(printed.splitlines()[-1]) == [
         ["image", shapes[:3], [3000.0] * 3, units],
         ["labels", shapes[:3], [3000.0] * 3, units],
         ["labels", shapes[1:], [6000.0] * 3, units],
@@ -347,16 +347,16 @@ def stopped(monkeypatch):
 
 
 def test_labels_that_are_not_whole_are_not_listed(ct, client, stopped):
-    path, wanted = ct[0], {"into_image": True, "client": client}
-    stopped("publish_labels", path, step=16, **wanted)
+    path, requested = ct[0], {"into_image": True, "client": client}
+    stopped("publish_labels", path, step=16, **requested)
     assert not (path / "labels" / "zarr.json").exists()
     # A resumed run writes the list that an interrupted one did not.
-    stopped("list_labels", path, step=16, resume=True, **wanted)
+    stopped("list_labels", path, step=16, resume=True, **requested)
     assert not (path / "labels" / "zarr.json").exists()
-    report = dseeds.segment(path, step=16, resume=True, **wanted)
+    report = dseeds.segment(path, step=16, resume=True, **requested)
     assert listed(path) == ["supervoxels"]
     # Labels that are being replaced are not listed.
-    stopped("publish_labels", path, step=8, overwrite=True, **wanted)
+    stopped("publish_labels", path, step=8, overwrite=True, **requested)
     assert listed(path) == []
     list_labels(report.target)
     assert listed(path) == ["supervoxels"]
@@ -378,12 +378,12 @@ def test_batch_jobs_write_the_same_into_the_image(ct, client, capsys):
 
 
 @pytest.mark.parametrize(
-    ("axes", "version", "says"),
+    ("axes", "version", "message"),
     [("zyx", "0.4", "version 0.4 or before"), ("xyz", "0.5", "need z, y and x in this order"), ("yx", "0.5", "need z")],
 )
-def test_images_that_no_labels_fit_into(tmp_path, client, axes, version, says):
+def test_images_that_no_labels_fit_into(tmp_path, client, axes, version, message):
     path = write(tmp_path / "a.zarr", np.zeros((20, 20, 20)[: len(axes)], np.uint8), axes, version)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         dseeds.segment(path, into_image=True, step=16, client=client)
     assert not (path / "labels").exists()
     # They can be written elsewhere.
@@ -404,12 +404,12 @@ def test_labels_go_to_one_place(tmp_path, client, capsys):
             dseeds.segment(image, step=8, client=client, **places)
     with pytest.raises(ValueError, match="is no OME-Zarr image"):
         dseeds.segment(image, into_image=True, step=8, client=client)
-    for said in (["image.zarr"], [], ["image.zarr", "labels.zarr", "--label-name", "a"]):
-        assert main(["segment", *said]) == 2
-        assert "--into-image" in capsys.readouterr().err or not said
+    for arguments in (["image.zarr"], [], ["image.zarr", "labels.zarr", "--label-name", "a"]):
+        assert main(["segment", *arguments]) == 2
+        assert "--into-image" in capsys.readouterr().err or not arguments
 
 
-def test_what_labels_are_painted_with_lies_where_they_lie(ct, client, tmp_path):
+def test_painted_volumes_lie_on_their_labels(ct, client, tmp_path):
     path, _ = ct
     dseeds.segment(path, tmp_path / "labels.zarr", step=16, client=client)
     dseeds.paint(tmp_path / "labels.zarr", {1: 1}, tmp_path / "painted.zarr")

@@ -54,13 +54,13 @@ LARGEST = noise((80, 80, 80), dtype="uint16")
 @example((LARGEST, {"step": (16, 9, 12)}, (32, 28, 50)), "array", 4)
 @given(runs(), st.sampled_from(["array", "array", 16, 61]), st.sampled_from([1, 4]))
 def test_any_cut_gives_the_labels_of_the_whole(clients, run, stored, threads):
-    image, asked, region = run
-    expected = supervoxels(image, **asked)
+    image, parameters, region = run
+    expected = supervoxels(image, **parameters)
     progress = Recorder()
     with TemporaryDirectory() as folder:
         source = image if stored == "array" else as_zarr(f"{folder}/image.zarr", image, stored)
         report = segment(
-            source, f"{folder}/labels.zarr", region=region, client=clients[threads], progress=progress, **asked
+            source, f"{folder}/labels.zarr", region=region, client=clients[threads], progress=progress, **parameters
         )
         np.testing.assert_array_equal(labels_in(report.target), expected)
         assert set(names_in(folder)) <= {"labels.zarr", "image.zarr"}
@@ -70,19 +70,19 @@ def test_any_cut_gives_the_labels_of_the_whole(clients, run, stored, threads):
     if region is not None:
         cells = [-(-e // s) for e, s in zip(region, report.step, strict=True)]
         assert report.regions == prod(-(-n // k) for n, k in zip(report.cells, cells, strict=True))
-    assert_told_in_order(progress.told, report)
+    assert_events_in_order(progress.events, report)
 
 
 @pytest.mark.slow
 @settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(mostly_constant(), st.sampled_from([8, 12, (5, 40, 9)]))
 def test_regions_that_rest_are_left_out_and_no_label_changes(clients, tmp_path_factory, case, region):
-    image, asked = case
+    image, parameters = case
     target = tmp_path_factory.mktemp("rest") / "labels.zarr"
     progress = Recorder()
-    report = segment(image, target, region=region, client=clients[1], progress=progress, **asked)
-    np.testing.assert_array_equal(labels_in(target), supervoxels(image, **asked))
-    assert_told_in_order(progress.told, report)
+    report = segment(image, target, region=region, client=clients[1], progress=progress, **parameters)
+    np.testing.assert_array_equal(labels_in(target), supervoxels(image, **parameters))
+    assert_events_in_order(progress.events, report)
 
 
 def test_a_background_rests(clients, tmp_path, monkeypatch):
@@ -107,14 +107,14 @@ def test_a_background_rests(clients, tmp_path, monkeypatch):
     assert min(count for _, count in swept) < report.regions // 2
 
 
-def assert_told_in_order(told, report):
+def assert_events_in_order(events, report):
     """Check that every stage begins once with its number of tasks, advances as often, and ends once."""
     for stage in report.stages:
-        events = [(event, number) for event, name, number in told if name == stage.name]
+        own = [(event, number) for event, name, number in events if name == stage.name]
         total = stage.tasks + stage.skipped
         advances = [("advance", number) for number in range(1, total + 1)]
-        assert events == [("begin", total), *advances, ("end", None)]
-    assert {name for _, name, _ in told} == {stage.name for stage in report.stages} <= set(STAGES)
+        assert own == [("begin", total), *advances, ("end", None)]
+    assert {name for _, name, _ in events} == {stage.name for stage in report.stages} <= set(STAGES)
     if report.rounds:
         sweeps = sum(stage.tasks + stage.skipped for stage in report.stages if stage.name.startswith("sweep"))
         assert sweeps == report.rounds * report.regions
@@ -171,8 +171,8 @@ def test_every_label_is_one_component_and_every_cell_keeps_its_own(tmp_path, cli
     cells = [np.array(oracle.cells_along(n, s)) for n, s in zip(image.shape, step, strict=True)]
     counts = [c[-1] + 1 for c in cells]
     np.testing.assert_array_equal(np.unique(labels), np.arange(1, prod(counts) + 1))
-    _, found = skimage.measure.label(labels, connectivity=1, background=-1, return_num=True)
-    assert found == prod(counts)
+    _, components = skimage.measure.label(labels, connectivity=1, background=-1, return_num=True)
+    assert components == prod(counts)
     # No voxel moves further than a cell, but many move.
     owner = np.unravel_index(labels - 1, counts)
     away = np.max([np.abs(o - c) for o, c in zip(owner, np.meshgrid(*cells, indexing="ij"), strict=True)], axis=0)
@@ -197,18 +197,18 @@ def written(target):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "told"), [(1, False), (2, True)])
-def test_processes_are_equal_to_threads(tmp_path, clients, capfd, workers, told):
+@pytest.mark.parametrize(("workers", "followed"), [(1, False), (2, True)])
+def test_processes_are_equal_to_threads(tmp_path, clients, capfd, workers, followed):
     image = noise((40, 30, 55), dtype="int16")
     source = as_zarr(tmp_path / "image.zarr", image, 32)
     segment(image, tmp_path / "threads.zarr", step=8, region=30, client=clients[workers**2])
-    progress = Recorder() if told else None
+    progress = Recorder() if followed else None
     report = segment(
         source, tmp_path / "processes.zarr", step=8, region=30, workers=workers, memory="1GiB", progress=progress
     )
     np.testing.assert_array_equal(labels_in(tmp_path / "processes.zarr"), labels_in(tmp_path / "threads.zarr"))
     # Without a progress, the address is printed.
-    link = progress.link if told else re.fullmatch("Dask dashboard: (.*)\n", capfd.readouterr().err)[1]
+    link = progress.link if followed else re.fullmatch("Dask dashboard: (.*)\n", capfd.readouterr().err)[1]
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/status", link)
     assert report.workers == len(report.peak_memory) == workers
     # Separate processes, each within its memory limit.

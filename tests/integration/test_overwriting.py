@@ -136,7 +136,7 @@ NOT_OURS = [
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("make", NOT_OURS, ids=lambda make: make.__name__)
-def test_what_is_not_ours_is_not_overwritten(tmp_path, client, ours, make, overwrite):
+def test_output_of_others_is_not_overwritten(tmp_path, client, ours, make, overwrite):
     make(tmp_path / "labels.zarr", ours)
     before = snapshot(tmp_path)
     progress = Recorder()
@@ -144,7 +144,7 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path, client, ours, make, overw
         segment(GOOD, tmp_path / "labels.zarr", step=4, client=client, overwrite=overwrite, progress=progress)
     assert_sentence(caught.value)
     assert snapshot(tmp_path) == before
-    assert progress.told == [], "it is refused at once, not after the work"
+    assert progress.events == [], "it is refused at once, not after the work"
 
 
 def nifti_of_mine(target):
@@ -153,7 +153,7 @@ def nifti_of_mine(target):
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("make", [text, nifti_of_mine, folder])
-def test_nifti_that_is_not_ours_is_not_overwritten(tmp_path, client, make, overwrite):
+def test_nifti_of_others_is_not_overwritten(tmp_path, client, make, overwrite):
     source = nifti_saver(".nii")(tmp_path, GOOD)
     make(tmp_path / "labels.nii.gz")
     before = snapshot(tmp_path)
@@ -161,10 +161,10 @@ def test_nifti_that_is_not_ours_is_not_overwritten(tmp_path, client, make, overw
     with pytest.raises(FileExistsError, match=r"labels\.nii\.gz"):
         segment(source, tmp_path / "labels.nii.gz", step=8, client=client, overwrite=overwrite, progress=progress)
     assert snapshot(tmp_path) == before
-    assert progress.told == []
+    assert progress.events == []
 
 
-def test_ours_is_overwritten_when_told_to(tmp_path, client, ours):
+def test_our_output_is_overwritten_on_request(tmp_path, client, ours):
     copy_of_ours(tmp_path / "labels.zarr", ours)
     with pytest.raises(FileExistsError, match="--overwrite"):
         segment(GOOD, tmp_path / "labels.zarr", step=4, client=client)
@@ -173,17 +173,17 @@ def test_ours_is_overwritten_when_told_to(tmp_path, client, ours):
     np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), supervoxels(GOOD, step=4))
 
 
-def test_nifti_of_ours_is_overwritten_when_told_to(tmp_path, client):
+def test_our_nifti_is_overwritten_on_request(tmp_path, client):
     source = nifti_saver(".nii")(tmp_path, GOOD)
     segment(source, tmp_path / "labels.nii.gz", step=8, client=client)
     with pytest.raises(FileExistsError, match="--overwrite"):
         segment(source, tmp_path / "labels.nii.gz", step=4, client=client)
     segment(source, tmp_path / "labels.nii.gz", step=4, client=client, overwrite=True)
-    found = np.asarray(nibabel.load(tmp_path / "labels.nii.gz").dataobj).T
-    np.testing.assert_array_equal(found, supervoxels(GOOD, step=4))
+    result = np.asarray(nibabel.load(tmp_path / "labels.nii.gz").dataobj).T
+    np.testing.assert_array_equal(result, supervoxels(GOOD, step=4))
 
 
-def test_what_a_killed_run_left_is_overwritten_when_told_to(tmp_path, client):
+def test_the_rest_of_a_killed_run_is_overwritten_on_request(tmp_path, client):
     """A killed run leaves a marker."""
 
     def keep():
@@ -208,7 +208,7 @@ def test_what_a_killed_run_left_is_overwritten_when_told_to(tmp_path, client):
         (link_to_ours, True),
     ],
 )
-def test_what_appears_during_the_run_is_not_overwritten(tmp_path, client, ours, make, overwrite):
+def test_output_that_appears_during_the_run_is_not_overwritten(tmp_path, client, ours, make, overwrite):
     """Another program may write to the same path during the run, and must not lose its data."""
     target = tmp_path / "labels.zarr"
     progress = when("begin", "sweep-voxels", None, lambda: make(target, ours))
@@ -248,4 +248,4 @@ def test_the_source_is_not_overwritten(tmp_path, client, ours, monkeypatch, sour
         segment(source, target, step=4, client=client, overwrite=True, progress=progress)
     assert_sentence(caught.value)
     assert snapshot(tmp_path) == before
-    assert progress.told == [], "it is refused at once, not after the work"
+    assert progress.events == [], "it is refused at once, not after the work"

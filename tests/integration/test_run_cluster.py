@@ -102,7 +102,7 @@ def test_the_scheduler_knows_a_bounded_number_of_tasks(tmp_path, clients, thread
     assert set().union(*names.values()) <= set(STAGES)
 
 
-def test_what_a_task_is_told_does_not_grow_with_the_volume(tmp_path):
+def test_the_arguments_of_a_task_do_not_grow_with_the_volume(tmp_path):
     folder = str(tmp_path)
     shape, cells = (1 << 14,) * 3, (16, 16, 16)
     job = Job(
@@ -112,9 +112,9 @@ def test_what_a_task_is_told_does_not_grow_with_the_volume(tmp_path):
     assert job.lattice.grids
     assert len(job.regions) == 64**3
     assert job.schedule
-    told = pickle.dumps(job)
-    assert len(told) < 5000
-    assert pickle.loads(told) == job
+    pickled = pickle.dumps(job)
+    assert len(pickled) < 5000
+    assert pickle.loads(pickled) == job
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -184,7 +184,7 @@ def test_a_cluster_without_workers(tmp_path, monkeypatch):
     assert snapshot(tmp_path) == {}
 
 
-def test_regions_are_what_was_asked_for(tmp_path, client):
+def test_regions_are_as_requested(tmp_path, client):
     report = segment(GOOD, tmp_path / "a.zarr", step=(5, 6, 7), region=(6, 7, 20), client=client)
     assert report.region_shape == (10, 12, 21)
     # Cells: 2, 2 and 6.

@@ -33,11 +33,11 @@ def no_constants(name):
     raise AssertionError(f"{name} is no JSON")
 
 
-def test_the_output_says_what_it_is(tmp_path, client):
+def test_the_output_describes_itself(tmp_path, client):
     image = noise((20, 26, 33), dtype="int16")
     source = nifti_saver(".nii.gz")(tmp_path, image)
-    asked = {"step": np.int64(7), "window": np.array([-90, 150.5]), "volume": 0}
-    report = segment(source, tmp_path / "a.zarr", region=14, client=client, **asked)
+    parameters = {"step": np.int64(7), "window": np.array([-90, 150.5]), "volume": 0}
+    report = segment(source, tmp_path / "a.zarr", region=14, client=client, **parameters)
     assert names_in(tmp_path / "a.zarr") == ["0", "zarr.json"]
     document = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text(), parse_constant=no_constants)
     assert (document["zarr_format"], document["node_type"]) == (3, "group")
@@ -133,23 +133,23 @@ def test_nifti_in_gives_nifti_out(tmp_path, client, ending, opened):
     report = segment(source if opened else tmp_path / "image.nii.gz", target, step="8mm", region=40, client=client)
     assert names_in(tmp_path / "out") == [target.name]
     assert report.target == str(target)
-    found = nibabel.load(target)
+    result = nibabel.load(target)
     expected = supervoxels(image, step="8mm", spacing=(3.25, 0.5, 0.75))
-    np.testing.assert_array_equal(np.asarray(found.dataobj), expected.T)
-    assert found.get_data_dtype() == np.int32
-    np.testing.assert_array_equal(found.affine, source.affine)
+    np.testing.assert_array_equal(np.asarray(result.dataobj), expected.T)
+    assert result.get_data_dtype() == np.int32
+    np.testing.assert_array_equal(result.affine, source.affine)
     for field in ("pixdim", "xyzt_units", "qform_code", "sform_code", "descrip"):
-        np.testing.assert_array_equal(found.header[field], source.header[field])
+        np.testing.assert_array_equal(result.header[field], source.header[field])
 
 
 def test_nifti_of_one_of_a_series(tmp_path, client):
     path = Path(data_path) / "example4d.nii.gz"
     source = nibabel.load(path)
     segment(path, tmp_path / "a.nii.gz", step=(6, 16, 16), volume=0, client=client)
-    found = nibabel.load(tmp_path / "a.nii.gz")
+    result = nibabel.load(tmp_path / "a.nii.gz")
     image = np.asarray(source.dataobj[..., 0]).T
-    np.testing.assert_array_equal(np.asarray(found.dataobj).T, supervoxels(image, step=(6, 16, 16)))
-    np.testing.assert_array_equal(found.affine, source.affine)
+    np.testing.assert_array_equal(np.asarray(result.dataobj).T, supervoxels(image, step=(6, 16, 16)))
+    np.testing.assert_array_equal(result.affine, source.affine)
 
 
 def test_it_is_no_image_before_it_is_whole(tmp_path, client):

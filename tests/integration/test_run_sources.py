@@ -121,12 +121,14 @@ def phantom(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("asked", [{"n_segments": 200}, {"step": "8mm"}])
-def test_the_spacing_of_a_source_makes_isotropic_cells(tmp_path, client, phantom, asked):
+@pytest.mark.parametrize("parameters", [{"n_segments": 200}, {"step": "8mm"}])
+def test_the_spacing_of_a_source_makes_isotropic_cells(tmp_path, client, phantom, parameters):
     image = zarr.open_array(phantom / "0", mode="r")[:]
-    report = segment(phantom, tmp_path / "a.zarr", client=client, **asked)
+    report = segment(phantom, tmp_path / "a.zarr", client=client, **parameters)
     assert 2 * report.step[0] <= report.step[1]
-    np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(image, spacing=(2.5, 1.0, 1.0), **asked))
+    np.testing.assert_array_equal(
+        labels_in(tmp_path / "a.zarr"), supervoxels(image, spacing=(2.5, 1.0, 1.0), **parameters)
+    )
 
 
 def test_a_step_in_voxels_is_taken_as_it_is(tmp_path, client, phantom):

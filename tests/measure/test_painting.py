@@ -289,9 +289,9 @@ def test_what_is_no_table(tmp_path):
         ("a.parquet", ValueError, "cannot be read as a table"),
         ("a.csv", ValueError, "cannot be read as a table"),
         ("folder", ValueError, "without Parquet"),
-        ("folder/a.txt", ValueError, "is no table"),
+        ("folder/a.txt", ValueError, "is not a table"),
         ("b.parquet", FileNotFoundError, "does not exist"),
-        ("features", FileNotFoundError, "is no table that there is"),
+        ("features", FileNotFoundError, "does not exist: name a folder of features"),
     ):
         with pytest.raises(error, match=words):
             dseeds.paint(LABELS, tmp_path / name, column="x")
@@ -334,7 +334,7 @@ def test_rows_are_read_from_the_parts_that_have_them(known, rows, seed):
     labels = rng.choice(np.concatenate([known, [0, 5, TOP, 2**40]]), (4, 5, 6))
     table = dict(zip(known.tolist(), numbers.tolist(), strict=True))
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lookup, "HELD", 1)
+        patch.setattr(lookup, "MAX_HELD_ROWS", 1)
         in_parts(Path(folder, "parts"), known, numbers, rows)
         opened = lookup.open_values(f"{folder}/parts", "x")
         assert isinstance(opened, lookup.PartedValues)
@@ -348,13 +348,13 @@ def test_rows_are_read_from_the_parts_that_have_them(known, rows, seed):
 def test_a_region_reads_its_own_parts_alone_and_once(tmp_path, monkeypatch):
     labels = np.arange(1, 8001).reshape(20, 20, 20)
     in_parts(tmp_path / "parts", np.arange(1, 8001), np.arange(1, 8001), 400)
-    monkeypatch.setattr(lookup, "HELD", 1)
+    monkeypatch.setattr(lookup, "MAX_HELD_ROWS", 1)
     painted = dseeds.paint(labels, tmp_path / "parts", column="x")
     assert painted.dtype == np.int16
-    lookup._kept.cache_clear()
+    lookup._read_cached.cache_clear()
     for _ in range(2):
         np.testing.assert_array_equal(painted[3:5].compute(), labels[3:5])
-    assert lookup._kept.cache_info().misses == 2
+    assert lookup._read_cached.cache_info().misses == 2
     # A plane of labels is a part here.
     shutil.rmtree(tmp_path / "parts")
     in_parts(tmp_path / "parts", np.arange(1, 8001), np.arange(8000), 400)
@@ -368,7 +368,7 @@ def test_a_region_reads_its_own_parts_alone_and_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("order", [np.s_[::-1], np.s_[[0, 2, 1, *range(3, 20)]]])
 def test_parts_in_any_order_are_held(tmp_path, monkeypatch, order):
     known = np.arange(1, 21)[order]
-    monkeypatch.setattr(lookup, "HELD", 1)
+    monkeypatch.setattr(lookup, "MAX_HELD_ROWS", 1)
     in_parts(tmp_path / "parts", known, known * 2, 7)
     assert isinstance(lookup.open_values(tmp_path / "parts", "x"), lookup.HeldValues)
     np.testing.assert_array_equal(dseeds.paint(LABELS, tmp_path / "parts", column="x"), LABELS * 2)

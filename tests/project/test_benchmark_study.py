@@ -74,7 +74,7 @@ def test_a_pair_in_words(text, image, truth):
 
 
 @pytest.mark.parametrize("text", ["ct.nii.gz", "a:b:c", "a:", ":b"])
-def test_what_is_no_pair_is_refused(text):
+def test_malformed_pairs_are_refused(text):
     with pytest.raises(ValueError, match="a pair is IMAGE:TRUTH"):
         parse_pair(text)
 
@@ -82,8 +82,8 @@ def test_what_is_no_pair_is_refused(text):
 def test_files_of_pairs(tmp_path):
     table, objects = tmp_path / "pairs.csv", tmp_path / "pairs.json"
     table.write_text("image,truth,name,window\na.nii,b.nii,first,abdomen\ns3://lab/a.zarr,/data/b.nii,,\n")
-    found = read_pairs(table)
-    assert found == [
+    result = read_pairs(table)
+    assert result == [
         Pair(str(tmp_path / "a.nii"), str(tmp_path / "b.nii"), "first", window="abdomen"),
         Pair("s3://lab/a.zarr", "/data/b.nii"),
     ]
@@ -95,7 +95,7 @@ def test_files_of_pairs(tmp_path):
             ]
         )
     )
-    assert read_pairs(objects) == found
+    assert read_pairs(objects) == result
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_the_command_on_the_decathlon(decathlon, tmp_path, capsys):
         assert row["mvoxel_per_second"] == pytest.approx(math.prod(SHAPE) / row["seconds"] / 1e6)
     assert (out / "benchmark_study.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "benchmark_study.svg").read_text()
-    said = capsys.readouterr().out
-    assert "| **dseeds** |" in said
-    assert "| **SLIC 0.1** |" in said
+    output = capsys.readouterr().out
+    assert "| **dseeds** |" in output
+    assert "| **SLIC 0.1** |" in output
 
     # The same figures, computed by hand.
     image, truth = phantom(SHAPE, dtype="int16", seed=1)
@@ -160,25 +160,25 @@ def test_the_command_on_the_decathlon(decathlon, tmp_path, capsys):
 
 def test_a_limit_is_for_each_task(decathlon, capsys):
     main(["--decathlon", str(decathlon), "--limit", "1", "--counts", "8", "--methods", "dseeds", "--repeats", "1"])
-    said = capsys.readouterr().out
-    assert "body_000" in said
-    assert "body_001" not in said
+    output = capsys.readouterr().out
+    assert "body_000" in output
+    assert "body_001" not in output
 
 
-def test_what_fails_is_told_and_the_rest_goes_on(decathlon, tmp_path, capsys):
+def test_failures_are_reported_and_the_rest_continues(decathlon, tmp_path, capsys):
     body = read_decathlon(decathlon)[0]
     small, damaged = write(tmp_path / "small.nii", np.ones((3, 4, 5), np.uint8)), tmp_path / "damaged.nii"
     damaged.write_bytes(b"no image")
     pairs = [f"{body.image}:{small}", f"{tmp_path / 'nowhere.nii'}:{small}", f"{damaged}:{small}"]
     with pytest.raises(SystemExit, match="3 of 5 results are missing"):
         main([*pairs, "--decathlon", str(decathlon), "--counts", "8", "--methods", "dseeds", "--repeats", "1"])
-    said = capsys.readouterr().out
-    failed = [line.split(" failed: ")[1] for line in said.splitlines() if "failed" in line]
+    output = capsys.readouterr().out
+    failed = [line.split(" failed: ")[1] for line in output.splitlines() if "failed" in line]
     assert failed[0] == f"the image has shape {SHAPE} and the truth (3, 4, 5): they must lie on one grid."
     assert failed[1] == f"{tmp_path / 'nowhere.nii'} does not exist"
     assert failed[2].startswith(f"{damaged} cannot be opened as an image")
-    assert "body_001" in said
-    assert "| **dseeds** |" in said
+    assert "body_001" in output
+    assert "| **dseeds** |" in output
 
 
 def test_a_method_that_fails_is_left_out_of_means(decathlon):
@@ -251,28 +251,35 @@ def test_reading(tmp_path):
         (np.ones(27), np.ones(27), "constant"),
     ],
 )
-def test_what_tells_nothing_is_refused(tmp_path, image, truth, message):
+def test_uninformative_pairs_are_refused(tmp_path, image, truth, message):
     pair = Pair(*(write(tmp_path / f"{n}.nii", v.reshape(3, 3, 3)) for n, v in (("i", image), ("t", truth))))
     [row] = study([pair], counts=[1], compared=[OURS])
     assert message in row["error"]
     assert row["case"] == pair.image
 
 
-def row(method, made, *, asked, case="a", task="t", rises=0.1, seconds=1.0):
+def row(method, made, *, requested, case="a", task="t", rises=0.1, seconds=1.0):
     """Return a row whose figures depend on the number of supervoxels."""
     figure = rises * math.log(made)
     quality = dict.fromkeys(
         ("achievable_dice", "undersegmentation_error", "boundary_recall", "explained_variation"), figure
     )
-    known = {"task": task, "case": case, "method": method, "peer": method[:1], "setting": method[1:], "asked": asked}
+    known = {
+        "task": task,
+        "case": case,
+        "method": method,
+        "peer": method[:1],
+        "setting": method[1:],
+        "asked": requested,
+    }
     return {**known, "made": made, "voxels": 10**6, "seconds": seconds, "error": None, **quality}
 
 
 def test_methods_are_compared_at_equal_numbers():
     """A method that makes half as many supervoxels as requested is not worse for that."""
-    whole = [row("A", n, asked=n) for n in (250, 500, 1000)]
-    half = [row("B", n // 2, asked=n, seconds=3) for n in (250, 500, 1000)]
-    better = [row("B2", n // 2, asked=n, rises=0.11) for n in (250, 500, 1000)]
+    whole = [row("A", n, requested=n) for n in (250, 500, 1000)]
+    half = [row("B", n // 2, requested=n, seconds=3) for n in (250, 500, 1000)]
+    better = [row("B2", n // 2, requested=n, rises=0.11) for n in (250, 500, 1000)]
     rows = [each for three in zip(whole, half, better, strict=True) for each in three]
     first, second, third = summary(rows)
     assert second["achievable_dice"] == pytest.approx(first["achievable_dice"])
@@ -286,13 +293,13 @@ def test_methods_are_compared_at_equal_numbers():
 
 
 def test_tasks_count_alike_however_many_cases_they_have():
-    many = [row("A", 100, asked=100, case=str(n), rises=0.1) for n in range(9)]
-    [found] = summary([*many, row("A", 100, asked=100, task="other", rises=0.2)])
-    assert found["achievable_dice"] == pytest.approx(0.15 * math.log(100))
+    many = [row("A", 100, requested=100, case=str(n), rises=0.1) for n in range(9)]
+    [result] = summary([*many, row("A", 100, requested=100, task="other", rises=0.2)])
+    assert result["achievable_dice"] == pytest.approx(0.15 * math.log(100))
 
 
 def test_the_plot_has_a_row_for_each_task_and_their_mean():
-    rows = [row(m, n, asked=n, task=t) for t in ("CT", "MR") for n in (100, 1000) for m in ("A", "B")]
+    rows = [row(m, n, requested=n, task=t) for t in ("CT", "MR") for n in (100, 1000) for m in ("A", "B")]
     figure = plot(rows)
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")] == [
         "Mean over 2 tasks, 2 cases",
@@ -323,7 +330,7 @@ def test_two_of_one_name_are_refused():
         (["--decathlon", "nowhere"], "no dataset.json"),
     ],
 )
-def test_what_makes_no_sense_is_a_sentence(arguments, message):
+def test_invalid_arguments_are_one_sentence(arguments, message):
     with pytest.raises(SystemExit) as caught:
         main(["x:y", *arguments])
     assert message in caught.value.code

@@ -24,7 +24,7 @@ def run(name, *arguments):
 @pytest.mark.slow
 @pytest.mark.usefixtures("hippocampus")
 def test_quality(tmp_path):
-    rows, said = run("quality.py", "--only", "hippocampus 001", "--json", tmp_path / "quality.json")
+    rows, output = run("quality.py", "--only", "hippocampus 001", "--json", tmp_path / "quality.json")
     assert {row["step"] for row in rows} == {"4x4x4", "6x6x6"}
     assert {"dseeds", "SLIC 0.03", "SLIC 0.1", "SLIC 0.3"} <= {row["method"] for row in rows}
     for row in rows:
@@ -33,12 +33,12 @@ def test_quality(tmp_path):
         assert all(row[name] >= 0 for name in names)
     ours = [row for row in rows if row["method"] == "dseeds"]
     assert [(row["count"], row["pieces"]) for row in ours] == [(8 * 12 * 8, 1), (5 * 8 * 5, 1)]
-    assert "dseeds is ahead of the best setting of SLIC in aDice" in said
+    assert "dseeds is ahead of the best setting of SLIC in aDice" in output
 
 
 @pytest.mark.slow
 def test_speed(tmp_path):
-    rows, said = run(
+    rows, output = run(
         "speed.py",
         "--sizes",
         "32",
@@ -57,14 +57,14 @@ def test_speed(tmp_path):
     assert whole["memory"] >= 0
     assert {"  2 threads", "SLIC 0.1"} <= {row["of"] for row in others}
     assert len([row for row in others if row["of"].startswith("  ")]) > 2
-    assert all(row["speed"] > 0 and row["of"] in said for row in rows)
+    assert all(row["speed"] > 0 and row["of"] in output for row in rows)
 
 
 @pytest.mark.slow
 def test_agglomeration(tmp_path):
-    rows, said = run("agglomeration.py", "--edges", "2e3,1e4", "--json", tmp_path / "agglomeration.json")
+    rows, output = run("agglomeration.py", "--edges", "2e3,1e4", "--json", tmp_path / "agglomeration.json")
     assert [round(row["edges"] / row["nodes"]) for row in rows] == [6, 6]
-    assert all(row["cpu_seconds"] > 0 and str(row["edges"]) in said for row in rows)
+    assert all(row["cpu_seconds"] > 0 and str(row["edges"]) in output for row in rows)
     assert rows[0]["edges"] < rows[1]["edges"]
     # The air is one segment, the organs are others.
     assert all(1 < row["segments_at_a_quarter"] < row["nodes"] / 10 for row in rows)
@@ -81,14 +81,14 @@ def test_missing_data_are_a_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_overhead(tmp_path):
-    written, said = run("overhead.py", "--size", "96", "--memory", "1GiB", "--json", tmp_path / "overhead.json")
+    written, output = run("overhead.py", "--size", "96", "--memory", "1GiB", "--json", tmp_path / "overhead.json")
     rows = written["rows"]
     rounds = written["report"]["rounds"]
     assert [f"round {turn:2}" in rows for turn in range(rounds + 1)] == [True] * rounds + [False]
     for name in ("quantise", "label", "all rounds"):
         assert rows[name]["kernel"] > 0
         assert rows[name]["io"] > 0
-        assert name in said
+        assert name in output
     assert sum(row["wall"] for name, row in rows.items() if name != "all rounds") < written["report"]["seconds"]
 
 

@@ -134,7 +134,7 @@ def submit(tmp_path, environment):
     ("script", "before", "answer"),
     [("slurm/submit.sh", (), "43"), ("pbs/submit.sh", (), "43.server"), ("aws/submit.sh", ("my-queue",), "43")],
 )
-def test_a_script_submits_an_array_and_what_publishes(tmp_path, submit, script, before, answer):
+def test_a_script_submits_an_array_and_the_job_that_publishes(tmp_path, submit, script, before, answer):
     source, target = as_zarr(tmp_path / "an image.zarr", IMAGE, 16), tmp_path / "labels.zarr"
     out, calls, log = submit(script, *before, 2, source, target, "--step", 3, "--region", "12,12,24")
     assert out.strip() == answer

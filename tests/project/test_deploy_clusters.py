@@ -34,9 +34,9 @@ SECRETS = {"S3_ACCESS_KEY": "dseeds", "S3_SECRET_KEY": "secret", "JUPYTER_TOKEN"
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as result:
+        result.bind(("127.0.0.1", 0))
+        return result.getsockname()[1]
 
 
 def merged(first, second):
@@ -64,7 +64,7 @@ class Composed:
             self.services = merged(self.services, whole["services"])
 
     def translated(self, text, volumes):
-        text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: SECRETS[found[1]], text)
+        text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda result: SECRETS[result[1]], text)
         for name, here in {**self.names, **volumes}.items():
             text = text.replace(name, here)
         return text
@@ -111,12 +111,12 @@ def composed(folder, files, store, environment, compiled):
     kernels = folder / "volumes" / "kernels"
     kernels.mkdir(parents=True)
     (kernels / "code").symlink_to(compiled, target_is_directory=True)
-    found = Composed(folder, files, store, environment)
-    with found.running:
-        if "certificates" in found.services:
-            assert "good for a year" in found.run("certificates")
-        found.start("scheduler")
-        yield found
+    result = Composed(folder, files, store, environment)
+    with result.running:
+        if "certificates" in result.services:
+            assert "good for a year" in result.run("certificates")
+        result.start("scheduler")
+        yield result
 
 
 @pytest.fixture
@@ -138,10 +138,10 @@ def bucket(object_store, monkeypatch):
 
 def as_said(step):
     """Return the README's command for a run with compose, with another step."""
-    (found,) = re.findall(
+    (result,) = re.findall(
         r"^docker compose run --rm dseeds (segment .*)$", (DEPLOY / "README.md").read_text(encoding="utf-8"), re.M
     )
-    return re.sub(r"--step \S+", f"--step {step}", found).split()
+    return re.sub(r"--step \S+", f"--step {step}", result).split()
 
 
 def check_labels(bucket):
@@ -155,7 +155,7 @@ def wait_for(pattern, log):
 
 
 @pytest.mark.slow
-def test_compose_whose_worker_ends_and_begins_anew_now_and_then(tmp_path, object_store, bucket, environment, compiled):
+def test_compose_with_a_worker_that_restarts_regularly(tmp_path, object_store, bucket, environment, compiled):
     with composed(tmp_path, ["compose.yml"], object_store, environment, compiled) as services:
         services.names |= {"4h": "4s", "30m": "0s"}
         services.start("worker")

@@ -57,33 +57,33 @@ def pods(name):
     """Return the pod specs of a cluster or a job, by role."""
     spec = manifest(name)["spec"]
     cluster = spec["cluster"]["spec"] if "cluster" in spec else spec
-    found = {role: cluster[role]["spec"] for role in ("worker", "scheduler")}
-    return found | ({"job": spec["job"]["spec"]} if "job" in spec else {})
+    result = {role: cluster[role]["spec"] for role in ("worker", "scheduler")}
+    return result | ({"job": spec["job"]["spec"]} if "job" in spec else {})
 
 
 def stages():
     """Return the Dockerfile's stages: names, base images, and instructions in order."""
     lines = re.sub(r"\\\n", " ", re.sub(r"(?m)^#.*\n", "", read("Dockerfile"))).splitlines()
-    found = {}
+    result = {}
     for word, _, rest in (line.partition(" ") for line in lines if line.strip()):
         if word == "FROM":
             origin, _, name = rest.partition(" AS ")
-            found[name] = (origin, [])
-        elif found:
-            found[name][1].append((word, " ".join(rest.split())))
-    return found
+            result[name] = (origin, [])
+        elif result:
+            result[name][1].append((word, " ".join(rest.split())))
+    return result
 
 
 def test_the_images():
-    found = stages()
-    assert list(found) == ["build", "build-notebook", "common", "notebook", "dseeds"]
+    result = stages()
+    assert list(result) == ["build", "build-notebook", "common", "notebook", "dseeds"]
     for name in ("notebook", "dseeds"):
-        origin, instructions = found[name]
+        origin, instructions = result[name]
         assert origin == "common"
         assert not [rest for word, rest in instructions if word in ("USER", "RUN")]
-    origin, instructions = found["common"]
+    origin, instructions = result["common"]
     # Packages come from another stage, without its compiler, and nothing runs as root.
-    assert origin == found["build"][0] == "python:${PYTHON}-slim"
+    assert origin == result["build"][0] == "python:${PYTHON}-slim"
     assert not any("apt" in rest or "pip" in rest for word, rest in instructions if word == "RUN")
     assert [rest for word, rest in instructions if word == "USER"] == ["1000:1000"]
     environment = dict(pair.split("=", 1) for word, rest in instructions if word == "ENV" for pair in rest.split())
@@ -92,7 +92,7 @@ def test_the_images():
     assert version == f"VERSION={importlib.metadata.version('dseeds')}"
     # Everything that is copied passes the context's filter.
     kept = {line[1:] for line in read("..", ".dockerignore").splitlines() if line.startswith("!")}
-    copied = [rest.split()[:-1] for word, rest in found["build"][1] if word == "COPY"]
+    copied = [rest.split()[:-1] for word, rest in result["build"][1] if word == "COPY"]
     assert {name for names in copied for name in names} == kept
 
 
@@ -115,8 +115,8 @@ def workers():
     yield "compose.yml", service["command"], dask.utils.parse_bytes(memory.replace("M", "MiB"))
     for name in ("cluster.yaml", "job.yaml"):
         (container,) = pods(name)["worker"]["containers"]
-        wanted, most = (container["resources"][key] for key in ("requests", "limits"))
-        assert wanted == most
+        requested, most = (container["resources"][key] for key in ("requests", "limits"))
+        assert requested == most
         yield name, container["args"], dask.utils.parse_bytes(most["memory"].replace("Mi", "MiB"))
 
 
@@ -148,7 +148,7 @@ def test_nothing_of_compose_is_reached_from_elsewhere():
         assert service["image"].startswith("dseeds") or re.fullmatch(r"[\d.]+", tag), name
 
 
-def test_secrets_are_made_up_by_who_uses_compose():
+def test_compose_has_no_default_secrets():
     text = read("compose", "compose.yml")
     needed = set(re.findall(r"\$\{(\w+):\?", text))
     assert set(re.findall(r"\$\{?(\w+)", text)) == needed
@@ -176,7 +176,7 @@ def definitions():
         files = importlib.metadata.files("dask-kubernetes")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("dask-kubernetes, whose files say what its resources look like, is not installed")
-    found = {}
+    result = {}
     for path in files:
         if path.parent.name == "crds" and path.suffix == ".yaml":
             definition = yaml.load(
@@ -184,8 +184,8 @@ def definitions():
             )["spec"]
             (version,) = definition["versions"]
             assert (definition["group"], version["name"]) == ("kubernetes.dask.org", "v1")
-            found[definition["names"]["kind"]] = strict(version["schema"]["openAPIV3Schema"])
-    return found
+            result[definition["names"]["kind"]] = strict(version["schema"]["openAPIV3Schema"])
+    return result
 
 
 def strict(schema):
@@ -273,12 +273,12 @@ def test_aws_knows_the_job_definition():
     assert not report.has_errors(), report.generate_report()
     # The validator leaves these checks to the service.
     assert definition["type"] in shape.members["type"].enum
-    wanted = {need["type"]: int(need["value"]) for need in definition["containerProperties"]["resourceRequirements"]}
-    assert set(wanted) <= set(
+    requested = {need["type"]: int(need["value"]) for need in definition["containerProperties"]["resourceRequirements"]}
+    assert set(requested) <= set(
         shape.members["containerProperties"].members["resourceRequirements"].member.members["type"].enum
     )
     # In MiB, more than `dseeds init` allows a job by default.
-    assert wanted["MEMORY"] > 2048
+    assert requested["MEMORY"] > 2048
     retry = definition["retryStrategy"]
     assert 1 <= retry["attempts"] <= 10
     assert len(retry["evaluateOnExit"]) <= 5
@@ -286,7 +286,7 @@ def test_aws_knows_the_job_definition():
     assert definition["timeout"]["attemptDurationSeconds"] >= 3600
 
 
-def test_batch_jobs_ask_for_what_a_region_takes_and_may_be_sent_again():
+def test_batch_jobs_request_the_memory_of_a_region_and_may_be_retried():
     slurm = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", read("slurm", "job.sh"), re.MULTILINE))
     assert slurm["mem"] == "3G"
     assert (slurm["cpus-per-task"], slurm["time"]) == ("1", "1-00:00:00")
@@ -297,7 +297,7 @@ def test_batch_jobs_ask_for_what_a_region_takes_and_may_be_sent_again():
     assert "ncpus=1:mem=3gb" in read("pbs", "step.sh")
 
 
-def test_coiled_is_asked_for_what_it_knows(monkeypatch):
+def test_options_for_coiled_exist(monkeypatch):
     coiled = pytest.importorskip("coiled", reason="coiled is not installed: what it is asked for is not checked")
     assert coiled_options(monkeypatch).keys() <= inspect.signature(coiled.Cluster.__init__).parameters.keys()
 

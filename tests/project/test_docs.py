@@ -71,12 +71,12 @@ def test_all_commands_are_in_the_reference(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
     import hooks
 
-    said = "\n".join(hooks.reference())
+    output = "\n".join(hooks.reference())
     for name, command in COMMANDS.items():
-        assert f"### `dseeds {name}`" in said
+        assert f"### `dseeds {name}`" in output
         for parameter in command.params:
-            assert parameter.help in said
-    assert "`--step N|Z,Y,X|LENGTH`" in said
+            assert parameter.help in output
+    assert "`--step N|Z,Y,X|LENGTH`" in output
     del sys.modules["hooks"]
 
 

@@ -33,7 +33,7 @@ def test_runs(notebook, tmp_path, monkeypatch):
     # For the kernel and the workers that it starts.
     monkeypatch.setenv("MPLBACKEND", "agg")
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    said = [
+    printed = [
         output.text
         for cell in notebook.cells
         if cell.cell_type == "code"
@@ -41,7 +41,7 @@ def test_runs(notebook, tmp_path, monkeypatch):
         if output.output_type == "stream" and output.name == "stderr"
     ]
     # Logs are allowed: Dask complains on a busy machine.
-    assert "Warning:" not in "".join(said)
+    assert "Warning:" not in "".join(printed)
     # The progress is removed at the end.
     assert "<progress" not in nbformat.writes(notebook)
     assert not list(tmp_path.iterdir())
@@ -93,7 +93,7 @@ def test_a_report_is_a_table_of_text():
         features=None,
         windows=((0.0, 1.0),),
         coarser=(),
-        resumed=False,
+        resume_run=False,
         seconds=1.5,
         voxels_per_second=80.0,
         peak_memory={},

@@ -24,8 +24,8 @@ def commands(page):
     """Yield the dseeds command lines of a page, without what precedes and follows them."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
-            if found := re.match(r"\s*(?:docker run (?!.*--entrypoint).* )?dseeds ([a-z][^#|]*)", line):
-                yield found[1].split()
+            if result := re.match(r"\s*(?:docker run (?!.*--entrypoint).* )?dseeds ([a-z][^#|]*)", line):
+                yield result[1].split()
 
 
 @pytest.fixture

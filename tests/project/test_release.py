@@ -63,7 +63,7 @@ def test_versions_agree():
     assert [reference["year"] for reference in citation["references"]] == [2015, 2025]
 
 
-def test_what_is_in_the_wheel(archives):
+def test_the_content_of_the_wheel(archives):
     wheel, _, tracked = archives
     assert wheel.name == f"dseeds-{dseeds.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as file:
@@ -77,7 +77,7 @@ def test_what_is_in_the_wheel(archives):
     assert {f"{about}/licenses/LICENSE", "dseeds/py.typed"} <= names
 
 
-def test_what_is_in_the_source_archive(archives):
+def test_the_content_of_the_source_archive(archives):
     _, source, tracked = archives
     with tarfile.open(source) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
@@ -112,8 +112,8 @@ def test_it_works_where_nothing_else_is(archives, compiled, tmp_path):
 
     (tmp_path / "user.py").write_text(USER)
     checker = (sys.executable, "-m", "mypy", "--python-executable", scripts / "python", "--strict", "user.py")
-    said = call(*checker).stdout
-    assert re.findall(r'Revealed type is "(?:builtins\.)?(\w+)', said.replace("numpy.", "")) == ["ndarray", "list"], (
-        said
+    output = call(*checker).stdout
+    assert re.findall(r'Revealed type is "(?:builtins\.)?(\w+)', output.replace("numpy.", "")) == ["ndarray", "list"], (
+        output
     )
-    assert 'Unexpected keyword argument "stepp"' in said
+    assert 'Unexpected keyword argument "stepp"' in output

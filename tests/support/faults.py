@@ -36,15 +36,15 @@ def as_nifti(path, image=IMAGE):
     return path
 
 
-def found_in(target):
+def read_labels(target):
     if target.name.endswith(".zarr"):
         return labels_in(target)
     return np.asarray(nibabel.load(target, mmap=False).dataobj).T
 
 
-def assert_whole(target, whole=WHOLE):
+def assert_labels(target, whole=WHOLE):
     """Check that the labels are right and that nothing else lies in the folder."""
-    np.testing.assert_array_equal(found_in(target), whole)
+    np.testing.assert_array_equal(read_labels(target), whole)
     assert names_in(target.parent) == [target.name]
 
 
@@ -57,26 +57,26 @@ def identity_folder(target):
     return next(path for path in run_folder(target).iterdir() if path.is_dir() and len(path.name) == 16)
 
 
-def resumed(target, client, source=IMAGE, whole=WHOLE, **asked):
-    report = segment(source, target, resume=True, client=client, **asked)
+def resume_run(target, client, source=IMAGE, whole=WHOLE, **parameters):
+    report = segment(source, target, resume=True, client=client, **parameters)
     assert report.resumed
-    assert_whole(target, whole)
+    assert_labels(target, whole)
     return report
 
 
-def interrupted(target, client, stage="sweep-voxels", number=3, source=IMAGE, **asked):
+def interrupt_run(target, client, stage="sweep-voxels", number=3, source=IMAGE, **parameters):
     """Start a run and interrupt it in a stage."""
     progress = when("advance", stage, number, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        segment(source, target, client=client, progress=progress, **{**ASKED, **asked})
+        segment(source, target, client=client, progress=progress, **{**ASKED, **parameters})
     assert progress.happened
 
 
 def once(condition, do):
     """Return a progress that calls `do` the first time that a condition holds, and then sets `happened`."""
 
-    def act(*told):
-        if not recorder.happened and condition(*told):
+    def act(*events):
+        if not recorder.happened and condition(*events):
             recorder.happened = True
             do()
 
@@ -137,5 +137,5 @@ DAMAGES = [flip, truncate, remove, zero]
 
 
 def damage(files):
-    for hurt, path in zip(itertools.cycle(DAMAGES), files, strict=False):
-        hurt(path)
+    for harm, path in zip(itertools.cycle(DAMAGES), files, strict=False):
+        harm(path)

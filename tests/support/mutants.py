@@ -71,7 +71,7 @@ def examine(path, volume, stored):
     """Open, describe and read a file, and compare with `stored`, another reader; return whether it was readable."""
     began = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             source = open_source(path, volume=volume)
@@ -86,7 +86,9 @@ def examine(path, volume, stored):
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             assert time.monotonic() - began < PATIENCE
-            assert not [warning for warning in said if not of_somebody_else(warning)], [str(w.message) for w in said]
+            assert not [warning for warning in caught if not of_somebody_else(warning)], [
+                str(w.message) for w in caught
+            ]
     assert len(source.shape) == 3
     assert min(source.shape) > 0
     assert source.dtype.kind in "iuf"
@@ -246,10 +248,10 @@ def mutate(rng, text):
         return bytes(raw)
     document = json.loads(text)
     for _ in range(1 if rng.random() < 0.8 else 3):
-        found = list(places(document))
-        if not found:
+        result = list(places(document))
+        if not result:
             break
-        holder, key = found[rng.integers(len(found))]
+        holder, key = result[rng.integers(len(result))]
         junk = copy.deepcopy(JUNK[rng.integers(len(JUNK))])
         if rng.random() < 0.2:
             del holder[key]

@@ -19,11 +19,11 @@ class Recorder:
     """A progress that records events, and may act on them."""
 
     def __init__(self, act=None):
-        self.told = []
+        self.events = []
         self.act = act
 
     def _tell(self, event, stage, number):
-        self.told.append((event, stage, number))
+        self.events.append((event, stage, number))
         if self.act:
             self.act(event, stage, number)
 
@@ -34,7 +34,7 @@ class Recorder:
         self._tell("begin", stage, total)
 
     def advance(self, stage):
-        self._tell("advance", stage, 1 + sum(told[:2] == ("advance", stage) for told in self.told))
+        self._tell("advance", stage, 1 + sum(events[:2] == ("advance", stage) for events in self.events))
 
     def end(self, stage):
         self._tell("end", stage, None)
@@ -43,8 +43,8 @@ class Recorder:
 def when(event, stage, number, do):
     """Return a progress that calls `do` at one point of the run, and then sets `happened`."""
 
-    def act(*told):
-        if told[:2] == (event, stage) and number in (told[2], None):
+    def act(*events):
+        if events[:2] == (event, stage) and number in (events[2], None):
             recorder.happened = True
             do()
 

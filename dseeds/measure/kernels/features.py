@@ -20,12 +20,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dseeds.core.exact_sum import BITS, WIDTH, add_number, add_sum
 from dseeds.core.geometry import Triple
-from dseeds.core.jit import jit
+from dseeds.core.jit import inlined_jit, jit
 from dseeds.seeds.kernels.contacts import hash_pair
 from dseeds.seeds.kernels.voxels import BINS
 
@@ -46,10 +45,6 @@ NO_UNIT = -(1 << 31)
 # Rows allocated at first, a power of two.
 INITIAL_ROWS = 1024
 LARGEST_FLOAT = np.finfo(np.float64).max
-
-# For the steps of a kernel, called for each run of voxels: without `forceinline` the calls cost more than the work, and
-# without `_nrt=False` each one counts references to all its arrays. Such functions cannot allocate.
-inlined = njit(nogil=True, forceinline=True, _nrt=False)
 
 
 class FlatWindow(NamedTuple):
@@ -200,7 +195,7 @@ def _enlarge_table(table: RowTable, keys: int, count: int, more: int) -> RowTabl
     return larger
 
 
-@inlined
+@inlined_jit
 def _find_slot(table: RowTable, keys: int, first: int, second: int) -> int:
     """Return the slot of the row with one or two keys, or a free slot for it."""
     rows, slots = table.rows, table.slots
@@ -212,7 +207,7 @@ def _find_slot(table: RowTable, keys: int, first: int, second: int) -> int:
     return slot
 
 
-@inlined
+@inlined_jit
 def _add_line(
     window: FlatWindow,
     window_shape: Triple,
@@ -253,7 +248,7 @@ def _add_line(
     return count, contact_count
 
 
-@inlined
+@inlined_jit
 def _find_run_end(labels: NDArray[Any], begin: int, limit: int) -> int:
     """Return the position after the last voxel of a run of equal labels."""
     end, label = begin, labels[begin]
@@ -262,7 +257,7 @@ def _find_run_end(labels: NDArray[Any], begin: int, limit: int) -> int:
     return end
 
 
-@inlined
+@inlined_jit
 def _find_supervoxel(voxels: RowTable, count: int, label: int, channels: int) -> tuple[int, int]:
     """Return the number of a label's row, which is added if it is new, and how many rows there are now."""
     rows, floats, slots = voxels.rows, voxels.floats, voxels.slots
@@ -279,7 +274,7 @@ def _find_supervoxel(voxels: RowTable, count: int, label: int, channels: int) ->
     return np.int64(slots[slot]) - 1, count
 
 
-@inlined
+@inlined_jit
 def _find_contact(contacts: RowTable, count: int, low: int, high: int) -> tuple[int, int]:
     """Return the number of a contact's row, which is added if it is new, and how many rows there are now."""
     slot = _find_slot(contacts, 2, low, high)
@@ -290,7 +285,7 @@ def _find_contact(contacts: RowTable, count: int, low: int, high: int) -> tuple[
     return np.int64(contacts.slots[slot]) - 1, count
 
 
-@inlined
+@inlined_jit
 def _add_extent(rows: NDArray[np.int64], i: int, z: int, y: int, x: int, length: int) -> None:
     """Add the size and the place of a run of voxels."""
     rows[i, SIZE] += length
@@ -306,7 +301,7 @@ def _add_extent(rows: NDArray[np.int64], i: int, z: int, y: int, x: int, length:
     rows[i, INNER_FACES + 2] += length - 1
 
 
-@inlined
+@inlined_jit
 def _add_intensities(voxels: RowTable, i: int, window: FlatWindow, channel: int, begin: int, end: int) -> None:
     """Add a channel's intensities in a run of voxels."""
     rows, floats, column = voxels.rows, voxels.floats, CHANNELS + channel * CHANNEL_WIDTH
@@ -344,7 +339,7 @@ def _add_intensities(voxels: RowTable, i: int, window: FlatWindow, channel: int,
     rows[i, column + UNIT_SQUARES + 1] += squares & ((1 << BITS) - 1)
 
 
-@inlined
+@inlined_jit
 def _add_faces(
     window: FlatWindow,
     axis: int,
@@ -381,7 +376,7 @@ def _add_faces(
     return count
 
 
-@inlined
+@inlined_jit
 def _add_steps(
     contacts: NDArray[np.int64], j: int, window: FlatWindow, channel: int, axis: int, begin: int, end: int
 ) -> None:

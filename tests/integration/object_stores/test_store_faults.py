@@ -77,7 +77,7 @@ def test_credentials_that_expire_at_the_very_end(bucket, store, threads, later):
     check_left(bucket)
 
 
-def test_an_array_that_somebody_took_away(bucket, processes):
+def test_an_array_that_is_removed(bucket, processes):
     def take():
         [gone] = [name for name in bucket.names() if name.endswith("scratch/core-02/zarr.json")]
         bucket.delete([gone])
@@ -117,8 +117,8 @@ def test_a_store_that_is_back_soon(bucket, store, threads):
     check_left(bucket)
 
 
-@pytest.mark.parametrize("said", ["soon", "0", "-1", "inf", "nan"])
-def test_patience_that_is_none(bucket, monkeypatch, said):
-    monkeypatch.setenv(PATIENCE, said)
-    with pytest.raises(ValueError, match=f"{PATIENCE} is '{said}': it must be a number of seconds"):
+@pytest.mark.parametrize("seconds", ["soon", "0", "-1", "inf", "nan"])
+def test_patience_that_is_none(bucket, monkeypatch, seconds):
+    monkeypatch.setenv(PATIENCE, seconds)
+    with pytest.raises(ValueError, match=f"{PATIENCE} is '{seconds}': it must be a number of seconds"):
         bucket.read("a")

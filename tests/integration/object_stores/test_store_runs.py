@@ -101,7 +101,7 @@ def test_a_source_by_http(bucket, processes, tmp_path):
         server.shutdown()
 
 
-def test_labels_are_overwritten_only_if_asked(bucket, threads):
+def test_labels_are_overwritten_only_on_request(bucket, threads):
     run(bucket, threads)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         run(bucket, threads)
@@ -115,7 +115,7 @@ def test_labels_are_overwritten_only_if_asked(bucket, threads):
 
 
 @pytest.mark.parametrize("name", ["labels/0/zarr.json", "0/c/0/0/0.bak"])
-def test_what_strangers_put_there_is_kept(bucket, threads, name):
+def test_files_of_others_are_kept(bucket, threads, name):
     target = bucket.at("labels.zarr")
     target.write(name, b"precious")
     with pytest.raises(FileExistsError, match="was not written by dseeds"):
@@ -130,7 +130,7 @@ def test_what_strangers_put_there_is_kept(bucket, threads, name):
     check_left(bucket)
 
 
-def test_what_is_in_the_place_of_the_runs_folder_is_kept(bucket, threads):
+def test_other_data_in_the_runs_folder_is_kept(bucket, threads):
     bucket.write("labels.zarr.dseeds/a", b"precious")
     with pytest.raises(FileExistsError, match="was not written by dseeds"):
         run(bucket, threads, overwrite=True)
@@ -147,7 +147,7 @@ def test_the_source_is_kept(bucket, threads, target):
 
 
 @pytest.mark.parametrize("stage", ["window", "quantise", "sweep-voxels", "merge", "label"])
-def test_an_interrupted_run_is_gone_on_with(bucket, threads, processes, stage):
+def test_an_interrupted_run_is_resumed(bucket, threads, processes, stage):
     progress = When(stage, interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         run(bucket, threads, progress=progress)
@@ -235,8 +235,8 @@ def test_the_command_line(bucket, store, processes, dseeds):
     check_left(bucket)
     code, out, err = dseeds("info", target, "--json")
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert (found["kind"], found["path"], found["supervoxels"]) == ("labels", target, LABELS.max())
+    result = json.loads(out)
+    assert (result["kind"], result["path"], result["supervoxels"]) == ("labels", target, LABELS.max())
     store.expire_now()
     for command in (words, ("info", target), ("status", f"{target}.dseeds")):
         code, out, err = dseeds(*command)
