@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import zarr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dseeds
@@ -16,7 +16,8 @@ from tests.support.volumes_in_files import DTYPES, FILES, few, listing, nifti, n
 
 
 @few
-@given(shapes, st.sampled_from(DTYPES), st.booleans(), seeds)
+@example(shape=(1, 1, 1), dtype="u1", left_handed=False, seed=15641)
+@given(shape=shapes, dtype=st.sampled_from(DTYPES), left_handed=st.booleans(), seed=seeds)
 def test_round_trip(tmp_path, shape, dtype, left_handed, seed):
     """NIfTI keeps its voxels, type and affine through OME-Zarr."""
     affine, data = oblique(seed, left_handed), numbers(shape, dtype, seed)
@@ -28,7 +29,10 @@ def test_round_trip(tmp_path, shape, dtype, left_handed, seed):
     np.testing.assert_array_equal(np.asarray(after.dataobj), data.T)
     assert after.get_data_dtype() == data.dtype
     np.testing.assert_array_equal(after.affine, before.affine)
-    np.testing.assert_allclose(after.header.get_qform(), before.affine, atol=1e-5)
+    # A quaternion of float32 is less precise near half a turn, by nibabel as well.
+    reference = nibabel.Nifti1Header()
+    reference.set_qform(before.affine)
+    np.testing.assert_allclose(after.header.get_qform(), reference.get_qform(), atol=1e-5)
     np.testing.assert_allclose(after.header.get_zooms(), before.header.get_zooms(), rtol=1e-6)
 
 

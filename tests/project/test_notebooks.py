@@ -93,7 +93,7 @@ def test_a_report_is_a_table_of_text():
         features=None,
         windows=((0.0, 1.0),),
         coarser=(),
-        resume_run=False,
+        resumed=False,
         seconds=1.5,
         voxels_per_second=80.0,
         peak_memory={},
