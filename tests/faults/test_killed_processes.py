@@ -118,7 +118,7 @@ def test_a_program_killed_when_all_was_published(tmp_path, out, client, ending, 
     """After publishing, only the run's folder is left to be removed."""
     source, target = as_nifti(tmp_path / "image.nii"), out / f"labels{ending}"
     with monkeypatch.context() as context:
-        context.setattr(run_directory, "remove", lambda _: interrupt())
+        context.setattr(run_directory, "remove_run", lambda _: interrupt())
         with pytest.raises(KeyboardInterrupt):
             segment(source, target, client=client, **ASKED)
     for name in lost.split(" and ") if lost != "nothing" else ():

@@ -96,7 +96,7 @@ BAD = {
     "a word as memory": (make(GOOD), {"memory": "much"}, ValueError, "memory must be"),
     "little memory": (make(GOOD), {"memory": "10MiB", "region": None}, ValueError, "more memory"),
     "little memory for a region": (make(GOOD), {"memory": "10MiB"}, ValueError, "more memory"),
-    "workers and client": (make(GOOD), {"workers": 2}, ValueError, "workers= makes a local cluster"),
+    "workers and client": (make(GOOD), {"workers": 2}, ValueError, "workers= starts a local cluster"),
     "no workers": (make(GOOD), {"workers": 0, "client": None}, ValueError, "workers must be .*at least 1"),
     "no scratch": (make(GOOD), {"scratch": "/nonexistent/scratch"}, FileNotFoundError, "scratch folder"),
 }

@@ -96,7 +96,7 @@ def test_a_store_that_dies(bucket, store, threads, monkeypatch):
         store.die()
 
     try:
-        with pytest.raises(ConnectionError, match="wait until the store is well") as caught:
+        with pytest.raises(ConnectionError, match="wait until the store works again") as caught:
             run(bucket, threads, progress=When("sweep-voxels", end))
         assert time.monotonic() - began < 60
     finally:
