@@ -31,35 +31,14 @@ def choose_step(
     spacing: Sequence[float] | None = None,
     known_spacing: Sequence[float] | None = None,
 ) -> Triple:
-    """Return the size of a cell.
+    """Return the size of a cell along (z, y, x) in voxels, never longer than the volume.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        The volume's shape (z, y, x) in voxels.
-    step : int, str or sequence of int, optional
-        Voxels along every axis; or one number for each of (z, y, x); or a length such as ``"12mm"``. With `spacing`, a
-        single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
-        millimetres. Default 16.
-    n_segments : int, optional
-        The approximate number of supervoxels, instead of `step`.
-    spacing : sequence of float, optional
-        The size of a voxel along (z, y, x) in millimetres.
-    known_spacing : sequence of float, optional
-        The spacing from a file. It serves `n_segments` and lengths, but does not change a step in voxels.
+    `step` and `n_segments` are those of `dseeds.supervoxels`, and also texts such as ``"4,16,16"``. With `spacing`, in
+    millimetres, a single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
+    millimetres. `known_spacing`, from a file, serves `n_segments` and lengths, but does not change a step in voxels.
 
-    Returns
-    -------
-    tuple of int
-        The step along (z, y, x) in voxels, never longer than the volume.
+    Raise a ValueError if both `step` and `n_segments` are given, one is invalid, or a length comes without a spacing.
 
-    Raises
-    ------
-    ValueError
-        If both step and n_segments are given, one is invalid, or a length comes without a spacing.
-
-    Examples
-    --------
     >>> choose_step((100, 100, 100), step=8)
     (8, 8, 8)
     >>> choose_step((40, 200, 200), step="12mm", spacing=(3, 0.75, 0.75))
