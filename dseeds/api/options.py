@@ -40,7 +40,7 @@ class SupervoxelOptions:
 
     @property
     def given_mask(self) -> Any:
-        """The mask, with lists as arrays; None if there is none or the image decides."""
+        """The mask, with lists as arrays; None for no mask and for ``"auto"``."""
         if self._is_mask_auto:
             return None
         return np.asarray(self.mask) if isinstance(self.mask, list | tuple) else self.mask

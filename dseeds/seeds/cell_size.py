@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.checks import is_whole_number
 from dseeds.core.geometry import Lattice, Triple, check_spacing, triple
 
 DEFAULT_STEP = 16
@@ -77,19 +78,18 @@ def millimetres(text: str) -> float | None:
 
 
 def _check_count(n_segments: int, shape: Triple) -> int:
-    number: Any = n_segments
-    whole = isinstance(number, Real) and number is not True and float(number).is_integer()
-    if not whole or not 1 <= number <= math.prod(shape):
+    voxels = math.prod(shape)
+    if n_segments is True or not is_whole_number(n_segments) or not 1 <= n_segments <= voxels:
         raise ValueError(
-            f"n_segments must be a whole number from 1 to the number of voxels, {math.prod(shape)}, got {number!r}."
+            f"n_segments must be a whole number from 1 to the number of voxels, {voxels}, got {n_segments!r}."
         )
-    return int(number)
+    return int(n_segments)
 
 
 def _for_voxels(shape: Triple, step: int | Sequence[int], spacing: tuple[float, float, float] | None) -> Triple:
     single = isinstance(step, Real)
     numbers: list[Any] = [step] * 3 if single or not isinstance(step, Iterable) else list(step)
-    if len(numbers) != 3 or not all(isinstance(s, Real) and float(s).is_integer() for s in numbers):
+    if len(numbers) != 3 or not all(map(is_whole_number, numbers)):
         raise ValueError(f"step must be a whole number of voxels, or three of them for (z, y, x), got {step!r}.")
     if any(s < min(2, n) for s, n in zip(numbers, shape, strict=True)):
         raise ValueError(f"step must be at least 2 voxels along every axis, got {step!r}.")

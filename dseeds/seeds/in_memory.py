@@ -73,11 +73,11 @@ def cut_in_memory(
     """
     bins, windows, masked = _quantise(values, settings, inside)
     # In a constant image no move improves anything.
-    rounds = schedule(lattice, len(values)) if any(low < high for low, high in windows) else ()
+    has_contrast = any(low < high for low, high in windows)
     codes = run_rounds(
         lattice,
         bins,
-        rounds,
+        schedule(lattice, len(values)) if has_contrast else (),
         compactness=settings.compactness,
         threads=threads,
         weights=settings.weights,

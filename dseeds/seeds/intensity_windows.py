@@ -80,13 +80,13 @@ def read_windows(window: Any, channels: int) -> tuple[Limits | None, ...]:
     return tuple(windows * channels if len(windows) == 1 else windows)
 
 
-def check_percentiles(percentiles: Any = (0.5, 99.5)) -> tuple[int, int]:
+def check_percentiles(percentiles: Any) -> tuple[int, int]:
     """Return the percentiles that the user gave as the ends of windows, in millionths of the voxels.
 
     Raise a ValueError unless they are low and high, from 0 to 100, with at most four decimals; or a string of both with
     a comma in between.
 
-    >>> check_percentiles(), check_percentiles("1,99")
+    >>> check_percentiles((0.5, 99.5)), check_percentiles("1,99")
     ((5000, 995000), (10000, 990000))
     """
     try:

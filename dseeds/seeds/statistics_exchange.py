@@ -30,7 +30,7 @@ def _slots(cells: Triple) -> dict[Triple, slice]:
     """Return the place of every piece in the shell of a region of so many cells."""
     slots, begin = {}, 0
     for offset in OFFSETS:
-        size = int(np.prod(_piece_shape(offset, cells)))
+        size = math.prod(_piece_shape(offset, cells))
         slots[offset] = slice(begin, begin + size)
         begin += size
     return slots
@@ -87,6 +87,6 @@ def join_statistics(
         shape = _piece_shape(offset, triple(core.shape[:3]))
         begin = slots[offset].start
         index = triple([t - o for t, o in zip(there, origin, strict=True)])
-        piece = shells[index][begin : begin + int(np.prod(shape))].reshape(*shape, -1)
+        piece = shells[index][begin : begin + math.prod(shape)].reshape(*shape, -1)
         faces = tuple({1: slice(0, 1), 0: slice(None), -1: slice(-1, None)}[d] for d in offset)
         core[faces] += piece
