@@ -47,9 +47,10 @@ def quantise_box(
 ) -> str:
     """Quantise intensities to 64 bins over each channel's window, into `bins`, uint8 (channels, z, y, x).
 
-    Values outside the window, including infinities, go to the first or the last bin; a constant channel has equal
-    limits and goes to bin 0. A voxel is masked in every channel if it is not inside, if it is NaN in any channel, or if
-    it is background in all channels.
+    Channels have any integer or float dtype and memory order, and `bins` may be a view. Values outside the window,
+    including infinities, go to the first or the last bin; a constant channel has equal limits and goes to bin 0. A
+    voxel is masked in every channel if it is not inside, if it is NaN in any channel, or if it is background in all
+    channels.
 
     `tables`, uint8 (4096,), are the bins of each channel's grey levels, from `equalised_bins`; by default, bins have
     equal widths. `thresholds` are the last grey levels of each channel's background, from `otsu_threshold`; by default,
