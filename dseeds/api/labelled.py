@@ -23,10 +23,7 @@ def labelled_supervoxels(
 ) -> Any:
     """Cut a `DataArray` into supervoxels; `cut` does the same for plain arrays.
 
-    Raises
-    ------
-    TypeError, ValueError, FileNotFoundError
-        As `dseeds.supervoxels`, and if the step is a length and the coordinates have no spacing.
+    Raise a ValueError if the step is a length and the coordinates have no spacing.
     """
     data, space, has_channels = extract_array(image, options.channel_axis)
     spacing = _spacing_for(image, space, options) if options.spacing is None else options.spacing

@@ -37,16 +37,8 @@ MACHINE_SHARE = 0.5
 def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
     """Cut a Dask array into supervoxels lazily; see `dseeds.supervoxels`.
 
-    Returns
-    -------
-    dask.array.Array, shape (z, y, x)
-        The labels, uint32 (uint64 beyond 2^32 cells of the lattice), in the image's chunks.
-
-    Raises
-    ------
-    TypeError, ValueError, FileNotFoundError
-        As `dseeds.supervoxels`, except for errors that depend on the intensities; and if chunks have unknown sizes, or
-        `levels` are set.
+    The labels, uint32 (uint64 beyond 2^32 cells of the lattice), have the image's chunks. Errors that depend on the
+    intensities are raised when the labels are computed; chunks of unknown sizes and `levels` are refused.
     """
     if options.levels:
         raise ValueError(
@@ -86,17 +78,9 @@ def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
 class LazyCut:
     """A cut of an image into labels in a folder of its own, which happens once.
 
-    It is called within a Dask task and returns the address of the labels. Its arrays are not dependencies of the
-    task, so that computing more chunks later does not compute the image again.
-
-    Parameters
-    ----------
-    channels : sequence of dask.array.Array, shape (z, y, x)
-        The image.
-    mask : object
-        A Dask array, or anything else that `segment` takes.
-    options : SupervoxelOptions
-        The options of `dseeds.supervoxels`.
+    It is called within a Dask task and returns the address of the labels. Its arrays are not dependencies of the task,
+    so that computing more chunks later does not compute the image again. The mask is a Dask array, or anything else
+    that `segment` takes.
     """
 
     def __init__(self, channels: list[da.Array], mask: Any, options: SupervoxelOptions) -> None:
@@ -155,15 +139,8 @@ class LazyCut:
 def borrowed_client(threads: int | None) -> Iterator[tuple[Client, dict[str, Any], int | None]]:
     """Yield the client of the cluster that runs this task, or of a cluster within this process.
 
-    Yields
-    ------
-    client : distributed.Client
-        The client.
-    scheduler : dict
-        The scheduler for other graphs, as arguments of `dask.compute`. In this process that is Dask's threads, because
-        graphs for them need not pickle.
-    memory : int or None
-        The memory of a worker in bytes, if it has no limit.
+    With it come the scheduler for other graphs, as arguments of `dask.compute`, and the memory of a worker in bytes if
+    it has no limit. In this process the scheduler is Dask's threads, because graphs for them need not pickle.
     """
     try:
         get_worker()

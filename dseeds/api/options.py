@@ -40,7 +40,7 @@ class SupervoxelOptions:
 
     @property
     def given_mask(self) -> Any:
-        """The mask, with lists as arrays; None if there is none or the image decides."""
+        """The mask, with lists as arrays; None for no mask and for ``"auto"``."""
         if self._is_mask_auto:
             return None
         return np.asarray(self.mask) if isinstance(self.mask, list | tuple) else self.mask
@@ -54,13 +54,7 @@ class SupervoxelOptions:
         return Lattice(shape, choose_step(shape, step=self.step, n_segments=self.n_segments, spacing=self.spacing))
 
     def settings(self, channels: int) -> CutSettings:
-        """Return the checked parameters for an image with so many channels.
-
-        Raises
-        ------
-        ValueError
-            If one is out of range.
-        """
+        """Return the checked parameters for so many channels; raise a ValueError if one is out of range."""
         return CutSettings(
             windows=read_windows(self.window, channels),
             percentiles=check_percentiles(self.percentiles),

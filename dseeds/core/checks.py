@@ -11,12 +11,9 @@ from dseeds.core.geometry import Triple, triple
 
 
 def read_extents(name: str, numbers: Any) -> Triple | None:
-    """Read a number of voxels along all axes, or three along (z, y, x).
+    """Read a number of voxels along all axes, or three along (z, y, x); None stays None.
 
-    Raises
-    ------
-    ValueError
-        If it is neither, or not positive.
+    Raise a ValueError if it is neither, or not positive.
     """
     if numbers is None:
         return None
@@ -27,13 +24,7 @@ def read_extents(name: str, numbers: Any) -> Triple | None:
 
 
 def check_threads(threads: Any) -> int:
-    """Check a number of threads given by the user; None means one per core.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number of at least 1.
-    """
+    """Return a number of threads, one per core for None; raise a ValueError unless it is whole and at least 1."""
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1:

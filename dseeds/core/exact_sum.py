@@ -68,19 +68,9 @@ def _raise(rows: NDArray[np.int64], i: int, begin: int, place: int) -> None:
 
 @jit
 def totals(rows: NDArray[np.int64], begin: int) -> NDArray[np.float64]:
-    """Return the sums that begin at `begin` in each row as numbers.
+    """Return the sums that begin at column `begin` of each row, float64 (rows,).
 
-    Parameters
-    ----------
-    rows : ndarray of int64, shape (n, columns)
-        The rows.
-    begin : int
-        The first column of the sums.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        They depend on the values of the sums alone, not on the representation of their digits.
+    They depend on the values of the sums alone, not on the representation of their digits.
     """
     out = np.zeros(len(rows))
     mask = (1 << BITS) - 1

@@ -36,8 +36,6 @@ LARGEST_BLOCK = 1 << 24
 class Box:
     """A half-open box ``lo <= index < hi`` of units, voxels or cells, axes (z, y, x).
 
-    Examples
-    --------
     >>> Box((0, 4, 4), (4, 8, 8)).grow(2, within=(10, 9, 9))
     Box(lo=(0, 2, 2), hi=(6, 9, 9))
     """
@@ -101,14 +99,8 @@ def triple(values: Iterable[SupportsInt]) -> Triple:
 class Grid:
     """The units of one level: blocks, or single voxels.
 
-    Attributes
-    ----------
-    parts : tuple of int
-        Units in a cell along (z, y, x); the step for the grid of voxels.
-    edges : tuple of ndarray of int64
-        Per axis the first voxel of each unit, followed by the length of the axis.
-    cells : tuple of ndarray of int64
-        Per axis the home cell of each unit.
+    Per axis, `edges` holds the first voxel of each unit, followed by the length of the axis, and `cells` the home cell
+    of each unit. `parts` is the number of units in a cell along (z, y, x): the step for the grid of voxels.
     """
 
     parts: Triple
@@ -161,20 +153,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Lattice:
-    """The global regular grid of cells; each cell seeds one supervoxel.
+    """The global regular grid of cells, of `step` voxels; each cell seeds one supervoxel.
 
     A remainder of less than half a step at the end of an axis is merged into the cell before it. A step longer than its
     axis is shortened to the axis: one cell.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        The volume's shape (z, y, x) in voxels.
-    step : tuple of int
-        The size of a cell along (z, y, x) in voxels.
-
-    Examples
-    --------
     >>> lattice = Lattice((129, 100, 3), (8, 16, 8))
     >>> lattice.cells
     (16, 6, 1)
@@ -245,16 +228,8 @@ class Lattice:
 class Window:
     """A region's units with their halo, and the cells that can own them.
 
-    Attributes
-    ----------
-    grid : Grid
-        The level.
-    core : Box
-        The region, in the grid's units.
-    box : Box
-        The region and its halo, in the grid's units.
-    cells : Box
-        The home cells of `box` and their 26 neighbours, which include every owner of a unit in `box`.
+    `core`, the region, and `box`, the region and its halo, are in the grid's units. `cells` are the home cells of `box`
+    and their 26 neighbours, which include every owner of a unit in `box`.
     """
 
     grid: Grid
@@ -272,15 +247,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Regions:
-    """The volume cut into boxes of whole cells, one for each task.
-
-    Attributes
-    ----------
-    lattice : Lattice
-        The lattice.
-    cells : tuple of int
-        Cells in a region along (z, y, x); the last region along an axis may have fewer.
-    """
+    """The volume cut into boxes of `cells` whole cells, one for each task; the last along an axis may have fewer."""
 
     lattice: Lattice
     cells: Triple
@@ -332,13 +299,7 @@ class Regions:
 
 
 def check_shape(shape: tuple[int, ...]) -> Triple:
-    """Refuse a shape that is not that of a volume.
-
-    Raises
-    ------
-    ValueError
-        If it does not have three axes (z, y, x), or one is empty.
-    """
+    """Return a volume's shape; raise a ValueError unless it has three axes (z, y, x), none of them empty."""
     if len(shape) != 3:
         advice = "add an axis of length 1 for a single slice" if len(shape) < 3 else "choose one volume of it"
         raise ValueError(f"supervoxels need a volume with axes (z, y, x), but its shape is {tuple(shape)}: {advice}.")
@@ -348,13 +309,7 @@ def check_shape(shape: tuple[int, ...]) -> Triple:
 
 
 def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
-    """Check a voxel spacing given by the user.
-
-    Raises
-    ------
-    ValueError
-        If it is not three finite positive numbers.
-    """
+    """Return a voxel spacing as floats; raise a ValueError unless it is three finite positive numbers."""
     try:
         z, y, x = (float(v) for v in spacing)
     except (TypeError, ValueError):
@@ -367,15 +322,8 @@ def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A volume cut into boxes of voxels.
+    """A volume cut into regions: boxes of voxels, of which the last along an axis may be smaller.
 
-    Attributes
-    ----------
-    shape, region : tuple of int
-        The voxels of the volume and of a region along (z, y, x); the last region along an axis may be smaller.
-
-    Examples
-    --------
     >>> tiling = Tiling((10, 10, 10), (8, 10, 5))
     >>> len(tiling), tiling.box(3)
     (4, Box(lo=(8, 0, 5), hi=(10, 10, 10)))

@@ -76,13 +76,7 @@ class CodeCache(NullCache):
 
 
 def is_compiled() -> bool:
-    """Return whether the folder holds code from `compile_kernels` for this process.
-
-    Raises
-    ------
-    PermissionError
-        If others may write to it.
-    """
+    """Return whether the folder holds code from `compile_kernels` for this process; see `require_private`."""
     return bool(os.environ.get(CACHE_FOLDER) and _read())
 
 
@@ -123,13 +117,7 @@ def kernel_key(kernel: Any, types: Any) -> str:
 
 
 def require_private(path: Path, status: os.stat_result) -> None:
-    """Raise an error if others may have written to a path.
-
-    Raises
-    ------
-    PermissionError
-        If they may.
-    """
+    """Raise a PermissionError if others may have written to a path."""
     # Windows has no such permission bits.
     if sys.platform == "win32":
         return

@@ -12,24 +12,11 @@ class MissingDependency(ImportError, ValueError):
 
 
 def import_optional(module: str, purpose: str, requirement: str) -> Any:
-    """Import a module of an optional package.
+    """Import a module of an optional package; raise `MissingDependency` if it is not installed.
 
-    Parameters
-    ----------
-    module : str
-        The module.
-    purpose : str
-        What needs it, as the subject of the error's sentence.
-    requirement : str
-        What to install with pip: a package, or an extra of this one.
+    `purpose` is the subject of the error's sentence, and `requirement` is the argument of pip: a package, or an extra
+    of this one.
 
-    Raises
-    ------
-    MissingDependency
-        If the package is not installed.
-
-    Examples
-    --------
     >>> import_optional("math", "A square root", "math").sqrt(4)
     2.0
     >>> import_optional("there.is.none", "TIFF", "dseeds[formats]")

@@ -10,20 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Triple
-from dseeds.core.jit import jit
+from dseeds.core.jit import inlined_jit, jit
 
 Point = tuple[float, float, float]
 Octaves = tuple[tuple[float, float], tuple[float, float]]
 Organ = tuple[str, Point, Point, int, int]
 Array = NDArray[Any]
-F = TypeVar("F", bound=Callable[..., Any])
 
 # Voxels along each axis of a tile, for which nearby organs and vessels are selected once.
 TILE_EXTENT = 16
@@ -82,7 +80,7 @@ class Body(NamedTuple):
     extent: Point  # half the volume
     organs: NDArray[np.float64]  # (organs, 14): sphere, matrix to the unit sphere, label
     vessels: NDArray[np.float64]  # (pieces, 8): sphere, from the middle to the end, radius
-    lattice: NDArray[np.float32]  # (4, LATTICE, LATTICE, LATTICE): displacement along z, y, x; texture
+    lattice: NDArray[np.float32]  # (4, NOISE_PERIOD, NOISE_PERIOD, NOISE_PERIOD): displacement along z, y, x; texture
 
 
 def build_body(shape: Triple, spacing: Point, *, noise: float, organs: int, seed: int) -> tuple[Body, list[str]]:
@@ -185,12 +183,7 @@ def _vessel_row(start: Point, end: Point, radius: float, extent: Point) -> list[
     return [*middle, math.sqrt(z * z + y * y + x * x) + radius, z, y, x, radius]
 
 
-# The kernel
-
-
-def _inline(function: F) -> F:
-    # Counting references to arrays in a call for every voxel would take half the time.
-    return cast(F, njit(nogil=True, inline="always")(function))
+# The kernels
 
 
 @jit
@@ -222,7 +215,7 @@ def _value_noise(lattice: NDArray[np.float32], n: int, z: float, y: float, x: fl
     return float((a * (1 - y) + b * y) * (1 - z) + (c * (1 - y) + d * y) * z)
 
 
-@_inline
+@inlined_jit
 def _fractal_noise(lattice: NDArray[np.float32], n: int, octaves: Octaves, z: float, y: float, x: float) -> float:
     (a, f), (b, g) = octaves
     return a * _value_noise(lattice, n, f * z, f * y, f * x) + b * _value_noise(lattice, n, g * z, g * y, g * x)
@@ -310,7 +303,7 @@ def _is_in_vessel(rows: NDArray[np.float64], k: int, z: float, y: float, x: floa
     return bool(z * z + y * y + x * x < rows[k, 7] * rows[k, 7])
 
 
-@_inline
+@inlined_jit
 def _label_at(
     extent: Point,
     organs: NDArray[np.float64],
@@ -345,15 +338,12 @@ def _label_at(
 def _render_tile(image: Array, truth: Array, corner: Triple, shape: Triple, body: Body) -> None:
     """Compute the voxels of a tile; `body` contains the organs and vessels that may intersect it."""
     intensity, texture, noise, key, extent, organs, vessels, lattice = body
-    # z
     for k in range(image.shape[0]):
         gz = corner[0] + k
         z = (2 * gz + 1 - shape[0]) / shape[0] * extent[0]
-        # y
         for j in range(image.shape[1]):
             gy = corner[1] + j
             y = (2 * gy + 1 - shape[1]) / shape[1] * extent[1]
-            # x
             for i in range(image.shape[2]):
                 gx = corner[2] + i
                 x = (2 * gx + 1 - shape[2]) / shape[2] * extent[2]
@@ -380,13 +370,10 @@ def render_body(image: Array, truth: Array, origin: Triple, shape: Triple, body:
     hz, hy, hx = 2 * extent[0] / shape[0], 2 * extent[1] / shape[1], 2 * extent[2] / shape[2]
     # Half the diagonal of a tile, plus more than the largest displacement: 1.8 > sqrt(3).
     reach = 0.5 * TILE_EXTENT * math.sqrt(hz * hz + hy * hy + hx * hx) + 1.8 * (DISPLACEMENT[0][0] + DISPLACEMENT[1][0])
-    # z
     for k in range(0, image.shape[0], TILE_EXTENT):
         z = (origin[0] + k + TILE_EXTENT / 2) * hz - extent[0]
-        # y
         for j in range(0, image.shape[1], TILE_EXTENT):
             y = (origin[1] + j + TILE_EXTENT / 2) * hy - extent[1]
-            # x
             for i in range(0, image.shape[2], TILE_EXTENT):
                 x = (origin[2] + i + TILE_EXTENT / 2) * hx - extent[2]
                 near_organs, near_vessels = _select_near(organs, z, y, x, reach), _select_near(vessels, z, y, x, reach)

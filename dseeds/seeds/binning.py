@@ -28,13 +28,7 @@ def _look_up(levels: NDArray[np.uint16], table: NDArray[np.uint8], out: NDArray[
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
-    """Refuse a dtype that does not hold intensities.
-
-    Raises
-    ------
-    TypeError
-        If it is neither an integer nor a float of at most 64 bits.
-    """
+    """Raise a TypeError unless a dtype is an integer or a float of at most 64 bits."""
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise TypeError(
             f"supervoxels need integer or float intensities of at most 64 bits, but the image is {dtype}: convert it "
@@ -51,33 +45,17 @@ def quantise_box(
     tables: Sequence[NDArray[np.uint8]] | None = None,
     thresholds: Sequence[int] | None = None,
 ) -> str:
-    """Quantise intensities to 64 bins over each channel's window, in place.
+    """Quantise intensities to 64 bins over each channel's window, into `bins`, uint8 (channels, z, y, x).
 
-    Values outside the window, including infinities, go to the first or the last bin. A voxel is masked in every channel
-    if it is not inside, if it is NaN in any channel, or if it is background in all channels.
+    Channels have any integer or float dtype and memory order, and `bins` may be a view. Values outside the window,
+    including infinities, go to the first or the last bin; a constant channel has equal limits and goes to bin 0. A
+    voxel is masked in every channel if it is not inside, if it is NaN in any channel, or if it is background in all
+    channels.
 
-    Parameters
-    ----------
-    values : sequence of ndarray, shape (z, y, x)
-        The channels, of any integer or float dtype and memory order.
-    windows : sequence of tuple of float
-        Low and high of each channel; equal for a constant channel, whose bin is 0.
-    bins : ndarray of uint8, shape (channels, z, y, x)
-        Receives the bins, and `MASKED` where a voxel is masked; may be a view.
-    inside : ndarray of bool, shape (z, y, x), optional
-        The mask, True inside; everything is inside if not given.
-    tables : sequence of ndarray of uint8, shape (4096,), optional
-        For each channel the bin of each grey level, from `equalised_bins`; bins of equal width if not given.
-    thresholds : sequence of int, optional
-        For each channel the last grey level of the background, from `otsu_threshold`; no background if not given.
+    `tables`, uint8 (4096,), are the bins of each channel's grey levels, from `equalised_bins`; by default, bins have
+    equal widths. `thresholds` are the last grey levels of each channel's background, from `otsu_threshold`; by default,
+    there is no background. Returns the part of the voxels that are not masked: ``"all"``, ``"part"`` or ``"nothing"``.
 
-    Returns
-    -------
-    str
-        The part of the voxels that are not masked: ``"all"``, ``"part"`` or ``"nothing"``.
-
-    Examples
-    --------
     >>> bins = np.empty((1, 1, 1, 4), np.uint8)
     >>> quantise_box([np.array([[[-5, 0, 50, np.nan]]])], [(0, 100)], bins)
     'part'
@@ -122,7 +100,7 @@ def quantise_window(
     tables: Sequence[NDArray[np.uint8]] | None = None,
     thresholds: Sequence[int] | None = None,
 ) -> str:
-    """Do the same as `quantise_box`, into windows of `kernels.layout`, shape (channels, z + 2, ...)."""
+    """Quantise like `quantise_box`, into windows of `kernels.layout`, shape (channels, z + 2, ...)."""
     parts = set()
     for part in slab_planes(values):
         channels = [channel[part] for channel in values]

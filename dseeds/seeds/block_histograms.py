@@ -42,23 +42,10 @@ def coarsen_level(finer: NDArray[Any], fine: Grid, box: Box, coarse: Grid) -> ND
 
 
 def stored_histograms(lattice: Lattice, bins: NDArray[np.uint8], region: Box) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield the histograms of the blocks in a box of cells for all levels except the two finest.
+    """Yield the blocks' histograms in a box of cells, from the finest level to the coarsest, with the level's number.
 
-    Parameters
-    ----------
-    lattice : Lattice
-        The lattice.
-    bins : ndarray of uint8
-        The bins of the region's voxels, a window of `kernels.layout` for each channel.
-    region : Box
-        The cells.
-
-    Yields
-    ------
-    level : int
-        From the finest to the coarsest.
-    histograms : ndarray of unsigned int, shape (z, y, x, channels * 32)
-        The histograms of the level's blocks.
+    The two finest levels have none. `bins` are the region's voxels, a window of `kernels.layout` for each channel;
+    histograms are unsigned integers, shape (z, y, x, channels * 32).
     """
     finest = len(lattice.grids) - 3
     values: NDArray[Any] = bins

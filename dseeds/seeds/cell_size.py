@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.checks import is_whole_number
 from dseeds.core.geometry import Lattice, Triple, check_spacing, triple
 
 DEFAULT_STEP = 16
@@ -31,35 +32,14 @@ def choose_step(
     spacing: Sequence[float] | None = None,
     known_spacing: Sequence[float] | None = None,
 ) -> Triple:
-    """Return the size of a cell.
+    """Return the size of a cell along (z, y, x) in voxels, never longer than the volume.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        The volume's shape (z, y, x) in voxels.
-    step : int, str or sequence of int, optional
-        Voxels along every axis; or one number for each of (z, y, x); or a length such as ``"12mm"``. With `spacing`, a
-        single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
-        millimetres. Default 16.
-    n_segments : int, optional
-        The approximate number of supervoxels, instead of `step`.
-    spacing : sequence of float, optional
-        The size of a voxel along (z, y, x) in millimetres.
-    known_spacing : sequence of float, optional
-        The spacing from a file. It serves `n_segments` and lengths, but does not change a step in voxels.
+    `step` and `n_segments` are those of `dseeds.supervoxels`, and also texts such as ``"4,16,16"``. With `spacing`, in
+    millimetres, a single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
+    millimetres. `known_spacing`, from a file, serves `n_segments` and lengths, but does not change a step in voxels.
 
-    Returns
-    -------
-    tuple of int
-        The step along (z, y, x) in voxels, never longer than the volume.
+    Raise a ValueError if both `step` and `n_segments` are given, one is invalid, or a length comes without a spacing.
 
-    Raises
-    ------
-    ValueError
-        If both step and n_segments are given, one is invalid, or a length comes without a spacing.
-
-    Examples
-    --------
     >>> choose_step((100, 100, 100), step=8)
     (8, 8, 8)
     >>> choose_step((40, 200, 200), step="12mm", spacing=(3, 0.75, 0.75))
@@ -98,19 +78,18 @@ def millimetres(text: str) -> float | None:
 
 
 def _check_count(n_segments: int, shape: Triple) -> int:
-    number: Any = n_segments
-    whole = isinstance(number, Real) and number is not True and float(number).is_integer()
-    if not whole or not 1 <= number <= math.prod(shape):
+    voxels = math.prod(shape)
+    if n_segments is True or not is_whole_number(n_segments) or not 1 <= n_segments <= voxels:
         raise ValueError(
-            f"n_segments must be a whole number from 1 to the number of voxels, {math.prod(shape)}, got {number!r}."
+            f"n_segments must be a whole number from 1 to the number of voxels, {voxels}, got {n_segments!r}."
         )
-    return int(number)
+    return int(n_segments)
 
 
 def _for_voxels(shape: Triple, step: int | Sequence[int], spacing: tuple[float, float, float] | None) -> Triple:
     single = isinstance(step, Real)
     numbers: list[Any] = [step] * 3 if single or not isinstance(step, Iterable) else list(step)
-    if len(numbers) != 3 or not all(isinstance(s, Real) and float(s).is_integer() for s in numbers):
+    if len(numbers) != 3 or not all(map(is_whole_number, numbers)):
         raise ValueError(f"step must be a whole number of voxels, or three of them for (z, y, x), got {step!r}.")
     if any(s < min(2, n) for s, n in zip(numbers, shape, strict=True)):
         raise ValueError(f"step must be at least 2 voxels along every axis, got {step!r}.")

@@ -27,20 +27,11 @@ GRAPHS_AT_ONCE = 64
 
 @dataclass(frozen=True, eq=False)
 class ContactGraph:
-    """Supervoxels and the pairs of them that touch; both are sorted and unique.
+    """Supervoxels and the pairs of them that touch; both are sorted and unique. All arrays are int64.
 
-    Attributes
-    ----------
-    ids : ndarray of int64, shape (n,)
-        The supervoxels that have a voxel in this piece.
-    sizes : ndarray of int64, shape (n,)
-        Their numbers of voxels.
-    sums : ndarray of int64, shape (n, channels)
-        The sums of their voxels' bins.
-    pairs : ndarray of int64, shape (m, 2)
-        Supervoxels that touch, the lower id first. Their own voxels may be counted in another piece.
-    contacts : ndarray of int64, shape (m,)
-        The number of voxel faces that they share.
+    `ids` (n,) are the supervoxels that have a voxel in this piece, `sizes` (n,) their numbers of voxels, and `sums` (n,
+    channels) the sums of their voxels' bins. `pairs` (m, 2) are supervoxels that touch, the lower id first; their own
+    voxels may be counted in another piece. `contacts` (m,) are the numbers of voxel faces that they share.
     """
 
     ids: NDArray[np.int64]
@@ -50,15 +41,7 @@ class ContactGraph:
     contacts: NDArray[np.int64]
 
     def relabelled(self, ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> ContactGraph:
-        """Relabel the nodes; nodes that receive the same id are merged.
-
-        Parameters
-        ----------
-        ids : ndarray of int64, shape (n,)
-            The new id of each of `ids`.
-        pairs : ndarray of int64, shape (m, 2)
-            The new ids of each of `pairs`.
-        """
+        """Relabel the nodes with an id for each of `ids` and `pairs`; nodes that receive the same id are merged."""
         pairs = np.sort(pairs, axis=1)
         apart = pairs[:, 0] != pairs[:, 1]
         return _merged(ids, self.sizes, self.sums, pairs[apart], self.contacts[apart])
@@ -78,13 +61,7 @@ class ContactGraph:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ContactGraph:
-        """Read a graph from `to_bytes`.
-
-        Raises
-        ------
-        ValueError
-            If the checksum is wrong.
-        """
+        """Read a graph from `to_bytes`; raise a ValueError if its checksum is wrong."""
         content = data[DIGEST_BYTES:]
         if sha256(content).digest() != data[:DIGEST_BYTES]:
             raise ValueError("the graph is damaged: its checksum is wrong; run its region again.")
@@ -93,15 +70,8 @@ class ContactGraph:
 
 
 def combine_graphs(graphs: Iterable[ContactGraph]) -> ContactGraph:
-    """Add up graphs of the same channels.
+    """Add up graphs of the same channels; raise a ValueError if there are none.
 
-    Raises
-    ------
-    ValueError
-        If there are no graphs.
-
-    Examples
-    --------
     >>> labels = np.array([[[1, 1, 2, 0]]])
     >>> bins = np.array([[[[10, 20, 30, 64]]]], np.uint8)
     >>> cut = [Box((0, 0, 0), (1, 1, 2)), Box((0, 0, 2), (1, 1, 4))]
@@ -122,20 +92,9 @@ def combine_graphs(graphs: Iterable[ContactGraph]) -> ContactGraph:
 def build_contact_graph(labels: NDArray[Any], core: Box, bins: NDArray[np.uint8]) -> ContactGraph:
     """Build a region's part of the graph: its voxels, and their faces towards higher z, y and x.
 
-    Parameters
-    ----------
-    labels : ndarray of unsigned int, shape (z, y, x)
-        A window of global labels, 0 where masked out: the region and one voxel more at the upper end of each axis,
-        unless the volume ends there.
-    core : Box
-        The region's voxels, within the window.
-    bins : ndarray of uint8, shape (channels, z, y, x)
-        The quantised voxels of the region alone.
-
-    Returns
-    -------
-    ContactGraph
-        Faces count between different labels other than 0.
+    `labels`, unsigned int (z, y, x), is a window of global labels, 0 where masked out: the region, `core`, and one
+    voxel more at the upper end of each axis, unless the volume ends there. `bins`, uint8 (channels, z, y, x), are the
+    quantised voxels of the region alone. Faces count between different labels other than 0.
     """
     nodes, totals, edges, faces = count_voxels_and_faces(labels, core.lo, bins)
     return _merged(nodes[:, 0], totals[:, 0], totals[:, 1:], edges, faces[:, 0])

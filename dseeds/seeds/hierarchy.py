@@ -25,14 +25,9 @@ MOST_COARSER_LEVELS = 16
 class CoarserLevel:
     """A level of the hierarchy.
 
-    Attributes
-    ----------
-    parents : ndarray of int64, shape (n + 1,)
-        The parent of each supervoxel of the level before; 0 for 0.
-    graph : ContactGraph
-        The whole graph of the level, with ids 1 to m.
-    cells : ndarray of int64, shape (m, 3)
-        The cell (z, y, x) of each supervoxel; cells are twice as large as in the level before.
+    `parents`, int64 (n + 1,), are the parents of the supervoxels of the level before, 0 for 0. `graph` is the whole
+    graph of the level, with ids 1 to m, and `cells`, int64 (m, 3), the cell (z, y, x) of each of them; cells are twice
+    as large as in the level before.
     """
 
     parents: NDArray[np.int64]
@@ -41,39 +36,18 @@ class CoarserLevel:
 
 
 def check_levels(levels: Any) -> int:
-    """Check a number of coarser levels given by the user.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number from 0 to 16.
-    """
+    """Return a number of coarser levels; raise a ValueError unless it is whole and from 0 to 16."""
     if isinstance(levels, bool) or not isinstance(levels, Integral) or not 0 <= int(levels) <= MOST_COARSER_LEVELS:
         raise ValueError(f"levels must be a whole number from 0 to {MOST_COARSER_LEVELS}, got {levels!r}.")
     return int(levels)
 
 
 def coarser_level(graph: ContactGraph, cells: NDArray[np.int64], weights: tuple[int, ...] = (1,)) -> CoarserLevel:
-    """Return the supervoxels of twice the step.
+    """Return the supervoxels of twice the step, from the whole graph and the cell (z, y, x) of each supervoxel.
 
-    Each is connected through the graph's edges, and their ids follow the order of their cells.
+    Each is connected through the graph's edges, and their ids follow the order of their cells. Raise a ValueError if
+    the graph's ids are not 1 to n.
 
-    Parameters
-    ----------
-    graph : ContactGraph
-        The whole graph of supervoxels with the ids 1 to n.
-    cells : ndarray of int64, shape (n, 3)
-        The lattice's cell (z, y, x) of each supervoxel.
-    weights : tuple of int
-        The weights of the channels.
-
-    Raises
-    ------
-    ValueError
-        If the graph's ids are not 1 to n.
-
-    Examples
-    --------
     >>> from dseeds.seeds.contact_graph import build_contact_graph
     >>> from dseeds.core.geometry import Box
     >>> labels = np.array([[[1, 2, 3, 4]]])

@@ -45,24 +45,10 @@ def _in_parts(values: NDArray[Any], lo: float, hi: float, parts: int, out: NDArr
 
 
 def quantise_range(values: NDArray[Any], window: Limits, parts: int, out: NDArray[Any]) -> int:
-    """Write the number of the part, of a window cut into parts of equal width, that each intensity lies in.
+    """Cut a window into equal parts, a power of two, and write the number of each intensity's part into `out`.
 
-    Parameters
-    ----------
-    values : ndarray, shape (z, y, x)
-        A channel.
-    window : tuple of float
-        Low and high. Values outside, including infinities, are in the first or the last part; if low and high are
-        equal, all values are in the first.
-    parts : int
-        The number of parts, a power of two.
-    out : ndarray, shape (z, y, x)
-        Receives the parts, and the number `parts` where a value is NaN; may be a view.
-
-    Returns
-    -------
-    int
-        The number of NaN values.
+    Values outside the window, including infinities, are in the first or the last part; if its ends are equal, all
+    values are in the first. NaN becomes `parts`. Returns the number of NaN values.
     """
     return _in_parts(native_values(values), *window, parts, out)
 
@@ -91,20 +77,10 @@ def _count_levels(levels: NDArray[np.uint16], inside: NDArray[np.bool_], counts:
 def count_grey_levels(
     values: Sequence[NDArray[Any]], windows: Sequence[Limits], inside: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """Count the voxels of each of 4096 grey levels of equal width over the window. Counts of any cut add up.
+    """Count the voxels of each of 4096 grey levels of equal width over the window: int64 (channels, 4096).
 
-    Parameters
-    ----------
-    values : sequence of ndarray, shape (z, y, x)
-        The channels.
-    windows : sequence of tuple of float
-        The window of each channel; values outside belong to the first or the last level.
-    inside : ndarray of bool, shape (z, y, x), optional
-        The voxels that count; all if not given. Voxels that are NaN in any channel never count.
-
-    Returns
-    -------
-    ndarray of int64, shape (channels, 4096)
+    Counts of any cut add up. Values outside the window belong to the first or the last level. Voxels outside the mask,
+    and voxels that are NaN in any channel, do not count.
     """
     counts = np.zeros((len(values), GREY_LEVELS), np.int64)
     no_mask = np.zeros((0, 0, 0), bool)
@@ -119,22 +95,12 @@ def count_grey_levels(
 def otsu_threshold(counts: NDArray[np.int64]) -> int:
     """Return the grey level that separates background from foreground with the largest variance between the two.
 
-    N. Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems, Man, and
-    Cybernetics 9(1), 62-66, 1979. All arithmetic is in integers, so that the result is the same everywhere.
+    It is the last level of the background, the lowest of equally good ones; -1 if fewer than two levels occur, so that
+    everything is foreground. All arithmetic is in integers, so that the result is the same everywhere.
 
-    Parameters
-    ----------
-    counts : ndarray of int64
-        The number of voxels of each level.
+    N. Otsu, A threshold selection method from gray-level histograms, IEEE Transactions on Systems, Man, and Cybernetics
+    9(1), 62-66, 1979.
 
-    Returns
-    -------
-    int
-        The last level of the background, the lowest of equally good ones; -1 if fewer than two levels occur, so that
-        everything is foreground.
-
-    Examples
-    --------
     >>> otsu_threshold(np.array([0, 5, 3, 0, 0, 2, 6]))
     2
     """
@@ -153,23 +119,11 @@ def otsu_threshold(counts: NDArray[np.int64]) -> int:
 
 
 def equalised_bins(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Assign grey levels to 64 bins that hold about equally many voxels.
+    """Assign grey levels to 64 bins that hold about equally many voxels, in ascending order.
 
     A bin without its last level holds at most a 64th of the voxels. The first level that occurs is in the first bin,
     and the last of several is in the last bin.
 
-    Parameters
-    ----------
-    counts : ndarray of int64
-        The number of voxels of each level.
-
-    Returns
-    -------
-    ndarray of uint8
-        The bin of each level, non-decreasing.
-
-    Examples
-    --------
     >>> equalised_bins(np.array([50, 0, 25, 25, 20])).tolist()
     [0, 32, 32, 48, 63]
     """

@@ -33,24 +33,8 @@ LabelArray = NDArray[np.uint32]
 class CutSettings:
     """The checked parameters of a run.
 
-    Attributes
-    ----------
-    windows : tuple
-        For each channel low and high, or None for the percentiles.
-    percentiles : tuple of int
-        In millionths of the voxels.
-    equalises : bool
-        Whether bins hold equally many voxels, rather than having equal widths.
-    auto_mask : bool
-        Whether the background is found by Otsu's threshold and masked out.
-    weights : tuple of int
-        The weight of each channel.
-    compactness : float
-        From 0 to 30.
-    min_size : int
-        Supervoxels with fewer voxels are joined to a neighbour.
-    levels : int
-        The number of coarser levels.
+    `windows` are None for the percentiles, which are in millionths of the voxels; `equalises` is for bins that hold
+    equally many voxels, `auto_mask` for a background masked out by Otsu's threshold.
     """
 
     windows: tuple[Limits | None, ...]
@@ -64,14 +48,10 @@ class CutSettings:
 
 
 class CutResult(NamedTuple):
-    """The supervoxels of a volume in memory.
+    """The supervoxels of a volume in memory: labels 1..N, and 0 where masked out.
 
-    Attributes
-    ----------
-    labels : ndarray of uint32, shape (z, y, x)
-        Labels 1..N, and 0 where masked out.
-    parents : list of ndarray of uint32, shape (labels + 1,)
-        For each coarser level, the parent of each supervoxel of the level before it; 0 for label 0.
+    For each coarser level, `parents` holds the parent of each supervoxel of the level before it, shape (labels + 1,); 0
+    for label 0.
     """
 
     labels: LabelArray
@@ -86,33 +66,18 @@ def cut_in_memory(
     inside: NDArray[np.bool_] | None = None,
     threads: int = 1,
 ) -> CutResult:
-    """Cut a volume into supervoxels.
+    """Cut a volume into supervoxels; raise `NoFiniteValues` if no voxel remains.
 
-    Parameters
-    ----------
-    values : sequence of ndarray, shape (z, y, x)
-        The channels, of any integer or float dtype and memory order.
-    lattice : Lattice
-        The lattice, of fewer than 2^31 cells.
-    settings : CutSettings
-        The parameters.
-    inside : ndarray of bool, shape (z, y, x), optional
-        The mask: True where a voxel belongs to the image.
-    threads : int, default 1
-        The number of threads. The labels are the same.
-
-    Raises
-    ------
-    NoFiniteValues
-        If no voxel remains.
+    The channels have any integer or float dtype and memory order, and the lattice fewer than 2^31 cells. The mask,
+    `inside`, is True where a voxel belongs to the image. The labels do not depend on the number of threads.
     """
     bins, windows, masked = _quantise(values, settings, inside)
     # In a constant image no move improves anything.
-    rounds = schedule(lattice, len(values)) if any(low < high for low, high in windows) else ()
+    has_contrast = any(low < high for low, high in windows)
     codes = run_rounds(
         lattice,
         bins,
-        rounds,
+        schedule(lattice, len(values)) if has_contrast else (),
         compactness=settings.compactness,
         threads=threads,
         weights=settings.weights,
@@ -157,23 +122,9 @@ def run_rounds(
     weights: Sequence[int] = (1,),
     masked: bool = False,
 ) -> NDArray[np.uint8]:
-    """Do rounds on the whole volume.
+    """Do all rounds on the whole volume, and return the label codes, a window of `kernels.layout`.
 
-    Parameters
-    ----------
-    bins : ndarray of uint8
-        The quantised volume, a window of `kernels.layout` for each channel.
-    schedule : tuple of Round
-        The rounds.
-    lattice, compactness, threads, weights
-        As for `rounds.sweep_window`.
-    masked : bool, default False
-        Whether some bins are `MASKED`.
-
-    Returns
-    -------
-    ndarray of uint8
-        The labels, a window of `kernels.layout`.
+    `bins` is a window for each channel; `masked` says whether some bins are `MASKED`. See `rounds.sweep_window`.
     """
     everything = Box((0, 0, 0), lattice.cells)
     # The input of the rounds at each level: histograms, or bins for the two finest.

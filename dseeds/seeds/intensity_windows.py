@@ -21,27 +21,10 @@ Limits: TypeAlias = tuple[float, float]
 
 
 def read_window(window: Any) -> Limits | None:
-    """Read an intensity window given by the user.
+    """Read an intensity window given by the user, as in `dseeds.supervoxels`; None stays None.
 
-    Parameters
-    ----------
-    window : None, str or pair of float
-        None for percentiles of the image. Low and high, as two numbers or ``"LOW:HIGH"``; or ``"LEVEL,WIDTH"``, as in
-        radiology; or, for CT in Hounsfield units, ``"abdomen"`` (level 40, width 400), ``"bone"`` (400, 1800),
-        ``"brain"`` (40, 80) or ``"lung"`` (-600, 1500), see https://radiopaedia.org/articles/windowing-ct.
+    Raise a ValueError unless it is (low, high), ``"LOW:HIGH"``, ``"LEVEL,WIDTH"`` as in radiology, or one of `PRESETS`.
 
-    Returns
-    -------
-    tuple of float, or None
-        Low and high.
-
-    Raises
-    ------
-    ValueError
-        If it is anything else.
-
-    Examples
-    --------
     >>> read_window("abdomen"), read_window("40,400"), read_window("-160:240"), read_window((-160, 240))
     ((-160.0, 240.0), (-160.0, 240.0), (-160.0, 240.0), (-160.0, 240.0))
     """
@@ -72,28 +55,12 @@ def _limits(window: Any) -> Limits:
 
 
 def read_windows(window: Any, channels: int) -> tuple[Limits | None, ...]:
-    """Read the intensity windows of an image's channels.
+    """Read the intensity windows of an image's channels; None stays None.
 
-    Parameters
-    ----------
-    window : None, str, pair of float, or sequence of these
-        A window as for `read_window`, for all channels; or a sequence with one for each channel; or a string of them
-        with semicolons in between, where an empty part stands for None.
-    channels : int
-        The number of channels.
+    They are a single window for all channels; or a sequence with one for each channel; or a string of them with
+    semicolons in between, where an empty part stands for None. Raise a ValueError if one of them is invalid, or their
+    number is neither 1 nor that of the channels.
 
-    Returns
-    -------
-    tuple
-        Low and high of each channel, or None.
-
-    Raises
-    ------
-    ValueError
-        If one of them is invalid, or their number is neither 1 nor that of the channels.
-
-    Examples
-    --------
     >>> read_windows((0, 100), 2)
     ((0.0, 100.0), (0.0, 100.0))
     >>> read_windows("abdomen;;0:100", 3)
@@ -113,27 +80,13 @@ def read_windows(window: Any, channels: int) -> tuple[Limits | None, ...]:
     return tuple(windows * channels if len(windows) == 1 else windows)
 
 
-def check_percentiles(percentiles: Any = (0.5, 99.5)) -> tuple[int, int]:
-    """Check the percentiles given by the user as the ends of the intensity windows.
+def check_percentiles(percentiles: Any) -> tuple[int, int]:
+    """Return the percentiles that the user gave as the ends of windows, in millionths of the voxels.
 
-    Parameters
-    ----------
-    percentiles : pair of float, or str
-        Low and high, from 0 to 100, with at most four decimals; or a string of both with a comma in between.
+    Raise a ValueError unless they are low and high, from 0 to 100, with at most four decimals; or a string of both with
+    a comma in between.
 
-    Returns
-    -------
-    tuple of int
-        In millionths of the voxels.
-
-    Raises
-    ------
-    ValueError
-        If they are anything else.
-
-    Examples
-    --------
-    >>> check_percentiles(), check_percentiles("1,99")
+    >>> check_percentiles((0.5, 99.5)), check_percentiles("1,99")
     ((5000, 995000), (10000, 990000))
     """
     try:
@@ -152,27 +105,11 @@ def check_percentiles(percentiles: Any = (0.5, 99.5)) -> tuple[int, int]:
 
 
 def check_weights(weights: Any, channels: int) -> tuple[int, ...]:
-    """Check the weights of the channels given by the user.
+    """Return the weights of the channels as integers in the same proportions; None means equal weights.
 
-    Parameters
-    ----------
-    weights : None or sequence of float
-        One for each channel, above 0; None for equal weights.
-    channels : int
-        The number of channels.
+    They are rounded to a 64th of the largest and at least that. Raise a ValueError unless they are positive, finite
+    numbers, one for each channel.
 
-    Returns
-    -------
-    tuple of int
-        Integers in the same proportions, rounded to a 64th of the largest and at least that.
-
-    Raises
-    ------
-    ValueError
-        If they are not positive, finite numbers, one for each channel.
-
-    Examples
-    --------
     >>> check_weights((1, 0.5, 1), 3), check_weights(None, 2), check_weights((3, 3), 2)
     ((2, 1, 2), (1, 1), (1, 1))
     """
@@ -192,12 +129,9 @@ def check_weights(weights: Any, channels: int) -> tuple[int, ...]:
 
 
 def check_bins(bins: Any) -> str:
-    """Check the kind of bins given by the user.
+    """Return a kind of bins: ``"linear"``, of equal widths, or ``"equalised"``, of about equal counts.
 
-    Raises
-    ------
-    ValueError
-        If it is neither ``"linear"``, equal widths, nor ``"equalised"``, about equally many voxels.
+    Raise a ValueError if it is neither.
     """
     if bins not in ("linear", "equalised"):
         raise ValueError(f"bins must be 'linear' or 'equalised', got {bins!r}.")

@@ -22,14 +22,8 @@ from dseeds.seeds.kernels.min_size import join_nodes, relabel_ids
 class JoinResult:
     """The numbers of supervoxels after the small ones joined others.
 
-    Attributes
-    ----------
-    count : int
-        The number of supervoxels that remain. They are renumbered from 1, in the order of their ids.
-    removed : ndarray of int64
-        The ids that no longer exist, ascending.
-    targets : ndarray of int64
-        The new number of the supervoxel that each of them joined.
+    `count` supervoxels remain, renumbered from 1 in the order of their ids. The ids in `removed`, ascending, no longer
+    exist; `targets` are the new numbers of the supervoxels that they joined.
     """
 
     count: int
@@ -53,13 +47,7 @@ class JoinResult:
 
 
 def check_min_size(min_size: Any) -> int:
-    """Check a minimum size given by the user.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number of at least 0.
-    """
+    """Return a minimum size; raise a ValueError unless it is a whole number of at least 0."""
     if isinstance(min_size, bool) or not isinstance(min_size, Integral) or int(min_size) < 0:
         raise ValueError(f"min_size must be a whole number of voxels, at least 0, got {min_size!r}.")
     return int(min_size)
@@ -68,25 +56,14 @@ def check_min_size(min_size: Any) -> int:
 def join_small_supervoxels(
     count: int, graphs: Callable[[], Iterable[ContactGraph]], min_size: int, weights: tuple[int, ...] = (1,)
 ) -> JoinResult:
-    """Join every supervoxel that is too small to its most similar neighbour.
+    """Join every supervoxel of fewer than `min_size` voxels to its most similar neighbour.
 
     The smallest comes first; ties go to the lower id. It joins the neighbour whose means of bins, in units of 2^-16,
     differ least in the weighted sum over the channels; ties go to the longest contact, then to the lower id. A union
     that is still too small is due again. A supervoxel without neighbours stays.
 
-    Parameters
-    ----------
-    count : int
-        The number of supervoxels: their ids are 1 to `count`.
-    graphs : callable
-        Returns the regions' graphs; called three times.
-    min_size : int
-        The number of voxels from which a supervoxel is large enough.
-    weights : tuple of int
-        The weights of the channels.
+    The ids are 1 to `count`; `graphs` returns the regions' graphs, and is called three times.
 
-    Examples
-    --------
     >>> from dseeds.seeds.contact_graph import build_contact_graph
     >>> from dseeds.core.geometry import Box
     >>> labels = np.array([[[1, 1, 2, 3, 3]]])

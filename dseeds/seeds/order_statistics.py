@@ -102,11 +102,9 @@ class OrderStatistics:
         return 0 if turn >= self.passes else 1 if turn == 0 else 4
 
     def count(self, part: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """Count the current digit in a part of the image of any shape and memory order, or in its voxels inside a mask.
+        """Count the current digit in a part of the image, or in its voxels inside a mask: int64 (prefixes, 65536).
 
-        Returns
-        -------
-        ndarray of int64, shape (prefixes, 65536)
+        The part may have any shape and memory order.
         """
         counts = np.zeros((len(self.prefixes), 1 << DIGIT_BITS), np.int64)
         sign, infinity = _sign(self.dtype), _infinity(self.dtype)
@@ -119,10 +117,7 @@ class OrderStatistics:
     def narrow(self, counts: NDArray[np.int64]) -> None:
         """Derive the next digit of each of the four values from the counts of the whole image.
 
-        Raises
-        ------
-        NoFiniteValues
-            If there is no finite value.
+        Raise `NoFiniteValues` if there is no finite value.
         """
         if not self.ranks:
             last = int(counts.sum()) - 1
@@ -184,21 +179,10 @@ def _slabs(part: NDArray[Any], inside: NDArray[np.bool_] | None) -> Iterator[NDA
 
 @dataclass
 class WindowSearch:
-    """The search for the windows of the channels that have none, in shared passes.
+    """The search for the windows of the channels that have none, None in `fixed`, in shared passes.
 
     Pass the sum of `count` over all parts of the image to `narrow` until `done`; then call `windows`.
 
-    Attributes
-    ----------
-    dtypes : sequence of dtype
-        The dtype of each channel.
-    fixed : sequence
-        The window of each channel, or None to search it.
-    percentiles : tuple of int
-        From `check_percentiles`.
-
-    Examples
-    --------
     >>> image = np.arange(1001, dtype=np.int32).reshape(7, 11, 13), np.zeros((7, 11, 13))
     >>> search = WindowSearch([channel.dtype for channel in image], [None, (0, 1)])
     >>> while not search.done:
@@ -234,20 +218,7 @@ class WindowSearch:
         return sum(search.rows(turn) for search in self._searches.values())
 
     def count(self, values: Sequence[NDArray[Any]], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """Count the current digits in a part of the image.
-
-        Parameters
-        ----------
-        values : sequence of ndarray
-            The channels.
-        inside : ndarray of bool, optional
-            The voxels that count; all if not given.
-
-        Returns
-        -------
-        ndarray of int64, shape (rows, 65536)
-            The rows of the searched channels, one channel after the other.
-        """
+        """Count the current digits in a part of the image: int64 (rows, 65536), one searched channel after another."""
         rows = [np.zeros((0, 1 << DIGIT_BITS), np.int64)]
         rows += [search.count(values[channel], inside) for channel, search in self._searching()]
         return np.concatenate(rows)
@@ -255,10 +226,7 @@ class WindowSearch:
     def narrow(self, counts: NDArray[np.int64]) -> None:
         """Derive the next digits from the counts of the whole image; shallow copies of the search keep their state.
 
-        Raises
-        ------
-        NothingFinite
-            If a searched channel has no finite value that counts.
+        Raise `NoFiniteValues` if a searched channel has no finite value that counts.
         """
         narrowed, begin = dict(self._searches), 0
         for channel, search in self._searching():

@@ -57,37 +57,16 @@ def sweep_window(
 ) -> tuple[int, NDArray[np.uint32]]:
     """Do one round on one window, in place; exact in the window's core.
 
-    Parameters
-    ----------
-    round_ : Round
-        The round.
-    lattice : Lattice
-        The lattice.
-    window : Window
-        The position of the arrays.
-    values : ndarray
-        For voxels and for the finest blocks, the bins of the voxels, uint8, a window of `kernels.layout` for each
-        channel. For coarser blocks, their histograms, shape (z, y, x, channels * 32).
-    labels : ndarray of uint8
-        The labels, a window of `kernels.layout`; under a mask, after `hide_outside`.
-    state : ndarray of uint8
-        The units due for a visit, a window of `kernels.layout`: all in the first round of a level and in every round
-        of voxels; otherwise those that the previous round left.
-    counts : ndarray of uint32, shape (cells, bins)
-        The statistics of ``window.cells`` at the start of the round.
-    compactness : float, default 0
-        See `supervoxels`.
-    threads : int, default 1
-        The number of threads. The result is the same.
-    weights : sequence of int, default (1,)
-        The weight of each channel; their sum is at most `scores.LARGEST_WEIGHT`.
+    - `values`: for voxels and for the finest blocks, the bins of the voxels, uint8, a window of `kernels.layout` for
+      each channel; for coarser blocks, their histograms, shape (z, y, x, channels * 32).
+    - `labels`: uint8, a window of `kernels.layout`; under a mask, after `hide_outside`.
+    - `state`: the units due for a visit, in such a window: all in the first round of a level and in every round of
+      voxels; otherwise those that the previous round left.
+    - `counts`: uint32 (cells, bins), the statistics of ``window.cells`` at the start of the round.
+    - `weights`: of the channels; their sum is at most `scores.LARGEST_WEIGHT`.
 
-    Returns
-    -------
-    moves : int
-        The number of units that moved, including those outside the core.
-    change : ndarray of uint32, shape (cells, bins)
-        The change in the statistics due to moves in the core, modulo 2^32.
+    Returns the number of units that moved, including those outside the core, and the change in the statistics due to
+    moves in the core, modulo 2^32. Neither depends on the number of threads.
     """
     # A single channel always has the weight 1.
     weights = [w // math.gcd(*weights) for w in weights]
@@ -162,12 +141,9 @@ def _run(kernel: Callable[..., int], turn: Turn, pool: Executor, changes: list[N
 def count_statistics(
     round_: Round, lattice: Lattice, window: Window, values: NDArray[Any], labels: NDArray[np.uint8]
 ) -> NDArray[np.uint32]:
-    """Count the statistics of a window's core; values and labels are those of `sweep_window`.
+    """Return the histograms of ``window.cells`` over the voxels of the core: uint32 (cells, bins).
 
-    Returns
-    -------
-    ndarray of uint32, shape (cells, bins)
-        The histograms of ``window.cells`` over the voxels of the core.
+    Values and labels are those of `sweep_window`.
     """
     counts = np.zeros((window.cells.size, round_.bins), np.uint32)
     if round_.weight is not None:

@@ -21,18 +21,9 @@ VOXEL_WEIGHTS = ((60, 100), (20, 100), (10, 100), (20, 100))
 
 @dataclass(frozen=True)
 class Round:
-    """One or more sweeps of one level with frozen statistics.
+    """One or more sweeps of one level, an index into `Lattice.grids`, with frozen statistics.
 
-    Attributes
-    ----------
-    level : int
-        Index into `Lattice.grids`.
-    sweeps : int
-        Sweeps before the statistics are updated.
-    weight : tuple of int or None
-        The neighbours' weight as a fraction, for voxels; None for blocks.
-    channels : int, default 1
-        The number of channels of the volume.
+    The weight of voxels' neighbours is a fraction; it is None for blocks.
     """
 
     level: int

@@ -137,24 +137,14 @@ def _voxel_table(
 
 
 def voxel_scores(counts: NDArray[np.uint32], weight: tuple[int, int], weights: Sequence[int] = (1,)) -> NDArray[Any]:
-    """Score every bin of every channel in every supervoxel.
+    """Score every bin of every channel in every supervoxel: int16, or int32 for several channels.
 
     ``U[C, q] = ln((G4 * H[C])_q + 0.5/64) - ln(T[C] + 0.5) - 5 (c_q - mu_C)^2 - 0.25 ln T[C]``.
 
-    Parameters
-    ----------
-    counts : ndarray of uint32, shape (cells, channels * 64)
-        The supervoxels' histograms.
-    weight : tuple of int
-        Lambda, the weight of a neighbour, as a fraction.
-    weights : sequence of int, default (1,)
-        The channels' weights.
-
-    Returns
-    -------
-    ndarray of int16, or of int32 for several channels, shape (1 + cells * channels * 64,)
-        In units of lambda / 16, times the channel's weight: a neighbour counts 16 for each channel. The first entry is
-        lower than every other score with any number of neighbours.
+    `counts`, uint32 (cells, channels * 64), are the supervoxels' histograms, and `weight` is lambda, the weight of a
+    neighbour, as a fraction. Scores, shape (1 + cells * channels * 64,), are in units of lambda / 16, times the
+    channel's weight: a neighbour counts 16 for each channel. The first entry is lower than every other score with any
+    number of neighbours.
     """
     out = np.zeros(1 + counts.size, np.int16 if len(weights) == 1 else np.int32)
     out[0] = OUT_OF_REACH_SCORE * sum(weights)
@@ -203,21 +193,9 @@ def block_scores(
 
     ``score(C) = sum_j min(H[C, j] / T[C], h_j / t) + gain n_C - 0.1 ln(T[C] / cell_size)``.
 
-    Parameters
-    ----------
-    counts : ndarray of uint32, shape (cells, channels * 32)
-        The supervoxels' histograms.
-    cell_size : int
-        The number of voxels in a cell.
-
-    Returns
-    -------
-    share : ndarray of uint16, shape (cells * channels, 32)
-        ``H / T``, smoothed over bins, in units of 2^-15.
-    size : ndarray of int64, shape (cells,)
-        ``T`` in voxels.
-    handicap : ndarray of int32, shape (cells,)
-        The last term of the score, in units of 2^-15.
+    `counts`, uint32 (cells, channels * 32), are the supervoxels' histograms. Returns ``H / T``, smoothed over bins,
+    uint16 (cells * channels, 32); ``T`` in voxels, int64 (cells,); and the last term of the score, int32 (cells,).
+    Shares and scores are in units of 2^-15.
     """
     share = np.zeros((counts.size // BLOCK_BINS, BLOCK_BINS), np.uint16)
     size = np.zeros(len(counts), np.int64)
@@ -227,13 +205,7 @@ def block_scores(
 
 
 def check_compactness(compactness: Any) -> float:
-    """Check a compactness given by the user.
-
-    Raises
-    ------
-    ValueError
-        If it is not a number from 0 to 30.
-    """
+    """Return a compactness; raise a ValueError unless it is a number from 0 to 30."""
     if not (isinstance(compactness, Real) and 0 <= float(compactness) <= MOST_COMPACT):
         raise ValueError(f"compactness must be a number from 0 to {MOST_COMPACT}, got {compactness!r}.")
     return float(compactness)
@@ -242,28 +214,13 @@ def check_compactness(compactness: Any) -> float:
 def distance_costs(
     lattice: Lattice, grid: Grid, box: Box, compactness: float, weight: tuple[int, int] | None
 ) -> DistanceCosts:
-    """Tabulate the costs of units' distances from the centres of their owners' cells.
+    """Tabulate the costs of the distances of a box of units from the centres of their owners' cells.
 
     ``compactness d^2``, in units of a voxel's log-likelihood, where d is the distance between the centres of the unit
     and of the cell, in steps. Blocks pay a tenth of that, as a share of a full histogram intersection.
 
-    Parameters
-    ----------
-    lattice : Lattice
-        The lattice.
-    grid : Grid
-        The level.
-    box : Box
-        The units of the window.
-    compactness : float
-        From 0 to `MOST_COMPACT`.
-    weight : tuple of int or None
-        Lambda of a round of voxels, as a fraction; None for blocks.
-
-    Returns
-    -------
-    DistanceCosts
-        In the units of the round's scores; empty for a compactness of 0.
+    `weight` is lambda of a round of voxels, as a fraction, or None for blocks. Costs are in the units of the round's
+    scores; they are empty for a compactness of 0.
     """
     fixed = round(compactness * (1 << COMPACTNESS_BITS))
     if weight is None:

@@ -30,7 +30,7 @@ def _slots(cells: Triple) -> dict[Triple, slice]:
     """Return the place of every piece in the shell of a region of so many cells."""
     slots, begin = {}, 0
     for offset in OFFSETS:
-        size = int(np.prod(_piece_shape(offset, cells)))
+        size = math.prod(_piece_shape(offset, cells))
         slots[offset] = slice(begin, begin + size)
         begin += size
     return slots
@@ -39,8 +39,6 @@ def _slots(cells: Triple) -> dict[Triple, slice]:
 def shell_length(cells: Triple) -> int:
     """Return the number of cells in the shell of a region of so many cells.
 
-    Examples
-    --------
     >>> shell_length((2, 2, 2)) == 4**3 - 2**3
     True
     """
@@ -50,25 +48,11 @@ def shell_length(cells: Triple) -> int:
 def split_statistics(
     counts: NDArray[np.uint32], cells: Box, region: Box, regions: Regions
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Split a region's statistics into its core and its shell.
+    """Split a region's statistics into its core, uint32 (z, y, x, bins), and its shell, (shell_length, bins).
 
-    Parameters
-    ----------
-    counts : ndarray of uint32, shape (cells, bins)
-        Statistics of a box of cells over the region's voxels alone.
-    cells : Box
-        The box: the region and at least one cell around it, as far as the lattice extends.
-    region : Box
-        The region's cells.
-    regions : Regions
-        All regions.
-
-    Returns
-    -------
-    core : ndarray of uint32, shape (z, y, x, bins)
-        Statistics of the region's own cells.
-    shell : ndarray of uint32, shape (shell_length, bins)
-        Statistics of the cells around it, piece by piece; zero outside the lattice.
+    `counts`, uint32 (cells, bins), are statistics over the region's voxels alone, for a box of cells: the region and at
+    least one cell around it, as far as the lattice extends. The shell is listed piece by piece; it is zero outside the
+    lattice.
     """
     bins = counts.shape[-1]
     local = counts.reshape(*cells.shape, bins)
@@ -89,18 +73,8 @@ def join_statistics(
 ) -> None:
     """Add the pieces of the neighbours' shells to a region's core, in place.
 
-    Parameters
-    ----------
-    core : ndarray of uint32, shape (z, y, x, bins)
-        Statistics of the region's cells, from `split_statistics`.
-    shells : ndarray of uint32, shape (z, y, x, shell_length, bins)
-        The shells of a box of regions, at least the region and its neighbours.
-    origin : tuple of int
-        The (z, y, x) index of the box's first region.
-    number : int
-        The region.
-    regions : Regions
-        All regions.
+    `core` is from `split_statistics`. `shells`, uint32 (z, y, x, shell_length, bins), are those of a box of regions, at
+    least the region and its neighbours; `origin` is the index (z, y, x) of the box's first region.
     """
     slots = _slots(regions.cells)
     here = regions.index(number)
@@ -113,6 +87,6 @@ def join_statistics(
         shape = _piece_shape(offset, triple(core.shape[:3]))
         begin = slots[offset].start
         index = triple([t - o for t, o in zip(there, origin, strict=True)])
-        piece = shells[index][begin : begin + int(np.prod(shape))].reshape(*shape, -1)
+        piece = shells[index][begin : begin + math.prod(shape)].reshape(*shape, -1)
         faces = tuple({1: slice(0, 1), 0: slice(None), -1: slice(-1, None)}[d] for d in offset)
         core[faces] += piece

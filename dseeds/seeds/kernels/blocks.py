@@ -85,7 +85,7 @@ def hide_blocks(histograms: NDArray[Any], labels: NDArray[np.uint8]) -> None:
 
 @jit
 def hide_fine_units(bins: NDArray[np.uint8], edges: AxisArrays, labels: NDArray[np.uint8]) -> None:
-    """Do the same as `hide_blocks`, from the units' voxels."""
+    """Set the labels of units without a voxel in the mask to `NOTHING`, from the units' voxels."""
     edge_z, edge_y, edge_x = edges
     for z in range(len(edge_z) - 1):
         for y in range(len(edge_y) - 1):
@@ -139,7 +139,7 @@ def count_fine_blocks(
     geometry: WindowGeometry,
     counts: NDArray[np.uint32],
 ) -> None:
-    """Do the same as `count_blocks`, from the blocks' voxels."""
+    """Add the voxels of the core's blocks to the histograms of their supervoxels."""
     edge_z, edge_y, edge_x = edges
     owners = owner_lookup(geometry)
     for c in range(len(bins)):
@@ -163,14 +163,9 @@ def count_fine_blocks(
 class BlockValues(NamedTuple):
     """The intensities of a window of blocks: histograms, or for the finest blocks their voxels.
 
-    Attributes
-    ----------
-    bins : ndarray of uint8
-        For the finest blocks, a window of the voxels that they cover for each channel; otherwise unused.
-    histograms : ndarray of unsigned int, shape (z, y, x, channels * 32)
-        For coarser blocks, their histograms; otherwise empty.
-    edges : tuple of ndarray of int64
-        Per axis where the blocks begin and the last one ends, in voxels from the window's first.
+    - `bins`, uint8: for the finest blocks, a window of their voxels for each channel; otherwise unused.
+    - `histograms`, unsigned int (z, y, x, channels * 32): for coarser blocks; otherwise empty.
+    - `edges`: per axis where the blocks begin and the last one ends, in voxels from the window's first.
     """
 
     bins: NDArray[np.uint8]
@@ -181,22 +176,14 @@ class BlockValues(NamedTuple):
 class BlockScores(NamedTuple):
     """The tables from which blocks are scored in a round.
 
-    Attributes
-    ----------
-    shares : ndarray of uint16, shape (cells * channels, 32)
-        The supervoxels' smoothed histograms, by channel, as shares of their size, in units of `BLOCK_UNIT`.
-    sizes : ndarray of int64, shape (cells,)
-        The supervoxels' sizes in voxels.
-    handicaps : ndarray of int32, shape (cells,)
-        The cost of a supervoxel's size.
-    neighbour_gain : int
-        The score of one neighbour of the same label.
-    weights : ndarray of int64, shape (channels,), or None
-        The channels' weights; None for a single channel, for which less code is compiled.
-    smoothed : ndarray of uint16, shape (32, 32)
-        The smoothed histogram of a count of one in each bin.
-    costs : DistanceCosts
-        The cost of a block's distance from the centre of its owner's cell.
+    - `shares`, uint16 (cells * channels, 32): the supervoxels' smoothed histograms as shares of their size, in units of
+      `BLOCK_UNIT`.
+    - `sizes`, int64 (cells,), and `handicaps`, int32 (cells,): the supervoxels' sizes in voxels, and the costs of
+      these.
+    - `neighbour_gain`: the score of one neighbour of the same label.
+    - `weights`, int64 (channels,): the channels' weights; None for a single channel, for which less code is compiled.
+    - `smoothed`, uint16 (32, 32): the smoothed histogram of a count of one in each bin.
+    - `costs`: the costs of a block's distance from the centre of its owner's cell.
     """
 
     shares: NDArray[np.uint16]
@@ -219,23 +206,9 @@ def sweep_blocks(
     turn: Turn,
     change: NDArray[np.uint32],
 ) -> int:
-    """Move the blocks of one colour between supervoxels, in place.
+    """Move the blocks of one colour between supervoxels, in place; return the number of moves.
 
-    Parameters
-    ----------
-    values : BlockValues
-        The blocks' intensities.
-    labels, state : ndarray of uint8
-        The window of blocks; `state` is `OPEN` for those due for a visit.
-    scores : BlockScores
-        The frozen scores.
-    simple, geometry, turn, change
-        As for `sweep_voxels`, with histograms of 32 bins.
-
-    Returns
-    -------
-    int
-        The number of blocks that moved.
+    Arguments are those of `sweep_voxels`, for a window of blocks and histograms of 32 bins.
     """
     bins, histograms, (edge_z, edge_y, edge_x) = values
     shares, sizes, handicaps, neighbour_gain, weights, smoothed, costs = scores

@@ -30,13 +30,10 @@ def _tabulate(adjacent: NDArray[np.uint32], faces: np.uint32, table: NDArray[np.
 
 @cache
 def connectivity_table() -> NDArray[np.uint64]:
-    """Tabulate the neighbourhoods in which a unit may leave its supervoxel without cutting it.
+    """Tabulate the neighbourhoods in which a unit may leave its supervoxel without cutting it: uint64 (4096,).
 
-    Returns
-    -------
-    ndarray of uint64, shape (4096,)
-        Of 2^18 bits, bit m is set if a unit may leave whose neighbours in the bit mask m carry its label: those that
-        share a face with it exist, and are joined to each other by face steps among the neighbours in m.
+    Of 2^18 bits, bit m is set if a unit may leave whose neighbours in the bit mask m carry its label: some share a face
+    with it, and those are joined to each other by face steps among the neighbours in m.
     """
     adjacent = np.zeros(18, np.uint32)
     for a, here in enumerate(NEIGHBOURS):

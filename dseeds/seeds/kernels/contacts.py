@@ -21,12 +21,8 @@ FIRST_SLOTS = 1024
 class AdjacencyLists(NamedTuple):
     """The neighbours of each node of a graph, one list after the other.
 
-    Attributes
-    ----------
-    starts : ndarray of int64, shape (nodes + 1,)
-        Where a node's list begins, and the end of the last list.
-    others, contacts : ndarray of int64, shape (2 * pairs,)
-        The neighbours, and the number of faces shared with each; in order, if the pairs are.
+    `starts`, int64 (nodes + 1,), holds where each list begins and the last one ends; `others` and `contacts`, int64 (2
+    * pairs,), hold the neighbours and the number of faces shared with each, in order if the pairs are.
     """
 
     starts: NDArray[np.int64]
@@ -40,21 +36,9 @@ def count_voxels_and_faces(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Count the voxels of a box and their faces towards higher z, y and x; see `build_contact_graph`.
 
-    Parameters
-    ----------
-    labels : ndarray of unsigned int, shape (z, y, x)
-        The window.
-    lo : tuple of int
-        The first voxel of the box in it.
-    bins : ndarray of uint8, shape (channels, z, y, x)
-        The quantised voxels of the box.
-
-    Returns
-    -------
-    nodes, totals : ndarray of int64, shapes (n, 2) and (n, 1 + channels)
-        Labels, each followed by a 0; their numbers of voxels and their sums of bins.
-    edges, faces : ndarray of int64, shapes (m, 2) and (m, 1)
-        Pairs of labels that touch, and the number of faces between them.
+    `labels`, unsigned int (z, y, x), is the window, `lo` the first voxel of the box in it, and `bins`, uint8 (channels,
+    z, y, x), the box's voxels. Returns int64 arrays: labels, each followed by a 0 (n, 2); their numbers of voxels and
+    sums of bins (n, 1 + channels); pairs of labels that touch (m, 2); and the number of faces between them (m, 1).
     """
     channels, nz, ny, nx = bins.shape
     nodes, totals = np.zeros((FIRST_SLOTS, 2), np.int64), np.zeros((FIRST_SLOTS, 1 + channels), np.int64)

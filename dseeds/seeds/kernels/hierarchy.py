@@ -36,20 +36,10 @@ def climb_groups(
     t is the node's size; T[G] and the mean of G are those of the group without the node; share(G) is the part of the
     node's contact that it has with the group. The second term is the growth of the variance within, for each voxel of
     the node, when the two are joined (Ward). A node stays if it is alone in its group, or if its neighbours in the
-    group would not be connected without it.
+    group would not be connected without it. It moves only between groups whose cells are the same or adjacent.
 
-    Parameters
-    ----------
-    groups : ndarray of int64, shape (nodes,)
-        The group of each node; updated in place.
-    cells : ndarray of int64, shape (groups, 3)
-        The cell of each group. A node moves only between groups whose cells are the same or adjacent.
-    sizes, sums : ndarray of int64, shapes (nodes,) and (nodes, channels)
-        The sizes and the sums of bins of the nodes.
-    weights : ndarray of int64, shape (channels,)
-        The weights of the channels.
-    lists : AdjacencyLists
-        The neighbours of each node.
+    All arrays are int64: `groups` (nodes,), updated in place; `cells` (groups, 3); `sizes` (nodes,) and `sums` of bins
+    (nodes, channels); and the channels' `weights` (channels,).
     """
     starts, others, contacts = lists
     count = len(cells)

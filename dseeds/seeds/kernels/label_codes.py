@@ -74,17 +74,9 @@ def pack_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @jit
 def owner_offsets(cells: Triple) -> NDArray[np.int32]:
-    """Tabulate the offset from a home cell's number to the owner's number, by home label and label.
+    """Tabulate the offset from a home cell's number to the owner's, in a numbered box of cells: int32 (64 * 64,).
 
-    Parameters
-    ----------
-    cells : tuple of int
-        The extent (z, y, x) of the box of cells that are numbered.
-
-    Returns
-    -------
-    ndarray of int32, shape (64 * 64,)
-        Index ``64 * home label + label``; `OUT_OF_REACH` if no owner within reach has that label.
+    The index is ``64 * home label + label``; `OUT_OF_REACH` means that no owner within reach has that label.
     """
     offsets = np.full(64 * 64, OUT_OF_REACH, np.int32)
     for own in range(64):
@@ -99,14 +91,8 @@ def owner_offsets(cells: Triple) -> NDArray[np.int32]:
 class OwnerLookup(NamedTuple):
     """The tables that turn a label of a window into the number of its owner within the window's cells.
 
-    Attributes
-    ----------
-    offsets : ndarray of int32, shape (64 * 64,)
-        From `owner_offsets`.
-    homes : ndarray of uint64, shape (x,)
-        The x contribution to 64 times the home label.
-    numbers : ndarray of int64, shape (x,)
-        The x contribution to the home cell's number.
+    `offsets` are `owner_offsets`. `homes`, uint64 (x,), and `numbers`, int64 (x,), hold the contributions of x to 64
+    times the home label and to the home cell's number.
     """
 
     offsets: NDArray[np.int32]
@@ -143,16 +129,8 @@ def owner_number(owners: OwnerLookup, home: tuple[np.uint64, int], x: int, label
 def write_global_labels(labels: NDArray[np.uint8], homes: AxisArrays, cells: Triple, out: NDArray[Any]) -> None:
     """Turn a window's labels into global ones, 1 + the owner's number, and `NOTHING` into 0.
 
-    Parameters
-    ----------
-    labels : ndarray of uint8
-        The window.
-    homes : tuple of ndarray of int64
-        Per axis the global cell of each unit.
-    cells : tuple of int
-        The number of all cells along (z, y, x).
-    out : ndarray of unsigned int, shape (z, y, x)
-        Receives the labels.
+    `homes` holds per axis the global cell of each unit, `cells` is the number of all cells along (z, y, x), and `out`,
+    unsigned int (z, y, x), receives the labels.
     """
     offsets = owner_offsets(cells)
     for z in range(len(homes[0])):

@@ -31,16 +31,11 @@ _OFFSETS = np.array(NEIGHBOURS)
 class WindowGeometry(NamedTuple):
     """The position of a window, as kernels take it; all triples are (z, y, x).
 
-    Attributes
-    ----------
-    core_lo, core_hi : tuple of int
-        The box that has to be exact at the end of a round, in units of the window without its padding.
-    origin : tuple of int
-        The global coordinates of the window's first unit.
-    homes : tuple of ndarray of int64
-        Per axis the global cell of each unit of the window.
-    first_cell, cells : tuple of int
-        The box of cells that have statistics: its first cell and its extent.
+    - `core_lo`, `core_hi`: the box that has to be exact at the end of a round, in units of the window without its
+      padding.
+    - `origin`: the global coordinates of the window's first unit.
+    - `homes`: per axis the global cell of each unit of the window.
+    - `first_cell`, `cells`: the box of cells that have statistics, as its first cell and its extent.
     """
 
     core_lo: Triple
@@ -54,14 +49,8 @@ class WindowGeometry(NamedTuple):
 class Turn(NamedTuple):
     """The part of a round that a kernel does in one call: one colour in a range of planes.
 
-    Attributes
-    ----------
-    colour : int
-        From 0 to 3, see `row_of_colour`.
-    margin : int
-        The distance from the core up to which units still affect it.
-    begin, end : int
-        The planes. Marks reach one plane further.
+    `colour` is from 0 to 3, see `row_of_colour`; `margin` is the distance from the core up to which units still affect
+    it. Marks reach one plane beyond `begin` and `end`.
     """
 
     colour: int
@@ -73,10 +62,7 @@ class Turn(NamedTuple):
 class DistanceCosts(NamedTuple):
     """The cost of a unit's distance from the centre of its owner's cell; empty if distance is free.
 
-    Attributes
-    ----------
-    z, y, x : ndarray of int32, shape (units, 4)
-        The cost along an axis, by the unit and by the owner's place modulo 4. The three add up.
+    Each axis has an array, int32 (units, 4), by the unit and by the owner's place modulo 4. The three costs add up.
     """
 
     z: NDArray[np.int32]
@@ -95,10 +81,8 @@ def add_row_costs(costs: DistanceCosts, z: int, y: int, out: NDArray[np.int32]) 
 def new_window(shape: Sequence[int], fill: int, channels: int | None = None) -> NDArray[np.uint8]:
     """Allocate a window of bytes for units of a shape (z, y, x), or one window for each channel.
 
-    Returns
-    -------
-    ndarray of uint8, shape (z + 2, y + 2, 2, half) or (channels, z + 2, y + 2, 2, half)
-        The memory goes on behind the last unit, so that a vector may begin at any unit.
+    The shape is ([channels,] z + 2, y + 2, 2, half). The memory goes on behind the last unit, so that a vector may
+    begin at any unit.
     """
     nz, ny, nx = shape
     layout = (*(() if channels is None else (channels,)), nz + 2, ny + 2, 2, (nx + 3) // 2)
@@ -132,12 +116,9 @@ def unpack_box(window: NDArray[np.uint8], lo: Triple, values: NDArray[np.uint8])
 
 @jit
 def neighbour_distances(window: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return the distances in memory from a unit to its 18 neighbours.
+    """Return the distances in memory to the 18 neighbours, for even and odd units of a padded row: uint64 (2, 18).
 
-    Returns
-    -------
-    ndarray of uint64, shape (2, 18)
-        For even and for odd units of a padded row. Negative distances wrap around, as unsigned sums do.
+    Negative distances wrap around, as unsigned sums do.
     """
     half = window.shape[3]
     row, plane = 2 * half, 2 * half * window.shape[1]
@@ -169,25 +150,10 @@ def rows_of_turn(geometry: WindowGeometry, turn: Turn) -> tuple[int, int]:
 
 @jit
 def row_of_colour(z: int, y: int, geometry: WindowGeometry, turn: Turn) -> tuple[int, int, int]:
-    """Locate the units of a turn's colour in a row.
+    """Return where the units of a turn's colour lie in a row, given in the window without its padding.
 
-    Units have one of four colours, the parities of x + y and of y + z in global coordinates; a row holds two.
-
-    Parameters
-    ----------
-    z, y : int
-        The row, in the window without its padding.
-    geometry : WindowGeometry
-        The window.
-    turn : Turn
-        The colour, and the margin around the core.
-
-    Returns
-    -------
-    parity : int
-        The half of the padded row that has the colour.
-    begin, end : int
-        The range of its units in that half; empty if the row has none.
+    Units have one of four colours, the parities of x + y and of y + z in global coordinates; a row holds two. Returns
+    the half of the padded row that has the colour, and the range of its units in that half, empty if the row has none.
     """
     global_z, global_y = z + geometry.origin[0], y + geometry.origin[1]
     if (global_y + global_z + (turn.colour >> 1)) & 1:

@@ -22,21 +22,10 @@ COUNTABLE_VOXELS = 1 << 31
 
 
 def count_components(codes: NDArray[np.uint8], homes: AxisArrays, cells: Box) -> NDArray[np.uint32]:
-    """Count the components of supervoxels.
+    """Return the number of components of each cell's supervoxel, uint32 in the shape of `cells`: 0 without a voxel.
 
-    Parameters
-    ----------
-    codes : ndarray of uint8, shape (z, y, x)
-        The labels of a window of voxels, see `label_codes`: at least those in `cells` and in the cells around them.
-    homes : tuple of ndarray of int64
-        Per axis the global cell of each voxel of the window.
-    cells : Box
-        The cells whose supervoxels are counted.
-
-    Returns
-    -------
-    ndarray of uint32, shape of `cells`
-        The number of components of each cell's supervoxel: 0 if it has no voxel.
+    `codes`, uint8 (z, y, x), are the labels of a window of voxels, see `label_codes`, at least those in `cells` and in
+    the cells around them; `homes` holds per axis the global cell of each voxel of the window.
     """
     counts = np.zeros(cells.shape, np.uint32)
     _number(codes, _linked_components(codes), homes, cells.bounds, counts)
@@ -53,18 +42,10 @@ def number_components(
 ) -> None:
     """Label every voxel with the number of its component; components of one supervoxel have consecutive numbers.
 
-    Parameters
-    ----------
-    codes, homes
-        The window, as for `count_components`.
-    cells : Box
-        Cells, among them every owner of a voxel of the core.
-    offsets : ndarray of uint64, shape of `cells`
-        The number of components that precede those of each cell's supervoxel.
-    core : Box
-        The voxels to number, within the window.
-    out : ndarray of uint32 or uint64, shape of `core`
-        Receives numbers from 1, and 0 where a voxel is masked out.
+    `cells` include every owner of a voxel of the core, and `offsets`, uint64 in their shape, hold the number of
+    components that precede those of each cell's supervoxel. `core` is the box of voxels to number, within the window.
+    `out`, uint32 or uint64 in its shape, receives numbers from 1, and 0 where a voxel is masked out. See
+    `count_components`.
     """
     numbers = _linked_components(codes)
     _number(codes, numbers, homes, cells.bounds, np.zeros(cells.shape, np.uint32))

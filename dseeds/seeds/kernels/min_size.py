@@ -24,26 +24,15 @@ def join_nodes(
     weights: NDArray[np.int64],
     lists: AdjacencyLists,
 ) -> NDArray[np.int64]:
-    """Join all nodes below their limits to others, the smallest first; ties go to the lower number.
+    """Join all nodes below their limits to others, the smallest first; return the node that each became part of.
 
     A node joins the neighbour whose means differ least; ties go to the longest contact, then to the lower number. From
-    then on it is part of that neighbour. A node without neighbours stays.
+    then on it is part of that neighbour. A node without neighbours stays. Of nodes of equal size, the lower number
+    comes first.
 
-    Parameters
-    ----------
-    limits : ndarray of int64, shape (nodes,)
-        The size from which a node is large enough.
-    sizes, sums : ndarray of int64, shapes (nodes,) and (nodes, channels)
-        The nodes' sizes and sums of bins; updated in place.
-    weights : ndarray of int64, shape (channels,)
-        The weights of the channels' differences.
-    lists : AdjacencyLists
-        The neighbours of each node; the lists of nodes that are large enough may be empty.
-
-    Returns
-    -------
-    ndarray of int64, shape (nodes,)
-        The node that each node became part of.
+    All arrays are int64: `limits` (nodes,), the sizes from which nodes are large enough; `sizes` (nodes,) and `sums` of
+    bins (nodes, channels), updated in place; the channels' `weights` (channels,). The adjacency lists of nodes that are
+    large enough may be empty.
     """
     starts, others, contacts = lists
     count = len(sizes)

@@ -155,19 +155,10 @@ def same_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any) -> A
 def count_neighbours(typingctx: Any, labels: Any, unit: Any, distances: Any, votes: Any, fresh: Any) -> Any:
     """Count the neighbours with the units' own labels and with the labels at their faces.
 
-    Parameters
-    ----------
-    labels : ndarray of uint8
-        The window, flat.
-    unit : uint64
-        The first lane.
-    distances : ndarray of uint64, shape (18,)
-        See `layout.neighbour_distances`.
-    votes : ndarray of uint8, shape (7 * LANES,)
-        Receives, for the own label, then for those of the six faces, the number of the 18 neighbours that have it.
-    fresh : ndarray of uint64, shape (4,)
-        Receives a bit for each of `votes`, in their order, set if the label is a candidate. A face with the own label,
-        with that of an earlier face or with nothing has no candidate.
+    `labels`, uint8, is the flat window, and `distances`, uint64 (18,), are `layout.neighbour_distances`. `votes`, uint8
+    (7 * LANES,), receives, for the own label, then for those of the six faces, the number of the 18 neighbours that
+    have it. `fresh`, uint64 (4,), receives a bit for each of `votes`, in their order, set if the label is a candidate.
+    A face with the own label, with that of an earlier face or with nothing has no candidate.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -214,22 +205,10 @@ def _total(write: _Writer, vector: Any) -> Any:
 def sum_rows(
     typingctx: Any, table: Any, rows: Any, begin: Any, count: Any, scale: Any, profiles: Any, profile: Any
 ) -> Any:
-    """Add up rows of a table of uint16, shape (rows, 32), and scale the sums, rounded down.
+    """Add up rows of a table of uint16, shape (rows, 32), scale the sums, and round them down.
 
-    Parameters
-    ----------
-    table : ndarray of uint16, shape (rows, 32)
-        The table.
-    rows : ndarray of uint8
-        The indices of the rows.
-    begin, count : int64
-        The first index and the number of indices. The sums have to fit 16 bits.
-    scale : float32
-        The factor.
-    profiles : ndarray of uint16, shape (profiles, 32)
-        Receives the scaled sums.
-    profile : uint64
-        The row of `profiles` to fill.
+    The rows are those in `rows`, uint8, from `begin` on, `count` of them; their sums have to fit 16 bits. The row
+    `profile` of `profiles`, uint16 (profiles, 32), receives the scaled sums.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -266,7 +245,7 @@ def intersect(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any
 
 @intrinsic
 def intersect_without(typingctx: Any, shares: Any, row: Any, profiles: Any, profile: Any, ratio: Any) -> Any:
-    """Do the same as `intersect`, after the profile is removed from the shares.
+    """Remove a profile from the shares, then intersect them as `intersect` does.
 
     The ratio is that of the profile's size to the remaining size, in units of 2^-12.
     """

@@ -53,37 +53,22 @@ def sweep_voxels(
     turn: Turn,
     change: NDArray[np.uint32],
 ) -> int:
-    """Move the voxels of one colour between supervoxels, in place.
+    """Move the voxels of one colour between supervoxels, in place; return the number of moves.
 
     A voxel whose neighbours have not changed since its last visit would stay, because scores are frozen. So would a
     voxel that saw nothing better and whose neighbour has since joined its own supervoxel: what that supervoxel gained,
     the others lost. So only voxels with a reason to move are visited.
 
-    Parameters
-    ----------
-    bins : ndarray of uint8
-        A window for each channel.
-    labels, state : ndarray of uint8
-        Windows; `state` is `OPEN` everywhere when a round begins.
-    table : ndarray of int16 or int32, shape (1 + cells * channels * 64,)
-        The frozen score of a bin in a supervoxel, by channel. The first entry is that of a supervoxel out of reach.
-    weight : int or None
-        The sum of the channels' weights; None for a single channel, for which less code is compiled.
-    costs : DistanceCosts
-        The cost of a voxel's distance from the centre of its owner's cell.
-    simple : ndarray of uint64
-        From `connectivity_table`.
-    geometry : WindowGeometry
-        The position of the window.
-    turn : Turn
-        The colour and the planes.
-    change : ndarray of uint32, shape (cells, channels * 64)
-        Receives, modulo 2^32, the change in the supervoxels' histograms due to the moves in the core.
-
-    Returns
-    -------
-    int
-        The number of voxels that moved.
+    - `bins`, uint8: a window for each channel.
+    - `labels`, `state`, uint8: windows; `state` is `OPEN` where a unit is due for a visit, everywhere at the start of a
+      round of voxels.
+    - `table`, int16 or int32 (1 + cells * channels * 64,): the frozen score of a bin in a supervoxel, by channel. The
+      first entry is that of a supervoxel out of reach.
+    - `weight`: the sum of the channels' weights; None for a single channel, for which less code is compiled.
+    - `costs`: the costs of a voxel's distance from the centre of its owner's cell.
+    - `simple`: from `connectivity_table`.
+    - `change`, uint32 (cells, channels * 64): receives, modulo 2^32, the change in the supervoxels' histograms due to
+      the moves in the core.
     """
     channels, window = len(bins), np.uint64(labels.size)
     flat_labels, flat_bins, flat_state = labels.reshape(-1), bins.reshape(-1), state.reshape(-1)
