@@ -26,56 +26,31 @@ Rested = Mapping[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a task depends on besides its phase and region.
+    """Everything that a task depends on besides its phase and region; all shapes are (z, y, x)."""
 
-    Attributes
-    ----------
-    source : Image or ImportedImage
-        The volume, or its copy in scratch if workers cannot read it.
-    shape, step : tuple of int
-        The shapes of the volume and of a cell, (z, y, x).
-    region : tuple of int
-        Cells per region, (z, y, x).
-    scratch : str
-        The folder or prefix in a bucket for the arrays that tasks hand to each other.
-    journal : Journal
-        The journal in which finished tasks are marked.
-    labels : tuple of LabelGroup
-        The outputs: the labels, and after them those of each coarser level.
-    windows : tuple of (float, float)
-        The intensity window of each channel, with equal ends if it is constant; empty until they are found.
-    compactness : float
-        See `supervoxels`.
-    weights : tuple of int
-        The weights of the channels.
-    mask : Mask, ResampledMask or None
-        The voxels that get labels.
-    tables : tuple of ndarray of uint8, shape (4096,), or None
-        For each channel, the bin (of 64) of each grey level; None if bins are equally wide.
-    thresholds : tuple of int or None
-        For each channel, the highest grey level of the background; None without a foreground mask.
-    outside : bytes or None
-        A flag for each region that has no voxel inside the mask, see `pack_flags`; None if none is known.
-    masked : bool
-        Whether any voxel lies outside the mask.
-    min_size : int
-        The smallest size of a supervoxel in voxels, unless it has no neighbour to join.
-    """
-
+    # The volume, or its copy in scratch if workers cannot read it.
     source: Image | ImportedImage
     shape: Triple
     step: Triple
+    # Cells per region.
     region: Triple
+    # The folder or prefix in a bucket for the arrays that tasks hand to each other.
     scratch: str
     journal: Journal
+    # The labels, and after them those of each coarser level.
     labels: tuple[LabelGroup, ...]
+    # The intensity window of each channel, with equal ends if it is constant; empty until they are found.
     windows: tuple[tuple[float, float], ...] = ()
     compactness: float = 0.0
     weights: tuple[int, ...] = (1,)
     mask: Mask | ResampledMask | None = None
+    # For each channel, the bin (of 64) of each of the 4096 grey levels; None if bins are equally wide.
     tables: tuple[NDArray[np.uint8], ...] | None = field(default=None, compare=False)
+    # For each channel, the highest grey level of the background; None without a foreground mask.
     thresholds: tuple[int, ...] | None = None
+    # A flag for each region that has no voxel inside the mask, see `pack_flags`; None if none is known.
     outside: bytes | None = None
+    # Whether any voxel lies outside the mask.
     masked: bool = False
     min_size: int = 0
 
@@ -134,7 +109,7 @@ class Job:
 
     def is_outside(self, number: int) -> bool:
         """Return whether a region is known to have no voxel inside the mask."""
-        return self.outside is not None and bool(self.outside_regions[number])
+        return bool(self.outside_regions[number])
 
     # Reading
 
@@ -193,13 +168,7 @@ class Job:
         return out
 
     def look_up(self, name: str, ids: NDArray[Any]) -> NDArray[Any]:
-        """Look ids up in a table, of which only the blocks with these ids are read.
-
-        Returns
-        -------
-        ndarray
-            The entries, in the shape and dtype of `ids`.
-        """
+        """Return the entries of ids in a table, in their shape and dtype; only the blocks with these ids are read."""
         is_needed = np.zeros(int(ids.max()) // ID_BLOCK + 1, np.bool_)
         for plane in ids:
             is_needed[plane.astype(np.int64) // ID_BLOCK] = True

@@ -20,15 +20,7 @@ from dseeds.storage.location import Location, open_location
 
 @dataclass(frozen=True)
 class Journal:
-    """The marks and records of a run.
-
-    Attributes
-    ----------
-    address : str
-        The run's folder or prefix in a bucket.
-    run : str
-        The run's identity.
-    """
+    """The marks and records of the run with the identity `run`, in its folder or prefix in a bucket."""
 
     address: str
     run: str
@@ -57,13 +49,7 @@ class Journal:
         self.unmark(phase, marks)
 
     def record(self, phase: Phase) -> dict[str, Any] | None:
-        """Return the record of a phase; None if it is not finished.
-
-        Raises
-        ------
-        ValueError
-            If the record is damaged.
-        """
+        """Return the record of a phase, None if it is not finished; raise a ValueError if it is damaged."""
         content = self.place.read(f"{self._folder(phase)}.json")
         try:
             return None if content is None else unseal(content)
@@ -80,8 +66,6 @@ class Journal:
 def seal(values: Mapping[str, Any]) -> bytes:
     """Encode values as JSON with a checksum.
 
-    Examples
-    --------
     >>> unseal(seal({"turn": 3}))
     {'turn': 3}
     >>> unseal(seal({"turn": 3}).replace(b"3", b"4"))
@@ -92,13 +76,7 @@ def seal(values: Mapping[str, Any]) -> bytes:
 
 
 def unseal(content: bytes) -> dict[str, Any]:
-    """Decode what `seal` encoded.
-
-    Raises
-    ------
-    ValueError
-        If the checksum does not match.
-    """
+    """Decode what `seal` encoded; raise a ValueError if the checksum does not match."""
     values = json.loads(content)
     if not isinstance(values, dict) or values.pop("checksum", None) != _checksum(values):
         raise ValueError("the checksum does not match")

@@ -17,21 +17,13 @@ _TURNS = ("window", "sweep-blocks", "sweep-voxels", "merge")
 
 @dataclass(frozen=True)
 class Phase:
-    """A stage, or one turn of a stage that occurs several times.
+    """A stage, or one turn of a stage that occurs several times: a round, or a pass of the search for the windows.
 
-    Attributes
-    ----------
-    stage : str
-        The stage, which is also the name of its tasks on the Dask dashboard.
-    turn : int
-        The round, or the pass of the search for the intensity windows.
-
-    Examples
-    --------
     >>> str(Phase("sweep-voxels", 9)), str(Phase("label"))
     ('sweep-09', 'label')
     """
 
+    # Also the name of its tasks on the Dask dashboard.
     stage: str
     turn: int = 0
 
@@ -45,21 +37,14 @@ MASK, HISTOGRAM, QUANTISE = Phase("mask"), Phase("histogram"), Phase("quantise")
 PARTS, NUMBER, GRAPH, LABEL = Phase("parts"), Phase("number"), Phase("graph"), Phase("label")
 
 
-def window_phases(passes: int) -> list[Phase]:
-    """Return the passes of the search for the intensity windows."""
-    return [Phase("window", turn) for turn in range(passes)]
-
-
 def sweep_phase(rounds: Sequence[Round], turn: int) -> Phase:
     """Return the phase of a round."""
     return Phase("sweep-blocks" if rounds[turn].weight is None else "sweep-voxels", turn)
 
 
 def round_phases(rounds: Sequence[Round]) -> list[Phase]:
-    """Return the phases of all rounds; before each but the first, the one that merges the changes to the statistics.
+    """Return the phases of all rounds, with one that merges the changes to the statistics between two rounds.
 
-    Examples
-    --------
     >>> from dseeds.core.geometry import Lattice
     >>> from dseeds.seeds.schedule import schedule
     >>> [str(phase) for phase in round_phases(schedule(Lattice((4, 4, 4), (1, 1, 1))))]

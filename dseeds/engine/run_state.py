@@ -20,18 +20,7 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box
 from dseeds.engine.job import Job, Rested, pack_flags, unpack_flags
 from dseeds.engine.label_tables import write_offsets, write_tables
-from dseeds.engine.phases import (
-    GRAPH,
-    HISTOGRAM,
-    LABEL,
-    MASK,
-    NUMBER,
-    PARTS,
-    QUANTISE,
-    Phase,
-    round_phases,
-    window_phases,
-)
+from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase, round_phases
 from dseeds.engine.scratch import codes_name, core_name, digits_name, parse_name, shells_name, statistics_name
 from dseeds.seeds.histograms import GREY_LEVELS, equalised_bins, otsu_threshold
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
@@ -47,23 +36,15 @@ ROW = 16
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """What has to be found out from the image, besides the intensity windows.
+    """What has to be found out from the image, besides the intensity windows."""
 
-    Attributes
-    ----------
-    mask : bool
-        Whether the user gives a mask.
-    foreground : bool
-        Whether the mask is found in the image: the voxels brighter than the background.
-    equalised : bool
-        Whether the bins hold equally many voxels each.
-    may_be_masked : bool
-        Whether voxels may turn out to be masked: there is a mask, or values may be NaN.
-    """
-
+    # Whether the user gives a mask.
     mask: bool = False
+    # Whether the mask is found in the image: the voxels brighter than the background.
     foreground: bool = False
+    # Whether the bins hold equally many voxels each.
     equalised: bool = False
+    # Whether voxels may turn out to be masked: there is a mask, or values may be NaN.
     may_be_masked: bool = False
 
     @property
@@ -74,26 +55,14 @@ class ImageQuery:
 
 @dataclass
 class RunState:
-    """How far a run is.
+    """How far a run is, as far as the records of its finished phases tell."""
 
-    Attributes
-    ----------
-    job : Job
-        The description of the run for its tasks, complete as far as the image has been analysed.
-    search : WindowSearch
-        The search for the intensity windows.
-    query : ImageQuery
-        What else has to be found out from the image.
-    done : list of Phase
-        The phases that are done.
-    counts : list of int
-        The number of supervoxels, and of those on each coarser level, once they are known.
-    """
-
+    # Complete as far as the image has been analysed.
     job: Job
     search: WindowSearch
     query: ImageQuery = field(default_factory=ImageQuery)
     done: list[Phase] = field(default_factory=list)
+    # The number of supervoxels, and of those on each coarser level, once they are known.
     counts: list[int] = field(default_factory=list)
     _part_count: int = 0
     _is_quantised: bool = False
@@ -145,7 +114,7 @@ class RunState:
     def _phases(self, rounds: Sequence[Round], masked: bool) -> list[Phase]:
         return [
             *[MASK] * self.query.mask,
-            *window_phases(self.search.passes),
+            *(Phase("window", turn) for turn in range(self.search.passes)),
             *[HISTOGRAM] * self.query.needs_histogram,
             QUANTISE,
             *round_phases(rounds),
@@ -280,7 +249,12 @@ class RunState:
             self._is_quantised = phase == QUANTISE
             self.job = replace(self.job, outside=packed, masked=record["masked"])
         elif phase == HISTOGRAM:
-            self._take_histogram(record)
+            tables, thresholds = record["tables"], record["thresholds"]
+            self.job = replace(
+                self.job,
+                tables=None if tables is None else tuple(np.array(table, np.uint8) for table in tables),
+                thresholds=None if thresholds is None else tuple(thresholds),
+            )
         elif phase.stage.startswith("sweep"):
             self._swept.append(self._unpack(record["swept"]))
             self._moved.append(self._unpack(record["moved"]))
@@ -292,14 +266,6 @@ class RunState:
     def _take_windows(self) -> None:
         if self.search.done:
             self.job = replace(self.job, windows=self.search.windows())
-
-    def _take_histogram(self, record: Mapping[str, Any]) -> None:
-        tables, thresholds = record["tables"], record["thresholds"]
-        self.job = replace(
-            self.job,
-            tables=None if tables is None else tuple(np.array(table, np.uint8) for table in tables),
-            thresholds=None if thresholds is None else tuple(thresholds),
-        )
 
     # Regions at rest
 
