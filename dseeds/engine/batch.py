@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from dseeds.engine import run_directory
-from dseeds.engine.driver import create_scratch
 from dseeds.engine.io_model import check_disk
 from dseeds.engine.phases import GRAPH, LABEL, PARTS, Phase
 from dseeds.engine.publishing import begin_labels, build_pyramids, finish_labels, measure_labels
@@ -69,17 +68,8 @@ class NotYet(RuntimeError):
 
 @dataclass(frozen=True)
 class Share:
-    """The share of one job of an array: every `count`-th region, from the `index`-th on.
+    """The share of one job of an array: every `count`-th region, from the `index`-th on, which counts from 0.
 
-    Attributes
-    ----------
-    index : int
-        From 0.
-    count : int
-        The number of jobs in the array.
-
-    Examples
-    --------
     >>> Share(1, 3).of([10, 11, 12, 13, 14])
     [11, 14]
     """
@@ -103,15 +93,8 @@ def share_of(environment: Mapping[str, str], index: int | None = None, count: in
     """Return the share of this job, from `index` and `count` or else from the environment.
 
     Array indices may start anywhere, as they are taken modulo the number of jobs. With `count`, a job has the same
-    share in whatever part of the array it is submitted again.
+    share in whatever part of the array it is submitted again. Raises a ValueError if indices are left out in between.
 
-    Raises
-    ------
-    ValueError
-        If the environment does not provide what is not given, or indices are left out in between.
-
-    Examples
-    --------
     >>> slurm = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "16"}
     >>> share_of(slurm), share_of(slurm, count=5)
     (Share(index=7, count=16), Share(index=2, count=5))
@@ -165,28 +148,9 @@ def begin_batch(
     *,
     overwrite: bool = False,
 ) -> Run:
-    """Check and store a run, and import its source if jobs cannot read it in parts.
+    """Check and store a run for jobs with `memory` bytes, and import its source if they cannot read it in parts.
 
-    Parameters
-    ----------
-    source, target : path or URL, or a list of sources
-        As for `dseeds.segment`.
-    options : RunOptions
-        The options of the run.
-    memory : int
-        The memory of a job in bytes.
-    overwrite : bool
-        Whether to replace an older output of this program, which is removed at once, and an unfinished run.
-
-    Returns
-    -------
-    Run
-        The run. `open_batch_run` opens it again from its `folder`.
-
-    Raises
-    ------
-    Exception
-        As `dseeds.segment`.
+    With `overwrite`, an older output of this program is removed at once, and so is an unfinished run.
     """
     run, _ = prepare_run(source, target, options, partial(Capacity, 1, 1, memory, 1), overwrite=overwrite)
     if run.spec.sources is None or (run.mask is not None and run.spec.mask_address is None):
@@ -195,7 +159,7 @@ def begin_batch(
     run_directory.begin_run(run, resume=False)
     try:
         state = run.state()
-        create_scratch(run, state)
+        run.create_scratch(state)
         _begin_target(run, state)
         if import_count(run):
             import_source(run, state.job, lambda: None)
@@ -206,22 +170,7 @@ def begin_batch(
 
 
 def open_batch_run(plan: str | Path, *, with_source: bool = True) -> Run:
-    """Open an unfinished run.
-
-    Parameters
-    ----------
-    plan : path or URL
-        The folder of the run, or its target.
-    with_source : bool
-        Whether to open the source, which `run_status` does not need.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such run.
-    ValueError
-        If it is damaged, or its source cannot be opened.
-    """
+    """Open an unfinished run by its folder or target; `run_status` does not need its source."""
     address = open_location(plan).address
     folder = address if address.endswith(SUFFIX) else address + SUFFIX
     return run_directory.load_run(folder, with_source=with_source)
@@ -230,35 +179,13 @@ def open_batch_run(plan: str | Path, *, with_source: bool = True) -> Run:
 def run_step(
     run: Run, share: Share, *, phase: str | None = None, wait: bool = False, patience: float = PATIENCE_SECONDS
 ) -> dict[str, Any]:
-    """Do a job's share of a phase.
+    """Do a job's share of a phase, by default the current one; raise `NotYet` if an earlier phase is not finished.
 
-    Parameters
-    ----------
-    run : Run
-        The run, from `open_batch_run`.
-    share : Share
-        The job's share of the regions.
-    phase : str, optional
-        The phase. Default: the current one.
-    wait : bool
-        Whether to wait for the other jobs and continue with the next phase, up to the last one.
-    patience : float
-        Seconds without progress after which to take over the regions of other jobs.
+    With `wait`, the job waits for the others and continues up to the last phase. After `patience` seconds without
+    progress, it takes over their regions.
 
-    Returns
-    -------
-    dict
-        ``"phase"``, the last one, or None if the run has been published in the meantime, and ``"done"``, the number of
-        regions.
-
-    Raises
-    ------
-    NotYet
-        If an earlier phase is not finished.
-    RegionFailed
-        If a region's task fails too often.
-    ValueError
-        If there is no such phase, or `phase` and `wait` are both given.
+    Returns ------- dict ``"phase"``, the last one, or None if the run has been published in the meantime, and
+    ``"done"``, the number of regions.
     """
     if wait and phase is not None:
         raise ValueError("waiting goes through all phases: give --wait or --phase, not both.")
@@ -340,7 +267,7 @@ def _prepare_phase(run: Run, state: RunState, phase: Phase) -> None:
             "the source has not been copied completely: if dseeds init has ended, start again with --overwrite."
         )
     if not state.done:
-        create_scratch(run, state)
+        run.create_scratch(state)
     if phase == LABEL:
         _begin_target(run, state)
 
@@ -420,12 +347,9 @@ def _wait_for_others(run: Run, state: RunState, phase: Phase, share: Share, pati
 def run_status(run: Run) -> dict[str, Any]:
     """Return how far a run is, as plain values. Nothing is written, and the source is not needed.
 
-    Returns
-    -------
-    dict
-        ``target`` and ``source``, a list if there are several; ``phases``, a list of ``name``, ``done`` and ``tasks``;
-        ``current``, the current phase; ``complete``, whether `finalize_run` can publish; ``failure``, of a region that
-        is still to be done, or None.
+    Returns ------- dict ``target`` and ``source``, a list if there are several; ``phases``, a list of ``name``,
+    ``done`` and ``tasks``; ``current``, the current phase; ``complete``, whether `finalize_run` can publish;
+    ``failure``, of a region that is still to be done, or None.
     """
     state, current, marks = _load_progress(run)
     # Regions at rest have no task, but count as done.
@@ -449,15 +373,7 @@ def run_status(run: Run) -> dict[str, Any]:
 
 
 def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
-    """Publish the labels when all phases are done, and remove the folder of the run.
-
-    Raises
-    ------
-    NotYet
-        If regions remain.
-    SourceChanged
-        If the source has changed since the run started.
-    """
+    """Publish the labels and remove the folder of the run; raise `NotYet` if regions remain."""
     state, marks = _advance(run)
     with hold_lease(run.folder):
         if not run_directory.is_published(run):
@@ -476,13 +392,7 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
 
 
 def debug_region_task(run: Run, phase: str, region: int) -> TaskResult:
-    """Run a region's task of a phase in this process, without retries.
-
-    Raises
-    ------
-    ValueError
-        If there is no such phase or region, or the run is at another phase.
-    """
+    """Run a region's task of the current phase in this process, without retries."""
     state = run.state()
     by_name = {str(phase): phase for phase in state.phases}
     if phase not in by_name or not 0 <= region < len(state.job.regions):

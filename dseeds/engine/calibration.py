@@ -86,7 +86,7 @@ class Trial:
         rates = {"import": (time.perf_counter() - start) / sum(channel.nbytes for channel in part) / 2}
         run, _ = prepare_run(sources, folder / "labels.zarr", self._options(), lambda: capacity)
         state = run.state()
-        state.job.store.create({**state.layouts, **run.layouts})
+        run.create_scratch(state)
         import_source(run, state.job, lambda: None)
         begin_labels(run, state.job)
         seconds = _time_stages(state)

@@ -53,17 +53,7 @@ from dseeds.storage.zarr_arrays import ScratchCorrupted, region_units
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run.
-
-    Attributes
-    ----------
-    run : Run
-        The run.
-    plan : Plan
-        What it was expected to take.
-    report : Report
-        What it took.
-    """
+    """A finished run, what it was expected to take, and what it took."""
 
     run: Run
     plan: Plan
@@ -147,15 +137,10 @@ def _report(
     )
 
 
-def create_scratch(run: Run, state: RunState) -> None:
-    """Create all arrays in scratch, empty."""
-    state.job.store.create({**state.layouts, **run.layouts})
-
-
 def run_phases(run: Run, state: RunState, stages: StageRunner) -> None:
     """Run the phases of a run that are not done."""
     if not state.done:
-        create_scratch(run, state)
+        run.create_scratch(state)
         if import_count(run):
             with stages.timed("import") as advance:
                 import_source(run, state.job, advance)

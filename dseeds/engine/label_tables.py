@@ -22,13 +22,7 @@ from dseeds.seeds.min_size import join_small_supervoxels
 
 
 def write_offsets(job: Job) -> int:
-    """Write the number of parts of supervoxels before each cell's own, and return the number of all parts.
-
-    Raises
-    ------
-    ValueError
-        If there are more parts than labels.
-    """
+    """Write the number of parts of supervoxels before each cell's own, and return the number of all parts."""
     (nz, ny, nx), total = job.lattice.cells, 0
     for begin in range(0, nz, job.region[0]):
         layer = Box((begin, 0, 0), (min(begin + job.region[0], nz), ny, nx))
@@ -42,21 +36,9 @@ def write_offsets(job: Job) -> int:
 
 
 def write_tables(job: Job, count: int, regions: Sequence[int]) -> list[int]:
-    """Write the tables that map each number to its label when supervoxels are joined.
+    """Write the tables that map each of `count` numbers to its label when supervoxels are joined.
 
-    Parameters
-    ----------
-    job : Job
-        The run.
-    count : int
-        The number of supervoxels before joining.
-    regions : sequence of int
-        The regions that have a part of the graph.
-
-    Returns
-    -------
-    list of int
-        The number of supervoxels after joining, and on each coarser level.
+    Reads the graph of these regions. Returns the number of supervoxels after joining, and on each coarser level.
     """
 
     def graphs() -> Iterator[ContactGraph]:

@@ -56,13 +56,7 @@ def write_graph(job: Job, number: int, _turn: int, _rested: Rested) -> str:
 
 
 def read_graph(job: Job, number: int) -> ContactGraph:
-    """Read a region's part of the region adjacency graph.
-
-    Raises
-    ------
-    ScratchCorrupted
-        If it is missing or damaged.
-    """
+    """Read a region's part of the region adjacency graph; raise `ScratchCorrupted` if it is missing or damaged."""
     content = job.store.place.read(f"graph/{number}")
     try:
         if content is None:

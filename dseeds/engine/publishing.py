@@ -104,21 +104,9 @@ def finish_labels(
 ) -> None:
     """Publish the labels once they are all written, unless they have been published.
 
-    Parameters
-    ----------
-    run, state : Run, RunState
-        The run.
-    advance : callable
-        Called after each slab that is exported.
-    record : dict, optional
-        Further attributes of Zarr labels about their provenance.
-
-    Raises
-    ------
-    SourceChanged
-        If the source has changed since the run started.
-    FileNotFoundError
-        If the target has been removed.
+    `advance` is called after each slab that is exported, and `record` has further attributes of Zarr labels about their
+    provenance. Raises `SourceChanged` if the source is no longer the same, or a FileNotFoundError if the target is
+    gone.
     """
     if not run_directory.is_published(run):
         _check_inputs(run)

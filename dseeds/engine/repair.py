@@ -28,15 +28,7 @@ PIECES, CELLS = ("shells", "digits", "intensities", "graph"), ("statistics", "co
 
 
 class RegionFailed(RuntimeError):
-    """A region's task failed too often.
-
-    Attributes
-    ----------
-    phase, region, attempts : str, int, int
-        The task, and how often it was tried.
-    reason : str
-        The last error.
-    """
+    """A region's task failed too often; `reason` is the last error."""
 
     def __init__(self, phase: str, region: int, attempts: int, reason: str) -> None:
         super().__init__(phase, region, attempts, reason)
@@ -57,30 +49,19 @@ class BeyondRepair(RuntimeError):
 
 @dataclass
 class RetryPolicy:
-    """Decides what follows when a task of a phase fails.
-
-    Attributes
-    ----------
-    phase : Phase
-        The phase.
-    repair, confirm : callable
-        Repair damaged scratch, and raise an error if another process has taken over the run.
-    attempts : Counter of int
-        How often each region's task was tried.
-    """
+    """Decides what follows when a task of a phase fails."""
 
     phase: Phase
     repair: Callable[[ScratchCorrupted], None]
+    # Raises an error if another process has taken over the run.
     confirm: Callable[[], None] = lambda: None
+    # How often each region's task was tried.
     attempts: Counter[int] = field(default_factory=Counter)
 
     def prepare_retry(self, number: int, error: BaseException) -> None:
         """Repair scratch if it is damaged, so that a region's task can be tried again.
 
-        Raises
-        ------
-        RegionFailed
-            If it has failed too often.
+        Raises `RegionFailed` if it has failed too often.
         """
         if self.attempts[number] > RETRIES:
             self.confirm()
@@ -91,30 +72,19 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Repairer:
-    """Repairs damaged scratch of a run.
-
-    Attributes
-    ----------
-    run, state : Run, RunState
-        The run, and how far it is.
-    perform : callable
-        Performs a task with a job, a phase, a region and the task's input.
-    confirm : callable
-        Raises an error if the run has been taken over by another process, which then does the repairs.
-    """
+    """Repairs damaged scratch of a run."""
 
     run: Run
     state: RunState
+    # Performs a task with a job, a phase, a region and the task's input.
     perform: Callable[..., object]
+    # Raises an error if another process has taken over the run; then it does the repairs.
     confirm: Callable[[], None] = lambda: None
 
     def repair(self, damage: ScratchCorrupted) -> None:
         """Find the regions whose part of an array is damaged, and perform their tasks again.
 
-        Raises
-        ------
-        BeyondRepair
-            If one damage leads to the next.
+        Raises `BeyondRepair` if one damage leads to the next.
         """
         self.confirm()
         self._repair(damage, 0)

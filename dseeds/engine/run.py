@@ -87,22 +87,14 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class LabelParameters:
-    """The checked parameters of the labels, except for the step.
+    """The checked parameters of the labels, except for the step."""
 
-    Attributes
-    ----------
-    windows : tuple of (float, float) or None
-        The intensity window of each channel; None where it is found from the percentiles.
-    percentiles, bins, weights, compactness, min_size, levels
-        See `dseeds.supervoxels`.
-    mask : dict, "auto" or None
-        The mask's identity.
-    """
-
+    # The intensity window of each channel; None where it is found from the percentiles.
     windows: tuple[tuple[float, float] | None, ...]
     percentiles: tuple[int, int]
     bins: str
     weights: tuple[int, ...]
+    # The mask's identity, "auto" or None.
     mask: Any
     compactness: float
     min_size: int
@@ -121,36 +113,12 @@ class LabelParameters:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """The specification of a run: everything that identifies it, and what is needed to open it again.
+    """The specification of a run: everything that identifies it, and what is needed to open it again."""
 
-    Attributes
-    ----------
-    source, dtypes : dict or list, tuple of str
-        The image's identity, and the dtypes of its channels.
-    shape, step : tuple of int
-        The volume and a cell in voxels, (z, y, x).
-    parameters : LabelParameters
-        What else the labels depend on.
-    region : tuple of int
-        Cells per region, (z, y, x).
-    label_shard, label_chunk : tuple of int
-        Voxels in a shard and in a chunk of the labels, (z, y, x).
-    pyramid_method, pyramid : str, tuple of PyramidLevel
-        The coarser levels of the label images, and how they are made.
-    into_image : bool
-        Whether the labels are written into the image that they belong to.
-    options : RunOptions
-        The options that the user gave.
-    scratch : str or None
-        The address of the user's scratch folder.
-    sources, mask_address : list of str or None, str or None
-        The addresses of the sources and of the mask; None for what is in the memory of a process.
-    overwrite : bool
-        Whether to replace an older output.
-    """
-
+    # The identity of the image.
     source: Any
     dtypes: tuple[str, ...]
+    # The volume and a cell in voxels, a region in cells, shards and chunks of the labels in voxels, (z, y, x).
     shape: Triple
     step: Triple
     parameters: LabelParameters
@@ -159,9 +127,12 @@ class RunSpec:
     label_chunk: Triple
     pyramid_method: str
     pyramid: tuple[PyramidLevel, ...]
+    # Whether the labels are written into the image that they belong to.
     into_image: bool
     options: RunOptions
+    # The address of the user's scratch folder.
     scratch: str | None
+    # The addresses of the sources and of the mask; None for what is in the memory of a process.
     sources: list[str] | None
     mask_address: str | None
     overwrite: bool
@@ -221,15 +192,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class ResolvedTarget:
-    """The target of a run, its address resolved once.
-
-    Attributes
-    ----------
-    location : Location
-        Where the labels go.
-    is_nifti, is_remote : bool
-        Whether that is a NIfTI file rather than a Zarr group, and whether it is in an object store.
-    """
+    """The target of a run, a Zarr group or a NIfTI file, its address resolved once."""
 
     location: Location
     is_nifti: bool
@@ -264,26 +227,13 @@ class ResolvedTarget:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has been checked, with its inputs open. It may or may not have been started.
-
-    Attributes
-    ----------
-    spec : RunSpec
-        What identifies it.
-    target : ResolvedTarget
-        Where the labels go.
-    image : Image
-        The volume.
-    mask : Mask or None
-        The mask, if one is given.
-    template : object
-        The source as it was given, or the first of several: NIfTI labels take its header.
-    """
+    """A run that has been checked, with its inputs open. It may or may not have been started."""
 
     spec: RunSpec
     target: ResolvedTarget
     image: Image
     mask: Mask | None = None
+    # The source as it was given, or the first of several: NIfTI labels take its header.
     template: Any = None
 
     @property
@@ -414,6 +364,10 @@ class Run:
         if self.target.is_nifti:
             layouts["labels"] = self.labels_layout
         return layouts
+
+    def create_scratch(self, state: RunState) -> None:
+        """Create all arrays in scratch, empty."""
+        state.job.store.create({**state.layouts, **self.layouts})
 
     @property
     def labels_layout(self) -> Layout:

@@ -47,22 +47,10 @@ OPEN_BIT = 128
 
 
 def perform_task(job: Job, phase: Phase, number: int, task_input: Any = None, is_marked: bool = False) -> TaskResult:
-    """Perform a region's task of a phase, then mark it as done.
+    """Perform a region's task of a phase, then mark it as done; `RunState.task_input` returns the input.
 
-    Parameters
-    ----------
-    job : Job
-        The run.
-    phase : Phase
-        The phase.
-    number : int
-        The region.
-    task_input : WindowSearch, Rested or None
-        The search, for a pass of the search for the intensity windows; `Rested`, for a round, the merging before it,
-        and the phases that read the codes of the last round.
-    is_marked : bool
-        Whether the task has a mark already. Then its labels are only checked, because nothing later would notice that
-        a machine went down before they reached its disk.
+    If the task is marked already, its labels are only checked, because nothing later would notice that a machine went
+    down before they reached its disk.
     """
     counter = ByteCounter()
     token = byte_counter.set(counter)
@@ -118,11 +106,8 @@ def count_intensities(job: Job, number: int, _turn: int, _input: None) -> str:
 def quantise_region(job: Job, number: int, _turn: int = 0, _input: None = None) -> str:
     """Write a region's bins, block histograms and the initial statistics of its cells.
 
-    Returns
-    -------
-    str
-        How much of the region lies inside the mask: ``"all"``, ``"part"`` or ``"nothing"``; in the last case nothing is
-        written.
+    Returns whether ``"all"``, ``"part"`` or ``"nothing"`` of the region lies inside the mask; in the last case nothing
+    is written.
     """
     region, box = job.regions.box(number), job.voxel_box(number)
     bins = np.empty((job.channels, *box.shape), np.uint8)
@@ -164,18 +149,15 @@ def _write_initial_statistics(job: Job, region: Box, values: NDArray[Any], exten
 def sweep_region(job: Job, number: int, turn: int, rested: Rested) -> str:
     """Do a round in a region: write its label codes, and its contributions to the next round's statistics.
 
-    Returns
-    -------
-    str
-        Whether units moved, also in the halo: ``"moved"`` or ``"still"``.
+    Returns whether units moved, also in the halo: ``"moved"`` or ``"still"``.
     """
     round_ = job.schedule[turn]
     grid = job.lattice.grids[round_.level]
     window = Window.around(job.lattice, grid, job.regions.box(number), round_.halo)
     labels, state = _read_labels(job, turn, window, rested)
     values = _read_values(job, round_.level, window.box)
-    if turn == 0 or job.schedule[turn - 1].level != round_.level:
-        _hide(job, round_.level, window.box, values, labels)
+    if job.masked and (turn == 0 or job.schedule[turn - 1].level != round_.level):
+        hide_outside(round_.level, job.lattice, window.box, values, labels)
     counts = job.read_cells(statistics_name(turn), window.cells).reshape(-1, round_.bins)
     moves, change = rounds.sweep_window(
         round_,
@@ -270,12 +252,6 @@ def _read_values(job: Job, level: int, box: Box) -> NDArray[Any]:
     return windows
 
 
-def _hide(job: Job, level: int, box: Box, values: NDArray[Any], labels: NDArray[np.uint8]) -> None:
-    """Remove the labels of units outside the mask."""
-    if job.masked:
-        hide_outside(level, job.lattice, box, values, labels)
-
-
 def _refine_to_voxels(
     job: Job, region: Box, blocks: Grid, codes: NDArray[np.uint8]
 ) -> tuple[Window, NDArray[np.uint8], NDArray[np.uint8]]:
@@ -285,7 +261,8 @@ def _refine_to_voxels(
     parents = parents_in(window.grid, blocks, window.box)
     labels = refine_labels(pack_labels(codes), per_axis(p - p[0] for p in parents))
     values = _read_values(job, level, window.box)
-    _hide(job, level, window.box, values, labels)
+    if job.masked:
+        hide_outside(level, job.lattice, window.box, values, labels)
     return window, labels, values
 
 

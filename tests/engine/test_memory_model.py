@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dseeds.core.geometry import Lattice, Regions
-from dseeds.engine.driver import begin_labels, create_scratch
+from dseeds.engine.driver import begin_labels
 from dseeds.engine.memory_model import TaskShape, choose_region_shape, stage_bytes, task_bytes, worker_bytes
 from dseeds.engine.run import RunOptions, chunk_shapes
 from dseeds.engine.source_import import import_source
@@ -102,7 +102,7 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
     asked = RunOptions(step=step, region=region, **cut)
     run, _ = prepare_run(tmp_path / "image.zarr", tmp_path / "labels.zarr", asked, lambda: workers(64 * GIB))
     state = run.state()
-    create_scratch(run, state)
+    run.create_scratch(state)
     import_source(run, state.job, lambda: None)
     begin_labels(run, state.job)
     job, peaks = state.job, {}
