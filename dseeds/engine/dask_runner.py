@@ -30,27 +30,16 @@ HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 @dataclass
 class StageRunner:
-    """Runs stages on a cluster, reports the progress and measures the time.
-
-    Attributes
-    ----------
-    client : Client
-        The cluster.
-    totals : dict of str to int
-        The number of tasks of each stage to come.
-    progress : Progress or None
-        Follows the stages.
-    wait_for_cancelled : bool
-        Whether to wait for cancelled tasks, because the cluster lives on when a stage fails.
-    check, confirm : callable
-        Raise an error if the run has been taken over by another process. `check` is cheap and called after every task,
-        `confirm` when something is wrong and before what cannot be undone.
-    """
+    """Runs stages on a cluster, reports the progress and measures the time."""
 
     client: Client
+    # The number of tasks of each stage to come.
     totals: dict[str, int]
     progress: Progress | None = None
+    # Whether to wait for cancelled tasks, because the cluster lives on when a stage fails.
     wait_for_cancelled: bool = True
+    # Raise an error if the run has been taken over by another process. `check` is cheap and called after every task,
+    # `confirm` when something is wrong and before what cannot be undone.
     check: Callable[[], None] = lambda: None
     confirm: Callable[[], None] = lambda: None
     _reports: dict[str, StageReport] = field(default_factory=dict)
@@ -106,26 +95,11 @@ class StageRunner:
         collect: Callable[[TaskResult], None],
         repair: Callable[[ScratchCorrupted], None],
     ) -> None:
-        """Run a phase's tasks in regions.
+        """Run a phase's tasks in regions, and collect every result as it comes.
 
         A task that fails is tried again, after a repair if scratch is damaged. One that took down its worker is tried
-        again when no other task runs, so that it cannot take down others.
-
-        Parameters
-        ----------
-        phase : Phase
-            The phase.
-        numbers : sequence of int
-            The regions.
-        function, arguments : callable
-            The task, and a function that returns its arguments for a region.
-        collect, repair : callable
-            Called with every result as it comes, and to repair damaged scratch.
-
-        Raises
-        ------
-        RegionFailed
-            If a task fails too often. The others are cancelled.
+        again when no other task runs, so that it cannot take down others. If a task fails too often, the others are
+        cancelled and `RegionFailed` is raised.
         """
         queue = _RegionQueue(iter(numbers), RetryPolicy(phase, repair, self.confirm))
         pool = ClusterTasks(
@@ -208,20 +182,11 @@ class StageRunner:
 
 @dataclass
 class _RegionQueue:
-    """The regions of a phase whose tasks are still to be submitted.
-
-    Attributes
-    ----------
-    waiting : iterator of int
-        Regions whose tasks have not been tried.
-    policy : RetryPolicy
-        Decides about tasks that failed.
-    is_isolating : bool
-        Whether tasks that took down a worker are submitted. They are the last ones, each by itself.
-    """
+    """The regions of a phase whose tasks are still to be submitted."""
 
     waiting: Iterator[int]
     policy: RetryPolicy
+    # Whether tasks that took down a worker are submitted. They are the last ones, each by itself.
     is_isolating: bool = False
     _failed: deque[int] = field(default_factory=deque)
     _isolated: deque[int] = field(default_factory=deque)

@@ -47,19 +47,10 @@ DISK_BLOCK, CHUNK_BYTES = 4096, 40
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage of a future run; see `StageReport`.
-
-    Attributes
-    ----------
-    name : str
-        The stage.
-    tasks : int
-        Its tasks. Regions in which nothing moves any more are skipped, so fewer may be done.
-    read, written : int
-        Bytes that they will read and write, uncompressed.
-    """
+    """A stage of a future run, with the bytes that it will read and write, uncompressed; see `StageReport`."""
 
     name: str
+    # Regions in which nothing moves any more are skipped, so fewer may be done.
     tasks: int
     read: int
     written: int
@@ -263,13 +254,7 @@ def _with_next(box: Box, shape: Triple) -> Box:
 
 
 def check_disk(run: Run) -> None:
-    """Raise an error if the disk has no room for scratch and labels.
-
-    Raises
-    ------
-    ValueError
-        With the space that is needed and the space that is free.
-    """
+    """Raise a ValueError with the sizes if the disk has no room for scratch and labels."""
     # A run that is resumed, or that this one replaces, has its space already.
     if run.folder.read(DOCUMENT) is not None:
         return

@@ -48,40 +48,23 @@ DIGIT_BYTES = 8 << DIGIT_BITS
 
 @dataclass(frozen=True)
 class TaskShape:
-    """What the memory of tasks depends on besides the lattice.
+    """What the memory of tasks depends on besides the lattice."""
 
-    Attributes
-    ----------
-    itemsize : int
-        Bytes per voxel of the source, all channels together.
-    channels : int
-        Channels of the source.
-    masked : bool
-        Whether there may be a mask.
-    counted : bool
-        Whether intensities are counted, for the mask or for equalised bins.
-    has_joins : bool
-        Whether supervoxels are joined to others.
-    """
-
+    # Bytes per voxel of the source, all channels together.
     itemsize: int
     channels: int = 1
+    # Whether there may be a mask.
     masked: bool = False
+    # Whether intensities are counted, for the mask or for equalised bins.
     counted: bool = False
+    # Whether supervoxels are joined to others.
     has_joins: bool = False
 
 
 class ChunkShapes(NamedTuple):
-    """How arrays outside scratch are cut, in voxels along (z, y, x); None where a run would choose.
+    """How arrays outside scratch are cut, in voxels along (z, y, x); None where a run would choose."""
 
-    Attributes
-    ----------
-    source, source_shard : tuple of int or None
-        The source's chunks, which are decoded whole, and its shards.
-    labels : tuple of int or None
-        The labels' chunks, which are encoded whole.
-    """
-
+    # The source's chunks are decoded whole, those of the labels encoded whole.
     source: Triple | None = None
     source_shard: Triple | None = None
     labels: Triple | None = None
@@ -91,24 +74,7 @@ DEFAULT_CHUNKS = ChunkShapes()
 
 
 def task_bytes(lattice: Lattice, cells: Triple, task: TaskShape, chunks: ChunkShapes = DEFAULT_CHUNKS) -> int:
-    """Project the peak memory of the largest task.
-
-    Parameters
-    ----------
-    lattice : Lattice
-        The lattice.
-    cells : tuple of int
-        Cells per region along (z, y, x).
-    task : TaskShape
-        What else the memory depends on.
-    chunks : ChunkShapes, optional
-        How the source and the labels are cut.
-
-    Returns
-    -------
-    int
-        Bytes, without those of the worker itself.
-    """
+    """Project the peak memory of the largest task in bytes, without those of the worker itself."""
     return max(stage_bytes(lattice, cells, task, chunks).values())
 
 
@@ -304,30 +270,8 @@ def choose_region_shape(
 ) -> Triple:
     """Choose the cells per region: as many as the workers' memory allows, but enough regions for all workers.
 
-    Parameters
-    ----------
-    lattice : Lattice
-        The lattice.
-    task : TaskShape
-        What else the memory of tasks depends on.
-    capacity : Capacity
-        The workers.
-    region : int or sequence of int, optional
-        The user's choice in voxels, along all axes or along (z, y, x); rounded up to whole cells.
-    chunks : ChunkShapes, optional
-        How the source and the labels are cut.
-    multiple : tuple of int
-        Cells along (z, y, x) that a region must be a multiple of, unless it is as long as the volume.
-
-    Returns
-    -------
-    tuple of int
-        Cells per region along (z, y, x).
-
-    Raises
-    ------
-    ValueError
-        If `region` is not positive, or it, or even the smallest region, does not fit the memory.
+    `region` is the user's choice in voxels, rounded up to whole cells. Unless a region is as long as the volume, it is
+    a `multiple` of cells. Raises a ValueError if `region`, or even the smallest region, does not fit the memory.
     """
     if region is None:
         candidates = [_round_cells(_chunked_cells(lattice, extent), multiple, lattice) for extent in REGION_EXTENTS]
@@ -356,8 +300,6 @@ def choose_region_shape(
 def shard_alignment(lattice: Lattice, shards: Triple | None) -> Triple:
     """Return the cells along (z, y, x) that regions must be multiples of to consist of whole shards.
 
-    Examples
-    --------
     >>> shard_alignment(Lattice((999, 999, 999), (16, 16, 10)), (256, 100, 64))
     (16, 25, 32)
     """
@@ -371,10 +313,7 @@ def choose_label_layout(
 ) -> tuple[Triple, Triple]:
     """Choose the shards and chunks of the labels: by default a shard is a region, and a chunk about 64 voxels long.
 
-    Raises
-    ------
-    ValueError
-        If regions are not whole shards, or shards not whole chunks.
+    Raises a ValueError if regions are not whole shards, or shards not whole chunks.
     """
     region = triple([k * s for k, s in zip(cells, lattice.step, strict=True)])
     if shards is not None:

@@ -17,59 +17,33 @@ from dseeds.core.html import format_table
 
 
 class TaskResult(NamedTuple):
-    """The result of a task.
-
-    Attributes
-    ----------
-    number : int
-        The region.
-    outcome : str
-        What the task found out about its region, as a word: see `dseeds.engine.tasks`.
-    seconds : float
-        The time that it took.
-    read, written : int
-        Bytes, uncompressed.
-    peak_memory : int
-        The peak resident memory of its process so far, in bytes.
-    """
+    """The result of a task: its region and outcome, see `dseeds.engine.tasks`, and what it took."""
 
     number: int
     outcome: str
     seconds: float
+    # Bytes, uncompressed.
     read: int
     written: int
+    # The peak resident memory of its process so far, in bytes.
     peak_memory: int
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """One stage of a run.
+    """One stage of a run; all bytes are uncompressed."""
 
-    Attributes
-    ----------
-    name : str
-        The stage, which is also the name of its tasks on the Dask dashboard.
-    tasks : int
-        Tasks done.
-    skipped : int
-        Tasks that were not needed: where nothing could move, or where they were done before the run was resumed.
-    retried : int
-        Tasks that failed and were tried again.
-    seconds : float
-        The duration of the stage.
-    read, written : int
-        Bytes that its tasks read and wrote, uncompressed.
-    peak_memory : int
-        The peak resident memory, until the end of the stage, of the processes that did its tasks, in bytes.
-    """
-
+    # Also the name of its tasks on the Dask dashboard.
     name: str
     tasks: int = 0
+    # Tasks that were not needed: where nothing could move, or where they were done before the run was resumed.
     skipped: int = 0
+    # Tasks that failed and were tried again.
     retried: int = 0
     seconds: float = 0.0
     read: int = 0
     written: int = 0
+    # The peak resident memory, until the end of the stage, of the processes that did its tasks, in bytes.
     peak_memory: int = 0
 
     def with_task(self, result: TaskResult | None) -> StageReport:
@@ -143,8 +117,10 @@ class Report(RunDocument):
         The number of supervoxels on each coarser level.
     regions : int
         The number of regions.
-    skipped, retried : int
-        Tasks that were not needed, and tasks that failed and were tried again; see `StageReport`.
+    skipped : int
+        Tasks that were not needed: where nothing could move, or where they were done before the run was resumed.
+    retried : int
+        Tasks that failed and were tried again.
     resumed : bool
         Whether an unfinished run was resumed.
     region_shape : tuple of int

@@ -43,10 +43,7 @@ class RunMismatch(ValueError):
 def read_spec(folder: Location) -> RunSpec | None:
     """Read the specification of an unfinished run; None if there is no run.
 
-    Raises
-    ------
-    ValueError
-        If it is damaged, or was written by another version of dseeds.
+    Raises a ValueError if it is damaged, or was written by another version of dseeds.
     """
     content = folder.read(DOCUMENT)
     if content is None:
@@ -64,15 +61,7 @@ def read_spec(folder: Location) -> RunSpec | None:
 
 
 def load_run(folder: str, *, with_source: bool = True) -> Run:
-    """Read an unfinished run from its folder, and open its inputs or substitute an image of the same shape and dtype.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no run.
-    ValueError
-        If it is damaged, or its inputs cannot be opened.
-    """
+    """Open the unfinished run in a folder; without its source, with an image of the same shape and dtypes."""
     spec = read_spec(open_location(folder))
     if spec is None:
         raise FileNotFoundError(f"there is no unfinished run at {folder}.")
@@ -97,17 +86,10 @@ def is_current(run: Run) -> bool:
 
 
 def begin_run(run: Run, resume: bool) -> bool:
-    """Store the specification of a run, unless it is resumed.
+    """Store the specification of a run, unless it is resumed, and return whether it is.
 
-    Returns
-    -------
-    bool
-        Whether the run is resumed.
-
-    Raises
-    ------
-    FileExistsError
-        If there is an unfinished run and neither `resume` nor `overwrite` is set, or if the folder is not ours.
+    Raises a FileExistsError if there is an unfinished run that is neither resumed nor overwritten, or if the folder is
+    not ours.
     """
     folder = run.folder
     if folder.read(DOCUMENT) is None:
@@ -168,15 +150,10 @@ def _clear(folder: Location, elsewhere: str | None, identity: str) -> None:
     _remove_empty(folder)
 
 
-def has_progress(run: Run) -> bool:
-    """Return whether any work of a run is done that would be lost with it."""
-    return next(run.folder.names(f"{run.identity}/done"), None) is not None
-
-
 def may_have_progress(run: Run) -> bool:
-    """Return whether any work of a run may be done; True if the folder cannot be reached."""
+    """Return whether work may be done that would be lost with a run; True if its folder cannot be reached."""
     try:
-        return has_progress(run)
+        return next(run.folder.names(f"{run.identity}/done"), None) is not None
     except OSError:
         return True
 

@@ -31,15 +31,7 @@ FAST_BIT_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
 
 @dataclass(frozen=True)
 class ImportedImage:
-    """A volume that was copied into scratch, channel by channel.
-
-    Attributes
-    ----------
-    address : str
-        The scratch.
-    types : tuple of str
-        The names of the channels' dtypes.
-    """
+    """A volume that was copied into scratch, channel by channel; `types` are the names of their dtypes."""
 
     address: str
     types: tuple[str, ...]
@@ -80,17 +72,7 @@ class ScratchArray(NamedTuple):
 
 @dataclass(frozen=True)
 class Scratch:
-    """The arrays of a run in scratch.
-
-    Attributes
-    ----------
-    address : str
-        A folder or a prefix in a bucket, of its own.
-    regions : Regions
-        The regions; every array is cut along them.
-    channels : int
-        Channels of the volume.
-    """
+    """The arrays of a run in scratch, in a folder or a prefix in a bucket of its own; all are cut along regions."""
 
     address: str
     regions: Regions

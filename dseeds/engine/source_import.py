@@ -45,10 +45,7 @@ def import_count(run: Run) -> int:
 def import_source(run: Run, job: Job, advance: Callable[[], object], *, again: bool = False) -> None:
     """Copy the inputs that workers cannot read into scratch; slabs that are there already only with `again`.
 
-    Raises
-    ------
-    SourceDamaged
-        If an input cannot be read.
+    Raises `SourceDamaged` if an input cannot be read.
     """
     marks = {} if again else job.journal.marks(IMPORT)
     for number, (begin, slabs) in enumerate(_read_slabs(run)):
@@ -72,22 +69,13 @@ def _largest_itemsize(image: Image) -> int:
 
 
 def _read_slabs(run: Run) -> Iterator[SourceSlab]:
-    slabs = _slabs(run)
-    while True:
-        try:
-            slab = next(slabs, None)
-        except ValueError as error:
-            raise SourceDamaged(str(error)) from error
-        if slab is None:
-            return
-        yield slab
-
-
-def _slabs(run: Run) -> Iterator[SourceSlab]:
     image, mask = run.image, run.mask
-    if not image.readable_by_workers:
-        for begin, channels in image.slabs(slab_thickness(image.shape, _largest_itemsize(image))):
-            yield begin, {source_name(channel): slab for channel, slab in enumerate(channels)}
-    if mask is not None and not mask.readable_by_workers:
-        for begin, slab in mask.slabs(slab_thickness(mask.own, 1)):
-            yield begin, {"mask": slab.astype(np.uint8)}
+    try:
+        if not image.readable_by_workers:
+            for begin, channels in image.slabs(slab_thickness(image.shape, _largest_itemsize(image))):
+                yield begin, {source_name(channel): slab for channel, slab in enumerate(channels)}
+        if mask is not None and not mask.readable_by_workers:
+            for begin, slab in mask.slabs(slab_thickness(mask.own, 1)):
+                yield begin, {"mask": slab.astype(np.uint8)}
+    except ValueError as error:
+        raise SourceDamaged(str(error)) from error

@@ -51,14 +51,9 @@ def prepare_run(
     overwrite: bool = False,
     resume: bool = False,
 ) -> tuple[Run, Capacity]:
-    """Check the options of a run and open its inputs. Nothing is written.
+    """Check the options of a run and open its inputs, without writing; raise the errors of `dseeds.segment`.
 
     With `resume`, options that are not given are taken from the unfinished run of the target.
-
-    Raises
-    ------
-    FileNotFoundError, FileExistsError, TypeError, ValueError
-        As `dseeds.segment`.
     """
     destination = ResolvedTarget.at(target)
     earlier = read_spec(destination.run_folder) if resume else None
@@ -217,13 +212,7 @@ def _complete_options(options: RunOptions, earlier: RunSpec) -> RunOptions:
 
 
 def check_resumable(earlier: RunSpec, spec: RunSpec, target: str) -> None:
-    """Refuse to resume a run with other parameters.
-
-    Raises
-    ------
-    RunMismatch
-        With the differences in its message.
-    """
+    """Raise a `RunMismatch` that states the differences if a run is to be resumed with other parameters."""
     before, now = earlier.to_document(), spec.to_document()
     ignored = set(UNHASHED_KEYS) - {"scratch"}
     differences = [

@@ -35,15 +35,8 @@ LEAST_WORKER_BYTES = 1 << 30
 
 
 def parse_memory(memory: int | str) -> int:
-    """Return an amount of memory in bytes.
+    """Return an amount of memory in bytes; raise a ValueError unless it is positive.
 
-    Raises
-    ------
-    ValueError
-        If it is not a positive number of bytes.
-
-    Examples
-    --------
     >>> parse_memory("2GiB")
     2147483648
     """
@@ -58,50 +51,29 @@ def parse_memory(memory: int | str) -> int:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The capacity of a cluster's workers.
-
-    Attributes
-    ----------
-    workers, threads : int
-        Their number, and that of all their threads.
-    memory : int
-        Bytes of the smallest worker.
-    threads_per_worker : int
-        Threads of the worker with the most.
-    """
+    """The capacity of a cluster's workers."""
 
     workers: int
+    # Of all workers.
     threads: int
+    # Bytes of the smallest worker.
     memory: int
+    # Threads of the worker with the most.
     threads_per_worker: int
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The computing resources that the user gives.
+    """The computing resources that the user gives."""
 
-    Attributes
-    ----------
-    memory : int, str or None
-        The memory that one worker may use.
-    workers : int or None
-        The number of workers of a local cluster.
-    client : Client or None
-        The cluster; None for a local one.
-    """
-
+    # The memory that one worker may use.
     memory: int | str | None = None
     workers: int | None = None
+    # None for a local cluster.
     client: Client | None = None
 
     def capacity(self) -> Capacity:
-        """Return the capacity of the workers; a local cluster need not exist yet.
-
-        Raises
-        ------
-        ValueError, TimeoutError
-            As `parse_memory`, `local_capacity` and `cluster_capacity`, and if both workers and a client are given.
-        """
+        """Return the capacity of the workers; a local cluster need not exist yet."""
         memory = None if self.memory is None else parse_memory(self.memory)
         if self.client is None:
             return local_capacity(self.workers, memory)
@@ -112,15 +84,7 @@ class Resources:
 
 
 def local_capacity(workers: int | None, memory: int | None) -> Capacity:
-    """Choose the capacity of a local cluster.
-
-    By default it has a worker per core, but no more than can have 1 GiB each.
-
-    Raises
-    ------
-    ValueError
-        If `workers` is not a positive whole number.
-    """
+    """Choose the capacity of a local cluster: by default a worker per core, but no more than can have 1 GiB each."""
     if workers is not None and (workers < 1 or int(workers) != workers):
         raise ValueError(f"workers must be at least 1 and whole, got {workers!r}.")
     number = int(workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // (memory or LEAST_WORKER_BYTES))))
@@ -130,12 +94,7 @@ def local_capacity(workers: int | None, memory: int | None) -> Capacity:
 def cluster_capacity(client: Client) -> Capacity:
     """Return the capacity of a cluster, whose processes must have the same version of this package as this one.
 
-    Raises
-    ------
-    TimeoutError
-        If it has no worker for two minutes.
-    ValueError
-        If one of its processes has another version of this package, or none.
+    Raises a TimeoutError if it has no worker for two minutes.
     """
     try:
         client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)

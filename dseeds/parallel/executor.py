@@ -46,15 +46,9 @@ def run_bounded(
 ) -> Iterator[Any]:
     """Run tasks in a pool, a bounded number at a time, and yield their results in any order.
 
-    Parameters
-    ----------
-    pool : TaskPool
-        Where they run. Tasks still in flight when this ends are cancelled.
-    take : callable
-        Returns at most a given number of tasks to submit next.
-    settle : callable
-        Returns the results of a list of tasks, given their futures, which are done. It may make `take` return tasks
-        again that failed.
+    `take` returns at most a given number of tasks to submit next. `settle` returns the results of tasks, given their
+    futures, which are done; it may make `take` return tasks again that failed. Tasks still in flight when this ends are
+    cancelled.
     """
     running: dict[Any, Any] = {}
     results: list[Any] = []
@@ -97,24 +91,15 @@ class ThreadTasks(TaskPool):
 
 @dataclass
 class ClusterTasks(TaskPool):
-    """A Dask cluster as a `TaskPool`.
-
-    Attributes
-    ----------
-    client, function : Client, callable
-        The cluster, and the function that tasks call. It pickles, and may be called again.
-    key, arguments : callable
-        Return the key of a task on the cluster, and the function's arguments.
-    per_thread, retries : int
-        Tasks in flight for each thread of the cluster, and how often Dask tries a task again.
-    after_cancel : callable
-        Called after tasks have been cancelled.
-    """
+    """A Dask cluster as a `TaskPool`."""
 
     client: Client
+    # It pickles, and may be called again.
     function: Callable[..., Any]
+    # Return the key of a task on the cluster, and the function's arguments.
     key: Callable[[Any], str]
     arguments: Callable[[Any], tuple[Any, ...]]
+    # Tasks in flight for each thread of the cluster, and how often Dask tries a task again.
     per_thread: int = TASKS_PER_THREAD
     retries: int = RETRIES
     after_cancel: Callable[[], None] = lambda: None
@@ -149,17 +134,7 @@ class ClusterTasks(TaskPool):
 
 @dataclass(frozen=True)
 class Executor:
-    """Runs the tasks of a stage.
-
-    Attributes
-    ----------
-    threads : int
-        Threads of this process; 0 if a cluster is used.
-    client : Client or None
-        The cluster.
-    progress : Progress or None
-        Follows the stages.
-    """
+    """Runs the tasks of a stage, on threads of this process or on a cluster."""
 
     threads: int
     client: Client | None = None
@@ -168,18 +143,9 @@ class Executor:
     def map_unordered(
         self, stage: str, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], total: int
     ) -> Iterator[Any]:
-        """Call a function with each of several arguments, and yield the results in any order.
+        """Call a function with each of `total` tuples of arguments, and yield the results in any order.
 
-        Parameters
-        ----------
-        stage : str
-            The name of the tasks on the dashboard and in the progress.
-        function : callable
-            It pickles, and may be called again.
-        calls : iterable of tuple
-            The arguments.
-        total : int
-            The number of calls.
+        The function pickles, and may be called again.
         """
         if self.progress:
             self.progress.begin(stage, total)

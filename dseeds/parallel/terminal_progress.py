@@ -22,11 +22,6 @@ class TerminalProgress(Progress):
     """Progress as bars on a terminal; elsewhere as a line when a stage ends, and at least once a minute while it runs.
 
     Rates are averages over the whole stage, because a single task can take longer than any shorter period.
-
-    Parameters
-    ----------
-    console : rich.console.Console
-        Where to print.
     """
 
     def __init__(self, console: Console) -> None:
