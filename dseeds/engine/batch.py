@@ -121,7 +121,7 @@ class _JobArray:
     step: int
 
     def job_count(self) -> int:
-        """Return the number of jobs; ValueError if the variables do not tell, or contradict each other."""
+        """Return the number of jobs; raise a ValueError if the variables are incomplete or contradict each other."""
         count = self.count
         if min(self.first, self.last) >= 0:
             count = (self.last - self.first) // max(1, self.step) + 1

@@ -184,7 +184,7 @@ class Job:
 
     def _filled(self, name: str, box: Box, fill: int) -> NDArray[Any]:
         # Labels for NIfTI have a layout of their own, but the dtype of the numbers.
-        layout = self.store.layout("numbers" if name == "labels" else name)
+        layout = self.store.layouts["numbers" if name == "labels" else name].layout
         return np.full((*box.shape, *layout.shape[3:]), fill, layout.dtype)
 
 

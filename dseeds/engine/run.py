@@ -40,7 +40,7 @@ from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout
 SUFFIX = ".dseeds"
 # The format of the specification as it is stored.
 FORMAT = 3
-# The mask that is found in the image by a threshold.
+# The mask that a threshold of the image yields.
 AUTO_MASK = "auto"
 # The options that the labels do not depend on.
 LAYOUT_OPTIONS = {"pyramid", "features", "region", "chunks", "shards", "scratch"}
@@ -100,10 +100,14 @@ class LabelParameters:
     min_size: int
     levels: int
 
-    @property
-    def has_auto_mask(self) -> bool:
-        """Whether the mask is found in the image by a threshold."""
-        return bool(self.mask == AUTO_MASK)
+    def image_query(self, dtypes: Sequence[np.dtype[Any]]) -> ImageQuery:
+        """Return what has to be determined from an image with channels of these dtypes."""
+        return ImageQuery(
+            mask=self.mask not in (None, AUTO_MASK),
+            foreground=self.mask == AUTO_MASK,
+            equalised=self.bins == "equalised",
+            may_be_masked=self.mask is not None or any(dtype.kind == "f" for dtype in dtypes),
+        )
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> LabelParameters:
@@ -261,13 +265,8 @@ class Run:
     def initial_state(self) -> RunState:
         """Return the state of the run before its first phase."""
         parameters, dtypes = self.spec.parameters, [np.dtype(name) for name in self.spec.dtypes]
-        query = ImageQuery(
-            mask=parameters.mask is not None and not parameters.has_auto_mask,
-            foreground=parameters.has_auto_mask,
-            equalised=parameters.bins == "equalised",
-            may_be_masked=parameters.mask is not None or any(dtype.kind == "f" for dtype in dtypes),
-        )
-        return RunState(self.job(), WindowSearch(dtypes, parameters.windows, parameters.percentiles), query)
+        search = WindowSearch(dtypes, parameters.windows, parameters.percentiles)
+        return RunState(self.job(), search, parameters.image_query(dtypes))
 
     def state(self) -> RunState:
         """Return how far the run is, from its journal."""
@@ -281,7 +280,7 @@ class Run:
         image: Image | ImportedImage = self.image
         mask: Mask | ResampledMask | None = self.mask
         if not self.image.readable_by_workers:
-            image = ImportedImage(self.scratch, spec.dtypes)
+            image = ImportedImage(self.scratch, self.image.channels)
         if self.mask is not None and not self.mask.readable_by_workers:
             mask = self.mask.through(ImportedMask(self.scratch))
         return Job(

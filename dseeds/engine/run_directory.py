@@ -14,6 +14,7 @@ from dseeds._version import __version__
 from dseeds.engine.journal import seal, unseal
 from dseeds.engine.repair import RegionFailed
 from dseeds.engine.run import (
+    AUTO_MASK,
     FORMAT,
     SUFFIX,
     ResolvedTarget,
@@ -72,7 +73,7 @@ def load_run(folder: str, *, with_source: bool = True) -> Run:
     if sources is None:
         raise ValueError(f"the source of the run at {folder} was in the memory of the process that started it.")
     image, mask = open_run_image(sources, spec.options), None
-    if spec.parameters.mask is not None and not spec.parameters.has_auto_mask:
+    if spec.parameters.mask not in (None, AUTO_MASK):
         if spec.mask_address is None:
             raise ValueError(f"the mask of the run at {folder} was in the memory of the process that started it.")
         mask = open_mask(spec.mask_address, image)

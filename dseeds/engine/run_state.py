@@ -1,4 +1,4 @@
-"""The state of a run: which phase comes next, which regions have work in it, and what is known when it begins.
+"""The state of a run: which phase comes next, which regions have work in it, and what their tasks take as input.
 
 All of it follows from the records of the phases that are done, so any process that can read these can continue the
 run: the next job of a batch, or the next Dask cluster.
@@ -36,11 +36,11 @@ ROW = 16
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """What has to be found out from the image, besides the intensity windows."""
+    """What has to be determined from the image, besides the intensity windows."""
 
     # Whether the user gives a mask.
     mask: bool = False
-    # Whether the mask is found in the image: the voxels brighter than the background.
+    # Whether the mask is determined from the image: the voxels brighter than the background.
     foreground: bool = False
     # Whether the bins hold equally many voxels each.
     equalised: bool = False
@@ -55,7 +55,7 @@ class ImageQuery:
 
 @dataclass
 class RunState:
-    """How far a run is, as far as the records of its finished phases tell."""
+    """The progress of a run, derived from the records of its finished phases."""
 
     # Complete as far as the image has been analysed.
     job: Job
@@ -125,7 +125,7 @@ class RunState:
 
     @property
     def supervoxels(self) -> int:
-        """The number of supervoxels, as far as is known."""
+        """The number of supervoxels; that of cells until it is known."""
         return self.counts[0] if self.counts else self.job.lattice.size
 
     @property
@@ -172,7 +172,7 @@ class RunState:
         return [int(number) for number in np.flatnonzero(work)]
 
     def task_input(self, phase: Phase, number: int) -> WindowSearch | Rested | None:
-        """Return what `perform` has to know for a region's task of a phase, besides the job."""
+        """Return the input of a region's task of a phase, besides the job."""
         if phase.stage == "window":
             return self.search
         if phase in (MASK, HISTOGRAM, QUANTISE, GRAPH):

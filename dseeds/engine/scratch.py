@@ -31,20 +31,15 @@ FAST_BIT_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
 
 @dataclass(frozen=True)
 class ImportedImage:
-    """A volume that was copied into scratch, channel by channel; `types` are the names of their dtypes."""
+    """A volume that was copied into scratch, channel by channel."""
 
     address: str
-    types: tuple[str, ...]
-
-    @property
-    def dtypes(self) -> tuple[np.dtype[Any], ...]:
-        """The dtypes of the channels."""
-        return tuple(map(np.dtype, self.types))
+    channels: int
 
     def read(self, box: tuple[slice, slice, slice]) -> tuple[NDArray[Any], ...]:
         """Read the voxels in a box (z, y, x), channel by channel."""
         place = open_location(self.address)
-        return tuple(read_array(place, source_name(c), box_from_slices(box)) for c in range(len(self.types)))
+        return tuple(read_array(place, source_name(c), box_from_slices(box)) for c in range(self.channels))
 
 
 @dataclass(frozen=True)
@@ -124,10 +119,6 @@ class Scratch:
                 arrays[core_name(turn)] = ScratchArray(writer, statistics)
                 arrays[shells_name(turn)] = ScratchArray(writer, shells)
         return arrays
-
-    def layout(self, name: str) -> Layout:
-        """Return the layout of an array."""
-        return self.layouts[name].layout
 
     def create(self, layouts: Mapping[str, Layout]) -> None:
         """Create arrays, empty."""

@@ -164,17 +164,18 @@ def _choose_pyramid(
 
 def task_shape(image: Image, parameters: LabelParameters) -> TaskShape:
     """Return what the memory of a run's tasks depends on, besides the lattice."""
+    query = parameters.image_query(image.dtypes)
     return TaskShape(
         image.itemsize,
         image.channels,
-        masked=parameters.mask is not None or any(dtype.kind == "f" for dtype in image.dtypes),
-        counted=parameters.has_auto_mask or parameters.bins == "equalised",
+        masked=query.may_be_masked,
+        counted=query.needs_histogram,
         has_joins=parameters.min_size > 1 or parameters.levels > 0,
     )
 
 
 def is_auto(mask: Any) -> bool:
-    """Return whether a mask is to be found in the image by a threshold."""
+    """Return whether a mask is to be determined from the image by a threshold."""
     return isinstance(mask, str) and mask == AUTO_MASK
 
 
