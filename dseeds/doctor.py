@@ -233,13 +233,7 @@ def _check_store(address: str) -> Finding:
 
 
 def _test_operations(place: Location) -> None:
-    """Write, read, list and remove a small file under a unique name.
-
-    Raises
-    ------
-    OSError
-        If the location does not return, list or remove what was written.
-    """
+    """Write, read, list and remove a small file under a unique name; raise an OSError if one does not work."""
     own = _unique_folder(place)
     try:
         own.write("a", TEST_CONTENT)

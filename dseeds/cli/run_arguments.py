@@ -210,14 +210,9 @@ class RunArguments:
         )
 
     def source_and_target(self) -> tuple[str | list[str], str]:
-        """Return the source, or the list of its channels, and the target.
+        """Return the source, or the list of its channels, and the target; raise a BadParameter if one is missing.
 
         The last positional argument is the target, except for labels that go into their image.
-
-        Raises
-        ------
-        BadParameter
-            If the source or the target is missing, or a label name comes without `--into-image`.
         """
         addresses = [*(self.source or []), *([] if self.target is None else [self.target])]
         if not addresses:

@@ -208,7 +208,6 @@ def write_phantom(
 def _check_recipe(
     shape: Sequence[int], spacing: Sequence[float], dtype: DTypeLike, noise: float, organs: int, seed: int
 ) -> _Recipe:
-    """Check the parameters that the voxels depend on."""
     extents = read_extents("shape", shape) if isinstance(shape, Iterable) else None
     if extents is None:
         raise ValueError(f"shape must be three positive integers (z, y, x), not {shape}.")

@@ -15,7 +15,7 @@ import jinja2
 import zarr
 
 from dseeds._version import __version__
-from dseeds.convert.describe import describe
+from dseeds.convert.describe import as_mapping, describe
 from dseeds.core.formatting import format_bytes, format_duration, format_shape
 from dseeds.engine.planning import Plan
 from dseeds.engine.report import Report
@@ -184,7 +184,6 @@ def _gather(
     sizes: bool,
     threads: int | None,
 ) -> ReportContent:
-    """Gather all that the page shows."""
     description = describe(target)
     labels = open_supervoxels(target)
     record = label_attributes(labels)
@@ -250,7 +249,6 @@ def _path_of(image: Image) -> str | None:
 
 
 def _tiles(report: Report) -> list[tuple[str, str]]:
-    """Return the most important figures with their captions."""
     tiles = [
         (f"{report.supervoxels:,}", "supervoxels"),
         (format_shape(report.shape), "voxels (z, y, x)"),
@@ -273,14 +271,14 @@ def _embed(sheet: Sheet) -> list[list[ReportPicture]]:
 def _parameters(description: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return titles and values of the labels' properties and of the parameters that they were made with."""
     properties = {key: description.get(key) for key in ("format", "shape", "dtype", "spacing", "chunks", "shards")}
-    parameters, source, versions = (_as_mapping(record.get(key)) for key in ("parameters", "source", "versions"))
+    parameters, source, versions = (as_mapping(record.get(key)) for key in ("parameters", "source", "versions"))
     channels = source.get("channels", [source]) if source else []
     derived = {key: value for key, value in parameters.items() if key != "asked"}
     rows = {
-        "source": ", ".join(str(_as_mapping(channel).get("path", "an array in memory")) for channel in channels),
+        "source": ", ".join(str(as_mapping(channel).get("path", "an array in memory")) for channel in channels),
         **properties,
         **derived,
-        **{f"requested {key}": value for key, value in _as_mapping(parameters.get("asked")).items()},
+        **{f"requested {key}": value for key, value in as_mapping(parameters.get("asked")).items()},
         "versions": versions,
     }
     return [
@@ -312,15 +310,11 @@ def _compare(target: Any, plan: Plan | None, report: Report) -> list[tuple[str, 
 
 
 def _actual_values(target: Any, report: Report) -> dict[str, str]:
-    tasks = f"{sum(stage.tasks for stage in report.stages):,}"
+    common = _common_values(report)
     peak = max(report.peak_memory.values(), default=0)
     return {
-        "supervoxels": f"{report.supervoxels:,}",
-        "regions": f"{report.regions:,} of {format_shape(report.region_shape)}",
-        "rounds": str(report.rounds),
-        "tasks": f"{tasks} and {report.skipped:,} skipped" if report.skipped else tasks,
-        "read": format_bytes(sum(stage.read for stage in report.stages)),
-        "written": format_bytes(sum(stage.written for stage in report.stages)),
+        **common,
+        "tasks": f"{common['tasks']} and {report.skipped:,} skipped" if report.skipped else common["tasks"],
         "memory of a worker": format_bytes(peak) if peak else "unknown",
         "labels": format_bytes(_stored_bytes(target)),
         "time": format_duration(report.seconds),
@@ -329,15 +323,21 @@ def _actual_values(target: Any, report: Report) -> dict[str, str]:
 
 def _planned_values(plan: Plan) -> dict[str, str]:
     return {
-        "supervoxels": f"{plan.supervoxels:,}",
-        "regions": f"{plan.regions:,} of {format_shape(plan.region_shape)}",
-        "rounds": str(plan.rounds),
-        "tasks": f"{sum(stage.tasks for stage in plan.stages):,}",
-        "read": format_bytes(sum(stage.read for stage in plan.stages)),
-        "written": format_bytes(sum(stage.written for stage in plan.stages)),
+        **_common_values(plan),
         "memory of a worker": f"{format_bytes(plan.worker_memory)}, up to {format_bytes(plan.worker_limit)} allowed",
         "labels": f"up to {format_bytes(plan.output_bytes)}",
         "time": "not estimated" if plan.seconds is None else f"about {format_duration(plan.seconds)}",
+    }
+
+
+def _common_values(document: Plan | Report) -> dict[str, str]:
+    return {
+        "supervoxels": f"{document.supervoxels:,}",
+        "regions": f"{document.regions:,} of {format_shape(document.region_shape)}",
+        "rounds": str(document.rounds),
+        "tasks": f"{sum(stage.tasks for stage in document.stages):,}",
+        "read": format_bytes(sum(stage.read for stage in document.stages)),
+        "written": format_bytes(sum(stage.written for stage in document.stages)),
     }
 
 
@@ -364,7 +364,3 @@ def _size_bins(histogram: Mapping[str, Sequence[int]] | None) -> list[tuple[int,
 def _titled(figures: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, str]]:
     values = [(title, figures[key]) for key, title in titles.items() if figures.get(key) is not None]
     return [(title, f"{value:,.0f}" if value == int(value) else f"{value:,.4g}") for title, value in values]
-
-
-def _as_mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
