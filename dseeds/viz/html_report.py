@@ -6,10 +6,9 @@ import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jinja2
 import zarr
@@ -49,42 +48,6 @@ SIZES = {
 }
 # Titles of parameters that say more than their keys.
 PARAMETERS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)", "dtype": "data type"}
-
-
-class ReportPicture(NamedTuple):
-    """A picture, embedded as a data URI."""
-
-    title: str
-    uri: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class ReportContent:
-    """All that the page shows; the template reads these fields.
-
-    `planned_tasks` are by stage. `peaks` are the workers' peak memories, the largest first. `histogram` has the first
-    size, the last size and the number of supervoxels of each bin.
-    """
-
-    generator: str
-    name: str
-    target: str
-    supervoxels: int | None
-    plan: Plan | None
-    report: Report | None
-    tiles: list[tuple[str, str]]
-    notes: list[str]
-    pictures: list[list[ReportPicture]]
-    parameters: list[tuple[str, str]]
-    comparison: list[tuple[str, str, str]]
-    planned_tasks: dict[str, int]
-    peaks: list[tuple[str, int]]
-    sizes: list[tuple[str, str]]
-    histogram: list[tuple[int, int, int]]
-    quality: list[tuple[str, str]]
-    structures: list[tuple[str, float]]
 
 
 def html_report(
@@ -157,22 +120,21 @@ def html_report(
     if output is not None:
         check_own_file(os.fspath(output), overwrite)
     opened = image if image is None or isinstance(image, Image) else open_image(image)
-    content = _gather(target, opened, truth, plan, report, sizes, threads)
-    page = _template("report.html.j2").render(vars(content))
+    page = _template().render(_gather(target, opened, truth, plan, report, sizes, threads))
     if output is not None:
         write_own_file(os.fspath(output), page.encode())
     return page
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
+def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["bytes"] = format_bytes
     environment.filters["per_cent"] = lambda part, whole: 100 * part / whole if whole else 0.0
-    return environment.get_template(name)
+    return environment.get_template("report.html.j2")
 
 
 def _gather(
@@ -183,7 +145,8 @@ def _gather(
     report: Report | None,
     sizes: bool,
     threads: int | None,
-) -> ReportContent:
+) -> dict[str, Any]:
+    """Return the variables of the template."""
     description = describe(target)
     labels = open_supervoxels(target)
     record = label_attributes(labels)
@@ -206,25 +169,25 @@ def _gather(
         whole = None if truth is None or image is None else _path_of(image)
         figures = evaluate(os.fspath(target), truth, image=whole, size_bins=BINS, threads=threads)
     supervoxels = report.supervoxels if report else figures.get("supervoxels") or description.get("supervoxels")
-    return ReportContent(
-        generator=f"{MARK} {__version__}",
-        name=labels.name,
-        target=os.fspath(target),
-        supervoxels=supervoxels,
-        plan=plan,
-        report=report,
-        tiles=[] if report is None else _tiles(report),
-        notes=notes,
-        pictures=_embed(draw_sheet(labels, image, size=PANEL, window=window)),
-        parameters=_parameters(description, record),
-        comparison=[] if report is None else _compare(target, plan, report),
-        planned_tasks={} if plan is None else {stage.name: stage.tasks for stage in plan.stages},
-        peaks=[] if report is None else sorted(report.peak_memory.items(), key=lambda item: (-item[1], item[0])),
-        sizes=_titled(figures, SIZES),
-        histogram=_size_bins(figures.get("size_histogram")),
-        quality=_titled(figures, QUALITY),
-        structures=list(figures.get("achievable_dice_per_structure", {}).items()),
-    )
+    return {
+        "generator": f"{MARK} {__version__}",
+        "name": labels.name,
+        "target": os.fspath(target),
+        "supervoxels": supervoxels,
+        "plan": plan,
+        "report": report,
+        "tiles": [] if report is None else _tiles(report),
+        "notes": notes,
+        "pictures": _embed(draw_sheet(labels, image, size=PANEL, window=window)),
+        "parameters": _parameters(description, record),
+        "comparison": [] if report is None else _compare(target, plan, report),
+        "planned_tasks": {} if plan is None else {stage.name: stage.tasks for stage in plan.stages},
+        "peaks": [] if report is None else sorted(report.peak_memory.items(), key=lambda item: (-item[1], item[0])),
+        "sizes": _titled(figures, SIZES),
+        "histogram": _size_bins(figures.get("size_histogram")),
+        "quality": _titled(figures, QUALITY),
+        "structures": list(figures.get("achievable_dice_per_structure", {}).items()),
+    }
 
 
 def _restore(kind: type[Document], values: Any) -> Document | None:
@@ -260,10 +223,12 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
     return [*tiles, (format_bytes(peak), "peak memory of a worker")] if peak else tiles
 
 
-def _embed(sheet: Sheet) -> list[list[ReportPicture]]:
-    def picture(title: str, panel: Any) -> ReportPicture:
+def _embed(sheet: Sheet) -> list[list[dict[str, Any]]]:
+    """Return the panels of a sheet with their titles, as data URIs."""
+
+    def picture(title: str, panel: Any) -> dict[str, Any]:
         uri = "data:image/png;base64," + b64encode(encode_png(panel)).decode()
-        return ReportPicture(title, uri, panel.width, panel.height)
+        return {"title": title, "uri": uri, "width": panel.width, "height": panel.height}
 
     return [[picture(title, panel) for title, panel in row] for row in sheet.rows]
 
