@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dseeds.cli.options import (
+    OUTPUT,
     ChannelAxisOption,
     OverwriteOption,
     SpacingOption,
@@ -17,7 +18,7 @@ from dseeds.cli.options import (
     image_option,
     one_or_several,
     output_option,
-    parse_voxel_counts,
+    voxels_option,
     work_option,
 )
 from dseeds.cli.output import OutputOptions
@@ -62,17 +63,11 @@ def import_command(
     channel_axis: ChannelAxisOption = None,
     spacing: SpacingOption = None,
     labels: LabelsOrImageOption = None,
-    chunks: Annotated[
-        VoxelCounts | None,
-        output_option(metavar="N|Z,Y,X", parser=parse_voxel_counts, help="Chunk size in voxels.", show_default="64"),
-    ] = None,
+    chunks: Annotated[VoxelCounts | None, voxels_option(OUTPUT, "Chunk size in voxels.", "64")] = None,
     shards: Annotated[
         VoxelCounts | None,
-        output_option(
-            metavar="N|Z,Y,X",
-            parser=parse_voxel_counts,
-            help="Shard size in voxels. A shard is one file.",
-            show_default="256, or as many planes as the memory holds",
+        voxels_option(
+            OUTPUT, "Shard size in voxels. A shard is one file.", "256, or as many planes as the memory holds"
         ),
     ] = None,
     pyramid: Annotated[

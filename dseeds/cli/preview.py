@@ -12,6 +12,7 @@ import typer
 from dseeds.cli.errors import print_error
 from dseeds.cli.options import (
     ChannelAxisOption,
+    LabelsArgument,
     OverwriteFileOption,
     SpacingOption,
     VolumeOption,
@@ -26,12 +27,6 @@ EXAMPLES = (
     "dseeds preview labels.nii.gz ct.nii.gz --window abdomen --output slices.png",
     "dseeds preview s3://lab/labels.zarr --at 1200,800,950 --size 900",
 )
-LabelsArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="LABELS", help="The supervoxels: a NIfTI file, or path or URL of a Zarr array or OME-Zarr image."
-    ),
-]
 ImageArgument = Annotated[
     str | None,
     typer.Argument(
