@@ -74,10 +74,10 @@ def complete_from(*values: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
-def voxels_option(panel: str, help: str, default: str | None = None) -> Any:
+def voxels_option(panel: str, text: str, default: str | None = None) -> Any:
     """Return an option that takes a number of voxels for every axis, or one per axis."""
     return typer.Option(
-        metavar="N|Z,Y,X", parser=parse_voxel_counts, help=help, show_default=default or True, rich_help_panel=panel
+        metavar="N|Z,Y,X", parser=parse_voxel_counts, help=text, show_default=default or True, rich_help_panel=panel
     )
 
 

@@ -60,7 +60,6 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
 
 
 def _describe_output(target: str | os.PathLike[str], location: Location | None, kind: str) -> Description:
-    """Return what this program noted in an output of its own."""
     if kind == "zarr":
         return _describe_group(location.zarr() if location else target)
     # The header of a NIfTI file has space for its intent only.

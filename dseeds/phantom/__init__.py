@@ -303,7 +303,6 @@ def _run(
 
 
 def _render(recipe: _Recipe, body: Body, box: Box) -> tuple[Array, Array]:
-    """Return the image and the truth in a box."""
     image = np.empty(box.shape, np.uint16)
     truth = np.empty(box.shape, recipe.truth_dtype)
     render_body(image, truth, box.lo, recipe.shape, body)

@@ -307,7 +307,6 @@ def _common_values(document: Plan | Report) -> dict[str, str]:
 
 
 def _stored_bytes(target: Any) -> int:
-    """Return the size of the stored labels in bytes."""
     location = open_location(target)
     if not is_remote(location.address) and Path(location.address).is_file():
         return Path(location.address).stat().st_size
