@@ -147,7 +147,7 @@ def _find_stranger(target: Location) -> str | None:
 
 
 def check_target(target: Location, overwrite: bool) -> None:
-    """Raise an OSError or ValueError, which says why, unless a group of labels may be written to a target."""
+    """Raise an OSError or ValueError unless a group of labels may be written to a target."""
     name = target.address.rpartition("/")[2]
     if name.lower().endswith(FILE_ENDINGS):
         raise ValueError(

@@ -57,7 +57,7 @@ class Dataset:
         return dict(json.loads(content))
 
     def check(self, overwrite: bool) -> None:
-        """Raise an OSError, which says why, unless the folder may be written."""
+        """Raise a FileExistsError or FileNotFoundError unless the folder may be written."""
         check_folder(self.location, "features")
         names = list(self.location.names())
         if names:

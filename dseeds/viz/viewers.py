@@ -17,7 +17,6 @@ import numpy as np
 from dseeds.io import Source, ZarrSource, open_image
 from dseeds.io.labels import check_same_shape
 from dseeds.io.resolution_levels import ResolutionLevel, read_resolution_levels
-from dseeds.storage.location import is_remote
 from dseeds.viz.preview import open_recorded_image, open_supervoxels, recorded_window
 
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com/"
@@ -84,7 +83,7 @@ def served_path(layer: Layer) -> Path | None:
     if source.dtype.newbyteorder("=").str[1:] not in NEUROGLANCER_DTYPES:
         raise ValueError(f"Neuroglancer does not show voxels of type {source.dtype}, as in {layer.name}.")
     address = _group_address(source)
-    return None if is_remote(address) or "://" in address else Path(address)
+    return None if "://" in address else Path(address)
 
 
 def _group_address(source: Source) -> str:
