@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -233,15 +233,8 @@ def _check_store(address: str) -> Finding:
 
 
 def _test_operations(place: Location) -> None:
-    """Write, read, list and remove a small file under a unique name.
-
-    Raises
-    ------
-    OSError
-        If the location does not return, list or remove what was written.
-    """
-    own = _unique_folder(place)
-    try:
+    """Write, read, list and remove a small file under a unique name; raise an OSError if one does not work."""
+    with _unique_folder(place) as own:
         own.write("a", TEST_CONTENT)
         if own.read("a") != TEST_CONTENT:
             raise OSError(f"{place.address} returns other content than was written")
@@ -250,31 +243,27 @@ def _test_operations(place: Location) -> None:
         own.delete(["a"])
         if own.read("a") is not None:
             raise OSError(f"{place.address} still has a file that was removed")
+
+
+@contextmanager
+def _unique_folder(place: Location) -> Iterator[Location]:
+    folder = place.at(f"dseeds-doctor-{uuid.uuid4().hex}")
+    try:
+        yield folder
     finally:
-        _clear(own)
-
-
-def _unique_folder(place: Location) -> Location:
-    return place.at(f"dseeds-doctor-{uuid.uuid4().hex}")
-
-
-def _clear(place: Location) -> None:
-    # An earlier error says more than one of clearing.
-    with suppress(Exception):
-        place.clear()
+        # An earlier error says more than one of clearing.
+        with suppress(Exception):
+            folder.clear()
 
 
 def _write_rate(path: Path) -> float:
     """Return the bytes per second that are written to a folder's disk."""
     # Random, because some file systems compress.
     data = np.random.default_rng(0).bytes(TRIAL_BYTES)
-    own = _unique_folder(LocalLocation(path))
-    try:
+    with _unique_folder(LocalLocation(path)) as own:
         before = time.perf_counter()
         own.write("a", data)
         return TRIAL_BYTES / (time.perf_counter() - before)
-    finally:
-        _clear(own)
 
 
 def _check_cluster(connection: AbstractContextManager[Client | None], stores: list[str]) -> Iterator[Finding]:
@@ -320,13 +309,9 @@ def _check_cluster_versions(client: Client) -> Finding:
 
 def _check_worker_access(client: Client, address: str) -> Finding:
     """Check that all workers read what is written here: on their machines the same path may be another folder."""
-    place = open_location(address)
-    own = _unique_folder(place)
-    try:
+    with _unique_folder(open_location(address)) as own:
         own.write("a", TEST_CONTENT)
         reads = client.run(_reads, own.address)
-    finally:
-        _clear(own)
     name, blind = f"{address} from workers", [worker for worker, can_read in reads.items() if not can_read]
     if blind:
         found = f"{len(blind)} of {len(reads)} workers, such as {min(blind)}, cannot read files written here"

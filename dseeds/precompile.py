@@ -16,23 +16,12 @@ COMPILED_DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 
 
 def compile_kernels() -> Path:
-    """Compile all kernels for the usual dtypes and save the code, unless it is saved already.
+    """Compile all kernels for the usual dtypes, save the code unless it is saved already, and return its file.
 
-    The folder is the one that the environment variable ``DSEEDS_CACHE_DIR`` names; it is created if necessary.
-    Processes with the same variable load the code when they start. It is valid for this version of dseeds, Python,
-    NumPy and Numba and for this processor; with other versions or processors, kernels are compiled as usual.
-
-    Returns
-    -------
-    Path
-        The file with the code.
-
-    Raises
-    ------
-    ValueError
-        If the variable is not set.
-    PermissionError
-        If other users can write to the folder.
+    The folder is the one that the environment variable ``DSEEDS_CACHE_DIR`` names; it is created if necessary. A
+    PermissionError is raised if other users can write to it. Processes with the same variable load the code when they
+    start. It is valid for this version of dseeds, Python, NumPy and Numba and for this processor; with other versions
+    or processors, kernels are compiled as usual.
     """
     if not os.environ.get(CACHE_FOLDER):
         raise ValueError(

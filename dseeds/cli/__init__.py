@@ -90,19 +90,7 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        Default: the arguments of the process.
-
-    Returns
-    -------
-    int
-        The exit code: 0 on success, 1 on an error, 2 for invalid arguments, 75 if other batch jobs must finish first,
-        130 after Ctrl-C.
-    """
+    """Run the command line with these arguments, or those of the process, and return the exit code, see `EPILOG`."""
     with errors.command_context():
         try:
             code = app(arguments, prog_name="dseeds", standalone_mode=False) or 0

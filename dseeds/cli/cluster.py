@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 CONNECT_SECONDS = 15
-_FROM_DASK = "from Dask's configuration"
+_certificate_option = partial(
+    work_option, metavar="FILE", exists=True, dir_okay=False, show_default="from Dask's configuration"
+)
 
 
 @dataclass(frozen=True)
@@ -32,35 +35,23 @@ class ClusterOptions:
     ] = None
     tls_ca_file: Annotated[
         Path | None,
-        work_option(
+        _certificate_option(
             "--tls-ca-file",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
             help="CA certificates (PEM) used to verify a scheduler at a tls:// address.",
-            show_default=_FROM_DASK,
         ),
     ] = None
     tls_cert: Annotated[
         Path | None,
-        work_option(
+        _certificate_option(
             "--tls-cert",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
             help="Client certificate (PEM) for a scheduler at a tls:// address.",
-            show_default=_FROM_DASK,
         ),
     ] = None
     tls_key: Annotated[
         Path | None,
-        work_option(
+        _certificate_option(
             "--tls-key",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
             help="Private key (PEM) of --tls-cert, unless that file contains it.",
-            show_default=_FROM_DASK,
         ),
     ] = None
 

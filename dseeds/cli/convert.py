@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from dseeds.cli.options import (
+    OUTPUT,
     ChannelAxisOption,
     OverwriteOption,
     SpacingOption,
@@ -17,7 +19,7 @@ from dseeds.cli.options import (
     image_option,
     one_or_several,
     output_option,
-    parse_voxel_counts,
+    voxels_option,
     work_option,
 )
 from dseeds.cli.output import OutputOptions
@@ -32,18 +34,25 @@ EXPORT_EXAMPLES = (
     "dseeds export ct.zarr ct.tif --dtype uint16",
     "dseeds export labels.zarr labels.precomputed",
 )
-ConversionMemoryOption = Annotated[
-    str | None,
-    work_option(
-        "--memory", metavar="SIZE", help="Memory for the voxels held at once, such as 2GiB.", show_default="512MiB"
-    ),
-]
-LabelsOrImageOption = Annotated[
-    bool | None,
-    image_option(
-        "--labels/--image", help="Whether the voxels are labels or intensities.", show_default="from the source"
-    ),
-]
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """The options that imports and exports share."""
+
+    volume: VolumeOption = None
+    channel_axis: ChannelAxisOption = None
+    spacing: SpacingOption = None
+    labels: Annotated[
+        bool | None,
+        image_option(
+            "--labels/--image", help="Whether the voxels are labels or intensities.", show_default="from the source"
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        work_option(metavar="SIZE", help="Memory for the voxels held at once, such as 2GiB.", show_default="512MiB"),
+    ] = None
 
 
 def import_command(
@@ -57,28 +66,18 @@ def import_command(
         ),
     ],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Path or URL of a new OME-Zarr group.")],
+    conversion: ConversionOptions,
     output: OutputOptions,
-    volume: VolumeOption = None,
-    channel_axis: ChannelAxisOption = None,
-    spacing: SpacingOption = None,
-    labels: LabelsOrImageOption = None,
-    chunks: Annotated[
-        VoxelCounts | None,
-        output_option(metavar="N|Z,Y,X", parser=parse_voxel_counts, help="Chunk size in voxels.", show_default="64"),
-    ] = None,
+    chunks: Annotated[VoxelCounts | None, voxels_option(OUTPUT, "Chunk size in voxels.", "64")] = None,
     shards: Annotated[
         VoxelCounts | None,
-        output_option(
-            metavar="N|Z,Y,X",
-            parser=parse_voxel_counts,
-            help="Shard size in voxels. A shard is one file.",
-            show_default="256, or as many planes as the memory holds",
+        voxels_option(
+            OUTPUT, "Shard size in voxels. A shard is one file.", "256, or as many planes as the memory holds"
         ),
     ] = None,
     pyramid: Annotated[
         bool, output_option("--pyramid/--no-pyramid", help="Whether to write coarser resolutions.")
     ] = True,
-    memory: ConversionMemoryOption = None,
     threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -89,14 +88,10 @@ def import_command(
         summary = import_volume(
             one_or_several(source),
             target,
-            volume=volume,
-            channel_axis=channel_axis,
-            spacing=spacing,
-            labels=labels,
+            **vars(conversion),
             chunks=chunks,
             shards=shards,
             pyramid=pyramid,
-            memory=memory,
             threads=threads,
             overwrite=overwrite,
             progress=progress,
@@ -117,6 +112,7 @@ def export_command(
             "the suffix .precomputed, for Neuroglancer.",
         ),
     ],
+    conversion: ConversionOptions,
     output: OutputOptions,
     format: Annotated[
         str | None,
@@ -134,11 +130,6 @@ def export_command(
             show_default="the narrowest that holds all labels, or that of the image",
         ),
     ] = None,
-    labels: LabelsOrImageOption = None,
-    volume: VolumeOption = None,
-    channel_axis: ChannelAxisOption = None,
-    spacing: SpacingOption = None,
-    memory: ConversionMemoryOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Convert labels or an image to a file for other programs, in little memory, keeping their place in space."""
@@ -148,13 +139,9 @@ def export_command(
         summary = export_volume(
             source,
             target,
+            **vars(conversion),
             format=format,
-            labels=labels,
             dtype=dtype,
-            volume=volume,
-            channel_axis=channel_axis,
-            spacing=spacing,
-            memory=memory,
             overwrite=overwrite,
             progress=progress,
         )

@@ -10,16 +10,16 @@ import typer
 
 from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
+    CELLS,
     LevelOption,
-    RegionOption,
     SpacingOption,
-    TaskMemoryOption,
-    ThreadsOption,
+    SupervoxelsArgument,
+    TaskOptions,
     VolumeOption,
     VoxelCounts,
     cells_option,
     image_option,
-    parse_voxel_counts,
+    voxels_option,
     work_option,
 )
 from dseeds.cli.output import OutputOptions
@@ -33,14 +33,10 @@ EXAMPLES = (
 
 
 def evaluate_command(
-    labels: Annotated[
-        str,
-        typer.Argument(
-            metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is outside the mask."
-        ),
-    ],
+    labels: SupervoxelsArgument,
     cluster: ClusterOptions,
     output: OutputOptions,
+    tasks: TaskOptions,
     truth: Annotated[
         str | None, typer.Argument(metavar="TRUTH", help="The true segmentation on the same grid; 0 is background.")
     ] = None,
@@ -57,10 +53,8 @@ def evaluate_command(
     ] = "1",
     chunks: Annotated[
         VoxelCounts | None,
-        cells_option(
-            metavar="N|Z,Y,X",
-            parser=parse_voxel_counts,
-            help="Measure seams: whether there are more boundaries on the planes of a grid of chunks of this size.",
+        voxels_option(
+            CELLS, "Measure seams: whether there are more boundaries on the planes of a grid of chunks of this size."
         ),
     ] = None,
     step: Annotated[
@@ -74,9 +68,6 @@ def evaluate_command(
     spacing: SpacingOption = None,
     volume: VolumeOption = None,
     level: LevelOption = None,
-    region: RegionOption = None,
-    memory: TaskMemoryOption = None,
-    threads: ThreadsOption = None,
     scratch: Annotated[
         str | None,
         work_option(
@@ -103,9 +94,7 @@ def evaluate_command(
             spacing=spacing,
             volume=volume,
             level=level,
-            region=region,
-            memory=memory,
-            threads=threads,
+            **vars(tasks),
             client=client,
             scratch=scratch,
             progress=progress,

@@ -14,10 +14,9 @@ from dseeds.cli.options import (
     ChannelAxisOption,
     LevelOption,
     OverwriteOption,
-    RegionOption,
     SpacingOption,
-    TaskMemoryOption,
-    ThreadsOption,
+    SupervoxelsArgument,
+    TaskOptions,
     VolumeOption,
     WindowOption,
     image_option,
@@ -35,18 +34,14 @@ EXAMPLES = (
 
 
 def features_command(
-    labels: Annotated[
-        str,
-        typer.Argument(
-            metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is outside the mask."
-        ),
-    ],
+    labels: SupervoxelsArgument,
     image: Annotated[
         list[str],
         typer.Argument(metavar="IMAGE", help="The image on the same grid; several images are taken as channels."),
     ],
     cluster: ClusterOptions,
     output: OutputOptions,
+    tasks: TaskOptions,
     folder: Annotated[
         str | None,
         output_option(
@@ -71,9 +66,6 @@ def features_command(
     volume: VolumeOption = None,
     level: LevelOption = None,
     channel_axis: ChannelAxisOption = None,
-    region: RegionOption = None,
-    memory: TaskMemoryOption = None,
-    threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Measure supervoxels: a feature table and the region adjacency graph, in Parquet, out of core.
@@ -102,9 +94,7 @@ def features_command(
             volume=volume,
             level=level,
             channel_axis=channel_axis,
-            region=region,
-            memory=memory,
-            threads=threads,
+            **vars(tasks),
             client=client,
             overwrite=overwrite,
             progress=progress,

@@ -9,10 +9,9 @@ import typer
 
 from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
+    LabelsArgument,
     OverwriteOption,
-    RegionOption,
-    TaskMemoryOption,
-    ThreadsOption,
+    TaskOptions,
     output_option,
     work_option,
 )
@@ -27,12 +26,7 @@ EXAMPLES = (
 
 
 def map_command(
-    labels: Annotated[
-        str,
-        typer.Argument(
-            metavar="LABELS", help="The supervoxels: a NIfTI file, or path or URL of a Zarr array or OME-Zarr image."
-        ),
-    ],
+    labels: LabelsArgument,
     table: Annotated[
         str,
         typer.Argument(
@@ -53,6 +47,7 @@ def map_command(
     ],
     cluster: ClusterOptions,
     output: OutputOptions,
+    tasks: TaskOptions,
     label_column: Annotated[
         str, typer.Option("--label-column", metavar="NAME", help="The column of labels.", rich_help_panel=TABLE)
     ] = "label",
@@ -76,9 +71,6 @@ def map_command(
         bool,
         output_option("--as-labels", help="Declare the target as labels, such as segments, and not as intensities."),
     ] = False,
-    region: RegionOption = None,
-    memory: TaskMemoryOption = None,
-    threads: ThreadsOption = None,
     workers: Annotated[
         int | None,
         work_option(metavar="N", help="Worker processes on this machine, instead of threads.", show_default="none"),
@@ -98,9 +90,7 @@ def map_command(
             fill=fill,
             dtype=dtype,
             as_labels=as_labels,
-            region=region,
-            memory=memory,
-            threads=threads,
+            **vars(tasks),
             workers=workers,
             client=client,
             overwrite=overwrite,

@@ -7,6 +7,7 @@ alias, so that commands receive values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -73,11 +74,29 @@ def complete_from(*values: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
+def voxels_option(panel: str, text: str, default: str | None = None) -> Any:
+    """Return an option that takes a number of voxels for every axis, or one per axis."""
+    return typer.Option(
+        metavar="N|Z,Y,X", parser=parse_voxel_counts, help=text, show_default=default or True, rich_help_panel=panel
+    )
+
+
 def one_or_several(sources: list[str]) -> str | list[str]:
     """Return the only source, or the list of sources, each of which is a channel."""
     return sources[0] if len(sources) == 1 else sources
 
 
+# Of commands that compute with the labels, and of those that show or paint them.
+SupervoxelsArgument = Annotated[
+    str,
+    typer.Argument(metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is outside the mask."),
+]
+LabelsArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="LABELS", help="The supervoxels: a NIfTI file, or path or URL of a Zarr array or OME-Zarr image."
+    ),
+]
 SpacingOption = Annotated[
     Sequence[float] | None,
     image_option(
@@ -115,12 +134,7 @@ WeightsOption = Annotated[
 ]
 RegionOption = Annotated[
     VoxelCounts | None,
-    work_option(
-        metavar="N|Z,Y,X",
-        parser=parse_voxel_counts,
-        help="Size of a task's region in voxels. The result does not depend on it.",
-        show_default="as the memory allows",
-    ),
+    voxels_option(WORK, "Size of a task's region in voxels. The result does not depend on it.", "as the memory allows"),
 ]
 WorkersOption = Annotated[
     int | None, work_option(metavar="N", help="Worker processes on this machine.", show_default="one per core")
@@ -132,9 +146,6 @@ MemoryOption = Annotated[
         help="Memory of one worker, such as 2GiB.",
         show_default="an equal share of the machine, or the limit of the cluster's workers",
     ),
-]
-TaskMemoryOption = Annotated[
-    str | None, work_option("--memory", metavar="SIZE", help="Memory of one task, such as 2GiB.", show_default="512MiB")
 ]
 ThreadsOption = Annotated[
     int | None, work_option(metavar="N", help="Threads that share the work.", show_default="one per core")
@@ -150,3 +161,14 @@ OverwriteOption = Annotated[
 OverwriteFileOption = Annotated[
     bool, output_option("--overwrite", help="Replace an older file of dseeds; other files are never replaced.")
 ]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The options that cut the work of a command into tasks."""
+
+    region: RegionOption = None
+    memory: Annotated[
+        str | None, work_option(metavar="SIZE", help="Memory of one task, such as 2GiB.", show_default="512MiB")
+    ] = None
+    threads: ThreadsOption = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dseeds.cli.errors import print_error
 from dseeds.cli.options import (
     ChannelAxisOption,
+    LabelsArgument,
     OverwriteFileOption,
     SpacingOption,
     VolumeOption,
@@ -26,12 +27,6 @@ EXAMPLES = (
     "dseeds preview labels.nii.gz ct.nii.gz --window abdomen --output slices.png",
     "dseeds preview s3://lab/labels.zarr --at 1200,800,950 --size 900",
 )
-LabelsArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="LABELS", help="The supervoxels: a NIfTI file, or path or URL of a Zarr array or OME-Zarr image."
-    ),
-]
 ImageArgument = Annotated[
     str | None,
     typer.Argument(
@@ -42,19 +37,16 @@ ImageArgument = Annotated[
 ]
 
 
+def result_file_option(content: str, suffix: str) -> Any:
+    """Return the option `--output`, which is `default_output` if it is not given."""
+    default = f"the name of the labels with the suffix {suffix}, in the current folder"
+    return output_option("--output", "-o", metavar="FILE", help=f"Path or URL of the {content}.", show_default=default)
+
+
 def preview_command(
     labels: LabelsArgument,
     image: ImageArgument = None,
-    output: Annotated[
-        str | None,
-        output_option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Path or URL of the picture.",
-            show_default="the name of the labels with the suffix .png, in the current folder",
-        ),
-    ] = None,
+    output: Annotated[str | None, result_file_option("picture", ".png")] = None,
     at: Annotated[
         Sequence[int] | None,
         image_option(

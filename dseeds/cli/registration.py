@@ -30,21 +30,10 @@ class Command(TyperCommand):
 def add_command(
     app: typer.Typer, name: str, command: Callable[..., None], *, panel: str, examples: tuple[str, ...]
 ) -> None:
-    """Register a command.
+    """Register a command, whose docstring is its help.
 
-    Parameters
-    ----------
-    app : typer.Typer
-        The application. Its help lists commands in the order of their registration.
-    name : str
-        The name of the command.
-    command : callable
-        The function that runs it. Its docstring is the help. A parameter whose type is a dataclass is a group of
-        options, see `expand_groups`.
-    panel : str
-        The panel of the application's help that lists the command.
-    examples : tuple of str
-        Command lines to show at the end of the command's help.
+    The help of the application lists commands in the order of their registration, by panel. A parameter whose type is a
+    dataclass is a group of options, see `expand_groups`. The examples are shown at the end of the command's help.
     """
     # The terminal breaks the lines of the help; line breaks of the docstring would come on top of them.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")

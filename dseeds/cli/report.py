@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dseeds.cli.options import OverwriteFileOption, ThreadsOption, output_option
+from dseeds.cli.options import OverwriteFileOption, ThreadsOption
 from dseeds.cli.output import QuietOption
-from dseeds.cli.preview import default_output
+from dseeds.cli.preview import default_output, result_file_option
 
 if TYPE_CHECKING:
     from dseeds.engine.planning import Plan
@@ -24,16 +24,7 @@ EXAMPLES = (
 
 def report_command(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The labels of the run.")],
-    output: Annotated[
-        str | None,
-        output_option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Path or URL of the page.",
-            show_default="the name of the labels with the suffix .html, in the current folder",
-        ),
-    ] = None,
+    output: Annotated[str | None, result_file_option("page", ".html")] = None,
     truth: Annotated[
         str | None, typer.Option(metavar="TRUTH", help="The true segmentation on the same grid, to report the quality.")
     ] = None,

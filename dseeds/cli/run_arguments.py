@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dseeds.cli.options import (
+    OUTPUT,
     ChannelAxisOption,
     LevelOption,
     OverwriteOption,
@@ -22,7 +23,7 @@ from dseeds.cli.options import (
     image_option,
     one_or_several,
     output_option,
-    parse_voxel_counts,
+    voxels_option,
     work_option,
 )
 
@@ -138,20 +139,12 @@ class RunArguments:
     ] = False
     chunks: Annotated[
         VoxelCounts | None,
-        output_option(
-            metavar="N|Z,Y,X",
-            parser=parse_voxel_counts,
-            help="Chunk size of the labels in voxels.",
-            show_default="about 64",
-        ),
+        voxels_option(OUTPUT, "Chunk size of the labels in voxels.", "about 64"),
     ] = None
     shards: Annotated[
         VoxelCounts | None,
-        output_option(
-            metavar="N|Z,Y,X",
-            parser=parse_voxel_counts,
-            help="Shard size of the labels in voxels, a multiple of the step. A shard is one file.",
-            show_default="a region",
+        voxels_option(
+            OUTPUT, "Shard size of the labels in voxels, a multiple of the step. A shard is one file.", "a region"
         ),
     ] = None
     into_image: Annotated[
@@ -185,39 +178,14 @@ class RunArguments:
         """Return the options that the engine takes."""
         from dseeds.engine.run import RunOptions
 
-        return RunOptions(
-            step=self.step,
-            n_segments=self.n_segments,
-            spacing=self.spacing,
-            window=self.window,
-            percentiles=self.percentiles,
-            bins=self.bins,
-            compactness=self.compactness,
-            volume=self.volume,
-            channel_axis=self.channel_axis,
-            weights=self.weights,
-            mask=self.mask,
-            min_size=self.min_size,
-            levels=self.levels,
-            level=self.level,
-            pyramid=self.pyramid,
-            # A flag that is not set leaves the choice to the run that is resumed.
-            features=self.features or None,
-            region=self.region,
-            chunks=self.chunks,
-            shards=self.shards,
-            scratch=self.scratch,
-        )
+        options = {field.name: getattr(self, field.name) for field in fields(RunOptions)}
+        # A flag that is not set leaves the choice to the run that is resumed.
+        return RunOptions(**{**options, "features": self.features or None})
 
     def source_and_target(self) -> tuple[str | list[str], str]:
-        """Return the source, or the list of its channels, and the target.
+        """Return the source, or the list of its channels, and the target; raise a BadParameter if one is missing.
 
         The last positional argument is the target, except for labels that go into their image.
-
-        Raises
-        ------
-        BadParameter
-            If the source or the target is missing, or a label name comes without `--into-image`.
         """
         addresses = [*(self.source or []), *([] if self.target is None else [self.target])]
         if not addresses:

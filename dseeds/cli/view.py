@@ -6,8 +6,8 @@ import webbrowser
 from typing import Annotated
 
 from dseeds.cli.errors import print_error
-from dseeds.cli.options import output_option
-from dseeds.cli.preview import ImageArgument, LabelsArgument
+from dseeds.cli.options import LabelsArgument, output_option
+from dseeds.cli.preview import ImageArgument
 
 EXAMPLES = (
     "dseeds view labels.zarr",

@@ -22,33 +22,14 @@ Description = dict[str, Any]
 def describe(target: str | os.PathLike[str], *, volume: int | None = None, level: int = 0) -> Description:
     """Describe a label volume or phantom written by this program, or any other readable image, without reading voxels.
 
-    Parameters
-    ----------
-    target : path or URL
-        Anything that `dseeds.io.open_source` takes.
-    volume : int, optional
-        Which volume of a 4D image, from 0.
-    level : int, default 0
-        Which level of an OME-Zarr image.
+    The result holds plain values, ready for JSON. ``kind`` is ``"labels"`` or ``"phantom"`` for an output of this
+    program, else ``"image"``. ``path``, ``format``, ``shape``, ``dtype`` and ``spacing`` are always present. Zarr adds
+    ``chunks`` and ``shards``; OME-Zarr ``level``, ``levels`` (their number), ``translation`` and ``units``; labels in
+    Zarr ``supervoxels``, ``step``, ``cells``, ``windows``, ``rounds``, ``asked``, ``source`` and ``versions``; a
+    phantom ``noise``, ``organs`` and ``seed``.
 
-    Returns
-    -------
-    dict
-        Plain values, ready for JSON. ``kind`` is ``"labels"`` or ``"phantom"`` for an output of this program, else
-        ``"image"``. ``path``, ``format``, ``shape``, ``dtype`` and ``spacing`` are always present. Zarr adds ``chunks``
-        and ``shards``; OME-Zarr ``level``, ``levels`` (their number), ``translation`` and ``units``; labels in Zarr
-        ``supervoxels``, ``step``, ``cells``, ``windows``, ``rounds``, ``asked``, ``source`` and ``versions``; a phantom
-        ``noise``, ``organs`` and ``seed``.
+    A ValueError is raised if the target is unfinished, damaged or not an image.
 
-    Raises
-    ------
-    FileNotFoundError
-        If the target does not exist.
-    ValueError
-        If it is unfinished, damaged or not an image.
-
-    Examples
-    --------
     >>> import tempfile
     >>> from dseeds.phantom import write_phantom
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +60,6 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
 
 
 def _describe_output(target: str | os.PathLike[str], location: Location | None, kind: str) -> Description:
-    """Return what this program noted in an output of its own."""
     if kind == "zarr":
         return _describe_group(location.zarr() if location else target)
     # The header of a NIfTI file has space for its intent only.
@@ -89,7 +69,6 @@ def _describe_output(target: str | os.PathLike[str], location: Location | None, 
 
 
 def _open_location(target: str | os.PathLike[str]) -> Location | None:
-    """Return the location of a target, or None for a URL that can only be read."""
     try:
         return open_location(target)
     except ValueError:
@@ -97,7 +76,6 @@ def _open_location(target: str | os.PathLike[str]) -> Location | None:
 
 
 def _check_finished(location: Location) -> None:
-    """Raise ValueError for an output that is unfinished."""
     for marker in (MARKER, phantom.PHANTOM_MARKER):
         if location.read(marker) is not None:
             _check_no_run(location)
@@ -139,15 +117,15 @@ def _describe_group(store: Any) -> Description:
     if not isinstance(attributes, Mapping):
         return {}
     if "phantom" in attributes:
-        recipe = _mapping(attributes["phantom"])
+        recipe = as_mapping(attributes["phantom"])
         return {"kind": "phantom", **{key: recipe.get(key) for key in ("noise", "organs", "seed")}}
-    has_labels = "image-label" in _mapping(node.attrs.get("ome"))
+    has_labels = "image-label" in as_mapping(node.attrs.get("ome"))
     if "painted" in attributes:
         painted = {key: attributes[key] for key in ("painted", "labels", "fill") if key in attributes}
         return {**({"kind": "labels"} if has_labels else {}), **painted}
     if "imported" in attributes:
         return {"kind": "labels" if has_labels else "image", "imported": attributes["imported"]}
-    parameters = _mapping(attributes.get("parameters"))
+    parameters = as_mapping(attributes.get("parameters"))
     return {
         "kind": "labels",
         "supervoxels": attributes.get("supervoxels"),
@@ -156,6 +134,6 @@ def _describe_group(store: Any) -> Description:
     }
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def as_mapping(value: Any) -> Mapping[str, Any]:
     """Return a value if it is a mapping, and an empty one for anything that others may have put in its place."""
     return value if isinstance(value, Mapping) else {}

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike
 
 from dseeds.convert.slab_reader import ConversionReport, SlabReader, has_whole_numbers
 from dseeds.core.dtypes import INTEGER_DTYPES
+from dseeds.core.formatting import format_shape
 from dseeds.core.geometry import check_spacing
 from dseeds.core.progress import Progress
 from dseeds.io import Image, Spacing, ZarrSource
@@ -37,13 +38,13 @@ SHARD_PLANES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(ConversionReport):
-    """A report of an export; `format` is the format, the other attributes are those of every conversion."""
+    """A report of an export."""
 
     format: str
 
     def __str__(self) -> str:
         content = "labels" if self.labels else "an image"
-        return f"{content} of {' x '.join(map(str, self.shape))} voxels, {self.dtype}, as {self.format}: {self.target}"
+        return f"{content} of {format_shape(self.shape)} voxels, {self.dtype}, as {self.format}: {self.target}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,6 @@ class _ExportFormat:
     image_dtypes: tuple[str, ...] = (*INTEGER_DTYPES, "int8", "float32", "float64")
 
     def check(self, path: Path, overwrite: bool) -> None:
-        """Raise FileExistsError or FileNotFoundError unless a target may be written."""
         if self.is_ours is None:
             check_precomputed_target(path, overwrite)
         else:
@@ -226,7 +226,6 @@ def _resolve_target(target: str, format: str | None) -> tuple[Path, str | None, 
 
 
 def _choose_dtype(reader: SlabReader, supported: tuple[str, ...], labelled: bool, dtype: DTypeLike | None) -> np.dtype:
-    """Return the type of the stored voxels."""
     names = ", ".join(supported)
     if dtype is not None:
         with suppress(TypeError):
@@ -270,7 +269,6 @@ def _coarser_levels(image: Image) -> range:
 def _export_precomputed(
     reader: SlabReader, images: Sequence[Image], path: Path, content: Content, overwrite: bool
 ) -> None:
-    """Write all resolutions."""
     import_tensorstore()
     with partial_folder(path, overwrite) as folder:
         for number, image in enumerate(images):

@@ -16,6 +16,7 @@ from dseeds._version import __version__
 from dseeds.convert.slab_reader import ConversionReport, SlabReader, combine_channels
 from dseeds.core.checks import check_threads, read_extents
 from dseeds.core.dtypes import NUMERIC_DTYPES
+from dseeds.core.formatting import format_shape
 from dseeds.core.geometry import AXES, Tiling, Triple, check_spacing, triple
 from dseeds.core.progress import Progress
 from dseeds.io import Frame, Image, Spacing, ome_image_attributes
@@ -39,15 +40,7 @@ IMPORT_SHARD = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport(ConversionReport):
-    """A report of an import, with these attributes besides those of every conversion.
-
-    Attributes
-    ----------
-    chunks, shards : tuple of int
-        Voxels along (z, y, x) of a chunk and of a shard.
-    levels : int
-        The number of resolutions.
-    """
+    """A report of an import. Chunks and shards are in voxels along (z, y, x); `levels` counts the resolutions."""
 
     chunks: Triple
     shards: Triple
@@ -56,22 +49,12 @@ class ImportReport(ConversionReport):
     def __str__(self) -> str:
         content = "labels" if self.labels else f"{self.channels} channels" if self.channels else "an image"
         levels = f"{self.levels} resolution{'' if self.levels == 1 else 's'}"
-        return f"{content} of {' x '.join(map(str, self.shape))} voxels, {self.dtype}, {levels}: {self.target}"
+        return f"{content} of {format_shape(self.shape)} voxels, {self.dtype}, {levels}: {self.target}"
 
 
 @dataclass(frozen=True)
 class _Output:
-    """The array that an image is imported to.
-
-    Attributes
-    ----------
-    location : Location
-        The group that contains the array.
-    run : str
-        The run that owns the unfinished group.
-    dtype : dtype
-        The type of the stored voxels.
-    """
+    """The array that an image is imported to, in an unfinished group that the run owns."""
 
     location: Location
     run: str
@@ -102,7 +85,6 @@ class _Output:
         sync_shards(self.location, "0", index, self.run)
 
     def copy(self, reader: SlabReader, box: IndexBox) -> None:
-        """Read a box (z, y, x) of whole shards, and write it."""
         self.write(box, combine_channels(reader.image.read(box), self.dtype))
 
 

@@ -30,20 +30,8 @@ PositionedSlab: TypeAlias = tuple[int, NDArray[Any]]
 class ConversionReport:
     """A report of an import or export.
 
-    Attributes
-    ----------
-    target : str
-        The path or URL of what was written.
-    shape : tuple of int
-        Voxels along (z, y, x).
-    channels : int or None
-        Channels along a further axis, or None if there is no such axis.
-    dtype : str
-        The type of the stored voxels.
-    spacing : tuple of float or None
-        Size of a voxel along (z, y, x) in millimetres.
-    labels : bool
-        Whether the voxels are labels.
+    The shape is in voxels along (z, y, x), the spacing in millimetres. `channels` counts those along a further axis; it
+    is None if there is no such axis.
     """
 
     target: str
@@ -60,17 +48,7 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class SlabReader:
-    """An image that is read from end to end, with all channels in one array.
-
-    Attributes
-    ----------
-    image : Image
-        The image.
-    memory : int
-        Bytes that may be held at once.
-    progress : Progress or None
-        The progress to report to.
-    """
+    """An image that is read from end to end, with all channels in one array and so many bytes in memory."""
 
     image: Image
     memory: int
@@ -95,16 +73,9 @@ class SlabReader:
         return max(1, self.memory // (self.image.shape[1] * self.image.shape[2] * self.voxel_bytes))
 
     def slabs(self, stage: str, dtype: np.dtype | None = None, planes: int | None = None) -> Iterator[PositionedSlab]:
-        """Yield the image from top to bottom.
+        """Yield the image from top to bottom, converted to a type if one is given; see `combine_channels`.
 
-        Parameters
-        ----------
-        stage : str
-            The stage to report progress on.
-        dtype : dtype, optional
-            The type to convert to; ValueError if it does not hold a value.
-        planes : int, optional
-            Planes of a slab. Default: as many whole chunks as the memory holds.
+        Slabs have as many whole chunks as the memory holds, unless the number of planes is given.
         """
         chunk = (self.image.chunks or (DEFAULT_SLAB_PLANES,))[0]
         planes = planes or self.planes // chunk * chunk or self.planes
@@ -136,15 +107,8 @@ class SlabReader:
 
 
 def combine_channels(channels: Sequence[NDArray[Any]], dtype: np.dtype | None) -> NDArray[Any]:
-    """Return the channels of a box as one array, converted to a type if one is given.
+    """Return the channels of a box as one array; raise a ValueError if an integer type does not hold a value.
 
-    Raises
-    ------
-    ValueError
-        If the type is an integer type that does not hold a value.
-
-    Examples
-    --------
     >>> combine_channels([np.array([[[1.0]]]), np.array([[[300.0]]])], np.dtype("uint16")).tolist()
     [[[[1]]], [[[300]]]]
     """

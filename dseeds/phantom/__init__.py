@@ -208,7 +208,6 @@ def write_phantom(
 def _check_recipe(
     shape: Sequence[int], spacing: Sequence[float], dtype: DTypeLike, noise: float, organs: int, seed: int
 ) -> _Recipe:
-    """Check the parameters that the voxels depend on."""
     extents = read_extents("shape", shape) if isinstance(shape, Iterable) else None
     if extents is None:
         raise ValueError(f"shape must be three positive integers (z, y, x), not {shape}.")
@@ -304,7 +303,6 @@ def _run(
 
 
 def _render(recipe: _Recipe, body: Body, box: Box) -> tuple[Array, Array]:
-    """Return the image and the truth in a box."""
     image = np.empty(box.shape, np.uint16)
     truth = np.empty(box.shape, recipe.truth_dtype)
     render_body(image, truth, box.lo, recipe.shape, body)

@@ -313,7 +313,6 @@ def _label_at(
     y: float,
     x: float,
 ) -> int:
-    """Return the label at a point."""
     ez, ey, ex = extent
     if _body_distance(z / ez, y / ey, x / ex) > OUTER_DISTANCE:
         return AIR

@@ -34,17 +34,10 @@ _PARTIAL = re.compile(r"(?:zarr|\d+)\.[0-9a-f]{32}\.partial")
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """An array of labels: in the target, or in scratch if the target is a NIfTI file.
+    """An array of labels in a group: in the target, or in scratch if the target is a NIfTI file.
 
-    Attributes
-    ----------
-    location : Location
-        The group that contains the array.
-    name : str
-        The array.
-    run : str, optional
-        The run that has to own the unfinished group before labels are written. A late task of a run that was replaced
-        would otherwise write into the output of another.
+    `run` has to own the unfinished group before labels are written: otherwise, a late task of a run that was replaced
+    would write into the output of another.
     """
 
     location: Location
@@ -56,13 +49,7 @@ class LabelGroup:
         layout.create(self.location.zarr(self.name), dimension_names=AXES)
 
     def write(self, box: Box, values: NDArray[Any]) -> None:
-        """Write labels in a box (z, y, x) of whole shards.
-
-        Raises
-        ------
-        RuntimeError
-            If the group is finished, or belongs to another run.
-        """
+        """Write labels in a box of whole shards; raise a RuntimeError if the group is not this run's to write to."""
         if self.run:
             check_written_by(self.location, self.run)
         zarr_arrays.write_array(self.location, self.name, box, values, self.run)
@@ -113,7 +100,6 @@ def is_our_group(target: Location) -> bool:
 
 
 def _metadata(target: Location) -> Any:
-    """Return the attributes of a group."""
     return json.loads(target.read("zarr.json") or b"")["attributes"]
 
 
@@ -161,17 +147,7 @@ def _find_stranger(target: Location) -> str | None:
 
 
 def check_target(target: Location, overwrite: bool) -> None:
-    """Raise unless a group of labels may be written to a target.
-
-    Raises
-    ------
-    FileExistsError
-        If the target exists, and was not written by this program or `overwrite` is not set.
-    FileNotFoundError
-        If the parent folder does not exist.
-    ValueError
-        If the target has the ending of another format.
-    """
+    """Raise an OSError or ValueError unless a group of labels may be written to a target."""
     name = target.address.rpartition("/")[2]
     if name.lower().endswith(FILE_ENDINGS):
         raise ValueError(
@@ -192,10 +168,7 @@ def check_target(target: Location, overwrite: bool) -> None:
 def begin_target(target: Location, run: str, overwrite: bool = False) -> None:
     """Replace an older output by an unfinished one of a run, unless the run has begun it already.
 
-    Raises
-    ------
-    FileExistsError
-        See `check_target`: something may have been written there after the run started.
+    The target is checked again, because something may have been written there after the run started.
     """
     if written_by(target) == run:
         return
@@ -206,13 +179,7 @@ def begin_target(target: Location, run: str, overwrite: bool = False) -> None:
 
 @contextmanager
 def unfinished_target(target: Location, overwrite: bool) -> Iterator[str]:
-    """Begin an output for a new run, to be published within the block, and remove it again if the block fails.
-
-    Yields
-    ------
-    str
-        The run.
-    """
+    """Begin an output for a new run, which is yielded, and remove it again if the block fails."""
     run = uuid.uuid4().hex[:16]
     begin_target(target, run, overwrite)
     try:
@@ -276,14 +243,7 @@ def remove_target(target: Location) -> None:
 def publish_labels(target: Location, attributes: Mapping[str, Any], levels: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write the metadata that makes a target a finished group, as the last step.
 
-    Parameters
-    ----------
-    target : Location
-        The target.
-    attributes : dict
-        The group's attributes.
-    levels : sequence of dict
-        The OME-Zarr metadata of each coarser level, whose groups are written first.
+    `levels` is the OME-Zarr metadata of each coarser level; their groups are written first.
     """
     for level, ome in enumerate(levels, 1):
         target.write(f"{1 << level}x/zarr.json", _group({"ome": ome}))

@@ -27,15 +27,7 @@ BatchIndex: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LabelRecords:
-    """Rows of one kind, written by regions.
-
-    Attributes
-    ----------
-    location : Location
-        The folder of the regions' files.
-    width : int
-        Columns of a row, of which the first is its label.
-    """
+    """Rows of one kind in a folder, one file for each region. The first of `width` columns is the label."""
 
     location: Location
     width: int
@@ -56,13 +48,7 @@ class LabelRecords:
         return np.array(index, np.int64).reshape(-1, 6)
 
     def read(self, part: LabelRange) -> NDArray[np.int64]:
-        """Read the rows of a range of labels from all regions, sorted by label.
-
-        Raises
-        ------
-        OSError
-            If a file is missing or damaged.
-        """
+        """Read a range from all regions, sorted by label; raise an OSError if a file is missing or damaged."""
         batches = [np.zeros((0, self.width), np.int64)]
         for number, index in part.batches:
             content = self.location.read_part(str(number), int(index[0, BEGIN]), int(index[-1, END]))
@@ -86,15 +72,7 @@ class LabelRecords:
 
 @dataclass(frozen=True)
 class LabelRange:
-    """A range of labels, and the batches that contain some of them.
-
-    Attributes
-    ----------
-    lo, hi : int
-        The first label, and the one after the last.
-    batches : tuple of (int, BatchIndex)
-        Regions, and the entries of their indices.
-    """
+    """The labels from `lo` up to `hi`, and for each region the entries of its index that contain some of them."""
 
     lo: int
     hi: int
@@ -102,14 +80,9 @@ class LabelRange:
 
 
 def label_ranges(indices: dict[int, BatchIndex], rows: int = RANGE) -> Iterator[LabelRange]:
-    """Yield consecutive ranges that cover all labels, each with about the same number of rows.
+    """Yield consecutive ranges that cover all labels, given the index of each region.
 
-    Parameters
-    ----------
-    indices : dict of int to BatchIndex
-        The index of each region.
-    rows : int
-        The largest number of rows in a range, except where a single label or the overlap of batches exceeds it.
+    A range has at most so many rows, except where a single label or the overlap of batches exceeds them.
     """
     if not indices:
         return

@@ -42,22 +42,9 @@ class LeaseLost(RuntimeError):
 
 @contextmanager
 def hold_lease(folder: Location) -> Iterator[Lease]:
-    """Hold the lease of a run.
+    """Hold the lease of a run; raise RunInUse if another process holds it, after some seconds if on another machine.
 
-    Parameters
-    ----------
-    folder : Location
-        The run's folder.
-
-    Yields
-    ------
-    Lease
-        Call its `check` regularly, and its `confirm` before an irreversible step.
-
-    Raises
-    ------
-    RunInUse
-        If another process holds the lease. If that process runs on another machine, this takes some seconds.
+    Call the `check` of the lease regularly, and its `confirm` before an irreversible step.
     """
     lease = _take(folder)
     try:
@@ -67,13 +54,7 @@ def hold_lease(folder: Location) -> Iterator[Lease]:
 
 
 def check_free(folder: Location) -> int:
-    """Raise RunInUse if another process holds a run.
-
-    Returns
-    -------
-    int
-        The number of the newest lease, which is abandoned, or 0.
-    """
+    """Return the number of a run's newest lease, which is abandoned, or 0; raise RunInUse if it is held."""
     number = _newest(folder)
     if number and not _is_abandoned(folder, number):
         raise _in_use(folder, number)

@@ -78,8 +78,6 @@ class Location(Protocol):
 def is_remote(address: str | os.PathLike[str]) -> bool:
     """Return whether an address is in an object store.
 
-    Examples
-    --------
     >>> is_remote("s3://bucket/a.zarr"), is_remote("a.zarr"), is_remote("https://example.org/a.zarr")
     (True, False, False)
     """
@@ -90,19 +88,9 @@ def is_remote(address: str | os.PathLike[str]) -> bool:
 def open_location(address: str | os.PathLike[str]) -> Location:
     """Return the location at a path or URL, which need not exist yet.
 
-    Parameters
-    ----------
-    address : str or path
-        A path or ``file://`` URL, or ``s3://`` (``s3a``), ``gs://``, ``az://`` (``azure``, ``abfs``, ``abfss``) with
-        the bucket's name.
+    URLs are ``file://``, or ``s3://`` (``s3a``), ``gs://`` and ``az://`` (``azure``, ``abfs``, ``abfss``) with the name
+    of a bucket; for others, a ValueError is raised.
 
-    Raises
-    ------
-    ValueError
-        If it is another URL, or one without a bucket.
-
-    Examples
-    --------
     >>> open_location("s3a://bucket/images/").at("a.zarr").address
     's3://bucket/images/a.zarr'
     """
@@ -123,8 +111,6 @@ def open_location(address: str | os.PathLike[str]) -> Location:
 def open_parent(address: str | os.PathLike[str]) -> tuple[Location, str]:
     """Return the location that contains the file at a path or URL, and the file's key there.
 
-    Examples
-    --------
     >>> parent, name = open_parent("s3://bucket/tables/a.parquet")
     >>> parent.address, name
     ('s3://bucket/tables', 'a.parquet')
@@ -139,13 +125,7 @@ def open_parent(address: str | os.PathLike[str]) -> tuple[Location, str]:
 
 @dataclass(frozen=True)
 class LocalLocation(Location):
-    """A folder on this machine.
-
-    Parameters
-    ----------
-    path : Path
-        Absolute. It need not exist.
-    """
+    """A folder on this machine, with an absolute path. It need not exist."""
 
     path: Path
 
@@ -260,15 +240,7 @@ def _link(partial: Path, target: Path, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class RemoteLocation(Location):
-    """A prefix in a bucket. It pickles, without credentials.
-
-    Parameters
-    ----------
-    bucket : str
-        The bucket's URL.
-    prefix : str
-        The prefix of all keys, without slashes at its ends; may be empty.
-    """
+    """A prefix, which may be empty, in the bucket with this URL. It pickles, without credentials."""
 
     bucket: str
     prefix: str = ""

@@ -143,13 +143,6 @@ class PrefixStore(ObjectStore[Any]):
     """A prefix of a bucket as a store of Zarr, with readable errors; it reconnects when it is unpickled.
 
     The prefix should be that of an array: Zarr creates groups at all levels from an array up to its store's root.
-
-    Parameters
-    ----------
-    bucket, prefix : str
-        See `dseeds.storage.location.RemoteLocation`.
-    read_only : bool
-        Whether to refuse to write.
     """
 
     def __init__(self, bucket: str, prefix: str, read_only: bool = False) -> None:
@@ -198,19 +191,8 @@ class PrefixStore(ObjectStore[Any]):
 def describe_store_error(address: str) -> Iterator[None]:
     """Turn exceptions of obstore into operating system errors with a readable message.
 
-    Parameters
-    ----------
-    address : str
-        The address to name in the message. It contains no credentials.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the bucket does not exist.
-    PermissionError
-        If the credentials have expired, are wrong, missing or insufficient.
-    ConnectionError
-        If the store cannot be reached, or fails repeatedly.
+    FileNotFoundError: the bucket does not exist. PermissionError: credentials are missing, wrong or expired.
+    ConnectionError: the store cannot be reached, or fails repeatedly.
     """
     try:
         yield

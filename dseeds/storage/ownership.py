@@ -21,20 +21,10 @@ SCRATCH = "scratch"
 def check_overwrite(
     address: str | os.PathLike[str], overwrite: bool, *, is_ours: bool, stranger: str | None = None, kind: str = ""
 ) -> None:
-    """Raise FileExistsError unless what exists at an address may be replaced.
+    """Raise a FileExistsError unless what exists at an address may be replaced.
 
-    Parameters
-    ----------
-    address : str or path
-        Where something exists.
-    overwrite : bool
-        Whether an older output of this program may be replaced.
-    is_ours : bool
-        Whether this program wrote it.
-    stranger : str, optional
-        A file inside it that this program did not write.
-    kind : str, optional
-        What it has to be, where not every output of this program may be replaced, such as ``"a phantom"``.
+    `stranger` is a file inside it that this program did not write. `kind`, such as ``"a phantom"``, is what it has to
+    be, where not every output of this program may be replaced.
     """
     if not is_ours:
         kind = f" as {kind}" if kind else ""
@@ -58,15 +48,7 @@ def check_parent(path: Path, purpose: str = "target") -> None:
 
 
 def check_folder(location: Location, purpose: str = "target") -> None:
-    """Raise unless a folder exists at a location, or can be created there. Prefixes in a bucket always can.
-
-    Raises
-    ------
-    FileExistsError
-        If a link or a file is in the way.
-    FileNotFoundError
-        If the parent folder does not exist.
-    """
+    """Raise an OSError unless a folder exists at a location, or can be created there. In a bucket it always can."""
     if not isinstance(location, LocalLocation):
         return
     path = location.path
@@ -83,26 +65,11 @@ def check_file(
     is_ours: Callable[[Location, str], bool],
     purpose: str = "target",
 ) -> None:
-    """Raise unless a single file may be written at an address.
+    """Raise a FileExistsError or FileNotFoundError unless a single file may be written at an address.
 
-    Parameters
-    ----------
-    address : str or path
-        A path or URL.
-    overwrite : bool
-        Whether an older output of this program may be replaced.
-    is_ours : callable
-        Returns whether the file of this name at this location was written by this program. It may raise
-        FileNotFoundError if the file does not exist, and ValueError or IsADirectoryError if it is something else.
-    purpose : str
-        What the file is, for the message about a missing folder.
-
-    Raises
-    ------
-    FileExistsError
-        If the file exists and was not written by this program, or `overwrite` is not set.
-    FileNotFoundError
-        If the parent folder does not exist.
+    `is_ours` returns whether this program wrote the file of a name at a location. It may raise FileNotFoundError if
+    there is none, and ValueError or IsADirectoryError if it is something else. `purpose` is what the message calls the
+    file.
     """
     location, name = open_parent(address)
     if isinstance(location, LocalLocation):

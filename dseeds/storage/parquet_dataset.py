@@ -31,12 +31,7 @@ _PART = re.compile(r"part-(\d{5,})\.parquet")
 class Dataset:
     """A folder of tables, each stored in numbered parts.
 
-    Attributes
-    ----------
-    location : Location
-        The folder.
-    run : str
-        The run that writes it, as in its marker; empty for a folder that is only read.
+    `run` is the run that writes the folder, as in its marker; it is empty for a folder that is only read.
     """
 
     location: Location
@@ -53,13 +48,7 @@ class Dataset:
         return self.location.at(SCRATCH)
 
     def note(self) -> dict[str, Any]:
-        """Return the note of a complete folder.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder does not exist or is incomplete.
-        """
+        """Return the note of a complete folder; raise a FileNotFoundError if there is none."""
         content = self.location.read(NOTE)
         if content is None:
             raise FileNotFoundError(
@@ -68,15 +57,7 @@ class Dataset:
         return dict(json.loads(content))
 
     def check(self, overwrite: bool) -> None:
-        """Raise unless the folder may be written.
-
-        Raises
-        ------
-        FileExistsError
-            If it holds files of others, or a complete dataset and `overwrite` is not set.
-        FileNotFoundError
-            If the parent folder does not exist.
-        """
+        """Raise a FileExistsError or FileNotFoundError unless the folder may be written."""
         check_folder(self.location, "features")
         names = list(self.location.names())
         if names:
@@ -158,16 +139,9 @@ class Dataset:
         return pa.concat_tables(self.read(name, part, columns) for part in self.parts(name))
 
     def read_rows(self, labels: NDArray[np.int64], columns: Sequence[str], ends: Sequence[tuple[int, int]]) -> pa.Table:
-        """Read the rows of some supervoxels from the feature table.
+        """Read the labels and some columns of the feature table for sorted labels.
 
-        Parameters
-        ----------
-        labels : ndarray of int64
-            The supervoxels' labels, sorted.
-        columns : sequence of str
-            The columns, besides the label.
-        ends : sequence of (int, int)
-            The first and the last label of each part of the table.
+        `ends` are the first and the last label of each part of the table.
         """
         columns = ["label", *columns]
         empty = self.read(TABLE, 0, columns).slice(0, 0)

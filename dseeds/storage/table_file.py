@@ -37,15 +37,7 @@ def write_table_file(address: str | os.PathLike[str], table: pa.Table, kind: str
 
 
 def read_table_file(address: str | os.PathLike[str], kind: str) -> pa.Table:
-    """Read a table of some kind.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If it is not a table of that kind.
-    """
+    """Read a table; raise a FileNotFoundError if it does not exist, a ValueError if it is of another kind."""
     location, name = open_parent(address)
     content = location.read(name)
     if content is None:

@@ -44,15 +44,7 @@ DECODING_ERRORS = (ValueError, RuntimeError, EOFError, LookupError, TypeError)
 
 
 class ScratchCorrupted(Exception):
-    """Data in scratch are missing, torn or corrupt.
-
-    Attributes
-    ----------
-    name : str
-        The array.
-    box : Box
-        The box that could not be read, along the array's first three axes.
-    """
+    """Data in scratch are missing, torn or corrupt, in a box of an array's first three axes."""
 
     def __init__(self, name: str, box: Box, reason: str) -> None:
         super().__init__(name, box, reason)
@@ -84,8 +76,6 @@ def count_bytes(*, read: int = 0, written: int = 0) -> None:
 def chunk_length(extent: int, target: int) -> int:
     """Return the divisor of a region's extent that is closest, as a ratio, to the target length of a chunk.
 
-    Examples
-    --------
     >>> chunk_length(256, 64), chunk_length(250, 64), chunk_length(67, 64)
     (64, 50, 67)
     """
@@ -100,18 +90,9 @@ def region_units(regions: Regions, grid: Grid) -> Triple:
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape, chunking and compression of an array.
+    """The shape, chunking and compression of an array. If `checked`, its chunks have checksums.
 
-    Attributes
-    ----------
-    shape, shard, chunk : tuple of int
-        The first three axes are cut like regions, further ones not at all.
-    dtype : dtype
-        The type of the values.
-    codec : codec
-        The compression of the chunks.
-    checked : bool
-        Whether chunks have a checksum.
+    The first three axes are cut like regions, further ones not at all.
     """
 
     shape: tuple[int, ...]
@@ -204,23 +185,10 @@ def open_arrays(location: Location, name: str, run: str | None) -> tuple[zarr.Ar
 def read_array(
     location: Location, name: str, box: Box, run: str | None = None, *, counted: bool = True
 ) -> NDArray[Any]:
-    """Read a box of an array's first three axes.
+    """Read a box of an array's first three axes, and count its bytes if `counted`.
 
-    Parameters
-    ----------
-    location, name : Location, str
-        The array, and what contains it.
-    box : Box
-        The box to read.
-    run : str, optional
-        The run that created the array, if the location is not one of that run alone.
-    counted : bool
-        Whether to count the bytes as read by the current task.
-
-    Raises
-    ------
-    ScratchCorrupted
-        If data are missing or differ from what was written.
+    `run` is the run that created the array, if the location is not one of that run alone. ScratchCorrupted is raised if
+    data are missing or differ from what was written.
     """
     with describe_store_error(location.address):
         array, _ = open_arrays(location, name, run)
@@ -234,13 +202,7 @@ def read_array(
 
 
 def write_array(location: Location, name: str, box: Box, values: NDArray[Any], run: str | None = None) -> None:
-    """Write a box of an array's first three axes, which no other task writes to.
-
-    Raises
-    ------
-    RuntimeError
-        If the box does not consist of whole shards.
-    """
+    """Write a box of an array's first three axes, which has to consist of whole shards of no other task."""
     with describe_store_error(location.address):
         _, array = open_arrays(location, name, run)
         check_whole_shards(array, box)

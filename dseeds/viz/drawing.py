@@ -33,17 +33,7 @@ GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class Subject:
-    """Supervoxels to draw.
-
-    Attributes
-    ----------
-    labels, image : PlaneReader
-        The supervoxels, and their image if there is one.
-    at : tuple of int
-        The voxel where the planes intersect.
-    orientation : Orientation
-        How the planes are turned.
-    """
+    """Supervoxels to draw, and their image if there is one. The planes intersect in the voxel `at`."""
 
     labels: PlaneReader
     image: PlaneReader | None
@@ -81,14 +71,7 @@ class Sheet:
 def draw(subject: Subject, whole: View, window: tuple[float, float] | None) -> Sheet:
     """Draw a volume, and a detail of it if its supervoxels are too small for contours.
 
-    Parameters
-    ----------
-    subject : Subject
-        What to draw.
-    whole : View
-        The view of the whole volume.
-    window : tuple of float or None
-        Intensities that are black and white. None: percentiles of what is shown.
+    The window is the intensities that are black and white; None: percentiles of what is shown.
     """
     overview = subject.read(whole)
     titles = [f"{section.name}, {AXES[section.axis]} = {subject.at[section.axis]}" for section in overview]
@@ -146,18 +129,8 @@ def _panel(section: Section, colours: Colours, *, contours: bool = False) -> Pic
 
 
 def find_contours(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the pixels whose right or lower neighbour has another label.
+    """Return the pixels (rows, columns) whose right or lower neighbour has another label.
 
-    Parameters
-    ----------
-    labels : ndarray of int, (rows, columns)
-
-    Returns
-    -------
-    ndarray of bool, (rows, columns)
-
-    Examples
-    --------
     >>> find_contours(np.array([[1, 1, 2], [1, 1, 2]])).astype(int).tolist()
     [[0, 1, 0], [0, 1, 0]]
     """

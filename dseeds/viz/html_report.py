@@ -6,16 +6,15 @@ import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jinja2
 import zarr
 
 from dseeds._version import __version__
-from dseeds.convert.describe import describe
+from dseeds.convert.describe import as_mapping, describe
 from dseeds.core.formatting import format_bytes, format_duration, format_shape
 from dseeds.engine.planning import Plan
 from dseeds.engine.report import Report
@@ -49,42 +48,6 @@ SIZES = {
 }
 # Titles of parameters that say more than their keys.
 PARAMETERS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)", "dtype": "data type"}
-
-
-class ReportPicture(NamedTuple):
-    """A picture, embedded as a data URI."""
-
-    title: str
-    uri: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class ReportContent:
-    """All that the page shows; the template reads these fields.
-
-    `planned_tasks` are by stage. `peaks` are the workers' peak memories, the largest first. `histogram` has the first
-    size, the last size and the number of supervoxels of each bin.
-    """
-
-    generator: str
-    name: str
-    target: str
-    supervoxels: int | None
-    plan: Plan | None
-    report: Report | None
-    tiles: list[tuple[str, str]]
-    notes: list[str]
-    pictures: list[list[ReportPicture]]
-    parameters: list[tuple[str, str]]
-    comparison: list[tuple[str, str, str]]
-    planned_tasks: dict[str, int]
-    peaks: list[tuple[str, int]]
-    sizes: list[tuple[str, str]]
-    histogram: list[tuple[int, int, int]]
-    quality: list[tuple[str, str]]
-    structures: list[tuple[str, float]]
 
 
 def html_report(
@@ -157,22 +120,21 @@ def html_report(
     if output is not None:
         check_own_file(os.fspath(output), overwrite)
     opened = image if image is None or isinstance(image, Image) else open_image(image)
-    content = _gather(target, opened, truth, plan, report, sizes, threads)
-    page = _template("report.html.j2").render(vars(content))
+    page = _template().render(_gather(target, opened, truth, plan, report, sizes, threads))
     if output is not None:
         write_own_file(os.fspath(output), page.encode())
     return page
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
+def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["bytes"] = format_bytes
     environment.filters["per_cent"] = lambda part, whole: 100 * part / whole if whole else 0.0
-    return environment.get_template(name)
+    return environment.get_template("report.html.j2")
 
 
 def _gather(
@@ -183,8 +145,8 @@ def _gather(
     report: Report | None,
     sizes: bool,
     threads: int | None,
-) -> ReportContent:
-    """Gather all that the page shows."""
+) -> dict[str, Any]:
+    """Return the variables of the template."""
     description = describe(target)
     labels = open_supervoxels(target)
     record = label_attributes(labels)
@@ -207,25 +169,25 @@ def _gather(
         whole = None if truth is None or image is None else _path_of(image)
         figures = evaluate(os.fspath(target), truth, image=whole, size_bins=BINS, threads=threads)
     supervoxels = report.supervoxels if report else figures.get("supervoxels") or description.get("supervoxels")
-    return ReportContent(
-        generator=f"{MARK} {__version__}",
-        name=labels.name,
-        target=os.fspath(target),
-        supervoxels=supervoxels,
-        plan=plan,
-        report=report,
-        tiles=[] if report is None else _tiles(report),
-        notes=notes,
-        pictures=_embed(draw_sheet(labels, image, size=PANEL, window=window)),
-        parameters=_parameters(description, record),
-        comparison=[] if report is None else _compare(target, plan, report),
-        planned_tasks={} if plan is None else {stage.name: stage.tasks for stage in plan.stages},
-        peaks=[] if report is None else sorted(report.peak_memory.items(), key=lambda item: (-item[1], item[0])),
-        sizes=_titled(figures, SIZES),
-        histogram=_size_bins(figures.get("size_histogram")),
-        quality=_titled(figures, QUALITY),
-        structures=list(figures.get("achievable_dice_per_structure", {}).items()),
-    )
+    return {
+        "generator": f"{MARK} {__version__}",
+        "name": labels.name,
+        "target": os.fspath(target),
+        "supervoxels": supervoxels,
+        "plan": plan,
+        "report": report,
+        "tiles": [] if report is None else _tiles(report),
+        "notes": notes,
+        "pictures": _embed(draw_sheet(labels, image, size=PANEL, window=window)),
+        "parameters": _parameters(description, record),
+        "comparison": [] if report is None else _compare(target, plan, report),
+        "planned_tasks": {} if plan is None else {stage.name: stage.tasks for stage in plan.stages},
+        "peaks": [] if report is None else sorted(report.peak_memory.items(), key=lambda item: (-item[1], item[0])),
+        "sizes": _titled(figures, SIZES),
+        "histogram": _size_bins(figures.get("size_histogram")),
+        "quality": _titled(figures, QUALITY),
+        "structures": list(figures.get("achievable_dice_per_structure", {}).items()),
+    }
 
 
 def _restore(kind: type[Document], values: Any) -> Document | None:
@@ -250,7 +212,6 @@ def _path_of(image: Image) -> str | None:
 
 
 def _tiles(report: Report) -> list[tuple[str, str]]:
-    """Return the most important figures with their captions."""
     tiles = [
         (f"{report.supervoxels:,}", "supervoxels"),
         (format_shape(report.shape), "voxels (z, y, x)"),
@@ -262,10 +223,12 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
     return [*tiles, (format_bytes(peak), "peak memory of a worker")] if peak else tiles
 
 
-def _embed(sheet: Sheet) -> list[list[ReportPicture]]:
-    def picture(title: str, panel: Any) -> ReportPicture:
+def _embed(sheet: Sheet) -> list[list[dict[str, Any]]]:
+    """Return the panels of a sheet with their titles, as data URIs."""
+
+    def picture(title: str, panel: Any) -> dict[str, Any]:
         uri = "data:image/png;base64," + b64encode(encode_png(panel)).decode()
-        return ReportPicture(title, uri, panel.width, panel.height)
+        return {"title": title, "uri": uri, "width": panel.width, "height": panel.height}
 
     return [[picture(title, panel) for title, panel in row] for row in sheet.rows]
 
@@ -273,14 +236,14 @@ def _embed(sheet: Sheet) -> list[list[ReportPicture]]:
 def _parameters(description: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return titles and values of the labels' properties and of the parameters that they were made with."""
     properties = {key: description.get(key) for key in ("format", "shape", "dtype", "spacing", "chunks", "shards")}
-    parameters, source, versions = (_as_mapping(record.get(key)) for key in ("parameters", "source", "versions"))
+    parameters, source, versions = (as_mapping(record.get(key)) for key in ("parameters", "source", "versions"))
     channels = source.get("channels", [source]) if source else []
     derived = {key: value for key, value in parameters.items() if key != "asked"}
     rows = {
-        "source": ", ".join(str(_as_mapping(channel).get("path", "an array in memory")) for channel in channels),
+        "source": ", ".join(str(as_mapping(channel).get("path", "an array in memory")) for channel in channels),
         **properties,
         **derived,
-        **{f"requested {key}": value for key, value in _as_mapping(parameters.get("asked")).items()},
+        **{f"requested {key}": value for key, value in as_mapping(parameters.get("asked")).items()},
         "versions": versions,
     }
     return [
@@ -312,15 +275,11 @@ def _compare(target: Any, plan: Plan | None, report: Report) -> list[tuple[str, 
 
 
 def _actual_values(target: Any, report: Report) -> dict[str, str]:
-    tasks = f"{sum(stage.tasks for stage in report.stages):,}"
+    common = _common_values(report)
     peak = max(report.peak_memory.values(), default=0)
     return {
-        "supervoxels": f"{report.supervoxels:,}",
-        "regions": f"{report.regions:,} of {format_shape(report.region_shape)}",
-        "rounds": str(report.rounds),
-        "tasks": f"{tasks} and {report.skipped:,} skipped" if report.skipped else tasks,
-        "read": format_bytes(sum(stage.read for stage in report.stages)),
-        "written": format_bytes(sum(stage.written for stage in report.stages)),
+        **common,
+        "tasks": f"{common['tasks']} and {report.skipped:,} skipped" if report.skipped else common["tasks"],
         "memory of a worker": format_bytes(peak) if peak else "unknown",
         "labels": format_bytes(_stored_bytes(target)),
         "time": format_duration(report.seconds),
@@ -329,20 +288,25 @@ def _actual_values(target: Any, report: Report) -> dict[str, str]:
 
 def _planned_values(plan: Plan) -> dict[str, str]:
     return {
-        "supervoxels": f"{plan.supervoxels:,}",
-        "regions": f"{plan.regions:,} of {format_shape(plan.region_shape)}",
-        "rounds": str(plan.rounds),
-        "tasks": f"{sum(stage.tasks for stage in plan.stages):,}",
-        "read": format_bytes(sum(stage.read for stage in plan.stages)),
-        "written": format_bytes(sum(stage.written for stage in plan.stages)),
+        **_common_values(plan),
         "memory of a worker": f"{format_bytes(plan.worker_memory)}, up to {format_bytes(plan.worker_limit)} allowed",
         "labels": f"up to {format_bytes(plan.output_bytes)}",
         "time": "not estimated" if plan.seconds is None else f"about {format_duration(plan.seconds)}",
     }
 
 
+def _common_values(document: Plan | Report) -> dict[str, str]:
+    return {
+        "supervoxels": f"{document.supervoxels:,}",
+        "regions": f"{document.regions:,} of {format_shape(document.region_shape)}",
+        "rounds": str(document.rounds),
+        "tasks": f"{sum(stage.tasks for stage in document.stages):,}",
+        "read": format_bytes(sum(stage.read for stage in document.stages)),
+        "written": format_bytes(sum(stage.written for stage in document.stages)),
+    }
+
+
 def _stored_bytes(target: Any) -> int:
-    """Return the size of the stored labels in bytes."""
     location = open_location(target)
     if not is_remote(location.address) and Path(location.address).is_file():
         return Path(location.address).stat().st_size
@@ -364,7 +328,3 @@ def _size_bins(histogram: Mapping[str, Sequence[int]] | None) -> list[tuple[int,
 def _titled(figures: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, str]]:
     values = [(title, figures[key]) for key, title in titles.items() if figures.get(key) is not None]
     return [(title, f"{value:,.0f}" if value == int(value) else f"{value:,.4g}") for title, value in values]
-
-
-def _as_mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -92,19 +92,8 @@ class _FileHandler(_ReadOnlyHandler, StaticFileHandler):
 def serve_files(paths: Mapping[str, Path], ready: Callable[[Mapping[str, str]], None], port: int = 0) -> None:
     """Serve files and folders to this machine until the process receives SIGINT or SIGTERM.
 
-    Parameters
-    ----------
-    paths : dict of str to Path
-        The files and folders by the last part of their URL.
-    ready : callable
-        Called with the URL of each when the server accepts requests.
-    port : int, default 0
-        The port. Default: any free one.
-
-    Raises
-    ------
-    OSError
-        If the port is taken.
+    The keys of `paths` are the last parts of the URLs. `ready` is called with the URLs when the server accepts
+    requests. Port 0 is any free one; an OSError is raised if the port is taken.
     """
     asyncio.run(_serve(paths, ready, port))
 

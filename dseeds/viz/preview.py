@@ -123,7 +123,6 @@ def open_supervoxels(labels: Any) -> Source:
 
 
 def _try_recorded_image(labels: Source) -> Image | None:
-    """Open the image recorded in labels, or warn and return None."""
     try:
         return open_recorded_image(labels)
     except ValueError as error:
@@ -135,10 +134,7 @@ def _try_recorded_image(labels: Source) -> Image | None:
 def open_recorded_image(labels: Source) -> Image:
     """Open the image that labels record as their source.
 
-    Raises
-    ------
-    ValueError
-        If they record none, or it was in memory, cannot be opened or has another shape now.
+    A ValueError is raised if they record none, or it was in memory, cannot be opened or has another shape now.
     """
     attributes = label_attributes(labels)
     if "source" not in attributes:
@@ -190,7 +186,6 @@ def _channel_reader(image: Image, channel: int, at: Triple) -> PlaneReader:
 
 
 def _check_voxel(at: Sequence[int] | None, shape: Triple) -> Triple:
-    """Return the voxel where the planes intersect; raise ValueError outside the volume."""
     if at is None:
         return middle_voxel(shape)
     if len(at) != 3 or not all(0 <= i < n for i, n in zip(at, shape, strict=True)):

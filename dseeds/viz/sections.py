@@ -31,14 +31,9 @@ AxisIndices = tuple[int, NDArray[np.int64]]
 class Orientation:
     """How a volume is turned for viewing: head up, the patient's front up or left, the patient's right left.
 
-    Attributes
-    ----------
-    axes : tuple of int
-        Which of the volume's axes (z, y, x) lie along superior-inferior, anterior-posterior and right-left.
-    flips : tuple of bool
-        For each of (z, y, x), whether it is reversed for viewing.
-    known : bool
-        Whether the orientation is known. If not, planes are shown as they are stored, the first row at the top.
+    `axes` are the volume's axes (z, y, x) that lie along superior-inferior, anterior-posterior and right-left. `flips`
+    says for each of (z, y, x) whether it is reversed for viewing. If the orientation is not known, planes are shown as
+    they are stored, the first row at the top.
     """
 
     axes: Triple = (0, 1, 2)
@@ -63,17 +58,7 @@ class Orientation:
 
 @dataclass(frozen=True)
 class View:
-    """A box of a volume and the scale at which it is shown.
-
-    Attributes
-    ----------
-    lo, hi : tuple of float
-        The box, in voxels along (z, y, x).
-    spacing : tuple of float
-        Voxel size along (z, y, x).
-    pixel : float
-        Pixel size in the same unit.
-    """
+    """A box of a volume, in voxels, and the scale at which it is shown. `pixel` is in the unit of the spacing."""
 
     lo: tuple[float, float, float]
     hi: tuple[float, float, float]
@@ -112,17 +97,7 @@ class View:
 
 
 class PlaneReader:
-    """Reads the planes of a volume that intersect in one voxel.
-
-    Parameters
-    ----------
-    source : Source
-        The volume.
-    at : tuple of int
-        The voxel (z, y, x).
-    channel : int
-        The channel of the source.
-    """
+    """Reads the planes of a channel of a volume that intersect in the voxel `at`."""
 
     def __init__(self, source: Source, at: Triple, channel: int = 0) -> None:
         self.levels = read_resolution_levels(source)
@@ -139,20 +114,9 @@ class PlaneReader:
         return max(fine, key=lambda level: math.prod(level.scale), default=self.levels[0])
 
     def read(self, level: ResolutionLevel, axis: int, rows: AxisIndices, columns: AxisIndices) -> NDArray[Any]:
-        """Read the plane across an axis at some voxels of a level.
+        """Read the plane across an axis at some voxels of a level, in the shape (rows, columns).
 
-        Parameters
-        ----------
-        level : ResolutionLevel
-            One of the volume's levels.
-        axis : int
-            The axis, of (z, y, x), that the plane lies across.
-        rows, columns : (int, ndarray of int64)
-            The two other axes, and the voxels along them, ascending.
-
-        Returns
-        -------
-        ndarray, shape (rows, columns)
+        Rows and columns are each one of the two other axes, and the voxels along it, ascending.
         """
         (down, at_rows), (right, at_columns) = rows, columns
         if not isinstance(level.source, ArraySource | ZarrSource):
@@ -189,22 +153,11 @@ class PlaneReader:
 
 @dataclass(frozen=True)
 class Section:
-    """A plane of labels and of their image.
+    """A plane of labels and of their image, in the shape (rows, columns).
 
-    Attributes
-    ----------
-    name : str
-        The name of the plane.
-    axis, down, right : int
-        The axes, of (z, y, x), that lie across the plane, and down and to the right of it in either direction.
-    labels : ndarray of int64, (rows, columns)
-        The supervoxels; 0 is outside the mask.
-    image : ndarray of float64, (rows, columns), or None
-        The intensities, if there is an image.
-    rows, columns : ndarray of int64
-        The row that each pixel from top to bottom shows, and the column that each pixel from left to right shows.
-    letters : str
-        The directions to the left and to the top, of L, R, A, P, S, I; empty if unknown.
+    `axis` lies across the plane, `down` and `right` lie down and to the right of it, in either direction. `rows` holds
+    the row that each pixel from top to bottom shows, `columns` the column that each pixel from left to right shows.
+    `letters` are the directions to the left and to the top, of L, R, A, P, S, I; empty if unknown.
     """
 
     name: str

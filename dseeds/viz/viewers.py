@@ -17,7 +17,6 @@ import numpy as np
 from dseeds.io import Source, ZarrSource, open_image
 from dseeds.io.labels import check_same_shape
 from dseeds.io.resolution_levels import ResolutionLevel, read_resolution_levels
-from dseeds.storage.location import is_remote
 from dseeds.viz.preview import open_recorded_image, open_supervoxels, recorded_window
 
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com/"
@@ -29,19 +28,7 @@ OPACITY = 0.3
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a viewer.
-
-    Attributes
-    ----------
-    name : str
-        Its name.
-    source : Source
-        Its voxels.
-    labels : bool
-        Whether they are labels.
-    window : tuple of float or None
-        Intensities that are black and white.
-    """
+    """A layer of a viewer. The window is the intensities that are black and white."""
 
     name: str
     source: Source
@@ -50,25 +37,7 @@ class Layer:
 
 
 def open_layers(labels: Any, image: Any = None) -> tuple[list[Layer], str | None]:
-    """Open supervoxels and their image.
-
-    Parameters
-    ----------
-    labels, image
-        As for `preview`.
-
-    Returns
-    -------
-    list of Layer
-        A layer for each source of the image, then the labels.
-    str or None
-        Why there is no image.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `preview`.
-    """
+    """Open a layer for each source of the image, then the labels; also return why there is no image, if so."""
     supervoxels = open_supervoxels(labels)
     reason = None
     try:
@@ -106,10 +75,7 @@ def select_viewable(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:
 def served_path(layer: Layer) -> Path | None:
     """Return the folder or file to serve for a layer, or None if a browser can read its URL itself.
 
-    Raises
-    ------
-    ValueError
-        If Neuroglancer cannot show it.
+    A ValueError is raised if Neuroglancer cannot show it.
     """
     source = layer.source
     if source.path is None or source.kind not in ("zarr", "nifti"):
@@ -117,7 +83,7 @@ def served_path(layer: Layer) -> Path | None:
     if source.dtype.newbyteorder("=").str[1:] not in NEUROGLANCER_DTYPES:
         raise ValueError(f"Neuroglancer does not show voxels of type {source.dtype}, as in {layer.name}.")
     address = _group_address(source)
-    return None if is_remote(address) or "://" in address else Path(address)
+    return None if "://" in address else Path(address)
 
 
 def _group_address(source: Source) -> str:
@@ -129,19 +95,9 @@ def _group_address(source: Source) -> str:
 
 
 def neuroglancer_link(layers: Sequence[Layer], urls: Mapping[int, str]) -> str:
-    """Return the link that opens layers in Neuroglancer.
+    """Return the link that opens layers in Neuroglancer, given the URLs of those that are served, by index.
 
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The layers.
-    urls : dict of int to str
-        The URLs of the layers that are served, by index.
-
-    Returns
-    -------
-    str
-        The state of the viewer is JSON behind ``#!``, see Neuroglancer's documentation.
+    The state of the viewer is JSON behind ``#!``, see Neuroglancer's documentation.
     """
     labels = layers[-1].source
     z, y, x = labels.spacing or (1.0, 1.0, 1.0)
@@ -175,14 +131,7 @@ def _layer_state(layer: Layer, url: str | None) -> dict[str, Any]:
 def serve_layers(layers: Sequence[Layer], ready: Callable[[str], None], port: int = 0) -> None:
     """Serve layers to a browser on this machine until the process receives SIGINT or SIGTERM.
 
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The layers.
-    ready : callable
-        Called with the link to Neuroglancer when the server accepts requests.
-    port : int
-        See `dseeds.viz.http_server.serve_files`.
+    `ready` is called with the link to Neuroglancer when the server accepts requests. Port 0 is any free one.
     """
     from dseeds.viz.http_server import serve_files
 
