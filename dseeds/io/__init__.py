@@ -21,9 +21,6 @@ from dseeds.io.ome_metadata import Frame, Multiscale, Resolution, ome_image_attr
 from dseeds.io.open import open_source
 from dseeds.io.source import ArraySource, Source, Spacing
 
-# The name of `ResampledMask` in dseeds 0.1.
-Stretched = ResampledMask
-
 __all__ = [
     "ArraySource",
     "DicomSource",
@@ -37,7 +34,6 @@ __all__ = [
     "Resolution",
     "Source",
     "Spacing",
-    "Stretched",
     "ZarrSource",
     "check_nifti_target",
     "frame_of",

@@ -68,21 +68,13 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
     level : int, default 0
         The level of an OME-Zarr image; 0 is the full resolution.
 
-    Returns
-    -------
-    Source
-
     Raises
     ------
-    FileNotFoundError
-        If the path does not exist.
     PermissionError, ConnectionError
-        If it may not be read, or its store cannot be reached.
+        If the path may not be read, or its store cannot be reached.
     ValueError
         If the image cannot be read, is not a 3D volume of real numbers, or holds several volumes and `volume`
         is missing.
-    TypeError
-        If `source` is none of the above.
 
     Examples
     --------

@@ -53,36 +53,21 @@ def build_pyramid(
 
     Parameters
     ----------
-    address : str
-        The path or URL of the group.
     method : {"mode", "nearest", "mean"}
         The value of a block: the most frequent label, of several equally frequent ones the smallest, where 0 is a label
         like any other; its first voxel, the one of the lowest z, y and x, as in ``array[::2]``; or the mean intensity,
         of integers rounded to the nearest, halves to the even one, and of floats without NaN.
-    levels : sequence of PyramidLevel, optional
-        The levels. Default: `choose_levels`.
-    spacing : sequence of float, optional
-        The size of a voxel along (z, y, x), for the default levels.
+    levels, spacing
+        The levels. Default: `choose_levels` for this size of a voxel along (z, y, x).
     within : str
         The inner group that holds the array, such as ``"2x"``.
     executor : Executor, optional
         Runs the tasks. Default: one thread of this process.
     run : str, optional
-        The run whose unfinished output the group has to be; a chunk that is missing is damage then.
+        The run whose unfinished output the group has to be, or a RuntimeError is raised; a chunk that is missing is
+        damage then.
     advance : callable
         Called after each of the `pyramid_task_count` tasks.
-
-    Returns
-    -------
-    tuple of Resolution
-        Of the coarser levels, for `dseeds.io.ome_image_attributes`.
-
-    Raises
-    ------
-    ValueError
-        If the method is unknown or does not suit the values, or the array does not have the axes (..., z, y, x).
-    RuntimeError
-        If the group is not the run's, or is no longer unfinished.
 
     Examples
     --------

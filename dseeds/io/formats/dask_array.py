@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from dseeds.core.geometry import triple
 from dseeds.io.formats.ome_zarr import open_zarr
-from dseeds.io.source import IndexBox, Shape, Source, SourceBase, SourceQuery, Spacing, split_channels
+from dseeds.io.source import IndexBox, Shape, Source, SourceQuery, Spacing, UnchunkedSource, split_channels
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, Layout
 
@@ -58,18 +58,16 @@ def _remove(address: str) -> None:
         open_location(address).clear()
 
 
-class DaskSource(SourceBase):
-    """A volume that Dask computes from an array (z, y, x); see `Source`."""
+class DaskSource(UnchunkedSource):
+    """A volume that Dask computes from an array (z, y, x): each process that read it would compute the graph again."""
 
     name = "array"
     kind: Literal["array"] = "array"
     shape: Shape
     dtype: np.dtype
     spacing: Spacing | None
-    affine = path = channels = chunks = shards = None
+    affine = path = channels = None
     labelled = False
-    # Each process that read it would compute the graph again.
-    readable_by_workers = False
 
     def __init__(self, array: da.Array, spacing: Spacing | None = None) -> None:
         self.array, self.spacing = array, spacing

@@ -25,6 +25,7 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 from typing_extensions import override
 
+from dseeds.io.affine import is_affine
 from dseeds.io.formats.file_writer import (
     OURS,
     Content,
@@ -38,9 +39,9 @@ from dseeds.io.source import (
     IndexBox,
     Shape,
     Source,
-    SourceBase,
     SourceQuery,
     Spacing,
+    UnchunkedSource,
     choose_volume,
     convert_to_mm,
     describe_damage,
@@ -73,18 +74,8 @@ _LONGEST_NIFTI1 = 32767
 
 
 @dataclass(frozen=True, eq=False)
-class NiftiSource(SourceBase):
-    """A volume in a NIfTI file, or in another file that nibabel can slice.
-
-    Parameters
-    ----------
-    path : str
-        The file that holds the voxels.
-    stored : tuple
-        Where they are in it.
-    name, shape, dtype, spacing, identity, affine, channels, labelled
-        See `Source`. Voxels are scaled by ``scl_slope`` and ``scl_inter``, as nibabel does.
-    """
+class NiftiSource(UnchunkedSource):
+    """A volume in a NIfTI file, or in another file that nibabel can slice, scaled by slope and intercept."""
 
     path: str
     stored: Stored
@@ -97,9 +88,6 @@ class NiftiSource(SourceBase):
     affine: np.ndarray | None = None
     channels: int | None = None
     labelled: bool = False
-    chunks: None = None
-    shards: None = None
-    readable_by_workers: bool = False
 
     @override
     def reopened(self) -> NiftiSource:
@@ -176,7 +164,7 @@ def _open(image: SpatialImage, header: SpatialHeader, query: SourceQuery) -> tup
 def _select_extra(shape: Sequence[int], query: SourceQuery, where: str) -> tuple[int | slice, ...]:
     """Select along the axes from the fourth on: one position, or all along the axis of channels."""
     # Users number the axes of (..., z, y, x), NIfTI's are (x, y, z, ...).
-    reversed_axis = resolve_channel_axis(shape[::-1], query, where)
+    reversed_axis = resolve_channel_axis(shape[::-1], query.channel_axis, where)
     channels = None if reversed_axis is None else len(shape) - 1 - reversed_axis
     if channels is not None and channels < 3:
         raise ValueError(
@@ -267,15 +255,7 @@ def nifti_run(path: Path) -> str | None:
 
 
 def check_nifti_target(path: Path, overwrite: bool) -> None:
-    """Raise unless a NIfTI file may be written.
-
-    Raises
-    ------
-    FileExistsError
-        If the file exists, and was not written by this program or `overwrite` is not set.
-    FileNotFoundError
-        If the parent folder does not exist.
-    """
+    """Raise unless a NIfTI file may be written; see `check_file_target`."""
     check_file_target(path, overwrite, is_written_by_us)
 
 
@@ -291,37 +271,8 @@ def write_nifti_labels(
 ) -> None:
     """Write labels as NIfTI, with the position in space of the image that they segment.
 
-    Affine, orientation codes, voxel sizes, units and description are the image's. Header extensions are left out,
-    since they describe the image's values. The file appears under its name only once it is complete.
-
-    Parameters
-    ----------
-    path : str or path
-        The file to write or replace, ``.nii`` or ``.nii.gz``.
-    slabs : iterable of (int, ndarray)
-        Labels (dz, y, x) with the number of their first plane, in order and without gaps. One slab is held at a time.
-    image : str, path or nibabel image
-        The image that was segmented. The result is NIfTI-2 if the image is NIfTI-2 or longer than 32767 voxels along
-        an axis, else NIfTI-1.
-    shape : tuple of int
-        Of the labels, along z, y, x.
-    max_label : int, optional
-        The upper bound of the labels. Default: the number of voxels. Labels are stored as int32 if it fits, since many
-        viewers read nothing larger, else as uint32 or uint64.
-    overwrite : bool
-        Whether to replace an older output of this program.
-    run : str
-        An identifier of up to 24 characters that is stored in the file; see `nifti_run`.
-
-    Raises
-    ------
-    ValueError
-        If the name has another ending or is that of the image itself, the image is unreadable or of another
-        shape, the slabs do not make up the volume, or a label is negative or above `max_label`.
-    FileNotFoundError
-        If the image or the folder to write to does not exist.
-    FileExistsError
-        As `check_nifti_target`.
+    Labels are stored as int32 if `max_label`, by default the number of voxels, fits, since many viewers read nothing
+    larger, else as uint32 or uint64. Raises a ValueError if one is negative or above it, and as `write_nifti`.
     """
     top = math.prod(shape) if max_label is None else max_label
     dtype = np.dtype("<i4" if top < 2**31 else "<u4" if top < 2**32 else "<u8")
@@ -342,19 +293,26 @@ def write_nifti(
 ) -> None:
     """Write a volume as NIfTI, with the position in space of the image that it was computed from.
 
+    Affine, orientation codes, voxel sizes, units and description are the image's. Header extensions are left out,
+    since they describe the image's values. The result is NIfTI-2 if the image is, or if it is longer than 32767 voxels
+    along an axis, else NIfTI-1. The file appears under its name only once it is complete.
+
     Parameters
     ----------
-    path, slabs, image, shape, overwrite, run
-        See `write_nifti_labels`.
-    dtype : dtype
-        Of the voxels in the file.
-    labels : bool
-        Whether the header says that the voxels are labels.
+    slabs : iterable of (int, ndarray)
+        Slabs (dz, y, x) with the number of their first plane, in order and without gaps. One is held at a time.
+    run : str
+        An identifier of up to 24 characters that is stored in the file; see `nifti_run`.
 
     Raises
     ------
-    ValueError, FileNotFoundError, FileExistsError
-        See `write_nifti_labels`.
+    ValueError
+        If the name has another ending than ``.nii`` and ``.nii.gz`` or is that of the image itself, the image is
+        unreadable or of another shape, or the slabs do not make up the volume.
+    FileNotFoundError
+        If the image or the folder to write to does not exist.
+    FileExistsError
+        If the file exists, and was not written by this program or `overwrite` is not set.
     """
     target = Path(path)
     if not is_nifti(target.name):
@@ -392,11 +350,7 @@ def _compressed(file: BinaryIO) -> gzip.GzipFile:
 
 
 def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray | None) -> SpatialImage:
-    """Return an image without voxels in memory that has a position in space, for `write_nifti`.
-
-    Shape and spacing are along z, y, x, as in `Source`. Shear, which quaternions cannot express, is kept in ``sform``
-    only.
-    """
+    """Return an image without voxels in memory that has a position in space; only ``sform`` keeps a shear."""
     nifti = nibabel.Nifti1Image if max(shape) <= _LONGEST_NIFTI1 else nibabel.Nifti2Image
     image = nifti(np.broadcast_to(np.uint8(0), shape[::-1]), affine)
     if affine is not None:
@@ -484,8 +438,7 @@ def _read_affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | Non
         return None
     with np.errstate(all="ignore"):
         in_mm = np.asarray(np.diag([1 / per_mm] * 3 + [1.0]) @ affine)
-        volume = np.linalg.det(in_mm[:3, :3])
-    return in_mm if np.isfinite(in_mm).all() and np.isfinite(volume) and volume != 0 else None
+        return in_mm if is_affine(in_mm) else None
 
 
 def _per_mm(header: SpatialHeader) -> float | None:
