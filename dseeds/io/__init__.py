@@ -17,7 +17,7 @@ from dseeds.io.formats.nifti import NiftiSource, check_nifti_target, nifti_run, 
 from dseeds.io.formats.ome_zarr import ZarrSource, frame_of, multiscale_of
 from dseeds.io.image import Image, open_image
 from dseeds.io.mask import Mask, ResampledMask, open_mask
-from dseeds.io.ome_metadata import Frame, Multiscale, Resolution, ome_image_attributes, ome_label_attributes
+from dseeds.io.ome_metadata import Frame, Multiscale, ome_image_attributes, ome_label_attributes
 from dseeds.io.open import open_source
 from dseeds.io.source import ArraySource, Source, Spacing
 
@@ -31,7 +31,6 @@ __all__ = [
     "Multiscale",
     "NiftiSource",
     "ResampledMask",
-    "Resolution",
     "Source",
     "Spacing",
     "ZarrSource",

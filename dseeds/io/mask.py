@@ -104,12 +104,6 @@ def open_mask(mask: object, image: Image) -> Mask:
     A mask is what `dseeds.io.open_source` takes, or booleans or labels. It covers the same field of view as the image,
     with as many voxels or fewer: voxel i of n is inside if voxel ``(2 i + 1) m // (2 n)`` of the mask's m is. Raises as
     `dseeds.io.open_source`, and a ValueError if the mask is finer than the image, or in another position in space.
-
-    >>> from dseeds.io import open_image
-    >>> image = open_image(np.zeros((4, 6, 6)))
-    >>> mask = open_mask(np.ones((2, 3, 6), bool), image)
-    >>> mask.read((slice(1, 3), slice(0, 6), slice(0, 2))).shape
-    (2, 6, 2)
     """
     [source] = open_voxels(mask, SourceQuery(purpose="mask"))
     where = f"the mask {source.path or source.name}"
@@ -124,20 +118,12 @@ def open_mask(mask: object, image: Image) -> Mask:
 
 
 def inside(values: np.ndarray) -> NDArray[np.bool_]:
-    """Return which values of a mask are inside: those that are neither 0 nor NaN.
-
-    >>> inside(np.array([0, 2, -1, np.nan]))
-    array([False,  True,  True, False])
-    """
+    """Return which values of a mask are inside: those that are neither 0 nor NaN."""
     return np.asarray((values != 0) & (values == values))
 
 
 def _mask_indices(side: slice, length: int, own: int) -> NDArray[np.int64]:
-    """Return the mask's voxels along an axis that the image's voxels along a side of a box lie in.
-
-    >>> _mask_indices(slice(0, 7), 7, 3)
-    array([0, 0, 1, 1, 1, 2, 2])
-    """
+    """Return the mask's voxels, along an axis, in which the image's voxels along a side of a box lie."""
     start, stop, _ = side.indices(length)
     return (2 * np.arange(start, stop) + 1) * own // (2 * length)
 

@@ -27,6 +27,7 @@ MILLIMETRES = ("millimeter", "millimeter", "millimeter")
 SpaceAxes = tuple[int | None, int | None, int | None]
 Units = tuple[str | None, str | None, str | None]
 _OTHER_AXES = {"t": "time", "c": "channel"}
+_TRANSFORMATIONS = "coordinateTransformations"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             paths=paths,
             # The transformations of a level come before those of the whole image.
             frames=tuple(
-                _compose_frame(axes, space, (*_transformations(dataset), *_transformations(image)))
+                _compose_frame(axes, space, (*dataset.get(_TRANSFORMATIONS, ()), *image.get(_TRANSFORMATIONS, ())))
                 for dataset in datasets
             ),
             labels="image-label" in ome,
@@ -125,11 +126,6 @@ def _find_space(names: Sequence[str], kinds: Sequence[str | None], where: str) -
         z, y, x = (next((n for n in space if names[n] == axis), None) for axis in AXES)
         return z, y, x
     return (space[0], space[1], space[2]) if len(space) == 3 else (None, space[0], space[1])
-
-
-def _transformations(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    transformations: Sequence[Mapping[str, Any]] = part.get("coordinateTransformations", ())
-    return transformations
 
 
 def _compose_frame(
@@ -199,7 +195,7 @@ def ome_image_attributes(
         "name": name,
         "axes": _describe_axes(axes, (None, None, None) if spacing is None else units),
         "datasets": [
-            {"path": str(path), "coordinateTransformations": _describe_level(full, level, len(axes) - 3)}
+            {"path": str(path), _TRANSFORMATIONS: _describe_level(full, level, len(axes) - 3)}
             for path, level in enumerate((Resolution(), *levels))
         ],
     }

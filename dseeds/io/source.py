@@ -429,11 +429,7 @@ def choose_volume(extra: Mapping[str, int], query: SourceQuery, where: str) -> t
 
 
 def convert_to_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spacing | None:
-    """Divide sizes by the number of their units in a millimetre; return None unless all are known, finite and positive.
-
-    >>> convert_to_mm([2.0, 0.5, 0.5], [1000.0, 1000.0, 1000.0])
-    (0.002, 0.0005, 0.0005)
-    """
+    """Divide sizes by the number of units per millimetre; return None unless all are known, finite and positive."""
     spacing = [float(size) / unit for size, unit in zip(sizes, per_mm, strict=True) if unit is not None]
     if len(spacing) != 3 or not all(math.isfinite(size) and size > 0 for size in spacing):
         return None
@@ -441,11 +437,7 @@ def convert_to_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spa
 
 
 def slab_ranges(depth: int, thickness: int) -> Iterator[tuple[int, int]]:
-    """Cut `depth` planes into slabs of `thickness`; the last one may be thinner.
-
-    >>> list(slab_ranges(5, 2))
-    [(0, 2), (2, 4), (4, 5)]
-    """
+    """Cut `depth` planes into slabs of `thickness`; the last one may be thinner."""
     if thickness < 1:
         raise ValueError(f"a slab holds at least 1 plane, not {thickness}")
     for z0 in range(0, depth, thickness):
@@ -515,8 +507,3 @@ def split_channels(array: Any, query: SourceQuery) -> tuple[Any, ...]:
     require_volume(array.shape, array.dtype, where, query)
     index, channels = select_volume(array.shape, query, where)
     return (array[index],) if channels is None else tuple(move_channels_first(array[index], index, channels))
-
-
-def open_array(array: np.ndarray, query: SourceQuery) -> tuple[ArraySource, ...]:
-    """Open an array in memory: a source for each channel."""
-    return tuple(ArraySource(channel) for channel in split_channels(array, query))

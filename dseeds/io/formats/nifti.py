@@ -6,16 +6,15 @@ order, and a slab of planes is one run of bytes.
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import nibabel
 import numpy as np
@@ -31,6 +30,7 @@ from dseeds.io.formats.file_writer import (
     Content,
     NumberedSlabs,
     check_file_target,
+    compress,
     iterate_in_order,
     partial_file,
 )
@@ -97,28 +97,25 @@ class NiftiSource(UnchunkedSource):
     @override
     def read(self, box: IndexBox) -> np.ndarray:
         # In a compressed file, all planes before the box are decompressed too.
-        with self._opened() as stream, describe_damage(self.path):
+        with describe_damage(self.path), ImageOpener(self.path) as stream:
             return _to_zyx(ArrayProxy(stream, self.stored, mmap=False)[box[::-1]])
 
     @override
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
         # The file is opened once, read forwards, and decompressed once, to its end.
-        with self._opened() as stream:
+        with describe_damage(self.path):
+            stream = ImageOpener(self.path)
+        with stream:
             voxels = ArrayProxy(stream, self.stored, mmap=False)
             for z0, z1 in slab_ranges(self.shape[0], thickness):
                 with describe_damage(self.path):
                     slab = _to_zyx(voxels[:, :, z0:z1])
                 yield z0, slab
             if self.path.lower().endswith(_COMPRESSED):
+                # The checksum, last in the file, is compared only when it is reached.
                 with describe_damage(self.path):
-                    _check_to_end(stream)
-
-    @contextmanager
-    def _opened(self) -> Iterator[ImageOpener]:
-        with describe_damage(self.path):
-            stream = ImageOpener(self.path)
-        with stream:
-            yield stream
+                    while stream.read(1 << 20):
+                        pass
 
 
 def open_nifti_file(path: Path, query: SourceQuery) -> tuple[Source, ...]:
@@ -261,7 +258,7 @@ def check_nifti_target(path: Path, overwrite: bool) -> None:
 
 def write_nifti_labels(
     path: str | os.PathLike[str],
-    slabs: Iterable[tuple[int, np.ndarray]],
+    slabs: NumberedSlabs,
     image: str | os.PathLike[str] | SpatialImage,
     shape: Shape,
     *,
@@ -282,7 +279,7 @@ def write_nifti_labels(
 
 def write_nifti(
     path: str | os.PathLike[str],
-    slabs: Iterable[tuple[int, np.ndarray]],
+    slabs: NumberedSlabs,
     image: str | os.PathLike[str] | SpatialImage,
     shape: Shape,
     *,
@@ -297,22 +294,8 @@ def write_nifti(
     since they describe the image's values. The result is NIfTI-2 if the image is, or if it is longer than 32767 voxels
     along an axis, else NIfTI-1. The file appears under its name only once it is complete.
 
-    Parameters
-    ----------
-    slabs : iterable of (int, ndarray)
-        Slabs (dz, y, x) with the number of their first plane, in order and without gaps. One is held at a time.
-    run : str
-        An identifier of up to 24 characters that is stored in the file; see `nifti_run`.
-
-    Raises
-    ------
-    ValueError
-        If the name has another ending than ``.nii`` and ``.nii.gz`` or is that of the image itself, the image is
-        unreadable or of another shape, or the slabs do not make up the volume.
-    FileNotFoundError
-        If the image or the folder to write to does not exist.
-    FileExistsError
-        If the file exists, and was not written by this program or `overwrite` is not set.
+    Slabs (dz, y, x), each with the number of its first plane, come in order and without gaps; one is held at a time.
+    The identifier of the `run`, of up to 24 characters, is stored in the file; see `nifti_run`.
     """
     target = Path(path)
     if not is_nifti(target.name):
@@ -332,26 +315,9 @@ def write_nifti(
 
 def write_nifti_content(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """Write a volume of any origin as NIfTI; see `dseeds.io.formats.file_writer`."""
-    image = make_placeholder(content.shape, content.spacing, content.affine)
-    header = _new_header(image, content.shape, content.dtype, labels=content.labelled)
-    _write(path, header, iterate_in_order(slabs, content.shape), gzipped=content.name.lower().endswith(".gz"))
-
-
-def _write(path: Path, header: nibabel.Nifti1Header, slabs: Iterable[np.ndarray], *, gzipped: bool) -> None:
-    with path.open("xb") as file, _compressed(file) if gzipped else nullcontext(file) as stream:
-        header.write_to(stream)
-        for slab in slabs:
-            stream.write(np.ascontiguousarray(slab, header.get_data_dtype()).data)
-
-
-def _compressed(file: BinaryIO) -> gzip.GzipFile:
-    # Without a name and a date, so that equal voxels make equal files.
-    return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0)
-
-
-def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray | None) -> SpatialImage:
-    """Return an image without voxels in memory that has a position in space; only ``sform`` keeps a shear."""
+    shape, spacing, affine = content.shape, content.spacing, content.affine
     nifti = nibabel.Nifti1Image if max(shape) <= _LONGEST_NIFTI1 else nibabel.Nifti2Image
+    # Takes no memory, but has the position in space. Only the sform can hold a shear.
     image = nifti(np.broadcast_to(np.uint8(0), shape[::-1]), affine)
     if affine is not None:
         image.set_qform(affine, code=1)
@@ -360,7 +326,15 @@ def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray |
         image.header.set_zooms(spacing[::-1])
     if spacing is not None:
         image.header.set_xyzt_units("mm")
-    return image
+    header = _new_header(image, shape, content.dtype, labels=content.labelled)
+    _write(path, header, iterate_in_order(slabs, shape), gzipped=content.name.lower().endswith(".gz"))
+
+
+def _write(path: Path, header: nibabel.Nifti1Header, slabs: Iterable[np.ndarray], *, gzipped: bool) -> None:
+    with path.open("xb") as file, compress(file, _GZIP_LEVEL) if gzipped else nullcontext(file) as stream:
+        header.write_to(stream)
+        for slab in slabs:
+            stream.write(np.ascontiguousarray(slab, header.get_data_dtype()).data)
 
 
 def _new_header(image: SpatialImage, shape: Shape, dtype: np.dtype, *, labels: bool) -> nibabel.Nifti1Header:
@@ -382,7 +356,7 @@ def _new_header(image: SpatialImage, shape: Shape, dtype: np.dtype, *, labels: b
     return header
 
 
-def _check_labels(slabs: Iterable[tuple[int, np.ndarray]], top: int) -> Iterator[tuple[int, np.ndarray]]:
+def _check_labels(slabs: NumberedSlabs, top: int) -> Iterator[tuple[int, np.ndarray]]:
     for z0, slab in slabs:
         if slab.size and not 0 <= int(slab.min()) <= int(slab.max()) <= top:
             raise ValueError(f"a label in planes {z0} to {z0 + len(slab) - 1} is not between 0 and {top}")
@@ -414,12 +388,6 @@ def _read_raw_header(image: SpatialImage) -> SpatialHeader:
     with describe_damage(path), ImageOpener(path) as stream:
         header: SpatialHeader = type(image.header).from_fileobj(stream, check=False)
     return header
-
-
-def _check_to_end(stream: ImageOpener) -> None:
-    """Read the rest: the checksum, last in the file, is compared only when it is reached."""
-    while stream.read(1 << 20):
-        pass
 
 
 def _read_spacing(header: SpatialHeader) -> Spacing | None:
