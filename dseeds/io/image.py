@@ -14,7 +14,7 @@ from dseeds.io.ome_metadata import Frame
 from dseeds.io.open import open_voxels
 from dseeds.io.source import IndexBox, Kind, Shape, Source, SourceQuery, Spacing, require_channels
 
-# How far sizes and positions of voxels in two files may differ, as a fraction: they may be rounded, or text.
+# How far sizes and positions of voxels in two files may differ, as a fraction: files round them, or store text.
 _TOLERANCE = 1e-3
 
 

@@ -42,7 +42,7 @@ _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], _Opener], ...] = (
 
 
 def open_source(source: object, *, volume: int | None = None, level: int = 0) -> Source:
-    """Open an image as one 3D volume. Its voxels are not loaded, but for formats that can only be read whole.
+    """Open an image as one 3D volume. Voxels are loaded only from formats that must be read whole.
 
     Parameters
     ----------

@@ -18,10 +18,10 @@ import zarr
 from numpy.typing import NDArray
 
 from dseeds.core.dtypes import native_dtype, native_values
-from dseeds.core.geometry import Triple, triple
+from dseeds.core.geometry import Triple
 from dseeds.io.ome_metadata import Resolution
 from dseeds.io.pyramid_kernels import take_means, take_modes
-from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, compute_resolutions
+from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import check_written_by
 from dseeds.storage.location import Location, open_location
@@ -37,10 +37,9 @@ _Slices = tuple[slice, ...]
 
 def build_pyramid(
     address: str,
-    method: str = "mode",
-    levels: Sequence[PyramidLevel] | None = None,
+    method: str,
+    levels: Sequence[PyramidLevel],
     *,
-    spacing: Sequence[float] | None = None,
     within: str = "",
     executor: Executor | None = None,
     run: str = "",
@@ -68,8 +67,6 @@ def build_pyramid(
     )
     full = group.array(0)
     _check_method(full, method)
-    if levels is None:
-        levels = choose_levels(triple(full.shape[-3:]), spacing)
     executor = executor or Executor(1)
     progress, silent = executor.progress, replace(executor, progress=None)
     if progress:

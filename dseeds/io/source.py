@@ -161,7 +161,7 @@ class SourceBase(_Interface):
 
 
 class UnchunkedSource(SourceBase):
-    """The base of sources whose planes are stored one after the other, and that only this process can read."""
+    """The base of sources whose planes are stored one after the other, and which other processes would read slowly."""
 
     chunks = shards = None
     readable_by_workers = False
