@@ -20,11 +20,7 @@ _TOLERANCE = 1e-3
 
 
 def is_affine(affine: np.ndarray) -> bool:
-    """Return whether a matrix is an affine of space that can be inverted.
-
-    >>> is_affine(np.eye(4)), is_affine(np.zeros((4, 4)))
-    (True, False)
-    """
+    """Return whether a matrix is an affine of space that can be inverted."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not (affine[3] == (0, 0, 0, 1)).all():
         return False
     volume = np.linalg.det(affine[:3, :3])
@@ -32,11 +28,7 @@ def is_affine(affine: np.ndarray) -> bool:
 
 
 def voxel_sizes(affine: np.ndarray) -> Spacing:
-    """Return the size of a voxel along z, y, x in millimetres.
-
-    >>> voxel_sizes(np.diag([-0.5, 0.5, 2.0, 1.0]))
-    (2.0, 0.5, 0.5)
-    """
+    """Return the size of a voxel along z, y, x in millimetres."""
     x, y, z = (float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
     return z, y, x
 

@@ -14,7 +14,7 @@ from dseeds.io.ome_metadata import Frame
 from dseeds.io.open import open_voxels
 from dseeds.io.source import IndexBox, Kind, Shape, Source, SourceQuery, Spacing, require_channels
 
-# How far sizes and positions of voxels in two files may differ, as a fraction: they may be rounded, or text.
+# How far sizes and positions of voxels in two files may differ, as a fraction: files round them, or store text.
 _TOLERANCE = 1e-3
 
 
@@ -22,10 +22,7 @@ _TOLERANCE = 1e-3
 class Image:
     """An image of 1 to 16 channels that can be read, axes (z, y, x). Every image pickles.
 
-    Parameters
-    ----------
-    parts : tuple of Source
-        The sources of the channels. Channels that are stored together are one part, and are read at once.
+    Channels that are stored together are one part, and are read at once.
     """
 
     parts: tuple[Source, ...]
@@ -134,31 +131,18 @@ class Image:
 def open_image(
     source: object, *, volume: int | None = None, channel_axis: int | str | None = None, level: int = 0
 ) -> Image:
-    """Open an image of one or several channels; see `dseeds.io.open_source`.
+    """Open an image of one or several channels; raises as `dseeds.io.open_source`.
 
     Parameters
     ----------
     source : source or list of sources
-        What `dseeds.io.open_source` takes. Several sources add their channels, in the same position in space.
-        NIfTI and DICOM with colours (RGB) have three channels.
+        What `dseeds.io.open_source` takes, without labels. Several sources add their channels, no more than 16, which
+        have the same shape and position in space. NIfTI and DICOM with colours (RGB) have three channels.
     volume, level : int, optional
         See `dseeds.io.open_source`; they apply to each of several sources.
     channel_axis : int or str, optional
         The axis of channels, in an array with the axes (..., t, z, y, x); those of NIfTI are reversed to this order, so
         that 0 takes all volumes of a 4D file as channels. In an OME-Zarr image also its name, such as ``"c"``.
-
-    Returns
-    -------
-    Image
-
-    Raises
-    ------
-    FileNotFoundError, PermissionError, ConnectionError, TypeError
-        As `dseeds.io.open_source`.
-    ValueError
-        If an image cannot be read, holds labels or anything else than real numbers, or several volumes without
-        `volume` or `channel_axis`; if there are more than 16 channels; or if they differ in their shapes, in the sizes
-        of their voxels or in their positions.
 
     Examples
     --------

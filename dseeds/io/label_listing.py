@@ -17,10 +17,7 @@ _TRIES = 5
 
 
 def resolve_target(source: Any, target: str | Path | None, into_image: bool | str) -> str | Path:
-    """Return the target, or the address of the labels inside their image.
-
-    Raises a ValueError unless exactly one of the two is set, and as `label_address`.
-    """
+    """Return the target, or the address of labels inside their image; raise a ValueError unless one of both is set."""
     if (target is None) == (into_image is False):
         raise ValueError(
             "labels go either to a target or into their image: pass a target, or into_image (--into-image)."

@@ -25,9 +25,9 @@ TILING_EXTENTS = (256, 192, 128, 96, 64, 32)
 TASK_BYTES = 1 << 29
 
 
-def open_labels(source: Any, *, volume: int | None = None) -> Source:
+def open_labels(source: Any) -> Source:
     """Open labels of any origin: everything that `dseeds.io.open_source` takes, and booleans."""
-    [labels] = open_voxels(source, SourceQuery(volume, purpose="mask"))
+    [labels] = open_voxels(source, SourceQuery(purpose="mask"))
     return labels
 
 

@@ -20,7 +20,7 @@ _TOLERANCE = 0.501
 
 
 class Reader(Protocol):
-    """Reads boxes of a mask."""
+    """A reader of a mask's own voxels: 0 and NaN are outside, all others inside."""
 
     def read(self, box: IndexBox) -> np.ndarray:
         """Read the mask's voxels in a box (z, y, x), in its own resolution."""
@@ -28,17 +28,8 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class ResampledMask:
-    """A mask, which may be coarser than its image, in the image's resolution. It pickles if its reader does.
+    """A mask whose `own` shape may be smaller than its image's, in the image's resolution.
 
-    Parameters
-    ----------
-    reader : Reader
-        Reads the mask's own voxels; 0 and NaN are outside, all others inside.
-    own, shape : tuple of int
-        The mask's own shape and the image's, along z, y, x.
-
-    Examples
-    --------
     >>> from dseeds.io import ArraySource
     >>> mask = ResampledMask(ArraySource(np.array([[[0, 1, 0]]])), (1, 1, 3), (1, 1, 7))
     >>> mask.read((slice(0, 1), slice(0, 1), slice(0, 7))).astype(int)
@@ -63,12 +54,7 @@ class ResampledMask:
 class Mask:
     """The voxels of an image that take part, in its resolution. Every mask pickles.
 
-    Parameters
-    ----------
-    source : Source
-        The mask's own voxels; its shape may be smaller than the image's.
-    shape : tuple of int
-        The image's, along z, y, x.
+    The shape of the mask's source may be smaller than `shape`, the image's.
     """
 
     source: Source
@@ -78,11 +64,6 @@ class Mask:
     def own(self) -> Shape:
         """The mask's own shape along z, y, x."""
         return self.source.shape
-
-    @property
-    def name(self) -> str:
-        """The source's name."""
-        return self.source.name
 
     @property
     def path(self) -> str | None:
@@ -120,28 +101,9 @@ class Mask:
 def open_mask(mask: object, image: Image) -> Mask:
     """Open a mask for an image: voxels that are neither 0 nor NaN are inside.
 
-    Parameters
-    ----------
-    mask : source
-        What `dseeds.io.open_source` takes, and booleans and labels. It covers the same field of view as the image, with
-        as many voxels or fewer: voxel i of n is inside if voxel ``(2 i + 1) m // (2 n)`` of the mask's m is.
-    image : Image
-        The image.
-
-    Raises
-    ------
-    FileNotFoundError, PermissionError, ConnectionError, TypeError
-        As `dseeds.io.open_source`.
-    ValueError
-        If the mask cannot be read, is finer than the image, or has another position in space, if both have one.
-
-    Examples
-    --------
-    >>> from dseeds.io import open_image
-    >>> image = open_image(np.zeros((4, 6, 6)))
-    >>> mask = open_mask(np.ones((2, 3, 6), bool), image)
-    >>> mask.read((slice(1, 3), slice(0, 6), slice(0, 2))).shape
-    (2, 6, 2)
+    A mask is what `dseeds.io.open_source` takes, or booleans or labels. It covers the same field of view as the image,
+    with as many voxels or fewer: voxel i of n is inside if voxel ``(2 i + 1) m // (2 n)`` of the mask's m is. Raises as
+    `dseeds.io.open_source`, and a ValueError if the mask is finer than the image, or in another position in space.
     """
     [source] = open_voxels(mask, SourceQuery(purpose="mask"))
     where = f"the mask {source.path or source.name}"
@@ -156,20 +118,12 @@ def open_mask(mask: object, image: Image) -> Mask:
 
 
 def inside(values: np.ndarray) -> NDArray[np.bool_]:
-    """Return which values of a mask are inside: those that are neither 0 nor NaN.
-
-    >>> inside(np.array([0, 2, -1, np.nan]))
-    array([False,  True,  True, False])
-    """
+    """Return which values of a mask are inside: those that are neither 0 nor NaN."""
     return np.asarray((values != 0) & (values == values))
 
 
 def _mask_indices(side: slice, length: int, own: int) -> NDArray[np.int64]:
-    """Return the mask's voxels along an axis that the image's voxels along a side of a box lie in.
-
-    >>> _mask_indices(slice(0, 7), 7, 3)
-    array([0, 0, 1, 1, 1, 2, 2])
-    """
+    """Return the mask's voxels, along an axis, in which the image's voxels along a side of a box lie."""
     start, stop, _ = side.indices(length)
     return (2 * np.arange(start, stop) + 1) * own // (2 * length)
 

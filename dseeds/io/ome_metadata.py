@@ -27,24 +27,16 @@ MILLIMETRES = ("millimeter", "millimeter", "millimeter")
 SpaceAxes = tuple[int | None, int | None, int | None]
 Units = tuple[str | None, str | None, str | None]
 _OTHER_AXES = {"t": "time", "c": "channel"}
+_TRANSFORMATIONS = "coordinateTransformations"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The position and the size of voxels in a space that has their axes, along z, y, x.
-
-    Attributes
-    ----------
-    spacing : tuple of float
-        Size of a voxel.
-    translation : tuple of float
-        Position of the centre of the first voxel.
-    units : tuple of str or None
-        Units of both, by their names in OME-NGFF; None if unknown.
-    """
+    """The size of a voxel along z, y, x, and the position of the first one's centre, in a space that has these axes."""
 
     spacing: Spacing = (1.0, 1.0, 1.0)
     translation: Spacing = (0.0, 0.0, 0.0)
+    # Of both, by their names in OME-NGFF; None if unknown.
     units: Units = (None, None, None)
 
     @property
@@ -55,45 +47,22 @@ class Frame:
 
 @dataclass(frozen=True)
 class Multiscale:
-    """The metadata of an image.
-
-    Attributes
-    ----------
-    where : str
-        The path or URL of its group.
-    version : str
-        ``"0.5"``, or ``"0.4"`` for that version and those before it.
-    axes : tuple of str
-        The names of the arrays' axes.
-    space : tuple of int or None
-        Which of them are z, y and x.
-    paths : tuple of str
-        The arrays in the group, the full resolution first.
-    frames : tuple of Frame or None
-        The position and size of each array's voxels; None if they are missing or make no sense.
-    labels : bool
-        Whether it is a label image.
-    """
+    """The metadata of the image whose group is at the path or URL `where`; the full resolution comes first."""
 
     where: str
+    # "0.5", or "0.4" for that version and those before it.
     version: str
     axes: tuple[str, ...]
     space: SpaceAxes
     paths: tuple[str, ...]
+    # None if they are missing or make no sense.
     frames: tuple[Frame | None, ...]
     labels: bool
 
 
 def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
-    """Read the attributes of a group.
+    """Read the attributes of a group; raise a ValueError if it is no image, or its metadata are damaged.
 
-    Raises
-    ------
-    ValueError
-        If the group is no image, or its metadata are damaged.
-
-    Examples
-    --------
     >>> scale = {"type": "scale", "scale": [0.5, 0.5, 2.0]}
     >>> axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "xyz"]
     >>> datasets = [{"path": "0", "coordinateTransformations": [scale]}]
@@ -125,7 +94,7 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             paths=paths,
             # The transformations of a level come before those of the whole image.
             frames=tuple(
-                _compose_frame(axes, space, (*_transformations(dataset), *_transformations(image)))
+                _compose_frame(axes, space, (*dataset.get(_TRANSFORMATIONS, ()), *image.get(_TRANSFORMATIONS, ())))
                 for dataset in datasets
             ),
             labels="image-label" in ome,
@@ -159,11 +128,6 @@ def _find_space(names: Sequence[str], kinds: Sequence[str | None], where: str) -
     return (space[0], space[1], space[2]) if len(space) == 3 else (None, space[0], space[1])
 
 
-def _transformations(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    transformations: Sequence[Mapping[str, Any]] = part.get("coordinateTransformations", ())
-    return transformations
-
-
 def _compose_frame(
     axes: Sequence[Mapping[str, Any]], space: SpaceAxes, transformations: Sequence[Mapping[str, Any]]
 ) -> Frame | None:
@@ -192,14 +156,9 @@ def _compose_frame(
 
 @dataclass(frozen=True)
 class Resolution:
-    """A level of a multiscale image, measured in voxels of its full resolution.
+    """A level of a multiscale image, measured in voxels of its full resolution along z, y, x.
 
-    Attributes
-    ----------
-    scale : tuple of float
-        Size of a voxel along z, y, x.
-    offset : tuple of float
-        Position of the centre of the first voxel, from that of the full resolution's first voxel.
+    `scale` is the size of a voxel, `offset` the distance of the first one's centre from that of the full resolution.
     """
 
     scale: Spacing = (1.0, 1.0, 1.0)
@@ -217,34 +176,12 @@ def ome_image_attributes(
     labels: bool = False,
     image: str | None = None,
 ) -> dict[str, Any]:
-    """Describe a Zarr v3 group as an OME-Zarr image (OME-NGFF 0.5) whose levels are the arrays ``0``, ``1`` and so on.
+    """Return the attribute ``ome`` of a Zarr v3 group: an image (OME-NGFF 0.5) of the arrays ``0``, ``1`` and so on.
 
-    Parameters
-    ----------
-    spacing : tuple of float or None
-        Size of a voxel along z, y, x; None for a scale of 1 without a unit.
-    name : str
-        The name for people.
-    translation : tuple of float, optional
-        Position of the centre of the first voxel along z, y, x; without a spacing, in voxels.
-    units : tuple of str or None
-        Units of the spacing and the translation.
-    levels : sequence of Resolution
-        The coarser levels, as `dseeds.io.pyramid.build_pyramid` returns them.
-    axes : str
-        The arrays' axes in the order of OME-NGFF: t, c, z, y and x, of which the first two may be missing.
-    labels : bool
-        Whether it is a label image.
-    image : str, optional
-        For a label image: the path of the image that it belongs to, relative to the group.
+    Spacing, translation and units are those of a `Frame`; without a spacing, the scale is 1 without a unit, and the
+    translation is in voxels. The levels are the coarser ones, the axes t, c, z, y and x in this order, of which the
+    first two may be missing. Labels name the path of the image that they belong to, relative to their group.
 
-    Returns
-    -------
-    dict
-        For the group's attribute ``ome``.
-
-    Examples
-    --------
     >>> coarser = Resolution((1.0, 2.0, 2.0), (0.0, 0.5, 0.5))
     >>> ome = ome_image_attributes(spacing=(2.0, 0.5, 0.5), name="ct.nii.gz", levels=[coarser])
     >>> full, half = ome["multiscales"][0]["datasets"]
@@ -258,7 +195,7 @@ def ome_image_attributes(
         "name": name,
         "axes": _describe_axes(axes, (None, None, None) if spacing is None else units),
         "datasets": [
-            {"path": str(path), "coordinateTransformations": _describe_level(full, level, len(axes) - 3)}
+            {"path": str(path), _TRANSFORMATIONS: _describe_level(full, level, len(axes) - 3)}
             for path, level in enumerate((Resolution(), *levels))
         ],
     }

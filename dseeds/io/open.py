@@ -22,7 +22,7 @@ from dseeds.io.formats.npy import is_npy, open_npy
 from dseeds.io.formats.nrrd import is_nrrd, open_nrrd
 from dseeds.io.formats.ome_zarr import open_zarr, open_zarr_node
 from dseeds.io.formats.tiff import is_tiff, open_tiff
-from dseeds.io.source import Source, SourceQuery, is_zarr, open_array, resolve_address
+from dseeds.io.source import ArraySource, Source, SourceQuery, is_zarr, resolve_address, split_channels
 
 _Opener: TypeAlias = Callable[[Path, SourceQuery], Source | tuple[Source, ...]]
 
@@ -42,7 +42,7 @@ _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], _Opener], ...] = (
 
 
 def open_source(source: object, *, volume: int | None = None, level: int = 0) -> Source:
-    """Open an image as one 3D volume. Its voxels are not loaded, but for formats that can only be read whole.
+    """Open an image as one 3D volume. Voxels are loaded only from formats that must be read whole.
 
     Parameters
     ----------
@@ -68,21 +68,13 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
     level : int, default 0
         The level of an OME-Zarr image; 0 is the full resolution.
 
-    Returns
-    -------
-    Source
-
     Raises
     ------
-    FileNotFoundError
-        If the path does not exist.
-    PermissionError, ConnectionError
-        If it may not be read, or its store cannot be reached.
+    FileNotFoundError, PermissionError, ConnectionError
+        If the path does not exist or may not be read, or its store cannot be reached.
     ValueError
         If the image cannot be read, is not a 3D volume of real numbers, or holds several volumes and `volume`
         is missing.
-    TypeError
-        If `source` is none of the above.
 
     Examples
     --------
@@ -110,7 +102,7 @@ def open_voxels(source: object, query: SourceQuery) -> tuple[Source, ...]:
 def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
     match source:
         case np.ndarray():
-            return open_array(source, query)
+            return tuple(map(ArraySource, split_channels(source, query)))
         case zarr.Array() | zarr.Group():
             return open_zarr_node(source, query)
         case SpatialImage():

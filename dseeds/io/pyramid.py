@@ -18,10 +18,10 @@ import zarr
 from numpy.typing import NDArray
 
 from dseeds.core.dtypes import native_dtype, native_values
-from dseeds.core.geometry import Triple, triple
+from dseeds.core.geometry import Triple
 from dseeds.io.ome_metadata import Resolution
 from dseeds.io.pyramid_kernels import take_means, take_modes
-from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, compute_resolutions
+from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import check_written_by
 from dseeds.storage.location import Location, open_location
@@ -37,10 +37,9 @@ _Slices = tuple[slice, ...]
 
 def build_pyramid(
     address: str,
-    method: str = "mode",
-    levels: Sequence[PyramidLevel] | None = None,
+    method: str,
+    levels: Sequence[PyramidLevel],
     *,
-    spacing: Sequence[float] | None = None,
     within: str = "",
     executor: Executor | None = None,
     run: str = "",
@@ -53,47 +52,14 @@ def build_pyramid(
 
     Parameters
     ----------
-    address : str
-        The path or URL of the group.
     method : {"mode", "nearest", "mean"}
-        The value of a block: the most frequent label, of several equally frequent ones the smallest, where 0 is a label
-        like any other; its first voxel, the one of the lowest z, y and x, as in ``array[::2]``; or the mean intensity,
-        of integers rounded to the nearest, halves to the even one, and of floats without NaN.
-    levels : sequence of PyramidLevel, optional
-        The levels. Default: `choose_levels`.
-    spacing : sequence of float, optional
-        The size of a voxel along (z, y, x), for the default levels.
+        The value of a block: the most frequent label (`take_modes`), where 0 is a label like any other; its first
+        voxel, the one of the lowest z, y and x, as in ``array[::2]``; or the mean intensity (`take_means`).
     within : str
         The inner group that holds the array, such as ``"2x"``.
-    executor : Executor, optional
-        Runs the tasks. Default: one thread of this process.
     run : str, optional
-        The run whose unfinished output the group has to be; a chunk that is missing is damage then.
-    advance : callable
-        Called after each of the `pyramid_task_count` tasks.
-
-    Returns
-    -------
-    tuple of Resolution
-        Of the coarser levels, for `dseeds.io.ome_image_attributes`.
-
-    Raises
-    ------
-    ValueError
-        If the method is unknown or does not suit the values, or the array does not have the axes (..., z, y, x).
-    RuntimeError
-        If the group is not the run's, or is no longer unfinished.
-
-    Examples
-    --------
-    >>> import tempfile, zarr
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     labels = zarr.create_array(f"{folder}/0", data=np.array([[[1, 1, 2, 2, 2]]], np.uint32))
-    ...     resolutions = build_pyramid(folder, levels=[PyramidLevel((1, 1, 3), (1, 1, 2))])
-    ...     zarr.open_array(f"{folder}/1")[:]
-    array([[[1, 2, 2]]], dtype=uint32)
-    >>> resolutions
-    (Resolution(scale=(1.0, 1.0, 2.0), offset=(0.0, 0.0, 0.5)),)
+        The run whose unfinished output the group has to be, or a RuntimeError is raised; a chunk that is missing is
+        damage then.
     """
     # Each process caches the arrays of a run.
     group = _LevelGroup(
@@ -101,14 +67,16 @@ def build_pyramid(
     )
     full = group.array(0)
     _check_method(full, method)
-    if levels is None:
-        levels = choose_levels(triple(full.shape[-3:]), spacing)
     executor = executor or Executor(1)
     progress, silent = executor.progress, replace(executor, progress=None)
     if progress:
         progress.begin(PYRAMID_STAGE, pyramid_task_count(full.shape, full.chunks, full.shards or full.chunks, levels))
     for number, level in enumerate(levels, 1):
-        for _ in _write_level(group, full, number, level, method, silent):
+        array = group.create(full, number, level)
+        total = math.prod(_region_counts(array.shape, array.shards or array.chunks))
+        calls = ((group, number, method, level.factors, task) for task in range(total))
+        for read, written in silent.map_unordered(PYRAMID_STAGE, build_pyramid_region, calls, total):
+            count_bytes(read=read, written=written)
             advance()
             if progress:
                 progress.advance(PYRAMID_STAGE)
@@ -119,7 +87,7 @@ def build_pyramid(
 
 @dataclass(frozen=True)
 class _LevelGroup:
-    """The group of the levels, whose arrays each process opens for itself."""
+    """The group that holds the levels; each process opens its arrays for itself."""
 
     location: Location
     prefix: str
@@ -158,19 +126,8 @@ class _LevelGroup:
         sync_shards(self.location, f"{self.prefix}{level}", region, self.run)
 
 
-def _write_level(
-    group: _LevelGroup, full: zarr.Array, number: int, level: PyramidLevel, method: str, executor: Executor
-) -> Iterator[None]:
-    """Create a level and write it, one step per task."""
-    total = math.prod(_region_counts(group.create(full, number, level)))
-    calls = ((group, number, method, level.factors, task) for task in range(total))
-    for read, written in executor.map_unordered(PYRAMID_STAGE, build_pyramid_region, calls, total):
-        count_bytes(read=read, written=written)
-        yield
-
-
 def build_pyramid_region(group: _LevelGroup, level: int, method: str, factors: Triple, number: int) -> tuple[int, int]:
-    """Write a region of a level; return how many bytes were read and written."""
+    """Write a region of a level; return the numbers of bytes read and written."""
     # Arrays of other programs may lack chunks that hold only the fill value.
     source, array = group.array(level - 1, complete=group.checked), group.array(level)
     region = _region(array, number)
@@ -190,8 +147,7 @@ def pyramid_task_count(
     count = 0
     for level in levels:
         coarse = (*shape[:-3], *level.shape)
-        sides = _region_shape(cut_regions(coarse, chunks, shards)[1])
-        count += math.prod(-(-n // side) for n, side in zip(coarse, sides, strict=True))
+        count += math.prod(_region_counts(coarse, cut_regions(coarse, chunks, shards)[1]))
     return count
 
 
@@ -220,14 +176,13 @@ def _region_shape(shards: Sequence[int]) -> tuple[int, ...]:
     return tuple(s * max(1, _MIN_EXTENT // s) if axis >= len(shards) - 3 else s for axis, s in enumerate(shards))
 
 
-def _region_counts(array: zarr.Array) -> tuple[int, ...]:
-    sides = _region_shape(array.shards or array.chunks)
-    return tuple(-(-n // side) for n, side in zip(array.shape, sides, strict=True))
+def _region_counts(shape: Sequence[int], shards: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-(-n // side) for n, side in zip(shape, _region_shape(shards), strict=True))
 
 
 def _region(array: zarr.Array, number: int) -> _Slices:
-    sides = _region_shape(array.shards or array.chunks)
-    corner = np.unravel_index(number, _region_counts(array))
+    shards = array.shards or array.chunks
+    sides, corner = _region_shape(shards), np.unravel_index(number, _region_counts(array.shape, shards))
     return tuple(
         slice(int(i) * side, min(int(i) * side + side, n))
         for i, side, n in zip(corner, sides, array.shape, strict=True)
@@ -245,7 +200,7 @@ def _pieces(region: _Slices, chunks: Sequence[int], factors: Triple) -> Iterator
 
 
 def _reduce(source: zarr.Array, piece: _Slices, method: str, factors: Triple, out: NDArray[Any]) -> int:
-    """Compute a piece of a level from the level before it; return how many bytes were read."""
+    """Compute a piece of a level from the level before it; return the number of bytes read."""
     blocks = tuple(
         slice(side.start * f, min(side.stop * f, n))
         for side, f, n in zip(piece[-3:], factors, source.shape[-3:], strict=True)

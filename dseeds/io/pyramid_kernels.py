@@ -13,19 +13,10 @@ from dseeds.core.jit import jit
 
 @jit
 def take_modes(values: NDArray[Any], factors: Triple, out: NDArray[Any]) -> None:
-    """Write the most frequent label of each block; of several equally frequent ones the smallest.
+    """Write the most frequent label of each block of `factors` voxels; of several equally frequent ones the smallest.
 
-    Parameters
-    ----------
-    values : ndarray of int, shape (z, y, x)
-        Labels. Blocks at the upper ends may be incomplete, but none is empty.
-    factors : tuple of int
-        Voxels of a block along (z, y, x).
-    out : ndarray, shape (z, y, x)
-        Receives the labels, in the same dtype. Voxels beyond its blocks are left out.
+    Blocks at the upper ends may be incomplete. Voxels beyond the blocks of `out`, of the same dtype, are left out.
 
-    Examples
-    --------
     >>> labels, out = np.array([[[7, 7, 3, 7, 5, 2]]]), np.zeros((1, 1, 2), np.int64)
     >>> take_modes(labels, (1, 1, 4), out)
     >>> out
@@ -67,20 +58,11 @@ def _mode(block: NDArray[Any], count: int) -> Any:
 
 
 def take_means(values: NDArray[Any], factors: Triple, out: NDArray[Any]) -> None:
-    """Write the mean of each block: exact and rounded to the nearest integer, or of floats summed in a fixed order.
+    """Write the mean of each block of `factors` voxels, of the same dtype; blocks are those of `take_modes`.
 
-    Parameters
-    ----------
-    values : ndarray of int, float32 or float64, shape (z, y, x)
-        Intensities. Blocks at the upper ends may be incomplete, but none is empty.
-    factors : tuple of int
-        Voxels of a block along (z, y, x).
-    out : ndarray, shape (z, y, x)
-        Receives the means, in the same dtype. Halves are rounded to the even integer. Floats are summed along x, y and
-        z, in this order, in 64 bits, without those that are NaN; where all are, the mean is NaN.
+    Means of integers are exact, and rounded to the nearest integer, halves to the even one. Floats are summed along x,
+    y and z, in this order, in 64 bits, without those that are NaN; where all are, the mean is NaN.
 
-    Examples
-    --------
     >>> values, out = np.array([[[1, 2, 3, 4, -7]]], np.int16), np.zeros((1, 1, 3), np.int16)
     >>> take_means(values, (1, 1, 2), out)
     >>> out

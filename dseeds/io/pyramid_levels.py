@@ -19,15 +19,7 @@ TOP_EXTENT, THIN_EXTENT = 256, 64
 
 @dataclass(frozen=True)
 class PyramidLevel:
-    """A coarser level to write; `factors` are whole numbers, in voxels of the level before it.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Voxels along (z, y, x).
-    factors : tuple of int
-        Voxels of the level before, along (z, y, x), that make up one of its voxels.
-    """
+    """A coarser level to write; one of its voxels is made of `factors` voxels of the level before it."""
 
     shape: Triple
     factors: Triple

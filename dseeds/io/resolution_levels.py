@@ -17,13 +17,7 @@ from dseeds.io.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class ResolutionLevel(Resolution):
-    """A stored level to read from; `scale` and `offset` are in voxels of the finest level, and need not be whole.
-
-    Attributes
-    ----------
-    source : Source
-        The voxels.
-    """
+    """A stored level to read from; `scale` and `offset` are in voxels of the finest level, and need not be whole."""
 
     source: Source
 

@@ -5,8 +5,7 @@ its first bytes, and one that opens it for a `SourceQuery` and returns a `Source
 
 - checks the array with `require_volume`, before anything large is allocated;
 - chooses the volume and the channels in it with `select_volume`, or with `select_named_volume` if its axes have names;
-- reads within `describe_damage`, so that any error of a library becomes a ValueError of one sentence that names the
-  file;
+- reads within `describe_damage`, so that any error of a library becomes a ValueError that names the file;
 - imports an optional package with `dseeds.core.optional.import_optional`.
 
 A format whose files hold an array each only implements `dseeds.io.formats.file_source.Voxels`; `FileSource` does the
@@ -25,7 +24,7 @@ import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -49,15 +48,10 @@ _LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5)",
 
 @dataclass(frozen=True)
 class SourceQuery:
-    """Which volume of a file or array to read, and what for.
+    """Which volume of a file or array to read, as in `dseeds.io.open_image`, and for which purpose.
 
-    Parameters
-    ----------
-    volume, channel_axis, level
-        See `dseeds.io.open_image`.
-    purpose : {"volume", "image", "mask", "copy"}
-        What the voxels may be: a volume holds anything but booleans, an image neither booleans nor labels, a mask and
-        a copy anything. Only an image and a copy may have several channels.
+    A volume holds anything but booleans, an image neither booleans nor labels, a mask and a copy anything. Only an
+    image and a copy may have several channels.
     """
 
     volume: int | None = None
@@ -128,49 +122,21 @@ class Source(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Tells this source from others and from later states of itself; can be written as JSON."""
+        """What distinguishes this source from others and from later states of itself; can be written as JSON."""
 
     def reopened(self) -> Source:
         """Return the same source as it is now."""
 
     def read(self, box: IndexBox) -> np.ndarray:
-        """Read the voxels in a box.
+        """Read the voxels in a box: an array of the source's `dtype`, which may be a read-only view.
 
-        Parameters
-        ----------
-        box : tuple of slice
-            Along z, y, x, with a step of 1.
-
-        Returns
-        -------
-        ndarray, (z, y, x)
-            Of the source's `dtype`; may be a read-only view.
-
-        Raises
-        ------
-        ValueError
-            If the stored data are damaged.
+        Raises a ValueError if the stored data are damaged.
         """
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Read the volume once from top to bottom, one slab at a time.
+        """Read the volume once from top to bottom: slabs of `thickness` planes, each after its first plane's number.
 
-        Parameters
-        ----------
-        thickness : int
-            Planes in a slab; the last one may have fewer.
-
-        Yields
-        ------
-        z0 : int
-            The slab's first plane.
-        slab : ndarray, (dz, y, x)
-            Of the source's `dtype`; may be a read-only view.
-
-        Raises
-        ------
-        ValueError
-            If the stored data are damaged, or `thickness` is less than 1.
+        The last slab may be thinner. Slabs are as `read` returns them, and raise the same errors.
         """
 
 
@@ -194,11 +160,17 @@ class SourceBase(_Interface):
             yield z0, self.read((slice(z0, z1), slice(None), slice(None)))
 
 
+class UnchunkedSource(SourceBase):
+    """The base of sources whose planes are stored one after the other, and which other processes would read slowly."""
+
+    chunks = shards = None
+    readable_by_workers = False
+
+
 class IndexedSource(SourceBase):
     """The base of sources whose volume an index selects from an array: whole axes for z, y, x and channels.
 
-    Subclasses have the fields `index` and `channel_axis`, and may have `space`, the axes of z, y and x if they are in
-    another order, or missing.
+    Subclasses may have the field `space`, the axes of z, y and x if they are in another order, or missing.
     """
 
     index: tuple[int | slice, ...]
@@ -245,16 +217,8 @@ class IndexedSource(SourceBase):
 
 
 @dataclass(frozen=True, eq=False)
-class ArraySource(SourceBase):
-    """A volume in the memory of this process; see `Source`.
-
-    Parameters
-    ----------
-    array : ndarray, (z, y, x)
-        The voxels, not copied.
-    name, kind, spacing, affine, labelled
-        See `Source`.
-    """
+class ArraySource(UnchunkedSource):
+    """A volume (z, y, x) in the memory of this process, not copied; see `Source`."""
 
     array: np.ndarray
     name: str = "array"
@@ -262,11 +226,7 @@ class ArraySource(SourceBase):
     spacing: Spacing | None = None
     affine: np.ndarray | None = None
     labelled: bool = False
-    path: None = None
-    channels: None = None
-    chunks: None = None
-    shards: None = None
-    readable_by_workers: bool = False
+    path = channels = None
 
     @property
     @override
@@ -354,17 +314,16 @@ def require_file_length(path: Path, needed: int, expansion: float = 1) -> None:
 
 
 def select_volume(shape: Sequence[int], query: SourceQuery, where: str) -> tuple[tuple[int | slice, ...], int | None]:
-    """Select the volume in an array whose axes have no names, such as (..., z, y, x).
+    """Return the index that selects the volume in an array whose axes have no names, and the axis of channels.
 
-    Returns an index, which has whole axes for z, y, x and channels and a position on every other, and the axis of
-    channels.
+    The index has whole axes for z, y, x and channels, and a position on every other axis.
 
     >>> select_volume((1, 5, 30, 40, 50), SourceQuery(volume=4), "the array")
     ((0, 4, slice(None, None, None), slice(None, None, None), slice(None, None, None)), None)
     >>> select_volume((30, 40, 50, 3), SourceQuery(channel_axis=-1), "the array")[1]
     3
     """
-    channels = resolve_channel_axis(shape, query, where)
+    channels = resolve_channel_axis(shape, query.channel_axis, where)
     axes = [axis for axis in range(len(shape)) if axis != channels]
     if len(axes) < 3:
         raise ValueError(
@@ -392,13 +351,13 @@ def select_named_volume(
     >>> select_named_volume("tzyx", (2, 30, 40, 50), {1, 2, 3}, SourceQuery(volume=1), "the array")[0]
     (1, slice(None, None, None), slice(None, None, None), slice(None, None, None))
     """
-    axis = with_all_channels(query, axes, shape, space).channel_axis
+    axis = _default_channel_axis(query, axes, shape, space) if query.channel_axis is None else query.channel_axis
     if isinstance(axis, str):
         if axis not in axes:
             listed = shorten(", ".join(axes))
             raise ValueError(f"{where} has no axis {shorten(axis, 40)!r} for channels: its axes are {listed}")
         axis = axes.index(axis)
-    channels = resolve_channel_axis(shape, replace(query, channel_axis=axis), where)
+    channels = resolve_channel_axis(shape, axis, where)
     if channels is not None and channels in space:
         raise ValueError(
             f"{where} has {axes[channels]} as its axis {channels}, which cannot be that of channels: "
@@ -411,9 +370,17 @@ def select_named_volume(
     return tuple(positions.get(name, slice(None)) for name in axes), channels
 
 
-def resolve_channel_axis(shape: Sequence[int], query: SourceQuery, where: str) -> int | None:
+def _default_channel_axis(
+    query: SourceQuery, axes: Sequence[str], shape: Sequence[int], space: Collection[int]
+) -> str | None:
+    """Return ``c`` for a copy of an array with such an axis, unless the query chooses a volume along it."""
+    longer = [axis for n, axis in enumerate(axes) if n not in space and shape[n] > 1]
+    is_volume_axis = query.volume is not None and len(longer) == 1
+    return "c" if query.purpose == "copy" and "c" in longer and not is_volume_axis else None
+
+
+def resolve_channel_axis(shape: Sequence[int], axis: int | str | None, where: str) -> int | None:
     """Return the axis of channels, counted from 0; None without one."""
-    axis = query.channel_axis
     if axis is None:
         return None
     if isinstance(axis, str):
@@ -433,10 +400,7 @@ def move_channels_first(values: np.ndarray, index: Sequence[int | slice], channe
 
 
 def choose_volume(extra: Mapping[str, int], query: SourceQuery, where: str) -> tuple[int, ...]:
-    """Choose a position on each axis besides z, y, x and channels. At most one is not 0.
-
-    `extra` holds the sizes of these axes by name.
-    """
+    """Choose a position on each of the `extra` axes, given as sizes by name. At most one is not 0."""
     longer = {name: size for name, size in extra.items() if size > 1}
     may_be_channels = query.allows_channels and query.channel_axis is None
     axis = "channel_axis='c' (--channel-axis c)" if "c" in longer else "channel_axis= (--channel-axis)"
@@ -464,27 +428,8 @@ def choose_volume(extra: Mapping[str, int], query: SourceQuery, where: str) -> t
     return tuple(volume if name in longer else 0 for name in extra)
 
 
-def with_all_channels(
-    query: SourceQuery, axes: Sequence[str], shape: Sequence[int], space: Collection[int]
-) -> SourceQuery:
-    """Return the query for a copy with the axis ``c``, unless the query chooses a volume along that axis.
-
-    >>> with_all_channels(SourceQuery(purpose="copy"), "czyx", (2, 30, 40, 50), {1, 2, 3}).channel_axis
-    'c'
-    """
-    longer = [axis for n, axis in enumerate(axes) if n not in space and shape[n] > 1]
-    is_settled = query.channel_axis is not None or (query.volume is not None and len(longer) == 1)
-    if query.purpose != "copy" or is_settled or "c" not in longer:
-        return query
-    return replace(query, channel_axis="c")
-
-
 def convert_to_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spacing | None:
-    """Divide sizes by the number of their units in a millimetre; return None unless all are known, finite and positive.
-
-    >>> convert_to_mm([2.0, 0.5, 0.5], [1000.0, 1000.0, 1000.0])
-    (0.002, 0.0005, 0.0005)
-    """
+    """Divide sizes by the number of units per millimetre; return None unless all are known, finite and positive."""
     spacing = [float(size) / unit for size, unit in zip(sizes, per_mm, strict=True) if unit is not None]
     if len(spacing) != 3 or not all(math.isfinite(size) and size > 0 for size in spacing):
         return None
@@ -492,11 +437,7 @@ def convert_to_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spa
 
 
 def slab_ranges(depth: int, thickness: int) -> Iterator[tuple[int, int]]:
-    """Cut `depth` planes into slabs of `thickness`; the last one may be thinner.
-
-    >>> list(slab_ranges(5, 2))
-    [(0, 2), (2, 4), (4, 5)]
-    """
+    """Cut `depth` planes into slabs of `thickness`; the last one may be thinner."""
     if thickness < 1:
         raise ValueError(f"a slab holds at least 1 plane, not {thickness}")
     for z0 in range(0, depth, thickness):
@@ -566,8 +507,3 @@ def split_channels(array: Any, query: SourceQuery) -> tuple[Any, ...]:
     require_volume(array.shape, array.dtype, where, query)
     index, channels = select_volume(array.shape, query, where)
     return (array[index],) if channels is None else tuple(move_channels_first(array[index], index, channels))
-
-
-def open_array(array: np.ndarray, query: SourceQuery) -> tuple[ArraySource, ...]:
-    """Open an array in memory: a source for each channel."""
-    return tuple(ArraySource(channel) for channel in split_channels(array, query))

@@ -146,11 +146,11 @@ def test_arrays_without_levels_are_refused(tmp_path):
     write(tmp_path / "flat", np.zeros((4, 4), np.uint8), (4, 4))
     write(tmp_path / "floats", np.zeros((4, 4, 4), np.float32), (4, 4, 4))
     with pytest.raises(ValueError, match="three axes"):
-        build_pyramid(str(tmp_path / "flat"))
+        build_pyramid(str(tmp_path / "flat"), "mode", [])
     with pytest.raises(ValueError, match="have no mode"):
-        build_pyramid(str(tmp_path / "floats"))
+        build_pyramid(str(tmp_path / "floats"), "mode", [])
     with pytest.raises(ValueError, match="not 'median'"):
-        build_pyramid(str(tmp_path / "floats"), "median")
+        build_pyramid(str(tmp_path / "floats"), "median", [])
 
 
 def test_damage_is_reported(tmp_path):
@@ -158,4 +158,4 @@ def test_damage_is_reported(tmp_path):
     [chunk] = [path for path in (tmp_path / "a" / "0" / "c").rglob("*") if path.is_file()]
     chunk.write_bytes(chunk.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"cannot be read back .*damaged since"):
-        build_pyramid(str(tmp_path / "a"), levels=[PyramidLevel((2, 2, 2), (2, 2, 2))])
+        build_pyramid(str(tmp_path / "a"), "mode", [PyramidLevel((2, 2, 2), (2, 2, 2))])

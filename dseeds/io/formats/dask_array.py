@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from dseeds.core.geometry import triple
 from dseeds.io.formats.ome_zarr import open_zarr
-from dseeds.io.source import IndexBox, Shape, Source, SourceBase, SourceQuery, Spacing, split_channels
+from dseeds.io.source import IndexBox, Shape, Source, SourceQuery, Spacing, UnchunkedSource, split_channels
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, Layout
 
@@ -31,8 +31,7 @@ _SHARED: set[BlockFolder] = set()
 class BlockFolder:
     """A folder, or prefix in an object store, that is removed once this process no longer refers to it.
 
-    Another process that it was sent to, where it is not its `own`, may need it for longer; such a folder stays until
-    this process ends.
+    Once sent to another process, whose `own` it is not, it stays until this process ends.
     """
 
     def __init__(self, address: str, own: bool = True) -> None:
@@ -58,18 +57,16 @@ def _remove(address: str) -> None:
         open_location(address).clear()
 
 
-class DaskSource(SourceBase):
-    """A volume that Dask computes from an array (z, y, x); see `Source`."""
+class DaskSource(UnchunkedSource):
+    """A volume that Dask computes from an array (z, y, x): each process that read it would compute the graph again."""
 
     name = "array"
     kind: Literal["array"] = "array"
     shape: Shape
     dtype: np.dtype
     spacing: Spacing | None
-    affine = path = channels = chunks = shards = None
+    affine = path = channels = None
     labelled = False
-    # Each process that read it would compute the graph again.
-    readable_by_workers = False
 
     def __init__(self, array: da.Array, spacing: Spacing | None = None) -> None:
         self.array, self.spacing = array, spacing
@@ -100,11 +97,7 @@ class DaskSource(SourceBase):
 
 
 def open_dask_array(array: da.Array, query: SourceQuery, spacing: Spacing | None = None) -> tuple[DaskSource, ...]:
-    """Open a Dask array as `dseeds.io.open_source` opens arrays. Nothing is computed.
-
-    >>> [source.shape for source in open_dask_array(da.zeros((4, 5, 6, 2)), SourceQuery(channel_axis=-1))]
-    [(4, 5, 6), (4, 5, 6)]
-    """
+    """Open a Dask array as `dseeds.io.open_source` opens arrays. Nothing is computed."""
     if any(math.isnan(n) for n in array.shape):
         where = "the mask" if query.purpose == "mask" else "the array"
         raise ValueError(f"{where} has chunks of unknown sizes: compute them with its method compute_chunk_sizes()")
@@ -114,10 +107,9 @@ def open_dask_array(array: da.Array, query: SourceQuery, spacing: Spacing | None
 def store_dask_array(
     arrays: Mapping[str, da.Array], address: str, scheduler: Any = None, **more: Any
 ) -> dict[str, str]:
-    """Compute arrays (z, y, x) together, and store each by its name in a folder or prefix, as Zarr, block by block.
+    """Compute arrays (z, y, x) together, store each by its name in a folder or prefix, as Zarr, and return addresses.
 
-    Only the blocks in progress are in memory. `scheduler` and `more` are passed on to `dask.compute`. Returns the
-    address of each array.
+    Only the blocks in progress are in memory. `scheduler` and `more` are passed on to `dask.compute`.
     """
     location = open_location(address)
     regular: list[Any] = []

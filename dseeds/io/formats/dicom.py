@@ -11,13 +11,14 @@ import numpy as np
 from typing_extensions import override
 
 from dseeds.core.optional import import_optional
+from dseeds.io.affine import from_lps
 from dseeds.io.formats.itk import new_reader, summarise_itk_error, voxel_dtype
 from dseeds.io.source import (
     IndexBox,
     Shape,
-    SourceBase,
     SourceQuery,
     Spacing,
+    UnchunkedSource,
     choose_volume,
     convert_to_mm,
     hash_files,
@@ -33,18 +34,8 @@ _GAP = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class DicomSource(SourceBase):
-    """A volume in files of DICOM.
-
-    Parameters
-    ----------
-    path : str
-        The folder, or the one file.
-    files : tuple of str
-        A file for each plane, from the first to the last; or the one file that holds all of them.
-    name, shape, dtype, spacing, affine, channels, identity
-        See `Source`. Voxels are scaled by slope and intercept.
-    """
+class DicomSource(UnchunkedSource):
+    """A volume in files of DICOM, scaled by slope and intercept: a file for each plane, or one for all of them."""
 
     path: str
     files: tuple[str, ...]
@@ -57,9 +48,6 @@ class DicomSource(SourceBase):
     identity: dict[str, Any]
     kind: Literal["dicom"] = "dicom"
     labelled: Literal[False] = False
-    chunks: None = None
-    shards: None = None
-    readable_by_workers: bool = False
 
     @override
     def reopened(self) -> DicomSource:
@@ -157,7 +145,7 @@ def open_dicom(path: Path, query: SourceQuery) -> DicomSource:
         shape=shape,
         dtype=dtype,
         spacing=convert_to_mm(sizes, [1.0] * len(sizes)),
-        affine=_affine(first, step),
+        affine=_compute_affine(first, step),
         channels=first.values if first.values > 1 else None,
         identity={
             "kind": "dicom",
@@ -251,18 +239,13 @@ def _pair(slices: Sequence[_Slice], number: int) -> str:
     return f"{slices[number].file.name} and {slices[number + 1].file.name}"
 
 
-def _affine(first: _Slice, step: np.ndarray | None) -> np.ndarray | None:
+def _compute_affine(first: _Slice, step: np.ndarray | None) -> np.ndarray | None:
     if step is None or len(first.spacing) != 2:
         return None
-    affine = np.eye(4)
+    direction = np.column_stack([first.orientation[:3], first.orientation[3:], step])
     along_y, along_x = first.spacing
-    affine[:3, 0] = np.multiply(first.orientation[:3], along_x)
-    affine[:3, 1] = np.multiply(first.orientation[3:], along_y)
-    affine[:3, 2] = step
-    affine[:3, 3] = first.position
-    # DICOM's x and y point to the left and to the back, NIfTI's to the right and to the front.
-    affine[:2] *= -1
-    return affine
+    # The step is as long as the distance between slices.
+    return from_lps(direction, (1.0, along_y, along_x), np.array(first.position))
 
 
 def _reader(file: Path) -> Any:

@@ -28,21 +28,12 @@ ArrayIndex: TypeAlias = tuple[int | slice, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Voxels(ABC):
-    """An array in a file, of any number of axes. It pickles.
-
-    Parameters
-    ----------
-    shape, dtype
-        Of the array, in either byte order.
-    chunks : tuple of int, optional
-        Voxels of a chunk along all axes. Default: the array is stored in C order.
-    at_random : bool
-        Whether any box can be read at a reasonable cost, not only one plane after the other.
-    """
+    """An array in a file, of any number of axes; without chunks, in C order. It pickles."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     chunks: tuple[int, ...] | None = None
+    # Whether any box can be read at a reasonable cost, not only one plane after the other.
     at_random: bool = False
 
     @abstractmethod
@@ -59,24 +50,8 @@ class Voxels(ABC):
 class FileSource(IndexedSource):
     """A volume in one file, or in several that belong together.
 
-    Parameters
-    ----------
-    path : str
-        The file, or the folder.
-    kind, spacing, affine
-        See `Source`.
-    voxels : Voxels
-        The array.
-    index : tuple of int or slice
-        Selects the volume in the array: whole axes for z, y, x and channels, a number for every other.
-    channel_axis : int or None
-        The array's axis of channels.
-    files : tuple of str
-        All files that are read.
-    state : str
-        A digest of these files as they were when the source was opened.
-    dataset : str, optional
-        The path of the array in the file.
+    `files` are all that are read, `state` is a digest of them as they were when the source was opened, and `dataset` is
+    the path of the array in the file.
     """
 
     path: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import gzip
 import os
 import re
 import shutil
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -27,10 +27,7 @@ OURS = "dseeds"
 
 @dataclass(frozen=True)
 class Content:
-    """The volume that a file holds; see `dseeds.io.Source`.
-
-    Its `name` is that of the complete file, its `dtype` that of the voxels in the file.
-    """
+    """The volume that a complete file of this `name` holds; see `dseeds.io.Source`."""
 
     name: str
     shape: Shape
@@ -44,11 +41,6 @@ class Content:
     def array_shape(self) -> tuple[int, ...]:
         """The shape (z, y, x), or (c, z, y, x) with channels."""
         return self.shape if self.channels is None else (self.channels, *self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all voxels."""
-        return math.prod(self.array_shape) * self.dtype.itemsize
 
     def in_order(self, slabs: NumberedSlabs) -> Iterator[np.ndarray]:
         """Yield slabs of the file's type in C order; raise a ValueError if they do not make up the volume."""
@@ -72,20 +64,22 @@ def check_file_target(path: Path, overwrite: bool, is_ours: Callable[[Path], boo
 
 @contextmanager
 def partial_file(target: Path, check: Callable[[], None]) -> Iterator[Path]:
-    """Provide a new file beside the target, which replaces the target once it is complete.
-
-    `check` is called right before, since something may have appeared under the name in the meantime; see
-    `check_file_target`.
-    """
+    """Provide a new file beside the target, which replaces the target once it is complete and passes a last check."""
     partial = partial_name(target)
     try:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        # Something may have appeared under the name in the meantime.
         check()
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def compress(file: BinaryIO, level: int) -> gzip.GzipFile:
+    """Return a compressed stream without a name and a date, so that equal volumes make equal files."""
+    return gzip.GzipFile("", "wb", level, file, 0)
 
 
 def partial_name(target: Path) -> Path:

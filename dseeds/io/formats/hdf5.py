@@ -37,7 +37,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Hdf5Voxels(Voxels):
-    """A dataset of HDF5; see `Voxels`."""
+    """A dataset of HDF5."""
 
     file: str
     dataset: str

@@ -6,16 +6,15 @@ order, and a slab of planes is one run of bytes.
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import nibabel
 import numpy as np
@@ -25,11 +24,13 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 from typing_extensions import override
 
+from dseeds.io.affine import is_affine
 from dseeds.io.formats.file_writer import (
     OURS,
     Content,
     NumberedSlabs,
     check_file_target,
+    compress,
     iterate_in_order,
     partial_file,
 )
@@ -38,9 +39,9 @@ from dseeds.io.source import (
     IndexBox,
     Shape,
     Source,
-    SourceBase,
     SourceQuery,
     Spacing,
+    UnchunkedSource,
     choose_volume,
     convert_to_mm,
     describe_damage,
@@ -73,18 +74,8 @@ _LONGEST_NIFTI1 = 32767
 
 
 @dataclass(frozen=True, eq=False)
-class NiftiSource(SourceBase):
-    """A volume in a NIfTI file, or in another file that nibabel can slice.
-
-    Parameters
-    ----------
-    path : str
-        The file that holds the voxels.
-    stored : tuple
-        Where they are in it.
-    name, shape, dtype, spacing, identity, affine, channels, labelled
-        See `Source`. Voxels are scaled by ``scl_slope`` and ``scl_inter``, as nibabel does.
-    """
+class NiftiSource(UnchunkedSource):
+    """A volume in a NIfTI file, or in another file that nibabel can slice, scaled by slope and intercept."""
 
     path: str
     stored: Stored
@@ -97,9 +88,6 @@ class NiftiSource(SourceBase):
     affine: np.ndarray | None = None
     channels: int | None = None
     labelled: bool = False
-    chunks: None = None
-    shards: None = None
-    readable_by_workers: bool = False
 
     @override
     def reopened(self) -> NiftiSource:
@@ -109,28 +97,25 @@ class NiftiSource(SourceBase):
     @override
     def read(self, box: IndexBox) -> np.ndarray:
         # In a compressed file, all planes before the box are decompressed too.
-        with self._opened() as stream, describe_damage(self.path):
+        with describe_damage(self.path), ImageOpener(self.path) as stream:
             return _to_zyx(ArrayProxy(stream, self.stored, mmap=False)[box[::-1]])
 
     @override
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
         # The file is opened once, read forwards, and decompressed once, to its end.
-        with self._opened() as stream:
+        with describe_damage(self.path):
+            stream = ImageOpener(self.path)
+        with stream:
             voxels = ArrayProxy(stream, self.stored, mmap=False)
             for z0, z1 in slab_ranges(self.shape[0], thickness):
                 with describe_damage(self.path):
                     slab = _to_zyx(voxels[:, :, z0:z1])
                 yield z0, slab
             if self.path.lower().endswith(_COMPRESSED):
+                # The checksum, last in the file, is compared only when it is reached.
                 with describe_damage(self.path):
-                    _check_to_end(stream)
-
-    @contextmanager
-    def _opened(self) -> Iterator[ImageOpener]:
-        with describe_damage(self.path):
-            stream = ImageOpener(self.path)
-        with stream:
-            yield stream
+                    while stream.read(1 << 20):
+                        pass
 
 
 def open_nifti_file(path: Path, query: SourceQuery) -> tuple[Source, ...]:
@@ -176,7 +161,7 @@ def _open(image: SpatialImage, header: SpatialHeader, query: SourceQuery) -> tup
 def _select_extra(shape: Sequence[int], query: SourceQuery, where: str) -> tuple[int | slice, ...]:
     """Select along the axes from the fourth on: one position, or all along the axis of channels."""
     # Users number the axes of (..., z, y, x), NIfTI's are (x, y, z, ...).
-    reversed_axis = resolve_channel_axis(shape[::-1], query, where)
+    reversed_axis = resolve_channel_axis(shape[::-1], query.channel_axis, where)
     channels = None if reversed_axis is None else len(shape) - 1 - reversed_axis
     if channels is not None and channels < 3:
         raise ValueError(
@@ -267,21 +252,13 @@ def nifti_run(path: Path) -> str | None:
 
 
 def check_nifti_target(path: Path, overwrite: bool) -> None:
-    """Raise unless a NIfTI file may be written.
-
-    Raises
-    ------
-    FileExistsError
-        If the file exists, and was not written by this program or `overwrite` is not set.
-    FileNotFoundError
-        If the parent folder does not exist.
-    """
+    """Raise unless a NIfTI file may be written; see `check_file_target`."""
     check_file_target(path, overwrite, is_written_by_us)
 
 
 def write_nifti_labels(
     path: str | os.PathLike[str],
-    slabs: Iterable[tuple[int, np.ndarray]],
+    slabs: NumberedSlabs,
     image: str | os.PathLike[str] | SpatialImage,
     shape: Shape,
     *,
@@ -291,37 +268,8 @@ def write_nifti_labels(
 ) -> None:
     """Write labels as NIfTI, with the position in space of the image that they segment.
 
-    Affine, orientation codes, voxel sizes, units and description are the image's. Header extensions are left out,
-    since they describe the image's values. The file appears under its name only once it is complete.
-
-    Parameters
-    ----------
-    path : str or path
-        The file to write or replace, ``.nii`` or ``.nii.gz``.
-    slabs : iterable of (int, ndarray)
-        Labels (dz, y, x) with the number of their first plane, in order and without gaps. One slab is held at a time.
-    image : str, path or nibabel image
-        The image that was segmented. The result is NIfTI-2 if the image is NIfTI-2 or longer than 32767 voxels along
-        an axis, else NIfTI-1.
-    shape : tuple of int
-        Of the labels, along z, y, x.
-    max_label : int, optional
-        The upper bound of the labels. Default: the number of voxels. Labels are stored as int32 if it fits, since many
-        viewers read nothing larger, else as uint32 or uint64.
-    overwrite : bool
-        Whether to replace an older output of this program.
-    run : str
-        An identifier of up to 24 characters that is stored in the file; see `nifti_run`.
-
-    Raises
-    ------
-    ValueError
-        If the name has another ending or is that of the image itself, the image is unreadable or of another
-        shape, the slabs do not make up the volume, or a label is negative or above `max_label`.
-    FileNotFoundError
-        If the image or the folder to write to does not exist.
-    FileExistsError
-        As `check_nifti_target`.
+    Labels are stored as int32 if `max_label`, by default the number of voxels, fits, since many viewers read nothing
+    larger, else as uint32 or uint64. Raises a ValueError if one is negative or above it, and as `write_nifti`.
     """
     top = math.prod(shape) if max_label is None else max_label
     dtype = np.dtype("<i4" if top < 2**31 else "<u4" if top < 2**32 else "<u8")
@@ -331,7 +279,7 @@ def write_nifti_labels(
 
 def write_nifti(
     path: str | os.PathLike[str],
-    slabs: Iterable[tuple[int, np.ndarray]],
+    slabs: NumberedSlabs,
     image: str | os.PathLike[str] | SpatialImage,
     shape: Shape,
     *,
@@ -342,19 +290,12 @@ def write_nifti(
 ) -> None:
     """Write a volume as NIfTI, with the position in space of the image that it was computed from.
 
-    Parameters
-    ----------
-    path, slabs, image, shape, overwrite, run
-        See `write_nifti_labels`.
-    dtype : dtype
-        Of the voxels in the file.
-    labels : bool
-        Whether the header says that the voxels are labels.
+    Affine, orientation codes, voxel sizes, units and description are the image's. Header extensions are left out,
+    since they describe the image's values. The result is NIfTI-2 if the image is, or if it is longer than 32767 voxels
+    along an axis, else NIfTI-1. The file appears under its name only once it is complete.
 
-    Raises
-    ------
-    ValueError, FileNotFoundError, FileExistsError
-        See `write_nifti_labels`.
+    Slabs (dz, y, x), each with the number of its first plane, come in order and without gaps; one is held at a time.
+    The identifier of the `run`, of up to 24 characters, is stored in the file; see `nifti_run`.
     """
     target = Path(path)
     if not is_nifti(target.name):
@@ -374,30 +315,9 @@ def write_nifti(
 
 def write_nifti_content(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """Write a volume of any origin as NIfTI; see `dseeds.io.formats.file_writer`."""
-    image = make_placeholder(content.shape, content.spacing, content.affine)
-    header = _new_header(image, content.shape, content.dtype, labels=content.labelled)
-    _write(path, header, iterate_in_order(slabs, content.shape), gzipped=content.name.lower().endswith(".gz"))
-
-
-def _write(path: Path, header: nibabel.Nifti1Header, slabs: Iterable[np.ndarray], *, gzipped: bool) -> None:
-    with path.open("xb") as file, _compressed(file) if gzipped else nullcontext(file) as stream:
-        header.write_to(stream)
-        for slab in slabs:
-            stream.write(np.ascontiguousarray(slab, header.get_data_dtype()).data)
-
-
-def _compressed(file: BinaryIO) -> gzip.GzipFile:
-    # Without a name and a date, so that equal voxels make equal files.
-    return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0)
-
-
-def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray | None) -> SpatialImage:
-    """Return an image without voxels in memory that has a position in space, for `write_nifti`.
-
-    Shape and spacing are along z, y, x, as in `Source`. Shear, which quaternions cannot express, is kept in ``sform``
-    only.
-    """
+    shape, spacing, affine = content.shape, content.spacing, content.affine
     nifti = nibabel.Nifti1Image if max(shape) <= _LONGEST_NIFTI1 else nibabel.Nifti2Image
+    # Takes no memory, but has the position in space. Only the sform can hold a shear.
     image = nifti(np.broadcast_to(np.uint8(0), shape[::-1]), affine)
     if affine is not None:
         image.set_qform(affine, code=1)
@@ -406,7 +326,15 @@ def make_placeholder(shape: Shape, spacing: Spacing | None, affine: np.ndarray |
         image.header.set_zooms(spacing[::-1])
     if spacing is not None:
         image.header.set_xyzt_units("mm")
-    return image
+    header = _new_header(image, shape, content.dtype, labels=content.labelled)
+    _write(path, header, iterate_in_order(slabs, shape), gzipped=content.name.lower().endswith(".gz"))
+
+
+def _write(path: Path, header: nibabel.Nifti1Header, slabs: Iterable[np.ndarray], *, gzipped: bool) -> None:
+    with path.open("xb") as file, compress(file, _GZIP_LEVEL) if gzipped else nullcontext(file) as stream:
+        header.write_to(stream)
+        for slab in slabs:
+            stream.write(np.ascontiguousarray(slab, header.get_data_dtype()).data)
 
 
 def _new_header(image: SpatialImage, shape: Shape, dtype: np.dtype, *, labels: bool) -> nibabel.Nifti1Header:
@@ -428,7 +356,7 @@ def _new_header(image: SpatialImage, shape: Shape, dtype: np.dtype, *, labels: b
     return header
 
 
-def _check_labels(slabs: Iterable[tuple[int, np.ndarray]], top: int) -> Iterator[tuple[int, np.ndarray]]:
+def _check_labels(slabs: NumberedSlabs, top: int) -> Iterator[tuple[int, np.ndarray]]:
     for z0, slab in slabs:
         if slab.size and not 0 <= int(slab.min()) <= int(slab.max()) <= top:
             raise ValueError(f"a label in planes {z0} to {z0 + len(slab) - 1} is not between 0 and {top}")
@@ -462,12 +390,6 @@ def _read_raw_header(image: SpatialImage) -> SpatialHeader:
     return header
 
 
-def _check_to_end(stream: ImageOpener) -> None:
-    """Read the rest: the checksum, last in the file, is compared only when it is reached."""
-    while stream.read(1 << 20):
-        pass
-
-
 def _read_spacing(header: SpatialHeader) -> Spacing | None:
     # Through text, so that the header's float32 3.27 becomes 3.27, not 3.2699999809.
     return convert_to_mm([float(str(zoom)) for zoom in np.abs(header.get_zooms()[2::-1])], [_per_mm(header)] * 3)
@@ -484,8 +406,7 @@ def _read_affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | Non
         return None
     with np.errstate(all="ignore"):
         in_mm = np.asarray(np.diag([1 / per_mm] * 3 + [1.0]) @ affine)
-        volume = np.linalg.det(in_mm[:3, :3])
-    return in_mm if np.isfinite(in_mm).all() and np.isfinite(volume) and volume != 0 else None
+        return in_mm if is_affine(in_mm) else None
 
 
 def _per_mm(header: SpatialHeader) -> float | None:

@@ -21,7 +21,7 @@ _MAGIC = b"\x93NUMPY"
 
 @dataclass(frozen=True, kw_only=True)
 class MappedVoxels(Voxels):
-    """An array that is stored in a file, from the byte `offset` on, as it is in memory; see `Voxels`."""
+    """An array that is stored in a file, from the byte `offset` on, as it is in memory."""
 
     file: str
     offset: int
@@ -31,11 +31,8 @@ class MappedVoxels(Voxels):
     @contextmanager
     @override
     def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
-        yield self._read
-
-    def _read(self, index: ArrayIndex) -> np.ndarray:
         # Mapped anew each time: pages that were read count as memory of this process until they are unmapped.
-        return np.array(np.memmap(self.file, self.dtype, "r", self.offset, self.shape, self.order)[index])
+        yield lambda index: np.array(np.memmap(self.file, self.dtype, "r", self.offset, self.shape, self.order)[index])
 
 
 def is_npy(path: Path) -> bool:

@@ -53,7 +53,7 @@ class _Run(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DeflatedVoxels(Voxels):
-    """An array that gzip or zlib has deflated in one run, from the byte `offset` on; see `Voxels`."""
+    """An array that gzip or zlib has deflated in one run, from the byte `offset` on."""
 
     file: str
     offset: int
@@ -122,7 +122,7 @@ class _InflatedStream:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedVoxels(Voxels):
-    """An array that SimpleITK reads whole; see `Voxels`."""
+    """An array that SimpleITK reads whole."""
 
     file: str
 
@@ -130,8 +130,7 @@ class DecodedVoxels(Voxels):
     @override
     def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         array: np.ndarray = _itk().GetArrayFromImage(_itk().ReadImage(self.file))
-        if array.shape != self.shape:
-            raise ValueError("it has changed since it was opened")
+        self.check_unchanged(array)
         yield lambda index: array[index]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dseeds.io.affine import to_lps, voxel_sizes
-from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
+from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs, compress
 
 _NRRD_COMMENT = f"# written by {OURS}"
 _META_COMMENT = f"Comment = written by {OURS}"
@@ -84,8 +83,7 @@ def write_meta(path: Path, slabs: NumberedSlabs, content: Content) -> None:
 def _write(path: Path, header: str, slabs: NumberedSlabs, content: Content, *, deflated: bool) -> None:
     with path.open("xb") as file:
         file.write(header.encode())
-        # Without a name and a date, so that equal volumes make equal files.
-        with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, 0) if deflated else nullcontext(file) as stream:
+        with compress(file, _GZIP_LEVEL) if deflated else nullcontext(file) as stream:
             for slab in content.in_order(slabs):
                 voxels = slab if content.channels is None else np.moveaxis(slab, 0, -1)
                 stream.write(np.ascontiguousarray(voxels, content.dtype.newbyteorder("<")).data)

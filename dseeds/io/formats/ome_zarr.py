@@ -69,28 +69,9 @@ _LONGEST_AXIS = 2**53
 
 @dataclass(frozen=True, eq=False)
 class ZarrSource(IndexedSource):
-    """A volume in a Zarr array.
+    """A volume in a Zarr array, which may be a level of an OME-Zarr image: `multiscale` has its metadata.
 
-    Parameters
-    ----------
-    array : zarr.Array
-        The array, of any number of axes.
-    index : tuple of int or slice
-        Selects the volume in it: whole axes for z, y, x and channels, a number for every other.
-    name
-        See `Source`. An OME-Zarr image has the name of its group.
-    channel_axis : int, optional
-        The array's axis of channels.
-    space : tuple of int or None, optional
-        The array's axes z, y and x. Default: in this order.
-    multiscale : Multiscale, optional
-        The metadata of the image, if the array is a level of an OME-Zarr image.
-    level : int
-        The number of this level.
-    group : zarr.Group, optional
-        The image. It is not pickled.
-    affine
-        See `Source`; from this program's attribute of the group.
+    Such an image has the name of its `group`, which is not pickled, and the affine of this program's attribute.
     """
 
     array: zarr.Array
@@ -257,15 +238,7 @@ def frame_of(source: Source) -> Frame:
 def multiscale_of(source: Any) -> Multiscale | None:
     """Read the metadata of an OME-Zarr image, or of the image that an array is a level of; None for all else.
 
-    Parameters
-    ----------
-    source : path, URL, zarr.Array or zarr.Group
-        What may be one.
-
-    Raises
-    ------
-    FileNotFoundError, PermissionError, ConnectionError, ValueError
-        As `dseeds.io.open_source`, for sources that are Zarr.
+    A source is a path, a URL, a Zarr array or a group; raises as `dseeds.io.open_source` if it is Zarr.
     """
     if isinstance(source, str | os.PathLike):
         address = resolve_address(str(os.fspath(source)))

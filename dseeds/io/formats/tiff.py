@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +38,10 @@ _CLASSIC_BYTES = (1 << 32) - (1 << 26)
 
 @dataclass(frozen=True, kw_only=True)
 class TiffVoxels(Voxels):
-    """A series of pages in a TIFF, or in several that an OME-TIFF names; see `Voxels`.
-
-    In a `paged` file all pages make up one stack, whatever their descriptions say.
-    """
+    """A series of pages in a TIFF, or in several that an OME-TIFF names."""
 
     file: str
+    # Whether all pages make up one stack, whatever their descriptions say.
     paged: bool
 
     @contextmanager
@@ -56,7 +55,7 @@ class TiffVoxels(Voxels):
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneVoxels(Voxels):
-    """Planes in a file each, which can only be decoded whole; see `Voxels`."""
+    """Planes in a file each, which can only be decoded whole."""
 
     files: tuple[str, ...]
 
@@ -139,7 +138,7 @@ def write_tiff(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """
     multichannel, (z, y, x) = content.channels is not None, content.shape
     planes = (plane for slab in content.in_order(slabs) for plane in (_planes(slab) if multichannel else slab))
-    large = content.nbytes > _CLASSIC_BYTES
+    large = math.prod(content.array_shape) * content.dtype.itemsize > _CLASSIC_BYTES
     # In files for ImageJ, tifffile leaves out a last axis of one pixel.
     imagej = not large and x > 1 and content.dtype.name in _IMAGEJ_TYPES and ".ome." not in content.name.lower()
     metadata: dict[str, Any] = {"axes": "ZCYX" if content.channels else "ZYX"}
