@@ -349,17 +349,17 @@ def _structures(counts: NDArray[np.int64], pairs: NDArray[np.int64]) -> tuple[No
         drifts=np.zeros(n, np.int64),
         degrees=np.zeros(n, np.int32),
         rings=np.full(n, -1, np.int32),
-        names=np.arange(n),
+        ids=np.arange(n),
         sizes=np.ones(n, np.int64),
     )
     edges = Edges(
         nodes=pairs.astype(np.int32).reshape(-1),
         following=np.empty(2 * m, np.int32),
-        before=np.empty(2 * m, np.int32),
+        previous=np.empty(2 * m, np.int32),
         heap=np.empty(m, np.int64),
-        places=np.empty(m, np.int32),
+        positions=np.empty(m, np.int32),
         # At most half full.
         table=np.full(1 << (2 * m).bit_length(), -1, np.int32),
-        waiting=np.zeros(1, np.int64),
+        heap_size=np.zeros(1, np.int64),
     )
     return nodes, edges
