@@ -128,7 +128,7 @@ class Source(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Tells this source from others and from later states of itself; can be written as JSON."""
+        """What distinguishes this source from others and from later states of itself; can be written as JSON."""
 
     def reopened(self) -> Source:
         """Return the same source as it is now."""

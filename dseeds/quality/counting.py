@@ -39,16 +39,9 @@ ROUNDING = 1 + 1e-9
 class QualityJob:
     """What the tasks of an evaluation have in common.
 
-    Attributes
-    ----------
-    reach : tuple of int
-        How far a boundary may be off along (z, y, x), in voxels.
-    distance : float or None
-        How far it may be off in millimetres; None if only the reach limits it.
-    spacing : tuple of float
-        Size of a voxel along (z, y, x) in millimetres; 1 where it does not matter.
-    centre, scale : float
-        Half of the mean intensity, and half of the intensities' range.
+    A boundary may be off by `reach`, in voxels along (z, y, x), but no further than `distance`, in millimetres, if
+    there is one; `spacing` is 1 where it does not matter. `centre` and `scale` are half of the mean intensity, and half
+    of the range.
     """
 
     labels: Source
@@ -78,23 +71,13 @@ class QualityJob:
             order = order[squares[order] <= self.distance**2 * ROUNDING]
         return np.ascontiguousarray(offsets[order])
 
-    def window(self, box: Box) -> Box:
-        """Return a region's box with the voxels around it on which its counts depend."""
-        return box.grow(1 if self.truth is None else 1 + max(self.reach), within=self.tiling.shape)
-
 
 @dataclass(frozen=True)
 class RegionCounts:
-    """The counts of a region: its rows, and what does not belong to a label.
+    """The counts of a region that do not belong to a label, and the index of its rows.
 
-    Attributes
-    ----------
-    planes : ndarray of int64, shape (3, n, 2)
-        See `dseeds.quality.kernels.count_faces`.
-    boundaries : tuple of (int, int)
-        True boundary voxels, and those with a boundary of labels nearby.
-    squares : ndarray of int64, shape (1, WIDTH)
-        The exact sum of squared deviations.
+    `planes`, int64 (3, n, 2), is that of `dseeds.quality.kernels.count_faces`; `boundaries` counts true boundary voxels
+    and those with a boundary of labels nearby; `squares`, int64 (1, WIDTH), is the exact sum of squared deviations.
     """
 
     box: Box
@@ -116,7 +99,8 @@ def add_region(job: QualityJob, number: int) -> tuple[Rows, int, int, float, flo
 def count_quality_region(job: QualityJob, number: int) -> tuple[int, RegionCounts | None]:
     """Count a region, and write the rows of its labels to scratch."""
     box = job.tiling.box(number)
-    window = job.window(box)
+    # The voxels around the box on which its counts depend.
+    window = box.grow(1 if job.truth is None else 1 + max(job.reach), within=job.tiling.shape)
     labels = read_labels(job.labels, window)
     inside = box.relative_to(window.lo)
     nodes, owners = kernel.find_components(labels, inside.lo, box.shape)
@@ -185,10 +169,9 @@ def count_part(job: QualityJob, part: LabelRange) -> Tally:
     counts = np.zeros((len(labels), 3), np.int64)
     np.add.at(counts, places, own[:, SIZE:DEVIATIONS])
     deviations = kernel.combine_sums(np.ascontiguousarray(own[:, DEVIATIONS:]), places, len(labels))
-    merges = np.zeros(len(labels), np.int64)
     links = links[np.lexsort((links[:, 2], links[:, 0]))]
     pairs = np.column_stack([np.searchsorted(labels, links[:, 0]), links[:, 2]])
-    kernel.count_merges(pairs, np.unique(links[:, 3], return_inverse=True)[1], merges)
+    merges = kernel.count_merges(pairs, np.unique(links[:, 3], return_inverse=True)[1], len(labels))
     overlaps = overlaps[np.lexsort((overlaps[:, 2], overlaps[:, 0]))][:, [0, 2, 3]]
     if len(overlaps):
         starts = np.flatnonzero(np.any(np.diff(overlaps[:, :2], axis=0, prepend=-1), axis=1))

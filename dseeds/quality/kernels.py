@@ -108,22 +108,17 @@ def find_patches(contact: NDArray[Any]) -> NDArray[np.int64]:
 
 
 @jit
-def count_merges(rows: NDArray[np.int64], nodes: NDArray[np.int64], merges: NDArray[np.int64]) -> None:
-    """Count the merges of components that touch the same patch, for each label.
+def count_merges(rows: NDArray[np.int64], nodes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return for each of `count` labels how many of its components merge because they touch the same patch.
 
-    Parameters
-    ----------
-    rows : ndarray of int64, shape (links, 2)
-        For each link between a patch and a component, the number of the label and the patch; sorted by both.
-    nodes : ndarray of int64, shape (links,)
-        The component, numbered from 0; each belongs to one label only.
-    merges : ndarray of int64, shape (labels,)
-        The counts to add to.
+    The links between patches and components are sorted: `rows`, int64 (links, 2), has the numbers of the label and the
+    patch, `nodes`, int64 (links,), the component, which belongs to one label only.
     """
-    parents = np.arange(len(rows))
+    parents, merges = np.arange(len(rows)), np.zeros(count, np.int64)
     for k in range(1, len(rows)):
         if rows[k, 0] == rows[k - 1, 0] and rows[k, 1] == rows[k - 1, 1]:
             merges[rows[k, 0]] += unite_roots(parents, nodes[k], nodes[k - 1])
+    return merges
 
 
 @jit
@@ -221,13 +216,13 @@ def recall_boundaries(
 
     `offsets`, int64 (n, 3), are the positions (z, y, x) nearby, relative to a voxel, the nearest first.
     """
-    wanted, found = 0, 0
+    total, recalled = 0, 0
     for z in range(lo[0], lo[0] + shape[0]):
         for y in range(lo[1], lo[1] + shape[1]):
             for x in range(lo[2], lo[2] + shape[2]):
                 if labels[z, y, x] == 0 or not _is_boundary(truth, labels, z, y, x):
                     continue
-                wanted += 1
+                total += 1
                 for k in range(len(offsets)):
                     oz, oy, ox = z + offsets[k, 0], y + offsets[k, 1], x + offsets[k, 2]
                     if (
@@ -237,9 +232,9 @@ def recall_boundaries(
                         and labels[oz, oy, ox] != 0
                         and _is_boundary(labels, labels, oz, oy, ox)
                     ):
-                        found += 1
+                        recalled += 1
                         break
-    return wanted, found
+    return total, recalled
 
 
 @jit

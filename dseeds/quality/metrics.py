@@ -20,7 +20,7 @@ from dseeds.quality.kernels import CHANGES, PAIRS, add_numbers, combine_sums
 
 Rows = NDArray[np.int64]
 # The columns of `Tally.segments`, and the rows of `Tally.sums`.
-SEGMENT, TRUE, ASSIGNED, COMMON, MET = range(5)
+SEGMENT, TRUE, ASSIGNED, COMMON, OVERLAPPING = range(5)
 QUOTIENTS, BETWEEN, DEVIATION = range(3)
 
 
@@ -98,16 +98,12 @@ def assign(overlaps: Rows) -> tuple[int, int, Rows]:
     """Assign each supervoxel to the true segment with which it shares most voxels, and count how they fit.
 
     The background is a segment too. Of segments with equally many voxels, the one with the lowest label is chosen.
+    Returns the `correct`, `leaked` and `segments` of a `Tally`.
 
     Parameters
     ----------
     overlaps : ndarray of int64, shape (pairs, 3)
         The label of a supervoxel, that of a true segment and their common voxels, if any; sorted.
-
-    Returns
-    -------
-    correct, leaked, segments
-        See `Tally`.
 
     Examples
     --------
@@ -173,7 +169,7 @@ def achievable_segmentation_accuracy(tally: Tally) -> float:
 def undersegmentation_error(tally: Tally) -> float:
     """Return how much supervoxels leak over the borders of true segments, 0 (best) to 1, after Neubert and Protzel.
 
-    ``1/N * sum over S of sum over P that meet S of min(|P and S|, |P without S|)``, P the supervoxels, S the true
+    ``1/N * sum over S of sum over P that overlap S of min(|P and S|, |P without S|)``, P the supervoxels, S the true
     segments, the background included: Neubert, Protzel, "Superpixel Benchmark and Comparison", Forum Bildverarbeitung
     2012.
     """
@@ -181,15 +177,15 @@ def undersegmentation_error(tally: Tally) -> float:
 
 
 def undersegmentation_error_levinshtein(tally: Tally) -> float:
-    """Return how much larger the supervoxels that meet a true segment are than it, 0 (best) or more, after Levinshtein.
+    """Return by how much the supervoxels that overlap a true segment exceed it, 0 (best) or more, after Levinshtein.
 
-    ``1/|S| * sum over S of (sum over P that meet S of |P| - |S|) / |S|``: Levinshtein, Stere, Kutulakos, Fleet,
+    ``1/|S| * sum over S of (sum over P that overlap S of |P| - |S|) / |S|``: Levinshtein, Stere, Kutulakos, Fleet,
     Dickinson, Siddiqi, "TurboPixels: Fast Superpixels Using Geometric Flows", PAMI 2009. The true segments S include
     the background, as in Stutz, Hermans, Leibe, "Superpixels: An Evaluation of the State-of-the-Art", CVIU 2018. Every
     segment has the same weight, so small structures decide; a supervoxel counts in full, however little of it leaks.
     """
-    true, met = tally.segments[:, TRUE], tally.segments[:, MET]
-    return math.fsum((met - true) / true) / len(true)
+    true, overlapping = tally.segments[:, TRUE], tally.segments[:, OVERLAPPING]
+    return math.fsum((overlapping - true) / true) / len(true)
 
 
 def boundary_recall(total: int, recalled: int) -> float:

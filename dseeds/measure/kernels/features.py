@@ -104,26 +104,12 @@ def accumulate_features(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count the voxels of a region, and the faces between them and on their sides towards higher z, y and x.
 
-    Parameters
-    ----------
-    labels : ndarray of uint32 or int64, shape (z, y, x)
-        A window of labels, 0 where masked out: the region and, along each axis on which the volume continues, one more
-        voxel at the upper end.
-    shape, origin : tuple of int
-        The region's shape, and its first voxel (z, y, x) in the volume.
-    images : ndarray of float64, shape (channels, z, y, x)
-        The intensities of the window; of size 0 if they are integers that all have units of 1.
-    units, pivots : ndarray of int32, shape (channels, z, y, x), and of float64, shape (channels,)
-        The intensities in units, see `in_units`, and the intensities at which these are 0.
-    bins : ndarray of uint8, shape (channels, z, y, x)
-        The window's quantised voxels; those with a bin of `BINS` or more are not measured.
-    lengths : ndarray of float64, shape (3,)
-        The distances between neighbouring voxels along z, y and x.
+    `labels` (z, y, x), 0 where masked out, and `images`, `units` and `bins` (channels, z, y, x) are a window: the
+    region of the given `shape`, whose first voxel in the volume is `origin`, and, along each axis on which the volume
+    continues, one more voxel at the upper end. Voxels with a bin of `BINS` or more are not measured. `images` has size
+    0 if all intensities are whole units, see `in_units`; `pivots` and `lengths` are those of `FlatWindow`.
 
-    Returns
-    -------
-    voxels, contacts : ndarray of int64
-        The rows of the supervoxels and of the contacts, in any order.
+    Returns the rows of the supervoxels and of the contacts, in any order.
     """
     _, ny, nx = labels.shape
     window = FlatWindow(
