@@ -385,13 +385,15 @@ def _find_windows(job: FeatureJob, search: WindowSearch, executor: Executor) -> 
     try:
         while not search.done:
             calls = ((job, number, search) for number in range(count))
-            search.narrow(sum(executor.map_unordered("window", count_digits, calls, count), np.zeros(1, np.int64)))
+            search.narrow(
+                sum(executor.map_unordered("window", count_region_digits, calls, count), np.zeros(1, np.int64))
+            )
         return search.windows()
     except NoFiniteValues:
         raise ValueError("labels has no supervoxel with a finite intensity: is it another image's?") from None
 
 
-def count_digits(job: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:
+def count_region_digits(job: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:
     """Count a region's digits for the search for windows, where there are labels."""
     box = job.tiling.box(number)
     return search.count(job.image.read(box.slices), read_labels(job.labels, box) != 0)
