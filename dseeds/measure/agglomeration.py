@@ -1,6 +1,6 @@
-"""Supervoxels that touch are merged by their histograms, the most similar first, into a tree that can be cut anywhere.
+"""Agglomeration: supervoxels that touch are merged by their histograms into a tree that can be cut anywhere.
 
-This is what `skimage.graph.merge_hierarchical` does, for graphs of many millions of edges.
+Like `skimage.graph.merge_hierarchical`, but for graphs of many millions of edges.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from dseeds.storage.table_file import check_table_file, read_table_file, write_t
 if TYPE_CHECKING:
     from dseeds.measure.features import Features
 
-# What the table of a tree, and that of segments, note themselves as.
+# The kinds of table files.
 TREE, SEGMENTS = "tree of merges", "table of segments"
 EPSILON = 1 / 1024
-# Merges between two looks at whether someone wants to stop.
-TOGETHER = 1 << 14
-# So that halves of edges fit 32 bits.
+# Merges in a call of the kernel, which cannot be interrupted.
+BLOCK = 1 << 14
+# Half-edges are numbered in 32 bits.
 MOST_EDGES = (1 << 30) - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MergeTree:
-    """Which segments were merged, one merge after the other, until all that hang together are one.
+    """The merges of supervoxels into segments, one after the other, until each connected component is one segment.
 
     Supervoxels are the tree's nodes 0 to n - 1, and merge k makes node n + k, as in `scipy.cluster.hierarchy.linkage`.
 
@@ -45,12 +45,12 @@ class MergeTree:
     labels : ndarray of int64, shape (n,)
         The supervoxels, in ascending order.
     children : ndarray of int64, shape (merges, 2)
-        The nodes that are merged, the lower first.
+        The merged nodes, the lower first.
     distances : ndarray of float64, shape (merges,)
-        How far apart their histograms are, 0 to 1. What is merged later may be closer, for a segment is not where its
-        parts were.
+        The distances of their histograms, 0 to 1. They need not ascend, because a segment's histogram differs from
+        those of its parts.
     sizes : ndarray of int64, shape (merges,)
-        How many supervoxels the two are together.
+        The number of supervoxels in both.
 
     Examples
     --------
@@ -71,53 +71,51 @@ class MergeTree:
 
     @property
     def components(self) -> int:
-        """How many parts the graph has that do not hang together: fewer segments there cannot be."""
+        """The number of connected components of the graph, which is the smallest number of segments."""
         return len(self.labels) - len(self.children)
 
     @cached_property
     def heights(self) -> NDArray[np.float64]:
-        """The highest distance up to each merge, float64, shape (merges,): by these a threshold cuts."""
+        """The largest distance up to each merge, float64, shape (merges,), to which `cut` compares a threshold."""
         return np.maximum.accumulate(self.distances)
 
     def cut(self, *, n_segments: int | None = None, threshold: float | None = None) -> NDArray[np.int64]:
-        """Give each supervoxel's segment, by exactly one of two.
+        """Return the segment of each supervoxel, for either a number of segments or a threshold.
 
         Parameters
         ----------
         n_segments : int, optional
-            How many segments there shall be.
+            The number of segments.
         threshold : float, optional
-            Do all merges up to the first whose distance is higher, and neither that one nor any later.
+            Do all merges before the first whose distance is larger.
 
         Returns
         -------
         ndarray of int64, shape (n,)
-            For each of `labels` the segment, 1 to N in the order of each segment's lowest label.
+            The segments of the `labels`, from 1 to N in the order of their lowest labels.
 
         Raises
         ------
         ValueError
-            If there cannot be so many segments, or so few, or it is not said which of the two to go by.
+            If the number of segments is not possible, or not exactly one of the two is given.
         """
-        return cut_merges(self.children[: self._merges(n_segments, threshold)], len(self.labels))
-
-    def _merges(self, n_segments: int | None, threshold: float | None) -> int:
-        """Count the merges that are done."""
         check_cut(n_segments, threshold)
+        supervoxels = len(self.labels)
         if threshold is not None:
-            return int(np.searchsorted(self.heights, threshold, side="right"))
-        count, most = cast(int, n_segments), len(self.labels)
-        if count > most:
-            raise ValueError(f"n_segments is {count}, but there are only {most} supervoxels.")
-        if count < self.components:
+            merges = int(np.searchsorted(self.heights, threshold, side="right"))
+        else:
+            merges = supervoxels - cast(int, n_segments)
+        if merges < 0:
+            raise ValueError(f"n_segments is {n_segments}, but there are only {supervoxels} supervoxels.")
+        if merges > len(self.children):
             raise ValueError(
-                f"n_segments is {count}, but the graph has {self.components} parts that do not touch: ask for at "
+                f"n_segments is {n_segments}, but the graph has {self.components} parts that do not touch: ask for at "
                 "least as many."
             )
-        return most - count
+        return cut_merges(self.children[:merges], supervoxels)
 
     def to_scipy(self) -> NDArray[np.float64]:
-        """Give the linkage matrix that `scipy.cluster.hierarchy` takes for its dendrograms and flat clusters.
+        """Return the linkage matrix that `scipy.cluster.hierarchy` takes for its dendrograms and flat clusters.
 
         Returns
         -------
@@ -127,7 +125,7 @@ class MergeTree:
         Raises
         ------
         ValueError
-            If the graph does not hang together, for which SciPy has no tree.
+            If the graph is not connected, for which SciPy has no tree.
         """
         if self.components != 1:
             raise ValueError(f"SciPy's trees have one root, but the graph has {self.components} parts: cut it instead.")
@@ -136,8 +134,8 @@ class MergeTree:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the tree to a Parquet file, with a row for each node.
 
-        Its columns are ``label`` (null for what is merged), ``child_a``, ``child_b`` and ``distance`` (null for
-        supervoxels), and ``size``.
+        The columns are ``label`` (null for merges), ``child_a``, ``child_b`` and ``distance`` (null for supervoxels),
+        and ``size``.
 
         Parameters
         ----------
@@ -149,32 +147,27 @@ class MergeTree:
         Raises
         ------
         FileExistsError
-            If something would be lost.
+            If the file exists and may not be overwritten.
         FileNotFoundError
             If the folder does not exist.
         """
         check_table_file(path, overwrite)
-        leaves, merges = len(self.labels), len(self.children)
-        for_leaves, for_merges = pa.nulls(leaves, pa.int64()), pa.nulls(merges, pa.int64())
-        columns = {
-            "label": [pa.array(self.labels), for_merges],
-            "child_a": [for_leaves, pa.array(self.children[:, 0])],
-            "child_b": [for_leaves, pa.array(self.children[:, 1])],
-            "distance": [pa.nulls(leaves, pa.float64()), pa.array(self.distances)],
-            "size": [pa.array(np.ones(leaves, np.int64)), pa.array(self.sizes)],
-        }
-        write_table_file(path, pa.table({name: pa.chunked_array(parts) for name, parts in columns.items()}), TREE)
+        child_a, child_b = self.children.T
+        leaves = pa.table({"label": self.labels, "size": np.ones(len(self.labels), np.int64)})
+        merges = pa.table({"child_a": child_a, "child_b": child_b, "distance": self.distances, "size": self.sizes})
+        nodes = pa.concat_tables([leaves, merges], promote_options="default")
+        write_table_file(path, nodes.select(["label", "child_a", "child_b", "distance", "size"]), TREE)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MergeTree:
-        """Read what `save` wrote.
+        """Read a tree that `save` wrote.
 
         Raises
         ------
         FileNotFoundError
-            If there is no such file.
+            If the file does not exist.
         ValueError
-            If it holds no tree.
+            If it does not hold a tree.
         """
         table = read_table_file(path, TREE)
         leaves = len(table) - table.column("label").null_count
@@ -193,40 +186,41 @@ def agglomerate(
 ) -> MergeTree:
     """Merge supervoxels that touch, the two with the most similar histograms first, until none touch any more.
 
-    The distance of two is the total variation of their normalised histograms, which is half the sum of differences,
-    averaged over the channels; that of two merged is of their histograms' sum. A histogram of nothing is at distance 1
-    from all others but those of nothing too. Equal distances are merged in the order of the first edge between the
-    two, by its labels. Distances count in steps of 2^-31, so that the tree is the same on every machine.
+    The distance of two segments is the total variation of their normalised histograms, half the sum of absolute
+    differences, averaged over the channels; the histogram of a merged segment is the sum of both. An empty histogram is
+    at distance 1 from all that are not empty. Pairs at equal distances are merged in the order of the labels of their
+    first edge. Distances are rounded to multiples of 2^-31, so that the tree is the same on every machine.
 
     Parameters
     ----------
     features : str, path, Features or AdjacencyGraph
-        The folder of features, its URL, what `dseeds.features` gives, or the graph, loaded with its histograms.
+        The folder of features or its URL, the result of `dseeds.features`, or a graph that was loaded with its
+        histograms.
     weights : sequence of float, optional
-        How much each channel counts, in the order of the histograms' columns; all the same by default.
+        The weight of each channel, in the order of the histograms' columns; equal by default.
     epsilon : float, default 1/1024
-        How much larger the distance of what is merged may be than the smallest at that moment. With 0 it is always the
-        smallest, which takes time that grows with the square of a segment's neighbours.
+        By how much the distance of a merge may exceed the smallest at that moment. With 0 it is always the smallest,
+        which takes time that grows with the square of a segment's neighbours.
     progress : callable, optional
         Called as ``progress(done, total)``.
 
     Returns
     -------
     MergeTree
-        Complete, for each part of the graph that hangs together.
+        Complete for each connected component of the graph.
 
     Raises
     ------
     FileNotFoundError
         If the folder holds no features.
     ValueError
-        If there are no histograms, or weights or epsilon are not possible.
+        If there are no histograms, or weights or epsilon are out of range.
 
     Notes
     -----
     When a small segment joins a large one, the large one's histogram hardly changes, but each of its distances does.
-    Total variation is a metric: none changes by more than the histogram itself has moved. So they are measured again
-    only once that adds up to a quarter of `epsilon`; those of the small one are measured at once.
+    Total variation is a metric: no distance changes by more than the histogram has moved. So the distances of the large
+    segment are measured again only when its movements add up to a quarter of `epsilon`, those of the small one at once.
 
     Examples
     --------
@@ -237,25 +231,26 @@ def agglomerate(
     (array([[0, 1],
            [2, 3]]), array([0.25, 1.  ]))
     """
-    limit = math.floor(check_epsilon(epsilon) / 4 * FARTHEST)
+    limit = math.floor(_check_epsilon(epsilon) / 4 * FARTHEST)
     if isinstance(features, AdjacencyGraph):
         graph, counts = features, _histograms(features).astype(np.int64)
     else:
-        # No one else sees these, so that there need not be another copy to add up in.
-        graph = _with_histograms(features)
+        names = [name for name in column_names(features) if _is_histogram(name)]
+        graph = load_graph(features, columns=names, edge_columns=[])
+        # Merging changes the counts, but of this graph nobody else sees them, so they need not be copied.
         counts = np.ascontiguousarray(_histograms(graph), np.int64)
     fractions = np.array(check_weights(weights, counts.shape[1]), np.int64)
-    nodes, edges = _structures(counts, graph.pairs)
+    nodes, edges = _allocate(counts, graph.pairs)
     begin_merging(nodes, edges, fractions)
     most = max(len(counts) - 1, 0)
     children, distances, sizes = np.empty((most, 2), np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    filled, blocks = 0, -(-most // TOGETHER)
+    filled, blocks = 0, -(-most // BLOCK)
     for block in range(blocks):
         if progress:
             progress(block, blocks)
-        rows = slice(filled, filled + TOGETHER)
-        found = children[rows], distances[rows], sizes[rows]
-        filled += merge_edges(nodes, edges, fractions, limit, len(counts) + filled, *found)
+        rows = slice(filled, filled + BLOCK)
+        out = children[rows], distances[rows], sizes[rows]
+        filled += merge_edges(nodes, edges, fractions, limit, len(counts) + filled, *out)
     if progress and blocks:
         progress(blocks, blocks)
     return MergeTree(graph.labels, children[:filled], distances[:filled] / FARTHEST, sizes[:filled])
@@ -264,36 +259,13 @@ def agglomerate(
 def write_segments(
     path: str | os.PathLike[str], labels: NDArray[np.int64], segments: NDArray[np.int64], *, overwrite: bool = False
 ) -> None:
-    """Write which segment each supervoxel is part of to a Parquet file, with the columns ``label`` and ``segment``.
-
-    Parameters
-    ----------
-    path : str or path
-        The file, or its URL in an object store.
-    labels, segments : ndarray of int64, shape (n,)
-        Those of `MergeTree` and `MergeTree.cut`.
-    overwrite : bool, default False
-        Replace an older table of dseeds; nothing else is ever replaced.
-
-    Raises
-    ------
-    FileExistsError
-        If something would be lost.
-    FileNotFoundError
-        If the folder does not exist.
-    """
+    """Write supervoxels and their segments to a Parquet file, with the columns ``label`` and ``segment``."""
     check_table_file(path, overwrite)
     write_table_file(path, pa.table({"label": labels, "segment": segments}), SEGMENTS)
 
 
 def check_cut(n_segments: object, threshold: object) -> None:
-    """Check where a tree is to be cut, given by the user.
-
-    Raises
-    ------
-    ValueError
-        If it is not said by exactly one of a whole number from 1 and a number from 0.
-    """
+    """Raise a ValueError unless a tree is cut by either a whole number from 1 or a number from 0."""
     if (n_segments is None) == (threshold is None):
         raise ValueError("a tree is cut by one of two: give n_segments (--n-segments) or threshold (--threshold).")
     if n_segments is not None:
@@ -303,33 +275,19 @@ def check_cut(n_segments: object, threshold: object) -> None:
         raise ValueError(f"threshold must be a number from 0 to 1, got {threshold!r}.")
 
 
-def check_epsilon(epsilon: object) -> float:
-    """Check how far from the smallest a distance may be, given by the user.
-
-    Raises
-    ------
-    ValueError
-        If it is no number from 0 to 1.
-    """
+def _check_epsilon(epsilon: object) -> float:
     if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 <= float(epsilon) <= 1:
         raise ValueError(f"epsilon must be a number from 0 to 1, got {epsilon!r}.")
     return float(epsilon)
 
 
-def _with_histograms(features: str | os.PathLike[str] | Features) -> AdjacencyGraph:
-    names = [name for name in column_names(features) if name.partition("-")[0] == HISTOGRAM]
-    return load_graph(features, columns=names, edge_columns=[])
+def _is_histogram(column: str) -> bool:
+    return column.partition("-")[0] == HISTOGRAM
 
 
 def _histograms(graph: AdjacencyGraph) -> NDArray[np.int64]:
-    """Give the channels' histograms as one array (n, channels, bins), which is a view of the graph's if it is one.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
-    channels = [column for name, column in graph.nodes.items() if name.partition("-")[0] == HISTOGRAM]
+    """Return the histograms (n, channels, bins), with one channel as a view; raise a ValueError if there are none."""
+    channels = [column for name, column in graph.nodes.items() if _is_histogram(name)]
     if not channels:
         raise ValueError(
             "the graph has no histograms to merge by: name the folder of features instead, or load them with "
@@ -338,8 +296,8 @@ def _histograms(graph: AdjacencyGraph) -> NDArray[np.int64]:
     return channels[0][:, None] if len(channels) == 1 else np.stack(channels, axis=1)
 
 
-def _structures(counts: NDArray[np.int64], pairs: NDArray[np.int64]) -> tuple[Nodes, Edges]:
-    """Make the arrays that the kernel works on."""
+def _allocate(counts: NDArray[np.int64], pairs: NDArray[np.int64]) -> tuple[Nodes, Edges]:
+    """Return the arrays on which the kernel works."""
     n, m = len(counts), len(pairs)
     if m > MOST_EDGES:
         raise ValueError(f"the graph has {m} edges, and {MOST_EDGES} can be merged along: take a coarser level.")
@@ -349,17 +307,17 @@ def _structures(counts: NDArray[np.int64], pairs: NDArray[np.int64]) -> tuple[No
         drifts=np.zeros(n, np.int64),
         degrees=np.zeros(n, np.int32),
         rings=np.full(n, -1, np.int32),
-        names=np.arange(n),
+        ids=np.arange(n),
         sizes=np.ones(n, np.int64),
     )
     edges = Edges(
         nodes=pairs.astype(np.int32).reshape(-1),
         following=np.empty(2 * m, np.int32),
-        before=np.empty(2 * m, np.int32),
+        previous=np.empty(2 * m, np.int32),
         heap=np.empty(m, np.int64),
-        places=np.empty(m, np.int32),
+        positions=np.empty(m, np.int32),
         # At most half full.
         table=np.full(1 << (2 * m).bit_length(), -1, np.int32),
-        waiting=np.zeros(1, np.int64),
+        heap_size=np.zeros(1, np.int64),
     )
     return nodes, edges

@@ -34,16 +34,9 @@ Floats: TypeAlias = NDArray[np.float64]
 class Space:
     """The position of an image's voxels in space, and the units of its intensities.
 
-    Attributes
-    ----------
-    spacing : tuple of float
-        Size of a voxel along (z, y, x) in millimetres; 1 if unknown.
-    affine : tuple of tuple of float
-        The first three rows of the matrix that maps a voxel (x, y, z, 1) to its position (x, y, z) in millimetres.
-    windows : tuple of (float, float)
-        The intensity window of each channel, which the bins of histograms divide equally.
-    whole : bool
-        Whether intensities are integers of up to 16 bits.
+    `spacing` is the size of a voxel along (z, y, x) in millimetres, 1 if unknown; `affine` has the first three rows of
+    the matrix that maps a voxel (x, y, z, 1) to its position (x, y, z) in millimetres; the bins of histograms divide
+    the channels' intensity `windows` equally; and intensities are `whole` if they are integers of up to 16 bits.
     """
 
     spacing: tuple[float, float, float]
@@ -75,30 +68,17 @@ class Space:
 
 
 def are_small_integers(dtypes: Iterable[np.dtype[Any]]) -> bool:
-    """Return whether all channels are integers of up to 16 bits, which are their own units."""
+    """Return whether all channels are integers of up to 16 bits."""
     return all(dtype.kind in "iu" and dtype.itemsize <= 2 for dtype in dtypes)
 
 
 def count_features(
     labels: NDArray[Any], channels: Sequence[NDArray[Any]], box: Box, space: Space
 ) -> tuple[CountRows, CountRows]:
-    """Count a region's share of each supervoxel and each contact.
+    """Return the rows of a region's supervoxels and contacts, sorted by label; see `dseeds.measure.kernels.features`.
 
-    Parameters
-    ----------
-    labels : ndarray of uint32 or int64, shape (z, y, x)
-        A window: the region and, where the volume continues, one more voxel towards higher z, y and x.
-    channels : sequence of ndarray, shape (z, y, x)
-        The intensities of the window.
-    box : Box
-        The region's place in the volume.
-    space : Space
-        The voxels' size and the intensity windows.
-
-    Returns
-    -------
-    voxels, contacts : ndarray of int64
-        Rows, sorted by label; see `dseeds.measure.kernels.features`.
+    `labels`, uint32 or int64, and each of `channels` are a window (z, y, x): the region in `box` and, where the volume
+    continues, one more voxel towards higher z, y and x.
     """
     bins = np.empty((len(channels), *labels.shape), np.uint8)
     for channel, window, out in zip(channels, space.windows, bins, strict=True):
@@ -201,16 +181,9 @@ def _histogram_percentile(histogram: CountRows, percentile: int, window: Limits)
 
 
 def build_edge_table(rows: CountRows, supervoxels: pa.Table, space: Space) -> pa.Table:
-    """Return the edges of the region adjacency graph, see `dseeds.features`.
+    """Return the edges of the region adjacency graph, see `dseeds.features`, from the rows of contacts.
 
-    Parameters
-    ----------
-    rows : ndarray of int64
-        The contacts' rows, see `dseeds.measure.kernels.features`.
-    supervoxels : pyarrow.Table
-        The columns label, means and histograms of all supervoxels in these contacts, sorted by label.
-    space : Space
-        The voxels' size and the intensity windows.
+    `supervoxels` has the labels, means and histograms of all supervoxels in these contacts, sorted by label.
     """
     faces = rows[:, kernel.FACES : kernel.STEP_CHANNELS]
     columns = {"source": rows[:, 0], "target": rows[:, 1], "num_faces": faces.sum(axis=1)}
@@ -239,22 +212,10 @@ def _gradient(steps: CountRows, space: Space, scale: float) -> Floats:
 
 
 def histogram_distance(histograms: NDArray[np.int64], pairs: NDArray[np.int64]) -> Floats:
-    """Return the distance of pairs of histograms: ``1 - sum over bins of min(g / |g|, h / |h|)``.
+    """Return the distances, float64 (m,), of pairs (m, 2) of histograms (n, bins): 0 (equal) to 1; NaN if one is empty.
 
-    This is 1 minus their intersection, and the total variation distance of the two distributions: M. J. Swain,
-    D. H. Ballard, "Color Indexing", IJCV 7, 1991.
-
-    Parameters
-    ----------
-    histograms : ndarray of int64, shape (n, bins)
-        The counts.
-    pairs : ndarray of int64, shape (m, 2)
-        The rows to compare.
-
-    Returns
-    -------
-    ndarray of float64, shape (m,)
-        0 (equal) to 1; NaN if a histogram is empty.
+    The distance is ``1 - sum over bins of min(g / |g|, h / |h|)``, 1 minus the intersection, and the total variation
+    distance of the two distributions: M. J. Swain, D. H. Ballard, "Color Indexing", IJCV 7, 1991.
 
     Examples
     --------

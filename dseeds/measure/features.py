@@ -1,7 +1,7 @@
 """`features`: the table of supervoxels and their region adjacency graph, out of core.
 
-Regions count what they have of each supervoxel and each contact, in integers. Then, range of labels by range of labels,
-the counts are added up and turned into columns.
+Regions count their share of each supervoxel and each contact, in integers. Then the counts are added up and converted
+to columns, one range of labels after the other.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Features:
     Attributes
     ----------
     address : str or None
-        The folder that has them in Parquet; None where they are in memory alone.
+        The folder with the Parquet tables; None if they are only in memory.
     table : pyarrow.Table
         A row for each supervoxel, sorted by label; see `features`.
     edges : pyarrow.Table
@@ -71,22 +71,22 @@ class Features:
 
     @property
     def table(self) -> pa.Table:
-        """Read the table of supervoxels, whole."""
+        """The table of supervoxels, read whole."""
         return self._read(0)
 
     @property
     def edges(self) -> pa.Table:
-        """Read the edges of the graph, whole."""
+        """The edges of the graph, read whole."""
         return self._read(1)
 
     @property
     def supervoxels(self) -> int:
-        """How many supervoxels there are."""
+        """The number of supervoxels."""
         return self._count("supervoxels", 0)
 
     @property
     def contacts(self) -> int:
-        """How many pairs of supervoxels touch."""
+        """The number of pairs of supervoxels that touch."""
         return self._count("contacts", 1)
 
     def _read(self, which: int) -> pa.Table:
@@ -103,21 +103,7 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureJob:
-    """What every task needs to know.
-
-    Attributes
-    ----------
-    labels : Source
-        The supervoxels.
-    image : Image
-        The intensities.
-    tiling : Tiling
-        The regions.
-    space : Space
-        How voxels lie, and which intensities are told apart.
-    dataset : Dataset
-        Where everything goes.
-    """
+    """What the tasks of a measurement have in common."""
 
     labels: Source
     image: Image
@@ -127,19 +113,19 @@ class FeatureJob:
 
     @property
     def voxels(self) -> LabelRecords:
-        """What regions say of supervoxels."""
+        """The rows of supervoxels that regions have written."""
         return LabelRecords(self.dataset.scratch.at("voxels"), kernel.CHANNELS + self.channels * kernel.CHANNEL_WIDTH)
 
     @property
     def contacts(self) -> LabelRecords:
-        """What regions say of contacts."""
+        """The rows of contacts that regions have written."""
         return LabelRecords(
             self.dataset.scratch.at("contacts"), kernel.STEP_CHANNELS + self.channels * kernel.STEP_CHANNEL_WIDTH
         )
 
     @property
     def channels(self) -> int:
-        """How many channels the image has."""
+        """The number of channels of the image."""
         return self.image.channels
 
 
@@ -161,62 +147,62 @@ def features(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Features:
-    """Measure supervoxels and their contacts: a table and the region adjacency graph, out of core.
+    """Measure supervoxels and their contacts out of core, as a table and a region adjacency graph.
 
-    Everything is added up exactly, in integers: no number depends on how the volume is cut, or on who does the work.
-    Intensities other than integers of up to 16 bits are rounded before, to 2^-24 of their window's width or less.
+    Counts are added up exactly, in integers: no number depends on how the volume is cut or where the tasks run.
+    Intensities other than integers of up to 16 bits are first rounded, to 2^-24 of their window's width or less.
 
     Parameters
     ----------
     labels : source
-        The supervoxels, axes (z, y, x), ids from 1 to 2^63 - 1, 0 where masked out: of this program or any other; an
-        array, or what `segment` takes as a source.
+        The supervoxels of any program, axes (z, y, x), labels from 1 to 2^63 - 1, 0 where masked out: an array, or what
+        `segment` takes as a source.
     image : source or list of sources
         The intensities on the same grid, as for `segment`.
     target : path or URL, optional
-        A new folder for the tables in Parquet, ``table.parquet`` and ``edges.parquet``, each a folder of parts.
-        Default: they are in memory alone.
+        A new folder for the Parquet tables ``table.parquet`` and ``edges.parquet``, each a folder of parts.
+        Default: they stay in memory.
     spacing : sequence of float, optional
-        Size of a voxel along (z, y, x) in millimetres. Default: what the image says, or else the labels; or else 1.
+        Size of a voxel along (z, y, x) in millimetres. Default: that of the image, else that of the labels, else 1.
     window, percentiles : optional
-        The intensities between which histograms have their 64 bins, as for `segment`. Default: those that the labels
-        were made with, if they say so; else the percentiles of the intensities where there are labels.
+        The intensities between which histograms have their 64 bins, as for `segment`. Default: those stored in the
+        labels, if they are an output of `segment`; else the percentiles of the intensities where there are labels.
     volume, level, channel_axis : optional
         Of the image, as for `segment`.
     region : int or sequence of int, optional
-        Voxels along (z, y, x) that one task works on. Default: what the memory allows.
+        Voxels along (z, y, x) of one task. Default: what fits the memory.
     memory : int or str, optional
-        What a task may hold, such as ``"512MiB"``, the default.
+        Memory of a task, such as ``"512MiB"``, the default.
     threads : int, optional
         Threads of this process that share the work, if there is no client. Default: one per core.
     client : distributed.Client, optional
-        The cluster to use, whose workers all see the target, which must be given then.
+        The cluster to use. It requires a target, which all its workers see.
     overwrite : bool, default False
         Replace older features in the target; nothing else is ever replaced.
     progress : Progress, optional
-        Is told about stages and tasks.
+        Follows stages and tasks.
 
     Returns
     -------
     Features
-        With the table and the edges, which pandas, polars and Dask can read in the target too.
+        With the table and the edges; pandas, polars and Dask can also read them in the target.
 
     Raises
     ------
     FileExistsError
-        If the target exists and is not to be, or must not be, overwritten.
+        If the target exists and may not be overwritten.
     FileNotFoundError
         If a source or the target's folder does not exist.
     ValueError
-        If labels are no labels, shapes differ, or a parameter is out of range.
+        If the labels are not integers from 0, shapes differ, or a parameter is out of range.
 
     Notes
     -----
-    Columns of the table, named as in scikit-image's `regionprops_table` where it has them; with several channels those
-    of intensities have the channel's number behind them, as in ``intensity_mean-0``:
+    Columns of the table, named as in scikit-image's `regionprops_table` where it has them; with several channels, those
+    of intensities end in the channel's number, as in ``intensity_mean-0``:
 
     ``label``, ``num_pixels``, ``area``
-        The id; the size in voxels and in mm^3.
+        The label; the size in voxels and in mm^3.
     ``centroid-0..2``, ``bbox-0..5``
         In voxels along (z, y, x); boxes are half open.
     ``centroid_world-0..2``, ``bbox_world-0..5``
@@ -225,9 +211,9 @@ def features(
         The area of the voxel faces towards other labels, the mask and the outside, in mm^2; the isoperimetric quotient
         ``36 pi V^2 / A^3``; and whether it touches the border of the volume.
     ``intensity_mean``, ``intensity_std``, ``intensity_min``, ``intensity_max``
-        Of the intensities that are finite.
+        Of the finite intensities.
     ``intensity_percentile_5``, ``_25``, ``_50``, ``_75``, ``_95``
-        From the histogram, within the least and the greatest.
+        From the histogram, but not below the minimum or above the maximum.
     ``histogram``
         The voxels in each of 64 bins of equal width over the window; what lies outside is in the first and the last.
 
@@ -242,7 +228,7 @@ def features(
     ``intensity_gradient``
         The mean step in intensity across the faces of the contact, per mm.
     ``histogram_distance``
-        ``1 - sum over bins of min(g / |g|, h / |h|)``, from 0, alike, to 1.
+        ``1 - sum over bins of min(g / |g|, h / |h|)``, from 0 (equal) to 1.
 
     Examples
     --------
@@ -250,39 +236,39 @@ def features(
     >>> import dseeds
     >>> labels = np.array([[[1, 1, 2, 2]]])
     >>> image = np.array([[[10, 20, 50, 50]]], np.uint8)
-    >>> found = dseeds.features(labels, image, window=(0, 64))
-    >>> found.table["intensity_mean"].to_pylist(), found.table["centroid-2"].to_pylist()
+    >>> features = dseeds.features(labels, image, window=(0, 64))
+    >>> features.table["intensity_mean"].to_pylist(), features.table["centroid-2"].to_pylist()
     ([15.0, 50.0], [0.5, 2.5])
-    >>> found.edges.select(["source", "target", "num_faces", "intensity_gradient"]).to_pylist()
+    >>> features.edges.select(["source", "target", "num_faces", "intensity_gradient"]).to_pylist()
     [{'source': 1, 'target': 2, 'num_faces': 1, 'intensity_gradient': 30.0}]
     """
     if target is None and client is not None:
         raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
-    found = open_labels(labels)
-    pictures = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0)
-    shape = check_same_shape(image=pictures, labels=found)
-    size = read_extents("region", region)
-    task = parse_memory(memory) if memory is not None else TASK_BYTES
-    wanted = _windows(found, pictures, window, percentiles)
-    given = check_spacing(spacing) if spacing is not None else pictures.spacing or found.spacing
-    affine = pictures.affine if pictures.affine is not None else found.affine
+    label_source = open_labels(labels)
+    image = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0)
+    shape = check_same_shape(image=image, labels=label_source)
+    extents = read_extents("region", region)
+    task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
+    search = _begin_search(label_source, image, window, percentiles)
+    lengths = check_spacing(spacing) if spacing is not None else image.spacing or label_source.spacing
+    affine = image.affine if image.affine is not None else label_source.affine
     with ExitStack() as stack:
         if target is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))
-        begun = Dataset(open_location(Path(folder, "features") if target is None else target))
-        begun.check(overwrite)
-        crew = stack.enter_context(open_executor(check_threads(threads), client, progress=progress))
-        dataset = begun.begin()
+        unwritten = Dataset(open_location(Path(folder, "features") if target is None else target))
+        unwritten.check(overwrite)
+        executor = stack.enter_context(open_executor(check_threads(threads), client, progress=progress))
+        dataset = unwritten.begin()
         try:
-            survey = FeatureJob(
-                materialise(found, dataset.scratch, "labels", anywhere=client is not None),
-                _landed_image(pictures, dataset.scratch, anywhere=client is not None),
-                Tiling(shape, choose_tiling(shape, found.chunks, voxel_bytes(pictures), task, size)),
-                space_of(pictures, affine, given, ((0.0, 1.0),) * pictures.channels),
+            job = FeatureJob(
+                materialise(label_source, dataset.scratch, "labels", anywhere=client is not None),
+                _materialise_image(image, dataset.scratch, anywhere=client is not None),
+                Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(image), task_bytes, extents)),
+                space_of(image, affine, lengths, ((0.0, 1.0),) * image.channels),
                 dataset,
             )
-            survey = replace(survey, space=replace(survey.space, windows=_found(survey, wanted, crew)))
-            measure_features(survey, crew, {"labels": found.name, "image": pictures.name})
+            job = replace(job, space=replace(job.space, windows=_find_windows(job, search, executor)))
+            measure_features(job, executor, {"labels": label_source.name, "image": image.name})
         except BaseException:
             dataset.abandon()
             raise
@@ -290,75 +276,74 @@ def features(
         return written if target is not None else Features(None, (written.table, written.edges))
 
 
-def measure_features(survey: FeatureJob, crew: Executor, names: Mapping[str, str]) -> None:
-    """Measure all regions, put the tables together, and publish them, with a note of what they are of."""
-    regions = [(survey, number) for number in range(len(survey.tiling))]
-    indices: tuple[dict[int, BatchIndex], dict[int, BatchIndex]] = {}, {}
-    for number, *found in crew.map_unordered("measure", measure_feature_region, regions, len(regions)):
-        for kind, index in zip(indices, found, strict=True):
+def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, str]) -> None:
+    """Measure all regions, build the tables, and publish them with the `names` of the sources."""
+    regions = [(job, number) for number in range(len(job.tiling))]
+    voxels: dict[int, BatchIndex] = {}
+    contacts: dict[int, BatchIndex] = {}
+    for number, *indices in executor.map_unordered("measure", measure_feature_region, regions, len(regions)):
+        for batches, index in zip((voxels, contacts), indices, strict=True):
             if len(index):
-                kind[number] = index
-    ranges = list(label_ranges(indices[0]))
+                batches[number] = index
+    ranges = list(label_ranges(voxels))
     if not ranges:
         raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
-    tables = ((survey, number, part) for number, part in enumerate(ranges))
-    counted = dict(crew.map_unordered("table", write_table, tables, len(ranges)))
+    tables = ((job, number, part) for number, part in enumerate(ranges))
+    counted = dict(executor.map_unordered("table", write_table, tables, len(ranges)))
     ends = [counted[number][1:] for number in range(len(ranges))]
-    # Where nothing touches, there is a table without rows.
-    touching = list(label_ranges(indices[1])) or [LabelRange(1, 1, ())]
-    edges = ((survey, number, part, ends) for number, part in enumerate(touching))
-    contacts = sum(crew.map_unordered("edges", write_edges, edges, len(touching)))
-    survey.dataset.publish(
+    # Without contacts, there is a table without rows.
+    edge_ranges = list(label_ranges(contacts)) or [LabelRange(1, 1, ())]
+    edges = ((job, number, part, ends) for number, part in enumerate(edge_ranges))
+    edge_count = sum(executor.map_unordered("edges", write_edges, edges, len(edge_ranges)))
+    job.dataset.publish(
         {
             "supervoxels": sum(rows for rows, *_ in counted.values()),
-            "contacts": contacts,
+            "contacts": edge_count,
             **names,
-            "spacing": survey.space.spacing,
-            "windows": survey.space.windows,
+            "spacing": job.space.spacing,
+            "windows": job.space.windows,
             "version": __version__,
         }
     )
 
 
-def measure_feature_region(survey: FeatureJob, number: int) -> tuple[int, BatchIndex, BatchIndex]:
-    """Measure a region, and leave the rows of its supervoxels and contacts in scratch."""
-    box, window = survey.tiling.box(number), survey.tiling.above(number)
-    labels = read_labels(survey.labels, window, narrow=True)
+def measure_feature_region(job: FeatureJob, number: int) -> tuple[int, BatchIndex, BatchIndex]:
+    """Measure a region, and write the rows of its supervoxels and contacts to scratch."""
+    box, window = job.tiling.box(number), job.tiling.above(number)
+    labels = read_labels(job.labels, window, narrow=True)
     if not labels.any():
-        nothing = np.zeros((0, 6), np.int64)
-        return number, nothing, nothing
-    voxels, contacts = count_features(labels, survey.image.read(window.slices), box, survey.space)
-    # A task of a run that was given up may come late.
-    survey.dataset.check_own()
-    return number, survey.voxels.write(number, voxels), survey.contacts.write(number, contacts)
+        no_rows = np.zeros((0, 6), np.int64)
+        return number, no_rows, no_rows
+    voxels, contacts = count_features(labels, job.image.read(window.slices), box, job.space)
+    # A task of an abandoned run may arrive late.
+    job.dataset.check_own()
+    return number, job.voxels.write(number, voxels), job.contacts.write(number, contacts)
 
 
-def write_table(survey: FeatureJob, number: int, part: LabelRange) -> tuple[int, tuple[int, int, int]]:
-    """Write the table of a range of labels; tell how many there are, and the first and the last."""
-    rows = combine_voxels(survey.voxels.read(part))
-    table = build_feature_table(rows, survey.space, survey.tiling.shape)
-    survey.dataset.write(TABLE, number, table)
+def write_table(job: FeatureJob, number: int, part: LabelRange) -> tuple[int, tuple[int, int, int]]:
+    """Write the table of a range of labels, and return the number of supervoxels, the first and the last label."""
+    rows = combine_voxels(job.voxels.read(part))
+    table = build_feature_table(rows, job.space, job.tiling.shape)
+    job.dataset.write(TABLE, number, table)
     return number, (len(rows), int(rows[0, 0]), int(rows[-1, 0]))
 
 
-def write_edges(survey: FeatureJob, number: int, part: LabelRange, ends: list[tuple[int, int]]) -> int:
-    """Write the edges whose lower labels are in a range; tell how many there are."""
-    rows = combine_contacts(sort_contacts(survey.contacts.read(part)))
-    columns = [
-        survey.space.column_name(name, c) for c in range(survey.channels) for name in ("intensity_mean", "histogram")
-    ]
+def write_edges(job: FeatureJob, number: int, part: LabelRange, ends: list[tuple[int, int]]) -> int:
+    """Write the edges whose lower labels are in a range, and return their number."""
+    rows = combine_contacts(sort_contacts(job.contacts.read(part)))
+    columns = [job.space.column_name(name, c) for c in range(job.channels) for name in ("intensity_mean", "histogram")]
     tables = []
-    # In pieces, for a background may touch millions of others, and each brings its histogram.
+    # In pieces, since a background may touch millions of supervoxels, each of which has a histogram.
     for begin in range(0, max(len(rows), 1), RANGE):
         piece = rows[begin : begin + RANGE]
-        touching = survey.dataset.read_rows(np.unique(piece[:, :2]), columns, ends)
-        tables.append(build_edge_table(piece, touching, survey.space))
-    survey.dataset.write(EDGES, number, pa.concat_tables(tables))
+        touching = job.dataset.read_rows(np.unique(piece[:, :2]), columns, ends)
+        tables.append(build_edge_table(piece, touching, job.space))
+    job.dataset.write(EDGES, number, pa.concat_tables(tables))
     return len(rows)
 
 
 def voxel_bytes(image: Image) -> float:
-    """Tell what a task holds for each voxel: labels as they are read and as kernels know them, intensities, bins."""
+    """Return the memory of a task per voxel: labels and intensities, as read and as kernels take them, and bins."""
     real = 0 if are_small_integers(image.dtypes) else 12
     return 16 + 2 * image.itemsize + image.channels * (6 + real)
 
@@ -366,7 +351,7 @@ def voxel_bytes(image: Image) -> float:
 def space_of(
     image: Image, affine: NDArray[Any] | None, spacing: Sequence[float] | None, windows: tuple[Limits, ...]
 ) -> Space:
-    """Tell how an image's voxels lie in space, as far as is known, and which of its intensities are told apart."""
+    """Return the `Space` of an image, with what is known of its position."""
     z, y, x = spacing if spacing is not None else (1.0, 1.0, 1.0)
     rows = np.diag([x, y, z, 1.0]) if affine is None else np.asarray(affine, np.float64)
     return Space(
@@ -377,43 +362,43 @@ def space_of(
     )
 
 
-def _windows(labels: Source, image: Image, window: Any, percentiles: Sequence[float] | None) -> WindowSearch:
-    """Tell which intensity windows are wanted, or how to search for them."""
+def _begin_search(labels: Source, image: Image, window: Any, percentiles: Sequence[float] | None) -> WindowSearch:
+    """Return the search for the intensity windows, which is done if they are given or stored in the labels."""
     given = read_windows(window, image.channels)
     if window is None and percentiles is None:
-        given = _noted_windows(labels, image.channels) or given
+        given = _stored_windows(labels, image.channels) or given
     return WindowSearch(tuple(map(native_dtype, image.dtypes)), given, check_percentiles(percentiles or (0.5, 99.5)))
 
 
-def _noted_windows(labels: Source, channels: int) -> tuple[Limits, ...] | None:
-    """Give the windows that labels of this program were made with, as far as they say."""
+def _stored_windows(labels: Source, channels: int) -> tuple[Limits, ...] | None:
+    """Return the windows stored in labels that `segment` wrote, if they have one for each channel."""
     try:
-        found = tuple((float(low), float(high)) for low, high in label_parameters(labels)["windows"])
+        windows = tuple((float(low), float(high)) for low, high in label_parameters(labels)["windows"])
     except (KeyError, TypeError, ValueError):
         return None
-    return found if len(found) == channels else None
+    return windows if len(windows) == channels else None
 
 
-def _found(survey: FeatureJob, search: WindowSearch, crew: Executor) -> tuple[Limits, ...]:
-    """Search for the windows where there are labels."""
-    count = len(survey.tiling)
+def _find_windows(job: FeatureJob, search: WindowSearch, executor: Executor) -> tuple[Limits, ...]:
+    """Search for the windows of the intensities where there are labels."""
+    count = len(job.tiling)
     try:
         while not search.done:
-            calls = ((survey, number, search) for number in range(count))
-            search.narrow(sum(crew.map_unordered("window", count_region, calls, count), np.zeros(1, np.int64)))
+            calls = ((job, number, search) for number in range(count))
+            search.narrow(
+                sum(executor.map_unordered("window", count_region_digits, calls, count), np.zeros(1, np.int64))
+            )
         return search.windows()
     except NoFiniteValues:
         raise ValueError("labels has no supervoxel with a finite intensity: is it another image's?") from None
 
 
-def count_region(survey: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:
-    """Count the digits that the search for windows is at, where there are labels."""
-    box = survey.tiling.box(number)
-    return search.count(survey.image.read(box.slices), read_labels(survey.labels, box) != 0)
+def count_region_digits(job: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:
+    """Count a region's digits for the search for windows, where there are labels."""
+    box = job.tiling.box(number)
+    return search.count(job.image.read(box.slices), read_labels(job.labels, box) != 0)
 
 
-def _landed_image(image: Image, scratch: Location, *, anywhere: bool) -> Image:
-    """Copy the channels into scratch that tasks cannot read."""
-    return Image(
-        tuple(materialise(part, scratch, f"image-{i}", anywhere=anywhere) for i, part in enumerate(image.parts))
-    )
+def _materialise_image(image: Image, scratch: Location, *, anywhere: bool) -> Image:
+    parts = enumerate(image.parts)
+    return Image(tuple(materialise(part, scratch, f"image-{i}", anywhere=anywhere) for i, part in parts))

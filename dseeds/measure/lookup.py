@@ -22,7 +22,7 @@ from pyarrow import csv
 from typing_extensions import override
 
 from dseeds.io.source import shorten, summarise_error
-from dseeds.measure.kernels.painting import distinct
+from dseeds.measure.kernels.painting import run_labels
 from dseeds.storage.location import LocalLocation, Location, open_location, open_parent
 from dseeds.storage.ownership import MARKER
 from dseeds.storage.parquet_dataset import NOTE, TABLE, Dataset
@@ -89,19 +89,7 @@ class HeldValues(LookupTable):
 
 @dataclass(frozen=True, eq=False)
 class PartedValues:
-    """Values in the files of a table that is sorted by label.
-
-    Attributes
-    ----------
-    parts : tuple of TablePart
-        The files.
-    ends : ndarray of int64, shape (parts, 2)
-        The first and the last label of each.
-    dtype : dtype
-        The dtype of the values.
-    extremes : tuple
-        The smallest and the largest value.
-    """
+    """Values in the parts of a table that is sorted by label; `ends` (parts, 2) are their first and last labels."""
 
     parts: tuple[TablePart, ...]
     ends: NDArray[np.int64]
@@ -114,13 +102,13 @@ class PartedValues:
 
     def select(self, labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """Return labels of a window, sorted, and their values."""
-        wanted = np.unique(distinct(labels.reshape(-1)))
-        begins = np.searchsorted(wanted, self.ends[:, 0])
-        stops = np.searchsorted(wanted, self.ends[:, 1], side="right")
+        occurring = np.unique(run_labels(labels.reshape(-1)))
+        begins = np.searchsorted(occurring, self.ends[:, 0])
+        stops = np.searchsorted(occurring, self.ends[:, 1], side="right")
         keys, values = [np.empty(0, np.int64)], [np.empty(0, self.dtype)]
         for number in np.flatnonzero(begins < stops):
             part = _read_cached(self.parts[number])
-            rows = np.searchsorted(part.labels, wanted[begins[number] : stops[number]])
+            rows = np.searchsorted(part.labels, occurring[begins[number] : stops[number]])
             rows = np.unique(rows[rows < len(part.labels)])
             keys.append(part.labels[rows])
             values.append(_cast(part.values[rows], self.dtype))
@@ -129,16 +117,9 @@ class PartedValues:
 
 @dataclass(frozen=True)
 class TablePart:
-    """A file with rows of a table.
+    """A file with rows of a table, and the names of the columns to read.
 
-    Attributes
-    ----------
-    location, key : Location, str
-        The folder, and the file's name in it.
-    label, column : str
-        The columns to read.
-    token : str
-        Distinguishes the file from one of the same name that was opened earlier and is cached.
+    The `token` distinguishes the file from one of the same name that was opened earlier and is cached.
     """
 
     location: Location
@@ -153,15 +134,7 @@ class TablePart:
         return f"{self.location.address}/{self.key}"
 
     def read(self) -> ColumnPair:
-        """Read the columns.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the file does not exist.
-        ValueError
-            If it cannot be read, or lacks the columns, or they do not hold numbers.
-        """
+        """Read the columns; raise a ValueError if the file is no table, or lacks them, or they do not hold numbers."""
         try:
             table = self._read_parquet() if self.key.lower().endswith(PARQUET_ENDINGS) else self._read_csv()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -212,21 +185,7 @@ def _read_cached(part: TablePart) -> HeldValues:
 
 
 def open_values(table: Any, column: str | None, label: str = "label") -> LookupTable:
-    """Open a column of a table as a lookup from label to value.
-
-    Parameters
-    ----------
-    table, column, label
-        The table, the column and the label column, see `dseeds.paint`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If the table lacks the columns or has no rows, they do not hold numbers, or a label has several rows.
-    TypeError
-        If `table` is not a table.
+    """Open a column of a table as a lookup from label to value; see `dseeds.paint` for the parameters and errors.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""The region adjacency graph of supervoxels with their features, and what it is in other libraries.
+"""The region adjacency graph of supervoxels with their features, and its conversion for other libraries.
 
-A folder of features holds two tables in Parquet, each in parts: `table.parquet` has a row for each supervoxel, sorted
-by its label, and `edges.parquet` one for each two that touch, sorted by their labels.
+A folder of features holds two tables in Parquet parts: `table.parquet` has a row for each supervoxel, sorted by label,
+and `edges.parquet` a row for each pair that touches, sorted by both labels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dseeds.core.optional import import_optional
+from dseeds.measure.lookup import is_numeric
 from dseeds.storage.location import open_location
 from dseeds.storage.ownership import MARKER
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
@@ -30,20 +31,20 @@ if TYPE_CHECKING:
 
 HISTOGRAM = "histogram"
 CENTROID = ("centroid-0", "centroid-1", "centroid-2")
-# Where a supervoxel lies is not what it is like.
-PLACES = ("centroid", "bbox")
+# Columns with positions, which do not describe what a supervoxel is like.
+POSITIONS = ("centroid", "bbox")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AdjacencyGraph:
-    """Supervoxels with their features, and which of them touch.
+    """The region adjacency graph of supervoxels, with their features.
 
     Attributes
     ----------
     labels : ndarray of int64, shape (n,)
         The supervoxels, in ascending order.
     pairs : ndarray of int64, shape (m, 2)
-        Which of them touch, as positions in `labels`, the lower one first; sorted, each once.
+        The pairs that touch, as positions in `labels`, the lower one first; sorted, each once.
     nodes : dict of str to ndarray, shapes (n,) or (n, bins)
         Columns of the table of supervoxels.
     edges : dict of str to ndarray, shape (m,)
@@ -52,7 +53,7 @@ class AdjacencyGraph:
     Raises
     ------
     ValueError
-        If labels or pairs are not in order, or columns not as long.
+        If labels or pairs are not in order, or a column has the wrong length.
 
     Examples
     --------
@@ -94,12 +95,12 @@ class AdjacencyGraph:
         return f"{type(self).__name__}({len(self.labels)} supervoxels, {len(self.pairs)} edges)"
 
     def to_scipy(self, weight: str | None = "area") -> scipy.sparse.csr_array:
-        """Give the matrix of who touches whom, as `scipy.sparse.csgraph` and spectral methods take it.
+        """Return the adjacency matrix, for `scipy.sparse.csgraph` and spectral methods.
 
         Parameters
         ----------
         weight : str, optional
-            The column of edges that it holds, by default the area of contact in mm^2; None for ones.
+            The column of edges with its entries, by default the area of contact in mm^2; None for ones.
 
         Returns
         -------
@@ -111,35 +112,35 @@ class AdjacencyGraph:
         ImportError
             If SciPy is not installed.
         ValueError
-            If there is no such column.
+            If the column is not loaded.
         """
         sparse = import_optional("scipy.sparse", "a sparse matrix", "scipy")
         weights = np.ones(len(self.pairs)) if weight is None else _column(self.edges, weight, "edges")
-        index, order = self._both_ways()
+        index, order = self._directed_edges()
         values = np.tile(np.asarray(weights, np.float64), 2)[order]
         return sparse.csr_array((values, (index[0], index[1])), shape=(len(self.labels),) * 2)
 
     def to_networkx(
         self, columns: Iterable[str] | None = None, edge_columns: Iterable[str] | None = None
     ) -> networkx.Graph:
-        """Give the graph for NetworkX: nodes are labels, and both nodes and edges have columns as attributes.
+        """Return the graph for NetworkX: its nodes are labels, and nodes and edges have the columns as attributes.
 
         Parameters
         ----------
         columns, edge_columns : sequence of str, optional
-            Which ones; all by default.
+            The columns of supervoxels and of edges; all by default.
 
         Returns
         -------
         networkx.Graph
-            With attributes that are plain numbers of Python, or a list of them for a histogram.
+            Attributes are Python numbers, or lists of them for histograms.
 
         Raises
         ------
         ImportError
             If NetworkX is not installed.
         ValueError
-            If there is no such column.
+            If a column is not loaded.
         """
         networkx = import_optional("networkx", "a NetworkX graph", "networkx")
         graph = networkx.Graph()
@@ -153,33 +154,34 @@ class AdjacencyGraph:
     def to_torch_geometric(
         self, columns: Iterable[str] | None = None, edge_columns: Iterable[str] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Give the arrays that ``torch_geometric.data.Data`` is made of.
+        """Return the arrays of a ``torch_geometric.data.Data``.
 
-        PyTorch is not needed here. Where it is, this is the graph::
+        This does not need PyTorch. With PyTorch, the graph is::
 
             Data(**{name: torch.from_numpy(array) for name, array in graph.to_torch_geometric().items()})
 
         Parameters
         ----------
         columns : sequence of str, optional
-            The columns of ``x``, of histograms every bin is one; by default all but centroids and bounding boxes.
+            The columns of ``x``, one for each bin of a histogram; by default all but centroids and bounding boxes.
         edge_columns : sequence of str, optional
             The columns of ``edge_attr``; all by default.
 
         Returns
         -------
         dict of str to ndarray
-            ``x`` float32 (n, features); ``edge_index`` int64 (2, 2 m), every edge both ways, sorted; ``edge_attr``
-            float32 (2 m, columns); and, if centroids were loaded, ``pos`` float32 (n, 3), in voxels (z, y, x).
+            ``x`` float32 (n, features); ``edge_index`` int64 (2, 2 m), each edge in both directions, sorted;
+            ``edge_attr`` float32 (2 m, columns); and ``pos`` float32 (n, 3), the centroids in voxels (z, y, x), if
+            they were loaded.
 
         Raises
         ------
         ValueError
-            If there is no such column.
+            If a column is not loaded.
         """
         if columns is None:
-            columns = [name for name in self.nodes if name.partition("-")[0] not in PLACES]
-        index, order = self._both_ways()
+            columns = [name for name in self.nodes if name.partition("-")[0] not in POSITIONS]
+        index, order = self._directed_edges()
         features = _matrix(self.nodes, columns, "supervoxels", len(self.labels))
         attributes = _matrix(self.edges, edge_columns, "edges", len(self.pairs))
         arrays: dict[str, NDArray[Any]] = {
@@ -191,8 +193,11 @@ class AdjacencyGraph:
             arrays["pos"] = _matrix(self.nodes, CENTROID, "supervoxels", len(self.labels))
         return arrays
 
-    def _both_ways(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Give every edge both ways, sorted, and which ones of edges and then of edges turned round these are."""
+    def _directed_edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return every edge in both directions (2, 2 m), sorted, and the order that sorts them.
+
+        The order refers to all edges, followed by all reversed edges.
+        """
         index = np.concatenate([self.pairs, self.pairs[:, ::-1]]).T
         order = np.lexsort((index[1], index[0]))
         return np.ascontiguousarray(index[:, order]), order
@@ -209,23 +214,23 @@ def load_graph(
     Parameters
     ----------
     features : str, path or Features
-        The folder, or its URL in an object store; or what `dseeds.features` gives.
+        The folder, or its URL in an object store; or the result of `dseeds.features`.
     columns : sequence of str, optional
-        Which columns of supervoxels to load; by default all that have one number for each, which leaves histograms out.
+        The columns of supervoxels to load; by default all with one number per supervoxel, thus without histograms.
     edge_columns : sequence of str, optional
-        Which columns of edges to load, likewise.
+        The columns of edges to load, likewise.
 
     Returns
     -------
     AdjacencyGraph
-        In memory; supervoxels that touch no other are nodes without edges.
+        Supervoxels that touch no other are nodes without edges.
 
     Raises
     ------
     FileNotFoundError
         If the folder holds no features.
     ValueError
-        If it has no such column, or its tables do not belong together.
+        If a column does not exist, or the two tables do not belong together.
 
     Examples
     --------
@@ -260,41 +265,35 @@ def load_graph(
 
 
 def column_names(features: str | os.PathLike[str] | Features, table: str = TABLE) -> list[str]:
-    """List the columns of a table in a folder of features.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such table.
-    """
+    """Return the columns of a table in a folder of features; raise a FileNotFoundError if there is no such table."""
     return list(next(_parts(features, table)).schema_arrow.names)
 
 
 def _load(
     features: str | os.PathLike[str] | Features, table: str, keys: tuple[str, ...], columns: Sequence[str] | None
 ) -> dict[str, NDArray[Any]]:
-    """Load columns of a table, the keys among them, part by part into arrays of the whole length."""
+    """Load columns of a table, and the keys, into arrays of the full length, part by part."""
     schema = next(_parts(features, table)).schema_arrow
     if columns is None:
-        columns = [field.name for field in schema if _is_number(field.type)]
-    wanted = list(dict.fromkeys([*keys, *columns]))
-    for name in wanted:
+        columns = [field.name for field in schema if is_numeric(field.type)]
+    names = list(dict.fromkeys([*keys, *columns]))
+    for name in names:
         if name not in schema.names:
             raise ValueError(f"{features}/{table} has no column {name!r}, only {', '.join(schema.names)}.")
-        if not _is_number(schema.field(name).type) and not pa.types.is_fixed_size_list(schema.field(name).type):
+        if not is_numeric(schema.field(name).type) and not pa.types.is_fixed_size_list(schema.field(name).type):
             raise ValueError(f"the column {name!r} of {features}/{table} holds no numbers; leave it out.")
-    # Joined at the end, histograms would be there twice.
+    # Concatenating the parts would need the memory of histograms twice.
     count = sum(part.metadata.num_rows for part in _parts(features, table))
-    found = {name: _empty(count, schema.field(name).type) for name in wanted}
+    arrays = {name: _empty(count, schema.field(name).type) for name in names}
     begin = 0
     for part in _parts(features, table):
-        rows = part.read(columns=wanted)
-        for name, array in found.items():
+        rows = part.read(columns=names)
+        for name, array in arrays.items():
             values = rows.column(name).combine_chunks()
             flat = values.flatten() if array.ndim == 2 else values
             array[begin : begin + len(rows)] = flat.to_numpy(zero_copy_only=False).reshape(-1, *array.shape[1:])
         begin += len(rows)
-    return found
+    return arrays
 
 
 def _parts(features: str | os.PathLike[str] | Features, table: str) -> Iterator[pq.ParquetFile]:
@@ -309,7 +308,7 @@ def _parts(features: str | os.PathLike[str] | Features, table: str) -> Iterator[
         features = features.address
     dataset = Dataset(open_location(features))
     if dataset.location.read(MARKER) is not None:
-        # It is unfinished, and says so.
+        # Raises, because the features are unfinished.
         dataset.note()
     numbers = dataset.parts(table)
     if not numbers:
@@ -319,27 +318,23 @@ def _parts(features: str | os.PathLike[str] | Features, table: str) -> Iterator[
             yield part
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
 def _empty(count: int, kind: pa.DataType) -> NDArray[Any]:
     if pa.types.is_fixed_size_list(kind):
         return np.empty((count, kind.list_size), kind.value_type.to_pandas_dtype())
     return np.empty(count, kind.to_pandas_dtype())
 
 
-def _column(table: Mapping[str, NDArray[Any]], name: str, of: str) -> NDArray[Any]:
+def _column(table: Mapping[str, NDArray[Any]], name: str, kind: str) -> NDArray[Any]:
     if name not in table:
         loaded = ", ".join(table) or "none"
-        raise ValueError(f"the graph's {of} have no column {name!r} loaded, only {loaded}; name it in load_graph.")
+        raise ValueError(f"the graph's {kind} have no column {name!r} loaded, only {loaded}; name it in load_graph.")
     return table[name]
 
 
 def _rows(
     table: Mapping[str, NDArray[Any]], columns: Iterable[str] | None, of: str, count: int
 ) -> Iterator[dict[str, Any]]:
-    """Give a table's rows as what they hold by name."""
+    """Return an iterator over the rows of a table, as dicts."""
     names = list(table if columns is None else columns)
     values = [_column(table, name, of).tolist() for name in names]
     if not names:
@@ -350,7 +345,7 @@ def _rows(
 def _matrix(
     table: Mapping[str, NDArray[Any]], columns: Iterable[str] | None, of: str, count: int
 ) -> NDArray[np.float32]:
-    """Put columns side by side."""
+    """Return columns side by side as a matrix."""
     names = table if columns is None else columns
     parts = [np.empty((count, 0), np.float32)]
     parts += [_column(table, name, of).reshape(count, math.prod(table[name].shape[1:])) for name in names]

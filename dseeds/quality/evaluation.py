@@ -35,11 +35,9 @@ from dseeds.seeds.cell_size import choose_step, millimetres
 from dseeds.storage.label_records import label_ranges
 from dseeds.storage.location import open_location
 
-# The arguments that are volumes.
-SOURCES = ("labels", "truth", "image")
 # Components of a region are numbered in 32 bits.
 LARGEST_REGION = 1 << 31
-# Voxels around one that may be looked at for boundaries.
+# The most voxels to search for a boundary.
 MOST_NEARBY = 1 << 20
 
 
@@ -62,19 +60,19 @@ def evaluate(
     scratch: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure supervoxels of this program or any other: against a true segmentation, against the image, and as such.
+    """Measure the quality of supervoxels: their shapes, and their fit to a true segmentation and to the image.
 
-    Volumes may be of any size: they are gone through region by region. All figures are exact, and the same in every bit
-    however the volume is cut and whoever does the work. The formulas and where they come from are in the functions of
-    `dseeds.quality.metrics` that bear the figures' names.
+    The supervoxels may be those of any program, and volumes of any size: they are measured region by region. All
+    figures are exact, and bit-identical however the volume is cut and wherever the tasks run. The functions of
+    `dseeds.quality.metrics` named like the figures have their formulas and sources.
 
     Parameters
     ----------
     labels : array_like or source
-        The supervoxels, axes (z, y, x), with any ids from 1 to 2^63 - 1; 0 is masked out and left out of every figure.
-        An array, or what `segment` takes as a source; floats are fine if they are whole numbers.
+        The supervoxels, axes (z, y, x), with any labels from 1 to 2^63 - 1; 0 is masked out and left out of every
+        figure. An array, or what `segment` takes as a source; floats must be whole numbers.
     truth : array_like or source, optional
-        The true segmentation on the same grid: 0 is background, all else are structures. Without it there are no
+        The true segmentation on the same grid: 0 is background, everything else structures. Without it there are no
         figures that compare with it.
     image : array_like or source, optional
         The intensities on the same grid. Without them there is no ``explained_variation``.
@@ -82,31 +80,32 @@ def evaluate(
         How far off a boundary may be in ``boundary_recall``: voxels along every axis (Chebyshev distance), or a length
         such as ``"3mm"`` (Euclidean distance). Time grows with its third power where boundaries are far.
     chunks : int or sequence of int, optional
-        Voxels along (z, y, x) of the grid that may have left seams. Without it there is no ``seam_excess``.
+        Voxels along (z, y, x) of the chunks that may have left seams. Without it there is no ``seam_excess``.
     size_bins : int, optional
         Bins of the histogram of sizes. Without it there is no ``size_histogram``.
     step : int, sequence of int or str, optional
         The step of the lattice that the supervoxels grew from, as for `segment`: planes of chunks are then compared
-        with those at the same place in their cells. Default: what the labels say, if they are an output of `segment`.
+        with those at the same place in their cells. Default: that stored in the labels, if they are an output of
+        `segment`.
     spacing : sequence of float, optional
-        Size of a voxel along (z, y, x) in millimetres, for lengths. Default: what labels, truth or image say.
+        Size of a voxel along (z, y, x) in millimetres, for lengths. Default: that of labels, truth or image.
     volume : int, optional
         Which volume of a 4D image, from 0.
     level : int, default 0
-        Which level of an OME-Zarr image the labels are of; labels of a coarser level are ``labels.zarr/1``.
+        Which level of an OME-Zarr image the labels belong to; labels of a coarser level are ``labels.zarr/1``.
     region : int or sequence of int, optional
-        Voxels along (z, y, x) that one task works on. Default: what the memory allows.
+        Voxels along (z, y, x) of one task. Default: what fits the memory.
     memory : int or str, optional
-        What a task may hold, such as ``"512MiB"``, the default.
+        Memory of a task, such as ``"512MiB"``, the default.
     threads : int, optional
         Threads of this process that share the work. Default: one per core.
     client : distributed.Client, optional
         A cluster whose workers share the work instead.
     scratch : path or URL, optional
-        A folder for intermediate data, which all workers see, and which a client cannot do without. Default: the
-        machine's own for temporary files.
+        A folder for intermediate data that all workers see, required with a client. Default: the machine's own for
+        temporary files.
     progress : Progress, optional
-        Is told about stages and tasks.
+        Follows stages and tasks.
 
     Returns
     -------
@@ -114,12 +113,12 @@ def evaluate(
         Plain Python numbers, ready for JSON.
 
         ``supervoxels``, ``size_min``, ``size_mean``, ``size_median``, ``size_max``, ``size_std``
-            How many there are, and their sizes in voxels.
+            The number of supervoxels, and their sizes in voxels.
         ``size_histogram``
             Only with `size_bins`: ``edges``, the smallest size of each bin and after them the largest of all; and
-            ``counts``, how many supervoxels there are in each.
+            ``counts``, the supervoxels in each bin.
         ``components_per_label``, ``disconnected``
-            Mean number of 6-connected components, and how many supervoxels have more than one.
+            Mean number of 6-connected components, and number of supervoxels with more than one.
         ``compactness``
             The mean isoperimetric quotient.
         ``achievable_dice``, ``achievable_dice_per_structure``
@@ -132,14 +131,14 @@ def evaluate(
             Only with `image`.
         ``seam_excess``, ``seam_excess_per_axis``, ``seam_step``
             Only with `chunks`: how many more boundaries there are on the planes of chunks, 0 for no seams; and the step
-            of the lattice that was reckoned with.
+            of the lattice that was taken into account.
 
     Raises
     ------
     ValueError
-        If the sources aren't volumes of one shape, labels or truth aren't whole numbers from 0 to 2^63 - 1, no voxel
-        has a label, no labelled voxel is in a structure, the image isn't finite real numbers at the labelled voxels, or
-        a parameter is out of range.
+        If the sources are not volumes of one shape, labels or truth are not whole numbers from 0 to 2^63 - 1, no voxel
+        has a label, no labelled voxel is in a structure, the image is not finite real numbers at the labelled voxels,
+        or a parameter is out of range.
 
     Examples
     --------
@@ -154,57 +153,60 @@ def evaluate(
     >>> dseeds.evaluate(truth + 1, truth)["achievable_dice_per_structure"]
     {7: 1.0}
     """
-    found = open_labels(_array(labels))
-    true = None if truth is None else open_labels(_array(truth))
-    picture = None if image is None else open_source(_array(image), volume=volume, level=level or 0)
-    given = {name: source for name, source in zip(SOURCES, (found, true, picture), strict=True) if source is not None}
-    shape = check_same_shape(**given)
-    known = next((source.spacing for source in given.values() if source.spacing is not None), None)
-    lengths = check_spacing(spacing) if spacing is not None else known
-    task = parse_memory(memory) if memory is not None else TASK_BYTES
-    # What is read, the same as kernels know it, and components.
-    voxel_bytes = 4 + sum(source.dtype.itemsize + 8 for source in given.values())
-    cut = choose_tiling(shape, found.chunks, voxel_bytes, task, read_extents("region", region))
-    if math.prod(cut) > LARGEST_REGION:
-        raise ValueError(f"a region must not have more than 2^31 voxels, but region is {cut}.")
+    label_source = open_labels(_as_array(labels))
+    true_source = None if truth is None else open_labels(_as_array(truth))
+    image_source = None if image is None else open_source(_as_array(image), volume=volume, level=level or 0)
+    named = {"labels": label_source, "truth": true_source, "image": image_source}
+    sources = {name: source for name, source in named.items() if source is not None}
+    shape = check_same_shape(**sources)
+    known_spacing = next((source.spacing for source in sources.values() if source.spacing is not None), None)
+    lengths = check_spacing(spacing) if spacing is not None else known_spacing
+    task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
+    # Voxels as they are read, and as the kernels take them, and components.
+    voxel_bytes = 4 + sum(source.dtype.itemsize + 8 for source in sources.values())
+    tile = choose_tiling(shape, label_source.chunks, voxel_bytes, task_bytes, read_extents("region", region))
+    if math.prod(tile) > LARGEST_REGION:
+        raise ValueError(f"a region must not have more than 2^31 voxels, but region is {tile}.")
     if size_bins is not None and size_bins < 1:
         raise ValueError(f"size_bins must be 1 or more, not {size_bins}.")
-    grid, cells = read_extents("chunks", chunks), _step(found, step, shape, spacing, known)
+    chunk = read_extents("chunks", chunks)
+    cell = _lattice_step(label_source, step, shape, spacing, known_spacing)
     if client is not None and scratch is None:
         raise ValueError("a cluster needs scratch= (--scratch), a folder or URL that all its workers see.")
     place = open_location(scratch if scratch is not None else tempfile.gettempdir()).at(f"dseeds-{uuid.uuid4().hex}")
-    survey = QualityJob(found, true, picture, Tiling(shape, cut), place.address, *_reach(tolerance, lengths, shape))
-    with open_executor(check_threads(threads), client, progress=progress) as crew:
+    limits = _read_tolerance(tolerance, lengths, shape)
+    job = QualityJob(label_source, true_source, image_source, Tiling(shape, tile), place.address, *limits)
+    with open_executor(check_threads(threads), client, progress=progress) as executor:
         try:
-            readable: dict[str, Any] = {
-                name: materialise(source, place, name, anywhere=client is not None) for name, source in given.items()
+            copies: dict[str, Any] = {
+                name: materialise(source, place, name, anywhere=client is not None) for name, source in sources.items()
             }
-            return measure_quality(replace(survey, **readable), grid, cells, crew, size_bins)
+            return measure_quality(replace(job, **copies), chunk, cell, executor, size_bins)
         finally:
             place.clear()
 
 
 def measure_quality(
-    survey: QualityJob, chunks: Triple | None, step: Triple | None, crew: Executor, size_bins: int | None = None
+    job: QualityJob, chunks: Triple | None, step: Triple | None, executor: Executor, size_bins: int | None = None
 ) -> dict[str, Any]:
-    """Have all regions and ranges of labels counted, and give the figures."""
-    survey = centred(survey, crew)
-    regions = [(survey, number) for number in range(len(survey.tiling))]
+    """Count all regions and ranges of labels, and return the figures of `evaluate`."""
+    job = with_intensity_range(job, executor)
+    regions = [(job, number) for number in range(len(job.tiling))]
     indices, boundaries, squares = {}, np.zeros(2, np.int64), []
-    planes = [np.zeros((n, 2), np.int64) for n in survey.tiling.shape]
-    for number, found in crew.map_unordered("measure", count_quality_region, regions, len(regions)):
-        if found is not None:
-            indices[number] = found.index
-            boundaries += found.boundaries
-            squares.append(found.squares)
-            for axis, (lo, hi) in enumerate(zip(*found.box.bounds, strict=True)):
-                planes[axis][lo:hi] += found.planes[axis, : hi - lo]
+    planes = [np.zeros((n, 2), np.int64) for n in job.tiling.shape]
+    for number, counts in executor.map_unordered("measure", count_quality_region, regions, len(regions)):
+        if counts is not None:
+            indices[number] = counts.index
+            boundaries += counts.boundaries
+            squares.append(counts.squares)
+            for axis, (lo, hi) in enumerate(zip(*counts.box.bounds, strict=True)):
+                planes[axis][lo:hi] += counts.planes[axis, : hi - lo]
     if not indices:
         raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
-    ranges = [(survey, part) for part in label_ranges(indices)]
-    tally = metrics.add_up(list(crew.map_unordered("count", count_part, ranges, len(ranges))))
+    ranges = [(job, part) for part in label_ranges(indices)]
+    tally = metrics.add_up(list(executor.map_unordered("count", count_part, ranges, len(ranges))))
     figures: dict[str, Any] = {}
-    if survey.truth is not None:
+    if job.truth is not None:
         dice = metrics.achievable_dice(tally)
         figures |= {
             "achievable_dice": math.fsum(dice.values()) / len(dice),
@@ -214,8 +216,8 @@ def measure_quality(
             "undersegmentation_error_levinshtein": metrics.undersegmentation_error_levinshtein(tally),
             "boundary_recall": metrics.boundary_recall(*boundaries.tolist()),
         }
-    if survey.image is not None:
-        figures["explained_variation"] = metrics.explained_variation(tally, _total(squares))
+    if job.image is not None:
+        figures["explained_variation"] = metrics.explained_variation(tally, _exact_total(squares))
     figures |= {
         "compactness": metrics.compactness(tally),
         "supervoxels": tally.supervoxels,
@@ -231,54 +233,52 @@ def measure_quality(
     return figures
 
 
-def centred(survey: QualityJob, crew: Executor) -> QualityJob:
-    """Find where the middle of the intensities is, and how far they range."""
-    if survey.image is None:
-        return survey
-    regions = [(survey, number) for number in range(len(survey.tiling))]
+def with_intensity_range(job: QualityJob, executor: Executor) -> QualityJob:
+    """Return the job with the centre and the scale of its intensities."""
+    if job.image is None:
+        return job
+    regions = [(job, number) for number in range(len(job.tiling))]
     sums, sizes, infinite, lows, highs = zip(
-        *crew.map_unordered("range", add_region, regions, len(regions)), strict=True
+        *executor.map_unordered("range", add_region, regions, len(regions)), strict=True
     )
     if any(infinite):
         raise ValueError("image has NaN or infinite values at labelled voxels: mask them out with label 0.")
     low, high = min(lows), max(highs)
     if low >= high:
-        return survey
-    mean = min(max(_total(sums) / sum(sizes), low), high)
-    return replace(survey, centre=mean / 2, scale=high / 2 - low / 2)
+        return job
+    mean = min(max(_exact_total(sums) / sum(sizes), low), high)
+    return replace(job, centre=mean / 2, scale=high / 2 - low / 2)
 
 
-def _total(sums: Sequence[NDArray[np.int64]]) -> float:
-    """Add up sums of one row each, see `dseeds.core.exact_sum`."""
+def _exact_total(sums: Sequence[NDArray[np.int64]]) -> float:
+    """Add up sums in the format of `dseeds.core.exact_sum`."""
     return float(totals(kernel.combine_sums(np.concatenate(sums), np.zeros(len(sums), np.int64), 1), 0)[0])
 
 
-def _array(source: Any) -> Any:
-    """Take lists for arrays."""
+def _as_array(source: Any) -> Any:
     return np.asarray(source) if isinstance(source, list | tuple) else source
 
 
-def _reach(
+def _read_tolerance(
     tolerance: int | str, spacing: tuple[float, float, float] | None, shape: Triple
 ) -> tuple[Triple, float | None, tuple[float, float, float]]:
-    """Read how far off a boundary may be, see `QualityJob`."""
+    """Return the `reach`, `distance` and `spacing` of a `QualityJob`."""
     length = millimetres(tolerance) if isinstance(tolerance, str) else None
     if length is None:
-        far, scale = float(_whole(tolerance)), (1.0, 1.0, 1.0)
+        radius, scale = float(_read_voxels(tolerance)), (1.0, 1.0, 1.0)
     elif spacing is None:
         raise ValueError(
             f"tolerance {tolerance!r} needs the voxels' size: give spacing=(z, y, x) in millimetres (--spacing)."
         )
     else:
-        far, scale = length, spacing
-    reach = triple(min(far / side * ROUNDING, n - 1) for side, n in zip(scale, shape, strict=True))
+        radius, scale = length, spacing
+    reach = triple(min(radius / side * ROUNDING, n - 1) for side, n in zip(scale, shape, strict=True))
     if math.prod(2 * r + 1 for r in reach) > MOST_NEARBY:
         raise ValueError(f"tolerance {tolerance!r} is too far, {max(reach)} voxels: take less.")
     return reach, length, scale
 
 
-def _whole(tolerance: int | str) -> int:
-    """Read a number of voxels."""
+def _read_voxels(tolerance: int | str) -> int:
     try:
         voxels = int(tolerance) if isinstance(tolerance, str) else operator.index(tolerance)
     except (TypeError, ValueError):
@@ -290,11 +290,11 @@ def _whole(tolerance: int | str) -> int:
     return voxels
 
 
-def _step(
+def _lattice_step(
     labels: Source, step: Any, shape: Triple, spacing: Sequence[float] | None, known: Sequence[float] | None
 ) -> Triple | None:
-    """Give the step of the lattice that supervoxels grew from, as far as anyone says."""
+    """Return the step of the lattice: the user's, or else that stored in the labels, if any."""
     if step is not None:
         return choose_step(shape, step=step, spacing=spacing, known_spacing=known)
-    noted = label_parameters(labels).get("step")
-    return None if noted is None else triple(noted)
+    stored = label_parameters(labels).get("step")
+    return None if stored is None else triple(stored)

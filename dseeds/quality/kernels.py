@@ -1,7 +1,8 @@
-"""What a region counts for figures of quality, in integers and in sums that do not depend on the order of their terms.
+"""The counts of a region for the figures of quality, in integers and in sums that do not depend on the order of terms.
 
-Every kernel gets a window of the volume and a box in it, the region, by its first voxel and its shape. Of the window's
-voxels outside the box, only the labels matter: what touches the region, and what boundaries are near.
+Kernels work on a box, the region, in a window of labels (z, y, x) that are 0 where masked out. `lo` is the box's first
+voxel in the window, `shape` its shape. The labels outside the box only tell what touches the region, and which
+boundaries are near. Sums of floats have the format of `dseeds.core.exact_sum`.
 """
 
 from __future__ import annotations
@@ -18,25 +19,18 @@ from dseeds.core.jit import jit
 from dseeds.seeds.kernels.contacts import FIRST_SLOTS, double_table, find_slot
 from dseeds.seeds.kernels.mask_components import unite_roots
 
-# Of a plane between voxels: pairs of labelled voxels on its two sides, and how many of them differ.
+# Columns of a plane between voxels: the pairs of labelled voxels on its two sides, and how many of these differ.
 PAIRS, CHANGES = range(2)
 
 
 @jit
 def find_components(labels: NDArray[Any], lo: Triple, shape: Triple) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Find the 6-connected components of each label within a box.
-
-    Parameters
-    ----------
-    labels : ndarray of integers, shape (z, y, x)
-        The window, 0 where masked out.
-    lo, shape : tuple of int
-        The box in it.
+    """Return the 6-connected components of each label within a box.
 
     Returns
     -------
     nodes : ndarray of int32, shape (z, y, x)
-        For each voxel of the box the number of its component, in the order of their first voxels; -1 for label 0.
+        The component of each voxel of the box, numbered from 0 in the order of their first voxels; -1 for label 0.
     owners : ndarray of int64, shape (components,)
         The label of each component.
     """
@@ -58,7 +52,7 @@ def find_components(labels: NDArray[Any], lo: Triple, shape: Triple) -> tuple[ND
                 else:
                     parents[voxel] = voxel
                     count += 1
-                # Where a square of four voxels has one label, three of its sides join them all.
+                # Where four voxels in a square have one label, three of its sides connect them all.
                 above = y > 0 and labels[lo[0] + z, lo[1] + y - 1, lo[2] + x] == own
                 if above and not (left and labels[lo[0] + z, lo[1] + y - 1, lo[2] + x - 1] == own):
                     count -= unite_roots(parents, voxel, voxel - nx)
@@ -79,24 +73,16 @@ def find_components(labels: NDArray[Any], lo: Triple, shape: Triple) -> tuple[ND
                     owners[used] = labels[lo[0] + z, lo[1] + y, lo[2] + x]
                     used += 1
                 elif parents[voxel] >= 0:
-                    # Parents come earlier, so this one has its number by now.
+                    # Parents come earlier, so this one has its number already.
                     parents[voxel] = parents[parents[voxel]]
     return nodes, owners
 
 
 @jit
 def find_patches(contact: NDArray[Any]) -> NDArray[np.int64]:
-    """Find the patches in which labels go on from a region to the next one.
+    """Return row and column of the first face of each 4-connected patch of one label, int64 (patches, 2).
 
-    Parameters
-    ----------
-    contact : ndarray of integers, shape (rows, columns)
-        Of the plane between the two, the label where both sides have the same, else 0.
-
-    Returns
-    -------
-    ndarray of int64, shape (patches, 2)
-        Row and column of the first face of each 4-connected patch of one label.
+    `contact` is the plane between two regions, with the label where both sides have the same, and 0 elsewhere.
     """
     height, width = contact.shape
     parents = np.empty(height * width, np.int32)
@@ -122,47 +108,40 @@ def find_patches(contact: NDArray[Any]) -> NDArray[np.int64]:
 
 
 @jit
-def count_merges(rows: NDArray[np.int64], nodes: NDArray[np.int64], merges: NDArray[np.int64]) -> None:
-    """Join components that the same patch touches, and count for each label how many are left the fewer.
+def count_merges(rows: NDArray[np.int64], nodes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return for each of `count` labels how many of its components merge because they touch the same patch.
 
-    Parameters
-    ----------
-    rows : ndarray of int64, shape (links, 2)
-        Of each link between a patch and a component, the number of its label and the patch; sorted by both.
-    nodes : ndarray of int64, shape (links,)
-        The component: a number from 0, none of which belongs to two labels.
-    merges : ndarray of int64, shape (labels,)
-        Counts on.
+    The links between patches and components are sorted: `rows`, int64 (links, 2), has the numbers of the label and the
+    patch, `nodes`, int64 (links,), the component, which belongs to one label only.
     """
-    parents = np.arange(len(rows))
+    parents, merges = np.arange(len(rows)), np.zeros(count, np.int64)
     for k in range(1, len(rows)):
         if rows[k, 0] == rows[k - 1, 0] and rows[k, 1] == rows[k - 1, 1]:
             merges[rows[k, 0]] += unite_roots(parents, nodes[k], nodes[k - 1])
+    return merges
 
 
 @jit
 def count_faces(
     labels: NDArray[Any], lo: Triple, numbers: NDArray[np.int64], nodes: NDArray[np.int32], counts: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Count a box of voxels, and the faces at their sides towards higher z, y and x.
+    """Count the voxels of a box, and the faces on their sides towards higher z, y and x.
 
     Parameters
     ----------
-    labels : ndarray of integers, shape (z, y, x)
-        The window.
-    lo : tuple of int
-        Where the box begins in it.
+    labels, lo
+        The window, and the first voxel of the box.
     numbers : ndarray of int64, shape (components,)
         The number of each component's label, from 0.
     nodes : ndarray of int32, shape (z, y, x)
-        The components of the box's voxels, see `find_components`.
+        The component of each voxel of the box, see `find_components`.
     counts : ndarray of int64, shape (labels, 2)
-        Counts on each label's voxels, and the pairs of them that touch.
+        Each label's voxels, and the pairs of them that touch, are added here.
 
     Returns
     -------
     ndarray of int64, shape (3, longest side of the box, 2)
-        For each axis and each voxel of the box along it, the `PAIRS` and `CHANGES` at the plane above that voxel.
+        For each axis and each voxel of the box along it, the `PAIRS` and `CHANGES` of the plane above that voxel.
     """
     nz, ny, nx = nodes.shape
     planes = np.zeros((3, max(nz, ny, nx), 2), np.int64)
@@ -198,26 +177,19 @@ def count_faces(
 def count_overlaps(
     truth: NDArray[Any], lo: Triple, numbers: NDArray[np.int64], nodes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count the voxels of a box that a label and a true segment have in common.
-
-    Parameters
-    ----------
-    truth : ndarray of integers, shape (z, y, x)
-        The window of the true segmentation.
-    lo, numbers, nodes
-        See `count_faces`.
+    """Count the voxels of a box that a label and a true segment have in common; see `count_faces`.
 
     Returns
     -------
     keys, counts : ndarray of int64, shapes (n, 2) and (n, 1)
-        Numbers of labels, from 1, with true segments; and their voxels. Where the first number is 0, there is nothing.
+        Numbers of labels, from 1, with true segments, and the common voxels. Rows whose first number is 0 are unused.
     """
     nz, ny, nx = nodes.shape
     keys, counts = np.zeros((FIRST_SLOTS, 2), np.int64), np.zeros((FIRST_SLOTS, 1), np.int64)
     used = 0
     for z in range(nz):
         for y in range(ny):
-            # A row adds at most this many.
+            # The most that a row can add.
             while 2 * (used + nx) > len(keys):
                 keys, counts = double_table(keys, counts)
             x = 0
@@ -228,11 +200,11 @@ def count_overlaps(
                 if node < 0:
                     continue
                 number = numbers[node] + 1
-                place = find_slot(keys, number, np.int64(segment))
-                if keys[place, 0] == 0:
-                    keys[place, 0], keys[place, 1] = number, segment
+                slot = find_slot(keys, number, np.int64(segment))
+                if keys[slot, 0] == 0:
+                    keys[slot, 0], keys[slot, 1] = number, segment
                     used += 1
-                counts[place, 0] += x - first
+                counts[slot, 0] += x - first
     return keys, counts
 
 
@@ -240,29 +212,17 @@ def count_overlaps(
 def recall_boundaries(
     labels: NDArray[Any], truth: NDArray[Any], lo: Triple, shape: Triple, offsets: NDArray[np.int64]
 ) -> tuple[int, int]:
-    """Count the true boundary voxels of a box, and those with a boundary of labels nearby.
+    """Return the number of true boundary voxels of a box, and of those with a boundary of labels nearby.
 
-    Parameters
-    ----------
-    labels, truth : ndarray of integers, shape (z, y, x)
-        The windows.
-    lo, shape : tuple of int
-        The box in them.
-    offsets : ndarray of int64, shape (n, 3)
-        What is nearby: (z, y, x) from a voxel, the nearest first.
-
-    Returns
-    -------
-    wanted, found : int
-        The counts.
+    `offsets`, int64 (n, 3), are the positions (z, y, x) nearby, relative to a voxel, the nearest first.
     """
-    wanted, found = 0, 0
+    total, recalled = 0, 0
     for z in range(lo[0], lo[0] + shape[0]):
         for y in range(lo[1], lo[1] + shape[1]):
             for x in range(lo[2], lo[2] + shape[2]):
                 if labels[z, y, x] == 0 or not _is_boundary(truth, labels, z, y, x):
                     continue
-                wanted += 1
+                total += 1
                 for k in range(len(offsets)):
                     oz, oy, ox = z + offsets[k, 0], y + offsets[k, 1], x + offsets[k, 2]
                     if (
@@ -272,14 +232,14 @@ def recall_boundaries(
                         and labels[oz, oy, ox] != 0
                         and _is_boundary(labels, labels, oz, oy, ox)
                     ):
-                        found += 1
+                        recalled += 1
                         break
-    return wanted, found
+    return total, recalled
 
 
 @jit
 def _is_boundary(volume: NDArray[Any], labels: NDArray[Any], z: int, y: int, x: int) -> bool:
-    """Tell whether a voxel has a labelled face neighbour of another value."""
+    """Return whether a voxel has a labelled face neighbour of another value."""
     own = volume[z, y, x]
     nz, ny, nx = volume.shape
     return (
@@ -296,23 +256,10 @@ def _is_boundary(volume: NDArray[Any], labels: NDArray[Any], z: int, y: int, x: 
 def add_intensities(
     labels: NDArray[Any], image: NDArray[np.float64], sums: NDArray[np.int64]
 ) -> tuple[int, int, float, float]:
-    """Add up the intensities of labelled voxels.
+    """Add the intensities of labelled voxels to the sum in `sums`, int64 (1, WIDTH).
 
-    Parameters
-    ----------
-    labels : ndarray of integers, shape (z, y, x)
-        The labels.
-    image : ndarray of float64, shape (z, y, x)
-        The intensities.
-    sums : ndarray of int64, shape (1, WIDTH)
-        Adds on their sum, see `kernel.exact`.
-
-    Returns
-    -------
-    size, infinite : int
-        How many voxels are labelled, and at how many of them is no finite number.
-    low, high : float
-        The least and the greatest intensity.
+    Returns the number of labelled voxels, the number of those with NaN or an infinite value, and the lowest and the
+    highest finite intensity.
     """
     size, infinite, low, high = 0, 0, math.inf, -math.inf
     for z in range(labels.shape[0]):
@@ -340,21 +287,14 @@ def add_deviations(
     sums: NDArray[np.int64],
     squares: NDArray[np.int64],
 ) -> None:
-    """Add up how far the intensities of a box are from a centre, and the squares of that.
+    """Add the deviations of a box's intensities from a centre, and their squares, to sums; see `count_faces`.
 
     Parameters
     ----------
-    image : ndarray of float64, shape (z, y, x)
-        The intensities of the box.
     centre, scale : float
-        What is taken off half of an intensity, and what it is divided by then: for the range of float64 is larger than
-        any float64.
-    numbers, nodes
-        See `count_faces`.
-    sums : ndarray of int64, shape (labels, WIDTH)
-        Adds on the sum for each label, see `kernel.exact`.
-    squares : ndarray of int64, shape (1, WIDTH)
-        Adds on the sum of all squares.
+        The deviation is half of an intensity minus `centre`, divided by `scale`, so that no intensity overflows.
+    sums, squares : ndarray of int64, shapes (labels, WIDTH) and (1, WIDTH)
+        The sums to add to: the deviations of each label, and all squares.
     """
     for z in range(nodes.shape[0]):
         for y in range(nodes.shape[1]):
@@ -367,14 +307,14 @@ def add_deviations(
 
 @jit
 def add_numbers(numbers: NDArray[np.float64], sums: NDArray[np.int64], i: int) -> None:
-    """Add numbers to the sum in row `i`, see `kernel.exact`."""
+    """Add numbers to the sum in row `i`."""
     for k in range(len(numbers)):
         add_number(sums, i, 0, numbers[k])
 
 
 @jit
 def combine_sums(rows: NDArray[np.int64], places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Add up sums, see `kernel.exact`, each into the row at its place."""
+    """Return `count` sums, to each of which the rows at its place were added."""
     sums = np.zeros((count, WIDTH), np.int64)
     for k in range(len(rows)):
         add_sum(sums, places[k], 0, rows, k)

@@ -334,7 +334,7 @@ def test_without_histograms_nothing_is_merged():
 
 
 def test_progress_comes_to_its_end(monkeypatch):
-    monkeypatch.setattr(agglomeration, "TOGETHER", 7)
+    monkeypatch.setattr(agglomeration, "BLOCK", 7)
     told = []
     histograms, pairs = hub(30)
     tree = agglomerate(graph_of(histograms, pairs), progress=lambda *step: told.append(step))

@@ -1,8 +1,9 @@
-"""Segments that touch are merged, the two with the most similar histograms first.
+"""Merging of adjacent segments, the two with the most similar histograms first.
 
-Edges wait in a heap of which each knows its place, so that none is ever in it twice. Each has two halves, `2 * edge`
-and `2 * edge + 1`, and each half stands in the ring of the node that it begins at: rings are spliced at once, whatever
-their lengths. A table with open addressing finds the edge between two nodes. No array grows while nodes merge.
+Edges wait in a heap, and each knows its position there, so that none is in it twice. An edge consists of two
+half-edges, `2 * edge` and `2 * edge + 1`, and each half-edge is in the ring of the node where it begins: rings are
+joined in constant time, whatever their lengths. A hash table with open addressing finds the edge between two nodes. No
+array grows while nodes merge.
 """
 
 from __future__ import annotations
@@ -14,31 +15,29 @@ from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
 
-# A histogram's share in a bin counts 2^-30. Half the sum of differences is the distance, so that this counts 2^-31.
+# Shares of a histogram are in units of 2^-30; distances, which are half a sum of differences of shares, of 2^-31.
 SHARES = 1 << 30
 FARTHEST = 1 << 31
-# An entry of the heap is a distance and, below it, an edge.
+# An entry of the heap has a distance in its upper bits, and an edge in the lower ones.
 EDGE_BITS = 31
 EDGE_MASK = (1 << EDGE_BITS) - 1
-# An odd number that scatters the keys of the table: 2^64 over the golden ratio, as a signed integer.
-SCATTER = -7046029254386353131
+# The multiplier of the hash: 2^64 over the golden ratio, as a signed integer.
+HASH_FACTOR = -7046029254386353131
 
 
 class Nodes(NamedTuple):
-    """What is known of the segments.
+    """The segments.
 
     Attributes
     ----------
-    counts : ndarray of int64, shape (nodes, channels, bins)
-        Their histograms.
-    totals : ndarray of int64, shape (nodes, channels)
-        The sums of these.
+    counts, totals : ndarray of int64, shapes (nodes, channels, bins) and (nodes, channels)
+        Their histograms, and the sums of these.
     drifts : ndarray of int64, shape (nodes,)
-        How far a node's histogram may have moved since the distances along all its edges were last measured.
+        A bound on how far a node's histogram has moved since the distances along all its edges were last measured.
     degrees, rings : ndarray of int32, shape (nodes,)
-        How many edges a node has, and a half of one of them; -1 where there is none.
-    names, sizes : ndarray of int64, shape (nodes,)
-        Which row of the tree a node has become, and of how many supervoxels it is.
+        The number of edges, and a half-edge that begins at the node; -1 if there is none.
+    ids, sizes : ndarray of int64, shape (nodes,)
+        The node's number in the tree, and its number of supervoxels.
     """
 
     counts: NDArray[np.int64]
@@ -46,60 +45,57 @@ class Nodes(NamedTuple):
     drifts: NDArray[np.int64]
     degrees: NDArray[np.int32]
     rings: NDArray[np.int32]
-    names: NDArray[np.int64]
+    ids: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
 
 class Edges(NamedTuple):
-    """What is known of who touches whom.
+    """The edges of the region adjacency graph.
 
     Attributes
     ----------
-    nodes : ndarray of int32, shape (2 * edges,)
-        The node that a half begins at; its other half begins at the other node.
-    following, before : ndarray of int32, shape (2 * edges,)
-        The neighbours of a half in the ring.
+    nodes, following, previous : ndarray of int32, shape (2 * edges,)
+        The node where a half-edge begins, and its neighbours in the ring.
     heap : ndarray of int64, shape (edges,)
-        The entries of a heap with four branches, the least first.
-    places : ndarray of int32, shape (edges,)
-        Where in the heap an edge is.
+        A heap with four branches, the smallest entry first.
+    positions : ndarray of int32, shape (edges,)
+        The position of each edge in the heap.
     table : ndarray of int32, length a power of two
-        Edges at the places that their nodes make, or at the next ones; -1 where a place is free.
-    waiting : ndarray of int64, shape (1,)
-        How many entries the heap has.
+        The hash table of edges by their two nodes; -1 in free slots.
+    heap_size : ndarray of int64, shape (1,)
     """
 
     nodes: NDArray[np.int32]
     following: NDArray[np.int32]
-    before: NDArray[np.int32]
+    previous: NDArray[np.int32]
     heap: NDArray[np.int64]
-    places: NDArray[np.int32]
+    positions: NDArray[np.int32]
     table: NDArray[np.int32]
-    waiting: NDArray[np.int64]
+    heap_size: NDArray[np.int64]
 
 
 @jit
 def begin_merging(nodes: Nodes, edges: Edges, weights: NDArray[np.int64]) -> None:
-    """Make the rings, the table and the heap of edges whose nodes are known; see `merge_edges`."""
+    """Fill the rings, the hash table and the heap of edges whose nodes are known; see `merge_edges`."""
     ends, heap = edges.nodes, edges.heap
     shares, totals = np.empty(nodes.counts.shape[1:], np.int32), np.empty(len(weights), np.int64)
     measured = -1
     for half in range(len(ends)):
-        _insert(edges.following, edges.before, nodes.rings, ends[half], half)
+        _insert_half_edge(edges.following, edges.previous, nodes.rings, ends[half], half)
         nodes.degrees[ends[half]] += 1
     for edge in range(len(heap)):
         one, other = ends[2 * edge], ends[2 * edge + 1]
-        edges.table[_find(edges.table, ends, one, other)] = edge
+        edges.table[_find_slot(edges.table, ends, one, other)] = edge
         # Edges are sorted by their first node.
         if one != measured:
             measured = one
-            _share(nodes.counts, nodes.totals, one, shares, totals)
+            _normalise(nodes.counts, nodes.totals, one, shares, totals)
         distance = _distance(nodes.counts, nodes.totals, other, shares, totals, weights)
         heap[edge] = (distance << EDGE_BITS) | edge
     heap.sort()
-    for place in range(len(heap)):
-        edges.places[heap[place] & EDGE_MASK] = place
-    edges.waiting[0] = len(heap)
+    for position in range(len(heap)):
+        edges.positions[heap[position] & EDGE_MASK] = position
+    edges.heap_size[0] = len(heap)
 
 
 @jit
@@ -113,95 +109,88 @@ def merge_edges(
     distances: NDArray[np.int64],
     sizes: NDArray[np.int64],
 ) -> int:
-    """Merge nodes until rows are full or no edge is left.
+    """Merge nodes until the rows of the tree are full or no edge is left, and return the number of rows filled.
 
     Parameters
     ----------
     nodes, edges
-        From `begin_merging`; are changed.
+        From `begin_merging`; they are changed.
     weights : ndarray of int64, shape (channels,)
-        How much a channel's distance counts.
     limit : int
         How far a node's histogram may move before the distances along all its edges are measured again.
     first : int
-        The number of the first row in the tree.
-    children : ndarray of int64, shape (rows, 2)
-        Filled with the two that are merged, the lower first.
-    distances, sizes : ndarray of int64, shape (rows,)
-        Filled with how far apart they were, in units of 2^-31, and of how many supervoxels they are together.
-
-    Returns
-    -------
-    int
-        How many rows were filled.
+        The number of the first row's node in the tree.
+    children, distances, sizes : ndarray of int64, shapes (rows, 2), (rows,) and (rows,)
+        Filled with the two merged nodes, the lower first, their distance in units of 2^-31, and their number of
+        supervoxels.
     """
-    # Taken out of the tuples once: references are counted for each array that a call gets in a tuple.
-    ends, waiting, degrees, names = edges.nodes, edges.waiting, nodes.degrees, nodes.names
+    # Taken out of the tuples once, since each call with a tuple counts the references of all its arrays.
+    ends, heap_size, degrees, ids = edges.nodes, edges.heap_size, nodes.degrees, nodes.ids
     counts, totals, drifts = nodes.counts, nodes.totals, nodes.drifts
     old, new = np.empty(counts.shape[1:], np.int32), np.empty(counts.shape[1:], np.int32)
     old_totals, new_totals = np.empty(len(weights), np.int64), np.empty(len(weights), np.int64)
     for row in range(len(children)):
-        if waiting[0] == 0:
+        if heap_size[0] == 0:
             return row
         edge = edges.heap[0] & EDGE_MASK
-        kept, gone = ends[2 * edge], ends[2 * edge + 1]
-        # The longer list of edges stays where it is: each edge is moved a few times at the most.
-        if (degrees[gone], -gone) > (degrees[kept], -kept):
-            kept, gone = gone, kept
-        _drop(nodes, edges, edge)
-        _share(counts, totals, kept, old, old_totals)
-        distances[row] = _distance(counts, totals, gone, old, old_totals, weights)
-        children[row, 0], children[row, 1] = min(names[kept], names[gone]), max(names[kept], names[gone])
-        names[kept] = first + row
-        nodes.sizes[kept] += nodes.sizes[gone]
+        kept, absorbed = ends[2 * edge], ends[2 * edge + 1]
+        # The longer list of edges stays where it is, so that each edge is moved a few times at most.
+        if (degrees[absorbed], -absorbed) > (degrees[kept], -kept):
+            kept, absorbed = absorbed, kept
+        _remove_edge(nodes, edges, edge)
+        _normalise(counts, totals, kept, old, old_totals)
+        distances[row] = _distance(counts, totals, absorbed, old, old_totals, weights)
+        children[row, 0], children[row, 1] = min(ids[kept], ids[absorbed]), max(ids[kept], ids[absorbed])
+        ids[kept] = first + row
+        nodes.sizes[kept] += nodes.sizes[absorbed]
         sizes[row] = nodes.sizes[kept]
-        counts[kept] += counts[gone]
-        totals[kept] += totals[gone]
-        _share(counts, totals, kept, new, new_totals)
-        # A distance is rounded down, hence one more. It is a metric: no distance changes by more than a node moves.
+        counts[kept] += counts[absorbed]
+        totals[kept] += totals[absorbed]
+        _normalise(counts, totals, kept, new, new_totals)
+        # One more, since distances are rounded down. They are a metric: none changes by more than the node moves.
         drifts[kept] += 1 + _distance(counts, totals, kept, old, old_totals, weights)
-        _move(nodes, edges, kept, gone, new, new_totals, weights)
+        _move_edges(nodes, edges, kept, absorbed, new, new_totals, weights)
         if drifts[kept] > limit:
             drifts[kept] = 0
-            _measure(nodes, edges, kept, new, new_totals, weights)
-        _splice(nodes, edges, kept, gone)
+            _measure_edges(nodes, edges, kept, new, new_totals, weights)
+        _join_rings(nodes, edges, kept, absorbed)
     return len(children)
 
 
 @jit
-def _move(
+def _move_edges(
     nodes: Nodes,
     edges: Edges,
     kept: int,
-    gone: int,
+    absorbed: int,
     shares: NDArray[np.int32],
     sums: NDArray[np.int64],
     weights: NDArray[np.int64],
 ) -> None:
-    """Let all edges of a node begin at another, and measure them; of two that become one the first of the table stays.
+    """Move the edges of an absorbed node to the one that is kept, and measure them; of double edges, keep the first.
 
-    They stay in the ring of the node that is gone.
+    The half-edges stay in the ring of the absorbed node.
     """
-    ends, heap, places, table = edges.nodes, edges.heap, edges.places, edges.table
-    half = nodes.rings[gone]
-    for _ in range(nodes.degrees[gone]):
+    ends, heap, positions, table = edges.nodes, edges.heap, edges.positions, edges.table
+    half = nodes.rings[absorbed]
+    for _ in range(nodes.degrees[absorbed]):
         edge, other, following = half >> 1, ends[half ^ 1], edges.following[half]
-        twin = table[_find(table, ends, kept, other)]
+        twin = table[_find_slot(table, ends, kept, other)]
         if twin >= 0:
-            _drop(nodes, edges, max(edge, twin))
+            _remove_edge(nodes, edges, max(edge, twin))
         if twin < 0 or edge < twin:
-            _forget(table, ends, edge)
+            _remove_from_table(table, ends, edge)
             ends[half] = kept
-            table[_find(table, ends, kept, other)] = edge
+            table[_find_slot(table, ends, kept, other)] = edge
         else:
             edge = twin
         distance = _distance(nodes.counts, nodes.totals, other, shares, sums, weights)
-        _settle(heap, places, edges.waiting[0], places[edge], (distance << EDGE_BITS) | edge)
+        _sift(heap, positions, edges.heap_size[0], positions[edge], (distance << EDGE_BITS) | edge)
         half = following
 
 
 @jit
-def _measure(
+def _measure_edges(
     nodes: Nodes,
     edges: Edges,
     node: int,
@@ -210,21 +199,21 @@ def _measure(
     weights: NDArray[np.int64],
 ) -> None:
     """Measure the distances along all edges of a node."""
-    counts, totals, waiting = nodes.counts, nodes.totals, edges.waiting[0]
-    ends, following, heap, places = edges.nodes, edges.following, edges.heap, edges.places
+    counts, totals, heap_size = nodes.counts, nodes.totals, edges.heap_size[0]
+    ends, following, heap, positions = edges.nodes, edges.following, edges.heap, edges.positions
     half = nodes.rings[node]
     for _ in range(nodes.degrees[node]):
         distance = _distance(counts, totals, ends[half ^ 1], shares, sums, weights)
         edge = half >> 1
-        _settle(heap, places, waiting, places[edge], (distance << EDGE_BITS) | edge)
+        _sift(heap, positions, heap_size, positions[edge], (distance << EDGE_BITS) | edge)
         half = following[half]
 
 
 @jit
-def _share(
+def _normalise(
     counts: NDArray[np.int64], totals: NDArray[np.int64], node: int, shares: NDArray[np.int32], sums: NDArray[np.int64]
 ) -> None:
-    """Write down which share of a node's voxels is in each bin, and how many there are."""
+    """Write the share of a node's voxels in each bin, and their number in each channel."""
     for c in range(shares.shape[0]):
         sums[c] = totals[node, c]
         scale = SHARES / max(sums[c], 1)
@@ -241,149 +230,139 @@ def _distance(
     sums: NDArray[np.int64],
     weights: NDArray[np.int64],
 ) -> Any:
-    """Measure how far a node is from shares: half the sum of differences, averaged over the channels.
+    """Return the distance of a node from shares: half the sum of differences, averaged over the channels.
 
-    A histogram of nothing is as far as can be from every other, and not far from another of nothing.
+    An empty histogram is at the largest distance from all others, and at distance 0 from another empty one.
     """
-    weighted, whole = np.int64(0), np.int64(0)
+    weighted, weight_sum = np.int64(0), np.int64(0)
     for c in range(len(weights)):
-        total, apart = totals[node, c], np.int64(0)
+        total, distance = totals[node, c], np.int64(0)
         if total == 0 or sums[c] == 0:
-            apart = np.int64(FARTHEST) * (total != sums[c])
+            distance = np.int64(FARTHEST) * (total != sums[c])
         else:
             scale = SHARES / total
             for b in range(shares.shape[1]):
-                # In integers, for sums of floats are not reordered and so take one bin at a time.
-                apart += abs(shares[c, b] - np.int32(counts[node, c, b] * scale + 0.5))
-        # Shares are rounded, so that they may add up to a little more than all.
-        weighted += weights[c] * min(apart, FARTHEST)
-        whole += weights[c]
-    return weighted // whole
+                # In integers: compilers do not reorder sums of floats, and so could not vectorise this.
+                distance += abs(shares[c, b] - np.int32(counts[node, c, b] * scale + 0.5))
+        # Shares are rounded, so their sum may be a little larger than 1.
+        weighted += weights[c] * min(distance, FARTHEST)
+        weight_sum += weights[c]
+    return weighted // weight_sum
 
 
 @jit
-def _drop(nodes: Nodes, edges: Edges, edge: int) -> None:
-    """Take an edge out of everything."""
-    ends, following, before = edges.nodes, edges.following, edges.before
-    _forget(edges.table, ends, edge)
+def _remove_edge(nodes: Nodes, edges: Edges, edge: int) -> None:
+    """Remove an edge from the table, the rings and the heap."""
+    ends, following, previous = edges.nodes, edges.following, edges.previous
+    _remove_from_table(edges.table, ends, edge)
     for half in range(2 * edge, 2 * edge + 2):
         node, after = ends[half], following[half]
-        following[before[half]], before[after] = after, before[half]
+        following[previous[half]], previous[after] = after, previous[half]
         nodes.rings[node] = -1 if after == half else after
         nodes.degrees[node] -= 1
-    edges.waiting[0] -= 1
-    last = edges.heap[edges.waiting[0]]
+    edges.heap_size[0] -= 1
+    last = edges.heap[edges.heap_size[0]]
     if last & EDGE_MASK != edge:
-        _settle(edges.heap, edges.places, edges.waiting[0], edges.places[edge], last)
+        _sift(edges.heap, edges.positions, edges.heap_size[0], edges.positions[edge], last)
 
 
 @jit
-def _settle(heap: NDArray[np.int64], places: NDArray[np.int32], waiting: int, place: int, entry: int) -> None:
-    """Put an entry at a place of the heap, and move it up or down to where it belongs."""
-    while place > 0 and heap[(place - 1) >> 2] > entry:
-        above = (place - 1) >> 2
-        heap[place] = heap[above]
-        places[heap[place] & EDGE_MASK] = place
-        place = above
-    while 4 * place + 1 < waiting:
-        least = 4 * place + 1
-        for below in range(least + 1, min(least + 4, waiting)):
-            if heap[below] < heap[least]:
-                least = below
-        if heap[least] >= entry:
+def _sift(heap: NDArray[np.int64], positions: NDArray[np.int32], heap_size: int, position: int, entry: int) -> None:
+    """Put an entry at a position of the heap, and move it up or down to where it belongs."""
+    while position > 0 and heap[(position - 1) >> 2] > entry:
+        parent = (position - 1) >> 2
+        heap[position] = heap[parent]
+        positions[heap[position] & EDGE_MASK] = position
+        position = parent
+    while 4 * position + 1 < heap_size:
+        smallest = 4 * position + 1
+        for child in range(smallest + 1, min(smallest + 4, heap_size)):
+            if heap[child] < heap[smallest]:
+                smallest = child
+        if heap[smallest] >= entry:
             break
-        heap[place] = heap[least]
-        places[heap[place] & EDGE_MASK] = place
-        place = least
-    heap[place] = entry
-    places[entry & EDGE_MASK] = place
+        heap[position] = heap[smallest]
+        positions[heap[position] & EDGE_MASK] = position
+        position = smallest
+    heap[position] = entry
+    positions[entry & EDGE_MASK] = position
 
 
 @jit
-def _insert(
-    following: NDArray[np.int32], before: NDArray[np.int32], rings: NDArray[np.int32], node: int, half: int
+def _insert_half_edge(
+    following: NDArray[np.int32], previous: NDArray[np.int32], rings: NDArray[np.int32], node: int, half: int
 ) -> None:
-    """Put a half into the ring of a node."""
+    """Insert a half-edge into the ring of a node."""
     after = rings[node]
     if after < 0:
-        rings[node] = following[half] = before[half] = half
+        rings[node] = following[half] = previous[half] = half
         return
-    following[before[after]], before[half] = half, before[after]
-    following[half], before[after] = after, half
+    following[previous[after]], previous[half] = half, previous[after]
+    following[half], previous[after] = after, half
 
 
 @jit
-def _splice(nodes: Nodes, edges: Edges, kept: int, gone: int) -> None:
-    """Put the ring of a node into that of another."""
-    one, other = nodes.rings[kept], nodes.rings[gone]
-    nodes.degrees[kept] += nodes.degrees[gone]
+def _join_rings(nodes: Nodes, edges: Edges, kept: int, absorbed: int) -> None:
+    """Join the ring of an absorbed node to that of the one that is kept."""
+    one, other = nodes.rings[kept], nodes.rings[absorbed]
+    nodes.degrees[kept] += nodes.degrees[absorbed]
     if one < 0 or other < 0:
         nodes.rings[kept] = max(one, other)
         return
     after_one, after_other = edges.following[one], edges.following[other]
-    edges.following[one], edges.before[after_other] = after_other, one
-    edges.following[other], edges.before[after_one] = after_one, other
+    edges.following[one], edges.previous[after_other] = after_other, one
+    edges.following[other], edges.previous[after_one] = after_one, other
 
 
 @jit
-def _home(table: NDArray[np.int32], one: int, other: int) -> Any:
-    """Give the place of the table that two nodes make."""
+def _first_slot(table: NDArray[np.int32], one: int, other: int) -> Any:
+    """Return the slot where the search for the edge between two nodes begins."""
     key = (np.int64(min(one, other)) << 32) | np.int64(max(one, other))
-    return ((key * SCATTER) >> 32) & (len(table) - 1)
+    return ((key * HASH_FACTOR) >> 32) & (len(table) - 1)
 
 
 @jit
-def _find(table: NDArray[np.int32], ends: NDArray[np.int32], one: int, other: int) -> int:
-    """Find the place of the edge between two nodes in the table, or the free place where it belongs."""
-    place = _home(table, one, other)
-    while table[place] >= 0:
-        a, b = ends[2 * table[place]], ends[2 * table[place] + 1]
+def _find_slot(table: NDArray[np.int32], ends: NDArray[np.int32], one: int, other: int) -> int:
+    """Return the slot of the edge between two nodes, or a free slot for it."""
+    slot = _first_slot(table, one, other)
+    while table[slot] >= 0:
+        a, b = ends[2 * table[slot]], ends[2 * table[slot] + 1]
         if (a == one and b == other) or (a == other and b == one):
             break
-        place = (place + 1) & (len(table) - 1)
-    return place
+        slot = (slot + 1) & (len(table) - 1)
+    return slot
 
 
 @jit
-def _forget(table: NDArray[np.int32], ends: NDArray[np.int32], edge: int) -> None:
-    """Take an edge out of the table, and move those up that it was in the way of."""
+def _remove_from_table(table: NDArray[np.int32], ends: NDArray[np.int32], edge: int) -> None:
+    """Remove an edge from the table, and move the edges up that it had displaced."""
     mask = len(table) - 1
-    free = _find(table, ends, ends[2 * edge], ends[2 * edge + 1])
-    place = (free + 1) & mask
-    while table[place] >= 0:
-        home = _home(table, ends[2 * table[place]], ends[2 * table[place] + 1])
-        if (place - home) & mask >= (place - free) & mask:
-            table[free] = table[place]
-            free = place
-        place = (place + 1) & mask
+    free = _find_slot(table, ends, ends[2 * edge], ends[2 * edge + 1])
+    slot = (free + 1) & mask
+    while table[slot] >= 0:
+        home = _first_slot(table, ends[2 * table[slot]], ends[2 * table[slot] + 1])
+        if (slot - home) & mask >= (slot - free) & mask:
+            table[free] = table[slot]
+            free = slot
+        slot = (slot + 1) & mask
     table[free] = -1
 
 
 @jit
 def cut_merges(children: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Give the segments that merges make of `count` supervoxels: numbers from 1 in the order of their first ones.
+    """Return the segments, int64 (count,), into which merges join `count` supervoxels.
 
-    Parameters
-    ----------
-    children : ndarray of int64, shape (merges, 2)
-        From `merge_edges`.
-    count : int
-        How many supervoxels there are.
-
-    Returns
-    -------
-    ndarray of int64, shape (count,)
-        Each one's segment.
+    They are numbered from 1, in the order of their first supervoxels; `children` is that of `merge_edges`.
     """
     roots = np.arange(count + len(children))
     for row in range(len(children) - 1, -1, -1):
         for child in range(2):
             roots[children[row, child]] = roots[count + row]
-    numbers, found = np.zeros(len(roots), np.int64), 0
+    numbers, segment_count = np.zeros(len(roots), np.int64), 0
     segments = np.empty(count, np.int64)
     for k in range(count):
         if numbers[roots[k]] == 0:
-            found += 1
-            numbers[roots[k]] = found
+            segment_count += 1
+            numbers[roots[k]] = segment_count
         segments[k] = numbers[roots[k]]
     return segments

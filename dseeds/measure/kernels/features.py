@@ -48,25 +48,11 @@ LARGEST_FLOAT = np.finfo(np.float64).max
 
 
 class FlatWindow(NamedTuple):
-    """A window of labels and intensities as flat arrays.
+    """A window of labels and intensities as flat arrays, channel after channel.
 
-    Positions in them are uint64, because Numba checks the sign of signed indices at each access.
-
-    Attributes
-    ----------
-    labels : ndarray of uint32 or int64, shape (voxels,)
-    units : ndarray of int32, shape (channels * voxels,)
-    bins : ndarray of uint8, shape (channels * voxels,)
-    values : ndarray of float64, shape (channels * voxels,) or (0,)
-        The intensities; empty if all have units of 1.
-    pivots : ndarray of float64, shape (channels,)
-        The intensities at which the units are 0.
-    lengths : ndarray of float64, shape (3,)
-        The distances between neighbouring voxels along z, y and x.
-    strides : ndarray of uint64, shape (3,)
-        The distances between them in the arrays.
-    size : uint64
-        The number of voxels.
+    Positions in them are uint64, because Numba checks the sign of signed indices at each access. `values` is empty if
+    all intensities are whole units. At the `pivots` the units are 0; `lengths` and `strides` are the distances between
+    neighbouring voxels along z, y and x, in space and in the arrays; `size` is the number of voxels.
     """
 
     labels: NDArray[Any]
@@ -82,13 +68,8 @@ class FlatWindow(NamedTuple):
 class RowTable(NamedTuple):
     """Rows in the order in which they were met, which keeps those of neighbours together, and a hash table of them.
 
-    Attributes
-    ----------
-    rows : ndarray of int64, shape (n, columns)
-    floats : ndarray of float64, shape (n, columns)
-        The same memory as `rows`.
-    slots : ndarray of int32, shape (2 * n,)
-        Open addressing: the number of a row, from 1, or 0.
+    `floats` is the same memory as `rows`. `slots` holds numbers of rows, from 1, and 0 where free, with open
+    addressing.
     """
 
     rows: NDArray[np.int64]
@@ -123,32 +104,12 @@ def accumulate_features(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count the voxels of a region, and the faces between them and on their sides towards higher z, y and x.
 
-    Parameters
-    ----------
-    labels : ndarray of uint32 or int64, shape (z, y, x)
-        A window of labels, 0 where masked out: the region and, along each axis on which the volume continues, one more
-        voxel at the upper end.
-    shape : tuple of int
-        The region's shape.
-    origin : tuple of int
-        The region's first voxel (z, y, x) in the volume.
-    images : ndarray of float64, shape (channels, z, y, x)
-        The intensities of the window; of size 0 if they are integers that all have units of 1.
-    units : ndarray of int32, shape (channels, z, y, x)
-        The intensities in units, see `in_units`.
-    pivots : ndarray of float64, shape (channels,)
-        The intensities at which the channels' units are 0.
-    bins : ndarray of uint8, shape (channels, z, y, x)
-        The window's quantised voxels; those with a bin of `BINS` or more are not measured.
-    lengths : ndarray of float64, shape (3,)
-        The distances between neighbouring voxels along z, y and x.
+    `labels` (z, y, x), 0 where masked out, and `images`, `units` and `bins` (channels, z, y, x) are a window: the
+    region of the given `shape`, whose first voxel in the volume is `origin`, and, along each axis on which the volume
+    continues, one more voxel at the upper end. Voxels with a bin of `BINS` or more are not measured. `images` has size
+    0 if all intensities are whole units, see `in_units`; `pivots` and `lengths` are those of `FlatWindow`.
 
-    Returns
-    -------
-    voxels : ndarray of int64, shape (supervoxels, CHANNELS + channels * CHANNEL_WIDTH)
-        The supervoxels' rows, in any order.
-    contacts : ndarray of int64, shape (contacts, STEP_CHANNELS + channels * STEP_CHANNEL_WIDTH)
-        The contacts' rows, in any order.
+    Returns the rows of the supervoxels and of the contacts, in any order.
     """
     _, ny, nx = labels.shape
     window = FlatWindow(

@@ -1,4 +1,4 @@
-"""Every voxel gets the value of its label."""
+"""Kernels that look up the values of labels."""
 
 from __future__ import annotations
 
@@ -13,25 +13,18 @@ from dseeds.core.jit import jit
 def paint_voxels(
     labels: NDArray[Any], keys: NDArray[np.int64], values: NDArray[Any], fill: Any, painted: NDArray[Any]
 ) -> int:
-    """Write for each voxel the value of its label.
+    """Write the value of each voxel's label, and return how many voxels have a label other than 0 that has no value.
 
     Parameters
     ----------
     labels : ndarray of uint32 or int64, C-contiguous
-        Of any shape; nothing is negative.
-    keys : ndarray of int64, shape (n,)
-        Labels that have a value, sorted, each once.
-    values : ndarray, shape (n,)
-        Their values, of 1, 2, 4 or 8 bytes.
+        Not negative, of any shape.
+    keys, values : ndarray, shape (n,)
+        The labels that have a value, int64, sorted and unique; and their values, of 1, 2, 4 or 8 bytes.
     fill : scalar
-        What all other labels get, of the same dtype.
+        The value of all other labels.
     painted : ndarray, C-contiguous
-        What is written to, shaped as the labels and of the values' dtype.
-
-    Returns
-    -------
-    int
-        How many voxels have a label other than 0 that has no value.
+        The array to write to, with the shape of the labels and the dtype of the values.
 
     Examples
     --------
@@ -41,29 +34,29 @@ def paint_voxels(
     >>> painted
     array([70, -1, -1, 30], dtype=int16)
     """
-    # Values are moved, never computed with: by their width alone, so few kernels are compiled.
+    # Values are only copied, so one kernel serves all dtypes of a size.
     bits = np.dtype(f"u{values.dtype.itemsize}")
     filled = np.asarray(fill, values.dtype).reshape(1).view(bits)[0]
     return int(_paint(labels.reshape(-1), keys, values.view(bits), filled, painted.reshape(-1).view(bits)))
 
 
 @jit
-def distinct(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """List the labels in a flat array where they change: most of them many times, but seldom as often as voxels."""
+def run_labels(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the label of each run of equal labels: much fewer than voxels, though most occur several times."""
     count, previous = 0, np.int64(-1)
     for i in range(labels.size):
         label = np.int64(labels[i])
         count += label != previous
         previous = label
-    found = np.empty(count, np.int64)
+    firsts = np.empty(count, np.int64)
     count, previous = 0, np.int64(-1)
     for i in range(labels.size):
         label = np.int64(labels[i])
         if label != previous:
-            found[count] = label
+            firsts[count] = label
             count += 1
         previous = label
-    return found
+    return firsts
 
 
 @jit
@@ -73,12 +66,12 @@ def _paint(
     missing, unknown, value, previous = 0, 0, fill, np.int64(-1)
     for i in range(labels.size):
         label = np.int64(labels[i])
-        # Along x most voxels have their neighbour's label.
+        # Most voxels have the label of their neighbour along x.
         if label != previous:
             previous = label
-            place = _find(keys, label)
-            if place >= 0:
-                value, unknown = values[place], 0
+            row = _find(keys, label)
+            if row >= 0:
+                value, unknown = values[row], 0
             else:
                 value, unknown = fill, int(label != 0)
         painted[i] = value
@@ -88,10 +81,10 @@ def _paint(
 
 @jit
 def _find(keys: NDArray[np.int64], label: int) -> int:
-    """Find a label in a sorted array; -1 where it is not."""
+    """Return the position of a label in a sorted array, or -1."""
     if keys.size == 0 or label < keys[0] or label > keys[-1]:
         return -1
-    # Labels that follow each other without gaps are found at once.
+    # Without gaps between the labels, this is the position already.
     low = label - keys[0]
     if low < keys.size and keys[low] == label:
         return low
