@@ -17,9 +17,12 @@ from dseeds.io.formats.nifti import NiftiSource, check_nifti_target, nifti_run, 
 from dseeds.io.formats.ome_zarr import ZarrSource, frame_of, multiscale_of
 from dseeds.io.image import Image, open_image
 from dseeds.io.mask import Mask, ResampledMask, open_mask
-from dseeds.io.ome_metadata import Frame, Multiscale, ome_image_attributes, ome_label_attributes
+from dseeds.io.ome_metadata import Frame, Multiscale, Resolution, ome_image_attributes, ome_label_attributes
 from dseeds.io.open import open_source
 from dseeds.io.source import ArraySource, Source, Spacing
+
+# The name of `ResampledMask` in dseeds 0.1.
+Stretched = ResampledMask
 
 __all__ = [
     "ArraySource",
@@ -31,8 +34,10 @@ __all__ = [
     "Multiscale",
     "NiftiSource",
     "ResampledMask",
+    "Resolution",
     "Source",
     "Spacing",
+    "Stretched",
     "ZarrSource",
     "check_nifti_target",
     "frame_of",
