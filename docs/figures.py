@@ -1,4 +1,4 @@
-"""Make the pictures of the pages, from the phantom and by the code itself: ``python docs/figures.py``."""
+"""Draw the pictures of the documentation from a phantom, with the code itself: ``python docs/figures.py``."""
 
 import io
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ from dseeds.seeds.schedule import schedule
 FOLDER = Path(__file__).with_name("pictures")
 SHAPE, STEP, PLANE = (64, 160, 160), 16, 40
 AMBER, BLUE, PINK = "#ffb21a", "#00d0ff", "#ff6db0"
-# Of the four colours, and what lies around a unit.
-FOUR = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
+# The four colours of units.
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 
 
 def stages(image: NDArray[np.uint16]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Give the labels as they are after some of the rounds, with a name for each."""
+    """Yield the name and the labels of some stages: the lattice, and the state after some of the rounds."""
     lattice = Lattice(SHAPE, (STEP, STEP, STEP))
     bins = new_window(SHAPE, 0, channels=1)
     quantise_window((image,), find_windows((image,), (None,)), bins)
@@ -57,14 +57,14 @@ def stages(image: NDArray[np.uint16]) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def show(axes: Axes, plane: NDArray[np.uint16], labels: NDArray[Any] | None = None) -> None:
-    """Draw a plane, with the borders of labels between its pixels."""
+    """Draw a plane, with the borders between labels along the edges of its pixels."""
     axes.imshow(plane, cmap="gray", vmin=0, vmax=2600, interpolation="nearest")
     axes.set_axis_off()
     if labels is None:
         return
     for axis in (0, 1):
         rows, columns = np.nonzero(np.diff(labels.astype(np.int64), axis=axis))
-        # Each border is a line of one pixel's length, half a pixel further along the axis.
+        # Each border is a line as long as a pixel, half a pixel further along the axis.
         ends = np.array([[-0.5, 0.5], [0.5, 0.5]] if axis == 0 else [[0.5, 0.5], [-0.5, 0.5]])
         x = np.stack([columns + ends[0, 0], columns + ends[0, 1], np.full(len(rows), np.nan)], axis=1)
         y = np.stack([rows + ends[1, 0], rows + ends[1, 1], np.full(len(rows), np.nan)], axis=1)
@@ -72,7 +72,7 @@ def show(axes: Axes, plane: NDArray[np.uint16], labels: NDArray[Any] | None = No
 
 
 def draw_stages(image: NDArray[np.uint16]) -> Figure:
-    """Draw one plane after some of the rounds."""
+    """Draw one plane of the lattice and after some of the rounds."""
     figure, grid = plt.subplots(2, 3, figsize=(9, 6.4), layout="constrained")
     for axes, (name, labels) in zip(grid.flat, stages(image), strict=True):
         show(axes, image[PLANE], labels[PLANE])
@@ -81,7 +81,7 @@ def draw_stages(image: NDArray[np.uint16]) -> Figure:
 
 
 def draw_compactness(image: NDArray[np.uint16]) -> Figure:
-    """Draw one plane at three settings."""
+    """Draw one plane with three settings of compactness."""
     figure, grid = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
     for axes, compactness in zip(grid, (0, 1, 10), strict=True):
         show(axes, image[PLANE], dseeds.supervoxels(image, step=STEP, compactness=compactness)[PLANE])
@@ -90,7 +90,7 @@ def draw_compactness(image: NDArray[np.uint16]) -> Figure:
 
 
 def draw_seams(image: NDArray[np.uint16]) -> Figure:
-    """Draw one plane where each chunk was cut on its own, and where the volume was cut as one."""
+    """Draw one plane of four chunks segmented separately, and of the volume segmented as a whole."""
     chunks, half = np.empty(SHAPE, np.uint32), SHAPE[1] // 2
     for number, (y, x) in enumerate(product((0, half), (0, half))):
         part = np.s_[:, y : y + half, x : x + half]
@@ -115,11 +115,11 @@ def draw_colours() -> Figure:
     middle = (1, 2, 3)
     for z, axes in enumerate(grid):
         for y, x in product(range(6), range(7)):
-            axes.add_patch(Rectangle((x, y), 1, 1, color=FOUR[(x + y) % 2 + 2 * ((y + z) % 2)], linewidth=0))
-            away = sorted(abs(a - b) for a, b in zip((z, y, x), middle, strict=True))
-            if away == [0, 0, 0]:
+            axes.add_patch(Rectangle((x, y), 1, 1, color=COLOURS[(x + y) % 2 + 2 * ((y + z) % 2)], linewidth=0))
+            distances = sorted(abs(a - b) for a, b in zip((z, y, x), middle, strict=True))
+            if distances == [0, 0, 0]:
                 axes.text(x + 0.5, y + 0.5, "u", ha="center", va="center", fontsize=14, weight="bold", color="white")
-            elif away[2] == 1 and away[0] == 0:
+            elif distances[2] == 1 and distances[0] == 0:
                 axes.text(x + 0.5, y + 0.5, "•", ha="center", va="center", fontsize=13, color="white")
         axes.set(xlim=(0, 7), ylim=(6, 0), aspect="equal", xticks=[], yticks=[])
         axes.set_title(("the plane before", "the plane of u", "the plane after")[z], fontsize=10)
@@ -127,7 +127,7 @@ def draw_colours() -> Figure:
 
 
 def draw_region(image: NDArray[np.uint16]) -> Figure:
-    """Draw a region, its window for a round of voxels, and the cells that it has to do with."""
+    """Draw a region, its window in a voxel round, and the cells whose statistics it changes."""
     lattice = Lattice(SHAPE, (STEP, STEP, STEP))
     cells, voxels = Box((0, 3, 3), (4, 7, 7)), lattice.grids[-1]
     halo = schedule(lattice)[-1].halo
@@ -158,15 +158,15 @@ def draw_region(image: NDArray[np.uint16]) -> Figure:
 
 
 def save(figure: Figure, name: str) -> None:
-    """Save a figure with a palette, so that it stays small."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110)
+    """Save a figure with a palette, which makes the file several times smaller."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
     plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
 
 
 def main() -> None:
-    """Make all pictures."""
+    """Draw and save all pictures."""
     mpl.use("agg")
     FOLDER.mkdir(exist_ok=True)
     image, _ = phantom(SHAPE)

@@ -1,4 +1,4 @@
-"""Make the picture in the README: ``python docs/picture.py``."""
+"""Draw the picture of the README: ``python docs/picture.py``."""
 
 from pathlib import Path
 
@@ -10,33 +10,33 @@ import dseeds
 from dseeds.phantom import phantom
 
 SIDE, STEP = 256, 14
-# A plane along each of (z, y, x).
+# The index of the plane across each of (z, y, x).
 PLANES = (150, 120, 130)
-# Pixels per voxel, and between two panels.
+# Pixels per voxel along each axis, and between two panels.
 ZOOM, GAP = 3, 12
 AMBER = np.array([255, 178, 26])
-COLOURS = 48
+PALETTE_COLOURS = 48
 
 
 def gray(plane: NDArray) -> NDArray[np.uint8]:
-    """Show intensities as shades, enlarged; axes (rows, columns, RGB)."""
+    """Return a plane as shades of gray, enlarged; axes (rows, columns, RGB)."""
     shades = 255 * np.clip(plane / 2600, 0, 1) ** 0.9
     return np.kron(shades, np.ones((ZOOM, ZOOM)))[..., None].repeat(3, axis=-1).astype(np.uint8)
 
 
 def contours(labels: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Find the pixels on either side of a boundary."""
+    """Return the mask of the pixels on either side of a boundary, enlarged."""
     large = labels.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    found = np.zeros(large.shape, bool)
+    result = np.zeros(large.shape, bool)
     for axis in (0, 1):
         differs = np.diff(large.astype(np.int64), axis=axis) != 0
-        found |= np.pad(differs, [(0, 1) if a == axis else (0, 0) for a in (0, 1)])
-        found |= np.pad(differs, [(1, 0) if a == axis else (0, 0) for a in (0, 1)])
-    return found
+        result |= np.pad(differs, [(0, 1) if a == axis else (0, 0) for a in (0, 1)])
+        result |= np.pad(differs, [(1, 0) if a == axis else (0, 0) for a in (0, 1)])
+    return result
 
 
 def row(volume: NDArray, labels: NDArray[np.uint32] | None = None) -> NDArray[np.uint8]:
-    """Set the three planes side by side, with contours if there are labels."""
+    """Return the three planes side by side, with the contours of any labels."""
     panels = []
     for axis, index in enumerate(PLANES):
         panel = gray(volume.take(index, axis))
@@ -48,14 +48,14 @@ def row(volume: NDArray, labels: NDArray[np.uint32] | None = None) -> NDArray[np
 
 
 def main() -> None:
-    """Make the picture and save it beside this script."""
+    """Draw the picture and save it next to this script."""
     image, _ = phantom((SIDE, SIDE, SIDE))
     labels = dseeds.supervoxels(image, step=STEP)
     sums = np.bincount(labels.ravel(), image.ravel())
     means = (sums / np.maximum(1, np.bincount(labels.ravel())))[labels]
-    above = row(image, labels)
-    picture = np.concatenate([above, np.full((GAP, above.shape[1], 3), 255, np.uint8), row(means)])
-    palette = Image.fromarray(picture).quantize(COLOURS, dither=Image.Dither.NONE)
+    top = row(image, labels)
+    picture = np.concatenate([top, np.full((GAP, top.shape[1], 3), 255, np.uint8), row(means)])
+    palette = Image.fromarray(picture).quantize(PALETTE_COLOURS, dither=Image.Dither.NONE)
     palette.save(Path(__file__).with_name("supervoxels.png"), optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""Images with true segmentations: lists of them, and how they are read."""
+"""Pairs of an image and its true segmentation: lists of pairs, and reading them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class Pair:
     Parameters
     ----------
     image, truth : str
-        What `dseeds.io.open_source` takes. The volumes of a 4D image are channels. In the truth, 0 is background.
+        Addresses, as for `dseeds.io.open_source`. The fourth axis of an image is channels. In the truth, 0 is
+        background.
     name : str, optional
-        What the pair is called; by default as its image.
+        By default the address of the image.
     task : str, optional
-        What it is a case of: figures are means over tasks of means over cases.
+        The group of this case: figures are means over tasks of means over cases.
     window : str or (float, float), optional
-        As `dseeds.supervoxels` takes it; by default from the percentile 0.5 to 99.5.
+        As for `dseeds.supervoxels`; by default from percentile 0.5 to 99.5.
     """
 
     image: str
@@ -45,15 +46,15 @@ class Pair:
 
 
 def parse_pair(text: str) -> Pair:
-    """Read ``IMAGE:TRUTH``; the colon of ``s3://`` or ``C:\\`` is none."""
+    """Parse ``IMAGE:TRUTH``; the colon of ``s3://`` or ``C:\\`` does not separate."""
     parts = re.split(r":(?!//|\\)", text)
     if len(parts) != 2 or not all(parts):
-        raise ValueError(f"a pair is IMAGE:TRUTH, not {text!r}; where names hold colons, list them with --pairs.")
+        raise ValueError(f"a pair is IMAGE:TRUTH, not {text!r}; if a name contains a colon, list it with --pairs.")
     return Pair(*parts)
 
 
 def read_pairs(file: Path) -> list[Pair]:
-    """Read a CSV with a header, or a JSON list of objects: image, truth and, if they are known, name, task, window.
+    """Read a CSV with a header, or a JSON list of objects: image, truth and optionally name, task, window.
 
     Paths are relative to the file's folder.
     """
@@ -64,14 +65,14 @@ def read_pairs(file: Path) -> list[Pair]:
     except (TypeError, AttributeError, ValueError):
         raise ValueError(
             f"{file} must be a CSV with a header, or a JSON list of objects, that name image and truth of every pair, "
-            f"may give name, task and window, and nothing else."
+            f"optionally name, task and window, and nothing else."
         ) from None
     if not pairs:
         raise ValueError(f"{file} names no pairs.")
-    return [replace(pair, image=_beside(file, pair.image), truth=_beside(file, pair.truth)) for pair in pairs]
+    return [replace(pair, image=_resolve(file, pair.image), truth=_resolve(file, pair.truth)) for pair in pairs]
 
 
-def _beside(file: Path, address: str) -> str:
+def _resolve(file: Path, address: str) -> str:
     return address if "://" in address else str(file.parent / address)
 
 
@@ -79,7 +80,7 @@ def read_decathlon(folder: Path) -> list[Pair]:
     """List the training cases of a task of the Medical Segmentation Decathlon, such as ``Task09_Spleen``."""
     file = folder / "dataset.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is no task of the Medical Segmentation Decathlon: it has no dataset.json.")
+        raise ValueError(f"{folder} is not a task of the Medical Segmentation Decathlon: it has no dataset.json.")
     return [
         Pair(
             str(folder / case["image"]),
@@ -91,17 +92,19 @@ def read_decathlon(folder: Path) -> list[Pair]:
     ]
 
 
-def distinct(pairs: Iterable[Pair]) -> list[Pair]:
-    """Give every pair a name, and refuse two of a task that have the same."""
-    named = [replace(pair, name=pair.name or str(pair.image)) for pair in pairs]
-    for place, pair in enumerate(named):
-        if any((pair.task, pair.name) == (other.task, other.name) for other in named[:place]):
-            raise ValueError(f"two pairs are called {pair.name!r}: give each a name of its own (Pair, or --pairs).")
-    return named
+def name_pairs(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return the pairs with names; raise an error if two of a task have the same name."""
+    result: dict[tuple[str, str], Pair] = {}
+    for pair in pairs:
+        name = pair.name or str(pair.image)
+        if (pair.task, name) in result:
+            raise ValueError(f"two pairs are called {name!r}: give each a name of its own (Pair, or --pairs).")
+        result[pair.task, name] = replace(pair, name=name)
+    return list(result.values())
 
 
-def at_hand(folder: Path = DATA) -> list[Pair]:
-    """List the real volumes that the tests use, as far as they are there."""
+def available_pairs(folder: Path = DATA) -> list[Pair]:
+    """List those real volumes of the tests that exist on this machine."""
     ct, mr, hippocampi = folder / "ct_3mm", folder / "mr_sarcoma", folder / "hippocampus"
     pairs = [
         Pair(str(ct / "ct.nii.gz"), str(ct / "organs.nii.gz"), "ct_3mm", "CT, 61 structures", SOFT_TISSUE),
@@ -114,31 +117,32 @@ def at_hand(folder: Path = DATA) -> list[Pair]:
 
 
 def read_case(pair: Pair, window: str | Window | None = None, crop: int | None = None) -> tuple[Case, Spacing | None]:
-    """Read a pair, all in one cell, and the size of its voxels along (z, y, x) in mm if the image says it.
+    """Read a pair as a case of one cell, and the voxel size along (z, y, x) in mm if the image has one.
 
     Raises
     ------
     ValueError
         If the shapes differ, the truth is not of whole numbers or has no structure, or the image is constant.
     """
-    source, truth = _open(pair.image), _whole(slab for _, slab in open_source(pair.truth).slabs(64))
-    image = _whole((np.stack(slab) for _, slab in source.slabs(64)), axis=1)
+    source = _open(pair.image)
+    truth = np.concatenate([slab for _, slab in open_source(pair.truth).slabs(64)])
+    image = np.concatenate([np.stack(slab) for _, slab in source.slabs(64)], axis=1)
     if truth.shape != source.shape:
         raise ValueError(f"the image has shape {source.shape} and the truth {truth.shape}: they must lie on one grid.")
     if truth.dtype.kind == "f":
         if not np.array_equal(truth, np.rint(truth)):
-            raise ValueError("the truth must hold whole numbers, one for each structure.")
+            raise ValueError("the truth must contain whole numbers, one for each structure.")
         truth = truth.astype(np.int32)
     if not truth.any():
-        raise ValueError("the truth holds no structure: it is 0 everywhere.")
+        raise ValueError("the truth has no structure: it is 0 everywhere.")
     if crop is not None:
-        box = tuple(_reach(truth, axis, crop) for axis in range(3))
+        box = tuple(_extent(truth, axis, crop) for axis in range(3))
         truth, image = np.ascontiguousarray(truth[box]), np.ascontiguousarray(image[:, *box])
     windows = find_windows(image, read_windows(pair.window or window, len(image)))
     if any(lo == hi for lo, hi in windows):
-        raise ValueError("the image is constant, so that there is nothing to tell apart.")
+        raise ValueError("the image is constant: it shows no structure.")
     if image.dtype.kind == "f":
-        # dseeds masks out what is not finite, but the peers cannot.
+        # dseeds masks voxels that are not finite; the peers cannot.
         for channel, (lo, _) in zip(image, windows, strict=True):
             channel[~np.isfinite(channel)] = lo
     return Case(pair.name, truth.shape, image if len(image) > 1 else image[0], truth, windows), source.spacing
@@ -154,11 +158,7 @@ def _open(address: str) -> Image:
             raise error from None
 
 
-def _whole(slabs: Iterable[np.ndarray], axis: int = 0) -> np.ndarray:
-    return np.concatenate(list(slabs), axis=axis)
-
-
-def _reach(truth: np.ndarray, axis: int, margin: int) -> slice:
-    """Find from where to where structures lie along an axis."""
+def _extent(truth: np.ndarray, axis: int, margin: int) -> slice:
+    """Return the range of the structures along an axis, with a margin."""
     planes = np.flatnonzero(truth.any(axis=tuple({0, 1, 2} - {axis})))
     return slice(max(0, planes[0] - margin), planes[-1] + 1 + margin)

@@ -1,6 +1,6 @@
-"""dseeds and its peers with their settings, behind one interface: what the benchmark study and the benchmarks compare.
+"""dseeds and its peers with their settings, behind one interface, for the benchmark study and the benchmarks.
 
-All work in one thread, and see the same volume, the same window of intensities and the same cells.
+All run in one thread, on the same volume, with the same intensity window and the same cells.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True)
 class Case:
-    """A volume to be cut.
+    """A volume to cut into supervoxels.
 
     Parameters
     ----------
     name : str
-        What it is called.
+        Its name in tables.
     step : tuple of int
-        The cells' size along (z, y, x), in voxels.
-    image : ndarray, shape (z, y, x), or (c, z, y, x) where there are channels
+        The size of cells along (z, y, x), in voxels.
+    image : ndarray, shape (z, y, x), or (c, z, y, x) with channels
         The intensities.
     truth : ndarray of integers, shape (z, y, x), or None
-        The true structures, 0 is background.
+        The true structures; 0 is background.
     windows : tuple of (float, float)
-        For each channel, the intensities between which differences count.
+        The intensity window of each channel.
     """
 
     name: str
@@ -54,30 +54,30 @@ class Case:
 
     @property
     def count(self) -> int:
-        """How many supervoxels every method is to make: a cell each."""
+        """The number of supervoxels that every method should make, one per cell."""
         return Lattice(self.shape, self.step).size
 
     @property
     def channel_axis(self) -> int | None:
-        """Where channels lie, if there are any."""
+        """The axis of channels, or None without channels."""
         return None if self.image.ndim == 3 else 0
 
     @cached_property
     def scaled(self) -> np.ndarray:
-        """The image for the peers, from 0 to 1, shape as that of the image."""
-        out = np.empty(self.image.shape, np.float32)
-        pairs = zip(out.reshape(-1, *self.shape), self.image.reshape(-1, *self.shape), strict=True)
+        """The image for the peers, clipped and scaled to [0, 1], in its own shape."""
+        result = np.empty(self.image.shape, np.float32)
+        pairs = zip(result.reshape(-1, *self.shape), self.image.reshape(-1, *self.shape), strict=True)
         for (scaled, channel), (lo, hi) in zip(pairs, self.windows, strict=True):
             scaled[:] = np.clip((channel - lo) / (hi - lo), 0, 1)
-        return out
+        return result
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to cut a case into labels from 1: dseeds, or a peer with a setting.
+    """A method that cuts a case into labels from 1: dseeds, or a peer with a setting.
 
-    The setting is SLIC's compactness, SimpleITK's spatial proximity weight, or voxels along the reference's smallest
-    blocks and whether it visits blocks twice.
+    The setting is the compactness of scikit-image's SLIC, the spatial proximity weight of SimpleITK's, or the size of
+    the reference's smallest blocks, in voxels, and whether it visits blocks twice.
     """
 
     peer: str
@@ -92,28 +92,28 @@ class Method:
 
 
 def methods() -> list[Method]:
-    """List the methods that are installed, ours first."""
-    found = [Method("dseeds", "", _dseeds)]
+    """List the installed methods, dseeds first."""
+    result = [Method("dseeds", "", _dseeds)]
     if find_spec("skimage"):
-        found += [Method("SLIC", f"{c}", _slic(c)) for c in (0.03, 0.1, 0.3)]
+        result += [Method("SLIC", f"{c}", _slic(c)) for c in (0.03, 0.1, 0.3)]
     else:
-        print("The SLIC of scikit-image, which is not installed, is left out.")
+        print("scikit-image is not installed; its SLIC is left out.")
     if find_spec("SimpleITK"):
-        found += [Method("SimpleITK SLIC", f"{w}", _simpleitk(w)) for w in (10, 30, 60, 100)]
+        result += [Method("SimpleITK SLIC", f"{w}", _simpleitk(w)) for w in (10, 30, 60, 100)]
     else:
-        print("The SLIC of SimpleITK, which is not installed, is left out.")
+        print("SimpleITK is not installed; its SLIC is left out.")
     if find_spec("python_3d_seeds"):
-        found += [
+        result += [
             Method("3D SEEDS", f"{block}{' double' * double}", _reference(block, double), takes_channels=False)
             for block, double in product((1, 2), (False, True))
         ]
     else:
-        print("The 3D SEEDS reference, python_3d_seeds, which is not installed, is left out.")
-    return found
+        print("python_3d_seeds is not installed; the 3D SEEDS reference is left out.")
+    return result
 
 
 def best(run: Callable[[], Any], repeats: int = REPEATS, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Give the least seconds that a call takes."""
+    """Return the seconds of the fastest of several calls."""
     times = []
     for _ in range(repeats):
         start = clock()
@@ -137,7 +137,7 @@ def _slic(compactness: float) -> Callable[[Case], np.ndarray]:
             n_segments=case.count,
             compactness=compactness,
             spacing=[max(case.step) / s for s in case.step],
-            # Three sequences of an MR are no colours.
+            # Three MR sequences are not colours.
             convert2lab=False,
             channel_axis=case.channel_axis,
             start_label=1,
@@ -185,12 +185,15 @@ def _grid(shape: Triple, count: int, levels: int, double: bool = False) -> objec
 
 @cache
 def _closest_grid(shape: Triple, count: int, levels: int) -> tuple[int, int]:
-    """Find what to ask the reference for to get a count: it rounds down, and drops what its blocks do not divide."""
-    best, off = (count, levels), count
-    for asked in product(range(count, 2 * count, 1 + count // 20), range(levels, 1, -1)):
-        found = abs(_grid(shape, *asked).getNumberOfSuperpixels() - count)
-        if found < off:
-            best, off = asked, found
-        if off == 0:
+    """Return the request, a number and levels, for which the reference makes closest to ``count`` supervoxels.
+
+    The reference rounds down, and drops voxels beyond its last whole block.
+    """
+    result, smallest = (count, levels), count
+    for request in product(range(count, 2 * count, 1 + count // 20), range(levels, 1, -1)):
+        difference = abs(_grid(shape, *request).getNumberOfSuperpixels() - count)
+        if difference < smallest:
+            result, smallest = request, difference
+        if smallest == 0:
             break
-    return best
+    return result

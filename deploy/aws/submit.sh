@@ -1,5 +1,6 @@
 #!/bin/sh
-# A volume as an array of AWS Batch jobs, two at least: submit.sh QUEUE JOBS SOURCE TARGET [OPTIONS OF dseeds init]
+# Segment a volume by an array of at least two AWS Batch jobs:
+# submit.sh QUEUE JOBS SOURCE TARGET [OPTIONS OF dseeds init]
 set -eu
 queue=$1
 jobs=$2

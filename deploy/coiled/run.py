@@ -1,7 +1,7 @@
-"""A run on machines that Coiled starts and stops: run.py SOURCE TARGET STEP.
+"""Segment a volume on machines that Coiled starts and stops: run.py SOURCE TARGET STEP.
 
-Source and target are addresses in an object store, which Coiled forwards your credentials for. Coiled speaks TLS
-between all of Dask's processes, with certificates of its own, and installs on the machines what is installed here.
+Source and target are addresses in an object store, for which Coiled forwards your credentials. Coiled uses TLS between
+all of Dask's processes, with certificates of its own, and installs the local environment's packages on the machines.
 """
 
 import sys
@@ -12,20 +12,20 @@ import dseeds
 from dseeds.parallel.cluster import KEPT_BYTES
 
 MACHINES = 8
-# Of each machine; its threads share the memory.
+# Per machine; its threads share the memory.
 CORES = 2
 MEMORY = "8 GiB"
 
 
 def run(source: str, target: str, step: str) -> None:
-    """Segment on a cluster that goes when this ends, and go on with a run that has been interrupted."""
+    """Segment a volume, or resume an interrupted run, on a cluster that is stopped afterwards."""
     with (
         Cluster(
             name="dseeds",
             n_workers=MACHINES,
             worker_cpu=CORES,
             worker_memory=MEMORY,
-            # A worker that is not restarted takes its machine along, and is replaced by no other.
+            # If a worker were not restarted, its machine would stop with it and not be replaced.
             worker_options={
                 "nthreads": CORES,
                 "lifetime": "4 hours",

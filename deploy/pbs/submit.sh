@@ -1,5 +1,6 @@
 #!/bin/sh
-# A volume as an array of PBS Pro or OpenPBS jobs, two at least: submit.sh JOBS SOURCE TARGET [OPTIONS OF dseeds init]
+# Segment a volume by an array of at least two PBS Pro or OpenPBS jobs:
+# submit.sh JOBS SOURCE TARGET [OPTIONS OF dseeds init]
 set -eu
 JOBS=$1
 shift
@@ -7,5 +8,5 @@ here=$(dirname "$0")
 PLAN=$(dseeds init "$@")
 export JOBS PLAN
 array=$(qsub -v JOBS,PLAN -J "0-$((JOBS - 1))" "$here/step.sh")
-# After any end: jobs that were killed do not matter if others did their share, and finalize finds out.
+# afterany: other jobs do the share of a killed job, and finalize checks that all is done.
 qsub -v PLAN -W "depend=afterany:$array" "$here/finalize.sh"

@@ -1,7 +1,7 @@
-"""A run on a Dask cluster whose workers are SLURM jobs: dask_cluster.py SOURCE TARGET STEP.
+"""Segment a volume on a Dask cluster whose workers are SLURM jobs: dask_cluster.py SOURCE TARGET STEP.
 
-It runs where it is started, as the scheduler and the client, and needs little; `pip install dask-jobqueue cryptography`
-where dseeds is installed. Source, target and the folder where it is started must be seen by all nodes.
+This process is the scheduler and the client, and needs few resources. Run `pip install dask-jobqueue cryptography` in
+the environment of dseeds. All nodes must see the source, the target and the working folder.
 """
 
 import sys
@@ -12,27 +12,28 @@ from dask_jobqueue import SLURMCluster
 import dseeds
 from dseeds.parallel.cluster import KEPT_BYTES
 
-# What to edit: a job, how many of them, and where they may run.
+# To edit: the number and size of jobs, and where they may run.
 JOBS = 10
 CORES = 8
 WORKER_GIB = 2
 WALLTIME_MINUTES = 240
 SITE = {"account": None, "queue": None, "interface": None}
 
-# Of each process beside the worker's limit, for its nanny; and before the job's end, for the work at hand.
+# The memory of a worker's nanny, in addition to the worker's limit.
 NANNY_GIB = 0.5
+# Workers stop this long before the job's time limit, so that they can finish their tasks.
 MARGIN_MINUTES = 15
 STAGGER_MINUTES = 10
 
 
-def cluster(folder: Path) -> SLURMCluster:
-    """Describe the jobs: a worker of one thread on each core, which ends in good order before the job's time is up.
+def create_cluster(folder: Path) -> SLURMCluster:
+    """Return a cluster of jobs with one single-threaded worker per core, which stops before the job's time limit.
 
     Parameters
     ----------
     folder : Path
-        Where the jobs write what they say, and Dask the certificates that it makes for this cluster alone; all nodes
-        see it.
+        The folder for the output of the jobs and for the certificates that Dask creates for this cluster alone; all
+        nodes must see it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lifetime = WALLTIME_MINUTES - MARGIN_MINUTES - STAGGER_MINUTES
@@ -49,7 +50,7 @@ def cluster(folder: Path) -> SLURMCluster:
         ],
         job_name="dseeds",
         log_directory=str(folder),
-        # Of the node itself: workers spill there.
+        # On the node's own disk, because workers spill there.
         local_directory="/tmp",
         shared_temp_directory=str(folder),
         security=True,
@@ -59,9 +60,9 @@ def cluster(folder: Path) -> SLURMCluster:
 
 
 def run(source: str, target: str, step: str) -> None:
-    """Segment on the cluster, and go on with a run that has been interrupted."""
-    with cluster(Path("dseeds-jobs").absolute()) as jobs:
-        # Not `scale`: jobs that have ended are to be replaced by others.
+    """Segment a volume, or resume an interrupted run, on the cluster."""
+    with create_cluster(Path("dseeds-jobs").absolute()) as jobs:
+        # Unlike `scale`, `adapt` replaces jobs that have ended.
         jobs.adapt(minimum_jobs=JOBS, maximum_jobs=JOBS)
         with jobs.get_client() as client:
             print(dseeds.segment(source, target, step=step, client=client, resume=True))

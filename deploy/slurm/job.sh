@@ -6,7 +6,7 @@
 #SBATCH --time=1-00:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Freed memory is kept for the next window, see deploy/README.md; one thread, as many as there are cores.
+# Keep freed memory for the next window, see deploy/README.md. One thread, because the job has one core.
 export MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=268435456
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 BLOSC_NTHREADS=1
 exec dseeds "$@"

@@ -24,14 +24,14 @@ def cases(only: str = "") -> Iterator[Case]:
         if not name.startswith(only):
             continue
         if name == "ct_dicom" and not find_spec("SimpleITK"):
-            print("ct_dicom is left out, for SimpleITK, which reads it, is not installed.")
+            print("SimpleITK, which reads ct_dicom, is not installed; ct_dicom is left out.")
             continue
         image, truth, window = _load(name)
         lo, hi = window or np.percentile(image, [0.5, 99.5])
         for step in steps:
-            whole = tuple(slice(0, n // s * s) for n, s in zip(image.shape, step, strict=True))
-            values = np.ascontiguousarray(image[whole])
-            structures = None if truth is None else truth[whole].astype(np.int64)
+            whole_cells = tuple(slice(0, n // s * s) for n, s in zip(image.shape, step, strict=True))
+            values = np.ascontiguousarray(image[whole_cells])
+            structures = None if truth is None else truth[whole_cells].astype(np.int64)
             yield Case(name, step, values, structures, ((float(lo), float(hi)),))
 
 
@@ -46,12 +46,12 @@ def _steps() -> dict[str, list[Triple]]:
 
 
 def _load(name: str) -> tuple[np.ndarray, np.ndarray | None, Window | None]:
-    """Read an image, its truth and its window, if they exist."""
+    """Read an image, and its truth and window if it has them."""
     folder, *number = name.split()
     if folder == "ct_dicom":
         import SimpleITK as sitk
 
-        # In the order of the slices' positions, not of their names.
+        # GDCM sorts the slices by position.
         slices = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(DATA / folder))
         return sitk.GetArrayFromImage(sitk.ReadImage(slices)), None, SOFT_TISSUE
     if folder == "ct_3mm":

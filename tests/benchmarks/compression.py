@@ -1,6 +1,6 @@
 """Speed and ratio of compressors for scratch arrays: ``python tests/benchmarks/compression.py [SOURCE]``.
 
-A run's own arrays, written and read again with each codec, as a task does: one region, whole shards, with checksums.
+A run's own arrays, written and read with each codec as a task does: one region, whole shards, with checksums.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def measure(array: zarr.Array, codec: BloscCodec | ZstdCodec | None, folder: Pat
     writes, reads = [], []
     for repeat in range(REPEATS):
         path = folder / f"{time.perf_counter_ns()}-{repeat}"
-        made = zarr.create_array(
+        copy = zarr.create_array(
             path,
             shape=values.shape,
             dtype=array.dtype,
@@ -49,9 +49,9 @@ def measure(array: zarr.Array, codec: BloscCodec | ZstdCodec | None, folder: Pat
             compressors=compressors,
         )
         start = time.perf_counter()
-        made[:] = values
+        copy[:] = values
         middle = time.perf_counter()
-        made[:]
+        copy[:]
         writes.append(middle - start)
         reads.append(time.perf_counter() - middle)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -64,21 +64,21 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=16)
     arguments = parser.parse_args()
     zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})
-    with tempfile.TemporaryDirectory() as name:
-        folder, source = Path(name), arguments.source
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, source = Path(temporary), arguments.source
         if source is None:
             source = folder / "body.zarr"
             write_phantom(source, shape=(256, 256, 256))
         dseeds.segment(source, folder / "labels.zarr", step=arguments.step, workers=1, keep_scratch=True)
         scratch = next((folder / f"labels.zarr{SUFFIX}").glob("*/scratch"))
-        print(f"{'array':<15}{'codec':<28}{'write GB/s':>11}{'read GB/s':>11}{'smaller':>9}")
+        print(f"{'array':<15}{'codec':<28}{'write GB/s':>11}{'read GB/s':>11}{'ratio':>9}")
         for array in ARRAYS:
             path = folder / "labels.zarr" / "0" if array == "labels" else scratch / array
             if not path.exists():
                 continue
-            for codec, how in CODECS.items():
-                write, read, smaller = measure(zarr.open_array(path, mode="r"), how, folder)
-                print(f"{array:<15}{codec:<28}{write:>11.2f}{read:>11.2f}{smaller:>9.1f}")
+            for name, codec in CODECS.items():
+                write, read, ratio = measure(zarr.open_array(path, mode="r"), codec, folder)
+                print(f"{array:<15}{name:<28}{write:>11.2f}{read:>11.2f}{ratio:>9.1f}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """Time of table and graph against a voxel round: ``python tests/benchmarks/features.py [--size 160] [--repeats 5]``.
 
-One thread, the best of several, nanoseconds per voxel: a round is the mean of the voxel rounds of `supervoxels` on the
-same volume; table and graph are the quantising, the measuring, and putting what was measured together.
+One thread, the fastest of several runs, nanoseconds per voxel. A round is the mean of the voxel rounds of `supervoxels`
+on the same volume; table and graph include quantising, counting and combining the counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from cases import best
 
 import dseeds
 from dseeds.core.geometry import Box, triple
@@ -22,28 +22,17 @@ from dseeds.seeds import rounds
 from dseeds.seeds.schedule import Round
 
 
-def best(repeats: int, function: Callable[[], object]) -> float:
-    """Return the seconds of the fastest of several calls, after a first one."""
-    function()
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
 def voxel_round(image: np.ndarray, step: int, repeats: int) -> tuple[float, np.ndarray]:
     """Return the mean seconds of a voxel round, the fastest of several repeats of each, and the labels."""
-    took: list[float] = []
+    seconds: list[float] = []
     sweep = rounds.sweep_window
 
-    def timed(round_: Round, *arguments: object, **more: object) -> object:
+    def timed(round_: Round, *arguments: object, **options: object) -> object:
         start = time.perf_counter()
-        done = sweep(round_, *arguments, **more)
+        result = sweep(round_, *arguments, **options)
         if round_.weight is not None:
-            took.append(time.perf_counter() - start)
-        return done
+            seconds.append(time.perf_counter() - start)
+        return result
 
     rounds.sweep_window = timed
     try:
@@ -51,8 +40,8 @@ def voxel_round(image: np.ndarray, step: int, repeats: int) -> tuple[float, np.n
             labels = dseeds.supervoxels(image, step=step, threads=1)
     finally:
         rounds.sweep_window = sweep
-    each = np.reshape(took, (1 + repeats, -1))
-    return float(each.min(axis=0).mean()), labels
+    by_run = np.reshape(seconds, (1 + repeats, -1))
+    return float(by_run.min(axis=0).mean()), labels
 
 
 def tabulate(labels: np.ndarray, image: np.ndarray, space: Space) -> None:
@@ -66,17 +55,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--repeats", type=int, default=5)
-    asked = parser.parse_args()
-    image, _ = phantom((asked.size,) * 3)
+    arguments = parser.parse_args()
+    image, _ = phantom((arguments.size,) * 3)
     print(f"{'dtype':<10}{'step':>5}{'round':>8}{'table and graph':>17}{'ratio':>7}   (ns per voxel)")
     for dtype in (np.uint16, np.float32):
         volume = image.astype(dtype)
         space = Space((1.0, 1.0, 1.0), (), ((0.0, 1000.0),), are_small_integers([volume.dtype]))
         for step in (8, 16, 32):
-            seconds, labels = voxel_round(volume, step, asked.repeats)
-            ours = best(asked.repeats, partial(tabulate, labels, volume, space))
-            each = [took * 1e9 / image.size for took in (seconds, ours)]
-            print(f"{np.dtype(dtype).name:<10}{step:>5}{each[0]:>8.1f}{each[1]:>17.1f}{ours / seconds:>7.2f}")
+            sweep, labels = voxel_round(volume, step, arguments.repeats)
+            # Compile the kernels.
+            tabulate(labels, volume, space)
+            features = best(partial(tabulate, labels, volume, space), arguments.repeats)
+            sweep_ns, features_ns = (seconds * 1e9 / image.size for seconds in (sweep, features))
+            print(f"{np.dtype(dtype).name:<10}{step:>5}{sweep_ns:>8.1f}{features_ns:>17.1f}{features / sweep:>7.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Overhead of the out-of-core run over its kernels, by round: ``python tests/benchmarks/overhead.py [SOURCE]``.
 
-Workers have one thread each, and every second of every worker counts once: in a kernel, in reading and writing with
-their codecs, in what else a task does, or idle, where the worker waits for the scheduler or for the last task of a
-stage. A round is its sweep and the merge before it; what is compiled is compiled first. All but the kernels is
-overhead; 1.0 is as much again as the kernels.
+Workers have one thread each, and every second of a worker counts once: as kernel, as I/O with its codecs, as other work
+of a task, or as idle, while the worker waits for the scheduler or for the last task of a stage. A round includes the
+merge before it. All kernels are compiled before. The overhead is everything but the kernels, relative to the kernels.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ COLUMNS = ("wall", *KINDS, "idle", "overhead")
 
 Seconds = Counter[tuple[str, str]]
 
-# Functions where their callers look them up, and what their time counts as.
+# Functions, in the modules where their callers look them up, and the kind of their time.
 TIMED = (
     (rounds, "sweep_window", "kernel"),
     (rounds, "count_statistics", "kernel"),
@@ -48,14 +47,14 @@ TIMED = (
 
 
 class Clocks(WorkerPlugin):
-    """A worker plug-in that times tasks, and their kernels, reads and writes, by round."""
+    """A worker plug-in that times tasks, with their kernels, reads and writes, by round."""
 
     name = "clocks"
 
     def setup(self, worker: Any) -> None:
         """Wrap the timed functions in the worker's process."""
         worker.clocks = seconds = Counter()
-        doing = [""]
+        current = [""]
 
         def timed(function: Callable, kind: str) -> Callable:
             @wraps(function)
@@ -65,19 +64,19 @@ class Clocks(WorkerPlugin):
                     return function(*args, **options)
                 finally:
                     spent = time.perf_counter() - start
-                    seconds[doing[0], kind] += spent
-                    seconds[doing[0], "other"] -= spent
+                    seconds[current[0], kind] += spent
+                    seconds[current[0], "other"] -= spent
 
             return call
 
         def task(function: Callable) -> Callable:
             @wraps(function)
             def call(job: Any, phase: Phase, *args: Any) -> Any:
-                doing[0], start = key(phase), time.perf_counter()
+                current[0], start = key(phase), time.perf_counter()
                 try:
                     return function(job, phase, *args)
                 finally:
-                    seconds[doing[0], "other"] += time.perf_counter() - start
+                    seconds[current[0], "other"] += time.perf_counter() - start
 
             return call
 
@@ -87,13 +86,13 @@ class Clocks(WorkerPlugin):
 
 
 def key(phase: Phase) -> str:
-    """Name a round by its number, any other stage by its name."""
+    """Return a round's number, or another stage's name."""
     return f"round {phase.turn:2}" if phase.stage.startswith(("sweep", "merge")) else phase.stage
 
 
 @contextmanager
 def timed_stages() -> Iterator[Counter[str]]:
-    """Yield the seconds of every stage, as this process sees them."""
+    """Yield the wall seconds of every stage, as this process measures them."""
     seconds: Counter[str] = Counter()
     run = StageRunner.run
 
@@ -151,9 +150,9 @@ def main() -> None:
             write_phantom(source, shape=(arguments.size,) * 3)
         client.register_plugin(Clocks())
         small, _ = phantom((64,) * 3)
-        # Every worker compiles its kernels: use many small regions.
-        dtype = zarr.open(source, mode="r")
-        image = dtype["0"] if isinstance(dtype, zarr.Group) else dtype
+        # Many small regions, so that every worker compiles its kernels for this dtype.
+        node = zarr.open(source, mode="r")
+        image = node["0"] if isinstance(node, zarr.Group) else node
         dseeds.segment(
             small.astype(image.dtype), f"{folder}/small.zarr", step=arguments.step, region=arguments.step, client=client
         )

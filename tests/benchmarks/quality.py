@@ -1,7 +1,7 @@
 """Quality at equal counts on the real volumes: ``python tests/benchmarks/quality.py [--json FILE]``.
 
-Every method gets the same volume, cropped to whole cells, the same window and the same number of supervoxels to make;
-the last column is how many it made.
+Every method gets the same volume, cropped to whole cells, the same intensity window, and the same requested number of
+supervoxels; the last column is the number that it made.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ FIGURES = {
     "pieces": "components_per_label",
     "count": "supervoxels",
 }
-# The figures that rank methods, and whether more is better.
-DECIDE = {"aDice": 1, "UE": -1, "EV": 1}
+# The figures that rank methods: 1 where a larger value is better, else -1.
+RANKING = {"aDice": 1, "UE": -1, "EV": 1}
 
 Row = dict[str, Any]
 
 
 def measure(case: Case, labels: np.ndarray) -> Row:
     image = np.clip(case.image, *case.windows[0])
-    found = evaluate(labels, case.truth, image=image)
-    return {short: found.get(figure) for short, figure in FIGURES.items()}
+    figures = evaluate(labels, case.truth, image=image)
+    return {heading: figures.get(name) for heading, name in FIGURES.items()}
 
 
 def line(case: str, step: str, method: str, figures: list[Any]) -> str:
@@ -45,32 +45,32 @@ def line(case: str, step: str, method: str, figures: list[Any]) -> str:
 
 
 def means(rows: list[Row]) -> list[Row]:
-    """Return the mean of every figure of a method over the cases that have it."""
-    found = []
-    for name in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == name]
-        figures = {f: [row[f] for row in own if row[f] is not None] for f in FIGURES}
-        found.append({"method": name, **{f: float(np.mean(v)) if v else None for f, v in figures.items()}})
-        found[-1]["count"] = round(found[-1]["count"])
-    return found
+    """Return each method's mean of every figure, over the cases that have it."""
+    result = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        method_rows = [row for row in rows if row["method"] == method]
+        figures = {f: [row[f] for row in method_rows if row[f] is not None] for f in FIGURES}
+        result.append({"method": method, **{f: float(np.mean(v)) if v else None for f, v in figures.items()}})
+        result[-1]["count"] = round(result[-1]["count"])
+    return result
 
 
 def ahead(rows: list[Row], peers: set[str]) -> dict[str, list[bool]]:
-    """Return for each case and figure whether dseeds is ahead of the best setting of the peers."""
-    found: dict[str, list[bool]] = {figure: [] for figure in DECIDE}
+    """Return by figure, for each case, whether dseeds is ahead of the best setting of the peers."""
+    result: dict[str, list[bool]] = {figure: [] for figure in RANKING}
     for _, group in groupby(rows, lambda row: (row["case"], row["step"])):
         ours, *others = group
-        for figure, sign in DECIDE.items():
+        for figure, sign in RANKING.items():
             if ours[figure] is not None:
                 best = max(sign * row[figure] for row in others if row["peer"] in peers)
-                found[figure].append(sign * ours[figure] > best)
-    return found
+                result[figure].append(sign * ours[figure] > best)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--only", default="", help="cases whose name begins with this")
+    parser.add_argument("--only", default="", help="only cases whose name begins with this")
     arguments = parser.parse_args()
     if not DATA.is_dir():
         raise SystemExit(f"the real volumes are not at {DATA}; set DSEEDS_DATA to their folder.")
@@ -89,10 +89,10 @@ def main() -> None:
         print(line("mean", "", mean.pop("method"), list(mean.values())))
     print()
     peers = {method.peer: {method.peer} for method in compared[1:]}
-    for peer, same in (peers | {"all peers": set(peers)} if peers else {}).items():
-        wins = ahead(rows, same)
-        each = ", ".join(f"{figure} {sum(won)} of {len(won)}" for figure, won in wins.items() if won)
-        print(f"dseeds is ahead of the best setting of {peer} in {each}")
+    for name, members in (peers | {"all peers": set(peers)} if peers else {}).items():
+        wins = ahead(rows, members)
+        counts = ", ".join(f"{figure} {sum(won)} of {len(won)}" for figure, won in wins.items() if won)
+        print(f"dseeds is ahead of the best setting of {name} in {counts}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 

@@ -1,7 +1,7 @@
-"""Time and memory of a task besides its kernel: ``python tests/benchmarks/scheduler.py``.
+"""Time and memory of a task apart from its kernel: ``python tests/benchmarks/scheduler.py``.
 
-A run of very many regions whose tasks do nothing but mark themselves as done, on a local cluster with the scheduler and
-the client in this process. Everything else is real: the course, the journal, the bounded stream of tasks.
+The tasks of very many regions only write their markers, on a local cluster with the scheduler and the client in this
+process. Everything else is real: the run's state, the journal, the bounded submission of tasks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
+from dseeds.core.progress import Progress
 from dseeds.engine import tasks
 from dseeds.engine.dask_runner import StageRunner
 from dseeds.engine.driver import run_phase
@@ -32,76 +34,66 @@ from dseeds.storage.location import open_location
 CELL = 16
 
 
-class Trivial(WorkerPlugin):
+class EmptyTasks(WorkerPlugin):
     """A worker plug-in that makes tasks do nothing."""
 
-    name = "trivial"
+    name = "empty-tasks"
 
     def setup(self, worker: Any) -> None:
-        """Replace the functions of the tasks."""
-        tasks._TASKS.update(dict.fromkeys(tasks._TASKS, nothing))
+        """Replace the functions of the tasks in the worker's process."""
+        tasks._TASKS.update(dict.fromkeys(tasks._TASKS, empty_task))
 
 
-def nothing(_job: Job, _number: int, _turn: int, _known: Any) -> str:
-    """Behave like a region without a move."""
+def empty_task(_job: Job, _number: int, _turn: int, _inputs: Any) -> str:
+    """Return the outcome of a region in which nothing moved."""
     return "all"
 
 
 def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
-    """Run a number of regions through the two phases of a constant volume; return seconds and bytes."""
+    """Run about ``regions`` regions through the two phases of a constant volume; return time and memory."""
     side = round(regions ** (1 / 3))
     shape = (side * CELL,) * 3
-    # No chunk is stored.
+    # An array without stored chunks.
     image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELL,) * 3)
     address = str(folder)
     labels = (LabelGroup(open_location(address)),)
     job = Job(open_image(image), shape, (CELL,) * 3, (1, 1, 1), address, Journal(address, "run"), labels)
-    course = RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 0.0)]), ImageQuery())
-    process, seen = psutil.Process(), []
+    state = RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 0.0)]), ImageQuery())
+    process, samples = psutil.Process(), []
     with (
         LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.register_plugin(Trivial())
-        totals = {str(phase): len(job.regions) for phase in course.phases}
-        run = StageRunner(client, totals, Watch(lambda: seen.append(process.memory_info().rss)))
+        client.register_plugin(EmptyTasks())
+        totals = {str(phase): len(job.regions) for phase in state.phases}
+        runner = StageRunner(client, totals, Sampler(lambda: samples.append(process.memory_info().rss)))
         start = time.perf_counter()
-        while (phase := course.current) is not None:
-            course.close(phase, run_phase(course, phase, run, repair=None))
+        while (phase := state.current) is not None:
+            state.close(phase, run_phase(state, phase, runner, repair=None))
         seconds = time.perf_counter() - start
-    tasks = 2 * len(job.regions)
-    # One-time allocations are over after a tenth.
+    count = 2 * len(job.regions)
     return {
         "regions": len(job.regions),
-        "tasks": tasks,
-        "milliseconds_per_task": 1000 * seconds / tasks,
-        "growth_bytes": max(seen) - seen[len(seen) // 10],
-        "peak_bytes": max(seen),
+        "tasks": count,
+        "milliseconds_per_task": 1000 * seconds / count,
+        # The first tenth has the one-time allocations.
+        "growth_bytes": max(samples) - samples[len(samples) // 10],
+        "peak_bytes": max(samples),
     }
 
 
-class Watch:
-    """A progress that samples after every hundredth task."""
+class Sampler(Progress):
+    """A progress that takes a sample after every hundredth task."""
 
-    def __init__(self, look: Any) -> None:
-        self.look, self.count = look, 0
-
-    def dashboard(self, link: str) -> None:
-        """See `Progress`."""
-
-    def begin(self, stage: str, total: int) -> None:
-        """See `Progress`."""
+    def __init__(self, sample: Callable[[], None]) -> None:
+        self.sample, self.count = sample, 0
 
     def advance(self, stage: str) -> None:
-        """See `Progress`."""
         self.count += 1
         if self.count % 100 == 0:
-            self.look()
-
-    def end(self, stage: str) -> None:
-        """See `Progress`."""
+            self.sample()
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Speed in memory, in one thread, against the peers: ``python tests/benchmarks/speed.py [--json FILE]``.
 
-All are timed in the same run, best of three, without what is compiled or imported first. A peer's ratio is how many
-times as fast as it dseeds is, that of a number of threads how many times as fast as one thread they are. Memory is the
-peak of a process of its own beyond the image that it holds.
+All are timed in the same run, the fastest of three, without compilation and imports. A peer's ratio is its time divided
+by that of dseeds; the ratio of several threads is the time of one thread divided by theirs. Memory is the peak of a
+process of its own, without the image.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def timed_phases(image: np.ndarray, step: int) -> dict[str, float]:
     """Run once in one thread; return the seconds of every phase."""
     start = time.perf_counter()
     window = find_windows([image], [None])[0]
-    found = time.perf_counter()
+    middle = time.perf_counter()
     dseeds.supervoxels(image, step=step, window=window, threads=1)
-    return {"window": found - start, "labels": time.perf_counter() - found}
+    return {"window": middle - start, "labels": time.perf_counter() - middle}
 
 
 def bytes_per_voxel(file: Path, step: int) -> float:
-    """Measure in a process that holds nothing but the image."""
+    """Return the peak memory per voxel; call it in a process that has nothing but the image."""
     image = np.load(file)
     dseeds.supervoxels(image[:64, :64, :64].copy(), step=step, threads=1)
     # Reset the peak: compiling takes more memory than small volumes.
@@ -54,7 +54,7 @@ def bytes_per_voxel(file: Path, step: int) -> float:
 
 
 def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Method]) -> list[Row]:
-    """Time everything at one size and step; ``of`` names what is timed."""
+    """Return the rows of one size and step; ``of`` names the timed method, phase or threads."""
     name = f"phantom {image.shape[0]}"
 
     def row(of: str, seconds: float, ratio: float | None = None) -> Row:
@@ -70,11 +70,11 @@ def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Metho
         np.save(file, image)
         rows[0]["memory"] = pool.apply(bytes_per_voxel, (file, step))
     if threads:
-        together = best(lambda: dseeds.supervoxels(image, step=step, threads=threads))
-        rows.append(row(f"  {threads} threads", together, ours / together))
+        seconds = best(lambda: dseeds.supervoxels(image, step=step, threads=threads))
+        rows.append(row(f"  {threads} threads", seconds, ours / seconds))
     if peers:
         case = Case(name, (step,) * 3, image, None, (WINDOW,))
-        # Outside of the timing.
+        # Scale the image before the timing.
         _ = case.scaled
         for peer in peers:
             seconds = best(lambda peer=peer: peer.cut(case))
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--sizes", default="160,256,512", help="voxels along each axis of the phantoms")
     parser.add_argument("--steps", default="8,16,32")
-    parser.add_argument("--threads", type=int, help="time dseeds with so many threads, too")
+    parser.add_argument("--threads", type=int, help="also time dseeds with this number of threads")
     parser.add_argument("--peers-up-to", type=int, default=256, metavar="SIZE", help="the largest size for the peers")
     arguments = parser.parse_args()
     peers = [method for method in methods() if method.name in PEERS]
@@ -101,10 +101,10 @@ def main() -> None:
     for size in map(int, arguments.sizes.split(",")):
         image, _ = phantom((size,) * 3)
         for step in map(int, arguments.steps.split(",")):
-            found = measure(image, step, arguments.threads, peers if size <= arguments.peers_up_to else [])
-            for row in found:
+            new_rows = measure(image, step, arguments.threads, peers if size <= arguments.peers_up_to else [])
+            for row in new_rows:
                 print(line(*row.values()), flush=True)
-            rows += found
+            rows += new_rows
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 

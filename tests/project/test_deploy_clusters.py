@@ -114,7 +114,7 @@ def composed(folder, files, store, environment, compiled):
     result = Composed(folder, files, store, environment)
     with result.running:
         if "certificates" in result.services:
-            assert "good for a year" in result.run("certificates")
+            assert "valid for a year" in result.run("certificates")
         result.start("scheduler")
         yield result
 
@@ -176,18 +176,18 @@ def test_compose_with_tls(tmp_path, object_store, bucket, environment, compiled)
 
 
 def test_certificates_are_made_once_and_for_their_owner_alone(tmp_path):
-    make = runpy.run_path(str(DEPLOY / "certificates.py"))["make"]
+    create = runpy.run_path(str(DEPLOY / "certificates.py"))["create_certificate"]
     folder = tmp_path / "new" / "tls"
-    make(folder)
+    create(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert before.keys() == {"dask.crt", "dask.key"}
     if os.name == "posix":
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
-    make(folder)
+    create(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (folder / "dask.key").unlink()
     with pytest.raises(SystemExit, match="only one"):
-        make(folder)
+        create(folder)
 
 
 # Like the real one, it copies the script, and the job outlives the command.
