@@ -238,3 +238,15 @@ def test_as_sources(tmp_path, temporary, one_thread):
     assert same(painted.compute(), dseeds.paint(LABELS, expected, column="intensity_mean").compute())
     gc.collect()
     assert not list(temporary.glob("dseeds-*"))
+
+
+def test_other_work_of_the_process_keeps_its_scheduler():
+    """Arrays that are computed at the same time leave Dask's configuration, which all threads share, as it was."""
+    images = [da.from_array(np.random.default_rng(seed).random((12, 12, 12)), chunks=6) for seed in (1, 2, 3)]
+    before = dask.config.get("scheduler", None)
+    seen = dask.delayed(lambda: dask.config.get("scheduler", None), pure=False)()
+    *labels, during = dask.compute(*(dseeds.supervoxels(image, step=4) for image in images), seen, scheduler="threads")
+    assert during == before
+    assert dask.config.get("scheduler", None) == before
+    for image, one in zip(images, labels, strict=True):
+        np.testing.assert_array_equal(one, dseeds.supervoxels(image.compute(), step=4))

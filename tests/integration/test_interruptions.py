@@ -167,7 +167,7 @@ class Progress:
     def advance(self, stage): pass
     def end(self, stage): pass
 if __name__ == "__main__":
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 64)).astype("uint8")
+    image = np.random.default_rng(0).integers(0, 256, (160, 160, 160)).astype("uint8")
     dseeds.segment(image, sys.argv[1], step=8, region=24, workers=2, progress=Progress())
 """
 
