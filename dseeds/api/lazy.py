@@ -156,7 +156,7 @@ def borrowed_client(threads: int | None) -> Iterator[tuple[Client, dict[str, Any
             dashboard_address="127.0.0.1:0",
             worker_dashboard_address="127.0.0.1:0",
         )
-        # Not the current client either: Dask's configuration is the whole process's, and may be in use by other threads.
+        # Not as the current client: that would change the configuration, which all threads of the process share.
         with cluster, Client(cluster, set_as_default=False) as client:
             yield client, {"scheduler": "threads", "num_workers": count}, int(MACHINE_SHARE * MEMORY_LIMIT)
         return
