@@ -45,6 +45,17 @@ class DicomSource(UnchunkedSource):
         A file for each plane, from the first to the last, or the one file that holds all of them.
     name, shape, dtype, spacing, affine, channels, identity, kind, labelled
         See `Source`. Voxels are scaled by slope and intercept.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import SimpleITK
+    >>> from dseeds.io import open_source
+    >>> with TemporaryDirectory() as folder:
+    ...     SimpleITK.WriteImage(SimpleITK.Image(5, 4, 3, SimpleITK.sitkUInt16), f"{folder}/ct.dcm")
+    ...     source = open_source(f"{folder}/ct.dcm")
+    >>> source.kind, source.shape
+    ('dicom', (3, 4, 5))
     """
 
     path: str
