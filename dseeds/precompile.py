@@ -60,7 +60,7 @@ def _call_all_kernels() -> None:
 
     import dseeds
     from dseeds.io.pyramid_kernels import take_means, take_modes
-    from dseeds.measure.kernels.painting import run_labels
+    from dseeds.measure.kernels.painting import labels_of_runs
     from dseeds.phantom import phantom
 
     image, truth = phantom((32, 32, 32))
@@ -88,7 +88,7 @@ def _call_all_kernels() -> None:
     graph = dseeds.AdjacencyGraph(np.array([1, 2]), np.array([[0, 1]]), histograms, {})
     dseeds.agglomerate(graph).cut(n_segments=1)
     for ids in (labels, labels.astype(np.int64) << 32):
-        run_labels(ids.reshape(-1))
+        labels_of_runs(ids.reshape(-1))
         take_modes(ids.view(f"u{ids.itemsize}"), (2, 2, 2), np.empty((16, 16, 16), f"u{ids.itemsize}"))
         for dtype in ("uint8", "int16", "float32", "float64"):
             dseeds.paint(ids, {1: 1}, dtype=dtype).compute()

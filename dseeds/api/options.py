@@ -54,7 +54,7 @@ class SupervoxelOptions:
         return Lattice(shape, choose_step(shape, step=self.step, n_segments=self.n_segments, spacing=self.spacing))
 
     def settings(self, channels: int) -> CutSettings:
-        """Return the checked parameters for so many channels; raise a ValueError if one is out of range."""
+        """Return the checked parameters for this number of channels; raise a ValueError if one is out of range."""
         return CutSettings(
             windows=read_windows(self.window, channels),
             percentiles=check_percentiles(self.percentiles),

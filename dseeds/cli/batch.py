@@ -81,7 +81,7 @@ def step_command(
         typer.Option(
             metavar="SECONDS",
             min=0,
-            help="With --wait: take over the regions of other jobs if there is no progress for so long.",
+            help="With --wait: take over the regions of other jobs if there is no progress for this many seconds.",
         ),
     ] = 300,
     quiet: QuietOption = False,
@@ -89,8 +89,8 @@ def step_command(
     """Do one job's share of a phase. Jobs can be repeated, killed and run in any order.
 
     The index is read from the environment of SLURM, AWS Batch, PBS, SGE, LSF, Google Batch, Cloud Run or Kubernetes.
-    PBS and Kubernetes do not tell the number of jobs, so --count is required there. It is also required to resubmit a
-    part of an array. Exit code 75 means that other jobs must finish an earlier phase first.
+    PBS and Kubernetes do not provide the number of jobs, so --count is required there. It is also required to resubmit
+    a part of an array. Exit code 75 means that other jobs must finish an earlier phase first.
     """
     from dseeds.engine import batch
 

@@ -11,9 +11,9 @@ import typer
 from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
     CELLS,
+    LabelsArgument,
     LevelOption,
     SpacingOption,
-    SupervoxelsArgument,
     TaskOptions,
     VolumeOption,
     VoxelCounts,
@@ -33,7 +33,7 @@ EXAMPLES = (
 
 
 def evaluate_command(
-    labels: SupervoxelsArgument,
+    labels: LabelsArgument,
     cluster: ClusterOptions,
     output: OutputOptions,
     tasks: TaskOptions,
@@ -77,7 +77,7 @@ def evaluate_command(
         ),
     ] = None,
 ) -> None:
-    """Measure supervoxels of any origin against a true segmentation, the image, or by themselves, out of core.
+    """Measure supervoxels of any origin against a true segmentation or the image, and on their own, out of core.
 
     All sums are exact, so no figure depends on how the volume is divided into regions.
     """

@@ -12,10 +12,10 @@ import typer
 from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
     ChannelAxisOption,
+    LabelsArgument,
     LevelOption,
     OverwriteOption,
     SpacingOption,
-    SupervoxelsArgument,
     TaskOptions,
     VolumeOption,
     WindowOption,
@@ -34,7 +34,7 @@ EXAMPLES = (
 
 
 def features_command(
-    labels: SupervoxelsArgument,
+    labels: LabelsArgument,
     image: Annotated[
         list[str],
         typer.Argument(metavar="IMAGE", help="The image on the same grid; several images are taken as channels."),

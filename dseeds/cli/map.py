@@ -64,7 +64,7 @@ def map_command(
         output_option(
             metavar="TYPE",
             help="Data type of the stored values, such as uint8, int16 or float32.",
-            show_default="that of floats, the narrowest that holds all integers",
+            show_default="the column's own for floats, else the narrowest that holds all values",
         ),
     ] = None,
     as_labels: Annotated[

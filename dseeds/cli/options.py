@@ -86,16 +86,9 @@ def one_or_several(sources: list[str]) -> str | list[str]:
     return sources[0] if len(sources) == 1 else sources
 
 
-# Of commands that compute with the labels, and of those that show or paint them.
-SupervoxelsArgument = Annotated[
-    str,
-    typer.Argument(metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is outside the mask."),
-]
 LabelsArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="LABELS", help="The supervoxels: a NIfTI file, or path or URL of a Zarr array or OME-Zarr image."
-    ),
+    typer.Argument(metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is outside the mask."),
 ]
 SpacingOption = Annotated[
     Sequence[float] | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -178,9 +178,29 @@ class RunArguments:
         """Return the options that the engine takes."""
         from dseeds.engine.run import RunOptions
 
-        options = {field.name: getattr(self, field.name) for field in fields(RunOptions)}
-        # A flag that is not set leaves the choice to the run that is resumed.
-        return RunOptions(**{**options, "features": self.features or None})
+        return RunOptions(
+            step=self.step,
+            n_segments=self.n_segments,
+            spacing=self.spacing,
+            window=self.window,
+            percentiles=self.percentiles,
+            bins=self.bins,
+            compactness=self.compactness,
+            volume=self.volume,
+            channel_axis=self.channel_axis,
+            weights=self.weights,
+            mask=self.mask,
+            min_size=self.min_size,
+            levels=self.levels,
+            level=self.level,
+            pyramid=self.pyramid,
+            # A flag that is not set leaves the choice to the run that is resumed.
+            features=self.features or None,
+            region=self.region,
+            chunks=self.chunks,
+            shards=self.shards,
+            scratch=self.scratch,
+        )
 
     def source_and_target(self) -> tuple[str | list[str], str]:
         """Return the source, or the list of its channels, and the target; raise a BadParameter if one is missing.

@@ -175,14 +175,16 @@ def export_volume(
     check_apart(str(path), *image.paths)
     given_spacing = None if spacing is None else check_spacing(spacing)
     if image.channels > 1 and not chosen.channels:
-        raise ValueError(f"{path.name} holds one channel, and the source {image.channels}: choose one with volume=.")
+        raise ValueError(
+            f"{path.name} holds one channel, but the source has {image.channels}: choose one with volume=."
+        )
     chosen.check(path, overwrite)
     labelled = image.labelled if labels is None else labels
     content = Content(
         path.name,
         image.shape,
         image.channels if image.channels > 1 else None,
-        _choose_dtype(reader, chosen.label_dtypes if labelled else chosen.image_dtypes, labelled, dtype),
+        _choose_dtype(reader, chosen.label_dtypes if labelled else chosen.image_dtypes, kind, labelled, dtype),
         given_spacing or image.spacing,
         with_spacing(image.affine, given_spacing),
         labelled,
@@ -225,7 +227,9 @@ def _resolve_target(target: str, format: str | None) -> tuple[Path, str | None, 
     return path, dataset or None, format
 
 
-def _choose_dtype(reader: SlabReader, supported: tuple[str, ...], labelled: bool, dtype: DTypeLike | None) -> np.dtype:
+def _choose_dtype(
+    reader: SlabReader, supported: tuple[str, ...], kind: str, labelled: bool, dtype: DTypeLike | None
+) -> np.dtype:
     names = ", ".join(supported)
     if dtype is not None:
         with suppress(TypeError):
@@ -243,7 +247,7 @@ def _choose_dtype(reader: SlabReader, supported: tuple[str, ...], labelled: bool
         return common
     if common.kind == "f":
         return np.dtype(np.float32)
-    raise ValueError(f"the format knows no {common}: name another type with dtype= (--dtype), one of {names}.")
+    raise ValueError(f"{kind} cannot store {common}: name another type with dtype= (--dtype), one of {names}.")
 
 
 def _label_range(reader: SlabReader) -> tuple[int, int]:
@@ -253,7 +257,7 @@ def _label_range(reader: SlabReader) -> tuple[int, int]:
     low, high = 0, 0
     for _, slab in reader.slabs("range"):
         if slab.dtype.kind == "f" and not has_whole_numbers(slab):
-            raise ValueError("the voxels are not whole numbers, so they are no labels: leave out labels= (--labels).")
+            raise ValueError("the voxels are not whole numbers, so they are not labels: leave out labels= (--labels).")
         low, high = min(low, int(slab.min())), max(high, int(slab.max()))
     return low, high
 

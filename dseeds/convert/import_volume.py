@@ -246,7 +246,7 @@ def _cut_array(reader: SlabReader, chunks: Triple | None, shards: Triple | None)
         extents = (min(side, max_planes), side, side)
         shards = triple(max(s // c, 1) * c for s, c in zip(extents, chunks, strict=True))
     if any(s % c for s, c in zip(shards, chunks, strict=True)):
-        raise ValueError(f"shards of {shards} voxels (z, y, x) are not made up of chunks of {chunks}: take multiples.")
+        raise ValueError(f"shards of {shards} voxels (z, y, x) are not made up of chunks of {chunks}: use multiples.")
     # Neither is longer than the image, and shards still consist of whole chunks.
     chunks, full = triple(min(c, n) for c, n in zip(chunks, shape, strict=True)), shards
     shards = triple(

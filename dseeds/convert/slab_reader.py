@@ -48,7 +48,7 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class SlabReader:
-    """An image that is read from end to end, with all channels in one array and so many bytes in memory."""
+    """An image that is read from end to end, with all channels in one array and at most `memory` bytes held."""
 
     image: Image
     memory: int

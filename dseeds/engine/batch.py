@@ -170,7 +170,11 @@ def begin_batch(
 
 
 def open_batch_run(plan: str | Path, *, with_source: bool = True) -> Run:
-    """Open an unfinished run by its folder or target; `run_status` does not need its source."""
+    """Open an unfinished run by its folder or target; `run_status` does not need its source.
+
+    Raises a FileNotFoundError if there is no such run, and a ValueError if it is damaged, or its source cannot be
+    opened.
+    """
     address = open_location(plan).address
     folder = address if address.endswith(SUFFIX) else address + SUFFIX
     return run_directory.load_run(folder, with_source=with_source)
@@ -179,13 +183,14 @@ def open_batch_run(plan: str | Path, *, with_source: bool = True) -> Run:
 def run_step(
     run: Run, share: Share, *, phase: str | None = None, wait: bool = False, patience: float = PATIENCE_SECONDS
 ) -> dict[str, Any]:
-    """Do a job's share of a phase, by default the current one; raise `NotYet` if an earlier phase is not finished.
+    """Do a job's share of a phase, by default the current one.
 
     With `wait`, the job waits for the others and continues up to the last phase. After `patience` seconds without
-    progress, it takes over their regions.
+    progress, it takes over their regions. Raises `NotYet` if an earlier phase is not finished, `RegionFailed` if a
+    region's task fails too often, and a ValueError if there is no such phase, or `phase` and `wait` are both given.
 
-    Returns ------- dict ``"phase"``, the last one, or None if the run has been published in the meantime, and
-    ``"done"``, the number of regions.
+    Returns a dict of ``"phase"``, the last one, or None if the run has been published in the meantime, and ``"done"``,
+    the number of regions.
     """
     if wait and phase is not None:
         raise ValueError("waiting goes through all phases: give --wait or --phase, not both.")
@@ -347,9 +352,9 @@ def _wait_for_others(run: Run, state: RunState, phase: Phase, share: Share, pati
 def run_status(run: Run) -> dict[str, Any]:
     """Return how far a run is, as plain values. Nothing is written, and the source is not needed.
 
-    Returns ------- dict ``target`` and ``source``, a list if there are several; ``phases``, a list of ``name``,
-    ``done`` and ``tasks``; ``current``, the current phase; ``complete``, whether `finalize_run` can publish;
-    ``failure``, of a region that is still to be done, or None.
+    Returns a dict of ``target`` and ``source``, a list if there are several; ``phases``, a list of ``name``, ``done``
+    and ``tasks``; ``current``, the current phase; ``complete``, whether `finalize_run` can publish; ``failure``, of a
+    region that is still to be done, or None.
     """
     state, current, marks = _load_progress(run)
     # Regions at rest have no task, but count as done.
@@ -373,7 +378,10 @@ def run_status(run: Run) -> dict[str, Any]:
 
 
 def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
-    """Publish the labels and remove the folder of the run; raise `NotYet` if regions remain."""
+    """Publish the labels and remove the folder of the run.
+
+    Raises `NotYet` if regions remain, and `SourceChanged` if the source has changed since the run started.
+    """
     state, marks = _advance(run)
     with hold_lease(run.folder):
         if not run_directory.is_published(run):
@@ -401,6 +409,8 @@ def debug_region_task(run: Run, phase: str, region: int) -> TaskResult:
             f"are {', '.join(by_name)}."
         )
     task_phase = by_name[phase]
+    if state.current is None:
+        raise ValueError(f"all phases of the run are done, so {phase} cannot run: publish it with dseeds finalize.")
     if task_phase != state.current:
-        raise ValueError(f"the run is at {state.current}; what {phase} reads is not there.")
+        raise ValueError(f"the run is at {state.current}, so {phase} cannot run: pass --phase {state.current}.")
     return perform_task(state.job, task_phase, region, state.task_input(task_phase, region))

@@ -31,7 +31,7 @@ def write_offsets(job: Job) -> int:
         job.store.write("offsets", layer, before)
         total += int(counts.sum())
     if total > np.iinfo(job.lattice.label_dtype).max:
-        raise ValueError(f"the mask splits the volume into {total} parts, which is too many: take a smoother mask.")
+        raise ValueError(f"the mask splits the volume into {total} parts, which is too many: use a smoother mask.")
     return total
 
 

@@ -292,7 +292,7 @@ def choose_region_shape(
     raise ValueError(
         f"regions of {shape} voxels (z, y, x) need workers of {format_mebibytes(needed)} MiB, but these have "
         f"{format_mebibytes(capacity.memory)} MiB: give each more memory (--memory), if need be with fewer of them "
-        f"(--workers), or take {'a smaller step (--step)' if region is None else 'smaller regions (--region)'}; large "
+        f"(--workers), or use {'a smaller step (--step)' if region is None else 'smaller regions (--region)'}; large "
         f"chunks of the source also need memory."
     )
 
@@ -321,7 +321,7 @@ def choose_label_layout(
             if length % part and k < n:
                 raise ValueError(
                     f"regions of {format_shape(region)} voxels (z, y, x) are not made up of whole shards of "
-                    f"{format_shape(shards)}: take shards that are multiples of the step, or leave out --region."
+                    f"{format_shape(shards)}: use shards that are multiples of the step, or leave out --region."
                 )
     shard = shards or region
     if chunks is None:
@@ -329,7 +329,7 @@ def choose_label_layout(
     if any(n % c for n, c in zip(shard, chunks, strict=True)):
         raise ValueError(
             f"shards of {format_shape(shard)} voxels (z, y, x) are not made up of whole chunks of "
-            f"{format_shape(chunks)}: take chunks that divide them."
+            f"{format_shape(chunks)}: use chunks that divide them."
         )
     return shard, chunks
 

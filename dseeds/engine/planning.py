@@ -60,6 +60,12 @@ class Plan(RunDocument):
         The time of the stages, without the start of workers and the compilation of kernels; None without calibration.
     stages : tuple of StagePlan
         The stages in the order in which they begin.
+
+    Examples
+    --------
+    >>> import dseeds, numpy
+    >>> dseeds.plan(numpy.zeros((64, 64, 64), "uint16"), "labels.zarr", step=16, calibrate=False).cells
+    (4, 4, 4)
     """
 
     target: str

@@ -62,7 +62,10 @@ def read_spec(folder: Location) -> RunSpec | None:
 
 
 def load_run(folder: str, *, with_source: bool = True) -> Run:
-    """Open the unfinished run in a folder; without its source, with an image of the same shape and dtypes."""
+    """Open the unfinished run in a folder; without its source, with an image of the same shape and dtypes.
+
+    Raises a FileNotFoundError if there is no run, and a ValueError if it is damaged or its inputs cannot be opened.
+    """
     spec = read_spec(open_location(folder))
     if spec is None:
         raise FileNotFoundError(f"there is no unfinished run at {folder}.")

@@ -22,7 +22,17 @@ _TOLERANCE = 1e-3
 class Image:
     """An image of 1 to 16 channels that can be read, axes (z, y, x). Every image pickles.
 
-    Channels that are stored together are one part, and are read at once.
+    Attributes
+    ----------
+    parts : tuple of Source
+        The sources of the channels. Channels that are stored together are one part, and are read at once.
+
+    Examples
+    --------
+    >>> from dseeds.io import ArraySource
+    >>> image = Image((ArraySource(np.zeros((3, 4, 5), "u1")), ArraySource(np.zeros((3, 4, 5), "f4"))))
+    >>> image.channels, image.shape, image.itemsize
+    (2, (3, 4, 5), 5)
     """
 
     parts: tuple[Source, ...]
@@ -131,7 +141,7 @@ class Image:
 def open_image(
     source: object, *, volume: int | None = None, channel_axis: int | str | None = None, level: int = 0
 ) -> Image:
-    """Open an image of one or several channels; raises as `dseeds.io.open_source`.
+    """Open an image of one or several channels.
 
     Parameters
     ----------
@@ -143,6 +153,19 @@ def open_image(
     channel_axis : int or str, optional
         The axis of channels, in an array with the axes (..., t, z, y, x); those of NIfTI are reversed to this order, so
         that 0 takes all volumes of a 4D file as channels. In an OME-Zarr image also its name, such as ``"c"``.
+
+    Returns
+    -------
+    Image
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, ConnectionError, TypeError
+        As `dseeds.io.open_source`.
+    ValueError
+        If an image cannot be read, holds labels or anything other than real numbers, or several volumes without
+        `volume` or `channel_axis`; if there are more than 16 channels; or if they differ in shape, in the size of
+        their voxels or in position.
 
     Examples
     --------

@@ -17,7 +17,10 @@ _TRIES = 5
 
 
 def resolve_target(source: Any, target: str | Path | None, into_image: bool | str) -> str | Path:
-    """Return the target, or the address of labels inside their image; raise a ValueError unless one of both is set."""
+    """Return the target, or the address of labels inside their image.
+
+    Raises a ValueError unless exactly one of target and into_image is set.
+    """
     if (target is None) == (into_image is False):
         raise ValueError(
             "labels go either to a target or into their image: pass a target, or into_image (--into-image)."
@@ -34,11 +37,11 @@ def label_address(source: Any, name: str = DEFAULT_NAME) -> str:
     that can be written to.
     """
     if not _NAMES.fullmatch(name) or name.endswith((".dseeds", ".nii", ".nii.gz")):
-        raise ValueError(f"{name!r} is no name for labels inside an image: take letters, digits and any of . _ - +")
+        raise ValueError(f"{name!r} is not a name for labels inside an image: use letters, digits and any of . _ - +")
     source = source[0] if isinstance(source, list | tuple) else source
     image = multiscale_of(source)
     if image is None:
-        raise ValueError(f"{source} is no OME-Zarr image, and only these hold labels: name a target.")
+        raise ValueError(f"{source} is not an OME-Zarr image, and only these hold labels: name a target.")
     misfit = _misfit(image)
     if misfit:
         raise ValueError(f"{image.where} {misfit}: name a separate target for the labels, or convert the image.")

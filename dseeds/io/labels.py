@@ -57,8 +57,8 @@ def check_same_shape(**sources: Source | Image) -> Triple:
     for name, other in others:
         if other.shape != one.shape:
             raise ValueError(
-                f"{name} has the shape {other.shape}, but {first} {one.shape}, along (z, y, x): they must be the same, "
-                f"so resample one of them."
+                f"{name} has the shape {other.shape}, but {first} has {one.shape}, along (z, y, x): they must be the "
+                f"same, so resample one of them."
             )
     return one.shape
 

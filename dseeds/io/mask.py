@@ -28,8 +28,17 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class ResampledMask:
-    """A mask whose `own` shape may be smaller than its image's, in the image's resolution.
+    """A mask, which may be coarser than its image, in the image's resolution. It pickles if its reader does.
 
+    Attributes
+    ----------
+    reader : Reader
+        Reads the mask's own voxels; 0 and NaN are outside, all others inside.
+    own, shape : tuple of int
+        The mask's own shape and the image's, along z, y, x.
+
+    Examples
+    --------
     >>> from dseeds.io import ArraySource
     >>> mask = ResampledMask(ArraySource(np.array([[[0, 1, 0]]])), (1, 1, 3), (1, 1, 7))
     >>> mask.read((slice(0, 1), slice(0, 1), slice(0, 7))).astype(int)
@@ -54,7 +63,19 @@ class ResampledMask:
 class Mask:
     """The voxels of an image that take part, in its resolution. Every mask pickles.
 
-    The shape of the mask's source may be smaller than `shape`, the image's.
+    Attributes
+    ----------
+    source : Source
+        The mask's own voxels; its shape may be smaller than the image's.
+    shape : tuple of int
+        The image's shape along z, y, x.
+
+    Examples
+    --------
+    >>> from dseeds.io import ArraySource
+    >>> mask = Mask(ArraySource(np.array([[[0, 1]]])), (1, 1, 4))
+    >>> mask.read((slice(0, 1), slice(0, 1), slice(1, 4))).astype(int)
+    array([[[0, 1, 1]]])
     """
 
     source: Source
@@ -64,6 +85,11 @@ class Mask:
     def own(self) -> Shape:
         """The mask's own shape along z, y, x."""
         return self.source.shape
+
+    @property
+    def name(self) -> str:
+        """The source's name."""
+        return self.source.name
 
     @property
     def path(self) -> str | None:
@@ -101,9 +127,31 @@ class Mask:
 def open_mask(mask: object, image: Image) -> Mask:
     """Open a mask for an image: voxels that are neither 0 nor NaN are inside.
 
-    A mask is what `dseeds.io.open_source` takes, or booleans or labels. It covers the same field of view as the image,
-    with as many voxels or fewer: voxel i of n is inside if voxel ``(2 i + 1) m // (2 n)`` of the mask's m is. Raises as
-    `dseeds.io.open_source`, and a ValueError if the mask is finer than the image, or in another position in space.
+    Parameters
+    ----------
+    mask : source
+        What `dseeds.io.open_source` takes, or booleans or labels. It covers the same field of view as the image, with
+        as many voxels or fewer: voxel i of n is inside if voxel ``(2 i + 1) m // (2 n)`` of the mask's m is.
+    image : Image
+        The image.
+
+    Returns
+    -------
+    Mask
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, ConnectionError, TypeError
+        As `dseeds.io.open_source`.
+    ValueError
+        If the mask cannot be read, is finer than the image, or lies at another position in space.
+
+    Examples
+    --------
+    >>> from dseeds.io import open_image
+    >>> image = open_image(np.zeros((1, 2, 4), "uint8"))
+    >>> open_mask(np.array([[[False, True]]]), image).read((slice(0, 1), slice(0, 1), slice(0, 4)))
+    array([[[False, False,  True,  True]]])
     """
     [source] = open_voxels(mask, SourceQuery(purpose="mask"))
     where = f"the mask {source.path or source.name}"

@@ -32,11 +32,25 @@ _TRANSFORMATIONS = "coordinateTransformations"
 
 @dataclass(frozen=True)
 class Frame:
-    """The size of a voxel along z, y, x, and the position of the first one's centre, in a space that has these axes."""
+    """The size and the position of voxels along z, y, x, in a space that has these axes.
+
+    Attributes
+    ----------
+    spacing : tuple of float
+        The size of a voxel.
+    translation : tuple of float
+        The position of the first voxel's centre.
+    units : tuple of str or None
+        The units of spacing and translation along each axis, by their names in OME-NGFF; None if unknown.
+
+    Examples
+    --------
+    >>> Frame((2.0, 0.5, 0.5), units=("micrometer",) * 3).spacing_in_mm
+    (0.002, 0.0005, 0.0005)
+    """
 
     spacing: Spacing = (1.0, 1.0, 1.0)
     translation: Spacing = (0.0, 0.0, 0.0)
-    # Of both, by their names in OME-NGFF; None if unknown.
     units: Units = (None, None, None)
 
     @property
@@ -47,15 +61,36 @@ class Frame:
 
 @dataclass(frozen=True)
 class Multiscale:
-    """The metadata of the image whose group is at the path or URL `where`; the full resolution comes first."""
+    """The metadata of an OME-Zarr image; `multiscale_of` reads them.
+
+    Attributes
+    ----------
+    where : str
+        The path or URL of the image's group.
+    version : str
+        ``"0.5"``, or ``"0.4"`` for that version and those before it.
+    axes : tuple of str
+        The names of the arrays' axes.
+    space : tuple of int or None
+        Which of these axes are z, y and x; None for an axis that is missing.
+    paths : tuple of str
+        The arrays in the group, the full resolution first.
+    frames : tuple of Frame or None
+        The size and position of each array's voxels; None if they are missing or make no sense.
+    labels : bool
+        Whether it is a label image.
+
+    Examples
+    --------
+    >>> frames = (Frame((2.0, 0.5, 0.5)), Frame((2.0, 1.0, 1.0)))
+    >>> image = Multiscale("ct.zarr", "0.5", ("z", "y", "x"), (0, 1, 2), ("0", "1"), frames, labels=False)
+    """
 
     where: str
-    # "0.5", or "0.4" for that version and those before it.
     version: str
     axes: tuple[str, ...]
     space: SpaceAxes
     paths: tuple[str, ...]
-    # None if they are missing or make no sense.
     frames: tuple[Frame | None, ...]
     labels: bool
 
@@ -158,7 +193,16 @@ def _compose_frame(
 class Resolution:
     """A level of a multiscale image, measured in voxels of its full resolution along z, y, x.
 
-    `scale` is the size of a voxel, `offset` the distance of the first one's centre from that of the full resolution.
+    Attributes
+    ----------
+    scale : tuple of float
+        The size of a voxel.
+    offset : tuple of float
+        The position of the first voxel's centre, from that of the full resolution's first voxel.
+
+    Examples
+    --------
+    >>> half = Resolution(scale=(1.0, 2.0, 2.0), offset=(0.0, 0.5, 0.5))
     """
 
     scale: Spacing = (1.0, 1.0, 1.0)
@@ -178,10 +222,32 @@ def ome_image_attributes(
 ) -> dict[str, Any]:
     """Return the attribute ``ome`` of a Zarr v3 group: an image (OME-NGFF 0.5) of the arrays ``0``, ``1`` and so on.
 
-    Spacing, translation and units are those of a `Frame`; without a spacing, the scale is 1 without a unit, and the
-    translation is in voxels. The levels are the coarser ones, the axes t, c, z, y and x in this order, of which the
-    first two may be missing. Labels name the path of the image that they belong to, relative to their group.
+    Parameters
+    ----------
+    spacing : tuple of float or None
+        The size of a voxel along z, y, x; None for a scale of 1 without a unit.
+    name : str
+        The image's name, for people.
+    translation : tuple of float, optional
+        The position of the first voxel's centre along z, y, x, in `units`, or in voxels without a spacing. Default: 0.
+    units : tuple of str or None
+        The units of spacing and translation along z, y, x, by their names in OME-NGFF. Default: millimetres.
+    levels : sequence of Resolution
+        The coarser levels, the finest first.
+    axes : str
+        The arrays' axes in the order of OME-NGFF: t, c, z, y and x, of which the first two may be missing.
+    labels : bool
+        Whether it is a label image.
+    image : str, optional
+        For a label image: the path of the image that it belongs to, relative to the group.
 
+    Returns
+    -------
+    dict
+        The attribute, which can be written as JSON.
+
+    Examples
+    --------
     >>> coarser = Resolution((1.0, 2.0, 2.0), (0.0, 0.5, 0.5))
     >>> ome = ome_image_attributes(spacing=(2.0, 0.5, 0.5), name="ct.nii.gz", levels=[coarser])
     >>> full, half = ome["multiscales"][0]["datasets"]
@@ -229,5 +295,25 @@ def _describe_level(full: Frame, level: Resolution, other_axes: int) -> list[dic
 
 
 def ome_label_attributes(*, spacing: Spacing | None, source: str, **more: Any) -> dict[str, Any]:
-    """Describe the supervoxels of an image as an OME-Zarr label image; see `ome_image_attributes`."""
+    """Return the attribute ``ome`` of a Zarr v3 group with the supervoxels of an image.
+
+    Parameters
+    ----------
+    spacing : tuple of float or None
+        The size of a voxel along z, y, x; None for a scale of 1 without a unit.
+    source : str
+        The name of the image that was segmented.
+    **more
+        See `ome_image_attributes`.
+
+    Returns
+    -------
+    dict
+        The attribute, which can be written as JSON.
+
+    Examples
+    --------
+    >>> ome_label_attributes(spacing=(2.0, 0.5, 0.5), source="ct.nii.gz")["multiscales"][0]["name"]
+    'supervoxels of ct.nii.gz'
+    """
     return ome_image_attributes(spacing=spacing, name=f"supervoxels of {source}", labels=True, **more)

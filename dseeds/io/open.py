@@ -68,13 +68,21 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
     level : int, default 0
         The level of an OME-Zarr image; 0 is the full resolution.
 
+    Returns
+    -------
+    Source
+
     Raises
     ------
-    FileNotFoundError, PermissionError, ConnectionError
-        If the path does not exist or may not be read, or its store cannot be reached.
+    FileNotFoundError
+        If the path does not exist.
+    PermissionError, ConnectionError
+        If it may not be read, or its store cannot be reached.
     ValueError
         If the image cannot be read, is not a 3D volume of real numbers, or holds several volumes and `volume`
         is missing.
+    TypeError
+        If `source` is none of the above.
 
     Examples
     --------
@@ -95,7 +103,7 @@ def open_voxels(source: object, query: SourceQuery) -> tuple[Source, ...]:
     sources = opened if isinstance(opened, tuple) else (opened,)
     first = sources[0]
     if query.level and first.kind != "zarr":
-        raise ValueError(f"{first.path or first.name} is no OME-Zarr image with levels: leave out level (--level)")
+        raise ValueError(f"{first.path or first.name} is not an OME-Zarr image with levels: leave out level (--level)")
     return sources
 
 

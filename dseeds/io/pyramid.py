@@ -52,14 +52,22 @@ def build_pyramid(
 
     Parameters
     ----------
+    address : str
+        The path or URL of the group.
     method : {"mode", "nearest", "mean"}
         The value of a block: the most frequent label (`take_modes`), where 0 is a label like any other; its first
         voxel, the one of the lowest z, y and x, as in ``array[::2]``; or the mean intensity (`take_means`).
+    levels : sequence of PyramidLevel
+        The coarser levels, the finest first.
     within : str
         The inner group that holds the array, such as ``"2x"``.
+    executor : Executor, optional
+        Runs the tasks. Default: one thread of this process.
     run : str, optional
         The run whose unfinished output the group has to be, or a RuntimeError is raised; a chunk that is missing is
         damage then.
+    advance : callable
+        Called after every task.
     """
     # Each process caches the arrays of a run.
     group = _LevelGroup(

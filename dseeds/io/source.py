@@ -70,6 +70,12 @@ class Source(Protocol):
 
     A source that belongs to an image may also be several channels that are stored together; its arrays are then
     (c, z, y, x).
+
+    Examples
+    --------
+    >>> source = ArraySource(np.zeros((4, 30, 30)))
+    >>> [(z0, slab.shape) for z0, slab in source.slabs(3)]
+    [(0, (3, 30, 30)), (3, (1, 30, 30))]
     """
 
     @property
@@ -128,15 +134,43 @@ class Source(Protocol):
         """Return the same source as it is now."""
 
     def read(self, box: IndexBox) -> np.ndarray:
-        """Read the voxels in a box: an array of the source's `dtype`, which may be a read-only view.
+        """Read the voxels in a box.
 
-        Raises a ValueError if the stored data are damaged.
+        Parameters
+        ----------
+        box : tuple of slice
+            Along z, y, x, with a step of 1.
+
+        Returns
+        -------
+        ndarray, shape (z, y, x), or (c, z, y, x) with channels
+            Of the source's `dtype`; may be a read-only view.
+
+        Raises
+        ------
+        ValueError
+            If the stored data are damaged.
         """
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Read the volume once from top to bottom: slabs of `thickness` planes, each after its first plane's number.
+        """Read the volume once from top to bottom, one slab at a time.
 
-        The last slab may be thinner. Slabs are as `read` returns them, and raise the same errors.
+        Parameters
+        ----------
+        thickness : int
+            Planes in a slab; the last one may have fewer.
+
+        Yields
+        ------
+        z0 : int
+            The number of the slab's first plane.
+        slab : ndarray, shape (dz, y, x), or (c, dz, y, x) with channels
+            Of the source's `dtype`; may be a read-only view.
+
+        Raises
+        ------
+        ValueError
+            If the stored data are damaged, or `thickness` is less than 1.
         """
 
 
@@ -161,7 +195,7 @@ class SourceBase(_Interface):
 
 
 class UnchunkedSource(SourceBase):
-    """The base of sources whose planes are stored one after the other, and which other processes would read slowly."""
+    """The base of sources without chunks, which other processes cannot read, or only at a high cost."""
 
     chunks = shards = None
     readable_by_workers = False
@@ -218,7 +252,21 @@ class IndexedSource(SourceBase):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource(UnchunkedSource):
-    """A volume (z, y, x) in the memory of this process, not copied; see `Source`."""
+    """A volume in the memory of this process.
+
+    Attributes
+    ----------
+    array : ndarray, shape (z, y, x)
+        The voxels, not copied.
+    name, kind, spacing, affine, labelled
+        See `Source`; the spacing is in millimetres.
+
+    Examples
+    --------
+    >>> source = ArraySource(np.zeros((3, 4, 5), "int16"), "ct", spacing=(2.0, 0.5, 0.5))
+    >>> source.shape, source.dtype, source.spacing
+    ((3, 4, 5), dtype('int16'), (2.0, 0.5, 0.5))
+    """
 
     array: np.ndarray
     name: str = "array"

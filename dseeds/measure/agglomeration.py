@@ -104,13 +104,14 @@ class MergeTree:
         if threshold is not None:
             merges = int(np.searchsorted(self.heights, threshold, side="right"))
         else:
-            merges = supervoxels - cast(int, n_segments)
+            # A Python integer, since unsigned ones of NumPy wrap below 0.
+            merges = supervoxels - int(cast(int, n_segments))
         if merges < 0:
             raise ValueError(f"n_segments is {n_segments}, but there are only {supervoxels} supervoxels.")
         if merges > len(self.children):
             raise ValueError(
-                f"n_segments is {n_segments}, but the graph has {self.components} parts that do not touch: ask for at "
-                "least as many."
+                f"n_segments is {n_segments}, but the graph has {self.components} parts that do not touch: request "
+                f"at least {self.components}."
             )
         return cut_merges(self.children[:merges], supervoxels)
 
@@ -267,12 +268,12 @@ def write_segments(
 def check_cut(n_segments: object, threshold: object) -> None:
     """Raise a ValueError unless a tree is cut by either a whole number from 1 or a number from 0."""
     if (n_segments is None) == (threshold is None):
-        raise ValueError("a tree is cut by one of two: give n_segments (--n-segments) or threshold (--threshold).")
+        raise ValueError("give either n_segments (--n-segments) or threshold (--threshold).")
     if n_segments is not None:
         if isinstance(n_segments, bool) or not isinstance(n_segments, Integral) or int(n_segments) < 1:
             raise ValueError(f"n_segments must be a whole number from 1, got {n_segments!r}.")
     elif isinstance(threshold, bool) or not isinstance(threshold, Real) or not float(threshold) >= 0:
-        raise ValueError(f"threshold must be a number from 0 to 1, got {threshold!r}.")
+        raise ValueError(f"threshold must be a number of at least 0, got {threshold!r}.")
 
 
 def _check_epsilon(epsilon: object) -> float:
@@ -300,7 +301,7 @@ def _allocate(counts: NDArray[np.int64], pairs: NDArray[np.int64]) -> tuple[Node
     """Return the arrays on which the kernel works."""
     n, m = len(counts), len(pairs)
     if m > MOST_EDGES:
-        raise ValueError(f"the graph has {m} edges, and {MOST_EDGES} can be merged along: take a coarser level.")
+        raise ValueError(f"the graph has {m} edges, and {MOST_EDGES} can be merged along: use a coarser level.")
     nodes = Nodes(
         counts,
         totals=counts.sum(axis=2),

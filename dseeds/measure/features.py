@@ -64,6 +64,12 @@ class Features:
         A row for each supervoxel, sorted by label; see `features`.
     edges : pyarrow.Table
         A row for each pair of supervoxels that touch, sorted; see `features`.
+
+    Examples
+    --------
+    >>> measured = features(np.array([[[1, 1, 2]]]), np.array([[[5, 7, 9]]]))
+    >>> measured.supervoxels, measured.contacts, measured.table["label"].to_pylist()
+    (2, 1, [1, 2])
     """
 
     address: str | None
@@ -390,7 +396,9 @@ def _find_windows(job: FeatureJob, search: WindowSearch, executor: Executor) -> 
             )
         return search.windows()
     except NoFiniteValues:
-        raise ValueError("labels has no supervoxel with a finite intensity: is it another image's?") from None
+        raise ValueError(
+            "labels has no supervoxel with a finite intensity: check that labels and image belong together."
+        ) from None
 
 
 def count_region_digits(job: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:

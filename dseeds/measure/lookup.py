@@ -22,7 +22,7 @@ from pyarrow import csv
 from typing_extensions import override
 
 from dseeds.io.source import shorten, summarise_error
-from dseeds.measure.kernels.painting import run_labels
+from dseeds.measure.kernels.painting import labels_of_runs
 from dseeds.storage.location import LocalLocation, Location, open_location, open_parent
 from dseeds.storage.ownership import MARKER
 from dseeds.storage.parquet_dataset import NOTE, TABLE, Dataset
@@ -102,7 +102,7 @@ class PartedValues:
 
     def select(self, labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """Return labels of a window, sorted, and their values."""
-        occurring = np.unique(run_labels(labels.reshape(-1)))
+        occurring = np.unique(labels_of_runs(labels.reshape(-1)))
         begins = np.searchsorted(occurring, self.ends[:, 0])
         stops = np.searchsorted(occurring, self.ends[:, 1], side="right")
         keys, values = [np.empty(0, np.int64)], [np.empty(0, self.dtype)]

@@ -68,6 +68,13 @@ class Painted:
         The number of voxels.
     without_value : int
         The number of voxels whose label is not 0 and has no value.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(paint(np.array([[[1, 2]]]), {1: 0.25}, f"{folder}/values.zarr").without_value)
+    1
     """
 
     target: str
@@ -203,10 +210,12 @@ def paint(
         If the labels are not integers from 0, the table lacks a column, has a label twice or values that are not
         numbers, or a parameter is out of range.
 
-    Notes ----- Chunks and shards are those of the labels, if they have any. Of a table with more than 16 million rows
-    in Parquet parts sorted by label, as `features` writes them, a task reads only the parts that contain its labels.
-    The two columns of any other table are held in memory by every process, 16 bytes a row. NIfTI is written by this
-    process alone, from end to end. A lazy array of a compressed NIfTI file decompresses it again for every block.
+    Notes
+    -----
+    Chunks and shards are those of the labels, if they have any. Of a table with more than 16 million rows in Parquet
+    parts sorted by label, as `features` writes them, a task reads only the parts that contain its labels. The two
+    columns of any other table are held in memory by every process, 16 bytes a row. NIfTI is written by this process
+    alone, from end to end. A lazy array of a compressed NIfTI file decompresses it again for every block.
 
     Examples
     --------
@@ -345,11 +354,15 @@ def _make_job(labels: Source, values: LookupTable, fill: Any, dtype: DTypeLike |
         fill = float("nan") if stored.kind == "f" else 0
     if stored.kind != "f":
         if not isfinite(fill) or int(fill) != fill:
-            raise ValueError(f"fill is {fill}, which integers cannot be: pass dtype= (--dtype) as float32 or float64.")
+            raise ValueError(
+                f"fill is {fill}, which an integer dtype cannot hold: pass dtype= (--dtype) as float32 or float64."
+            )
         fill = int(fill)
         stored = _first_holding(values, fill, INTEGER_DTYPES if dtype is None else (stored.name,))
-    if as_labels and (stored.kind == "f" or min(fill, values.extremes[0]) < 0):
-        raise ValueError("as_labels (--as-labels) is for integers from 0: these are others.")
+    low = min(fill, values.extremes[0])
+    if as_labels and (stored.kind == "f" or low < 0):
+        found = f"are {stored}" if stored.kind == "f" else f"include {low}"
+        raise ValueError(f"as_labels (--as-labels) is for integers from 0, but the values {found}: leave it out.")
     return PaintJob(labels, values.astype(stored), fill)
 
 

@@ -81,9 +81,11 @@ class AdjacencyGraph:
     def __post_init__(self) -> None:
         labels, (source, target) = self.labels, self.pairs.T
         if labels.size and (labels[0] < 1 or (labels[1:] <= labels[:-1]).any()):
-            raise ValueError("labels of supervoxels must be from 1 on, in ascending order, each once.")
+            raise ValueError("labels of supervoxels must be 1 or greater, in ascending order, each once.")
         if source.size and not (source.min() >= 0 and target.max() < len(labels) and (source < target).all()):
-            raise ValueError("edges must have the lower supervoxel first, and no others than those that there are.")
+            raise ValueError(
+                f"edges must be pairs of positions in labels, at least 0 and below {len(labels)}, the lower first."
+            )
         if not ((source[1:] > source[:-1]) | ((source[1:] == source[:-1]) & (target[1:] > target[:-1]))).all():
             raise ValueError("edges must be in ascending order, each once.")
         for table, count in ((self.nodes, len(labels)), (self.edges, len(source))):
@@ -256,7 +258,7 @@ def load_graph(
     known = np.isin(ends, labels)
     if not known.all():
         raise ValueError(
-            f"{features}/{EDGES} has an edge of supervoxel {ends[~known][0]}, which {TABLE} does not know."
+            f"{features}/{EDGES} has an edge of supervoxel {ends[~known][0]}, which is missing in {TABLE}."
         )
     try:
         return AdjacencyGraph(labels, np.searchsorted(labels, ends), nodes, edges)

@@ -115,7 +115,8 @@ def cluster_capacity(client: Client) -> Capacity:
         if version != __version__:
             package = f"dseeds {version}" if version else "no dseeds"
             raise ValueError(
-                f"{process} of the cluster has {package}, but this process has {__version__}: install the same."
+                f"{process} of the cluster has {package}, but this process has {__version__}: install the same "
+                f"version in all processes."
             )
 
     def threads_and_limits(dask_scheduler: Any) -> list[tuple[int, int]]:

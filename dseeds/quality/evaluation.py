@@ -274,7 +274,7 @@ def _read_tolerance(
         radius, scale = length, spacing
     reach = triple(min(radius / side * ROUNDING, n - 1) for side, n in zip(scale, shape, strict=True))
     if math.prod(2 * r + 1 for r in reach) > MOST_NEARBY:
-        raise ValueError(f"tolerance {tolerance!r} is too far, {max(reach)} voxels: take less.")
+        raise ValueError(f"tolerance {tolerance!r} is too large ({max(reach)} voxels): use a smaller tolerance.")
     return reach, length, scale
 
 

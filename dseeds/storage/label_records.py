@@ -82,7 +82,7 @@ class LabelRange:
 def label_ranges(indices: dict[int, BatchIndex], rows: int = RANGE) -> Iterator[LabelRange]:
     """Yield consecutive ranges that cover all labels, given the index of each region.
 
-    A range has at most so many rows, except where a single label or the overlap of batches exceeds them.
+    A range has at most `rows` rows, except where a single label or the overlap of batches exceeds them.
     """
     if not indices:
         return

@@ -43,7 +43,7 @@ def read_table_file(address: str | os.PathLike[str], kind: str) -> pa.Table:
     if content is None:
         raise FileNotFoundError(f"{address} does not exist.")
     if _kind(content) != kind:
-        raise ValueError(f"{address} is no {kind} written by dseeds.")
+        raise ValueError(f"{address} is not a {kind} written by dseeds.")
     return pq.read_table(pa.BufferReader(content))
 
 

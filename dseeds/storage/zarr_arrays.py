@@ -202,7 +202,10 @@ def read_array(
 
 
 def write_array(location: Location, name: str, box: Box, values: NDArray[Any], run: str | None = None) -> None:
-    """Write a box of an array's first three axes, which has to consist of whole shards of no other task."""
+    """Write a box of an array's first three axes; raise a RuntimeError unless it consists of whole shards.
+
+    No other task may write to these shards.
+    """
     with describe_store_error(location.address):
         _, array = open_arrays(location, name, run)
         check_whole_shards(array, box)

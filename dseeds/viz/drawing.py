@@ -71,7 +71,7 @@ class Sheet:
 def draw(subject: Subject, whole: View, window: tuple[float, float] | None) -> Sheet:
     """Draw a volume, and a detail of it if its supervoxels are too small for contours.
 
-    The window is the intensities that are black and white; None: percentiles of what is shown.
+    `window` gives the intensities drawn as black and as white; None: percentiles of what is shown.
     """
     overview = subject.read(whole)
     titles = [f"{section.name}, {AXES[section.axis]} = {subject.at[section.axis]}" for section in overview]

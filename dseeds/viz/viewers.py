@@ -28,7 +28,7 @@ OPACITY = 0.3
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a viewer. The window is the intensities that are black and white."""
+    """A layer of a viewer; `window` gives the intensities drawn as black and as white."""
 
     name: str
     source: Source
@@ -37,7 +37,10 @@ class Layer:
 
 
 def open_layers(labels: Any, image: Any = None) -> tuple[list[Layer], str | None]:
-    """Open a layer for each source of the image, then the labels; also return why there is no image, if so."""
+    """Open a layer for each source of the image, then the labels.
+
+    Returns the layers, and None or the reason why there is no image.
+    """
     supervoxels = open_supervoxels(labels)
     reason = None
     try:

@@ -63,7 +63,7 @@ def test_a_failed_region_is_reported_and_can_be_tried_alone(tmp_path, plan, sour
         ("window-00", -1, "regions go from 0 to 7"),
         ("window-00", 8, "regions go from 0 to 7"),
         ("swoop", 0, "the phases are window-00, quantise"),
-        ("sweep-03", 0, "the run is at window-00; what sweep-03 reads is not there"),
+        ("sweep-03", 0, "the run is at window-00, so sweep-03 cannot run: pass --phase window-00"),
     ],
 )
 def test_a_region_that_cannot_be_tried_alone(plan, phase, region, message):

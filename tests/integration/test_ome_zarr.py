@@ -393,7 +393,7 @@ def test_images_that_no_labels_fit_into(tmp_path, client, axes, version, message
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "a.nii", "a.dseeds"])
 def test_names_that_labels_cannot_have(ct, client, name):
-    with pytest.raises(ValueError, match="is no name for labels"):
+    with pytest.raises(ValueError, match="is not a name for labels"):
         dseeds.segment(ct[0], into_image=name, step=16, client=client)
 
 
@@ -402,7 +402,7 @@ def test_labels_go_to_one_place(tmp_path, client, capsys):
     for places in ({}, {"target": tmp_path / "a.zarr", "into_image": True}):
         with pytest.raises(ValueError, match="pass a target, or into_image"):
             dseeds.segment(image, step=8, client=client, **places)
-    with pytest.raises(ValueError, match="is no OME-Zarr image"):
+    with pytest.raises(ValueError, match="is not an OME-Zarr image"):
         dseeds.segment(image, into_image=True, step=8, client=client)
     for arguments in (["image.zarr"], [], ["image.zarr", "labels.zarr", "--label-name", "a"]):
         assert main(["segment", *arguments]) == 2

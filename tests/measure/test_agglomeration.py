@@ -305,15 +305,16 @@ def test_trees_of_next_to_nothing(count):
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({}, "one of two"),
-        ({"n_segments": 2, "threshold": 0.5}, "one of two"),
+        ({}, "give either n_segments"),
+        ({"n_segments": 2, "threshold": 0.5}, "give either n_segments"),
         ({"n_segments": 0}, "whole number from 1, got 0"),
         ({"n_segments": 2.0}, "whole number from 1, got 2.0"),
         ({"n_segments": True}, "whole number from 1"),
         ({"n_segments": 99}, "only 3 supervoxels"),
-        ({"threshold": -0.1}, "number from 0 to 1, got -0.1"),
-        ({"threshold": float("nan")}, "number from 0 to 1, got nan"),
-        ({"threshold": "much"}, "number from 0 to 1, got 'much'"),
+        ({"n_segments": np.uint64(5)}, "only 3 supervoxels"),
+        ({"threshold": -0.1}, "number of at least 0, got -0.1"),
+        ({"threshold": float("nan")}, "number of at least 0, got nan"),
+        ({"threshold": "much"}, "number of at least 0, got 'much'"),
     ],
 )
 def test_impossible_cuts_are_refused(asked, sentence):
@@ -373,7 +374,7 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path):
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(FileNotFoundError, match="does not exist"):
         tree.save(tmp_path / "nowhere" / "tree.parquet")
-    with pytest.raises(ValueError, match="is no tree of merges"):
+    with pytest.raises(ValueError, match="is not a tree of merges"):
         MergeTree.load(tmp_path / "other.parquet")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         MergeTree.load(tmp_path / "missing.parquet")
@@ -426,11 +427,11 @@ def test_the_command_says_what_it_did(call, folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("F T", "give n_segments"),
-        ("F T --n-segments 4 --threshold 0.3", "give n_segments"),
+        ("F T", "give either n_segments"),
+        ("F T --n-segments 4 --threshold 0.3", "give either n_segments"),
         ("F T --n-segments 99", "only 30 supervoxels"),
         ("F T --n-segments 0", "whole number from 1"),
-        ("F T --threshold=-1", "number from 0 to 1"),
+        ("F T --threshold=-1", "number of at least 0"),
         ("F T --n-segments 4 --weights 1,2", "one for each channel"),
         ("F T --n-segments 4 --epsilon 2", "epsilon must be"),
         ("F T --n-segments 4 --tree T", "cannot be both"),
@@ -438,7 +439,7 @@ def test_the_command_says_what_it_did(call, folder, tmp_path):
         ("F other --n-segments 4 --overwrite", "not written by dseeds"),
         ("F T --n-segments 4 --tree other", "not written by dseeds"),
         ("nothing T --n-segments 4", "name a folder of features"),
-        ("other T --n-segments 4", "no tree of merges"),
+        ("other T --n-segments 4", "not a tree of merges"),
     ],
 )
 def test_the_command_refuses_in_a_sentence_and_writes_nothing(call, folder, tmp_path, monkeypatch, arguments, sentence):

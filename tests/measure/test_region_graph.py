@@ -149,12 +149,12 @@ def test_missing_columns_are_named(folder):
 @pytest.mark.parametrize(
     ("table", "columns", "sentence"),
     [
-        ("table", {"label": [3, 2, *LABELS[2:]]}, "labels of supervoxels must be from 1 on, in ascending"),
-        ("table", {"label": [0, 2, 3, *LABELS[3:]]}, "labels of supervoxels must be from 1 on, in ascending"),
+        ("table", {"label": [3, 2, *LABELS[2:]]}, "labels of supervoxels must be 1 or greater, in ascending"),
+        ("table", {"label": [0, 2, 3, *LABELS[3:]]}, "labels of supervoxels must be 1 or greater, in ascending"),
         ("table", {"label": [1, 2, 3, 4, 5], "name": ["a"] * 5}, "holds no numbers"),
         ("table", {"id": [1, 2, 3, 4, 5]}, "no column 'label'"),
-        ("edges", {"source": [2], "target": [4]}, "supervoxel 4, which table.parquet does not know"),
-        ("edges", {"source": [3], "target": [2]}, "lower supervoxel first"),
+        ("edges", {"source": [2], "target": [4]}, "supervoxel 4, which is missing in table.parquet"),
+        ("edges", {"source": [3], "target": [2]}, "the lower first"),
         ("edges", {"source": [2, 2], "target": [3, 3]}, "edges must be in ascending order, each once"),
     ],
 )
@@ -168,9 +168,9 @@ def test_damaged_tables_are_refused(folder, tmp_path, table, columns, sentence):
 @pytest.mark.parametrize(
     ("pairs", "nodes", "sentence"),
     [
-        ([[0, 0]], 2, "lower supervoxel first"),
-        ([[0, 2]], 2, "no others than those"),
-        ([[-1, 1]], 2, "no others than those"),
+        ([[0, 0]], 2, "the lower first"),
+        ([[0, 2]], 2, "positions in labels"),
+        ([[-1, 1]], 2, "positions in labels"),
         ([[0, 1]], 3, "'area' must have 2 rows, but has 3"),
     ],
 )

@@ -35,7 +35,28 @@ _GAP = 0.5
 
 @dataclass(frozen=True, eq=False)
 class DicomSource(UnchunkedSource):
-    """A volume in files of DICOM, scaled by slope and intercept: a file for each plane, or one for all of them."""
+    """A volume in files of DICOM; `open_source` opens it.
+
+    Attributes
+    ----------
+    path : str
+        The folder, or the one file.
+    files : tuple of str
+        A file for each plane, from the first to the last, or the one file that holds all of them.
+    name, shape, dtype, spacing, affine, channels, identity, kind, labelled
+        See `Source`. Voxels are scaled by slope and intercept.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import SimpleITK
+    >>> from dseeds.io import open_source
+    >>> with TemporaryDirectory() as folder:
+    ...     SimpleITK.WriteImage(SimpleITK.Image(5, 4, 3, SimpleITK.sitkUInt16), f"{folder}/ct.dcm")
+    ...     source = open_source(f"{folder}/ct.dcm")
+    >>> source.kind, source.shape
+    ('dicom', (3, 4, 5))
+    """
 
     path: str
     files: tuple[str, ...]

@@ -50,8 +50,36 @@ class Voxels(ABC):
 class FileSource(IndexedSource):
     """A volume in one file, or in several that belong together.
 
-    `files` are all that are read, `state` is a digest of them as they were when the source was opened, and `dataset` is
-    the path of the array in the file.
+    `open_source` opens it.
+
+    Attributes
+    ----------
+    path : str
+        The file, or the folder.
+    kind, spacing, affine, labelled, shards
+        See `Source`.
+    voxels : Voxels
+        The array.
+    index : tuple of int or slice
+        Selects the volume in the array: whole axes for z, y, x and channels, a number for every other axis.
+    channel_axis : int or None
+        The array's axis of channels.
+    files : tuple of str
+        All files that are read.
+    state : str
+        A digest of these files as they were when the source was opened.
+    dataset : str or None
+        The path of the array in the file, if the format has such paths.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from dseeds.io import open_source
+    >>> with TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/ct.npy", np.zeros((3, 4, 5), "int16"))
+    ...     source = open_source(f"{folder}/ct.npy")
+    >>> source.name, source.kind, source.shape
+    ('ct.npy', 'numpy', (3, 4, 5))
     """
 
     path: str

@@ -75,7 +75,28 @@ _LONGEST_NIFTI1 = 32767
 
 @dataclass(frozen=True, eq=False)
 class NiftiSource(UnchunkedSource):
-    """A volume in a NIfTI file, or in another file that nibabel can slice, scaled by slope and intercept."""
+    """A volume in a NIfTI file, or in another file that nibabel can slice; `open_source` opens it.
+
+    Attributes
+    ----------
+    path : str
+        The file that holds the voxels.
+    stored : tuple
+        Where the voxels are in the file: shape (x, y, z), dtype, offset in bytes, slope and intercept.
+    name, shape, dtype, spacing, identity, kind, affine, channels, labelled
+        See `Source`. Voxels are scaled by slope and intercept.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from dseeds.io import open_source
+    >>> image = nibabel.Nifti1Image(np.zeros((5, 4, 3), "int16"), np.diag([0.5, 0.5, 2.0, 1.0]))
+    >>> with TemporaryDirectory() as folder:
+    ...     nibabel.save(image, f"{folder}/ct.nii.gz")
+    ...     source = open_source(f"{folder}/ct.nii.gz")
+    >>> source.name, source.shape, source.spacing
+    ('ct.nii.gz', (3, 4, 5), (2.0, 0.5, 0.5))
+    """
 
     path: str
     stored: Stored
@@ -244,7 +265,23 @@ def is_written_by_us(path: Path, *, labels: bool = False) -> bool:
 
 
 def nifti_run(path: Path) -> str | None:
-    """Return the `run` that `write_nifti_labels` stored in a file; None if the file is not this program's."""
+    """Return the `run` that `write_nifti` or `write_nifti_labels` stored in a file.
+
+    Parameters
+    ----------
+    path : path
+        The file, which need not exist.
+
+    Returns
+    -------
+    str or None
+        None if the file does not exist, or is not this program's.
+
+    Examples
+    --------
+    >>> nifti_run(Path("no-such-file.nii.gz")) is None
+    True
+    """
     if not (path.is_file() and is_written_by_us(path)):
         return None
     header: Any = _load(path).header
@@ -252,7 +289,28 @@ def nifti_run(path: Path) -> str | None:
 
 
 def check_nifti_target(path: Path, overwrite: bool) -> None:
-    """Raise unless a NIfTI file may be written; see `check_file_target`."""
+    """Raise an error unless a NIfTI file may be written.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    overwrite : bool
+        Whether it may replace an older output of this program.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists, and was not written by this program or `overwrite` is not set.
+    FileNotFoundError
+        If the parent folder does not exist.
+
+    Examples
+    --------
+    >>> check_nifti_target(Path("no-such-folder/labels.nii.gz"), overwrite=False)
+    Traceback (most recent call last):
+    FileNotFoundError: ...
+    """
     check_file_target(path, overwrite, is_written_by_us)
 
 
@@ -268,8 +326,47 @@ def write_nifti_labels(
 ) -> None:
     """Write labels as NIfTI, with the position in space of the image that they segment.
 
-    Labels are stored as int32 if `max_label`, by default the number of voxels, fits, since many viewers read nothing
-    larger, else as uint32 or uint64. Raises a ValueError if one is negative or above it, and as `write_nifti`.
+    Affine, orientation codes, voxel sizes, units and description are the image's. Header extensions are left out,
+    since they describe the image's values. The file appears under its name only once it is complete.
+
+    Parameters
+    ----------
+    path : str or path
+        The file to write or replace, ``.nii`` or ``.nii.gz``.
+    slabs : iterable of (int, ndarray)
+        Labels (dz, y, x), each slab with the number of its first plane, in order and without gaps. One slab is held at
+        a time.
+    image : str, path or nibabel image
+        The image that was segmented. The result is NIfTI-2 if the image is, or if it is longer than 32767 voxels along
+        an axis, else NIfTI-1.
+    shape : tuple of int
+        The shape of the labels along z, y, x.
+    max_label : int, optional
+        The upper bound of the labels. Default: the number of voxels. Labels are stored as int32 if it fits, since many
+        viewers read nothing larger, else as uint32 or uint64.
+    overwrite : bool
+        Whether to replace an older output of this program.
+    run : str
+        An identifier of up to 24 characters that is stored in the file; see `nifti_run`.
+
+    Raises
+    ------
+    ValueError
+        If the name has another ending or is that of the image itself, the image is unreadable or of another shape,
+        the slabs do not make up the volume, or a label is negative or above `max_label`.
+    FileNotFoundError
+        If the image or the folder to write to does not exist.
+    FileExistsError
+        If the file exists, and was not written by this program or `overwrite` is not set.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> image = nibabel.Nifti1Image(np.zeros((4, 3, 2), "int16"), np.diag([0.5, 0.5, 2.0, 1.0]))
+    >>> with TemporaryDirectory() as folder:
+    ...     write_nifti_labels(f"{folder}/labels.nii.gz", [(0, np.ones((2, 3, 4), int))], image, (2, 3, 4))
+    ...     print(nibabel.load(f"{folder}/labels.nii.gz").get_data_dtype())
+    int32
     """
     top = math.prod(shape) if max_label is None else max_label
     dtype = np.dtype("<i4" if top < 2**31 else "<u4" if top < 2**32 else "<u8")
@@ -290,12 +387,31 @@ def write_nifti(
 ) -> None:
     """Write a volume as NIfTI, with the position in space of the image that it was computed from.
 
-    Affine, orientation codes, voxel sizes, units and description are the image's. Header extensions are left out,
-    since they describe the image's values. The result is NIfTI-2 if the image is, or if it is longer than 32767 voxels
-    along an axis, else NIfTI-1. The file appears under its name only once it is complete.
+    Parameters
+    ----------
+    path, image, shape, overwrite, run
+        See `write_nifti_labels`.
+    slabs : iterable of (int, ndarray)
+        Voxels (dz, y, x), each slab with the number of its first plane, in order and without gaps.
+    dtype : dtype
+        The dtype of the voxels in the file.
+    labels : bool
+        Whether the header says that the voxels are labels.
 
-    Slabs (dz, y, x), each with the number of its first plane, come in order and without gaps; one is held at a time.
-    The identifier of the `run`, of up to 24 characters, is stored in the file; see `nifti_run`.
+    Raises
+    ------
+    ValueError, FileNotFoundError, FileExistsError
+        As `write_nifti_labels`.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> image = nibabel.Nifti1Image(np.zeros((4, 3, 2), "int16"), np.diag([0.5, 0.5, 2.0, 1.0]))
+    >>> slabs = [(0, np.ones((1, 3, 4))), (1, np.zeros((1, 3, 4)))]
+    >>> with TemporaryDirectory() as folder:
+    ...     write_nifti(f"{folder}/means.nii", slabs, image, (2, 3, 4), dtype=np.dtype("float32"))
+    ...     print(nibabel.load(f"{folder}/means.nii").get_fdata()[0, 0])
+    [1. 0.]
     """
     target = Path(path)
     if not is_nifti(target.name):

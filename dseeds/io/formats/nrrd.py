@@ -147,7 +147,7 @@ def open_nrrd(path: Path, query: SourceQuery) -> FileSource:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise ValueError(
-            f"{path} cannot be opened ({summarise_itk_error(error)}): it is damaged or no image, so export it again"
+            f"{path} cannot be opened ({summarise_itk_error(error)}): it is damaged or not an image, so export it again"
         ) from error
     values, dtype = int(reader.GetNumberOfComponents()), voxel_dtype(_itk(), reader)
     shape = (*(int(size) for size in reader.GetSize()[::-1]), *((values,) if values > 1 else ()))

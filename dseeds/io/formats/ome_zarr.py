@@ -69,9 +69,35 @@ _LONGEST_AXIS = 2**53
 
 @dataclass(frozen=True, eq=False)
 class ZarrSource(IndexedSource):
-    """A volume in a Zarr array, which may be a level of an OME-Zarr image: `multiscale` has its metadata.
+    """A volume in a Zarr array; `open_source` opens it.
 
-    Such an image has the name of its `group`, which is not pickled, and the affine of this program's attribute.
+    Attributes
+    ----------
+    array : zarr.Array
+        The array, of any number of axes.
+    index : tuple of int or slice
+        Selects the volume in the array: whole axes for z, y, x and channels, a number for every other axis.
+    name, kind
+        See `Source`. An OME-Zarr image has the name of its group.
+    channel_axis : int or None
+        The array's axis of channels.
+    space : tuple of int or None
+        The array's axes z, y and x; None if they are in this order.
+    multiscale : Multiscale or None
+        The metadata of the image, if the array is a level of an OME-Zarr image.
+    level : int
+        The number of this level; 0 is the full resolution.
+    group : zarr.Group or None
+        The image's group, which is not pickled.
+    affine : ndarray or None
+        See `Source`; from this program's attribute of the group.
+
+    Examples
+    --------
+    >>> from dseeds.io import open_source
+    >>> source = open_source(zarr.create_array({}, shape=(2, 30, 40, 50), chunks=(1, 8, 8, 8), dtype="u1"), volume=1)
+    >>> source.index[0], source.shape, source.chunks
+    (1, (30, 40, 50), (8, 8, 8))
     """
 
     array: zarr.Array
@@ -229,7 +255,24 @@ class ZarrSource(IndexedSource):
 
 
 def frame_of(source: Source) -> Frame:
-    """Return position and size of the voxels of a source of any format, without the orientation of NIfTI and DICOM."""
+    """Return position and size of the voxels of a source of any format, without the orientation of NIfTI and DICOM.
+
+    Parameters
+    ----------
+    source : Source
+        The source.
+
+    Returns
+    -------
+    Frame
+        In the units of an OME-Zarr image, else in millimetres; a spacing of 1 without units if nothing is known.
+
+    Examples
+    --------
+    >>> from dseeds.io import ArraySource
+    >>> frame_of(ArraySource(np.zeros((3, 4, 5)), spacing=(2.0, 0.5, 0.5))).spacing
+    (2.0, 0.5, 0.5)
+    """
     if isinstance(source, ZarrSource) and source.frame is not None:
         return source.frame
     return Frame() if source.spacing is None else Frame(source.spacing, units=MILLIMETRES)
@@ -238,7 +281,26 @@ def frame_of(source: Source) -> Frame:
 def multiscale_of(source: Any) -> Multiscale | None:
     """Read the metadata of an OME-Zarr image, or of the image that an array is a level of; None for all else.
 
-    A source is a path, a URL, a Zarr array or a group; raises as `dseeds.io.open_source` if it is Zarr.
+    Parameters
+    ----------
+    source : path, URL, zarr.Array or zarr.Group
+        What may be an image.
+
+    Returns
+    -------
+    Multiscale or None
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, ConnectionError, ValueError
+        As `dseeds.io.open_source`, for sources that are Zarr.
+
+    Examples
+    --------
+    >>> from dseeds.io import ome_image_attributes
+    >>> group = zarr.create_group({}, attributes={"ome": ome_image_attributes(spacing=(2.0, 0.5, 0.5), name="ct")})
+    >>> multiscale_of(group).frames[0].spacing
+    (2.0, 0.5, 0.5)
     """
     if isinstance(source, str | os.PathLike):
         address = resolve_address(str(os.fspath(source)))

@@ -41,7 +41,7 @@ def paint_voxels(
 
 
 @jit
-def run_labels(labels: NDArray[Any]) -> NDArray[np.int64]:
+def labels_of_runs(labels: NDArray[Any]) -> NDArray[np.int64]:
     """Return the label of each run of equal labels: much fewer than voxels, though most occur several times."""
     count, previous = 0, np.int64(-1)
     for i in range(labels.size):
