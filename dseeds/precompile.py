@@ -66,7 +66,7 @@ def _call_all_kernels() -> None:
     image, truth = phantom((32, 32, 32))
     with (
         tempfile.TemporaryDirectory() as folder,
-        Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client,
+        Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0", set_as_default=False) as client,
     ):
         for dtype in COMPILED_DTYPES:
             volume = (image % 100).astype(dtype)

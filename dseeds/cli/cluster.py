@@ -85,7 +85,8 @@ def _open_client(address: str, tls_files: dict[str, str]) -> Client:
     try:
         # Without files, Dask's own configuration decides, which may name certificates.
         security = Security(require_encryption=True, **tls_files) if tls_files else None
-        return Client(address, timeout=CONNECT_SECONDS, security=security)
+        # Not Dask's default, which a client that cannot connect would leave behind.
+        return Client(address, timeout=CONNECT_SECONDS, security=security, set_as_default=False)
     except TypeError as error:
         # Dask raises this if an address at tls:// comes without certificates.
         raise ValueError(

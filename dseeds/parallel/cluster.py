@@ -184,7 +184,7 @@ def connect(client: Client | None, capacity: Capacity, progress: Progress | None
                     silence_logs=50,
                 )
             )
-        own = stack.enter_context(Client(cluster))
+        own = stack.enter_context(Client(cluster, set_as_default=False))
         stack.enter_context(_zarr_settings(own))
         if progress:
             progress.dashboard(own.dashboard_link)

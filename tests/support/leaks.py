@@ -1,5 +1,7 @@
 """A pytest plug-in that fails every test which leaves a Dask client, a cluster, a process or a thread behind.
 
+A setting of Dask that names a scheduler counts as well: without its client, the next `compute` would fail.
+
 A leak would otherwise show as a failure or a hang of some later test. Fixtures of a wider scope than one test may hold
 what they set up.
 """
@@ -71,7 +73,25 @@ def without(resources, others):
 
 def living():
     """Return clients, clusters, processes and threads as {key: (name, function that closes it)}."""
-    return {**dask_objects(), **processes(), **threads()}
+    return {**dask_objects(), **dask_scheduler(), **processes(), **threads()}
+
+
+def dask_scheduler():
+    """Return the scheduler that Dask is set to use, if any."""
+    if "dask" not in sys.modules:
+        return {}
+    import dask
+
+    chosen = dask.config.get("scheduler", None)
+    return (
+        {} if chosen is None else {("scheduler", str(chosen)): (f"Dask's scheduler set to {chosen}", reset_scheduler)}
+    )
+
+
+def reset_scheduler():
+    import dask
+
+    dask.config.config.pop("scheduler", None)
 
 
 def dask_objects():
