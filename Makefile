@@ -15,17 +15,30 @@ UNITS := core seeds io storage measure quality engine api cli phantom viz conver
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+COMPARE := import dseeds, zarr; \
+	image, labels = (zarr.open_array(f"demo/{name}.zarr/0", mode="r")[:] for name in ("small", "small-labels")); \
+	assert (labels == dseeds.supervoxels(image, step=12)).all(); print("identical to the labels in memory, in every voxel")
 EXAMPLE := from importlib.resources import files; print(files("nibabel") / "tests/data/example4d.nii.gz")
 
 .DELETE_ON_ERROR:
 .PHONY: demo check test kernels lint docs serve-docs dist picture figures clean
 
 demo: demo/image.nii.gz
+	@echo 'A brain in MR, in this process:'
 	@echo '$$ dseeds segment demo/image.nii.gz demo/labels.nii.gz --volume 0 --step 16mm --overwrite'
 	@$(BIN)/dseeds segment demo/image.nii.gz demo/labels.nii.gz --volume 0 --step 16mm --overwrite
 	@echo
 	@echo 'The image is demo/image.nii.gz, its supervoxels are demo/labels.nii.gz: open both in any NIfTI viewer'
-	@echo '(ITK-SNAP, 3D Slicer, FSLeyes), the labels as an overlay. Or go on: $(BIN)/dseeds --help'
+	@echo '(ITK-SNAP, 3D Slicer, FSLeyes), the labels as an overlay.'
+	@echo
+	@echo 'A phantom of a body, out of core on two Dask workers:'
+	@echo '$$ dseeds phantom demo/small.zarr --shape 128,160,160 --overwrite'
+	@$(BIN)/dseeds phantom demo/small.zarr --shape 128,160,160 --overwrite --quiet
+	@echo '$$ dseeds segment demo/small.zarr demo/small-labels.zarr --step 12 --region 72 --workers 2 --overwrite'
+	@$(BIN)/dseeds segment demo/small.zarr demo/small-labels.zarr --step 12 --region 72 --workers 2 --overwrite
+	@$(BIN)/python -c '$(COMPARE)'
+	@echo
+	@echo 'Go on with $(BIN)/dseeds --help, or with docs/tutorial.md'
 
 # A brain in MR, two volumes of a series, that nibabel brings along.
 demo/image.nii.gz: $(VENV)/.package

@@ -18,9 +18,10 @@ OUTPUT = Path(__file__).parent / "pictures" / "architecture.svg"
 WAY = (
     "cli.segment",
     "api.segment",
-    "engine.driver",
+    "engine.segmentation",
     "engine.validation",
     "io.image",
+    "engine.driver",
     "engine.run_state",
     "engine.dask_runner",
     "engine.tasks",

@@ -7,6 +7,7 @@ from dseeds._version import __version__
 
 if TYPE_CHECKING:
     from dseeds.api.segment import segment
+    from dseeds.api.segment_many import VolumeResult, segment_many
     from dseeds.api.supervoxels import supervoxels
     from dseeds.convert.export_volume import export_volume
     from dseeds.convert.import_volume import import_volume
@@ -27,6 +28,7 @@ __all__ = [
     "Painted",
     "Plan",
     "Report",
+    "VolumeResult",
     "__version__",
     "agglomerate",
     "evaluate",
@@ -39,6 +41,7 @@ __all__ = [
     "plan",
     "preview",
     "segment",
+    "segment_many",
     "supervoxels",
 ]
 
@@ -50,6 +53,7 @@ _HOMES = {
     "Painted": "measure.painting",
     "Plan": "engine.planning",
     "Report": "engine.report",
+    "VolumeResult": "api.segment_many",
     "agglomerate": "measure.agglomeration",
     "evaluate": "quality.evaluation",
     "export_volume": "convert.export_volume",
@@ -61,6 +65,7 @@ _HOMES = {
     "plan": "engine.planning",
     "preview": "viz.preview",
     "segment": "api.segment",
+    "segment_many": "api.segment_many",
     "supervoxels": "api.supervoxels",
 }
 

@@ -24,7 +24,7 @@ from numba.core.registry import cpu_target
 from packaging.requirements import Requirement
 
 import dseeds
-from dseeds.core import jit
+from dseeds.core import kernel_cache
 from dseeds.core.formatting import format_bytes, format_duration
 from dseeds.core.progress import Progress
 from dseeds.io import open_source
@@ -192,17 +192,24 @@ def _check_memory() -> Finding:
 
 
 def _check_compiled_code() -> Finding:
-    folder = os.environ.get(jit.CACHE_FOLDER)
-    if not folder:
+    parent = kernel_cache.cache_folder()
+    if parent is None:
         return Finding(
             "compiled code",
             "ok",
-            "not cached: each process compiles the kernels that it uses, which takes about ten seconds",
-            f"to cache it, set {jit.CACHE_FOLDER} to a folder of your own and run: dseeds compile",
+            "not kept: each process compiles the kernels that it uses, which takes about ten seconds",
+            f"to keep it, unset {kernel_cache.CACHE_FOLDER}",
         )
-    if jit.is_compiled():
-        return Finding("compiled code", "ok", f"cached in {folder}")
-    return Finding("compiled code", "warning", f"missing from {folder}, or of other versions", "run: dseeds compile")
+    try:
+        folder = kernel_cache.open_code_folder(parent)
+    except OSError as error:
+        return Finding(
+            "compiled code",
+            "warning",
+            f"cannot be kept in {parent} ({error.strerror or error})",
+            f"set {kernel_cache.CACHE_FOLDER} to a folder of your own",
+        )
+    return Finding("compiled code", "ok", f"kept in {folder}")
 
 
 def _check_folder(name: str, path: Path) -> Finding:

@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from numba.core.serialize import dumps
-
-from dseeds.core.jit import CACHE_FOLDER, cache_file, kernel_key, registered_kernels, require_private
+from dseeds.core.kernel_cache import CACHE_FOLDER, OFF, cache_folder, open_code_folder
 
 COMPILED_DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
+# The file in the folder that says that all kernels are there.
+COMPLETE = "complete"
 
 
 def compile_kernels() -> Path:
-    """Compile all kernels for the usual dtypes, save the code unless it is saved already, and return its file.
+    """Compile all kernels for the usual dtypes, unless this has been done, and return the folder of the code.
 
-    The folder is the one that the environment variable ``DSEEDS_CACHE_DIR`` names; it is created if necessary. A
-    PermissionError is raised if other users can write to it. Processes with the same variable load the code when they
-    start. It is valid for this version of dseeds, Python, NumPy and Numba and for this processor; with other versions
-    or processors, kernels are compiled as usual.
+    It is valid for this version of dseeds, Python, NumPy and Numba and for this processor; with other versions or
+    processors, kernels are compiled as usual. A PermissionError is raised if other users can write to the folder.
     """
-    if not os.environ.get(CACHE_FOLDER):
-        raise ValueError(
-            f"{CACHE_FOLDER} is not set: set it to a folder of your own, in which to save the compiled code."
-        )
-    path = cache_file()
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    require_private(path.parent, path.parent.stat())
-    if path.exists():
-        return path
-    _call_all_kernels()
-    code = {
-        kernel_key(kernel, types): dumps(result._reduce())
-        for kernel in registered_kernels
-        for types, result in kernel.overloads.items()
-    }
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            pickle.dump(code, file)
-            file.flush()
-            # Otherwise a machine that goes down can keep the name and lose the content.
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    return path
+    parent = cache_folder()
+    if parent is None:
+        raise ValueError(f"{CACHE_FOLDER} is {OFF}: unset it, or set it to a folder of your own.")
+    folder = open_code_folder(parent)
+    if not (folder / COMPLETE).exists():
+        _call_all_kernels()
+        (folder / COMPLETE).touch()
+    return folder
 
 
 def _call_all_kernels() -> None:

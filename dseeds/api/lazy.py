@@ -26,7 +26,7 @@ from dseeds.core.geometry import check_shape
 from dseeds.io import ArraySource, Image, open_mask
 from dseeds.io.formats.dask_array import BlockFolder, DaskSource, open_dask_array, store_dask_array
 from dseeds.io.source import SourceQuery
-from dseeds.parallel.cluster import parse_memory
+from dseeds.parallel.capacity import parse_memory
 from dseeds.seeds.binning import check_dtype
 from dseeds.storage.location import is_remote, open_location
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from distributed import Client
+from typing import TYPE_CHECKING, Any
 
 from dseeds.core.progress import Progress
-from dseeds.engine.driver import run_segmentation
 from dseeds.engine.report import Report
 from dseeds.engine.run import RunOptions
+from dseeds.engine.segmentation import run_segmentation
 from dseeds.io.label_listing import resolve_target
-from dseeds.parallel.cluster import Resources
+from dseeds.parallel.resources import Resources
 from dseeds.seeds.cell_size import Step
 from dseeds.storage.owned_file import check_own_file
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def segment(
@@ -52,7 +53,7 @@ def segment(
     progress: Progress | None = None,
     html: str | Path | None = None,
 ) -> Report:
-    """Cut a volume of any size into 3D SEEDS supervoxels, out of core, on Dask.
+    """Cut a volume of any size into 3D SEEDS supervoxels, in this process if it fits in memory, else on Dask.
 
     The labels are those of `supervoxels`, bit for bit, however the volume is cut into regions and on any number of
     workers.
@@ -97,11 +98,13 @@ def segment(
         The chunks and shards of the labels, in voxels along (z, y, x). A region consists of whole shards, a shard of
         whole chunks. Default: a shard is a region, and chunks are about 64 voxels long.
     memory : int or str, optional
-        The memory of a worker, such as ``"2GiB"``. Default: the workers' limit.
+        The memory of a worker, or of this process if the volume is cut in it, such as ``"2GiB"``. Default: the workers'
+        limit; three quarters of what is free.
     workers : int, optional
-        Workers of the local cluster. Default: one per core.
+        Workers of a local cluster. Default: no cluster if the volume fits in memory, else one worker per core.
     client : distributed.Client, optional
-        The cluster to use. Default: a local one, which is closed at the end; the address of its dashboard is printed.
+        The cluster to use. Default: none if the volume fits in memory, else a local one, which is closed at the end and
+        whose dashboard's address is printed.
     overwrite : bool, default False
         Replace an older output of this program as soon as the new labels are written, and an unfinished run. Nothing
         else is ever replaced.
@@ -112,7 +115,7 @@ def segment(
         The folder for intermediate data, which all workers can reach; 1 to 6 bytes per voxel. Default: beside the
         target.
     keep_scratch : bool, default False
-        Keep the intermediate data and the record of the run.
+        Keep the intermediate data and the record of the run, which is then done on Dask.
     progress : Progress, optional
         Receives the progress of stages and tasks. Default: in a notebook, bars below the cell during the run.
     html : path or URL, optional

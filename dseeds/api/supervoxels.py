@@ -208,7 +208,7 @@ def _cut(image: Any, options: SupervoxelOptions) -> Any:
         )
     settings, threads = options.settings(len(values)), check_threads(options.threads)
     result = cut_in_memory(values, lattice, settings, inside=_read_mask(options.given_mask, values[0]), threads=threads)
-    return tuple(result) if settings.levels else result.labels
+    return (result.labels, result.parents) if settings.levels else result.labels
 
 
 def _channels(image: NDArray[Any], axis: int | str | None) -> tuple[NDArray[Any], ...]:

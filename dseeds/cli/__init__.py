@@ -39,7 +39,7 @@ EPILOG = (
     "dseeds segment body.zarr labels.zarr --step 12\n\n"
     "dseeds segment --help\n\n"
     "[bold]Environment[/bold]\n\n"
-    "DSEEDS_CACHE_DIR: a private folder for compiled code, see dseeds compile.\n\n"
+    "DSEEDS_CACHE_DIR: a private folder in which to keep compiled code, instead of your cache folder; or off.\n\n"
     "DSEEDS_STORE_PATIENCE: seconds during which a failing request to an object store is retried; 45 by default.\n\n"
     f"{errors.DEBUG}=1: errors show their traceback.\n\n"
     "[bold]Exit codes[/bold]\n\n"

@@ -47,7 +47,7 @@ def init_command(
     Then run `dseeds step` in all jobs of an array, for each phase or, with --wait, once; `dseeds finalize` publishes.
     """
     from dseeds.engine import batch
-    from dseeds.parallel.cluster import parse_memory
+    from dseeds.parallel.capacity import parse_memory
 
     source, target = run.source_and_target()
     prepared = batch.begin_batch(source, target, run.run_options(), parse_memory(memory), overwrite=run.overwrite)

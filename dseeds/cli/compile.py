@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from rich.console import Console
 
-EXAMPLES = ("export DSEEDS_CACHE_DIR=~/.cache/dseeds", "dseeds compile")
+EXAMPLES = ("dseeds compile", "DSEEDS_CACHE_DIR=/shared/dseeds-kernels dseeds compile")
 
 
 def compile_command() -> None:
     """Compile all kernels now, so that later runs start at once.
 
-    The code is stored in the folder named by the environment variable DSEEDS_CACHE_DIR; runs use it if the variable is
-    set for them too. The folder must be private to you. Without the variable, every process compiles what it uses.
+    Kernels are compiled when they are first used, and kept in your cache folder for later processes. This command
+    compiles all of them ahead of time: for machines that share a home, before many jobs start. The environment variable
+    DSEEDS_CACHE_DIR names another folder, which must be private to you, or is "off" to keep nothing.
     """
     from dseeds.precompile import compile_kernels
 

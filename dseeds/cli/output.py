@@ -40,8 +40,11 @@ class OutputOptions:
 @contextmanager
 def show_progress(quiet: bool) -> Iterator[TerminalProgress]:
     """Show progress on standard error while the context lasts, unless the command is quiet."""
+    from dseeds.core.kernel_cache import compile_timer
     from dseeds.parallel.terminal_progress import TerminalProgress
 
     display = TerminalProgress(Console(stderr=True, quiet=quiet))
+    compile_timer.on_start = lambda: display.print("compiling kernels ...")
+    compile_timer.on_problem = display.print
     with display.bars:
         yield display

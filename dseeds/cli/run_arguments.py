@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +42,7 @@ class RunArguments:
             metavar="SOURCE",
             help="The image: a NIfTI, TIFF, NRRD, MetaImage, NumPy or HDF5 file, a folder with a DICOM series or with "
             "one TIFF per plane, or the path or URL of a Zarr array or OME-Zarr image. Several images of one shape are "
-            "taken as channels.",
+            "taken as channels; with --into, each is a volume of its own.",
             show_default=False,
         ),
     ] = None
@@ -50,7 +51,7 @@ class RunArguments:
         typer.Argument(
             metavar="TARGET",
             help="Where to write the labels: a new OME-Zarr group, or .nii or .nii.gz if the source is NIfTI. Omitted "
-            "with --into-image.",
+            "with --into and --into-image.",
             show_default=False,
         ),
     ] = None
@@ -201,6 +202,25 @@ class RunArguments:
             shards=self.shards,
             scratch=self.scratch,
         )
+
+    def sources(self) -> list[str]:
+        """Return the volumes to cut each on its own, with patterns replaced by the files that match.
+
+        Raises a BadParameter if there are none.
+        """
+        addresses = [*(self.source or []), *([] if self.target is None else [self.target])]
+        volumes: list[str] = []
+        for address in addresses:
+            path = Path(address).expanduser()
+            matches = [address]
+            if "://" not in address and any(sign in address for sign in "*?[") and not path.exists():
+                matches = sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+            if not matches:
+                raise typer.BadParameter(f"no file matches {address}", param_hint="'SOURCE'")
+            volumes += matches
+        if not volumes:
+            raise typer.BadParameter("missing: name an image", param_hint="'SOURCE'")
+        return volumes
 
     def source_and_target(self) -> tuple[str | list[str], str]:
         """Return the source, or the list of its channels, and the target; raise a BadParameter if one is missing.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from dseeds.api.segment_many import VolumeResult
 
 # Rows per group of a table of figures.
 MOST_ROWS = 100
@@ -55,6 +58,17 @@ def _join_sizes(sizes: Sequence[Any]) -> str:
     '3 x 0.5 x 0.5'
     """
     return " x ".join(f"{size:g}" if isinstance(size, int | float) else str(size) for size in sizes)
+
+
+def print_volumes(results: Sequence[VolumeResult]) -> None:
+    """Print what became of many volumes, one row per volume."""
+    table = Table("volume", "labels", Column("supervoxels", justify="right"), Column("seconds", justify="right"))
+    for result in results:
+        report = result.report
+        cells = (str(report.supervoxels), f"{report.seconds:.1f}") if report else ("", "")
+        outcome = f"failed: {result.error}" if result.error is not None else result.target
+        table.add_row(result.source, f"{outcome} (there already)" if result.skipped else outcome, *cells)
+    Console().print(table, markup=False)
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:

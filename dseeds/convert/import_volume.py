@@ -31,7 +31,7 @@ from dseeds.storage.label_group import ATTRIBUTE, check_written_by, publish_labe
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error
 from dseeds.storage.ownership import check_apart
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, open_arrays, sync_shards
+from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, open_arrays, open_codec, sync_shards
 
 IMPORT_STAGE = "import"
 # Voxels along an axis of a shard.
@@ -69,7 +69,7 @@ class _Output:
             dtype=self.dtype,
             chunks=(*channel, *chunks),
             shards=(*channel, *shards),
-            compressors=ZSTD_CODEC,
+            compressors=open_codec(ZSTD_CODEC),
             fill_value=0,
             dimension_names=("c", *AXES)[1 - len(channel) :],
             zarr_format=3,

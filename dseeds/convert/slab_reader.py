@@ -16,7 +16,7 @@ from dseeds.io import Image, Spacing
 from dseeds.io.image import open_channels
 from dseeds.io.labels import TASK_BYTES
 from dseeds.io.source import IndexBox, SourceQuery
-from dseeds.parallel.cluster import parse_memory
+from dseeds.parallel.capacity import parse_memory
 
 _T = TypeVar("_T")
 

@@ -18,7 +18,7 @@ from typing import Any
 from dseeds.engine import run_directory
 from dseeds.engine.io_model import check_disk
 from dseeds.engine.phases import GRAPH, LABEL, PARTS, Phase
-from dseeds.engine.publishing import begin_labels, build_pyramids, finish_labels, measure_labels
+from dseeds.engine.publishing import StoredLabels, begin_labels, build_pyramids, finish_labels, measure_labels
 from dseeds.engine.repair import RegionFailed, Repairer, RetryPolicy
 from dseeds.engine.report import TaskResult
 from dseeds.engine.run import SUFFIX, Run, RunOptions
@@ -27,7 +27,7 @@ from dseeds.engine.source_import import import_count, import_source, is_imported
 from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run
 from dseeds.io.labels import TASK_BYTES
-from dseeds.parallel.cluster import Capacity
+from dseeds.parallel.capacity import Capacity
 from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import written_by
 from dseeds.storage.lease import RunInUse, hold_lease
@@ -392,8 +392,9 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
             for number in marks:
                 _run_region(run, state, LABEL, number, marked=True)
             build_pyramids(run, state.job, Executor(1))
-            measure_labels(run, state, Executor(1), TASK_BYTES)
-            _repairer(run, state).protect(partial(finish_labels, run, state, lambda: None))
+            labels = StoredLabels(run, state)
+            measure_labels(run, labels, state.job.windows, Executor(1), TASK_BYTES)
+            _repairer(run, state).protect(partial(finish_labels, run, labels, state, lambda: None))
     if not keep_scratch:
         run_directory.forget_run(run)
     return state

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from dseeds.core.geometry import Box, triple
+from dseeds.core.geometry import Box, Lattice, triple
+from dseeds.core.lazy_module import LazyModule
 from dseeds.engine.io_model import IoModel
 from dseeds.engine.publishing import begin_labels
 from dseeds.engine.run import Run, RunOptions
@@ -22,11 +23,32 @@ from dseeds.engine.source_import import import_source
 from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run
 from dseeds.io import write_nifti_labels
-from dseeds.parallel.cluster import READ_AT_ONCE, Capacity
+from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
+from dseeds.seeds.in_memory import cut_in_memory
 from dseeds.storage.zarr_arrays import region_units
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = LazyModule("zarr")
 
 # The length of the trial's part in voxels, and how long a source that cannot be read at random is read for it.
 TRIAL_EXTENT, TRIAL_SECONDS = 112, 2.0
+
+
+def estimate_local_seconds(run: Run, threads: int) -> float:
+    """Return the estimated time of a run in this process."""
+    part, read_rate = _read_part(run)
+    shape = part[0].shape
+    lattice, settings = Lattice(shape, run.spec.step), run.spec.parameters.settings
+    # The first trial only compiles the kernels.
+    for _ in range(2):
+        start = time.perf_counter()
+        cut_in_memory(part, lattice, settings, threads=threads)
+        seconds = time.perf_counter() - start
+    voxels = prod(run.spec.shape)
+    seconds = seconds * voxels / prod(shape) + read_rate * voxels * run.image.itemsize
+    return float(f"{seconds:.3g}")
 
 
 class Trial:
@@ -38,7 +60,7 @@ class Trial:
 
     def estimate_seconds(self, capacity: Capacity) -> float:
         """Return the estimated time of the run's stages."""
-        part, read_rate = self._read_part()
+        part, read_rate = _read_part(self.run)
         cell = tuple(slice(0, s) for s in self.model.job.step)
         with TemporaryDirectory() as folder, zarr.config.set({"async.concurrency": READ_AT_ONCE}):
             # The first trial only compiles the kernels.
@@ -52,29 +74,6 @@ class Trial:
             rate = rates.get(stage.name, rates["quantise"])
             seconds += (stage.read + stage.written) * rate * (1 if is_serial else share)
         return float(f"{seconds:.3g}")
-
-    def _read_part(self) -> tuple[list[NDArray[Any]], float]:
-        """Return some whole cells from the middle, channel by channel, and the seconds per byte that reading took."""
-        lattice, image = self.model.lattice, self.run.image
-        extent = [min(n, max(1, TRIAL_EXTENT // s)) for n, s in zip(lattice.cells, lattice.step, strict=True)]
-        lo = triple([(n - k) // 2 for n, k in zip(lattice.cells, extent, strict=True)])
-        hi = triple([a + k for a, k in zip(lo, extent, strict=True)])
-        box = lattice.grids[-1].units_of(Box(lo, hi))
-        start = time.perf_counter()
-        if image.readable_by_workers:
-            part = list(image.read(box.slices))
-            size = sum(channel.nbytes for channel in part)
-        else:
-            size = 0
-            for _, slabs in image.slabs(box.shape[0]):
-                size += sum(slab.nbytes for slab in slabs)
-                # The last slab may be thinner.
-                if len(slabs[0]) == box.shape[0]:
-                    part = [slab[:, *box.slices[1:]] for slab in slabs]
-                if size >= self.model.image_bytes / 2 or time.perf_counter() > start + TRIAL_SECONDS:
-                    break
-        seconds = time.perf_counter() - start
-        return [_with_contrast(channel.astype(channel.dtype.newbyteorder("="))) for channel in part], seconds / size
 
     def _measure_rates(self, part: list[NDArray[Any]], folder: Path, capacity: Capacity) -> dict[str, float]:
         """Do all stages on a part of the volume, and return the seconds per byte of each."""
@@ -113,6 +112,31 @@ class Trial:
             levels=parameters.levels,
             region=region_units(job.regions, job.lattice.grids[-1]),
         )
+
+
+def _read_part(run: Run) -> tuple[list[NDArray[Any]], float]:
+    """Return some whole cells from the middle, channel by channel, and the seconds per byte that reading took."""
+    image, lattice = run.image, Lattice(run.spec.shape, run.spec.step)
+    half = prod(image.shape) * image.itemsize / 2
+    extent = [min(n, max(1, TRIAL_EXTENT // s)) for n, s in zip(lattice.cells, lattice.step, strict=True)]
+    lo = triple([(n - k) // 2 for n, k in zip(lattice.cells, extent, strict=True)])
+    hi = triple([a + k for a, k in zip(lo, extent, strict=True)])
+    box = lattice.grids[-1].units_of(Box(lo, hi))
+    start = time.perf_counter()
+    if image.readable_by_workers:
+        part = list(image.read(box.slices))
+        size = sum(channel.nbytes for channel in part)
+    else:
+        size = 0
+        for _, slabs in image.slabs(box.shape[0]):
+            size += sum(slab.nbytes for slab in slabs)
+            # The last slab may be thinner.
+            if len(slabs[0]) == box.shape[0]:
+                part = [slab[:, *box.slices[1:]] for slab in slabs]
+            if size >= half or time.perf_counter() > start + TRIAL_SECONDS:
+                break
+    seconds = time.perf_counter() - start
+    return [_with_contrast(channel.astype(channel.dtype.newbyteorder("="))) for channel in part], seconds / size
 
 
 def _time_stages(state: RunState) -> dict[str, float]:

@@ -7,19 +7,19 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from distributed import Client, KilledWorker
 
-from dseeds.core.progress import Progress
 from dseeds.engine.phases import Phase
 from dseeds.engine.repair import RetryPolicy
-from dseeds.engine.report import StageReport, TaskResult
+from dseeds.engine.report import TaskResult
+from dseeds.engine.stage_timer import StageTimer
 from dseeds.parallel.executor import RETRIES, ClusterTasks, run_bounded
-from dseeds.storage.zarr_arrays import ByteCounter, ScratchCorrupted, byte_counter
+from dseeds.storage.zarr_arrays import ScratchCorrupted
 
 # Tasks in flight for each thread of the cluster: enough that no thread waits, whatever the number of regions.
 REGIONS_PER_THREAD = 8
@@ -29,61 +29,17 @@ HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass
-class StageRunner:
+class StageRunner(StageTimer):
     """Runs stages on a cluster, reports the progress and measures the time."""
 
-    client: Client
-    # The number of tasks of each stage to come.
-    totals: dict[str, int]
-    progress: Progress | None = None
+    client: Client = field(kw_only=True)
     # Whether to wait for cancelled tasks, because the cluster lives on when a stage fails.
-    wait_for_cancelled: bool = True
+    wait_for_cancelled: bool = field(default=True, kw_only=True)
     # Raise an error if the run has been taken over by another process. `check` is cheap and called after every task,
     # `confirm` when something is wrong and before what cannot be undone.
-    check: Callable[[], None] = lambda: None
-    confirm: Callable[[], None] = lambda: None
-    _reports: dict[str, StageReport] = field(default_factory=dict)
-    _ended: set[str] = field(default_factory=set)
-    _token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[Callable[..., None]]:
-        """Measure a piece of a stage, and yield a function that counts one of its tasks as done."""
-        if stage not in self._reports:
-            self._reports[stage] = StageReport(stage)
-            if self.progress:
-                self.progress.begin(stage, self.totals[stage])
-
-        def advance(result: TaskResult | None = None) -> None:
-            self._reports[stage] = self._reports[stage].with_task(result)
-            if self.progress:
-                self.progress.advance(stage)
-
-        # The bytes of this process itself: tasks count their own.
-        counter, start = ByteCounter(), time.perf_counter()
-        token = byte_counter.set(counter)
-        try:
-            yield advance
-        finally:
-            byte_counter.reset(token)
-            self._add(stage, seconds=time.perf_counter() - start, read=counter.read, written=counter.written)
-        report = self._reports[stage]
-        # The last piece of a stage may have nothing to do.
-        if self.progress and report.tasks + report.skipped >= self.totals[stage] and stage not in self._ended:
-            self._ended.add(stage)
-            self.progress.end(stage)
-
-    def skip(self, stage: str, tasks: int) -> None:
-        """Count tasks of a stage as done that are not needed."""
-        with self.timed(stage):
-            self._add(stage, skipped=tasks)
-            for _ in range(tasks if self.progress else 0):
-                self.progress.advance(stage)  # type: ignore[union-attr]
-
-    def _add(self, stage: str, **amounts: float) -> None:
-        """Add to the report of a stage."""
-        report = self._reports[stage]
-        self._reports[stage] = replace(report, **{name: getattr(report, name) + more for name, more in amounts.items()})
+    check: Callable[[], None] = field(default=lambda: None, kw_only=True)
+    confirm: Callable[[], None] = field(default=lambda: None, kw_only=True)
+    _token: str = field(default_factory=lambda: uuid.uuid4().hex[:8], init=False)
 
     def run(
         self,
@@ -174,10 +130,6 @@ class StageRunner:
             is_busy = any(self.client.run(is_ours, on_error="ignore").values())
             idle = 0 if is_busy else idle + 1
             time.sleep(0.05)
-
-    def reports(self) -> tuple[StageReport, ...]:
-        """Return the reports of the stages so far."""
-        return tuple(replace(report, seconds=round(report.seconds, 4)) for report in self._reports.values())
 
 
 @dataclass

@@ -12,11 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
+
+from distributed import Client
 
 from dseeds.core.process import peak_memory
 from dseeds.core.progress import Progress
@@ -25,10 +25,12 @@ from dseeds.engine.dask_runner import StageRunner
 from dseeds.engine.io_model import check_disk
 from dseeds.engine.job import Job
 from dseeds.engine.memory_model import thread_budget
+from dseeds.engine.outcome import Outcome
 from dseeds.engine.phases import LABEL, Phase
-from dseeds.engine.planning import Plan, build_plan
+from dseeds.engine.planning import build_plan
 from dseeds.engine.publishing import (
     SourceChanged,
+    StoredLabels,
     begin_labels,
     build_pyramids,
     finish_labels,
@@ -37,13 +39,13 @@ from dseeds.engine.publishing import (
 )
 from dseeds.engine.repair import BeyondRepair, RegionFailed, Repairer
 from dseeds.engine.report import Report, TaskResult
-from dseeds.engine.run import Run, RunOptions
+from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
 from dseeds.engine.source_import import SourceDamaged, import_count, import_source, slab_count
 from dseeds.engine.tasks import perform_pickled_task, perform_task
-from dseeds.engine.validation import prepare_run
 from dseeds.io.pyramid import PYRAMID_STAGE
-from dseeds.parallel.cluster import Resources, connect
+from dseeds.parallel.capacity import Capacity
+from dseeds.parallel.cluster import connect
 from dseeds.parallel.executor import Executor
 from dseeds.parallel.notebook_progress import default_progress
 from dseeds.seeds.order_statistics import NoFiniteValues
@@ -51,47 +53,42 @@ from dseeds.storage.lease import LeaseLost, RunInUse, hold_lease
 from dseeds.storage.zarr_arrays import ScratchCorrupted, region_units
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run, what it was expected to take, and what it took."""
-
-    run: Run
-    plan: Plan
-    report: Report
-
-
-def run_segmentation(
-    source: Any,
-    target: str | Path,
-    options: RunOptions,
-    resources: Resources,
+def run_on_dask(
+    run: Run,
+    capacity: Capacity,
+    client: Client | None,
     *,
-    overwrite: bool = False,
     resume: bool = False,
     keep_scratch: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Check the options, run the segmentation on Dask and publish the labels; see `dseeds.segment`."""
+    """Run a segmentation on the user's cluster, or on a local one, and publish the labels; see `dseeds.segment`."""
     started = time.perf_counter()
-    run, capacity = prepare_run(source, target, options, resources.capacity, overwrite=overwrite, resume=resume)
     check_disk(run)
     is_resumed = run_directory.begin_run(run, resume)
     with _resumable(run):
         with (
             hold_lease(run.folder) as held,
             default_progress(progress) as follower,
-            connect(resources.client, capacity, follower) as client,
+            connect(client, capacity, follower) as connected,
         ):
             state = run.state()
-            lives_on = resources.client is not None
-            stages = StageRunner(client, _task_totals(run, state), follower, lives_on, held.check, held.confirm)
+            stages = StageRunner(
+                _task_totals(run, state),
+                follower,
+                client=connected,
+                wait_for_cancelled=client is not None,
+                check=held.check,
+                confirm=held.confirm,
+            )
             if not run_directory.is_published(run):
                 run_phases(run, state, stages)
                 if run.spec.pyramid:
                     with stages.timed(PYRAMID_STAGE) as advance:
-                        build_pyramids(run, state.job, Executor(0, client), advance)
-                measure_labels(run, state, Executor(0, client, follower), thread_budget(capacity))
-            peaks = dict(client.run(peak_memory, on_error="ignore"))
+                        build_pyramids(run, state.job, Executor(0, connected), advance)
+                labels, executor = StoredLabels(run, state), Executor(0, connected, follower)
+                measure_labels(run, labels, state.job.windows, executor, thread_budget(capacity))
+            peaks = dict(connected.run(peak_memory, on_error="ignore"))
             held.confirm()
             report = partial(_report, run, state, stages, capacity.workers, peaks, is_resumed, started)
             plan = build_plan(run, capacity, None)
@@ -180,7 +177,8 @@ def run_phase(
 def publish_run(run: Run, state: RunState, stages: StageRunner, record: Mapping[str, Any]) -> None:
     """Publish the labels, with a record of their run among their attributes."""
     with stages.timed("export") if run.target.is_nifti else nullcontext(lambda: None) as advance:
-        _repairer(run, state, stages).protect(partial(finish_labels, run, state, advance, record))
+        labels = StoredLabels(run, state)
+        _repairer(run, state, stages).protect(partial(finish_labels, run, labels, state, advance, record))
 
 
 def _repairer(run: Run, state: RunState, stages: StageRunner) -> Repairer:

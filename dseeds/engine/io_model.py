@@ -253,16 +253,17 @@ def _with_next(box: Box, shape: Triple) -> Box:
     return Box(box.lo, box.grow(1, within=shape).hi)
 
 
-def check_disk(run: Run) -> None:
-    """Raise a ValueError with the sizes if the disk has no room for scratch and labels."""
+def check_disk(run: Run, *, has_scratch: bool = True) -> None:
+    """Raise a ValueError with the sizes if the disk has no room for the labels and, if there is any, for scratch."""
     # A run that is resumed, or that this one replaces, has its space already.
     if run.folder.read(DOCUMENT) is not None:
         return
     model = IoModel(run)
+    scratch = model.scratch if has_scratch else 0
     # An older output in Zarr is removed before the new one is written.
     is_replaced = not run.target.is_nifti and run.target.location.read("zarr.json") is not None
     sizes: dict[int, list[tuple[Path, int]]] = {}
-    for address, size in ((run.scratch, model.scratch), (run.target.address, 0 if is_replaced else model.output)):
+    for address, size in ((run.scratch, scratch), (run.target.address, 0 if is_replaced else model.output)):
         if not is_remote(address):
             folder = next(path for path in Path(address).parents if path.is_dir())
             sizes.setdefault(folder.stat().st_dev, []).append((folder, size))
@@ -271,6 +272,6 @@ def check_disk(run: Run) -> None:
         if needed > free:
             raise ValueError(
                 f"the run may need {format_bytes(needed)} on the disk of {folders[0][0]} (scratch takes up to "
-                f"{format_bytes(model.scratch)}, the labels {format_bytes(model.output)}), but "
+                f"{format_bytes(scratch)}, the labels {format_bytes(model.output)}), but "
                 f"{format_bytes(free)} are free: free some, or put scratch (--scratch) or the target elsewhere."
             )

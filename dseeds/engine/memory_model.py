@@ -28,7 +28,7 @@ from dseeds.engine.scratch import (
     shells_name,
     statistics_name,
 )
-from dseeds.parallel.cluster import READ_AT_ONCE, Capacity
+from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
 from dseeds.seeds.histograms import GREY_LEVELS
 from dseeds.seeds.order_statistics import COPY_BYTES, DIGIT_BITS
 from dseeds.seeds.schedule import schedule
@@ -136,7 +136,7 @@ class _MemoryModel:
             yield "mask", read
         yield "window", read
         yield "window", values + 4 * rows * DIGIT_BYTES
-        window, bins = channels * _padded(voxels.shape), channels * voxels.size
+        window, bins = channels * padded_bytes(voxels.shape), channels * voxels.size
         counts = math.prod(k + 2 for k in region.shape) * self.rounds[0].bins * 4
         finest = histograms_name(len(self.lattice.grids) - 3)
         stored = channels * voxels.size // 8 * 4 if finest in self.layouts else 0
@@ -153,7 +153,7 @@ class _MemoryModel:
         voxels = grid.units_of(region)
         size, label = voxels.size, self.lattice.label_dtype.itemsize
         yield "label", self._reading(last, voxels)
-        yield "label", _padded(voxels.shape) + size * label + self._writing("labels", size)
+        yield "label", padded_bytes(voxels.shape) + size * label + self._writing("labels", size)
         near, far = (grid.units_of(region.grow(reach, within=self.lattice.cells)) for reach in (1, 2))
         number = "number" if self.task.has_joins else "label"
         if self.task.masked:
@@ -163,7 +163,7 @@ class _MemoryModel:
             yield number, self._reading(last, far)
             yield number, 5 * far.size + size * label
         if self.task.has_joins:
-            yield number, _padded(voxels.shape) + size * label + self._writing("numbers", size)
+            yield number, padded_bytes(voxels.shape) + size * label + self._writing("numbers", size)
             # The graph takes some bytes for each voxel if supervoxels are small.
             yield "graph", self._reading("numbers", voxels) + (2 * self.task.channels + 10) * size
             yield "label", 3 * size * label + self._reading("numbers", voxels)
@@ -173,7 +173,7 @@ class _MemoryModel:
         stage = sweep_phase(self.rounds, turn).stage
         grid = grids[round_.level]
         window = Window.around(self.lattice, grid, region, round_.halo)
-        units, size, core = _padded(window.box.shape), window.box.size, window.core.size
+        units, size, core = padded_bytes(window.box.shape), window.box.size, window.core.size
         yield stage, units + self._reading(codes_name(turn), window.box)
         yield stage, 2 * units + 2 * size
         if round_.level < len(grids) - 2:
@@ -181,7 +181,7 @@ class _MemoryModel:
             yield stage, 2 * units + self._reading(histograms_name(round_.level), window.box)
         else:
             box = grid.voxels_of(window.box)
-            values = self.task.channels * _padded(box.shape)
+            values = self.task.channels * padded_bytes(box.shape)
             yield stage, 2 * units + values + self._reading(bins_name(0), box)
         held = 2 * units + values
         counts = window.cells.size * round_.bins * 4
@@ -192,7 +192,7 @@ class _MemoryModel:
         yield stage, held + counts + core + self._writing(codes_name(turn), core)
         if changes_bins:
             voxels = grids[-1].units_of(region)
-            packed = (1 + self.task.channels) * _padded(voxels.shape)
+            packed = (1 + self.task.channels) * padded_bytes(voxels.shape)
             yield stage, held + counts + packed + self._reading(bins_name(0), voxels)
             window = Window.around(self.lattice, grids[-1], region, 0)
             counts = window.cells.size * self.rounds[turn + 1].bins * 4
@@ -241,7 +241,7 @@ def _itemsize(layout: Layout) -> int:
     return int(math.prod(layout.shape[3:]) * layout.dtype.itemsize)
 
 
-def _padded(shape: Triple) -> int:
+def padded_bytes(shape: Triple) -> int:
     """Return the bytes of a window of `dseeds.seeds.kernels.layout`."""
     return (shape[0] + 2) * (shape[1] + 2) * (shape[2] + 3)
 

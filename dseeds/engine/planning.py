@@ -6,23 +6,28 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from distributed import Client
+from typing import TYPE_CHECKING, Any
 
 from dseeds.core.formatting import format_bytes, format_duration, format_mebibytes, format_shape
-from dseeds.core.geometry import Triple, triple
+from dseeds.core.geometry import Lattice, Triple, triple
 from dseeds.core.html import format_table
-from dseeds.engine.calibration import Trial
+from dseeds.engine.calibration import Trial, estimate_local_seconds
+from dseeds.engine.in_process_model import allowed_bytes, local_stages, needed_bytes, runs_in_process
 from dseeds.engine.io_model import IoModel, StagePlan
 from dseeds.engine.memory_model import task_bytes, worker_bytes
 from dseeds.engine.report import RunDocument
 from dseeds.engine.run import Run, RunOptions, chunk_shapes
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.io.label_listing import resolve_target
-from dseeds.parallel.cluster import Capacity, Resources
+from dseeds.parallel.capacity import Capacity
+from dseeds.parallel.machine import cpu_count
+from dseeds.parallel.resources import Resources
 from dseeds.seeds.cell_size import Step
+from dseeds.seeds.schedule import schedule
 from dseeds.storage.zarr_arrays import region_units
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,18 +49,18 @@ class Plan(RunDocument):
     rounds : int
         The number of rounds.
     workers, threads : int
-        The number of workers, and of all their threads.
+        The number of workers, and of all their threads; 0 workers where the volume fits in the memory of this process.
     scratch : str
-        The path or URL of intermediate data.
+        The path or URL of intermediate data; empty where there are none.
     scratch_bytes : int
         The most that intermediate data take at any time. A copy of the source counts uncompressed, everything else
         compressed as noise would be; images that are not noise need about half.
     output_bytes : int
         The most that the labels take: their size if the image were noise.
     task_memory : int
-        The projected peak memory of the largest task, in bytes.
+        The projected peak memory of the largest task, or of this process, in bytes.
     worker_memory, worker_limit : int
-        The memory that a worker needs for its concurrent tasks, and the memory that it may use, in bytes.
+        The memory that a worker, or this process, needs for its concurrent tasks, and that it may use, in bytes.
     seconds : float or None
         The time of the stages, without the start of workers and the compilation of kernels; None without calibration.
     stages : tuple of StagePlan
@@ -102,14 +107,20 @@ class Plan(RunDocument):
 
     @property
     def _figures(self) -> list[tuple[str, str]]:
+        memory = f"{format_bytes(self.worker_memory)} needed, {format_bytes(self.worker_limit)} allowed"
+        if not self.workers:
+            return [
+                ("lattice", f"{format_shape(self.cells)} cells, {self.rounds} rounds"),
+                ("process", f"this one, with {self.threads} threads"),
+                ("memory", memory),
+                ("labels", f"up to {format_bytes(self.output_bytes)}"),
+                ("time", "not estimated" if self.seconds is None else f"about {format_duration(self.seconds)}"),
+            ]
         return [
             ("lattice", f"{format_shape(self.cells)} cells, {self.rounds} rounds"),
             ("regions", f"{self.regions} of {format_shape(self.region_shape)} voxels"),
             ("workers", f"{self.workers} with {self.threads} threads"),
-            (
-                "memory of a worker",
-                f"{format_bytes(self.worker_memory)} needed, {format_bytes(self.worker_limit)} allowed",
-            ),
+            ("memory of a worker", memory),
             ("memory of a task", format_bytes(self.task_memory)),
             ("scratch", f"up to {format_bytes(self.scratch_bytes)} in {self.scratch}"),
             ("labels", f"up to {format_bytes(self.output_bytes)}"),
@@ -203,7 +214,36 @@ def plan(
     )
     resources = Resources(memory, workers, client)
     run, capacity = prepare_run(source, target, options, resources.capacity, overwrite=overwrite)
+    if runs_in_process(run, resources):
+        threads = cpu_count()
+        return build_local_plan(run, threads, memory, estimate_local_seconds(run, threads) if calibrate else None)
     return build_plan(run, capacity, Trial(run).estimate_seconds(capacity) if calibrate else None)
+
+
+def build_local_plan(run: Run, threads: int, memory: int | str | None = None, seconds: float | None = None) -> Plan:
+    """Return the plan of a run in this process."""
+    lattice, shape = Lattice(run.spec.shape, run.spec.step), run.spec.shape
+    needed = needed_bytes(run, threads)
+    return Plan(
+        target=run.target.address,
+        shape=shape,
+        step=run.spec.step,
+        cells=lattice.cells,
+        supervoxels=lattice.size,
+        regions=1,
+        region_shape=shape,
+        rounds=len(schedule(lattice, run.image.channels)),
+        workers=0,
+        threads=threads,
+        scratch="",
+        scratch_bytes=0,
+        output_bytes=IoModel(run).output,
+        task_memory=needed,
+        worker_memory=needed,
+        worker_limit=allowed_bytes(memory),
+        seconds=seconds,
+        stages=local_stages(run),
+    )
 
 
 def build_plan(run: Run, capacity: Capacity, seconds: float | None) -> Plan:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import zarr
+from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Tiling
+from dseeds.core.lazy_module import LazyModule
 from dseeds.engine import run_directory
 from dseeds.engine.job import Job
 from dseeds.engine.label_tables import read_table
@@ -16,13 +18,13 @@ from dseeds.engine.run import Run
 from dseeds.engine.run_directory import PUBLISHING
 from dseeds.engine.run_state import RunState
 from dseeds.engine.scratch import source_name
-from dseeds.io import Image, write_nifti_labels
+from dseeds.io import Image, Source, write_nifti_labels
 from dseeds.io.formats.file_writer import remove_partial
 from dseeds.io.label_listing import list_labels, unlist_labels
 from dseeds.io.labels import choose_tiling, open_labels
 from dseeds.io.pyramid import build_pyramid, pyramid_task_count
-from dseeds.measure.features import FeatureJob, measure_features, space_of, voxel_bytes
 from dseeds.parallel.executor import Executor
+from dseeds.seeds.intensity_windows import Limits
 from dseeds.storage.label_group import (
     ATTRIBUTE,
     begin_target,
@@ -33,9 +35,13 @@ from dseeds.storage.label_group import (
     written_by,
 )
 from dseeds.storage.location import Location, open_location
-from dseeds.storage.parquet_dataset import Dataset
 from dseeds.storage.slabs import slab_thickness
 from dseeds.storage.zarr_arrays import count_bytes
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = LazyModule("zarr")
 
 # Ids in a chunk of the tables of parents.
 PARENTS_CHUNK = 1 << 18
@@ -43,6 +49,54 @@ PARENTS_CHUNK = 1 << 18
 
 class SourceChanged(ValueError):
     """The source is no longer what it was when the run started."""
+
+
+class FinishedLabels(Protocol):
+    """The labels of a run that are all written, or in memory, but not published yet."""
+
+    @property
+    def image(self) -> Image:
+        """The image, which tasks can read."""
+
+    def opened(self) -> Source:
+        """Return the labels as a source that tasks can read."""
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Return the labels in a box of voxels."""
+
+    def parents(self, level: int) -> NDArray[Any]:
+        """Return the parent, at a coarser level, of each supervoxel of the level before it; 0 for label 0."""
+
+
+@dataclass(frozen=True)
+class StoredLabels:
+    """The labels of a run whose tasks have written them, to the target or to scratch."""
+
+    run: Run
+    state: RunState
+
+    @property
+    def image(self) -> Image:
+        """The image, or its copy in scratch."""
+        image, store = self.run.image, self.state.job.store
+        if image.readable_by_workers:
+            return image
+        copies = (store.place.at(source_name(channel)).address for channel in range(image.channels))
+        return Image(tuple(map(open_labels, copies)))
+
+    def opened(self) -> Source:
+        """Return the stored labels."""
+        group = self.state.job.labels[0]
+        return open_labels(group.location.at(group.name).address)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Return the labels in a box, with zeros for regions outside the mask."""
+        return self.state.job.read_units("labels", box)
+
+    def parents(self, level: int) -> NDArray[Any]:
+        """Return a table of the hierarchy."""
+        job = self.state.job
+        return read_table(job, level, self.state.counts[level - 1]).astype(job.lattice.label_dtype)
 
 
 def begin_labels(run: Run, job: Job) -> None:
@@ -79,28 +133,33 @@ def pyramid_count(run: Run) -> int:
     return (spec.parameters.levels + 1) * count
 
 
-def measure_labels(run: Run, state: RunState, executor: Executor, task_bytes: int) -> None:
+def measure_labels(
+    run: Run, labels: FinishedLabels, windows: tuple[Limits, ...], executor: Executor, task_bytes: int
+) -> None:
     """Write the table and the graph of the supervoxels once the labels are all written, if the user wants them."""
     if run.features is None:
         return
-    job = state.job
-    labels = open_labels(job.labels[0].location.at(job.labels[0].name).address)
-    image = run.image
-    if not image.readable_by_workers:
-        copies = (job.store.place.at(source_name(channel)).address for channel in range(image.channels))
-        image = Image(tuple(map(open_labels, copies)))
+    # Here, not above: Arrow takes its time to import.
+    from dseeds.measure.features import FeatureJob, measure_features, space_of, voxel_bytes
+    from dseeds.storage.parquet_dataset import Dataset
+
+    image, source = labels.image, labels.opened()
     feature_job = FeatureJob(
-        labels,
+        source,
         image,
-        Tiling(job.shape, choose_tiling(job.shape, labels.chunks, voxel_bytes(image), task_bytes)),
-        space_of(image, run.image.affine, run.spec.options.spacing or run.image.spacing, job.windows),
+        Tiling(run.spec.shape, choose_tiling(run.spec.shape, source.chunks, voxel_bytes(image), task_bytes)),
+        space_of(image, run.image.affine, run.spec.options.spacing or run.image.spacing, windows),
         Dataset(open_location(run.features)).begin(),
     )
     measure_features(feature_job, executor, {"labels": Path(run.target.address).name, "image": run.image.name})
 
 
 def finish_labels(
-    run: Run, state: RunState, advance: Callable[[], object], record: Mapping[str, Any] | None = None
+    run: Run,
+    labels: FinishedLabels,
+    state: RunState,
+    advance: Callable[[], object],
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Publish the labels once they are all written, unless they have been published.
 
@@ -109,16 +168,18 @@ def finish_labels(
     gone.
     """
     if not run_directory.is_published(run):
-        _check_inputs(run)
+        check_inputs(run)
+        run.folder.create(PUBLISHING, b"")
         if run.target.is_nifti:
-            _export_nifti(run, state, advance)
+            export_nifti(run, labels, state.supervoxels, advance)
         else:
-            _publish_zarr(run, state, record or {})
+            publish_zarr(run, labels, state, record or {})
     if run.spec.into_image:
         list_labels(run.target.address)
 
 
-def _check_inputs(run: Run) -> None:
+def check_inputs(run: Run) -> None:
+    """Raise `SourceChanged` if the source or the mask is no longer what it was when the run started."""
     is_same = run.image.reopened().identity == run.spec.source
     if not is_same or (run.mask is not None and run.mask.reopened().identity != run.spec.parameters.mask):
         raise SourceChanged(
@@ -127,7 +188,8 @@ def _check_inputs(run: Run) -> None:
         )
 
 
-def _publish_zarr(run: Run, state: RunState, record: Mapping[str, Any]) -> None:
+def publish_zarr(run: Run, labels: FinishedLabels, state: RunState, record: Mapping[str, Any]) -> None:
+    """Write the tables of parents and the metadata that make the target a finished group; see `finish_labels`."""
     target, levels = run.target.location, range(1, len(state.job.labels))
     if written_by(target) != run.identity:
         raise FileNotFoundError(
@@ -135,40 +197,37 @@ def _publish_zarr(run: Run, state: RunState, record: Mapping[str, Any]) -> None:
             f"dseeds segment --resume to write them again."
         )
     for level in levels:
-        _write_parents(state, target, level)
-    run.folder.create(PUBLISHING, b"")
+        _write_parents(target, level, labels.parents(level))
     attributes = run.attributes(state)
     attributes[ATTRIBUTE].update(record)
     publish_labels(target, attributes, [run.ome_attributes(level) for level in levels])
 
 
-def _write_parents(state: RunState, target: Location, level: int) -> None:
+def _write_parents(target: Location, level: int, parents: NDArray[Any]) -> None:
     """Write the parent, at a coarser level, of each supervoxel of the level before it."""
-    parents = read_table(state.job, level, state.counts[level - 1]).astype(state.job.lattice.label_dtype)
     chunks = (min(len(parents), PARENTS_CHUNK),)
     zarr.create_array(target.zarr(parents_name(level)), data=parents, chunks=chunks, overwrite=True)
 
 
-def _export_nifti(run: Run, state: RunState, advance: Callable[[], object]) -> None:
+def export_nifti(run: Run, labels: FinishedLabels, supervoxels: int, advance: Callable[[], object]) -> None:
     """Write the labels as NIfTI, with the affine and the header of the source."""
-    job = state.job
-    planes = slab_thickness(job.shape, job.lattice.label_dtype.itemsize)
+    shape = run.spec.shape
+    planes = slab_thickness(shape, run.labels_layout.dtype.itemsize)
 
     def slabs() -> Iterator[tuple[int, Any]]:
-        for begin in range(0, job.shape[0], planes):
-            slab = job.read_units("labels", Box((begin, 0, 0), (min(begin + planes, job.shape[0]), *job.shape[1:])))
+        for begin in range(0, shape[0], planes):
+            slab = labels.read(Box((begin, 0, 0), (min(begin + planes, shape[0]), *shape[1:])))
             yield begin, slab
             count_bytes(written=slab.nbytes)
             advance()
 
     remove_partial(run.target.path)
-    run.folder.create(PUBLISHING, b"")
     write_nifti_labels(
         run.target.path,
         slabs(),
         run.template,
-        job.shape,
-        max_label=state.supervoxels,
+        shape,
+        max_label=supervoxels,
         overwrite=run.spec.overwrite,
         run=run.identity,
     )

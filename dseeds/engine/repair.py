@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from distributed import KilledWorker
-
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.label_tasks import read_graph
 from dseeds.engine.phases import GRAPH, Phase
@@ -167,6 +165,9 @@ def _beyond_repair(damage: ScratchCorrupted) -> BeyondRepair:
 
 def _reason(error: BaseException) -> str:
     """Return in a line why a task failed."""
+    # Here, not above: Dask takes its time to import.
+    from distributed import KilledWorker
+
     if isinstance(error, KilledWorker):
         return "its worker died, most likely because it ran out of memory"
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")

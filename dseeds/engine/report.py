@@ -6,7 +6,7 @@ import html
 import json
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from itertools import repeat
 from types import UnionType
 from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints
@@ -128,15 +128,17 @@ class Report(RunDocument):
     rounds : int
         Rounds done.
     workers : int
-        Workers at the end.
+        Workers at the end; 0 for a run in this process.
     seconds : float
         The duration of the run.
     voxels_per_second : float
         The throughput of the whole run.
     peak_memory : dict of str to int
-        The peak resident memory of each worker's process in bytes.
+        The peak resident memory of each worker's process, or of this one, in bytes.
     stages : tuple of StageReport
         The stages in the order in which they began.
+    compile_seconds : float
+        The time that this process spent on compiling kernels, which later processes load.
     """
 
     target: str
@@ -158,6 +160,7 @@ class Report(RunDocument):
     voxels_per_second: float
     peak_memory: dict[str, int]
     stages: tuple[StageReport, ...]
+    compile_seconds: float = 0.0
 
     def _repr_html_(self) -> str:
         rows = [
@@ -169,16 +172,22 @@ class Report(RunDocument):
 
     @property
     def _headlines(self) -> list[str]:
+        place = "in this process"
+        if self.workers:
+            place = f"regions of {format_shape(self.region_shape)}: {self.regions}, workers: {self.workers}"
         lines = [
             f"{self.title}: {self.target}",
-            f"{self.seconds:.1f} s, {self.voxels_per_second / 1e6:.2f} Mvoxel/s, {self.rounds} rounds, "
-            f"regions of {format_shape(self.region_shape)}: {self.regions}, workers: {self.workers}",
+            f"{self.seconds:.1f} s, {self.voxels_per_second / 1e6:.2f} Mvoxel/s, {self.rounds} rounds, {place}",
         ]
         lines += [f"{count} supervoxels at {2 << level} times the step" for level, count in enumerate(self.coarser)]
         lines += [f"table and graph: {self.features}"] if self.features else []
-        lines.append(f"tasks tried again: {self.retried}, not needed: {self.skipped}, failed: 0")
+        if self.workers:
+            lines.append(f"tasks tried again: {self.retried}, not needed: {self.skipped}, failed: 0")
+        if self.compile_seconds:
+            lines.append(f"of that, compiling kernels: {self.compile_seconds:.1f} s")
         if self.peak_memory:
-            lines.append(f"peak memory of a worker: {format_mebibytes(max(self.peak_memory.values()))} MiB")
+            who = "of a worker" if self.workers else "of this process"
+            lines.append(f"peak memory {who}: {format_mebibytes(max(self.peak_memory.values()))} MiB")
         return lines
 
     def __str__(self) -> str:
@@ -196,7 +205,9 @@ def _convert(value: Any, kind: Any) -> Any:
     arguments = get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{field.name: _convert(value[field.name], hints[field.name]) for field in fields(kind)})
+        # A report of an earlier version lacks what it did not measure.
+        known = [field for field in fields(kind) if field.name in value or field.default is MISSING]
+        return kind(**{field.name: _convert(value[field.name], hints[field.name]) for field in known})
     if get_origin(kind) is UnionType:
         return None if value is None else _convert(value, arguments[0])
     if get_origin(kind) is dict:

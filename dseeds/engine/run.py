@@ -31,6 +31,7 @@ from dseeds.io.formats.nifti import NIFTI_ENDINGS, is_nifti
 from dseeds.io.ome_metadata import MILLIMETRES
 from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.seeds.cell_size import Step
+from dseeds.seeds.in_memory import CutSettings
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, level_name
 from dseeds.storage.location import LocalLocation, Location, open_location
@@ -107,6 +108,20 @@ class LabelParameters:
             foreground=self.mask == AUTO_MASK,
             equalised=self.bins == "equalised",
             may_be_masked=self.mask is not None or any(dtype.kind == "f" for dtype in dtypes),
+        )
+
+    @property
+    def settings(self) -> CutSettings:
+        """The parameters of a run in memory, to which the mask is given as an array."""
+        return CutSettings(
+            windows=self.windows,
+            percentiles=self.percentiles,
+            equalises=self.bins == "equalised",
+            auto_mask=self.mask == AUTO_MASK,
+            weights=self.weights,
+            compactness=self.compactness,
+            min_size=self.min_size,
+            levels=self.levels,
         )
 
     @classmethod

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,14 @@ from dseeds.engine.run import (
 from dseeds.io import ArraySource, Image, nifti_run, open_mask
 from dseeds.storage.label_group import published_by, remove_target, written_by
 from dseeds.storage.lease import LEASE_FOLDER as LEASE
-from dseeds.storage.lease import check_free
+from dseeds.storage.lease import Lease, LeaseLost, check_free, hold_lease
 from dseeds.storage.location import LocalLocation, Location, open_location
 from dseeds.storage.ownership import check_overwrite
 
 # Files in the run's folder: its specification, the write-ahead marker of publishing, and why it failed.
 DOCUMENT, PUBLISHING, FAILURE = "run.json", "publishing", "failure.json"
 # What late tasks may write after their run has been removed.
-_LEFTOVERS = re.compile(rf"[0-9a-f]{{16}}/(?:done|scratch)/.+|{LEASE}/\d+\.json|{PUBLISHING}|{FAILURE}")
+_LEFTOVERS = re.compile(rf"[0-9a-f]{{16}}/(?:done|scratch|labels|older)/.+|{LEASE}/\d+\.json|{PUBLISHING}|{FAILURE}")
 
 
 class RunMismatch(ValueError):
@@ -83,6 +84,11 @@ def load_run(folder: str, *, with_source: bool = True) -> Run:
     return Run(spec, target, image, mask, sources[0])
 
 
+def is_unfinished(run: Run) -> bool:
+    """Return whether there is a run to be resumed."""
+    return run.folder.read(DOCUMENT) is not None
+
+
 def is_current(run: Run) -> bool:
     """Return whether a run has neither been published nor replaced by another."""
     spec = read_spec(run.folder)
@@ -96,25 +102,80 @@ def begin_run(run: Run, resume: bool) -> bool:
     not ours.
     """
     folder = run.folder
+    leftovers: list[str] = []
     if folder.read(DOCUMENT) is None:
-        leftovers = list(folder.names())
-        is_ours = all(_LEFTOVERS.fullmatch(name) for name in leftovers)
-        check_overwrite(folder.address, overwrite=True, is_ours=is_ours)
+        leftovers = _check_leftovers(folder)
     elif resume:
         return True
     else:
-        check_free(folder)
-        if not run.spec.overwrite:
-            raise FileExistsError(
-                f"there is an unfinished run at {folder.address}: resume it with resume=True (--resume), or start "
-                f"again with overwrite=True (--overwrite)."
-            )
-        remove_run(folder)
-        leftovers = []
+        _replace_run(run)
     if not folder.create(DOCUMENT, seal(run.spec.to_document())):
         raise FileExistsError(f"another process has just started a run at {folder.address}: name another target.")
     folder.delete(leftovers)
     return False
+
+
+def _check_leftovers(folder: Location) -> list[str]:
+    """Return the files that lie in the folder of no run; raise a FileExistsError if they are not ours, or in use."""
+    leftovers = list(folder.names())
+    is_ours = all(_LEFTOVERS.fullmatch(name) for name in leftovers)
+    check_overwrite(folder.address, overwrite=True, is_ours=is_ours)
+    # A run in another process may hold it without a document.
+    check_free(folder)
+    return leftovers
+
+
+def _replace_run(run: Run) -> None:
+    """Remove the unfinished run of the same target; raise a FileExistsError unless it may be overwritten."""
+    check_free(run.folder)
+    if not run.spec.overwrite:
+        raise FileExistsError(
+            f"there is an unfinished run at {run.folder.address}: resume it with resume=True (--resume), or start "
+            f"again with overwrite=True (--overwrite)."
+        )
+    remove_run(run.folder)
+
+
+@contextmanager
+def hold_folder(run: Run) -> Iterator[Lease]:
+    """Hold the folder of a run that keeps nothing in it but its lease and unfinished labels, and remove it at the end.
+
+    Raises a FileExistsError if there is an unfinished run to resume, unless `overwrite` is set, or if the folder is
+    not ours; RunInUse if another process is working on the target.
+    """
+    folder = run.folder
+    if folder.read(DOCUMENT) is None:
+        _check_leftovers(folder)
+    else:
+        _replace_run(run)
+    try:
+        with hold_lease(folder) as lease:
+            if folder.read(DOCUMENT) is not None:
+                raise FileExistsError(
+                    f"another process has just started a run at {folder.address}: name another target."
+                )
+            _clear_leftovers(folder)
+            try:
+                yield lease
+            finally:
+                # What another process writes that has taken over is not ours to remove.
+                with suppress(LeaseLost, OSError):
+                    lease.confirm()
+                    folder.clear(run.identity)
+    finally:
+        # Not if another process holds it.
+        _remove_empty(folder.at(LEASE))
+        _remove_empty(folder)
+
+
+def _clear_leftovers(folder: Location) -> None:
+    """Remove what runs that were killed have left in a folder without a run."""
+    names = {name.partition("/")[0] for name in folder.names()}
+    if isinstance(folder, LocalLocation):
+        names |= {path.name for path in folder.path.iterdir()}
+    for name in names - {LEASE}:
+        folder.clear(name)
+        folder.delete([name])
 
 
 def forget_run(run: Run) -> None:
@@ -164,8 +225,11 @@ def may_have_progress(run: Run) -> bool:
 
 def is_published(run: Run) -> bool:
     """Return whether the labels are published, so that only the folder of the run is left to be removed."""
-    if run.folder.read(PUBLISHING) is None:
-        return False
+    return run.folder.read(PUBLISHING) is not None and is_finished(run)
+
+
+def is_finished(run: Run) -> bool:
+    """Return whether the target holds the labels of a run with the same identity."""
     target = run.target
     return (nifti_run(target.path) if target.is_nifti else published_by(target.location)) == run.identity
 

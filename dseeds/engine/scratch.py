@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
 from dseeds.core.geometry import Box, Regions, triple
 from dseeds.engine.phases import NUMBER, PARTS, QUANTISE, Phase, sweep_phase
@@ -18,15 +17,15 @@ from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.schedule import schedule
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout, read_array, region_units, write_array
+from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Codec, Layout, read_array, region_units, write_array
 
 HISTOGRAM_CHUNK = 16
 CELL_CHUNK = 8
 # Ids in a block of a table, and blocks in a shard. A task reads only the blocks with its region's ids.
 ID_BLOCK, TABLE_SHARD = 1024, 256
 # Scratch is read many times and soon removed, so decoding speed counts for more than size.
-FAST_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
-FAST_BIT_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
+FAST_CODEC: Codec = "lz4"
+FAST_BIT_CODEC: Codec = "lz4-bits"
 
 
 @dataclass(frozen=True)

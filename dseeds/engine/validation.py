@@ -26,7 +26,7 @@ from dseeds.engine.run_directory import RunMismatch, is_published, read_spec
 from dseeds.io import Image, Mask, ZarrSource, check_nifti_target, open_mask
 from dseeds.io.label_listing import is_label_of
 from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, extend_levels, match_levels
-from dseeds.parallel.cluster import Capacity
+from dseeds.parallel.capacity import Capacity
 from dseeds.seeds.binning import check_dtype
 from dseeds.seeds.cell_size import choose_step
 from dseeds.seeds.hierarchy import check_levels
@@ -36,7 +36,6 @@ from dseeds.seeds.scores import check_compactness
 from dseeds.storage.label_group import check_target, written_by
 from dseeds.storage.location import is_remote, open_location
 from dseeds.storage.ownership import check_apart
-from dseeds.storage.parquet_dataset import Dataset
 
 # How the coarser levels of labels can be made; the first is the default.
 PYRAMIDS = ("mode", "nearest", "none")
@@ -71,6 +70,9 @@ def prepare_run(
     run = Run(spec, destination, image, mask, image.path or first)
     check_destination(run)
     if run.features:
+        # Here, not above: Arrow takes its time to import.
+        from dseeds.storage.parquet_dataset import Dataset
+
         # What a resumed run has left there is its own.
         Dataset(open_location(run.features)).check(spec.overwrite or earlier is not None)
     return run, resources

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Triple, triple
+from dseeds.core.lazy_module import LazyModule
 from dseeds.io import ArraySource, Image, Source, ZarrSource
 from dseeds.io.open import open_voxels
 from dseeds.io.source import SourceQuery
@@ -18,6 +18,11 @@ from dseeds.storage.label_group import ATTRIBUTE
 from dseeds.storage.location import Location
 from dseeds.storage.slabs import slab_layout, slab_thickness
 from dseeds.storage.zarr_arrays import write_array
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = LazyModule("zarr")
 
 # The lengths of tiles to choose from, in voxels.
 TILING_EXTENTS = (256, 192, 128, 96, 64, 32)

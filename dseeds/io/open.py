@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import zarr
 from nibabel.spatialimages import SpatialImage
 
 from dseeds.core.duck_arrays import is_dask_array, is_data_array
+from dseeds.core.lazy_module import LazyModule
 from dseeds.io.formats.dicom import is_dicom, open_dicom
 from dseeds.io.formats.hdf5 import is_hdf5, open_hdf5, split_dataset
 from dseeds.io.formats.nifti import open_nifti_file, open_nifti_image
@@ -23,6 +23,11 @@ from dseeds.io.formats.nrrd import is_nrrd, open_nrrd
 from dseeds.io.formats.ome_zarr import open_zarr, open_zarr_node
 from dseeds.io.formats.tiff import is_tiff, open_tiff
 from dseeds.io.source import ArraySource, Source, SourceQuery, is_zarr, resolve_address, split_channels
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = LazyModule("zarr")
 
 _Opener: TypeAlias = Callable[[Path, SourceQuery], Source | tuple[Source, ...]]
 
@@ -111,13 +116,11 @@ def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
     match source:
         case np.ndarray():
             return tuple(map(ArraySource, split_channels(source, query)))
-        case zarr.Array() | zarr.Group():
-            return open_zarr_node(source, query)
-        case SpatialImage():
-            return open_nifti_image(source, query)
         case str() | os.PathLike():
             address = resolve_address(str(os.fspath(source)))
             return open_zarr(address, query) if isinstance(address, str) else _open_path(address, query)
+        case SpatialImage():
+            return open_nifti_image(source, query)
         # Dask and xarray are imported only for their own arrays.
         case _ if is_dask_array(source):
             from dseeds.io.formats.dask_array import open_dask_array
@@ -127,6 +130,8 @@ def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
             from dseeds.io.formats.data_array import open_data_array
 
             return open_data_array(source, query)
+        case zarr.Array() | zarr.Group():
+            return open_zarr_node(source, query)
     raise TypeError(
         f"a source is a path or URL, an array of numpy, dask or xarray, a zarr array or group, or a nibabel image, "
         f"not {type(source).__module__}.{type(source).__qualname__}"

@@ -11,14 +11,14 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from dseeds.core.dtypes import native_dtype, native_values
 from dseeds.core.geometry import Triple
+from dseeds.core.lazy_module import LazyModule
 from dseeds.io.ome_metadata import Resolution
 from dseeds.io.pyramid_kernels import take_means, take_modes
 from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
@@ -26,6 +26,11 @@ from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import check_written_by
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.zarr_arrays import DECODING_ERRORS, count_bytes, open_arrays, sync_shards
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = LazyModule("zarr")
 
 PYRAMID_STAGE = "pyramid"
 METHODS = ("mode", "nearest", "mean")

@@ -80,13 +80,16 @@ def count_features(
     `labels`, uint32 or int64, and each of `channels` are a window (z, y, x): the region in `box` and, where the volume
     continues, one more voxel towards higher z, y and x.
     """
+    # The kernels index flat views, and images in memory may have any order.
+    labels = np.ascontiguousarray(labels)
+    channels = [np.ascontiguousarray(native_values(channel)) for channel in channels]
     bins = np.empty((len(channels), *labels.shape), np.uint8)
     for channel, window, out in zip(channels, space.windows, bins, strict=True):
         # One by one: NaN in one channel must not hide the voxel in another.
         quantise_box([channel], [window], out[None])
     units = np.empty(bins.shape, np.int32)
     for c, channel in enumerate(channels):
-        kernel.in_units(native_values(channel), space.pivots[c], space.scales[c], units[c])
+        kernel.in_units(channel, space.pivots[c], space.scales[c], units[c])
     # Small integers can be recovered from their units.
     reals = np.empty((len(channels), 0, 0, 0))
     if not space.whole:

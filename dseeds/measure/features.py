@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from distributed import Client
 from numpy.typing import NDArray
 
 from dseeds._version import __version__
@@ -43,13 +42,16 @@ from dseeds.measure.columns import (
 )
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
-from dseeds.parallel.cluster import parse_memory
+from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.seeds.intensity_windows import Limits, check_percentiles, read_windows
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.storage.label_records import RANGE, BatchIndex, LabelRange, LabelRecords, label_ranges
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from distributed import Client
 from numpy.typing import DTypeLike, NDArray
 
 from dseeds._version import __version__
@@ -31,7 +30,7 @@ from dseeds.io.formats.nifti import is_nifti
 from dseeds.io.labels import TASK_BYTES, choose_tiling, materialise, open_labels, read_labels
 from dseeds.measure.kernels.painting import paint_voxels
 from dseeds.measure.lookup import LookupTable, open_values
-from dseeds.parallel.cluster import local_capacity, parse_memory
+from dseeds.parallel.capacity import local_capacity, parse_memory
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_group import (
     ATTRIBUTE,
@@ -45,6 +44,9 @@ from dseeds.storage.location import is_remote, open_location
 from dseeds.storage.ownership import SCRATCH, check_apart
 from dseeds.storage.slabs import slab_thickness
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 # Memory of a task per voxel beside the values: labels as they are read, and as the kernels take them.
 LABEL_BYTES = 16

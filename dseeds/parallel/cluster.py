@@ -1,4 +1,4 @@
-"""Dask clusters: the user's or a local one, and the capacity of their workers."""
+"""Dask clusters: the user's or a local one."""
 
 from __future__ import annotations
 
@@ -8,87 +8,23 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
 import dask
 import zarr
-from dask.system import CPU_COUNT
-from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from dseeds._version import __version__
-from dseeds.core.checks import is_whole_number
 from dseeds.core.progress import Progress
+from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
 
 WORKERS_TIMEOUT = 120
 # How many more workers Dask itself gives a task that took one down: none, as we retry such a task by itself.
 ALLOWED_FAILURES = 0
-# Chunks that a worker reads and decodes at once.
-READ_AT_ONCE = 4
 # Freed memory that the allocator of a local worker keeps for the next task.
 KEPT_BYTES = 256 << 20
-# The memory of each worker of a local cluster, at least, if the user does not choose it.
-LEAST_WORKER_BYTES = 1 << 30
-
-
-def parse_memory(memory: int | str) -> int:
-    """Return an amount of memory in bytes; raise a ValueError unless it is positive.
-
-    >>> parse_memory("2GiB")
-    2147483648
-    """
-    try:
-        number = int(memory) if is_whole_number(memory) else int(parse_bytes(memory)) * bool(memory)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        number = 0
-    if number <= 0:
-        raise ValueError(f"memory must be a number of bytes such as 2GiB, got {memory!r}.")
-    return number
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The capacity of a cluster's workers."""
-
-    workers: int
-    # Of all workers.
-    threads: int
-    # Bytes of the smallest worker.
-    memory: int
-    # Threads of the worker with the most.
-    threads_per_worker: int
-
-
-@dataclass(frozen=True)
-class Resources:
-    """The computing resources that the user gives."""
-
-    # The memory that one worker may use.
-    memory: int | str | None = None
-    workers: int | None = None
-    # None for a local cluster.
-    client: Client | None = None
-
-    def capacity(self) -> Capacity:
-        """Return the capacity of the workers; a local cluster need not exist yet."""
-        memory = None if self.memory is None else parse_memory(self.memory)
-        if self.client is None:
-            return local_capacity(self.workers, memory)
-        if self.workers is not None:
-            raise ValueError("workers= starts a local cluster, so it cannot be combined with client=.")
-        capacity = cluster_capacity(self.client)
-        return replace(capacity, memory=min(memory or capacity.memory, capacity.memory))
-
-
-def local_capacity(workers: int | None, memory: int | None) -> Capacity:
-    """Choose the capacity of a local cluster: by default a worker per core, but no more than can have 1 GiB each."""
-    if workers is not None and (workers < 1 or int(workers) != workers):
-        raise ValueError(f"workers must be at least 1 and whole, got {workers!r}.")
-    number = int(workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // (memory or LEAST_WORKER_BYTES))))
-    return Capacity(number, number, memory or int(0.9 * MEMORY_LIMIT / number), 1)
 
 
 def cluster_capacity(client: Client) -> Capacity:

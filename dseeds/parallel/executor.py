@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distributed import Client, as_completed
 from typing_extensions import override
 
 from dseeds.core.progress import Progress
-from dseeds.parallel.cluster import Capacity, connect
+from dseeds.parallel.capacity import Capacity
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 # How often a task that failed is tried again.
 RETRIES = 2
@@ -106,6 +108,8 @@ class ClusterTasks(TaskPool):
     limit: int = field(init=False)
 
     def __post_init__(self) -> None:
+        from distributed import as_completed
+
         self.limit = self.per_thread * max(1, sum(self.client.nthreads().values()))
         self._completed = as_completed(loop=self.client.loop)
 
@@ -182,5 +186,8 @@ def open_executor(
     if client is None and local is None:
         yield Executor(threads, None, progress)
         return
+    # Here, not above: Dask takes its time to import.
+    from dseeds.parallel.cluster import connect
+
     with ExitStack() as stack:
         yield Executor(0, stack.enter_context(connect(client, local or Capacity(1, 1, 0, 1), progress)), progress)

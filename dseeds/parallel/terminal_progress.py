@@ -59,6 +59,10 @@ class TerminalProgress(Progress):
     def end(self, stage: str) -> None:
         self._print_line(stage)
 
+    def print(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def stage_callback(self, stage: str) -> Callable[[int, int], None]:
         """Return a callback that shows a single stage from its counts ``(done, total)``."""
 

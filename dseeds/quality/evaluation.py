@@ -14,10 +14,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from distributed import Client
 from numpy.typing import NDArray
 
 from dseeds.core.checks import check_threads, read_extents
@@ -26,7 +25,7 @@ from dseeds.core.geometry import Tiling, Triple, check_spacing, triple
 from dseeds.core.progress import Progress
 from dseeds.io import Source, open_source
 from dseeds.io.labels import TASK_BYTES, check_same_shape, choose_tiling, label_parameters, materialise, open_labels
-from dseeds.parallel.cluster import parse_memory
+from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.quality import kernels as kernel
 from dseeds.quality import metrics
@@ -34,6 +33,9 @@ from dseeds.quality.counting import ROUNDING, QualityJob, add_region, count_part
 from dseeds.seeds.cell_size import choose_step, millimetres
 from dseeds.storage.label_records import label_ranges
 from dseeds.storage.location import open_location
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 # Components of a region are numbered in 32 bits.
 LARGEST_REGION = 1 << 31

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,6 +56,9 @@ class CutResult(NamedTuple):
 
     labels: LabelArray
     parents: list[LabelArray]
+    # The intensity window of each channel, and its highest grey level of the background if that is masked out.
+    windows: tuple[Limits, ...]
+    thresholds: tuple[int, ...] | None
 
 
 def cut_in_memory(
@@ -65,13 +68,15 @@ def cut_in_memory(
     *,
     inside: NDArray[np.bool_] | None = None,
     threads: int = 1,
+    on_round: Callable[[], object] = lambda: None,
 ) -> CutResult:
     """Cut a volume into supervoxels; raise `NoFiniteValues` if no voxel remains.
 
     The channels have any integer or float dtype and memory order, and the lattice fewer than 2^31 cells. The mask,
-    `inside`, is True where a voxel belongs to the image. The labels do not depend on the number of threads.
+    `inside`, is True where a voxel belongs to the image. The labels do not depend on the number of threads. `on_round`
+    is called after every round.
     """
-    bins, windows, masked = _quantise(values, settings, inside)
+    bins, windows, thresholds, masked = _quantise(values, settings, inside)
     # In a constant image no move improves anything.
     has_contrast = any(low < high for low, high in windows)
     codes = run_rounds(
@@ -82,34 +87,35 @@ def cut_in_memory(
         threads=threads,
         weights=settings.weights,
         masked=masked,
+        on_round=on_round,
     )
     needs_graph = settings.min_size > 1 or settings.levels > 0
     unpacked = np.stack([_unpacked(window, lattice.shape) for window in bins]) if needs_graph else None
     del bins
     labels, cells = _number(lattice, codes, masked)
     if unpacked is None:
-        return CutResult(labels, [])
+        return CutResult(labels, [], windows, thresholds)
     graph = build_contact_graph(labels, Box((0, 0, 0), lattice.shape), unpacked)
     joined = join_small_supervoxels(len(cells), lambda: [graph], settings.min_size, settings.weights)
     parents = _parents(joined.relabel_graph(graph), cells[joined.kept_ids - 1], settings)
-    return CutResult(joined.relabel(labels), list(parents))
+    return CutResult(joined.relabel(labels), list(parents), windows, thresholds)
 
 
 def _quantise(
     values: Sequence[NDArray[Any]], settings: CutSettings, inside: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.uint8], tuple[Limits, ...], bool]:
-    """Return the windows of bins, one for each channel, the intensity windows, and whether any voxel is masked out."""
+) -> tuple[NDArray[np.uint8], tuple[Limits, ...], tuple[int, ...] | None, bool]:
+    """Return the windows of bins, the channels' intensity windows and thresholds, and whether voxels are masked."""
     windows = find_windows(values, settings.windows, settings.percentiles, inside)
     tables = thresholds = None
     if settings.equalises or settings.auto_mask:
         counts = count_grey_levels(values, windows, inside)
         tables = [equalised_bins(channel) for channel in counts] if settings.equalises else None
-        thresholds = [otsu_threshold(channel) for channel in counts] if settings.auto_mask else None
+        thresholds = tuple(otsu_threshold(channel) for channel in counts) if settings.auto_mask else None
     bins = new_window(values[0].shape, 0, channels=len(values))
     remaining = quantise_window(values, windows, bins, inside=inside, tables=tables, thresholds=thresholds)
     if remaining == "nothing":
         raise NoFiniteValues
-    return bins, windows, remaining == "part"
+    return bins, windows, thresholds, remaining == "part"
 
 
 def run_rounds(
@@ -121,6 +127,7 @@ def run_rounds(
     threads: int = 1,
     weights: Sequence[int] = (1,),
     masked: bool = False,
+    on_round: Callable[[], object] = lambda: None,
 ) -> NDArray[np.uint8]:
     """Do all rounds on the whole volume, and return the label codes, a window of `kernels.layout`.
 
@@ -164,6 +171,7 @@ def run_rounds(
                 weights=weights,
             )
             counts += change
+            on_round()
         # Frees the histograms.
         values[level] = bins
     return labels

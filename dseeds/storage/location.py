@@ -10,14 +10,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from typing_extensions import override
 
 from dseeds.storage.object_store import (
-    PrefixStore,
     connect_prefix,
     create_object,
     delete_objects,
@@ -28,6 +27,9 @@ from dseeds.storage.object_store import (
     list_objects,
     put_object,
 )
+
+if TYPE_CHECKING:
+    from dseeds.storage.prefix_store import PrefixStore
 
 # The schemes of object stores, and how addresses spell them.
 _SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az", "azure": "az", "abfs": "abfs", "abfss": "abfss"}
@@ -291,6 +293,9 @@ class RemoteLocation(Location):
 
     @override
     def zarr(self, name: str = "") -> PrefixStore:
+        # Here, not above: Zarr takes its time to import.
+        from dseeds.storage.prefix_store import PrefixStore
+
         return PrefixStore(self.bucket, self._key(name))
 
     @property

@@ -21,11 +21,6 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from typing_extensions import override
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import ObjectStore
-
 from dseeds.core.optional import import_optional
 
 _T = TypeVar("_T")
@@ -67,6 +62,11 @@ def get_object(store: Any, path: str) -> bytes | None:
 def get_range(store: Any, path: str, begin: int, end: int) -> bytes:
     """Read the bytes of an object from `begin` up to `end`; raise FileNotFoundError if it does not exist."""
     return bytes(_retry(lambda: _obstore().get_range(store, path, start=begin, end=end)))
+
+
+async def put_object_async(store: Any, path: str, data: Any) -> None:
+    """Write or replace an object."""
+    await retry_async(lambda: _obstore().put_async(store, path, data, chunk_size=_PART))
 
 
 def put_object(store: Any, path: str, data: bytes) -> None:
@@ -137,54 +137,6 @@ def join_key(prefix: str, key: str) -> str:
     ('a/b/c', 'c')
     """
     return "/".join(filter(None, (prefix, key)))
-
-
-class PrefixStore(ObjectStore[Any]):
-    """A prefix of a bucket as a store of Zarr, with readable errors; it reconnects when it is unpickled.
-
-    The prefix should be that of an array: Zarr creates groups at all levels from an array up to its store's root.
-    """
-
-    def __init__(self, bucket: str, prefix: str, read_only: bool = False) -> None:
-        self.bucket = bucket
-        self.prefix = prefix
-        super().__init__(self.store, read_only=read_only)
-
-    @property
-    def store(self) -> Any:
-        """The store of obstore, connected with the credentials that the environment has now."""
-        return connect_prefix(self.bucket, self.prefix)
-
-    @store.setter
-    def store(self, _: Any) -> None:
-        """Ignore the store that the base class sets."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.bucket, self.prefix, self.read_only)
-
-    def __str__(self) -> str:
-        return join_key(self.bucket, self.prefix)
-
-    @override
-    def with_read_only(self, read_only: bool = False) -> PrefixStore:
-        return PrefixStore(self.bucket, self.prefix, read_only)
-
-    @override
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        with describe_store_error(str(self)):
-            return await _retry_async(lambda: super(PrefixStore, self).get(key, prototype, byte_range))
-
-    @override
-    async def set(self, key: str, value: Buffer) -> None:
-        self._check_writable()
-        data = value.as_buffer_like()
-        with describe_store_error(str(self)):
-            await _retry_async(lambda: _obstore().put_async(self.store, key, data, chunk_size=_PART))
-
-    @override
-    async def delete(self, key: str) -> None:
-        with describe_store_error(str(self)):
-            await _retry_async(lambda: super(PrefixStore, self).delete(key))
 
 
 @contextmanager
@@ -258,7 +210,8 @@ def _retry(call: Callable[[], _T]) -> _T:
         time.sleep(attempts.pause)
 
 
-async def _retry_async(call: Callable[[], Awaitable[_T]]) -> _T:
+async def retry_async(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Await the result of an idempotent request, which is repeated if its response is interrupted."""
     attempts = _Attempts()
     while True:
         try:

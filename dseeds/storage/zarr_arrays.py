@@ -19,26 +19,32 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import zarr
 from numpy.typing import DTypeLike, NDArray
-from typing_extensions import override
-from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import ByteRequest, Store
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.errors import ArrayNotFoundError, ContainsArrayError
-from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from dseeds.core.geometry import Box, Grid, Regions, Triple, triple
+from dseeds.core.lazy_module import LazyModule
 from dseeds.storage.location import LocalLocation, Location
 from dseeds.storage.object_store import describe_store_error
 
+if TYPE_CHECKING:
+    import zarr
+    import zarr.codecs
+else:
+    zarr = LazyModule("zarr")
+
 # Voxels along an axis of a chunk: larger ones waste more when a halo is read, and each chunk has its own overhead.
 UNIT_CHUNK = 64
-ZSTD_CODEC = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+# The compression of arrays, by name: for what is kept, and for what is read many times and soon removed.
+Codec = Literal["zstd", "lz4", "lz4-bits"]
+ZSTD_CODEC: Codec = "zstd"
+_CODECS: dict[Codec, dict[str, Any]] = {
+    "zstd": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle"},
+    "lz4": {"cname": "lz4", "clevel": 1, "shuffle": "noshuffle"},
+    "lz4-bits": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle"},
+}
 # Exceptions that codecs raise on corrupt bytes. OSError is not among them: it says nothing about the data.
 DECODING_ERRORS = (ValueError, RuntimeError, EOFError, LookupError, TypeError)
 
@@ -99,7 +105,7 @@ class Layout:
     dtype: np.dtype[Any]
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
-    codec: BytesBytesCodec
+    codec: Codec
     checked: bool = True
 
     @classmethod
@@ -109,7 +115,7 @@ class Layout:
         dtype: DTypeLike,
         shard: tuple[int, ...],
         chunk_extent: int,
-        codec: BytesBytesCodec = ZSTD_CODEC,
+        codec: Codec = ZSTD_CODEC,
         *,
         checked: bool = True,
     ) -> Layout:
@@ -124,18 +130,24 @@ class Layout:
 
     def create(self, store: Any, **options: Any) -> None:
         """Create the array in Zarr v3, empty, unless it exists."""
-        with suppress(ContainsArrayError):
+        codec = open_codec(self.codec)
+        with suppress(zarr.errors.ContainsArrayError):
             zarr.create_array(
                 store,
                 shape=self.shape,
                 dtype=self.dtype,
                 chunks=self.chunk,
                 shards=self.shard if self.shard != self.chunk else None,
-                compressors=[self.codec, Crc32cCodec()] if self.checked else self.codec,
+                compressors=[codec, zarr.codecs.Crc32cCodec()] if self.checked else codec,
                 fill_value=0,
                 zarr_format=3,
                 **options,
             )
+
+
+def open_codec(codec: Codec) -> Any:
+    """Return the codec of Zarr for a kind of compression."""
+    return zarr.codecs.BloscCodec(**_CODECS[codec])
 
 
 def check_whole_shards(array: zarr.Array, box: Box) -> None:
@@ -154,31 +166,23 @@ def shard_keys(array: zarr.Array, index: Sequence[slice]) -> Iterator[str]:
         yield array.metadata.encode_chunk_key((*position, *(0,) * (array.ndim - len(position))))
 
 
-class CompleteStore(WrapperStore[Store]):
-    """A store that raises for missing or empty chunks, which Zarr alone reads as zeros."""
-
-    @override
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        value = await super().get(key, prototype, byte_range)
-        if key.startswith("c/") and not value:
-            raise LookupError(f"{key} is missing or empty")
-        return value
-
-
 @lru_cache(maxsize=256)
 def open_arrays(location: Location, name: str, run: str | None) -> tuple[zarr.Array, zarr.Array]:
     """Open an array for reading, and for writing. Cached, since a run never creates two arrays of one name."""
+    # Here, not above: Zarr takes its time to import.
+    from dseeds.storage.complete_store import CompleteStore
+
     path = location.zarr(name)
-    store = LocalStore(path) if isinstance(path, Path) else path
+    store = zarr.storage.LocalStore(path) if isinstance(path, Path) else path
     # Without the format's version, zarr would send a request for each version.
     try:
         writable = zarr.open_array(store, mode="r+", zarr_format=3).with_config({"write_empty_chunks": True})
-    except ArrayNotFoundError:
+    except zarr.errors.ArrayNotFoundError:
         # Zarr's own exception cannot be pickled, so a worker could not send it.
         raise FileNotFoundError(
             f"the array {name} of a run is gone from {location.address}: start again with overwrite=True (--overwrite)."
         ) from None
-    readable = zarr.Array.from_dict(StorePath(CompleteStore(store)), writable.metadata.to_dict())
+    readable = zarr.Array.from_dict(zarr.storage.StorePath(CompleteStore(store)), writable.metadata.to_dict())
     return readable, writable
 
 

@@ -68,7 +68,7 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
     ):
         client.register_plugin(EmptyTasks())
         totals = {str(phase): len(job.regions) for phase in state.phases}
-        runner = StageRunner(client, totals, Sampler(lambda: samples.append(process.memory_info().rss)))
+        runner = StageRunner(totals, Sampler(lambda: samples.append(process.memory_info().rss)), client=client)
         start = time.perf_counter()
         while (phase := state.current) is not None:
             state.close(phase, run_phase(state, phase, runner, repair=None))

@@ -18,7 +18,7 @@ from dseeds.engine.run import RunOptions, chunk_shapes
 from dseeds.engine.source_import import import_source
 from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run, task_shape
-from dseeds.parallel.cluster import READ_AT_ONCE, Capacity, parse_memory
+from dseeds.parallel.capacity import READ_AT_ONCE, Capacity, parse_memory
 
 GIB = 1 << 30
 

@@ -264,9 +264,15 @@ def test_a_disk_without_room_is_refused(client, tmp_path, small_disk, small):
 def test_both_on_one_disk_are_added_up(tmp_path, monkeypatch):
     """Neither scratch nor labels are too large on their own."""
     image, target = noise((40, 40, 40)), tmp_path / "labels.zarr"
-    plan = dseeds.plan(image, target, step=4, calibrate=False)
+    plan = dseeds.plan(image, target, step=4, workers=1, calibrate=False)
     room = plan.scratch_bytes + plan.output_bytes - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(room, 0, room))
+    with pytest.raises(ValueError, match="free"):
+        dseeds.segment(image, target, step=4, workers=1)
+    assert not list(tmp_path.iterdir())
+    # In this process there is no scratch, but there are labels.
+    assert dseeds.plan(image, target, step=4, calibrate=False).scratch_bytes == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 0, 1))
     with pytest.raises(ValueError, match="free"):
         dseeds.segment(image, target, step=4)
     assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@
 import dask
 import pytest
 
-from dseeds.core import jit
+from dseeds.core import kernel_cache
 from tests.support import faulty_tasks
 from tests.support.faulty_tasks import Fault
 
@@ -11,7 +11,7 @@ from tests.support.faulty_tasks import Fault
 @pytest.fixture
 def started(compiled, monkeypatch):
     """The environment of processes that a test starts."""
-    monkeypatch.setenv(jit.CACHE_FOLDER, compiled)
+    monkeypatch.setenv(kernel_cache.CACHE_FOLDER, compiled)
     for name, value in faulty_tasks.environment().items():
         monkeypatch.setenv(name, value)
 

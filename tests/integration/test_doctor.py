@@ -9,7 +9,6 @@ import pytest
 
 import dseeds
 from dseeds import cli, doctor
-from dseeds.core import jit
 from dseeds.storage.location import LocalLocation, open_location
 from tests.support.clusters import in_process, replace_local_clusters
 
@@ -82,14 +81,16 @@ def test_a_processor_without_wide_registers(here, monkeypatch):
     assert findings()["vectors"].state == "warning"
 
 
-def test_compiled_code(here, monkeypatch):
-    monkeypatch.delenv("DSEEDS_CACHE_DIR", raising=False)
-    assert "dseeds compile" in findings()["compiled code"].advice
-    monkeypatch.setenv("DSEEDS_CACHE_DIR", str(here))
-    monkeypatch.setattr(jit, "is_compiled", lambda: False)
-    assert findings()["compiled code"].state == "warning"
-    monkeypatch.setattr(jit, "is_compiled", lambda: True)
-    assert findings()["compiled code"].state == "ok"
+@pytest.mark.parametrize(
+    ("folder", "state", "words"),
+    [("off", "ok", "not kept"), ("file", "warning", "cannot be kept"), ("new", "ok", "kept in")],
+)
+def test_compiled_code(here, monkeypatch, folder, state, words):
+    (here / "file").touch()
+    monkeypatch.setenv("DSEEDS_CACHE_DIR", folder if folder == "off" else str(here / folder))
+    found = findings()["compiled code"]
+    assert found.state == state
+    assert words in found.found
 
 
 def test_a_folder_that_cannot_be_written_to(here):

@@ -4,6 +4,9 @@ import json
 import subprocess
 import sys
 
+import nibabel
+import numpy as np
+
 import dseeds
 
 HEAVY = ["dask", "distributed", "zarr", "nibabel", "typer", "rich", "bokeh"]
@@ -36,10 +39,21 @@ def test_in_memory_nothing_of_dask_is_imported():
     assert seconds < 2 * numba
 
 
-def test_the_run_out_of_core_is_found():
-    seconds, numba, modules = measure("import dseeds; dseeds.segment")
-    assert {"distributed", "zarr"} <= set(modules)
-    assert seconds < 10 * numba
+def test_a_small_file_is_cut_without_the_modules_of_a_cluster(tmp_path):
+    image = np.random.default_rng(0).integers(0, 99, (8, 8, 8), np.int16)
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), tmp_path / "a.nii.gz")
+    arguments = ["segment", f"{tmp_path}/a.nii.gz", f"{tmp_path}/b.nii.gz", "--step", "4"]
+    _, _, modules = measure(
+        f"from dseeds.cli import main; import io; sys.stdout = io.StringIO(); code = main({arguments}); "
+        "sys.stdout = sys.__stdout__; assert code == 0"
+    )
+    assert not {"dask", "distributed", "zarr", "pyarrow", "bokeh", "jinja2", "fsspec"} & set(modules)
+
+
+def test_the_help_imports_neither_numpy_nor_numba():
+    code = "from dseeds.cli import main; import sys, json; main(['--help']); print(json.dumps(sorted(sys.modules)))"
+    process = subprocess.run([sys.executable, "-c", code], check=True, text=True, capture_output=True, timeout=120)
+    assert not {*HEAVY, "numpy", "numba"} - {"typer", "rich"} & set(json.loads(process.stdout.splitlines()[-1]))
 
 
 def test_names():

@@ -1,10 +1,11 @@
-"""The kernel cache: written only on request, complete, private, and only read by runs."""
+"""The kernel cache: used by default, whole under races and kills, private, and never a reason to fail."""
 
 import json
 import os
-import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 import dseeds
-from dseeds import cli, precompile
-from dseeds.core import jit
-from dseeds.precompile import compile_kernels
+from dseeds import cli
+from dseeds.core import kernel_cache
+from dseeds.core.kernel_cache import CACHE_FOLDER
 
 # A run that prints how many kernels it loaded and how many it compiled.
 RUN = """
@@ -28,29 +29,41 @@ np.save("labels.npy", labels)
 stats = [kernel.stats for kernel in registered_kernels]
 print(json.dumps([sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats)]))
 """
-LOADED = "from dseeds.core.jit import _read; print(len(_read()))"
-# Compiles only what the run needs: all kernels take minutes.
-COMPILE = """
-import sys
+# A process that compiles a small kernel of its own for several types, in an order of its own, and prints its results.
+SMALL = """
+import random, sys
 import numpy as np
-import dseeds
-from dseeds import precompile
-from dseeds.cli import main
+import kernels
 
-precompile._call_all_kernels = lambda: dseeds.supervoxels(np.zeros((8, 8, 16), np.uint16), step=8)
-sys.exit(main(["compile"]))
+dtypes = ["i1", "i2", "i4", "u1", "u2", "f4", "f8"]
+random.Random(int(sys.argv[1])).shuffle(dtypes)
+results = {dtype: float(kernels.total(np.arange(10, dtype=dtype))) for dtype in dtypes}
+assert set(results.values()) == {285.0}, results
+print(sum(kernels.total.stats.cache_hits.values()))
+"""
+KERNELS = """
+from dseeds.core.jit import jit
+
+@jit
+def total(values):
+    total = 0.0
+    for value in values:
+        total += value * value
+    return total
 """
 
 
-def start(code, home, folder=None):
+def start(home, code, *arguments, folder=None):
     """Start a process with `home` as its home, temporary folder and working directory."""
     home.mkdir(exist_ok=True)
-    environment = {name: value for name, value in os.environ.items() if name != jit.CACHE_FOLDER}
-    environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(Path(dseeds.__file__).parents[1])}
+    dropped = {CACHE_FOLDER, "XDG_CACHE_HOME"}
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    paths = [str(home), str(Path(dseeds.__file__).parents[1])]
+    environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": os.pathsep.join(paths)}
     if folder:
-        environment[jit.CACHE_FOLDER] = str(folder)
+        environment[CACHE_FOLDER] = str(folder)
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=home,
         env=environment,
         text=True,
@@ -60,8 +73,9 @@ def start(code, home, folder=None):
 
 
 def output(process):
-    printed, complaints = process.communicate(timeout=200)
-    assert process.returncode == 0, complaints
+    """Return what a process prints, which must succeed without a word of complaint."""
+    printed, complaints = process.communicate(timeout=250)
+    assert (process.returncode, complaints) == (0, "")
     return printed
 
 
@@ -72,108 +86,133 @@ def image(tmp_path):
     return image
 
 
-@pytest.mark.slow
-def test_a_later_process_compiles_nothing(compiled, image, tmp_path):
-    before = [(path, path.stat().st_mtime_ns) for path in Path(compiled).iterdir()]
-    hits, misses = json.loads(output(start(RUN, tmp_path, compiled)))
-    assert hits > 5
-    assert misses == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), dseeds.supervoxels(image, step=8))
-    assert [(path, path.stat().st_mtime_ns) for path in Path(compiled).iterdir()] == before
-
-
-@pytest.mark.slow
-def test_several_processes_make_one_whole_file(tmp_path, monkeypatch):
-    folder = tmp_path / "compiled"
-    processes = [start(COMPILE, tmp_path / str(n), folder) for n in range(2)]
-    assert {Path(output(process).strip()) for process in processes} == set(folder.iterdir())
-    assert len(set(folder.iterdir())) == 1
-    assert json.loads(output(start(LOADED, tmp_path / "later", folder))) > 5
-    monkeypatch.setenv(jit.CACHE_FOLDER, str(folder))
-    monkeypatch.setattr(precompile, "_call_all_kernels", None)
-    assert [compile_kernels()] == list(folder.iterdir())
-
-
-@pytest.mark.slow
-def test_a_run_writes_nothing(image, tmp_path):
-    package = set(Path(dseeds.__file__).parent.rglob("*.nb*"))
-    hits, misses = json.loads(output(start(RUN, tmp_path, tmp_path / "missing")))
-    assert hits == 0
-    assert misses > 5
-    assert {path.name for path in tmp_path.iterdir()} == {"image.npy", "labels.npy"}
-    assert set(Path(dseeds.__file__).parent.rglob("*.nb*")) == package
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "kernels.py").write_text(KERNELS)
+    return tmp_path
 
 
 @pytest.fixture
-def fresh(monkeypatch):
-    """Forget what was read before."""
-    monkeypatch.setattr(jit, "_fingerprint", jit._fingerprint.__wrapped__)
-    monkeypatch.setattr(jit, "_read", jit._read.__wrapped__)
+def fresh(monkeypatch, tmp_path):
+    """A folder, and functions that forget what was found before."""
+    monkeypatch.setenv(CACHE_FOLDER, str(tmp_path))
+    for name in ("code_folder", "fingerprint"):
+        monkeypatch.setattr(kernel_cache, name, getattr(kernel_cache, name).__wrapped__)
 
 
-def test_unfinished_and_foreign_code_is_not_loaded(fresh, monkeypatch, tmp_path):
-    monkeypatch.setenv(jit.CACHE_FOLDER, str(tmp_path))
-    path = jit.cache_file()
-    path.write_bytes(pickle.dumps({"kernel": b"code"}))
-    (tmp_path / ".unfinished").write_bytes(b"half")
-    assert jit._read() == {"kernel": b"code"}
-    monkeypatch.setattr(jit, "version", lambda name: "another")
-    assert jit.cache_file() != path
-    assert jit._read() == {}
+@pytest.mark.slow
+def test_a_later_process_compiles_nothing(compiled, image, tmp_path):
+    before = {path.name for path in Path(compiled).rglob("*.code")}
+    hits, misses = json.loads(output(start(tmp_path, RUN, folder=compiled)))
+    assert hits > 5
+    assert misses == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), dseeds.supervoxels(image, step=8))
+    assert {path.name for path in Path(compiled).rglob("*.code")} == before
+
+
+def test_it_is_in_the_cache_folder_of_the_user(home):
+    assert output(start(home, SMALL, 0)) == "0\n"
+    [folder] = [path for path in home.rglob("*") if path.name == kernel_cache.fingerprint()]
+    assert len(list(folder.glob("total-*.code"))) == 7
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
+    assert output(start(home, SMALL, 1)) == "7\n"
+
+
+def test_many_processes_at_once_and_kills_leave_whole_files(home):
+    folder = home / "cache"
+    killed = [start(home, SMALL, n, folder=folder) for n in range(4)]
+    others = [start(home, SMALL, n, folder=folder) for n in range(4, 16)]
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/.*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    for process in killed:
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    for process in others:
+        output(process)
+    assert len(list(folder.glob("*/*.code"))) == 7
+    assert output(start(home, SMALL, 20, folder=folder)) == "7\n"
+
+
+def test_damaged_code_is_compiled_anew(home):
+    folder = home / "cache"
+    output(start(home, SMALL, 0, folder=folder))
+    for number, path in enumerate(sorted(folder.glob("*/*.code"))[:3]):
+        content = bytearray(path.read_bytes())
+        content[[5, 100, len(content) // 2][number]] ^= 1
+        path.write_bytes(content[: len(content) if number else 40])
+    assert output(start(home, SMALL, 1, folder=folder)) == "4\n"
+    assert output(start(home, SMALL, 2, folder=folder)) == "7\n"
+
+
+def test_it_can_be_turned_off(home):
+    assert output(start(home, SMALL, 0, folder="off")) == "0\n"
+    assert [path.name for path in home.rglob("*") if "__pycache__" not in path.parts] == ["kernels.py"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no permission bits")
+def test_a_folder_that_cannot_be_used_is_one_notice(home):
+    shared = home / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    (home / "file").write_text("")
+    for folder, complaint in ((shared, "may be written by others"), (home / "file", "File exists")):
+        process = start(home, SMALL, 0, folder=folder)
+        printed, complaints = process.communicate(timeout=120)
+        assert (process.returncode, printed) == (0, "0\n")
+        assert complaints.count(complaint) == complaints.count("Warning") == 1
+    assert list(shared.iterdir()) == []
+
+
+def test_foreign_code_is_not_found(fresh, monkeypatch, tmp_path):
+    folder = kernel_cache.code_folder()
+    monkeypatch.setattr(kernel_cache, "version", lambda name: "another")
+    assert kernel_cache.code_folder() != folder
 
 
 def test_the_sources_are_in_the_name(fresh, monkeypatch, tmp_path):
-    monkeypatch.setenv(jit.CACHE_FOLDER, str(tmp_path))
-    monkeypatch.setattr(jit, "__file__", str(tmp_path / "package" / "core" / "jit.py"))
+    monkeypatch.setattr(kernel_cache, "__file__", str(tmp_path / "package" / "core" / "kernel_cache.py"))
     source = tmp_path / "package" / "deep" / "kernel.py"
     source.parent.mkdir(parents=True)
-    source.write_text("BINS = 64\n")
-    before = jit.cache_file()
+    source.write_text("from dseeds.core.jit import jit\nBINS = 64\n")
+    before = kernel_cache.fingerprint()
     os.utime(source, (0, 0))
-    assert jit.cache_file() == before
-    source.write_text("BINS = 32\n")
-    assert jit.cache_file() != before
+    assert kernel_cache.fingerprint() == before
+    source.write_text("from dseeds.core.jit import jit\nBINS = 32\n")
+    assert kernel_cache.fingerprint() != before
 
 
-def test_a_failure_leaves_nothing_behind(fresh, monkeypatch, tmp_path):
-    monkeypatch.setenv(jit.CACHE_FOLDER, str(tmp_path / "new" / "folder"))
-    monkeypatch.setattr(precompile, "_call_all_kernels", lambda: None)
-    monkeypatch.setattr(precompile, "registered_kernels", [])
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        compile_kernels()
-    assert list((tmp_path / "new" / "folder").iterdir()) == []
+def test_code_of_versions_that_nobody_uses_is_removed(fresh, tmp_path):
+    now = time.time()
+    for number in range(20):
+        folder = tmp_path / f"{number:032x}"
+        folder.mkdir()
+        os.utime(folder, (now - number * 86400 * 6,) * 2)
+    (tmp_path / "mine").mkdir()
+    folder = kernel_cache.code_folder()
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, "mine", *(f"{n:032x}" for n in range(5))}
 
 
-def test_a_folder_that_others_may_write_to_is_refused(fresh, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv(jit.CACHE_FOLDER, str(tmp_path))
-    jit.cache_file().write_bytes(pickle.dumps({}))
+def test_compile_refuses_a_folder_that_others_may_write_to(fresh, tmp_path, capsys):
     tmp_path.chmod(0o777)
-    with pytest.raises(PermissionError, match="may be written by others"):
-        jit._read()
     assert cli.main(["compile"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"error: {tmp_path} may be written by others")
     assert printed.err.count("\n") == 1
-    tmp_path.chmod(0o755)
-    assert jit._read() == {}
-    jit.cache_file().chmod(0o666)
-    with pytest.raises(PermissionError, match="may be written by others"):
-        jit._read()
+
+
+def test_compile_refuses_when_nothing_is_kept(fresh, monkeypatch, capsys):
+    monkeypatch.setenv(CACHE_FOLDER, "off")
+    assert cli.main(["compile"]) == 1
+    assert capsys.readouterr().err.startswith("error: DSEEDS_CACHE_DIR is off")
 
 
 @pytest.mark.parametrize(("owner", "fine"), [(0, True), (os.geteuid(), True), (os.geteuid() + 1, False)])
 def test_the_folder_belongs_to_the_user_or_to_root(owner, fine):
     status = SimpleNamespace(st_uid=owner, st_mode=0o40755)
     if fine:
-        jit.require_private(Path("folder"), status)
+        kernel_cache.require_private(Path("folder"), status)
     else:
         with pytest.raises(PermissionError):
-            jit.require_private(Path("folder"), status)
-
-
-def test_without_the_variable_there_is_a_sentence(monkeypatch, capsys):
-    monkeypatch.delenv(jit.CACHE_FOLDER, raising=False)
-    assert cli.main(["compile"]) == 1
-    assert capsys.readouterr().err.startswith("error: DSEEDS_CACHE_DIR is not set")
+            kernel_cache.require_private(Path("folder"), status)

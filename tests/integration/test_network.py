@@ -24,7 +24,8 @@ from dask import config as configuration
 
 import dseeds
 from dseeds.cli.cluster import CONNECT_SECONDS
-from dseeds.parallel.cluster import Capacity, connect
+from dseeds.parallel.capacity import Capacity
+from dseeds.parallel.cluster import connect
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed <s:pytest.PytestUnraisableExceptionWarning")

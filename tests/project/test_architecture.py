@@ -48,7 +48,20 @@ def test_the_algorithm_imports_numpy_and_numba_only(path):
     modules = set(imported(ast.parse(path.read_text(encoding="utf-8"))))
     own = {module for module in modules if module.partition(".")[0] == "dseeds"}
     assert {module.partition(".")[0] for module in modules - own} <= ALLOWED
-    assert {module.split(".")[1] for module in own} <= {"core", "seeds"}
+    assert {module.split(".")[1] for module in own} <= {"core", "seeds", "_version"}
+
+
+def test_kernels_take_constants_only_from_what_names_their_compiled_code():
+    """The cache of compiled code is named after `core`, `seeds` and the modules that have kernels."""
+    trees = {path: path.read_text(encoding="utf-8") for path in MODULES}
+    with_kernels = {path for path, text in trees.items() if "from dseeds.core.jit import " in text}
+    assert len(with_kernels) > 15
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in with_kernels}
+    for path in with_kernels:
+        own = {module for module in imported(ast.parse(trees[path])) if module.partition(".")[0] == "dseeds"}
+        assert {module for module in own if module.split(".")[1] not in ("core", "seeds", "_version")} <= names, (
+            name_of(path)
+        )
 
 
 def test_no_class_or_function_shares_its_name():

@@ -16,13 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import zarr
 from typing_extensions import override
 
 from dseeds.core.geometry import AXES
+from dseeds.core.lazy_module import LazyModule
 from dseeds.io.affine import affine_from_attributes
 from dseeds.io.formats.zarr_node import (
     hash_chunks,
@@ -51,6 +51,11 @@ from dseeds.io.source import (
 )
 from dseeds.storage.location import is_remote, open_location
 from dseeds.storage.object_store import describe_store_error
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = LazyModule("zarr")
 
 # What codecs raise on damaged bytes. Other errors of the operating system are not due to the data.
 _CODEC_ERRORS = (

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from typing_extensions import override
 
 from dseeds.core.geometry import AXES
+from dseeds.core.lazy_module import LazyModule
 from dseeds.core.optional import import_optional
 from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
@@ -28,6 +28,11 @@ from dseeds.io.source import (
     require_volume,
     select_named_volume,
 )
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = LazyModule("zarr")
 
 _ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

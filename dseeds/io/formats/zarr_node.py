@@ -8,17 +8,20 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.abc.store import Store
-from zarr.errors import GroupNotFoundError
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore
 
+from dseeds.core.lazy_module import LazyModule
 from dseeds.io.source import summarise_error
 from dseeds.storage.location import is_remote, open_location
-from dseeds.storage.object_store import PrefixStore, list_objects, url_of
+from dseeds.storage.object_store import list_objects, url_of
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import Store
+else:
+    zarr = LazyModule("zarr")
 
 _METADATA = re.compile(r"zarr\.json|\.z\w+")
 
@@ -30,7 +33,7 @@ def open_node(address: Path | str) -> zarr.Array | zarr.Group:
         return zarr.open(location.zarr() if location else address, mode="r")
     except (ConnectionError, PermissionError):
         raise
-    except GroupNotFoundError:
+    except zarr.errors.GroupNotFoundError:
         # Raised below, since this one does not pickle, not even as the context of another error.
         pass
     except Exception as error:  # damaged metadata can raise anything
@@ -52,40 +55,43 @@ def open_node(address: Path | str) -> zarr.Array | zarr.Group:
 def with_absolute_path(node: zarr.Array | zarr.Group) -> zarr.Array | zarr.Group:
     """Reopen a local node by its absolute path: workers may run in another folder."""
     store = node.store
-    if type(store) is not LocalStore or store.root.is_absolute():
+    if type(store) is not zarr.storage.LocalStore or store.root.is_absolute():
         return node
-    return zarr.open(LocalStore(store.root.absolute(), read_only=True), path=node.path, mode="r")
+    return zarr.open(zarr.storage.LocalStore(store.root.absolute(), read_only=True), path=node.path, mode="r")
 
 
 def is_in_process_memory(node: zarr.Array | zarr.Group) -> bool:
     """Return whether no other process can reach the node."""
     store = _unwrapped(node.store)
-    if isinstance(store, FsspecStore):
+    if isinstance(store, zarr.storage.FsspecStore):
         return "memory" in np.atleast_1d(store.fs.protocol)
-    if isinstance(store, ObjectStore):
+    if isinstance(store, zarr.storage.ObjectStore):
         return type(store.store).__name__ == "MemoryStore"
-    return isinstance(store, MemoryStore)
+    return isinstance(store, zarr.storage.MemoryStore)
 
 
 def node_address(node: zarr.Array | zarr.Group) -> str:
     """Return the path or URL of a node, the same however it was opened."""
+    # Here, not above: Zarr takes its time to import.
+    from dseeds.storage.prefix_store import PrefixStore
+
     store = _unwrapped(node.store)
-    if isinstance(store, LocalStore):
+    if isinstance(store, zarr.storage.LocalStore):
         return str((store.root / node.path).absolute())
-    if isinstance(store, FsspecStore):
+    if isinstance(store, zarr.storage.FsspecStore):
         return str(store.fs.unstrip_protocol(f"{store.path}/{node.path}".rstrip("/")))
-    if isinstance(store, ObjectStore) and not isinstance(store, PrefixStore):
+    if isinstance(store, zarr.storage.ObjectStore) and not isinstance(store, PrefixStore):
         return url_of(store.store, node.path) or str(node.store_path)
-    return "the zarr array" if isinstance(store, MemoryStore) else str(node.store_path)
+    return "the zarr array" if isinstance(store, zarr.storage.MemoryStore) else str(node.store_path)
 
 
 def hash_chunks(array: zarr.Array) -> str | None:
     """Return a digest of the names, sizes and dates of an array's chunks; None if the store has no dates."""
     store, state = _unwrapped(array.store), 0
     chunks: Iterable[tuple[Any, ...]]
-    if isinstance(store, LocalStore):
+    if isinstance(store, zarr.storage.LocalStore):
         chunks = _list_files(store.root / array.path, "")
-    elif isinstance(store, ObjectStore):
+    elif isinstance(store, zarr.storage.ObjectStore):
         chunks = _list_keys(store.store, array.path)
     else:
         return None
@@ -121,6 +127,6 @@ def _may_hold_chunks(folder: str) -> bool:
 
 
 def _unwrapped(store: Store) -> Store:
-    while isinstance(store, WrapperStore):
+    while isinstance(store, zarr.storage.WrapperStore):
         store = store._store
     return store

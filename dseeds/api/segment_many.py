@@ -1,0 +1,302 @@
+"""`segment_many`, the public function: many volumes in one process, several at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from dseeds.core.checks import check_threads
+from dseeds.engine.in_process import run_in_process
+from dseeds.engine.in_process_model import allowed_bytes, is_small, needed_bytes
+from dseeds.engine.report import Report
+from dseeds.engine.run import AUTO_MASK, Run, RunOptions
+from dseeds.engine.run_directory import is_finished, is_unfinished
+from dseeds.engine.segmentation import run_segmentation
+from dseeds.engine.validation import prepare_run
+from dseeds.io.formats.nifti import NIFTI_ENDINGS
+from dseeds.parallel.machine import cpu_count
+from dseeds.parallel.resources import Resources
+from dseeds.storage.label_group import FILE_ENDINGS
+from dseeds.storage.location import is_remote
+
+# What stands for the name of a volume in the address of its mask.
+NAME_FIELD = "{name}"
+# Endings that are not part of a volume's name, the longer ones first.
+ENDINGS = (*NIFTI_ENDINGS[::-1], ".ome.zarr", ".ome.tiff", ".ome.tif", ".zarr", *FILE_ENDINGS)
+# A thread is worth so many voxels: smaller volumes are cut by one thread each, several at a time.
+VOXELS_PER_THREAD = 1 << 21
+
+
+@dataclass(frozen=True)
+class VolumeResult:
+    """What became of one of many volumes.
+
+    Attributes
+    ----------
+    source, target : str
+        The addresses of the volume and of its labels.
+    report : Report or None
+        The report of its run; None if it failed, or was skipped because its labels were there already.
+    error : str or None
+        Why it failed.
+    """
+
+    source: str
+    target: str
+    report: Report | None = None
+    error: str | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether its labels were there already."""
+        return self.report is None and self.error is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return {**asdict(self), "skipped": self.skipped}
+
+
+def segment_many(
+    sources: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    *,
+    mask: str | None = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_result: Callable[[VolumeResult], object] = lambda result: None,
+    **options: Any,
+) -> list[VolumeResult]:
+    """Cut many volumes into supervoxels, each on its own, and write their labels into a folder.
+
+    Small volumes are cut in this process, several at a time; one that does not fit in memory is cut on a local Dask
+    cluster when the others are done. A volume that fails does not stop the others.
+
+    Parameters
+    ----------
+    sources : sequence of path or URL
+        The volumes, of any format that `segment` takes.
+    folder : path or URL
+        Where to write the labels; it is created if necessary. Labels of NIfTI are NIfTI, ``NAME.nii.gz`` for
+        ``NAME.nii.gz``, others are OME-Zarr, ``NAME.zarr``. Names that would be the same begin with those of the
+        folders in which the volumes lie.
+    mask : str, optional
+        ``"auto"``, or the address of the masks, in which ``{name}`` stands for the name of a volume: that of its labels
+        without the ending.
+    memory : int or str, optional
+        The memory that volumes may take together, such as ``"8GiB"``. Default: most of what the machine has free.
+    threads : int, optional
+        The number of threads. Default: one per core.
+    overwrite : bool, default False
+        Replace older labels that this program wrote.
+    resume : bool, default False
+        Skip volumes whose labels have been written from the same data with the same parameters of the labels, and
+        resume runs of large ones.
+    on_result : callable, optional
+        Called with the `VolumeResult` of every volume as soon as it is known.
+    **options
+        Other options of `segment`, for all volumes: `step`, `n_segments`, `spacing`, `window`, `percentiles`, `bins`,
+        `compactness`, `min_size`, `levels`, `pyramid`, `features`, `volume`, `level`, `channel_axis`, `weights`,
+        `chunks`, `shards`.
+
+    Returns
+    -------
+    list of VolumeResult
+        In the order of the sources.
+
+    Raises
+    ------
+    TypeError
+        If there is no such option.
+    ValueError
+        If there are no sources, or one is given twice.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import dseeds
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a", "b"):
+    ...         np.save(f"{folder}/{name}.npy", np.zeros((16, 16, 16), np.uint8))
+    ...     results = dseeds.segment_many([f"{folder}/a.npy", f"{folder}/b.npy"], f"{folder}/labels", step=8)
+    >>> [result.report.supervoxels for result in results]
+    [8, 8]
+    """
+    targets = name_targets([os.fspath(source) for source in sources], os.fspath(folder))
+    if mask is not None and mask != AUTO_MASK and NAME_FIELD not in mask and len(targets) > 1:
+        raise ValueError(f"{mask} cannot be the mask of several volumes: write {NAME_FIELD} where their names differ")
+    threads = cpu_count() if threads is None else check_threads(threads)
+    volumes = _Volumes(RunOptions(**options), mask, _Budget(allowed_bytes(memory), threads), overwrite, resume)
+    if not is_remote(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    results: dict[str, VolumeResult] = {}
+    large: list[str] = []
+
+    def settle(source: str, result: VolumeResult | None) -> None:
+        if result is None:
+            large.append(source)
+        else:
+            results[source] = result
+            on_result(result)
+
+    with ThreadPoolExecutor(min(threads, len(targets)), thread_name_prefix="dseeds-volume") as pool:
+        running = {pool.submit(volumes.cut, source, target): source for source, target in targets.items()}
+        try:
+            for future in as_completed(running):
+                settle(running[future], future.result())
+        except BaseException:
+            # What has begun ends; nothing else begins.
+            volumes.budget.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    for source in large:
+        settle(source, volumes.cut_on_dask(source, targets[source], memory))
+    return [results[source] for source in targets]
+
+
+def name_targets(sources: list[str], folder: str) -> dict[str, str]:
+    """Return the address of the labels of each source in a folder.
+
+    Names that are the same, also without their endings, begin with those of the folders of their sources.
+
+    >>> name_targets(["1/ct.nii.gz", "2/ct.nii.gz", "2/mr.tif"], "out")
+    {'1/ct.nii.gz': 'out/1_ct.nii.gz', '2/ct.nii.gz': 'out/2_ct.nii.gz', '2/mr.tif': 'out/2_mr.zarr'}
+    """
+    if not sources:
+        raise ValueError("there are no volumes: name at least one")
+    if len(set(sources)) < len(sources):
+        twice = next(source for source in sources if sources.count(source) > 1)
+        raise ValueError(f"{twice} is named twice: name every volume once")
+    parts = [_parts(source) for source in sources]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["_".join(path[-depth:]) for path in parts]
+        if len({volume_name(name) for name in names}) == len(names):
+            break
+    else:
+        raise ValueError("volumes differ only in their endings, so their labels would have the same name: rename some")
+    targets = [f"{folder.rstrip('/')}/{volume_name(name)}{_target_ending(name)}" for name in names]
+    return dict(zip(sources, targets, strict=True))
+
+
+def _parts(source: str) -> list[str]:
+    """Return the names that an address consists of."""
+    parts = source.split("/") if "://" in source else Path(source).parts
+    return [part for part in parts if part.strip("/\\:")]
+
+
+def volume_name(name: str) -> str:
+    """Return the name of a volume without the ending of its format.
+
+    >>> volume_name("ct.nii.gz"), volume_name("1.2.840.1"), volume_name("a.OME.TIF")
+    ('ct', '1.2.840.1', 'a')
+    """
+    lower = name.lower()
+    ending = next((ending for ending in ENDINGS if lower.endswith(ending)), "")
+    return name.removesuffix(name[len(name) - len(ending) :]) if ending else name
+
+
+def _target_ending(name: str) -> str:
+    ending = next((ending for ending in NIFTI_ENDINGS if name.lower().endswith(ending)), None)
+    return ending or ".zarr"
+
+
+class _Budget:
+    """Memory and threads that several volumes share."""
+
+    def __init__(self, memory: int, threads: int) -> None:
+        self.memory, self.threads = memory, threads
+        self._free_memory, self._free_threads, self._stopped = memory, threads, False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, memory: int, threads: int) -> Iterator[None]:
+        """Take some memory and threads as soon as they are free, of which there are as many at least."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._stopped or (self._free_memory >= memory and self._free_threads >= threads)
+            )
+            if self._stopped:
+                raise InterruptedError("interrupted before it began")
+            self._free_memory -= memory
+            self._free_threads -= threads
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free_memory += memory
+                self._free_threads += threads
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let nobody begin any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class _Volumes:
+    """What is common to all volumes."""
+
+    options: RunOptions
+    mask: str | None
+    budget: _Budget
+    overwrite: bool
+    resume: bool
+
+    def cut(self, source: str, target: str) -> VolumeResult | None:
+        """Cut a volume in this process and return what became of it; None if it does not fit in memory."""
+        result = VolumeResult(source, target)
+        try:
+            run = self._prepare(source, target)
+            if self.resume and is_finished(run):
+                return result
+            threads = max(1, min(self.budget.threads, prod(run.spec.shape) // VOXELS_PER_THREAD))
+            needed = needed_bytes(run, threads)
+            if needed > self.budget.memory or not is_small(run) or (self.resume and is_unfinished(run)):
+                return None
+            with self.budget.hold(needed, threads):
+                return replace(result, report=run_in_process(run, threads=threads).report)
+        except Exception as error:
+            return replace(result, error=_describe(error))
+
+    def cut_on_dask(self, source: str, target: str, memory: int | str | None) -> VolumeResult:
+        """Cut a large volume on a local cluster and return what became of it."""
+        result = VolumeResult(source, target)
+        try:
+            options = self._own_options(source, target)
+            outcome = run_segmentation(
+                source, target, options, Resources(memory), overwrite=self.overwrite, resume=self.resume
+            )
+            return replace(result, report=outcome.report)
+        except Exception as error:
+            return replace(result, error=_describe(error))
+
+    def _prepare(self, source: str, target: str) -> Run:
+        """Check a volume and its target, which may be there already if it is the same as it would become."""
+        options = self._own_options(source, target)
+        for overwrite in (True, self.overwrite) if self.resume else (self.overwrite,):
+            run, _ = prepare_run(source, target, options, Resources().capacity, overwrite=overwrite, resume=self.resume)
+            if self.resume and is_finished(run):
+                break
+        return run
+
+    def _own_options(self, source: str, target: str) -> RunOptions:
+        if self.mask is None or self.mask == AUTO_MASK:
+            return replace(self.options, mask=self.mask)
+        return replace(self.options, mask=self.mask.replace(NAME_FIELD, volume_name(target.rpartition("/")[2])))
+
+
+def _describe(error: Exception) -> str:
+    """Return a sentence about an error, with its type if it is not one that users are expected to meet."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, OSError | ValueError | TypeError) else f"{type(error).__name__}: {text}"
