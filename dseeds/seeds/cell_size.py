@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -20,6 +20,8 @@ DEFAULT_STEP = 16
 COMPROMISES = ((1.2, 0.02), (1.35, 0.02), (1.5, 0.02), (1.5, 0.04), (1.75, 0.04), (2.0, 0.04), (2.5, 0.04))
 # Counts per axis to try on either side of the isotropic one.
 NEARBY = 12
+# Edges of so many voxels are few enough to try all that are shorter or a little longer.
+FEW_VOXELS = 8
 
 Step = int | str | Sequence[int]
 
@@ -116,11 +118,25 @@ def _clip(shape: Triple, step: Triple) -> Triple:
 
 def _for_count(shape: Triple, target: int, spacing: tuple[float, float, float]) -> Triple:
     edge, free = _cube_edge(shape, target, spacing)
-    candidates = [
-        _candidates(n, edge / s) if axis in free else np.array([n if edge >= n * s else 2])
-        for axis, (n, s) in enumerate(zip(shape, spacing, strict=True))
-    ]
-    steps = np.array(list(itertools.product(*candidates)))
+
+    def choose(candidates: Callable[[int, float], NDArray[np.int64]]) -> tuple[float, Triple]:
+        """Return the relative miss of the target, and the best step."""
+        steps = [
+            candidates(n, edge / s) if axis in free else np.array([n if edge >= n * s else 2])
+            for axis, (n, s) in enumerate(zip(shape, spacing, strict=True))
+        ]
+        return _best_step(shape, target, spacing, free, np.array(list(itertools.product(*steps))))
+
+    found = choose(_candidates)
+    # Cells of few voxels leave few numbers of cells to choose from.
+    if found[0] > COMPROMISES[-1][1] and edge <= FEW_VOXELS * max(spacing):
+        found = min(found, choose(_small_candidates))
+    return found[1]
+
+
+def _best_step(
+    shape: Triple, target: int, spacing: tuple[float, float, float], free: list[int], steps: NDArray[np.int64]
+) -> tuple[float, Triple]:
     steps = np.minimum(steps, shape)
     cells = ((2 * np.array(shape) + steps) // (2 * steps)).prod(axis=1)
     miss = np.abs(cells / target - 1)
@@ -131,7 +147,7 @@ def _for_count(shape: Triple, target: int, spacing: tuple[float, float, float]) 
         if allowed.min() <= tolerance:
             break
     best = np.lexsort((anisotropy, np.where(np.isinf(allowed), miss + 10, allowed)))[0]
-    return triple(steps[best])
+    return float(miss[best]), triple(steps[best])
 
 
 def _cube_edge(shape: Triple, target: int, spacing: tuple[float, float, float]) -> tuple[float, list[int]]:
@@ -158,3 +174,8 @@ def _candidates(length: int, ideal: float) -> NDArray[np.int64]:
     middle = max(1, round(length / ideal))
     counts = np.arange(max(1, middle - NEARBY), middle + NEARBY + 1)
     return np.unique(np.maximum(2, np.concatenate([length // counts, -(-length // counts)])))
+
+
+def _small_candidates(length: int, ideal: float) -> NDArray[np.int64]:
+    """Return all steps along an axis that are a few voxels away from the ideal one."""
+    return np.arange(2, max(3, int(2.5 * ideal) + 2))

@@ -124,6 +124,13 @@ def test_the_number_of_supervoxels_is_within_five_per_cent_where_cells_allow_it(
     assert miss <= 0.05 or best_miss(shape, target, 2.5) > 0.05
 
 
+@pytest.mark.parametrize(("shape", "target"), [((86, 192, 186), 108282), ((184, 188, 174), 116062)])
+def test_the_number_is_met_with_cells_of_few_voxels_too(shape, target):
+    step = choose_step(shape, n_segments=target)
+    assert abs(cells(shape, np.array(step)) / target - 1) <= 0.05
+    assert max(step) <= 2.5 * min(step)
+
+
 @given(shapes, st.data(), st.one_of(st.none(), spacings))
 def test_any_number_of_supervoxels_gives_steps_that_fit(shape, data, spacing):
     target = data.draw(st.integers(1, math.prod(shape)))
