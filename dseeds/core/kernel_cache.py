@@ -88,6 +88,11 @@ class CompileTimer:
 compile_timer = CompileTimer()
 
 
+def compile_seconds() -> float:
+    """Return the seconds that this process has spent on compiling kernels so far."""
+    return compile_timer.seconds
+
+
 class KernelCache(NullCache):
     """The compiled code of one kernel, in Numba's cache interface."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from distributed import Client
 
+from dseeds.core.kernel_cache import compile_seconds
 from dseeds.core.process import peak_memory
 from dseeds.core.progress import Progress
 from dseeds.engine import run_directory
@@ -89,8 +90,22 @@ def run_on_dask(
                 labels, executor = StoredLabels(run, state), Executor(0, connected, follower)
                 measure_labels(run, labels, state.job.windows, executor, thread_budget(capacity))
             peaks = dict(connected.run(peak_memory, on_error="ignore"))
+            # The workers of a cluster of the user's may have compiled in earlier runs.
+            compiled = (
+                max(connected.run(compile_seconds, on_error="ignore").values(), default=0.0) if client is None else 0.0
+            )
             held.confirm()
-            report = partial(_report, run, state, stages, capacity.workers, peaks, is_resumed, started)
+            report = partial(
+                _report,
+                run,
+                state,
+                stages,
+                capacity.workers,
+                peaks,
+                compiled,
+                is_resumed,
+                started,
+            )
             plan = build_plan(run, capacity, None)
             publish_run(run, state, stages, {"plan": plan.to_dict(), "report": report().to_dict()})
         # Only after the lease is released, which is in the same folder.
@@ -105,6 +120,7 @@ def _report(
     stages: StageRunner,
     workers: int,
     peaks: dict[str, int],
+    compiled: float,
     is_resumed: bool,
     started: float,
 ) -> Report:
@@ -131,6 +147,7 @@ def _report(
         voxels_per_second=round(prod(job.shape) / seconds, 1),
         peak_memory=peaks,
         stages=reports,
+        compile_seconds=round(compiled, 4),
     )
 
 

@@ -79,11 +79,13 @@ class MemoryLabels:
         return [int(ids.max(initial=0)) for ids in (self.result.labels, *self.result.parents)]
 
 
-def run_in_process(run: Run, *, threads: int | None = None, progress: Progress | None = None) -> Outcome:
+def run_in_process(
+    run: Run, *, threads: int | None = None, memory: int | str | None = None, progress: Progress | None = None
+) -> Outcome:
     """Cut a volume that fits in memory, and publish its labels; see `dseeds.segment`."""
     started, compiled = time.perf_counter(), compile_timer.seconds
     threads = cpu_count() if threads is None else threads
-    plan = build_local_plan(run, threads)
+    plan = build_local_plan(run, threads, memory)
     check_disk(run, has_scratch=False)
     with hold_folder(run) as lease, default_progress(progress) as follower:
         stages = StageTimer({stage.name: stage.tasks for stage in plan.stages}, follower)

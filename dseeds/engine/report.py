@@ -138,7 +138,7 @@ class Report(RunDocument):
     stages : tuple of StageReport
         The stages in the order in which they began.
     compile_seconds : float
-        The time that this process spent on compiling kernels, which later processes load.
+        The time that this process, or the worker of a local cluster with the most, spent on compiling kernels.
     """
 
     target: str

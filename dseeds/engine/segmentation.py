@@ -29,7 +29,7 @@ def run_segmentation(
     """Check the options, cut the volume and publish the labels; see `dseeds.segment`."""
     run, capacity = prepare_run(source, target, options, resources.capacity, overwrite=overwrite, resume=resume)
     if not keep_scratch and not (resume and is_unfinished(run)) and runs_in_process(run, resources):
-        return run_in_process(run, progress=progress)
+        return run_in_process(run, memory=resources.memory, progress=progress)
     # Here, not above: Dask takes its time to import.
     from dseeds.engine.driver import run_on_dask
 
