@@ -191,7 +191,6 @@ def s3(url: str) -> boto3.client:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Threads end with their connections, which clients keep open.
     block_on_close = False
     store: FaultyStore
 
@@ -259,6 +258,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         if not any(name.lower() == "content-length" for name, _ in answer.headers):
             self.send_header("Content-Length", str(len(answer.body)))
+        # Connections that stay open have a thread each. When a client closes a thousand of them at once, all these
+        # threads wait for the interpreter's lock, and the process does nothing else for minutes.
+        self.send_header("Connection", "close")
+        self.close_connection = True
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body[:sent])
