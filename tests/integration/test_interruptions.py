@@ -173,6 +173,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as Ctrl-C", "to the main process"])
 def test_an_interrupted_program_says_how_to_resume(tmp_path, whole_group):
     """A real signal interrupts a real program with worker processes."""
@@ -191,7 +192,7 @@ def test_an_interrupted_program_says_how_to_resume(tmp_path, whole_group):
                     break
             time.sleep(0.3)
             (os.killpg if whole_group else os.kill)(program.pid, signal.SIGINT)
-            _, errors = program.communicate(timeout=120)
+            _, errors = program.communicate(timeout=250)
         finally:
             program.kill()
     assert program.returncode != 0
