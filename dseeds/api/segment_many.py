@@ -201,7 +201,7 @@ def volume_name(name: str) -> str:
     """
     lower = name.lower()
     ending = next((ending for ending in ENDINGS if lower.endswith(ending)), "")
-    return name.removesuffix(name[len(name) - len(ending) :]) if ending else name
+    return name[: len(name) - len(ending)]
 
 
 def _target_ending(name: str) -> str:

@@ -28,10 +28,6 @@ NOTES = ("resume with: ", "try that region alone with: ", "the labels in ")
 EXPECTED = {"RegionFailed", "BeyondRepair", "LeaseLost", "NotYet", "ScratchCorrupted"}
 
 
-class SomeFailed(ValueError):
-    """Some of many volumes failed."""
-
-
 @contextmanager
 def command_context() -> Iterator[None]:
     """Silence warnings and logs, and turn SIGINT and SIGTERM into an orderly stop, while the context lasts."""

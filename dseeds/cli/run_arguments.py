@@ -203,14 +203,20 @@ class RunArguments:
             scratch=self.scratch,
         )
 
+    def _addresses(self) -> list[str]:
+        """Return the positional arguments, of which there must be one."""
+        addresses = [*(self.source or []), *([] if self.target is None else [self.target])]
+        if not addresses:
+            raise typer.BadParameter("missing: name an image", param_hint="'SOURCE'")
+        return addresses
+
     def sources(self) -> list[str]:
         """Return the volumes to cut each on its own, with patterns replaced by the files that match.
 
         Raises a BadParameter if there are none.
         """
-        addresses = [*(self.source or []), *([] if self.target is None else [self.target])]
         volumes: list[str] = []
-        for address in addresses:
+        for address in self._addresses():
             path = Path(address).expanduser()
             matches = [address]
             if "://" not in address and any(sign in address for sign in "*?[") and not path.exists():
@@ -218,8 +224,6 @@ class RunArguments:
             if not matches:
                 raise typer.BadParameter(f"no file matches {address}", param_hint="'SOURCE'")
             volumes += matches
-        if not volumes:
-            raise typer.BadParameter("missing: name an image", param_hint="'SOURCE'")
         return volumes
 
     def source_and_target(self) -> tuple[str | list[str], str]:
@@ -227,9 +231,7 @@ class RunArguments:
 
         The last positional argument is the target, except for labels that go into their image.
         """
-        addresses = [*(self.source or []), *([] if self.target is None else [self.target])]
-        if not addresses:
-            raise typer.BadParameter("missing: name an image", param_hint="'SOURCE'")
+        addresses = self._addresses()
         if self.into_image:
             from dseeds.io.label_listing import DEFAULT_NAME, label_address
 

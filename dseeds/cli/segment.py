@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dseeds.cli.cluster import ClusterOptions
-from dseeds.cli.errors import SomeFailed, print_advice
+from dseeds.cli.errors import print_advice
 from dseeds.cli.options import KeepScratchOption, MemoryOption, WorkersOption, output_option, work_option
 from dseeds.cli.output import OutputOptions
 from dseeds.cli.run_arguments import RunArguments
@@ -131,4 +131,4 @@ def _segment_many(run: RunArguments, folder: str, output: OutputOptions, memory:
     document = json.dumps([result.to_dict() for result in results], indent=2)
     output.print_result(document, partial(print_volumes, results))
     if failed := sum(result.error is not None for result in results):
-        raise SomeFailed(f"{failed} of {len(results)} volumes failed")
+        raise ValueError(f"{failed} of {len(results)} volumes failed")

@@ -116,7 +116,7 @@ class Trial:
 
 def _read_part(run: Run) -> tuple[list[NDArray[Any]], float]:
     """Return some whole cells from the middle, channel by channel, and the seconds per byte that reading took."""
-    image, lattice = run.image, Lattice(run.spec.shape, run.spec.step)
+    image, lattice = run.image, run.spec.lattice
     half = prod(image.shape) * image.itemsize / 2
     extent = [min(n, max(1, TRIAL_EXTENT // s)) for n, s in zip(lattice.cells, lattice.step, strict=True)]
     lo = triple([(n - k) // 2 for n, k in zip(lattice.cells, extent, strict=True)])

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from math import prod
 from typing import Any
 
 from distributed import Client
@@ -26,7 +25,7 @@ from dseeds.engine.dask_runner import StageRunner
 from dseeds.engine.io_model import check_disk
 from dseeds.engine.job import Job
 from dseeds.engine.memory_model import thread_budget
-from dseeds.engine.outcome import Outcome
+from dseeds.engine.outcome import Outcome, report_run
 from dseeds.engine.phases import LABEL, Phase
 from dseeds.engine.planning import build_plan
 from dseeds.engine.publishing import (
@@ -39,7 +38,7 @@ from dseeds.engine.publishing import (
     pyramid_count,
 )
 from dseeds.engine.repair import BeyondRepair, RegionFailed, Repairer
-from dseeds.engine.report import Report, TaskResult
+from dseeds.engine.report import TaskResult
 from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
 from dseeds.engine.source_import import SourceDamaged, import_count, import_source, slab_count
@@ -51,7 +50,7 @@ from dseeds.parallel.executor import Executor
 from dseeds.parallel.notebook_progress import default_progress
 from dseeds.seeds.order_statistics import NoFiniteValues
 from dseeds.storage.lease import LeaseLost, RunInUse, hold_lease
-from dseeds.storage.zarr_arrays import ScratchCorrupted, region_units
+from dseeds.storage.zarr_arrays import ScratchCorrupted
 
 
 def run_on_dask(
@@ -96,15 +95,15 @@ def run_on_dask(
             )
             held.confirm()
             report = partial(
-                _report,
+                report_run,
                 run,
                 state,
                 stages,
-                capacity.workers,
-                peaks,
-                compiled,
-                is_resumed,
                 started,
+                workers=capacity.workers,
+                peaks=peaks,
+                compiled=compiled,
+                is_resumed=is_resumed,
             )
             plan = build_plan(run, capacity, None)
             publish_run(run, state, stages, {"plan": plan.to_dict(), "report": report().to_dict()})
@@ -112,43 +111,6 @@ def run_on_dask(
         if not keep_scratch:
             run_directory.forget_run(run)
     return Outcome(run, plan, report())
-
-
-def _report(
-    run: Run,
-    state: RunState,
-    stages: StageRunner,
-    workers: int,
-    peaks: dict[str, int],
-    compiled: float,
-    is_resumed: bool,
-    started: float,
-) -> Report:
-    """Return the report of a run so far."""
-    seconds = time.perf_counter() - started
-    job, reports = state.job, stages.reports()
-    return Report(
-        target=run.target.address,
-        features=run.features,
-        shape=job.shape,
-        step=job.step,
-        cells=job.lattice.cells,
-        windows=job.windows,
-        supervoxels=state.supervoxels,
-        coarser=tuple(state.counts[1:]),
-        regions=len(job.regions),
-        skipped=sum(report.skipped for report in reports),
-        retried=sum(report.retried for report in reports),
-        resumed=is_resumed,
-        region_shape=region_units(job.regions, job.lattice.grids[-1]),
-        rounds=len(job.schedule),
-        workers=workers,
-        seconds=round(seconds, 4),
-        voxels_per_second=round(prod(job.shape) / seconds, 1),
-        peak_memory=peaks,
-        stages=reports,
-        compile_seconds=round(compiled, 4),
-    )
 
 
 def run_phases(run: Run, state: RunState, stages: StageRunner) -> None:

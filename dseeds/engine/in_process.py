@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from dseeds.core.process import peak_memory
 from dseeds.core.progress import Progress
 from dseeds.engine.in_process_model import CUT_STAGE, EXPORT_STAGE, READ_STAGE, WRITE_STAGE
 from dseeds.engine.io_model import check_disk
-from dseeds.engine.outcome import Outcome
+from dseeds.engine.outcome import Outcome, report_run
 from dseeds.engine.planning import build_local_plan
 from dseeds.engine.publishing import (
     begin_labels,
@@ -93,31 +92,9 @@ def run_in_process(
         state = _finished_state(run, labels)
 
         def report() -> Report:
-            seconds = time.perf_counter() - started
-            return Report(
-                target=run.target.address,
-                features=run.features,
-                shape=run.spec.shape,
-                step=run.spec.step,
-                cells=state.job.lattice.cells,
-                windows=state.job.windows,
-                supervoxels=state.supervoxels,
-                coarser=tuple(state.counts[1:]),
-                regions=1,
-                skipped=0,
-                retried=0,
-                resumed=False,
-                region_shape=run.spec.shape,
-                rounds=len(state.job.schedule),
-                workers=0,
-                seconds=round(seconds, 4),
-                voxels_per_second=round(prod(run.spec.shape) / seconds, 1),
-                peak_memory={"this process": peak_memory()},
-                stages=stages.reports(),
-                compile_seconds=round(compile_timer.seconds - compiled, 4),
-            )
+            peaks, seconds = {"this process": peak_memory()}, compile_timer.seconds - compiled
+            return report_run(run, state, stages, started, workers=0, peaks=peaks, compiled=seconds)
 
-        lease.confirm()
         check_inputs(run)
         if run.target.is_nifti:
             lease.confirm()
@@ -135,7 +112,7 @@ def run_in_process(
 
 def _cut(run: Run, stages: StageTimer, threads: int) -> MemoryLabels:
     """Read the volume and cut it."""
-    lattice, settings = run.job().lattice, run.spec.parameters.settings
+    lattice, settings = run.spec.lattice, run.spec.parameters.settings
     with stages.timed(READ_STAGE) as advance:
         values, inside = _read(run, advance)
     with stages.timed(CUT_STAGE) as advance:

@@ -30,12 +30,12 @@ def runs_in_process(run: Run, resources: Resources) -> bool:
     """Return whether a new run needs no cluster: the user asks for none, and the volume fits in memory."""
     if resources.client is not None or resources.workers is not None:
         return False
-    return is_small(run) and needed_bytes(run) <= allowed_bytes(resources.memory)
+    return is_small(run) and needed_bytes(run, cpu_count()) <= allowed_bytes(resources.memory)
 
 
 def is_small(run: Run) -> bool:
     """Return whether labels of 32 bits can number the supervoxels."""
-    return Lattice(run.spec.shape, run.spec.step).size < MAX_CELLS
+    return run.spec.lattice.size < MAX_CELLS
 
 
 def allowed_bytes(memory: int | str | None) -> int:
@@ -44,10 +44,9 @@ def allowed_bytes(memory: int | str | None) -> int:
     return max(0, int(TASK_SHARE * available))
 
 
-def needed_bytes(run: Run, threads: int | None = None) -> int:
+def needed_bytes(run: Run, threads: int) -> int:
     """Project the peak memory of a run in this process, without that of the process itself."""
-    lattice = Lattice(run.spec.shape, run.spec.step)
-    return peak_bytes(lattice, task_shape(run.image, run.spec.parameters), cpu_count() if threads is None else threads)
+    return peak_bytes(run.spec.lattice, task_shape(run.image, run.spec.parameters), threads)
 
 
 def peak_bytes(lattice: Lattice, task: TaskShape, threads: int) -> int:
@@ -72,7 +71,7 @@ def local_stages(run: Run) -> tuple[StagePlan, ...]:
     voxels, levels = prod(run.spec.shape), run.spec.parameters.levels + 1
     image = voxels * run.image.itemsize + (0 if run.mask is None else voxels)
     labels = run.labels_layout.nbytes
-    rounds = len(schedule(Lattice(run.spec.shape, run.spec.step), run.image.channels))
+    rounds = len(schedule(run.spec.lattice, run.image.channels))
     stages = [StagePlan(READ_STAGE, 1, image, 0), StagePlan(CUT_STAGE, rounds, 0, 0)]
     if run.target.is_nifti:
         slabs = slab_count(run.spec.shape, run.labels_layout.dtype.itemsize)

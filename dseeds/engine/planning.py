@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dseeds.core.formatting import format_bytes, format_duration, format_mebibytes, format_shape
-from dseeds.core.geometry import Lattice, Triple, triple
+from dseeds.core.geometry import Triple, triple
 from dseeds.core.html import format_table
 from dseeds.engine.calibration import Trial, estimate_local_seconds
 from dseeds.engine.in_process_model import allowed_bytes, local_stages, needed_bytes, runs_in_process
@@ -222,7 +222,7 @@ def plan(
 
 def build_local_plan(run: Run, threads: int, memory: int | str | None = None, seconds: float | None = None) -> Plan:
     """Return the plan of a run in this process."""
-    lattice, shape = Lattice(run.spec.shape, run.spec.step), run.spec.shape
+    lattice, shape = run.spec.lattice, run.spec.shape
     needed = needed_bytes(run, threads)
     return Plan(
         target=run.target.address,

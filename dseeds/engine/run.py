@@ -208,6 +208,11 @@ class RunSpec:
         """A hash of everything that the labels and the scratch depend on."""
         return run_identity(self.to_document())
 
+    @cached_property
+    def lattice(self) -> Lattice:
+        """The lattice."""
+        return Lattice(self.shape, self.step)
+
 
 @dataclass(frozen=True)
 class ResolvedTarget:
@@ -387,7 +392,7 @@ class Run:
     def labels_layout(self) -> Layout:
         """The layout of the labels."""
         spec = self.spec
-        dtype = Lattice(spec.shape, spec.step).label_dtype
+        dtype = spec.lattice.label_dtype
         return Layout(spec.shape, dtype, spec.label_shard, spec.label_chunk, ZSTD_CODEC, checked=self.target.is_nifti)
 
 

@@ -102,38 +102,36 @@ def begin_run(run: Run, resume: bool) -> bool:
     not ours.
     """
     folder = run.folder
-    leftovers: list[str] = []
-    if folder.read(DOCUMENT) is None:
-        leftovers = _check_leftovers(folder)
-    elif resume:
+    if resume and is_unfinished(run):
         return True
-    else:
-        _replace_run(run)
+    leftovers = _vacate(run)
     if not folder.create(DOCUMENT, seal(run.spec.to_document())):
-        raise FileExistsError(f"another process has just started a run at {folder.address}: name another target.")
+        raise _just_started(folder)
     folder.delete(leftovers)
     return False
 
 
-def _check_leftovers(folder: Location) -> list[str]:
-    """Return the files that lie in the folder of no run; raise a FileExistsError if they are not ours, or in use."""
-    leftovers = list(folder.names())
-    is_ours = all(_LEFTOVERS.fullmatch(name) for name in leftovers)
-    check_overwrite(folder.address, overwrite=True, is_ours=is_ours)
+def _vacate(run: Run) -> list[str]:
+    """Remove the unfinished run of the same target, and return the files that lie in a folder without one.
+
+    Raises a FileExistsError if the run must not be overwritten, the files are not ours, or the folder is in use.
+    """
+    folder, leftovers = run.folder, []
+    is_replaced = is_unfinished(run)
+    if not is_replaced:
+        leftovers = list(folder.names())
+        is_ours = all(_LEFTOVERS.fullmatch(name) for name in leftovers)
+        check_overwrite(folder.address, overwrite=True, is_ours=is_ours)
     # A run in another process may hold it without a document.
     check_free(folder)
+    if is_replaced:
+        if not run.spec.overwrite:
+            raise FileExistsError(
+                f"there is an unfinished run at {folder.address}: resume it with resume=True (--resume), or start "
+                f"again with overwrite=True (--overwrite)."
+            )
+        remove_run(folder)
     return leftovers
-
-
-def _replace_run(run: Run) -> None:
-    """Remove the unfinished run of the same target; raise a FileExistsError unless it may be overwritten."""
-    check_free(run.folder)
-    if not run.spec.overwrite:
-        raise FileExistsError(
-            f"there is an unfinished run at {run.folder.address}: resume it with resume=True (--resume), or start "
-            f"again with overwrite=True (--overwrite)."
-        )
-    remove_run(run.folder)
 
 
 @contextmanager
@@ -144,16 +142,11 @@ def hold_folder(run: Run) -> Iterator[Lease]:
     not ours; RunInUse if another process is working on the target.
     """
     folder = run.folder
-    if folder.read(DOCUMENT) is None:
-        _check_leftovers(folder)
-    else:
-        _replace_run(run)
+    _vacate(run)
     try:
         with hold_lease(folder) as lease:
-            if folder.read(DOCUMENT) is not None:
-                raise FileExistsError(
-                    f"another process has just started a run at {folder.address}: name another target."
-                )
+            if is_unfinished(run):
+                raise _just_started(folder)
             _clear_leftovers(folder)
             try:
                 yield lease
@@ -166,6 +159,10 @@ def hold_folder(run: Run) -> Iterator[Lease]:
         # Not if another process holds it.
         _remove_empty(folder.at(LEASE))
         _remove_empty(folder)
+
+
+def _just_started(folder: Location) -> FileExistsError:
+    return FileExistsError(f"another process has just started a run at {folder.address}: name another target.")
 
 
 def _clear_leftovers(folder: Location) -> None:
