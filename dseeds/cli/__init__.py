@@ -6,6 +6,8 @@ run, so that help appears at once.
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -46,6 +48,8 @@ EPILOG = (
     f"0 on success; {errors.FAILED} on an error, reported in one sentence; {errors.MISUSED} for invalid arguments; "
     f"{errors.NOT_YET} if other batch jobs must finish first; {errors.INTERRUPTED} after Ctrl-C."
 )
+# After so many new objects, cycles of garbage are searched for.
+NEW_OBJECTS = 50_000
 # The commands in the order of the help, by panel.
 COMMANDS: dict[str, tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...]] = {
     "Supervoxels": (
@@ -91,6 +95,10 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments, or those of the process, and return the exit code, see `EPILOG`."""
+    # Modules and compiled code are many objects in no cycle that could be collected: the search for one, again and
+    # again while they are loaded and once more at the end, would take a quarter of the time of a small volume.
+    gc.set_threshold(NEW_OBJECTS)
+    atexit.register(gc.freeze)
     with errors.command_context():
         try:
             code = app(arguments, prog_name="dseeds", standalone_mode=False) or 0

@@ -6,7 +6,6 @@ and renewed credentials take effect at once.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import re
@@ -18,10 +17,16 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from dseeds.core.lazy_module import LazyModule
 from dseeds.core.optional import import_optional
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = LazyModule("asyncio")
 
 _T = TypeVar("_T")
 

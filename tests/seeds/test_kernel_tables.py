@@ -1,6 +1,7 @@
 """Parts of the kernels: layout, lanes, connectivity, logarithms, scores and tables."""
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 from hypothesis import given, settings
@@ -159,6 +160,15 @@ def test_logarithms_are_the_oracles_and_accurate(n):
     assert _log(n) == oracle.log(n)
     # Half a unit from the table, one from rounding down twice, and half from each octave's ln 2.
     assert abs(_log(n) / 2**20 - math.log(n)) < (2 + n.bit_length() / 2) * 2**-20
+
+
+def test_the_table_of_logarithms_is_the_same_on_every_machine():
+    """Its values are those of a decimal computation, and far from where rounding turns."""
+    with localcontext() as context:
+        context.prec = 30
+        values = [(1 + Decimal(i) / 2048).ln() * 2**20 for i in range(2049)]
+        assert scores.log_table().tolist() == [int(value + Decimal("0.5")) for value in values]
+        assert min(abs(value % 1 - Decimal("0.5")) for value in values) > Decimal("1e-4")
 
 
 def test_logarithms_never_fall():
