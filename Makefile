@@ -10,7 +10,7 @@ PYTHON ?= python3
 JOBS ?= 2
 # A process that has run out of tests takes over some of another's.
 PYTEST ?= -q --durations=10 -n $(JOBS) --dist worksteal
-UNITS := core seeds io storage measure quality engine api cli phantom viz convert
+UNITS := core seeds io storage parallel measure quality engine api cli phantom viz convert
 
 VENV := .venv
 BIN := $(VENV)/bin
