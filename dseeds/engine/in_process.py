@@ -34,7 +34,7 @@ from dseeds.engine.publishing import (
 )
 from dseeds.engine.report import Report
 from dseeds.engine.run import Run
-from dseeds.engine.run_directory import hold_folder
+from dseeds.engine.run_directory import LABELS, OLDER, hold_folder
 from dseeds.engine.run_state import RunState
 from dseeds.engine.source_import import SourceDamaged
 from dseeds.engine.stage_timer import StageTimer
@@ -185,11 +185,11 @@ def _publish(
 def replace_target(run: Run, labels: Path) -> None:
     """Move finished labels to the target; an older output goes into the run's folder, to be removed with it.
 
-    A kill between the two moves leaves the target missing and both outputs in the run's folder, for a moment that is
-    shorter than any other way would take.
+    A kill between the two moves leaves the target missing, and both outputs in the run's folder: the next run of the
+    target moves the older one back.
     """
     check_target(run.target.location, run.spec.overwrite)
-    older = labels.with_name("older")
+    older = labels.with_name(OLDER)
     with suppress(FileNotFoundError):
         run.target.path.rename(older)
     try:
@@ -204,6 +204,6 @@ def _staged(run: Run) -> Run:
     """Return the run with a target in its folder, to be renamed, unless the target is remote or within an image."""
     if run.target.is_remote or run.spec.into_image:
         return run
-    location = run.folder.at(run.identity).at("labels")
+    location = run.folder.at(run.identity).at(LABELS)
     assert isinstance(location, LocalLocation)
     return replace(run, target=replace(run.target, location=location))

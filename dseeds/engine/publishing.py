@@ -151,7 +151,8 @@ def measure_labels(
         space_of(image, run.image.affine, run.spec.options.spacing or run.image.spacing, windows),
         Dataset(open_location(run.features)).begin(),
     )
-    measure_features(feature_job, executor, {"labels": Path(run.target.address).name, "image": run.image.name})
+    names = {"labels": Path(run.target.address).name, "image": run.image.name, "product": run.spec.product}
+    measure_features(feature_job, executor, names)
 
 
 def finish_labels(
@@ -229,5 +230,5 @@ def export_nifti(run: Run, labels: FinishedLabels, supervoxels: int, advance: Ca
         shape,
         max_label=supervoxels,
         overwrite=run.spec.overwrite,
-        run=run.identity,
+        run=run.spec.product,
     )

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dseeds._version import __version__
+from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Lattice, Triple, triple
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
@@ -47,6 +48,8 @@ AUTO_MASK = "auto"
 LAYOUT_OPTIONS = {"pyramid", "features", "region", "chunks", "shards", "scratch"}
 # Entries of a stored specification that neither the labels nor the scratch depend on.
 UNHASHED_KEYS = ("asked", "scratch", "overwrite", "given", "given_mask")
+# Entries that are chosen for the memory of a machine.
+CHOSEN_KEYS = ("region", "labels")
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,18 @@ class RunSpec:
         return run_identity(self.to_document())
 
     @cached_property
+    def product(self) -> str:
+        """A hash of everything that the finished labels depend on, however the run is cut for the memory of a machine.
+
+        Unlike the identity, it includes what the user says about their metadata and layout.
+        """
+        document, options = self.to_document(), self.options
+        layout = {name: read_extents(name, getattr(options, name)) for name in ("chunks", "shards")}
+        spacing = None if options.spacing is None else list(map(float, options.spacing))
+        parts = {key: value for key, value in document.items() if key not in CHOSEN_KEYS}
+        return run_identity({**parts, **layout, "spacing": spacing})
+
+    @cached_property
     def lattice(self) -> Lattice:
         """The lattice."""
         return Lattice(self.shape, self.step)
@@ -329,6 +344,7 @@ class Run:
             ATTRIBUTE: {
                 "supervoxels": state.supervoxels,
                 "run": self.identity,
+                "product": self.spec.product,
                 "parameters": {
                     "asked": {name: value for name, value in options.to_dict().items() if name not in LAYOUT_OPTIONS},
                     "step": job.step,

@@ -26,7 +26,7 @@ from dseeds.engine.run import (
     scratch_elsewhere,
 )
 from dseeds.io import ArraySource, Image, nifti_run, open_mask
-from dseeds.storage.label_group import published_by, remove_target, written_by
+from dseeds.storage.label_group import check_target, published_by, published_product, remove_target, written_by
 from dseeds.storage.lease import LEASE_FOLDER as LEASE
 from dseeds.storage.lease import Lease, LeaseLost, check_free, hold_lease
 from dseeds.storage.location import LocalLocation, Location, open_location
@@ -34,8 +34,12 @@ from dseeds.storage.ownership import check_overwrite
 
 # Files in the run's folder: its specification, the write-ahead marker of publishing, and why it failed.
 DOCUMENT, PUBLISHING, FAILURE = "run.json", "publishing", "failure.json"
+# Folders of a run that keeps nothing else: its labels until they are finished, and older ones that they replace.
+LABELS, OLDER = "labels", "older"
 # What late tasks may write after their run has been removed.
-_LEFTOVERS = re.compile(rf"[0-9a-f]{{16}}/(?:done|scratch|labels|older)/.+|{LEASE}/\d+\.json|{PUBLISHING}|{FAILURE}")
+_LEFTOVERS = re.compile(
+    rf"[0-9a-f]{{16}}/(?:done|scratch|{LABELS}|{OLDER})/.+|{LEASE}/\d+\.json|{PUBLISHING}|{FAILURE}"
+)
 
 
 class RunMismatch(ValueError):
@@ -124,6 +128,7 @@ def _vacate(run: Run) -> list[str]:
         check_overwrite(folder.address, overwrite=True, is_ours=is_ours)
     # A run in another process may hold it without a document.
     check_free(folder)
+    _restore_older(run)
     if is_replaced:
         if not run.spec.overwrite:
             raise FileExistsError(
@@ -132,6 +137,21 @@ def _vacate(run: Run) -> list[str]:
             )
         remove_run(folder)
     return leftovers
+
+
+def _restore_older(run: Run) -> None:
+    """Move labels back to the target that a run was about to replace when it was killed.
+
+    Raises a FileExistsError if they must not be overwritten.
+    """
+    folder, target = run.folder, run.target
+    if not isinstance(folder, LocalLocation) or target.is_nifti or target.path.exists():
+        return
+    for older in folder.path.glob(f"*/{OLDER}"):
+        # Another process may restore them too.
+        with suppress(FileNotFoundError):
+            older.rename(target.path)
+        check_target(target.location, run.spec.overwrite)
 
 
 @contextmanager
@@ -227,8 +247,26 @@ def is_published(run: Run) -> bool:
 
 def is_finished(run: Run) -> bool:
     """Return whether the target holds the labels of a run with the same identity."""
+    return is_made(run) if run.target.is_nifti else published_by(run.target.location) == run.identity
+
+
+def is_made(run: Run) -> bool:
+    """Return whether the target holds what a run would write, even if another was cut otherwise to write it."""
     target = run.target
-    return (nifti_run(target.path) if target.is_nifti else published_by(target.location)) == run.identity
+    return (nifti_run(target.path) if target.is_nifti else published_product(target.location)) == run.spec.product
+
+
+def has_features(run: Run) -> bool:
+    """Return whether the features that the user wants of labels that are made are there as well."""
+    if run.features is None:
+        return True
+    # Here, not above: Arrow takes its time to import.
+    from dseeds.storage.parquet_dataset import Dataset
+
+    try:
+        return Dataset(open_location(run.features)).note().get("product") == run.spec.product
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def abandon_run(run: Run) -> None:

@@ -285,7 +285,7 @@ def features(
 
 
 def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, str]) -> None:
-    """Measure all regions, build the tables, and publish them with the `names` of the sources."""
+    """Measure all regions, build the tables, and publish them with the `names` of what they were made from."""
     regions = [(job, number) for number in range(len(job.tiling))]
     voxels: dict[int, BatchIndex] = {}
     contacts: dict[int, BatchIndex] = {}

@@ -209,10 +209,20 @@ def check_written_by(target: Location, run: str) -> None:
 
 def published_by(target: Location) -> str | None:
     """Return the run that wrote a finished output."""
+    return _published(target, "run")
+
+
+def published_product(target: Location) -> str | None:
+    """Return the hash of what a finished output depends on."""
+    return _published(target, "product")
+
+
+def _published(target: Location, key: str) -> str | None:
+    """Return an entry of this program's attribute of a finished output; None if there is none."""
     if target.read(MARKER) is not None:
         return None
     try:
-        return str(_metadata(target)[ATTRIBUTE]["run"])
+        return str(_metadata(target)[ATTRIBUTE][key])
     except (ValueError, KeyError, TypeError):
         return None
 

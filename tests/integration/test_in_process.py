@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import nibabel
 import numpy as np
@@ -27,6 +28,7 @@ from dseeds.engine.validation import prepare_run
 from dseeds.parallel.capacity import Capacity
 from tests.support.paths import ROOT
 from tests.support.runs import FEW, GOOD, Recorder, labels_in, names_in, noise, sizes, snapshot, voxels, when
+from tests.support.sources import make_zarr
 
 GIB = 1 << 30
 ALL_OPTIONS = {"step": 6, "levels": 2, "min_size": 30, "features": True, "region": 13, "mask": "auto"}
@@ -34,12 +36,13 @@ ALL_OPTIONS = {"step": 6, "levels": 2, "min_size": 30, "features": True, "region
 
 @st.composite
 def runs(draw):
-    """Draw a volume and any of the options that the labels or their layout depend on."""
+    """Draw a volume, how it is stored, and any of the options that the labels or their layout depend on."""
     shape = draw(st.tuples(*[st.integers(1, draw(st.sampled_from([12, 30, 45])))] * 3))
     image, window = draw(voxels(shape))
     options = {**draw(sizes(shape)), "window": window}
     options |= {
-        "mask": draw(st.sampled_from([None, None, "auto", "noise"])),
+        "percentiles": None if window else draw(st.sampled_from([None, (0, 100), (2, 90.5), "5,99.99"])),
+        "mask": draw(st.sampled_from([None, None, "auto", *MASKS])),
         "bins": draw(st.sampled_from(["linear", "equalised"])),
         "compactness": draw(st.sampled_from([0, 0, 1.5])),
         "min_size": draw(st.sampled_from([0, 0, 20])),
@@ -48,33 +51,80 @@ def runs(draw):
         "features": draw(st.booleans()),
         "region": draw(st.sampled_from([None, 13, 24])),
     }
-    if options["mask"] == "noise":
-        options["mask"] = noise(shape, seed=5) > -60
-    if draw(st.integers(0, 3)) == 0:
+    step = options.get("step")
+    if step and draw(st.booleans()):
+        shard = np.multiply(step, draw(st.sampled_from([(1, 1, 1), (2, 2, 2), (1, 2, 3)])))
+        options |= {"shards": shard.tolist(), "chunks": draw(st.sampled_from([None, step]))}
+        options["region"] = draw(st.sampled_from([None, (2 * shard).tolist()]))
+    stored = draw(st.sampled_from(["array", "channels", "levels", "nifti"]))
+    if stored == "channels":
         image = np.stack([image, image[::-1]])
         options |= {"channel_axis": 0, "weights": (1, 2), "window": None}
-    return image, options
+    if stored == "levels":
+        options["level"] = draw(st.sampled_from([0, 1, 1]))
+    return image, stored, options, draw(st.integers(1, 4))
+
+
+def save_levels(path, image):
+    """Save an image as the second of three levels of OME-Zarr."""
+    group, datasets = zarr.create_group(path), []
+    finer = image.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    for level, values in enumerate((finer, image, image[::2, ::2, ::2])):
+        group.create_array(str(level), data=np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
+        scale = [{"type": "scale", "scale": [2.0**level] * 3}]
+        datasets.append({"path": str(level), "coordinateTransformations": scale})
+    axes = [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return path
+
+
+def save_nifti(path, values):
+    nibabel.save(nibabel.Nifti1Image(np.asarray(values, order="C").T, np.diag([0.5, 0.75, 3.25, 1])), path)
+    return path
+
+
+# Masks in memory and in files: one that workers can read, and one that they cannot, of floats with NaN.
+MASKS = {
+    "in memory": lambda folder, inside: inside,
+    "coarse": lambda folder, inside: make_zarr(folder / "mask.zarr", inside[::2, ::2, ::2].astype("u1")),
+    "nifti": lambda folder, inside: save_nifti(folder / "mask.nii.gz", np.where(inside, 2.5, np.nan)),
+}
+
+
+def stored_as(kind, folder, image):
+    """Return a source of an image, which is stored in a folder unless it is an array."""
+    if kind == "levels":
+        return save_levels(folder / "image.zarr", image)
+    # NIfTI has no half floats.
+    if kind == "nifti" and image.dtype != np.float16:
+        return save_nifti(folder / "image.nii.gz", image)
+    return image
 
 
 @pytest.mark.slow
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@example(
-    (noise((30, 40, 35)), {"step": 6, "levels": 2, "min_size": 30, "features": True, "region": 13, "mask": "auto"})
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@example((noise((30, 40, 35)), "array", ALL_OPTIONS, 3))
+@example((noise((20, 23, 26)), "levels", {**ALL_OPTIONS, "level": 1, "mask": "coarse", "shards": 12, "chunks": 4}, 2))
+@example((noise((20, 23, 26)), "nifti", {**ALL_OPTIONS, "mask": "nifti", "percentiles": (2, 90.5)}, 1))
 @given(runs())
 def test_every_byte_is_that_of_a_run_on_dask(clients, run):
-    image, options = run
-    with TemporaryDirectory() as folder:
+    image, kind, options, threads = run
+    with TemporaryDirectory() as name, patch.object(in_process, "cpu_count", lambda: threads):
+        folder = Path(name)
+        source = stored_as(kind, folder, image)
+        inside = noise(np.shape(image)[-3:], seed=5) > -60
+        if options["mask"] in MASKS:
+            options = {**options, "mask": MASKS[options["mask"]](folder, inside)}
         outcomes = []
-        for name, who in (("dask", {"client": clients[4]}), ("here", {})):
-            Path(folder, name).mkdir()
+        for engine, who in (("dask", {"client": clients[4]}), ("here", {})):
+            (folder / engine).mkdir()
             try:
-                report = segment(image, f"{folder}/{name}/labels.zarr", **options, **who)
+                report = segment(source, folder / engine / "labels.zarr", **options, **who)
             except ValueError as error:
-                outcomes.append((str(error), names_in(f"{folder}/{name}")))
+                outcomes.append((str(error), names_in(folder / engine)))
                 continue
-            assert (report.workers == 0) == (name == "here")
-            outcomes.append(contents(f"{folder}/{name}"))
+            assert (report.workers == 0) == (engine == "here")
+            outcomes.append(contents(folder / engine))
         assert outcomes[0] == outcomes[1]
 
 
@@ -171,6 +221,56 @@ def test_a_kill_leaves_the_target_as_it_was(tmp_path, environment, stage, number
     assert snapshot(target) == before
     # Begun anew, without a word about the one before.
     segment(GOOD, target, overwrite=True, **FEW)
+    np.testing.assert_array_equal(labels_in(target), dseeds.supervoxels(GOOD, step=4))
+    assert names_in(tmp_path) == ["labels.zarr"]
+
+
+KILLED_BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+import dseeds
+from tests.support.runs import FEW, GOOD
+
+rename = Path.rename
+
+def kill_at_second(path, target):
+    if str(target) == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+
+Path.rename = kill_at_second
+dseeds.segment(GOOD, sys.argv[1], overwrite=True, **FEW)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("engine", ["dask", "here"])
+def test_a_kill_while_the_target_is_replaced(tmp_path, environment, clients, engine):
+    """The next run moves the older labels back, and replaces them only if it is asked to, and when it is done."""
+    target, who = tmp_path / "labels.zarr", {"client": clients[1]} if engine == "dask" else {}
+    segment(GOOD, target, step=6)
+    before = snapshot(target)
+
+    def kill():
+        command = [sys.executable, "-c", KILLED_BETWEEN, str(target)]
+        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120, check=False)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        assert names_in(tmp_path) == ["labels.zarr.dseeds"]
+
+    kill()
+    with pytest.raises(FileExistsError, match="exists"):
+        segment(GOOD, target, **FEW, **who)
+    assert snapshot(target) == before
+    kill()
+
+    def stop(*event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment(GOOD, target, overwrite=True, progress=Recorder(stop), **FEW, **who)
+    assert snapshot(target) == before
+    kill()
+    segment(GOOD, target, overwrite=True, **FEW, **who)
     np.testing.assert_array_equal(labels_in(target), dseeds.supervoxels(GOOD, step=4))
     assert names_in(tmp_path) == ["labels.zarr"]
 
