@@ -12,12 +12,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from dseeds.core.checks import check_threads
+from dseeds.core.checks import check_threads, is_whole_number
 from dseeds.engine.in_process import run_in_process
 from dseeds.engine.in_process_model import allowed_bytes, is_small, needed_bytes
 from dseeds.engine.report import Report
 from dseeds.engine.run import AUTO_MASK, Run, RunOptions
-from dseeds.engine.run_directory import is_finished, is_unfinished
+from dseeds.engine.run_directory import has_features, is_made, is_unfinished
 from dseeds.engine.segmentation import run_segmentation
 from dseeds.engine.validation import prepare_run
 from dseeds.io.formats.nifti import NIFTI_ENDINGS
@@ -67,6 +67,7 @@ def segment_many(
     sources: Sequence[str | os.PathLike[str]],
     folder: str | os.PathLike[str],
     *,
+    name_folders: int = 0,
     mask: str | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
@@ -86,8 +87,10 @@ def segment_many(
         The volumes, of any format that `segment` takes.
     folder : path or URL
         Where to write the labels; it is created if necessary. Labels of NIfTI are NIfTI, ``NAME.nii.gz`` for
-        ``NAME.nii.gz``, others are OME-Zarr, ``NAME.zarr``. Names that would be the same begin with those of the
-        folders in which the volumes lie.
+        ``NAME.nii.gz``, others are OME-Zarr, ``NAME.zarr``.
+    name_folders : int, default 0
+        How many of the folders that a volume lies in are in the name of its labels, for volumes whose own names are the
+        same: 1 for ``p1_ct.nii.gz`` from ``p1/ct.nii.gz``.
     mask : str, optional
         ``"auto"``, or the address of the masks, in which ``{name}`` stands for the name of a volume: that of its labels
         without the ending.
@@ -98,8 +101,8 @@ def segment_many(
     overwrite : bool, default False
         Replace older labels that this program wrote.
     resume : bool, default False
-        Skip volumes whose labels have been written from the same data with the same parameters of the labels, and
-        resume runs of large ones.
+        Skip volumes whose labels have been written from the same data with the same options, on any machine, and
+        resume runs of large ones. If only the features are missing, the same labels are written again with them.
     on_result : callable, optional
         Called with the `VolumeResult` of every volume as soon as it is known.
     **options
@@ -117,7 +120,7 @@ def segment_many(
     TypeError
         If there is no such option.
     ValueError
-        If there are no sources, or one is given twice.
+        If there are no sources, one is given twice, or the labels of several would have the same name.
 
     Examples
     --------
@@ -131,7 +134,7 @@ def segment_many(
     >>> [result.report.supervoxels for result in results]
     [8, 8]
     """
-    targets = name_targets([os.fspath(source) for source in sources], os.fspath(folder))
+    targets = name_targets([os.fspath(source) for source in sources], os.fspath(folder), name_folders)
     if mask is not None and mask != AUTO_MASK and NAME_FIELD not in mask and len(targets) > 1:
         raise ValueError(f"{mask} cannot be the mask of several volumes: write {NAME_FIELD} where their names differ")
     threads = cpu_count() if threads is None else check_threads(threads)
@@ -163,28 +166,33 @@ def segment_many(
     return [results[source] for source in targets]
 
 
-def name_targets(sources: list[str], folder: str) -> dict[str, str]:
+def name_targets(sources: list[str], folder: str, name_folders: int = 0) -> dict[str, str]:
     """Return the address of the labels of each source in a folder.
 
-    Names that are the same, also without their endings, begin with those of the folders of their sources.
+    A name depends on nothing but the address of its source and `name_folders`, the number of the folders in it: other
+    volumes do not change it. Raises a ValueError if two are the same, also without their endings.
 
-    >>> name_targets(["1/ct.nii.gz", "2/ct.nii.gz", "2/mr.tif"], "out")
+    >>> name_targets(["1/ct.nii.gz", "2/ct.nii.gz", "2/mr.tif"], "out", 1)
     {'1/ct.nii.gz': 'out/1_ct.nii.gz', '2/ct.nii.gz': 'out/2_ct.nii.gz', '2/mr.tif': 'out/2_mr.zarr'}
     """
     if not sources:
         raise ValueError("there are no volumes: name at least one")
-    if len(set(sources)) < len(sources):
+    if not is_whole_number(name_folders) or name_folders < 0:
+        raise ValueError(f"name_folders must be 0 or a larger whole number, got {name_folders!r}")
+    names = {source: "_".join(_parts(source)[-1 - int(name_folders) :]) for source in sources}
+    if len(names) < len(sources):
         twice = next(source for source in sources if sources.count(source) > 1)
         raise ValueError(f"{twice} is named twice: name every volume once")
-    parts = [_parts(source) for source in sources]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["_".join(path[-depth:]) for path in parts]
-        if len({volume_name(name) for name in names}) == len(names):
-            break
-    else:
-        raise ValueError("volumes differ only in their endings, so their labels would have the same name: rename some")
-    targets = [f"{folder.rstrip('/')}/{volume_name(name)}{_target_ending(name)}" for name in names]
-    return dict(zip(sources, targets, strict=True))
+    first: dict[str, str] = {}
+    for source, name in names.items():
+        # Their features, and masks, would have the same name too, whatever the endings.
+        other = first.setdefault(volume_name(name), source)
+        if other != source:
+            raise ValueError(
+                f"the labels of {other} and {source} would both be named {volume_name(name)}: rename one, or have more "
+                f"of their folders in the names (name_folders={name_folders + 1}, --name-folders {name_folders + 1})"
+            )
+    return {source: f"{folder.rstrip('/')}/{volume_name(name)}{_target_ending(name)}" for source, name in names.items()}
 
 
 def _parts(source: str) -> list[str]:
@@ -258,7 +266,7 @@ class _Volumes:
         result = VolumeResult(source, target)
         try:
             run = self._prepare(source, target)
-            if self.resume and is_finished(run):
+            if self.resume and is_made(run) and has_features(run):
                 return result
             threads = max(1, min(self.budget.threads, prod(run.spec.shape) // VOXELS_PER_THREAD))
             needed = needed_bytes(run, threads)
@@ -273,20 +281,24 @@ class _Volumes:
         """Cut a large volume on a local cluster and return what became of it."""
         result = VolumeResult(source, target)
         try:
-            options = self._own_options(source, target)
             outcome = run_segmentation(
-                source, target, options, Resources(memory), overwrite=self.overwrite, resume=self.resume
+                source,
+                target,
+                self._own_options(source, target),
+                Resources(memory),
+                overwrite=self._prepare(source, target).spec.overwrite,
+                resume=self.resume,
             )
             return replace(result, report=outcome.report)
         except Exception as error:
             return replace(result, error=_describe(error))
 
     def _prepare(self, source: str, target: str) -> Run:
-        """Check a volume and its target, which may be there already if it is the same as it would become."""
+        """Check a volume and its target, which may be there already if it holds what would be written."""
         options = self._own_options(source, target)
         for overwrite in (True, self.overwrite) if self.resume else (self.overwrite,):
             run, _ = prepare_run(source, target, options, Resources().capacity, overwrite=overwrite, resume=self.resume)
-            if self.resume and is_finished(run):
+            if self.resume and is_made(run):
                 break
         return run
 

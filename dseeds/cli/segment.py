@@ -49,6 +49,15 @@ def segment_command(
             "address with {name}. With --resume, volumes whose labels exist are skipped.",
         ),
     ] = None,
+    name_folders: Annotated[
+        int | None,
+        output_option(
+            "--name-folders",
+            metavar="N",
+            help="With --into, begin the names of labels with those of the N folders that their SOURCE lies in.",
+            show_default="0",
+        ),
+    ] = None,
     html: Annotated[
         str | None,
         output_option(
@@ -76,8 +85,10 @@ def segment_command(
         for name, value in excluded.items():
             if value:
                 raise typer.BadParameter("cannot be combined with --into", param_hint=f"'{name}'")
-        _segment_many(run, into, output, memory, resume)
+        _segment_many(run, into, output, memory, resume, name_folders or 0)
         return
+    if name_folders is not None:
+        raise typer.BadParameter("needs --into", param_hint="'--name-folders'")
     source, target = run.source_and_target()
     try:
         with cluster.connect(workers) as client, output.progress() as progress:
@@ -103,7 +114,9 @@ def segment_command(
     output.print_result(report.to_json(), partial(print, report))
 
 
-def _segment_many(run: RunArguments, folder: str, output: OutputOptions, memory: str | None, resume: bool) -> None:
+def _segment_many(
+    run: RunArguments, folder: str, output: OutputOptions, memory: str | None, resume: bool, name_folders: int
+) -> None:
     """Segment many volumes, print a table of them, and exit with an error if any failed."""
     from dseeds.api.segment_many import VolumeResult, segment_many
 
@@ -120,6 +133,7 @@ def _segment_many(run: RunArguments, folder: str, output: OutputOptions, memory:
         results = segment_many(
             sources,
             folder,
+            name_folders=name_folders,
             mask=mask,
             memory=memory,
             overwrite=run.overwrite,

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dseeds
 from dseeds.api import segment_many as module
 from dseeds.api.segment_many import name_targets, segment_many
+from dseeds.engine import validation
 from dseeds.engine.in_process import run_in_process
 from tests.support.runs import assert_sentence, labels_in, names_in, noise
 
@@ -85,6 +89,45 @@ def test_resuming_skips_what_is_done_and_nothing_else(tmp_path):
     assert other[0].report.step == (5, 5, 5)
 
 
+def test_resuming_makes_what_is_missing(tmp_path):
+    """Features asked for afterwards are made; other voxel sizes are other labels."""
+    paths = save(tmp_path / "scans", 2)
+    asked = {"step": 4, "spacing": (2, 1, 1)}
+    before = segment_many(paths, tmp_path / "out", **asked)
+    labels = [read(result.target) for result in before]
+    other = segment_many(paths, tmp_path / "out", step=4, resume=True)
+    assert all("exists" in result.error for result in other)
+    measured = segment_many(paths, tmp_path / "out", **asked, features=True, resume=True)
+    assert [result.error for result in measured] == [None, None]
+    for result, before in zip(measured, labels, strict=True):
+        np.testing.assert_array_equal(read(result.target), before)
+        assert dseeds.Features(result.report.features).supervoxels == result.report.supervoxels
+    for options in (asked, {**asked, "features": True}, {**asked, "features": True, "memory": "1GiB"}):
+        assert all(result.skipped for result in segment_many(paths, tmp_path / "out", resume=True, **options))
+    # Those of other labels, which have been replaced since, do not count.
+    segment_many(paths, tmp_path / "out", step=5, overwrite=True)
+    again = segment_many(paths, tmp_path / "out", step=5, features=True, resume=True)
+    assert [result.report.features is not None for result in again] == [True, True]
+
+
+def test_another_machine_skips_the_same(tmp_path, monkeypatch):
+    """Regions chosen for less memory are not another result."""
+    paths = save(tmp_path / "scans")
+    segment_many(paths, tmp_path / "out", step=2)
+    choose, regions = validation.choose_region_shape, []
+
+    def choose_smaller(lattice, *arguments, **options):
+        regions.append(choose(lattice, *arguments, **{**options, "region": 4}))
+        return regions[-1]
+
+    monkeypatch.setattr(validation, "choose_region_shape", choose_smaller)
+    assert all(result.skipped for result in segment_many(paths, tmp_path / "out", step=2, resume=True))
+    assert set(regions) == {(2, 2, 2)}
+    # Shards and chunks that the user asks for are.
+    other = segment_many(paths[1:3], tmp_path / "out", step=2, chunks=2, resume=True)
+    assert all("exists" in result.error for result in other)
+
+
 def test_masks_are_found_by_name(tmp_path):
     paths, masks = save(tmp_path / "scans"), tmp_path / "masks"
     masks.mkdir()
@@ -100,7 +143,8 @@ def test_masks_are_found_by_name(tmp_path):
         np.save(tmp_path / folder / "ct.npy", image(1))
         np.save(masks / f"{folder}_ct.npy", np.full(SHAPE, folder == "p1", "u1"))
     same = [tmp_path / folder / "ct.npy" for folder in ("p1", "p2")]
-    first, second = segment_many(same, tmp_path / "same", step=4, mask=f"{masks}/{{name}}.npy")
+    mask = f"{masks}/{{name}}.npy"
+    first, second = segment_many(same, tmp_path / "same", name_folders=1, step=4, mask=mask)
     np.testing.assert_array_equal(read(first.target), dseeds.supervoxels(image(1), step=4))
     assert "no finite" in second.error or "outside" in second.error
     with pytest.raises(ValueError, match="mask of several volumes"):
@@ -143,7 +187,11 @@ def test_a_volume_that_does_not_fit_is_cut_on_dask(tmp_path, monkeypatch):
 
 
 def test_names():
-    assert name_targets(["a/ct.nii", "b/ct.nii"], "out/") == {"a/ct.nii": "out/a_ct.nii", "b/ct.nii": "out/b_ct.nii"}
+    two = {"a/ct.nii": "out/a_ct.nii", "b/ct.nii": "out/b_ct.nii"}
+    assert name_targets(["a/ct.nii", "b/ct.nii"], "out/", 1) == two
+    # As many as there are.
+    assert name_targets(["a/ct.nii", "b/ct.nii"], "out/", 9) == two
+    assert name_targets(["/s/a/1/ct.nii"], "out", 2) == {"/s/a/1/ct.nii": "out/a_1_ct.nii"}
     assert name_targets(["x.ome.zarr", "y.ome.tif", "z"], "s3://lab/out") == {
         "x.ome.zarr": "s3://lab/out/x.zarr",
         "y.ome.tif": "s3://lab/out/y.zarr",
@@ -151,11 +199,30 @@ def test_names():
     }
     # Folders of DICOM are often named by identifiers with dots.
     assert name_targets(["1.2.1", "1.2.2"], "o") == {"1.2.1": "o/1.2.1.zarr", "1.2.2": "o/1.2.2.zarr"}
-    # Their tables would be in one folder.
-    assert name_targets(["a/x.nii.gz", "b/x.tif"], "o") == {"a/x.nii.gz": "o/a_x.nii.gz", "b/x.tif": "o/b_x.zarr"}
-    for sources, words in ([[], "no volumes"], [["a.tif", "a.tif"], "twice"], [["a.tif", "a.npy"], "same name"]):
-        with pytest.raises(ValueError, match=words):
+    for sources, words in (
+        ([], "no volumes"),
+        (["a.tif", "a.tif"], "twice"),
+        (["a/ct.nii", "b/ct.nii"], "name_folders=1"),
+        # Their tables would be in one folder.
+        (["a/x.nii.gz", "b/x.tif"], "both be named x"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
             name_targets(sources, "out")
+        assert_sentence(caught.value)
+    with pytest.raises(ValueError, match="name_folders"):
+        name_targets(["a"], "out", -1)
+
+
+@given(
+    st.lists(st.sampled_from(["ct", "b", "a/ct", "a/b", "c/a/ct"]).map("{}.tif".format), unique=True), st.integers(0, 2)
+)
+def test_a_name_does_not_depend_on_other_volumes(sources, name_folders):
+    names = {}
+    for source in sources:
+        with suppress(ValueError):
+            names |= name_targets([*names, source], "out", name_folders)
+    for source, name in names.items():
+        assert name_targets([source], "out", name_folders) == {source: name}
 
 
 def test_the_command(tmp_path, call, monkeypatch):
@@ -165,6 +232,8 @@ def test_the_command(tmp_path, call, monkeypatch):
     assert code == 0
     assert all(f"scan{number}" in out for number in range(4))
     np.testing.assert_array_equal(read("out/scan0.nii.gz"), dseeds.supervoxels(image(0), step=4))
+    assert call("segment", "scans/scan1.tif", "--into", "more", "--name-folders", 1, "--step", 4)[0] == 0
+    assert names_in("more") == ["scans_scan1.zarr"]
     (tmp_path / "scans" / "scan9.nii").write_bytes(b"no image")
     code, out, err = call("segment", "scans/*", "--into", "out", "--step", 4, "--resume", "--json")
     assert code == 1
@@ -176,6 +245,7 @@ def test_the_command(tmp_path, call, monkeypatch):
     for arguments, words in (
         (("nothing*.nii", "--into", "out"), "no file matches"),
         (("scans/*", "--into", "out", "--workers", 2), "cannot be combined with --into"),
+        (("scans/scan0.nii.gz", "out.nii.gz", "--name-folders", 1), "needs --into"),
         (("--into", "out"), "name an image"),
     ):
         code, out, err = call("segment", *arguments)
