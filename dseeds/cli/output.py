@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
@@ -44,7 +45,8 @@ def show_progress(quiet: bool) -> Iterator[TerminalProgress]:
     from dseeds.parallel.terminal_progress import TerminalProgress
 
     display = TerminalProgress(Console(stderr=True, quiet=quiet))
-    compile_timer.on_start = lambda: display.print("compiling kernels ...")
+    # Once, even if several workers compile.
+    compile_timer.on_start = cache(lambda: display.print("compiling kernels ..."))
     compile_timer.on_problem = display.print
     with display.bars:
         yield display

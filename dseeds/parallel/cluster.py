@@ -8,7 +8,8 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from multiprocessing import resource_tracker
+from functools import partial
+from multiprocessing import parent_process, resource_tracker
 from typing import Any, ClassVar
 
 import dask
@@ -17,12 +18,15 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from dseeds._version import __version__
+from dseeds.core.kernel_cache import compile_timer
 from dseeds.core.progress import Progress
 from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
 
 WORKERS_TIMEOUT = 120
 # How many more workers Dask itself gives a task that took one down: none, as we retry such a task by itself.
 ALLOWED_FAILURES = 0
+# The events of workers that begin to compile kernels.
+COMPILING = "dseeds-compiling"
 # Freed memory that the allocator of a local worker keeps for the next task.
 KEPT_BYTES = 256 << 20
 
@@ -93,6 +97,17 @@ class ZarrSettings(WorkerPlugin):
                 zarr.config.set(ZarrSettings._before)
 
 
+class CompileNotice(WorkerPlugin):
+    """Has workers in processes of their own send an event when they begin to compile kernels."""
+
+    name = COMPILING
+
+    def setup(self, worker: Any) -> None:
+        """Follow the timer of the worker's process, if that is not the user's own."""
+        if parent_process() is not None:
+            compile_timer.on_start = partial(worker.log_event, COMPILING, {})
+
+
 @contextmanager
 def connect(client: Client | None, capacity: Capacity, progress: Progress | None) -> Iterator[Client]:
     """Yield the user's client, or one of a local cluster that is closed at the end."""
@@ -122,6 +137,9 @@ def connect(client: Client | None, capacity: Capacity, progress: Progress | None
             )
         own = stack.enter_context(Client(cluster, set_as_default=False))
         stack.enter_context(_zarr_settings(own))
+        # The user is told as if this process compiled.
+        own.subscribe_topic(COMPILING, lambda event: compile_timer.on_start())
+        own.register_plugin(CompileNotice())
         if progress:
             progress.dashboard(own.dashboard_link)
         else:

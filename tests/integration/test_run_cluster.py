@@ -117,6 +117,18 @@ def test_the_arguments_of_a_task_do_not_grow_with_the_volume(tmp_path):
     assert pickle.loads(pickled) == job
 
 
+@pytest.mark.slow
+def test_it_is_said_that_workers_compile(tmp_path, call, monkeypatch):
+    image = as_zarr(tmp_path / "image.zarr", noise((12, 12, 24)), 12)
+    for number, folder in enumerate(("empty", "empty", "off")):
+        monkeypatch.setenv("DSEEDS_CACHE_DIR", folder if folder == "off" else str(tmp_path / folder))
+        target = tmp_path / f"{number}.zarr"
+        code, _, err = call("segment", image, target, "--step", 4, "--region", 12, "--workers", 2)
+        assert code == 0
+        assert err.count("compiling kernels ...") == (number != 1)
+    assert call("segment", image, tmp_path / "q.zarr", "--step", 4, "--workers", 1, "--quiet")[1:] == ("", "")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_callers_zarr_settings_stay(tmp_path, clients, workers):
     mine = {"async.concurrency": 7, "threading.max_workers": 3}
