@@ -20,8 +20,8 @@ from dseeds.core.geometry import Box
 from dseeds.core.kernel_cache import compile_timer
 from dseeds.core.process import peak_memory
 from dseeds.core.progress import Progress
-from dseeds.engine.in_process_model import CUT_STAGE, EXPORT_STAGE, READ_STAGE, WRITE_STAGE
-from dseeds.engine.io_model import check_disk
+from dseeds.engine.in_process_model import CUT_STAGE, READ_STAGE, WRITE_STAGE, feature_task_bytes
+from dseeds.engine.io_model import EXPORT_STAGE, IoModel, check_disk
 from dseeds.engine.outcome import Outcome, report_run
 from dseeds.engine.planning import build_local_plan
 from dseeds.engine.publishing import (
@@ -38,10 +38,10 @@ from dseeds.engine.run_directory import LABELS, OLDER, hold_folder
 from dseeds.engine.run_state import RunState
 from dseeds.engine.source_import import SourceDamaged
 from dseeds.engine.stage_timer import StageTimer
-from dseeds.io import ArraySource, Image, Source
+from dseeds.io import ArraySource, Image, Mask, Source
 from dseeds.io.label_listing import list_labels
-from dseeds.io.labels import TASK_BYTES
 from dseeds.io.pyramid import PYRAMID_STAGE
+from dseeds.io.source import IndexBox
 from dseeds.parallel.executor import Executor
 from dseeds.parallel.machine import cpu_count
 from dseeds.parallel.notebook_progress import default_progress
@@ -55,7 +55,7 @@ from dseeds.storage.zarr_arrays import count_bytes
 
 @dataclass(frozen=True)
 class MemoryLabels:
-    """The labels of a run in this process, with the image that they were cut from."""
+    """The labels of a run in this process, with the image that they were cut from if features are measured on it."""
 
     image: Image
     result: CutResult
@@ -84,8 +84,9 @@ def run_in_process(
     """Cut a volume that fits in memory, and publish its labels; see `dseeds.segment`."""
     started, compiled = time.perf_counter(), compile_timer.seconds
     threads = cpu_count() if threads is None else threads
-    plan = build_local_plan(run, threads, memory)
-    check_disk(run, has_scratch=False)
+    model = IoModel(run)
+    plan = build_local_plan(model, threads, memory)
+    check_disk(run, model)
     with hold_folder(run) as lease, default_progress(progress) as follower:
         stages = StageTimer({stage.name: stage.tasks for stage in plan.stages}, follower)
         labels = _cut(run, stages, threads)
@@ -104,8 +105,8 @@ def run_in_process(
             record = {"plan": plan.to_dict(), "report": report().to_dict()}
             _publish(run, labels, state, stages, threads, lease, record)
         # After the labels: a run that fails before this leaves older ones with their own features.
-        task_bytes = min(TASK_BYTES, max(1, plan.worker_memory // threads))
-        measure_labels(run, labels, state.job.windows, Executor(threads, None, follower), task_bytes)
+        executor, task_bytes = Executor(threads, None, follower), feature_task_bytes(run, threads)
+        measure_labels(run, labels, state.job.windows, executor, task_bytes)
         final = report()
     return Outcome(run, plan, final)
 
@@ -117,7 +118,7 @@ def _cut(run: Run, stages: StageTimer, threads: int) -> MemoryLabels:
         values, inside = _read(run, advance)
     with stages.timed(CUT_STAGE) as advance:
         result = cut_in_memory(values, lattice, settings, inside=inside, threads=threads, on_round=advance)
-    image = run.image if run.image.readable_by_workers else Image(tuple(map(ArraySource, values)))
+    image = run.image if run.features is None else Image(tuple(map(ArraySource, values)))
     return MemoryLabels(image, result, lattice.label_dtype)
 
 
@@ -133,12 +134,22 @@ def _read(run: Run, advance: Callable[[], object]) -> tuple[tuple[NDArray[Any], 
             for begin, slabs in image.slabs(slab_thickness(image.shape, image.itemsize)):
                 for channel, slab in zip(values, slabs, strict=True):
                     channel[begin : begin + len(slab)] = slab
-        inside = None if mask is None else mask.read(everything)
+        inside = None if mask is None else _read_mask(mask, everything)
     except ValueError as error:
         raise SourceDamaged(str(error)) from error
     count_bytes(read=sum(channel.nbytes for channel in values) + (0 if inside is None else inside.nbytes))
     advance()
     return tuple(channel.astype(channel.dtype.newbyteorder("="), copy=False) for channel in values), inside
+
+
+def _read_mask(mask: Mask, everything: IndexBox) -> NDArray[np.bool_]:
+    """Read the mask in the resolution of the image, without all of its values at once if these are in one piece."""
+    if mask.readable_by_workers or isinstance(mask.source, ArraySource):
+        return mask.read(everything)
+    own = np.empty(mask.own, np.bool_)
+    for begin, slab in mask.slabs(slab_thickness(mask.own, mask.source.dtype.itemsize)):
+        own[begin : begin + len(slab)] = slab
+    return mask.through(ArraySource(own)).read(everything)
 
 
 def _finished_state(run: Run, labels: MemoryLabels) -> RunState:

@@ -33,12 +33,13 @@ from dseeds.engine.scratch import (
     statistics_name,
 )
 from dseeds.engine.source_import import import_count, slab_count
-from dseeds.io.pyramid import cut_regions
+from dseeds.io.pyramid import PYRAMID_STAGE, cut_regions
 from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.schedule import schedule
 from dseeds.storage.location import is_remote
 from dseeds.storage.zarr_arrays import Layout
 
+EXPORT_STAGE = "export"
 # The record of a run in the metadata of its labels, unless its cluster is large.
 RECORD_BYTES = 8192
 # The smallest size of a file on most disks, and what a chunk adds to its shard: an index entry and codec headers.
@@ -90,13 +91,19 @@ class IoModel:
             add("import", imported, size, size)
         for phase in self.state.phases:
             add(phase.stage, len(self.regions), *self._phase_bytes(phase))
+        return (*plans.values(), *self.final_stages)
+
+    @property
+    def final_stages(self) -> tuple[StagePlan, ...]:
+        """The stages after the labels are all written, or in memory: their pyramids, and the export."""
+        stages = []
         if self.run.spec.pyramid:
             sizes = [layout.nbytes * len(self.job.labels) for layout in (self.run.labels_layout, *self._coarser)]
-            add("pyramid", pyramid_count(self.run), sum(sizes[:-1]), sum(sizes[1:]))
+            stages.append(StagePlan(PYRAMID_STAGE, pyramid_count(self.run), sum(sizes[:-1]), sum(sizes[1:])))
         if self.run.target.is_nifti:
             slabs = slab_count(self.job.shape, self.lattice.label_dtype.itemsize)
-            add("export", slabs, self.label_bytes, self.label_bytes)
-        return tuple(plans.values())
+            stages.append(StagePlan(EXPORT_STAGE, slabs, self.label_bytes, self.label_bytes))
+        return tuple(stages)
 
     def _phase_bytes(self, phase: Phase) -> tuple[int, int]:
         """Return the bytes that the tasks of a phase read and write."""
@@ -253,13 +260,16 @@ def _with_next(box: Box, shape: Triple) -> Box:
     return Box(box.lo, box.grow(1, within=shape).hi)
 
 
-def check_disk(run: Run, *, has_scratch: bool = True) -> None:
-    """Raise a ValueError with the sizes if the disk has no room for the labels and, if there is any, for scratch."""
+def check_disk(run: Run, in_memory: IoModel | None = None) -> None:
+    """Raise a ValueError with the sizes if the disk has no room for the labels and scratch.
+
+    A run in memory, whose model the caller has, has no scratch.
+    """
     # A run that is resumed, or that this one replaces, has its space already.
     if run.folder.read(DOCUMENT) is not None:
         return
-    model = IoModel(run)
-    scratch = model.scratch if has_scratch else 0
+    model = in_memory or IoModel(run)
+    scratch = 0 if in_memory else model.scratch
     # An older output in Zarr is removed before the new one is written.
     is_replaced = not run.target.is_nifti and run.target.location.read("zarr.json") is not None
     sizes: dict[int, list[tuple[Path, int]]] = {}

@@ -23,7 +23,6 @@ from dseeds.parallel.capacity import Capacity
 from dseeds.parallel.machine import cpu_count
 from dseeds.parallel.resources import Resources
 from dseeds.seeds.cell_size import Step
-from dseeds.seeds.schedule import schedule
 from dseeds.storage.zarr_arrays import region_units
 
 if TYPE_CHECKING:
@@ -216,13 +215,16 @@ def plan(
     run, capacity = prepare_run(source, target, options, resources.capacity, overwrite=overwrite)
     if runs_in_process(run, resources):
         threads = cpu_count()
-        return build_local_plan(run, threads, memory, estimate_local_seconds(run, threads) if calibrate else None)
+        seconds = estimate_local_seconds(run, threads) if calibrate else None
+        return build_local_plan(IoModel(run), threads, memory, seconds)
     return build_plan(run, capacity, Trial(run).estimate_seconds(capacity) if calibrate else None)
 
 
-def build_local_plan(run: Run, threads: int, memory: int | str | None = None, seconds: float | None = None) -> Plan:
+def build_local_plan(
+    model: IoModel, threads: int, memory: int | str | None = None, seconds: float | None = None
+) -> Plan:
     """Return the plan of a run in this process."""
-    lattice, shape = run.spec.lattice, run.spec.shape
+    run, lattice, shape = model.run, model.lattice, model.job.shape
     needed = needed_bytes(run, threads)
     return Plan(
         target=run.target.address,
@@ -232,17 +234,17 @@ def build_local_plan(run: Run, threads: int, memory: int | str | None = None, se
         supervoxels=lattice.size,
         regions=1,
         region_shape=shape,
-        rounds=len(schedule(lattice, run.image.channels)),
+        rounds=len(model.rounds),
         workers=0,
         threads=threads,
         scratch="",
         scratch_bytes=0,
-        output_bytes=IoModel(run).output,
+        output_bytes=model.output,
         task_memory=needed,
         worker_memory=needed,
         worker_limit=allowed_bytes(memory),
         seconds=seconds,
-        stages=local_stages(run),
+        stages=local_stages(model),
     )
 
 

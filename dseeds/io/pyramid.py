@@ -164,6 +164,23 @@ def pyramid_task_count(
     return count
 
 
+def pyramid_task_bytes(
+    shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int], levels: Sequence[PyramidLevel], itemsize: int
+) -> int:
+    """Project the memory of the largest task that writes the levels of an array with these chunks and shards."""
+    peak, finer = 0, math.prod(shape)
+    for level in levels:
+        coarse = (*shape[:-3], *level.shape)
+        smaller, within = cut_regions(coarse, chunks, shards)
+        region = math.prod(map(min, _region_shape(within), coarse))
+        # The voxels that a chunk is made of, as they are stored and decoded, from as many chunks and shards.
+        read = min(finer, 8 * math.prod(chunks[-3:]))
+        # Besides its voxels, a region holds them encoded, and again as shards.
+        peak = max(peak, region + max(3 * read + min(finer, math.prod(smaller)), 2 * region))
+        finer = math.prod(coarse)
+    return peak * itemsize
+
+
 def _check_method(full: zarr.Array, method: str) -> None:
     if method not in METHODS:
         raise ValueError(f"the method of a pyramid must be one of {', '.join(METHODS)}, not {method!r}.")

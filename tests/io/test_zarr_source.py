@@ -33,6 +33,11 @@ def test_big_endian_zarr(tmp_path):
     np.testing.assert_array_equal(whole(open_source(tmp_path / "a.zarr")), data)
 
 
+def test_an_array_is_the_same_when_it_is_reopened(tmp_path):
+    source = open_source(make_zarr(tmp_path / "a.zarr", volume(dtype=">f8")))
+    assert source.reopened().identity == source.identity
+
+
 def test_a_volume_of_a_zarr_series(tmp_path):
     data = volume((3, 4, 5, 6))
     make_zarr(tmp_path / "a.zarr", data)

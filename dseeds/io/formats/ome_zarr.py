@@ -214,7 +214,8 @@ class ZarrSource(IndexedSource):
                 for axis, taken in enumerate(self.index)
             ],
             "shape": list(self.shape),
-            "dtype": self.dtype.str,
+            # Zarr returns another byte order from an array that has just been created than from the same one reopened.
+            "dtype": self.dtype.newbyteorder("=").str,
         }
         if not self.readable_by_workers:
             return {**description, "digest": hash_voxels(self.slabs(self.chunks[0]))}
