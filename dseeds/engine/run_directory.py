@@ -148,6 +148,9 @@ def _restore_older(run: Run) -> None:
     if not isinstance(folder, LocalLocation) or target.is_nifti or target.path.exists():
         return
     for older in folder.path.glob(f"*/{OLDER}"):
+        # Otherwise the newer labels had replaced them, and somebody has removed these.
+        if not older.with_name(LABELS).exists():
+            continue
         # Another process may restore them too.
         with suppress(FileNotFoundError):
             older.rename(target.path)

@@ -100,3 +100,24 @@ def test_a_task_costs_little_beside_its_kernel(tmp_path):
     # Measured: 6 to 9 ms with both cores busy.
     assert figures["milliseconds_per_task"] < 30
     assert figures["growth_bytes"] < 32 << 20
+
+
+@pytest.mark.slow
+def test_small_volumes():
+    command = [
+        sys.executable,
+        BENCHMARKS / "small_volumes.py",
+        "--repeats",
+        "1",
+        "--count",
+        "3",
+        "--ct-shape",
+        "0",
+        "0",
+        "0",
+    ]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
+    assert len(lines) == 4
+    # Which of them are met on a busy machine is no matter of this test.
+    assert all(line.endswith((": met", ": MISSED")) and "; must be at " in line for line in lines)
+    assert ", said on the screen" in lines[0]
