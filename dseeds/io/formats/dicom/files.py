@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from typing_extensions import override
 
 from dseeds.core.optional import MissingDependency, import_optional
+from dseeds.io.source import shorten
 
 _PREAMBLE = 128
 # Two elements, and their values if they are short.
@@ -70,7 +74,8 @@ class DicomHeader:
     @property
     def object_name(self) -> str:
         """The name of the kind of object, such as ``CT Image``."""
-        return str(getattr(self.object_uid, "name", "") or "object of an unknown kind").removesuffix(" Storage")
+        name = str(getattr(self.object_uid, "name", "")).removesuffix(" Storage")
+        return shorten(name, 80) or "object of an unknown kind"
 
     @property
     def object_uid(self) -> Any:
@@ -94,7 +99,7 @@ def list_dicom_files(path: Path) -> Iterator[Path]:
 def read_header(file: Path) -> DicomHeader:
     """Read a header; raise a ValueError if the file is damaged."""
     pydicom = import_pydicom()
-    with describe_dicom_damage(file), file.open("rb") as stream:
+    with describe_dicom_damage(file), open_dicom_file(file) as stream:
         dataset = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
         syntax = str(dataset.file_meta.get("TransferSyntaxUID") or _guess_syntax(dataset))
         if syntax == DEFLATED:
@@ -104,7 +109,24 @@ def read_header(file: Path) -> DicomHeader:
             length = None if pixels is None else len(dataset[pixels].value or b"")
         else:
             pixels, length = _read_pixel_element(stream.read(12), *dataset.original_encoding)
+            if length is not None and stream.tell() - 4 + length > os.fstat(stream.fileno()).st_size:
+                raise damaged(file, f"it ends before its {length} bytes of voxels do")
     return DicomHeader(file, dataset, syntax, pixels, length)
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file that allocates no more than it holds, whatever length a header promises."""
+
+    @override
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, os.fstat(self.fileno()).st_size)
+        return super().read(size)
+
+
+def open_dicom_file(file: Path) -> BinaryIO:
+    """Open a file for pydicom."""
+    return _BoundedReader(io.FileIO(file))
 
 
 def import_pydicom(module: str = "pydicom") -> Any:

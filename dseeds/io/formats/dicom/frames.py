@@ -164,7 +164,7 @@ class _Reader:
             self._count < 1
             or self._count * _TOO_FEW_BYTES > max(self._file.stat().st_size, header.pixel_bytes or 0) * 8
         ):
-            raise damaged(self._file, f"it cannot hold {self._count} frames")
+            raise damaged(self._file, "its NumberOfFrames is none that the file can hold")
         require_voxels(header, self._count)
         # A concatenation is an object in several files.
         self._offset = int(self._dataset.get("ConcatenationFrameOffsetNumber") or 0)

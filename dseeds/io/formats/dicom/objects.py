@@ -101,7 +101,7 @@ def require_voxels(header: DicomHeader, frames: int) -> None:
         )
     if "ModalityLUTSequence" in dataset:
         raise UnusableDicomError(f"{file} has a table of the values of its voxels, which is not read: {_TO_NIFTI}")
-    _require_length(header, math.prod((rows, columns, samples)), frames, photometric)
+    _require_length(header, (rows, columns, samples), frames, photometric)
 
 
 def read_count(header: DicomHeader, name: str) -> int:
@@ -112,9 +112,10 @@ def read_count(header: DicomHeader, name: str) -> int:
     return int(value)
 
 
-def _require_length(header: DicomHeader, values: int, frames: int, photometric: str) -> None:
-    file = header.file
-    plane = values * stored_dtype(header).itemsize
+def _require_length(header: DicomHeader, size: tuple[int, int, int], frames: int, photometric: str) -> None:
+    file, itemsize = header.file, stored_dtype(header).itemsize
+    shortest, samples = min(size[:2]), size[2]
+    plane = math.prod(size) * itemsize
     if photometric == "YBR_FULL_422" and header.pixel_bytes is not None:
         plane = plane // 3 * 2
     needed = plane * frames
@@ -127,11 +128,9 @@ def _require_length(header: DicomHeader, values: int, frames: int, photometric: 
             f"{file} is incomplete: its header promises {needed} bytes of voxels, and it holds {header.pixel_bytes}, "
             f"so copy or export it again"
         )
-    # Some bytes make the length even. A whole plane more means that the number of frames is wrong.
-    if header.pixel_bytes - needed >= max(plane, 1):
+    # Some bytes make the length even. A whole row or column more means that a size in the header is wrong.
+    if header.pixel_bytes - needed >= max(shortest * samples * itemsize, 2):
         raise damaged(file, f"its header promises {needed} bytes of voxels, and it holds {header.pixel_bytes}")
-    if header.syntax != DEFLATED:
-        require_file_length(file, header.pixel_bytes)
 
 
 def _is_mosaic(header: DicomHeader) -> bool:

@@ -7,15 +7,25 @@ ones of 32 bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from dseeds.core.optional import import_optional
-from dseeds.io.formats.dicom.files import DEFLATED, PLAIN, RUN_LENGTHS, damaged, describe_dicom_damage, import_pydicom
+from dseeds.io.formats.dicom.files import (
+    DEFLATED,
+    PLAIN,
+    RUN_LENGTHS,
+    damaged,
+    describe_dicom_damage,
+    import_pydicom,
+    open_dicom_file,
+)
 from dseeds.io.formats.dicom.frames import DicomFrame
 from dseeds.io.formats.itk import new_reader
 
@@ -24,6 +34,9 @@ _IMAGE_ELEMENTS = (
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
 )
+# How the code of JPEG 2000 begins, and the markers of JPEG and JPEG-LS that precede the size.
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 # From this size on, a plane of JPEG must be stored in more than a few bytes.
 _LARGE, _MAX_RATIO = 1 << 27, 5000
 
@@ -39,38 +52,39 @@ class FrameDecoder:
     def planes(self, frames: Sequence[DicomFrame], dtype: np.dtype) -> Iterator[np.ndarray]:
         """Yield the planes (y, x), or (y, x, values), of frames of one file, scaled, of a type."""
         file = Path(frames[0].file)
-        with describe_dicom_damage(file):
-            stored = self._decode(file, frames)
-        for frame in frames:
+        with ExitStack() as stack:
             with describe_dicom_damage(file):
-                plane = next(stored)
-                rows, columns, samples = frame.size
-                if (
-                    plane.shape != ((rows, columns) if samples == 1 else frame.size)
-                    or plane.dtype.newbyteorder("=") != frame.stored
-                ):
-                    raise damaged(file, "it has changed since it was opened, or its header does not fit its voxels")
-                plane = _scale(file, plane, frame, dtype)
-            yield plane
+                stream = stack.enter_context(open_dicom_file(file))
+                # Closed before the file is.
+                stored = stack.enter_context(closing(self._decode(file, stream, frames)))
+            for frame in frames:
+                with describe_dicom_damage(file):
+                    plane = _scale(file, _require_unchanged(file, next(stored), frame), frame, dtype)
+                yield plane
 
-    def _decode(self, file: Path, frames: Sequence[DicomFrame]) -> Iterator[np.ndarray]:
+    def _decode(self, file: Path, stream: BinaryIO, frames: Sequence[DicomFrame]) -> Generator[np.ndarray, None, None]:
         syntax, numbers = frames[0].syntax, [frame.number for frame in frames]
         pixels = import_pydicom("pydicom.pixels")
         if syntax in PLAIN or syntax == RUN_LENGTHS:
             uid = import_pydicom("pydicom.uid").UID(syntax)
-            return iter(pixels.iter_pixels(file, indices=numbers, transfer_syntax_uid=uid))
+            yield from pixels.iter_pixels(stream, indices=numbers, transfer_syntax_uid=uid)
+            return
         if self._file != str(file):
             self._file, self._codes = str(file), []
-            self._dataset = import_pydicom().dcmread(file, force=True)
+            self._dataset = import_pydicom().dcmread(stream, force=True)
             if syntax != DEFLATED:
                 self._codes = _split_frames(self._dataset)
         if syntax == DEFLATED:
-            return iter(pixels.iter_pixels(self._dataset, indices=numbers))
-        return (self._decode_jpeg(file, frame) for frame in frames)
+            yield from pixels.iter_pixels(self._dataset, indices=numbers)
+            return
+        for frame in frames:
+            yield self._decode_jpeg(file, frame)
 
     def _decode_jpeg(self, file: Path, frame: DicomFrame) -> np.ndarray:
         itk = import_simpleitk()
         code = self._codes[frame.number]
+        if _read_code_size(code) != frame.size[:2]:
+            raise damaged(file, "its compressed voxels are damaged, or not of the size that its header says")
         size = int(np.prod(frame.size)) * frame.stored.itemsize
         if size > _LARGE and size > _MAX_RATIO * len(code):
             raise damaged(file, f"its header promises {size} bytes of voxels, more than the file can hold")
@@ -90,6 +104,14 @@ def import_simpleitk() -> Any:
     return import_optional("SimpleITK", "DICOM", "dseeds[dicom]")
 
 
+def _require_unchanged(file: Path, plane: np.ndarray, frame: DicomFrame) -> np.ndarray:
+    """Return a plane as it was decoded, if it has the size and type of its header."""
+    size = frame.size[:2] if frame.size[2] == 1 else frame.size
+    if plane.shape != size or plane.dtype.newbyteorder("=") != frame.stored:
+        raise damaged(file, "it has changed since it was opened, or its header does not fit its voxels")
+    return plane
+
+
 def _split_frames(dataset: Any) -> list[bytes]:
     """Return the code of each frame."""
     encaps = import_pydicom("pydicom.encaps")
@@ -98,6 +120,23 @@ def _split_frames(dataset: Any) -> list[bytes]:
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     count = int(dataset.get("NumberOfFrames") or 1)
     return list(encaps.generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=offsets))
+
+
+def _read_code_size(code: bytes) -> tuple[int, int] | None:
+    """Return the rows and columns that JPEG, JPEG-LS or JPEG 2000 state; GDCM takes those of the header instead."""
+    position = code.find(_JPEG_2000)
+    if position >= 0 and len(code) >= position + 24:
+        right, bottom, left, top = struct.unpack(">4L", code[position + 8 : position + 24])
+        return bottom - top, right - left
+    position = 2
+    while position + 9 <= len(code) and code[position] == 0xFF:
+        marker = code[position + 1]
+        if marker in _FRAME_HEADERS:
+            rows, columns = struct.unpack(">2H", code[position + 5 : position + 9])
+            return rows, columns
+        # Any number of bytes may precede a marker.
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(code[position + 2 : position + 4])
+    return None
 
 
 def _write_frame(path: Path, dataset: Any, syntax: str, code: bytes) -> None:
