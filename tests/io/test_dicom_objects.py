@@ -562,6 +562,11 @@ def test_voxels_of_monochrome1_are_as_stored(tmp_path):
     np.testing.assert_array_equal(open_source(folder).read(WHOLE), volume.astype(int) * 2 - 7)
 
 
+def test_identifiers_may_be_lost(tmp_path):
+    folder = write_series(tmp_path / "series", voxels(1)[0], SOPInstanceUID="1.2.3.4", SeriesInstanceUID=None)
+    agree(open_source(folder), voxels(1)[0], files.affine_of())
+
+
 def test_descriptions_may_differ_within_a_series(tmp_path):
     folder = write_series(tmp_path / "series", voxels(1)[0], SeriesDescription=lambda z: f"part {z // 3}")
     assert open_source(folder).shape == (5, 6, 7)
@@ -592,7 +597,10 @@ def at(*places):
         ({"ImagePositionPatient": lambda z: [(-1) ** z * 9, 0, 2 * z]}, "do not lie one behind the other"),
         ({"FrameOfReferenceUID": lambda z: f"1.2.{z // 3 + 1}"}, "slices in 2 frames of reference"),
         ({"ImageOrientationPatient": None}, "000.dcm does not say where its slice lies"),
-        ({"SOPInstanceUID": "1.2.3.4"}, "holds the same slice twice, 000.dcm and 001.dcm: remove one"),
+        (
+            {"SOPInstanceUID": "1.2.3.4", "ImagePositionPatient": at(0, 0, 2, 4, 6)},
+            "holds the same slice twice, 000.dcm and 001.dcm: remove one",
+        ),
     ],
 )
 def test_series_whose_places_are_not_certain(tmp_path, elements, message):

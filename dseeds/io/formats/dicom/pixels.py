@@ -74,6 +74,7 @@ class FrameDecoder:
             self._dataset = import_pydicom().dcmread(stream, force=True)
             if syntax != DEFLATED:
                 self._codes = _split_frames(self._dataset)
+                del self._dataset.PixelData
         if syntax == DEFLATED:
             yield from pixels.iter_pixels(self._dataset, indices=numbers)
             return

@@ -94,10 +94,12 @@ def _require_one_series(path: Path, frames: Frames) -> None:
             f"{path} holds slices in {len(spaces)} frames of reference, whose positions cannot be compared: "
             f"pass a folder with those of one volume"
         )
-    duplicates = [name for name, count in Counter((frame.uid, frame.number) for frame in frames).items() if count > 1]
-    if duplicates and duplicates[0][0]:
-        one, other = [frame for frame in frames if (frame.uid, frame.number) == duplicates[0]][:2]
-        raise UnusableDicomError(f"{path} holds the same slice twice, {_pair(one, other)}: remove one of them")
+    # Programs that remove names may give one identifier to all objects.
+    known: dict[Hashable, DicomFrame] = {}
+    for frame in frames:
+        other = known.setdefault((frame.uid, frame.number, frame.position), frame)
+        if frame.uid and other is not frame:
+            raise UnusableDicomError(f"{path} holds the same slice twice, {_pair(other, frame)}: remove one of them")
     files = len({frame.file for frame in frames})
     if any(frame.parts > files for frame in frames):
         raise UnusableDicomError(
