@@ -562,6 +562,15 @@ def test_voxels_of_monochrome1_are_as_stored(tmp_path):
     np.testing.assert_array_equal(open_source(folder).read(WHOLE), volume.astype(int) * 2 - 7)
 
 
+def test_surplus_bytes(tmp_path):
+    [volume] = voxels(1)
+    folder = write_series(tmp_path / "series", volume, PixelData=lambda z: volume[z].tobytes() + bytes(14))
+    agree(open_source(folder), volume, files.affine_of())
+    for more in (bytes(84), b"\1\0"):
+        folder = write_series(tmp_path / "more", volume, PixelData=lambda z, more=more: volume[z].tobytes() + more)
+        refused(folder, "promises 84 bytes of voxels, and it holds (168|86), so")
+
+
 def test_identifiers_may_be_lost(tmp_path):
     folder = write_series(tmp_path / "series", voxels(1)[0], SOPInstanceUID="1.2.3.4", SeriesInstanceUID=None)
     agree(open_source(folder), voxels(1)[0], files.affine_of())

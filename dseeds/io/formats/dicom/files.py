@@ -58,6 +58,8 @@ class DicomHeader:
         The name of the element that holds the voxels; None without one.
     pixel_bytes : int or None
         Its length; None if it is encapsulated.
+    pixel_start : int or None
+        Where its value begins in the file; None if the file is deflated.
     """
 
     file: Path
@@ -65,6 +67,15 @@ class DicomHeader:
     syntax: str
     pixels: str | None
     pixel_bytes: int | None
+    pixel_start: int | None
+
+    def read_last_pixel_bytes(self, count: int) -> bytes:
+        """Return the end of the element that holds the voxels."""
+        if self.pixel_start is None or self.pixel_bytes is None:
+            return bytes(self.dataset[self.pixels].value[-count:])
+        with self.file.open("rb") as stream:
+            stream.seek(self.pixel_start + self.pixel_bytes - count)
+            return stream.read(count)
 
     def text(self, name: str) -> str:
         """Return the text of an element; empty if it is missing."""
@@ -107,11 +118,13 @@ def read_header(file: Path) -> DicomHeader:
             dataset = pydicom.dcmread(stream, force=True)
             pixels = next((name for name in _pixel_elements().values() if name in dataset), None)
             length = None if pixels is None else len(dataset[pixels].value or b"")
+            start = None
         else:
+            start = stream.tell() + (8 if dataset.original_encoding[0] else 12)
             pixels, length = _read_pixel_element(stream.read(12), *dataset.original_encoding)
-            if length is not None and stream.tell() - 4 + length > os.fstat(stream.fileno()).st_size:
+            if length is not None and start + length > os.fstat(stream.fileno()).st_size:
                 raise damaged(file, f"it ends before its {length} bytes of voxels do")
-    return DicomHeader(file, dataset, syntax, pixels, length)
+    return DicomHeader(file, dataset, syntax, pixels, length, start)
 
 
 class _BoundedReader(io.BufferedReader):

@@ -113,9 +113,7 @@ def read_count(header: DicomHeader, name: str) -> int:
 
 
 def _require_length(header: DicomHeader, size: tuple[int, int, int], frames: int, photometric: str) -> None:
-    file, itemsize = header.file, stored_dtype(header).itemsize
-    shortest, samples = min(size[:2]), size[2]
-    plane = math.prod(size) * itemsize
+    file, plane = header.file, math.prod(size) * stored_dtype(header).itemsize
     if photometric == "YBR_FULL_422" and header.pixel_bytes is not None:
         plane = plane // 3 * 2
     needed = plane * frames
@@ -128,8 +126,9 @@ def _require_length(header: DicomHeader, size: tuple[int, int, int], frames: int
             f"{file} is incomplete: its header promises {needed} bytes of voxels, and it holds {header.pixel_bytes}, "
             f"so copy or export it again"
         )
-    # Some bytes make the length even. A whole row or column more means that a size in the header is wrong.
-    if header.pixel_bytes - needed >= max(shortest * samples * itemsize, 2):
+    # Some writers fill up with zeros. Anything else, and a plane more, means that a size in the header is wrong.
+    surplus = header.pixel_bytes - needed
+    if surplus > 1 and (surplus >= plane or header.read_last_pixel_bytes(surplus).strip(b"\0")):
         raise damaged(file, f"its header promises {needed} bytes of voxels, and it holds {header.pixel_bytes}")
 
 
