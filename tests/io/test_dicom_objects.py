@@ -480,6 +480,12 @@ def test_mosaics_without_a_name(tmp_path):
     block = dataset.private_block(0x0019, "SIEMENS MR HEADER", create=True)
     block.add_new(0x0A, "US", 36)
     refused(save(dataset, tmp_path / "a.dcm"), "is a mosaic")
+    for count in (0, 36):
+        dataset = new_slice(voxels(1)[0, 0], 0)
+        block = dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+        block.add_new(0x10, "OB", files.csa_header(NumberOfImagesInMosaic=count))
+        path = save(dataset, tmp_path / "a.dcm")
+        refused(path, "is a mosaic") if count else open_source(path)
     kind = {"FrameType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}
     dataset = new_enhanced(voxels(1)[0, :1], [groups_of(0, MRImageFrameTypeSequence=kind)])
     refused(save(dataset, tmp_path / "a.dcm"), "is a mosaic")
@@ -569,6 +575,18 @@ def test_surplus_bytes(tmp_path):
     for more in (bytes(84), b"\1\0"):
         folder = write_series(tmp_path / "more", volume, PixelData=lambda z, more=more: volume[z].tobytes() + more)
         refused(folder, "promises 84 bytes of voxels, and it holds (168|86), so")
+
+
+def test_elements_that_an_image_does_not_need_may_be_wrong(tmp_path):
+    [volume] = voxels(1)
+    folder = write_series(
+        tmp_path / "series", volume, EchoTime=1, InstanceNumber=1, FrameOfReferenceUID=lambda z: "1.2"[: 3 * (z % 2)]
+    )
+    for path in folder.iterdir():
+        path.write_bytes(
+            path.read_bytes().replace(b"IS\x02\x001 ", b"IS\x02\x00x ").replace(b"DS\x02\x001 ", b"DS\x02\x00x ")
+        )
+    agree(open_source(folder), volume, files.affine_of())
 
 
 def test_identifiers_may_be_lost(tmp_path):

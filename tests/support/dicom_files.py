@@ -1,5 +1,7 @@
 """Small files of DICOM, written by pydicom: slices, and objects of many frames."""
 
+import struct
+
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -156,3 +158,13 @@ def affine_of(axes=STRAIGHT, gap=3.0, spacing=(0.8, 0.9), origin=ORIGIN):
     affine[:3, :3] = axes.T * (spacing[1], spacing[0], gap)
     affine[:3, 3] = origin
     return np.diag([-1.0, -1, 1, 1]) @ affine
+
+
+def csa_header(**numbers):
+    """Return a header of Siemens' own with some numbers."""
+    header = b"SV10\4\3\2\1" + struct.pack("<2I", len(numbers), 77)
+    for name, number in numbers.items():
+        text = b"%-8d\0\0\0\0" % number
+        header += struct.pack("<64si4s3i", name.encode(), 1, b"US", 6, 1, 77)
+        header += struct.pack("<4i", len(text), len(text), 77, len(text)) + text
+    return header

@@ -47,6 +47,9 @@ _SERIES_KEYS: Mapping[str, str | tuple[int, int]] = {
     "voltage": "KVP",
     "acquisition time": "AcquisitionDateTime",
     "time of acquisition": "AcquisitionTime",
+    "cardiac phase": "NominalPercentageOfCardiacPhase",
+    "description": "SeriesDescription",
+    "comments": "ImageComments",
 }
 # The same for functional groups: the group, and the element in it.
 _GROUP_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -266,7 +269,7 @@ class _Reader:
         slope, intercept = self._scale(scale)
         rows, columns, samples = (read_count(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
         spacing = self._vector(measures, "PixelSpacing")
-        instance = dataset.get("InstanceNumber")
+        instance = _optional(dataset, "InstanceNumber")
         return DicomFrame(
             file=str(self._file),
             syntax=header.syntax,
@@ -277,12 +280,11 @@ class _Reader:
             slope=slope,
             intercept=intercept,
             spacing=spacing if len(spacing) == 2 and min(spacing) > 0 else (),
-            thickness=_number(self._file, measures, "SpacingBetweenSlices")
-            or _number(self._file, measures, "SliceThickness"),
+            thickness=_size(measures, "SpacingBetweenSlices") or _size(measures, "SliceThickness"),
             series=str(dataset.get("SeriesInstanceUID") or ""),
             uid=str(dataset.get("SOPInstanceUID") or ""),
             space=str(dataset.get("FrameOfReferenceUID") or ""),
-            order=(-1 if instance in (None, "") else int(instance), self._offset + number),
+            order=(int(instance) if isinstance(instance, int) else -1, self._offset + number),
             parts=self._parts,
             **more,
         )
@@ -294,10 +296,7 @@ class _Reader:
         return slope or 1.0, intercept or 0.0
 
     def _series_keys(self) -> dict[str, Hashable]:
-        return {
-            name: _hashable(self._dataset[key].value) if key in self._dataset else None
-            for name, key in _SERIES_KEYS.items()
-        }
+        return {name: _hashable(_optional(self._dataset, key)) for name, key in _SERIES_KEYS.items()}
 
     def _orientation(self, dataset: Any) -> Vector:
         orientation = self._vector(dataset, "ImageOrientationPatient")
@@ -339,7 +338,7 @@ class _GroupValues:
         item = self.item(path[0])
         for name in path[1:-1]:
             item = next(iter(item.get(name) or []), {})
-        return item.get(path[-1])
+        return _optional(item, path[-1])
 
 
 def scaled_dtype(stored: np.dtype, bits: int, slope: float, intercept: float) -> np.dtype:
@@ -364,6 +363,19 @@ def scaled_dtype(stored: np.dtype, bits: int, slope: float, intercept: float) ->
         if limits.min <= ends[0] and ends[1] <= limits.max:
             return limits.dtype
     return np.dtype("f8")
+
+
+def _optional(dataset: Any, key: str | tuple[int, int]) -> Any:
+    """Return the value of an element that an image does not need; None if it is missing or makes no sense."""
+    try:
+        return dataset[key].value if key in dataset else None
+    except Exception:
+        return None
+
+
+def _size(dataset: Any, name: str) -> float | None:
+    value = _optional(dataset, name)
+    return float(value) if isinstance(value, float | int) and math.isfinite(value) and value > 0 else None
 
 
 def _number(file: Any, dataset: Any, name: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,14 @@ def _is_mosaic(header: DicomHeader) -> bool:
             continue
         if value not in (None, b"", "", 0, 1):
             return True
-    return False
+    try:
+        # Siemens' own header. The package of its reader warns on import.
+        csareader = import_module("nibabel.nicom.csareader")
+        csa = dataset.private_block(0x0029, "SIEMENS CSA HEADER")[0x10].value
+        return bool(csareader.get_n_mosaic(csareader.read(csa)))
+    except Exception:
+        # Without one that can be read, there is no mosaic either.
+        return False
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -88,7 +88,7 @@ def sort_volumes(path: Path, frames: Frames) -> tuple[list[DicomVolume], list[st
 
 
 def _require_one_series(path: Path, frames: Frames) -> None:
-    spaces = {frame.space for frame in frames}
+    spaces = {frame.space for frame in frames if frame.space}
     if len(spaces) > 1:
         raise UnusableDicomError(
             f"{path} holds slices in {len(spaces)} frames of reference, whose positions cannot be compared: "
