@@ -334,6 +334,18 @@ def test_parts_of_several_volumes_in_one_stack(tmp_path):
     refused(path, "several slices of one place, such as frames 1 and 6, and 1 of another", volume=0)
 
 
+def test_real_values_are_as_stored_if_all_frames_have_the_same(tmp_path):
+    [volume] = voxels(1)
+    for slopes in ([0.5] * 5, [0.5, 0.5, 0.5, 0.5, 2.0]):
+        maps = [{"RealWorldValueSlope": slope, "RealWorldValueIntercept": 0.0, "LUTLabel": "ADC"} for slope in slopes]
+        groups = [groups_of(z, RealWorldValueMappingSequence=maps[z]) for z in range(5)]
+        path = save(new_enhanced(volume, groups, uid=files.PARAMETRIC_MAP), tmp_path / "a.dcm")
+        if slopes[4] == 0.5:
+            agree(open_source(path), volume, files.affine_of())
+        else:
+            refused(path, r"frames that differ in real-world slope \(0.5, 2.0\)")
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_floating_point_voxels(tmp_path, dtype):
     volume = voxels(1)[0].astype(dtype) / 7

@@ -206,10 +206,15 @@ class _Reader:
             if len(indices) == len(dimensions):
                 keys.update(zip(dimensions, map(_hashable, indices), strict=True))
             keys.update((name, _hashable(values.find(path))) for name, path in _GROUP_KEYS.items())
+            scale = values.item("PixelValueTransformationSequence", dataset)
+            if "RescaleSlope" not in scale:
+                # Voxels that only this makes comparable stay as stored.
+                slope = values.find(("RealWorldValueMappingSequence", "RealWorldValueSlope"))
+                keys["real-world slope"] = _hashable(slope)
             yield self._frame(
                 number,
                 values.item("PixelMeasuresSequence", dataset),
-                scale=values.item("PixelValueTransformationSequence", dataset),
+                scale=scale,
                 position=position,
                 orientation=orientation,
                 stack=str(content.get("StackID") or ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +89,9 @@ class DicomSource(UnchunkedSource):
             yield z0, self._read((slice(z0, z1), slice(None), slice(None)), decoder)
 
     def _read(self, box: IndexBox, decoder: FrameDecoder) -> np.ndarray:
+        if not self.planes[0][box[0]]:
+            # Nothing is to be decoded: read a plane, and take none of it.
+            return self._read((slice(0, 1), *box[1:]), decoder)[..., :0, :, :]
         volumes = [self._read_planes(frames[box[0]], box, decoder) for frames in self.planes]
         if len(volumes) > 1:
             return np.concatenate(volumes)
@@ -96,14 +99,16 @@ class DicomSource(UnchunkedSource):
 
     def _read_planes(self, frames: Sequence[DicomFrame], box: IndexBox, decoder: FrameDecoder) -> np.ndarray:
         """Read planes of one volume, (c, z, y, x); those that follow each other in a file are decoded together."""
-        height, width = (len(range(*side.indices(size))) for side, size in zip(box[1:], self.shape[1:], strict=True))
-        colours = self.planes[0][0].size[2]
-        voxels = np.empty((colours, len(frames), height, width), self.dtype)
-        z = 0
-        for _, group in groupby(frames, key=lambda frame: frame.file):
-            for plane in decoder.planes(list(group), self.dtype):
-                voxels[:, z] = np.moveaxis(np.atleast_3d(plane[box[1], box[2]]), -1, 0)
-                z += 1
+        planes = (
+            np.moveaxis(np.atleast_3d(plane[box[1], box[2]]), -1, 0)
+            for _, group in groupby(frames, key=lambda frame: frame.file)
+            for plane in decoder.planes(list(group), self.dtype)
+        )
+        # The first plane shows whether the header told the truth, before memory is taken for all.
+        first = next(planes)
+        voxels = np.empty((len(first), len(frames), *first.shape[1:]), self.dtype)
+        for z, plane in enumerate(chain([first], planes)):
+            voxels[:, z] = plane
         return voxels
 
 

@@ -24,7 +24,7 @@ _TOLERANCE = 0.1
 _SAME_PLACE = 1e-2
 _SAME_DIRECTION = 1e-3
 # What may not change within a volume of a file with functional groups.
-_FIXED = ("temporal index", "echo time", "b-value", "component")
+_FIXED = ("temporal index", "echo time", "b-value", "component", "real-world slope")
 
 
 @dataclass(frozen=True)
