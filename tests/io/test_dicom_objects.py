@@ -170,6 +170,15 @@ def test_stacks_of_several_directions_and_depths(tmp_path):
     refused(path, "volumes in different places", channel_axis=0)
 
 
+def test_one_stack_may_be_wrong(tmp_path):
+    [volume] = voxels(1, 8)
+    heights = [0, 1, 2, 3, 4, 0, 1, 5]
+    groups = [groups_of(height, stack="1" if n < 5 else "2") for n, height in enumerate(heights)]
+    path = save(new_enhanced(volume, groups), tmp_path / "a.dcm")
+    agree(open_source(path, volume=0), volume[:5], files.affine_of())
+    refused(path, "unevenly spaced, from 3 to 12 mm, such as frames 7 and 8", volume=1)
+
+
 def test_scales_of_their_own(tmp_path):
     volumes = voxels(2)
     for shared in (False, True):
@@ -322,7 +331,9 @@ def test_broken_objects(tmp_path, name):
     edit, message = BROKEN[name]
     dataset = new_enhanced(voxels(2).reshape(10, 6, 7), [groups_of(n % 5, time=1 + n // 5) for n in range(10)])
     edit(dataset)
-    refused(save(dataset, tmp_path / "a.dcm"), message, volume=None)
+    # The places within a volume are checked when it is read.
+    volume = 0 if name == "a frame shifted" else None
+    refused(save(dataset, tmp_path / "a.dcm"), message, volume=volume)
 
 
 def test_parts_of_several_volumes_in_one_stack(tmp_path):
@@ -331,7 +342,7 @@ def test_parts_of_several_volumes_in_one_stack(tmp_path):
     refused(path, r"frames that differ in temporal index \(1.0, 2.0\) and lie in different places")
     groups = [groups_of(n % 5, time=1 + n // 5) for n in range(9)]
     path = save(new_enhanced(voxels(1, 9)[0], groups), tmp_path / "a.dcm")
-    refused(path, "several slices of one place, such as frames 1 and 6, and 1 of another", volume=0)
+    refused(path, r"several slices of one place, such as frames 1 and 6 \(2, but 1 of another place\)", volume=0)
 
 
 def test_real_values_are_as_stored_if_all_frames_have_the_same(tmp_path):
@@ -646,6 +657,15 @@ def test_series_whose_places_are_not_certain(tmp_path, elements, message):
     refused(write_series(tmp_path / "series", voxels(1)[0], **elements), message)
 
 
+def test_distances_that_change_a_little(tmp_path):
+    # Each is within 10 % of the others, but the places are up to a slice off those of even ones.
+    heights = np.cumsum([0] + [2] * 20 + [2.15] * 20)
+    folder = write_series(
+        tmp_path / "series", voxels(1, 41)[0], ImagePositionPatient=lambda z: [0, 0, float(heights[z])]
+    )
+    refused(folder, "unevenly spaced, from 2 to 2.15 mm")
+
+
 def test_a_tilted_gantry(tmp_path):
     # The slices are moved along y as they go along z.
     [volume] = voxels(1)
@@ -718,7 +738,9 @@ def test_volumes_that_nothing_tells_apart(tmp_path, order):
 def test_an_incomplete_volume(tmp_path):
     folder = write_volumes(tmp_path / "series", voxels(3), lambda v, z: v * 5 + z, AcquisitionNumber=(1, 2, 3))
     next(folder.glob("*-2-4.dcm")).unlink()
-    refused(folder, "several slices of one place.* and 2 of another with 3: .* copy the whole series again", volume=0)
+    refused(
+        folder, r"several slices of one place.* \(3, but 2 of another place\): .* copy the whole series again", volume=0
+    )
 
 
 def test_moments_of_one_slice(tmp_path):

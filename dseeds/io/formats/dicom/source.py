@@ -16,7 +16,7 @@ from dseeds.io.formats.dicom.files import JPEG, DicomHeader, list_dicom_files, r
 from dseeds.io.formats.dicom.frames import DicomFrame, read_frames
 from dseeds.io.formats.dicom.objects import is_image, refuse_other_object
 from dseeds.io.formats.dicom.pixels import FrameDecoder, import_simpleitk
-from dseeds.io.formats.dicom.volumes import DicomVolume, sort_volumes
+from dseeds.io.formats.dicom.volumes import DicomVolume, sort_planes, split_volumes
 from dseeds.io.source import (
     IndexBox,
     Shape,
@@ -115,13 +115,14 @@ class DicomSource(UnchunkedSource):
 def open_dicom(path: Path, query: SourceQuery) -> DicomSource:
     """Open the files of DICOM that make up one volume; raises as `dseeds.io.open_source`."""
     headers = _require_images(path, [read_header(file) for file in list_dicom_files(path)])
-    volumes, names = sort_volumes(path, [frame for header in headers for frame in read_frames(header)])
+    volumes, names = split_volumes(path, [frame for header in headers for frame in read_frames(header)])
     if any(header.syntax in JPEG for header in headers):
         import_simpleitk()
-    colours = volumes[0].frames[0].size[2]
-    dtype = volumes[0].dtype
+    frame = volumes[0][0]
+    colours = frame.size[2]
     if colours > 1 and (colours != 3 or not query.allows_channels):
-        require_volume(volumes[0].shape, np.dtype([(str(n), dtype) for n in range(colours)]), str(path), query)
+        records = np.dtype([(str(n), frame.dtype) for n in range(colours)])
+        require_volume((len(volumes[0]), *frame.size[:2]), records, str(path), query)
     chosen, number = _choose(path, volumes, names, query)
     first = chosen[0]
     dtype = np.result_type(*(volume.dtype for volume in chosen))
@@ -169,23 +170,24 @@ def _name_series(uid: str, header: DicomHeader) -> str:
 
 
 def _choose(
-    path: Path, volumes: Sequence[DicomVolume], names: Sequence[str], query: SourceQuery
+    path: Path, volumes: Sequence[Sequence[DicomFrame]], names: Sequence[str], query: SourceQuery
 ) -> tuple[list[DicomVolume], int | None]:
     """Return the volume that the query chooses and its number, or all of them, as channels, and None."""
     where = f"{path}, whose volumes differ in {shorten(' and '.join(names))}," if names else str(path)
     if query.channel_axis is None:
         [number] = choose_volume({"volumes": len(volumes)}, query, where)
-        return [volumes[number]], number
+        return [sort_planes(path, volumes[number])], number
     if len(volumes) == 1 or isinstance(query.channel_axis, str) or operator.index(query.channel_axis) not in (0, -4):
         axis = "no axis of channels" if len(volumes) == 1 else "no axis of channels but 0, that of its volumes"
         raise ValueError(f"{path} has {axis}: leave out channel_axis (--channel-axis)")
     require_channels(len(volumes), str(path))
-    if not all(_is_same_grid(volumes[0], volume) for volume in volumes):
+    channels = [sort_planes(path, volume) for volume in volumes]
+    if not all(_is_same_grid(channels[0], channel) for channel in channels):
         raise ValueError(
             f"{path} holds volumes in different places or in colours, which cannot be channels: "
             f"pass volume= (--volume), 0 to {len(volumes) - 1}"
         )
-    return list(volumes), None
+    return channels, None
 
 
 def _is_same_grid(one: DicomVolume, other: DicomVolume) -> bool:

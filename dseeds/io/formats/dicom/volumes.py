@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +23,10 @@ _TOLERANCE = 0.1
 # How far places of one plane, and directions, may differ: in millimetres, and as a cosine.
 _SAME_PLACE = 1e-2
 _SAME_DIRECTION = 1e-3
+# How far the sizes of voxels may differ, as a fraction.
+_SAME_SIZE = 1e-3
+# How far a place may be from that of even slices, as a fraction of their distance.
+_DRIFT = 0.5
 # What may not change within a volume of a file with functional groups.
 _FIXED = ("temporal index", "echo time", "b-value", "component", "real-world slope")
 
@@ -73,18 +77,44 @@ class DicomVolume:
         return from_lps(direction, (1.0, *spacing[1:]), np.array(first.position))
 
 
-def sort_volumes(path: Path, frames: Frames) -> tuple[list[DicomVolume], list[str]]:
-    """Sort frames into volumes; also return names of what tells these apart. Raise a ValueError where it is unclear."""
+def split_volumes(path: Path, frames: Frames) -> tuple[list[list[DicomFrame]], list[str]]:
+    """Split frames into volumes, in order; also return names of what tells these apart.
+
+    Raises a ValueError where the volumes are unclear. The places within each are left to `sort_planes`.
+    """
     _require_one_series(path, frames)
-    volumes, names = [], list[str]()
+    volumes, names = list[list[DicomFrame]](), list[str]()
     stacks = _split_stacks(frames)
     for stack in stacks:
         _require_one_grid(path, stack)
-        for group, more in _split_volumes(path, stack):
-            _require_constant(path, group)
-            volumes.append(_sort_planes(path, group))
-            names += [name for name in more if name not in names]
+        parts, more = _split_stack(path, stack)
+        volumes += parts
+        names += [name for name in more if name not in names]
     return volumes, [*(["stack"] if len(stacks) > 1 else []), *names]
+
+
+def sort_planes(path: Path, frames: Frames) -> DicomVolume:
+    """Sort the planes of a volume as SimpleITK does; raise a ValueError unless they lie evenly on a line."""
+    _require_constant(path, frames)
+    if len(frames) == 1:
+        return DicomVolume(tuple(frames), None)
+    positions = np.array([frame.position for frame in frames])
+    normal = frames[0].normal
+    order = np.argsort(positions @ normal, kind="stable")
+    planes = tuple(frames[n] for n in order)
+    positions = positions[order]
+    gaps = np.diff(positions @ normal)
+    step = (positions[-1] - positions[0]) / len(gaps)
+    off = positions - positions[0] - np.arange(len(planes))[:, None] * step
+    along = off @ normal
+    across = np.linalg.norm(off - along[:, None] * normal, axis=1)
+    _require_even_gaps(path, planes, gaps, drift=float(np.abs(along).max()))
+    if across.max() > _TOLERANCE * max(float(np.median(gaps)), *planes[0].spacing, _SAME_PLACE):
+        raise UnusableDicomError(
+            f"{path} has slices that do not lie one behind the other (one is {across.max():.3g} mm off their line): "
+            f"resample the series to a straight one"
+        )
+    return DicomVolume(planes, step)
 
 
 def _require_one_series(path: Path, frames: Frames) -> None:
@@ -120,23 +150,32 @@ def _require_one_series(path: Path, frames: Frames) -> None:
 
 def _split_stacks(frames: Frames) -> list[list[DicomFrame]]:
     """Split frames with functional groups by their stack and direction; other ones are one stack."""
-    stacks: dict[Hashable, list[DicomFrame]] = {}
-    for frame in frames:
-        # Rounding may not split a direction that is written with few digits.
-        known = next((other for other in stacks if _is_same_stack(stacks[other][0], frame)), None)
-        stacks.setdefault(len(stacks) if known is None else known, []).append(frame)
-    lone = len(stacks) > 1 and all(len(stack) == 1 for stack in stacks.values())
-    if lone and all(_is_parallel(frames[0], frame) for frame in frames):
+    if not frames[0].grouped:
         return [list(frames)]
-    return sorted(stacks.values(), key=lambda stack: (_sort_key(_as_number(stack[0].stack)), stack[0].order))
-
-
-def _is_same_stack(one: DicomFrame, other: DicomFrame) -> bool:
-    return not one.grouped or (one.stack == other.stack and _is_parallel(one, other))
+    by_name: dict[str, list[list[DicomFrame]]] = {}
+    for frame in frames:
+        stacks = by_name.setdefault(frame.stack, [])
+        # Rounding may not split a direction that is written with few digits.
+        stack = next((stack for stack in stacks if _is_parallel(stack[0], frame)), None)
+        if stack is None:
+            stacks.append([frame])
+        else:
+            stack.append(frame)
+    all_stacks = [stack for stacks in by_name.values() for stack in stacks]
+    # An identifier for each frame names no stack.
+    if len(all_stacks) == len(frames) and all(_is_parallel(frames[0], frame) for frame in frames):
+        return [list(frames)]
+    return sorted(all_stacks, key=lambda stack: (_sort_key(stack[0].stack), stack[0].order))
 
 
 def _is_parallel(one: DicomFrame, other: DicomFrame) -> bool:
-    return bool(np.allclose(one.orientation, other.orientation, rtol=0, atol=_SAME_DIRECTION))
+    return all(abs(a - b) <= _SAME_DIRECTION for a, b in zip(one.orientation, other.orientation, strict=True))
+
+
+def _is_same_spacing(one: DicomFrame, other: DicomFrame) -> bool:
+    return len(one.spacing) == len(other.spacing) and all(
+        abs(a - b) <= _SAME_SIZE * b for a, b in zip(one.spacing, other.spacing, strict=True)
+    )
 
 
 def _require_one_grid(path: Path, frames: Frames) -> None:
@@ -151,37 +190,39 @@ def _require_one_grid(path: Path, frames: Frames) -> None:
                 f"{path} holds slices that are not parallel, {_pair(first, frame)}: "
                 f"pass a folder with those of one volume"
             )
-        if len(frame.spacing) != len(first.spacing) or not np.allclose(frame.spacing, first.spacing, rtol=1e-3, atol=0):
+        if not _is_same_spacing(first, frame):
             raise UnusableDicomError(
                 f"{path} holds slices whose voxels have different sizes, {_pair(first, frame)} "
                 f"({_describe(first.spacing)} and {_describe(frame.spacing)} mm): resample them to one"
             )
 
 
-def _split_volumes(path: Path, frames: Frames) -> list[tuple[list[DicomFrame], list[str]]]:
-    """Split parallel frames into volumes, which each have one frame at each place, with the names of their keys."""
+def _split_stack(path: Path, frames: Frames) -> tuple[list[list[DicomFrame]], list[str]]:
+    """Split parallel frames into volumes with one frame at each place; return the names of their keys too."""
     places = _number_places(frames)
     counts = Counter(places)
     if max(counts.values()) == 1:
-        return [(list(frames), [])]
+        return [list(frames)], []
     if len(set(counts.values())) > 1:
         few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         one, other = [frame for frame, place in zip(frames, places, strict=True) if place == many][:2]
         raise UnusableDicomError(
-            f"{path} holds several slices of one place, such as {_pair(one, other)}, and {counts[few]} of another with "
-            f"{counts[many]}: pass a folder with those of one volume, or copy the whole series again"
+            f"{path} holds several slices of one place, such as {_pair(one, other)} ({counts[many]}, but {counts[few]} "
+            f"of another place): pass a folder with those of one volume, or copy the whole series again"
         )
     volumes, names = _split_evenly(frames, places)
     if len(volumes) * len(counts) < len(frames) and len(counts) > 1:
         volumes, names = _split_by_order(frames, places) or volumes, ["the order of their files"]
     for volume in volumes:
-        if len(volume) > len(counts):
+        if len(volume) == len(counts):
+            _require_constant(path, volume)
+        else:
             by_place = sorted(volume, key=lambda frame: frame.normal @ frame.position)
             raise UnusableDicomError(
                 f"{path} holds several slices of one place, such as {_pair(*by_place[:2])}, and nothing that tells "
                 f"{len(frames) // len(counts)} volumes apart: pass a folder with those of one volume"
             )
-    return [(volume, names) for volume in volumes]
+    return volumes, names
 
 
 def _number_places(frames: Frames) -> list[int]:
@@ -261,32 +302,10 @@ def _require_constant(path: Path, frames: Frames) -> None:
             )
 
 
-def _sort_planes(path: Path, frames: Frames) -> DicomVolume:
-    """Sort the planes of a volume as SimpleITK does."""
-    if len(frames) == 1:
-        return DicomVolume(tuple(frames), None)
-    positions = np.array([frame.position for frame in frames])
-    depths = positions @ frames[0].normal
-    order = np.argsort(depths, kind="stable")
-    planes = tuple(frames[n] for n in order)
-    positions, gaps = positions[order], np.diff(depths[order])
-    _require_even_gaps(path, planes, gaps)
-    step = (positions[-1] - positions[0]) / len(gaps)
-    line = positions[0] + np.arange(len(planes))[:, None] * step
-    shift = np.linalg.norm(positions - line, axis=1)
-    limit = _TOLERANCE * max(float(np.median(gaps)), *planes[0].spacing, _SAME_PLACE)
-    if shift.max() > limit:
-        raise UnusableDicomError(
-            f"{path} has slices that do not lie one behind the other (one is {shift.max():.3g} mm off their line): "
-            f"resample the series to a straight one"
-        )
-    return DicomVolume(planes, step)
-
-
-def _require_even_gaps(path: Path, planes: Frames, gaps: np.ndarray) -> None:
+def _require_even_gaps(path: Path, planes: Frames, gaps: np.ndarray, drift: float) -> None:
     median = float(np.median(gaps))
     widest, narrowest = int(gaps.argmax()), int(gaps.argmin())
-    if np.abs(gaps - median).max() <= _TOLERANCE * median:
+    if np.abs(gaps - median).max() <= _TOLERANCE * median and drift <= _DRIFT * median:
         return
     wide = gaps > (1 + _TOLERANCE) * median
     multiples = gaps[wide] / median
@@ -318,9 +337,6 @@ def _describe(spacing: Sequence[float]) -> str:
     return " x ".join(f"{size:.4g}" for size in spacing) or "unknown"
 
 
-def _as_number(text: str) -> Hashable:
-    return float(text) if text.strip().isdigit() else text
-
-
-def _sort_key(value: Hashable) -> tuple[bool, Mapping[str, str] | Hashable]:
-    return isinstance(value, str), value
+def _sort_key(name: str) -> tuple[int, str]:
+    """Sort numbers by size, before other names."""
+    return (int(name), "") if name.isascii() and name.isdigit() else (1 << 64, name)
