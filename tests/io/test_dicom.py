@@ -1,6 +1,7 @@
 """Series of DICOM are read as SimpleITK reads them, and refused unless they make up a volume."""
 
 import json
+import locale
 import pickle
 import shutil
 import sys
@@ -45,7 +46,10 @@ def write(path, image, tags):
     writer.KeepOriginalImageUIDOn()
     writer.SetImageIO("GDCMImageIO")
     writer.SetFileName(str(path))
+    # GDCM's writer leaves another locale behind, in which Python decodes the output of programs as ASCII.
+    before = locale.setlocale(locale.LC_ALL)
     writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)
     return path
 
 
