@@ -116,7 +116,7 @@ def groups_of(z, axes=STRAIGHT, *, stack="1", time=None, **groups):
     """Return the functional groups of a frame at the place `z`; every keyword is a group as a dict or a sequence."""
     content = {"StackID": stack, "InStackPositionNumber": 1 + int(z)}
     if time is not None:
-        content["TemporalPositionIndex"] = time
+        content["TemporalPositionIndex"] = int(time)
     return item(
         PlanePositionSequence=[item(ImagePositionPatient=place(z, axes))],
         FrameContentSequence=[item(**content)],
