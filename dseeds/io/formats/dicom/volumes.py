@@ -277,17 +277,23 @@ def _ranks(values: Sequence[Hashable], frames: Frames) -> list[int]:
 
 
 def _split_by_order(frames: Frames, places: Sequence[int]) -> list[list[DicomFrame]] | None:
-    """Split frames by the numbers of their files, if these run through volume after volume or place after place."""
+    """Split frames by the numbers of their files, if these run through volume after volume or place after place.
+
+    The frames of one file have no such numbers: where nothing else tells them apart, they belong to one volume.
+    """
     order = sorted(range(len(frames)), key=lambda n: frames[n].order)
     if len({frame.order for frame in frames}) < len(frames):
         return None
     sequence, depth = [places[n] for n in order], len(set(places))
     count = len(frames) // depth
     if sequence == sequence[:depth] * count and len(set(sequence[:depth])) == depth:
-        return [[frames[n] for n in order[k * depth : (k + 1) * depth]] for k in range(count)]
-    if sequence == [place for place in sequence[::count] for _ in range(count)]:
-        return [[frames[n] for n in order[k::count]] for k in range(count)]
-    return None
+        volumes = [[frames[n] for n in order[k * depth : (k + 1) * depth]] for k in range(count)]
+    elif sequence == [place for place in sequence[::count] for _ in range(count)]:
+        volumes = [[frames[n] for n in order[k::count]] for k in range(count)]
+    else:
+        return None
+    files = [{frame.file for frame in volume} for volume in volumes]
+    return volumes if sum(map(len, files)) == len(set[str]().union(*files)) else None
 
 
 def _require_constant(path: Path, frames: Frames) -> None:
