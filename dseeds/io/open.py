@@ -56,7 +56,7 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
 
         - NIfTI: ``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``; other formats that nibabel reads are loaded whole;
         - a Zarr array (v2 or v3) or an OME-Zarr image; an array inside an image, as ``image.zarr/1``, is its level 1;
-        - DICOM: a folder with a series, or a file whose frames are the planes;
+        - DICOM: a folder with a series, or a file of many frames that say where they lie;
         - TIFF: a file, or a folder with a file for each plane;
         - NRRD (``.nrrd``, ``.nhdr``), MetaImage (``.mha``, ``.mhd``) or NumPy (``.npy``);
         - HDF5 (``.h5``, ``.hdf5``); ``FILE.h5:/path/to/dataset`` chooses one of several datasets.
@@ -69,7 +69,8 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
         size 1, leading or trailing, are dropped.
     volume : int, optional
         The number of the volume, from 0, where one further axis is longer than 1: the fourth of a NIfTI file,
-        ``t`` or ``c`` of an OME-Zarr image, the first of any other array.
+        ``t`` or ``c`` of an OME-Zarr image, the first of any other array; in DICOM, one of the volumes that differ in
+        stack, moment, echo, b-value and so on, sorted by these.
     level : int, default 0
         The level of an OME-Zarr image; 0 is the full resolution.
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import zarr
 from nibabel.nifti1 import Nifti1Header
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from dseeds.convert.describe import describe
 from dseeds.io import open_source
+from tests.support import dicom_files
 from tests.support.mutants import (
     assert_sentence,
     change,
@@ -179,6 +181,38 @@ def test_ome_paths_stay_in_their_group(tmp_path, zarr_format, way):
     change(tmp_path / "a.zarr", name, lead)
     with pytest.raises(ValueError, match="which would lie outside of it") as caught:
         open_source(tmp_path / "a.zarr")
+    assert_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEGLSLossless, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    "elements", [{"Rows": 65535, "Columns": 65535}, {"NumberOfFrames": 2**31 - 1}, {"Rows": 65535}]
+)
+def test_a_dicom_header_that_promises_the_earth(tmp_path, elements, syntax):
+    voxels = np.random.default_rng(0).integers(0, 9, (3, 64, 64), "u2")
+    dataset = dicom_files.new_enhanced(voxels, [dicom_files.groups_of(z) for z in range(3)])
+    if syntax == DeflatedExplicitVRLittleEndian:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    elif syntax:
+        dataset.compress(syntax, generate_instance_uid=False)
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    path = dicom_files.save(dataset, tmp_path / "a.dcm")
+    with watched(), pytest.raises(ValueError, match=r"a\.dcm (cannot be read|is incomplete)") as caught:
+        open_source(path).read((slice(None),) * 3)
+    assert_sentence(str(caught.value))
+
+
+def test_lengths_beyond_the_end_of_dicom(tmp_path):
+    # An element of 4 GiB before the voxels.
+    dataset = dicom_files.new_slice(np.zeros((6, 7), "u2"), 0)
+    dataset.add_new((0x0029, 0x1010), "OB", b"0123456789")
+    path = dicom_files.save(dataset, tmp_path / "a.dcm")
+    data = path.read_bytes()
+    at = data.index(b"0123456789")
+    path.write_bytes(data[: at - 4] + b"\xf0\xff\xff\xff" + data[at:])
+    with watched(), pytest.raises(ValueError, match=r"a\.dcm cannot be read as DICOM") as caught:
+        open_source(path)
     assert_sentence(str(caught.value))
 
 

@@ -1,4 +1,4 @@
-"""Mutated files: each is refused in one sentence, or read as nibabel and zarr read it."""
+"""Mutated files: each is refused in one sentence, or read as nibabel, zarr or pydicom read it."""
 
 import math
 import sys
@@ -11,6 +11,7 @@ import zarr
 from dseeds import cli
 from dseeds.io import open_source
 from tests.support.clusters import worker_processes
+from tests.support.dicom_mutants import by_pydicom, files_of, mutant_dicom, write_sound_dicom
 from tests.support.mutants import (
     BATCH,
     BATCHES,
@@ -78,6 +79,27 @@ def test_mutated_zarr(tmp_path, sound, seed):
             rng = np.random.default_rng([seed, number])
             path = mutant_zarr(rng, folder, sound)
             opened += examine(path, rng.choice([None, 0, 0, 0]), by_zarr)
+    assert 0.1 * BATCH < opened < 0.9 * BATCH
+
+
+@pytest.fixture(scope="module")
+def sound_dicom(tmp_path_factory):
+    """Valid files and folders of DICOM, each as {name: content}."""
+    folder = tmp_path_factory.mktemp("dicom")
+    write_sound_dicom(folder)
+    return [files_of(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize("seed", range(BATCHES))
+def test_mutated_dicom(tmp_path, sound_dicom, seed):
+    opened = 0
+    with watched():
+        for number in range(BATCH):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            rng = np.random.default_rng([seed, number])
+            path = mutant_dicom(rng, folder, sound_dicom)
+            opened += examine(path, rng.choice([None, 0, 0, 0]), by_pydicom)
     assert 0.1 * BATCH < opened < 0.9 * BATCH
 
 
