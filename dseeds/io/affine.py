@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dseeds.io.ome_metadata import Frame
 from dseeds.io.source import Spacing
 
 # The entry of the attribute ``dseeds`` of a group.
@@ -72,6 +73,20 @@ def translation(affine: np.ndarray | None) -> Spacing | None:
         return None
     x, y, z = (float(along) for along in affine[:3, 3])
     return z, y, x
+
+
+def frame_matrix(frame: Frame) -> np.ndarray | None:
+    """Return the affine of a frame, from voxels (x, y, z) to millimetres; None unless all units are lengths.
+
+    >>> frame_matrix(Frame((2.0, 0.5, 0.5), (30.0, -20.0, 10.0), ("millimeter",) * 3))[:3].tolist()
+    [[0.5, 0.0, 0.0, 10.0], [0.0, 0.5, 0.0, -20.0], [0.0, 0.0, 2.0, 30.0]]
+    """
+    spacing = frame.spacing_in_mm
+    if spacing is None:
+        return None
+    matrix = np.diag([*spacing[::-1], 1.0])
+    matrix[:3, 3] = np.multiply(frame.translation, np.divide(spacing, frame.spacing))[::-1]
+    return matrix
 
 
 def from_lps(direction: np.ndarray, spacing: Spacing, origin: np.ndarray) -> np.ndarray | None:
