@@ -30,6 +30,8 @@ def _format_value(key: str, value: Any) -> str:
         return "none" if key == "shards" else "unknown"
     if key in ("window", "windows"):
         return _format_window(value)
+    if key == "notes":
+        return "\n".join(value)
     if key == "source":
         sources = value.get("channels", [value])
         return ", ".join(str(source.get("path", source)) for source in sources)

@@ -54,6 +54,7 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
         "shape": list(source.shape),
         "dtype": str(source.dtype),
         "spacing": None if source.spacing is None else list(source.spacing),
+        **({"notes": list(source.notes)} if source.notes else {}),
         **_describe_storage(source),
         **_describe_output(target, location, source.kind),
     }

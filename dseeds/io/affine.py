@@ -18,6 +18,8 @@ from dseeds.io.source import Spacing
 _AFFINE = "affine"
 # How far two sizes of the same voxels may differ, as a fraction.
 _TOLERANCE = 1e-3
+# The cosine of the angle between axes at right angles, with the rounding of float32.
+_RIGHT_ANGLE = 1e-4
 
 
 def is_affine(affine: np.ndarray) -> bool:
@@ -26,6 +28,16 @@ def is_affine(affine: np.ndarray) -> bool:
         return False
     volume = np.linalg.det(affine[:3, :3])
     return bool(np.isfinite(volume) and volume != 0)
+
+
+def has_shear(affine: np.ndarray) -> bool:
+    """Return whether the axes of an affine are not at right angles, as those of slices from a tilted gantry.
+
+    >>> has_shear(np.diag([-0.5, 0.5, 2.0, 1.0]))
+    False
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > _RIGHT_ANGLE)
 
 
 def voxel_sizes(affine: np.ndarray) -> Spacing:

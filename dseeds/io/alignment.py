@@ -135,6 +135,11 @@ class TurnedSource(SourceBase):
         return None if self.source.shards is None else self._turned(self.source.shards)
 
     @property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The notes of the stored volume."""
+        return self.source.notes
+
+    @property
     @override
     def readable_by_workers(self) -> bool:
         return self.source.readable_by_workers

@@ -107,6 +107,11 @@ class Image:
         return self._coarsest.shards
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes of all channels; see `Source.notes`."""
+        return tuple(dict.fromkeys(note for part in self.parts for note in part.notes))
+
+    @property
     def readable_by_workers(self) -> bool:
         """Whether all channels are; see `Source.readable_by_workers`."""
         return all(part.readable_by_workers for part in self.parts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dseeds.core.geometry import AXES
+from dseeds.io.axes import SpaceAxes
 from dseeds.io.source import Spacing, convert_to_mm, shorten, summarise_error
 
 # Units of length in a millimetre: their names in OME-NGFF, and short forms that other software writes.
@@ -23,8 +24,6 @@ PER_MM = {
     "inch": 1 / 25.4,
 }
 MILLIMETRES = ("millimeter", "millimeter", "millimeter")
-# The axes of an array that are z, y and x; an image of one slice lacks one of them.
-SpaceAxes = tuple[int | None, int | None, int | None]
 Units = tuple[str | None, str | None, str | None]
 _OTHER_AXES = {"t": "time", "c": "channel"}
 _TRANSFORMATIONS = "coordinateTransformations"

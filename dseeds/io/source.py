@@ -123,6 +123,10 @@ class Source(Protocol):
         """Voxels along z, y, x of a shard that holds chunks; None without shards."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What its owner should know of how the file is read, such as which of two contradictory statements counts."""
+
+    @property
     def readable_by_workers(self) -> bool:
         """Whether other processes can `read` any box at a reasonable cost. If not, read the `slabs` once."""
 
@@ -184,6 +188,8 @@ else:
 class SourceBase(_Interface):
     """The base of all sources: one that never changes, and is read box by box."""
 
+    notes: tuple[str, ...] = ()
+
     @override
     def reopened(self) -> Source:
         return self
@@ -210,6 +216,13 @@ class IndexedSource(SourceBase):
     index: tuple[int | slice, ...]
     channel_axis: int | None
     space: tuple[int | None, int | None, int | None] | None = None
+
+    def _to_czyx(self, values: np.ndarray) -> np.ndarray:
+        """Bring the axes that an index keeps into the order (c, z, y, x), and add those that are missing."""
+        kept = [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice)]
+        first = [] if self.channel_axis is None else [self.channel_axis]
+        ordered = values.transpose([kept.index(axis) for axis in (*first, *self._zyx) if axis is not None])
+        return np.expand_dims(ordered, [len(first) + n for n, axis in enumerate(self._zyx) if axis is None])
 
     @property
     def stored(self) -> Any:
@@ -316,10 +329,15 @@ def resolve_address(address: str) -> Path | str:
     return address
 
 
-def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, query: SourceQuery) -> None:
-    """Raise a ValueError, which calls the array `where`, if it is not a volume that serves the query's purpose."""
+def require_volume(
+    shape: Sequence[int], dtype: np.dtype, where: str, query: SourceQuery, *, planes: bool = False
+) -> None:
+    """Raise a ValueError, which calls the array `where`, if it is not a volume that serves the query's purpose.
+
+    With `planes`, an array of two axes is a volume of one plane.
+    """
     shape = tuple(shape)
-    if len(shape) < 3:
+    if len(shape) < (2 if planes else 3):
         raise ValueError(f"{where} has shape {shape}: supervoxels need three axes, z, y and x")
     if min(shape) < 1:
         raise ValueError(f"{where} has shape {shape}: an axis is empty, there is nothing to cut into supervoxels")
@@ -460,20 +478,26 @@ def choose_volume(extra: Mapping[str, int], query: SourceQuery, where: str) -> t
         )
     count = math.prod(longer.values())
     volume = query.volume
-    if volume is None:
-        if count > 1 and query.purpose == "mask":
-            raise ValueError(f"{where} holds {count} volumes: a mask is one, so store the one that you want on its own")
-        if count > 1:
-            advice = f", or {axis} to take all of them together" if may_be_channels else ""
-            raise ValueError(
-                f"{where} holds {count} volumes: pass volume= (--volume on the command line), "
-                f"0 to {count - 1}, to say which{advice}"
-            )
-        volume = 0
-    volume = operator.index(volume)
+    if volume is None and count > 1:
+        raise ValueError(f"{where} holds {_advise_choice(count, 'c' in longer, axis, query)}")
+    volume = operator.index(volume or 0)
     if not 0 <= volume < count:
         raise ValueError(f"{where} has no volume {volume}: it holds {count}, numbered from 0")
     return tuple(volume if name in longer else 0 for name in extra)
+
+
+def _advise_choice(count: int, are_channels: bool, axis: str, query: SourceQuery) -> str:
+    """Return what several volumes or channels are, and how to choose among them."""
+    if query.purpose == "mask":
+        return f"{count} volumes: a mask is one, so store the one that you want on its own"
+    may_be_channels = query.allows_channels and query.channel_axis is None
+    if are_channels and may_be_channels:
+        return (
+            f"{count} channels: pass {axis} to take all of them together, or volume= (--volume), 0 to {count - 1}, "
+            f"for one of them"
+        )
+    together = f", or {axis} to take all of them together" if may_be_channels else ""
+    return f"{count} volumes: pass volume= (--volume on the command line), 0 to {count - 1}, to say which{together}"
 
 
 def convert_to_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spacing | None:

@@ -164,10 +164,9 @@ def _reopen(identity: Mapping[str, Any]) -> tuple[Source, ...]:
     if "index" not in identity:
         return open_image(path, volume=identity.get("volume")).parts
     index = identity["index"]
-    channel_axis = index.index("channels") if "channels" in index else None
     if identity["kind"] == "zarr":
-        selection = tuple(item if isinstance(item, int) else slice(None) for item in index)
-        return (reopen_zarr(path, selection, channel_axis),)
+        return (reopen_zarr(path, index),)
+    channel_axis = index.index("channels") if "channels" in index else None
     if identity.get("dataset"):
         path = f"{path}:{identity['dataset']}"
     # All volume axes but one have the index 0.

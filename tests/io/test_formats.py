@@ -462,8 +462,8 @@ def test_nonsense_and_files_without_a_volume(tmp_path, name):
     refused(tmp_path / name, str(tmp_path / name))
     (tmp_path / name).write_bytes(b"")
     refused(tmp_path / name, str(tmp_path / name))
-    if not name.endswith((".nrrd", ".mha", ".h5")):
-        written(tmp_path, numbers((6, 7), "i2"), name)
+    if name == "a.npy":
+        written(tmp_path, numbers((6,), "i2"), name)
         refused(tmp_path / name, "three axes")
 
 

@@ -17,6 +17,7 @@ from typing_extensions import override
 from dseeds.core.geometry import AXES
 from dseeds.core.lazy_module import LazyModule
 from dseeds.core.optional import import_optional
+from dseeds.io.axes import select_axes
 from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
 from dseeds.io.ome_metadata import PER_MM
@@ -26,7 +27,6 @@ from dseeds.io.source import (
     convert_to_mm,
     describe_damage,
     require_volume,
-    select_named_volume,
 )
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def open_tiff(path: Path, query: SourceQuery) -> FileSource:
         shape, dtype, axes = tuple(series.shape), np.dtype(series.dtype), str(series.axes)
         names = tuple(dict.fromkeys([str(file), *(page.parent.filehandle.path for page in series.pages if page)]))
         _require_whole(tiff)
-    require_volume(shape, dtype, str(path), query)
+    require_volume(shape, dtype, str(path), query, planes=True)
     with describe_damage(str(path)), _open_file(str(file), paged) as tiff, tiff.series[0].aszarr(level=0) as store:
         chunks = zarr.open_array(store, mode="r", zarr_format=2).chunks
     voxels = TiffVoxels(file=str(file), paged=paged, shape=shape, dtype=dtype, chunks=chunks)
@@ -177,12 +177,13 @@ def _source(
     path: Path, voxels: Voxels, axes: str, query: SourceQuery, spacing: Spacing | None, files: tuple[str, ...]
 ) -> FileSource:
     names = _name_axes(axes)
-    if [name for name in names if name in AXES] != list(AXES):
-        raise ValueError(f"{path} has the axes {', '.join(names)}: supervoxels need z, y and x, in this order")
+    if [name for name in names if name in AXES] not in (list(AXES), list(AXES[1:])):
+        raise ValueError(
+            f"{path} has the axes {', '.join(names)}: supervoxels need z, y and x, or y and x, in this order"
+        )
     if "s" in axes.lower() and "c" in names and query.allows_channels and query.channel_axis is None:
         query = replace(query, channel_axis="c")
-    space = [names.index(axis) for axis in AXES]
-    selection = select_named_volume(names, voxels.shape, space, query, str(path))
+    selection = select_axes(names, voxels.shape, query, str(path))
     return FileSource.from_voxels(path, "tiff", voxels, selection, spacing=spacing, files=files)
 
 
