@@ -187,7 +187,7 @@ def export_volume(
         image.channels if image.channels > 1 else None,
         _choose_dtype(reader, chosen.label_dtypes if labelled else chosen.image_dtypes, kind, labelled, dtype),
         given_spacing or image.spacing,
-        with_spacing(image.affine, given_spacing),
+        with_spacing(image.position, given_spacing),
         labelled,
     )
     remove_partial(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dseeds.io.affine import frame_matrix
 from dseeds.io.alignment import Grid3D, align
 from dseeds.io.formats.ome_zarr import ZarrSource, frame_of
 from dseeds.io.ome_metadata import Frame
@@ -90,6 +91,12 @@ class Image:
     def affine(self) -> np.ndarray | None:
         """The affine of the first channel that has one; see `Source.affine`."""
         return next((part.affine for part in self.parts if part.affine is not None), None)
+
+    @property
+    def position(self) -> np.ndarray | None:
+        """The affine, or else one for a translation of OME-Zarr, whose axes are taken for those of space."""
+        frame = self.frame
+        return self.affine if self.affine is not None or not any(frame.translation) else frame_matrix(frame)
 
     @property
     def labelled(self) -> bool:

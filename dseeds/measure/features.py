@@ -259,7 +259,7 @@ def features(
     task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
     search = _begin_search(label_source, image, window, percentiles)
     lengths = check_spacing(spacing) if spacing is not None else image.spacing or label_source.spacing
-    affine = image.affine if image.affine is not None else label_source.affine
+    affine = next((one for one in (image.affine, label_source.affine) if one is not None), image.position)
     with ExitStack() as stack:
         if target is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))

@@ -537,7 +537,7 @@ def _read_space(
             f"its voxel sizes (pixdim, {_listed(spacing)} mm along z, y, x) contradict its affine "
             f"({_listed(sizes)} mm): the affine is taken"
         )
-        spacing = sizes
+        spacing = convert_to_mm(sizes, [1.0] * 3)
     distance = _qform_distance(header, image.shape)
     if distance > _SAME_CORNER:
         notes.append(

@@ -25,6 +25,7 @@ from dseeds.core.geometry import AXES
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.affine import affine_from_attributes
 from dseeds.io.axes import SpaceAxes, select_axes
+from dseeds.io.formats.ome_collection import find_image_group
 from dseeds.io.formats.zarr_node import (
     hash_chunks,
     is_in_process_memory,
@@ -309,7 +310,8 @@ def multiscale_of(source: Any) -> Multiscale | None:
         return None
     node = with_absolute_path(source)
     if isinstance(node, zarr.Group):
-        return read_multiscale(node.attrs.asdict(), node_address(node))
+        group, where = find_image_group(node, node_address(node))
+        return read_multiscale(group.attrs.asdict(), where)
     level = _find_image(node, node_address(node))
     return level.image if level else None
 
@@ -325,6 +327,7 @@ def open_zarr_node(node: zarr.Array | zarr.Group, query: SourceQuery) -> ZarrSou
     where = node_address(node)
     name = _last_part(where)
     if isinstance(node, zarr.Group):
+        node, where = find_image_group(node, where)
         image = read_multiscale(node.attrs.asdict(), where)
         count = len(image.paths)
         if not 0 <= query.level < count:
@@ -384,6 +387,9 @@ class _ImageLevel(NamedTuple):
     def _affine(self) -> np.ndarray | None:
         """Return the level's affine, which follows from that of the full resolution."""
         affine = affine_from_attributes(self.group.attrs.get("dseeds"))
+        if affine is None and self.image.affines:
+            placed: np.ndarray | None = self.image.affines[self.number]
+            return placed
         if affine is None or not self.number:
             return affine
         full, level = self.image.frames[0], self.image.frames[self.number]
