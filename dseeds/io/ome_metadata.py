@@ -14,15 +14,20 @@ from dseeds.io.source import Spacing, convert_to_mm, shorten, summarise_error
 
 # Units of length in a millimetre: their names in OME-NGFF, and short forms that other software writes.
 PER_MM = {
-    **dict.fromkeys(("picometer", "pm"), 1e9),
-    "angstrom": 1e7,
-    **dict.fromkeys(("nanometer", "nm"), 1e6),
-    **dict.fromkeys(("micrometer", "micron", "um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"), 1e3),
-    **dict.fromkeys(("millimeter", "mm"), 1.0),
-    **dict.fromkeys(("centimeter", "cm"), 1e-1),
-    "decimeter": 1e-2,
-    **dict.fromkeys(("meter", "m"), 1e-3),
-    "inch": 1 / 25.4,
+    name: per_mm
+    for per_mm, names in {
+        1e9: ("picometer", "picometre", "pm"),
+        1e7: ("angstrom", "\N{ANGSTROM SIGN}", "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"),
+        1e6: ("nanometer", "nanometre", "nm"),
+        1e3: ("micrometer", "micrometre", "micron", "um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"),
+        1.0: ("millimeter", "millimetre", "mm"),
+        1e-1: ("centimeter", "centimetre", "cm"),
+        1e-2: ("decimeter", "decimetre", "dm"),
+        1e-3: ("meter", "metre", "m"),
+        1 / 25.4: ("inch", "inches", "in"),
+    }.items()
+    for spelling in names
+    for name in ((spelling, f"{spelling}s") if len(spelling) > 4 and spelling != "inches" else (spelling,))
 }
 MILLIMETRES = ("millimeter", "millimeter", "millimeter")
 Units = tuple[str | None, str | None, str | None]

@@ -45,6 +45,9 @@ _ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 # Endings of formats that can be read from local files only.
 _LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5)", re.IGNORECASE)
 
+# What HDF5 says of a file that is being written.
+_LOCKED = re.compile(r"unable to lock file|already open for write|Resource temporarily unavailable")
+
 
 @dataclass(frozen=True)
 class SourceQuery:
@@ -63,6 +66,22 @@ class SourceQuery:
     def allows_channels(self) -> bool:
         """Whether there may be several channels."""
         return self.purpose in ("image", "copy")
+
+
+class SeveralVolumes(ValueError):
+    """An array holds several volumes or channels, and the query chooses none; `sizes` are those of its further axes."""
+
+    def __init__(self, message: str, sizes: Mapping[str, int]) -> None:
+        super().__init__(message, dict(sizes))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axes that are longer than 1, beside those of space, by name."""
+        sizes: dict[str, int] = self.args[1]
+        return sizes
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Source(Protocol):
@@ -473,13 +492,14 @@ def choose_volume(extra: Mapping[str, int], query: SourceQuery, where: str) -> t
     if len(longer) > 1:
         sizes = " and ".join(f"{size} along {shorten(name, 20)}" for name, size in longer.items())
         advice = f"name the axis of channels with {axis}, or " if may_be_channels else ""
-        raise ValueError(
-            f"{where} holds volumes in more than one way ({sizes}): {advice}store the one that you want on its own"
+        raise SeveralVolumes(
+            f"{where} holds volumes in more than one way ({sizes}): {advice}store the one that you want on its own",
+            longer,
         )
     count = math.prod(longer.values())
     volume = query.volume
     if volume is None and count > 1:
-        raise ValueError(f"{where} holds {_advise_choice(count, 'c' in longer, axis, query)}")
+        raise SeveralVolumes(f"{where} holds {_advise_choice(count, 'c' in longer, axis, query)}", longer)
     volume = operator.index(volume or 0)
     if not 0 <= volume < count:
         raise ValueError(f"{where} has no volume {volume}: it holds {count}, numbered from 0")
@@ -567,6 +587,10 @@ def describe_damage(where: str) -> Iterator[None]:
         # The disk or the network is at fault, not the file.
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
             raise
+        if _LOCKED.search(str(error)):
+            raise ValueError(
+                f"{where} is open in another program, which has locked it: close it there, or read a copy"
+            ) from error
         raise ValueError(
             f"{where} cannot be read ({summarise_error(error)}): the file is damaged or incomplete, so copy or export "
             f"it again"

@@ -20,6 +20,7 @@ import nibabel
 import numpy as np
 from nibabel.analyze import AnalyzeHeader
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 from typing_extensions import override
@@ -505,6 +506,11 @@ def _load(path: Path) -> SpatialImage:
             image = nibabel.load(path.absolute())
         if not isinstance(image, SpatialImage):
             raise ValueError(f"it holds a {type(image).__name__}")
+    except ImageFileError as error:
+        raise ValueError(
+            f"{path} cannot be opened as an image: it is of no format that is read, or its header is damaged, "
+            f"so pass a file of NIfTI, TIFF, NRRD, MetaImage, HDF5 or NumPy, or a folder of OME-Zarr, DICOM or TIFF"
+        ) from error
     except Exception as error:  # a damaged header can raise anything
         raise ValueError(
             f"{path} cannot be opened as an image ({summarise_error(error)}): "
