@@ -65,8 +65,9 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
         Zarr may also be at a URL: ``s3://``, ``gs://`` and ``az://``, see `dseeds.storage.location`, or another that
         fsspec knows. A Dask array is computed once, block by block, into Dask's ``temporary-directory``.
 
-        Axes are (x, y, z, ...) in NIfTI, NRRD and MetaImage, those of the metadata in OME-Zarr, in any order, and in
-        TIFF, and (..., z, y, x) elsewhere. An OME-Zarr image without z is a volume of one slice. Further axes of
+        Axes are (x, y, z, ...) in NIfTI and MetaImage, and those that the file names, in any order, in OME-Zarr, TIFF,
+        NRRD (kinds), HDF5 (axistags, labels of dimensions) and Zarr (dimension names); they are (..., z, y, x)
+        elsewhere. A file with two axes of space is a volume of one plane; arrays in memory need three. Further axes of
         size 1, leading or trailing, are dropped.
     volume : int, optional
         The number of the volume, from 0, where one further axis is longer than 1: the fourth of a NIfTI file,
@@ -97,7 +98,7 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
     (30, 40, 50)
     >>> open_source(series)
     Traceback (most recent call last):
-    ValueError: the array holds 2 volumes: pass volume= (--volume on the command line), 0 to 1, to say which
+    dseeds.io.source.SeveralVolumes: the array holds 2 volumes: pass volume= (--volume on the command line), 0 to 1, to say which
     """
     [opened] = open_voxels(source, SourceQuery(volume, level=level))
     return opened
