@@ -98,7 +98,7 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
     (30, 40, 50)
     >>> open_source(series)
     Traceback (most recent call last):
-    dseeds.io.source.SeveralVolumes: the array holds 2 volumes: pass volume= (--volume on the command line), 0 to 1, to say which
+    dseeds.io.source.SeveralVolumes: the array holds 2 volumes: pass volume= (--volume on the command line), ...
     """
     [opened] = open_voxels(source, SourceQuery(volume, level=level))
     return opened
