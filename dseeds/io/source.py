@@ -43,7 +43,7 @@ Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "tiff", "nrrd", "metaimage",
 MAX_CHANNELS = 16
 _ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 # Endings of formats that can be read from local files only.
-_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5)", re.IGNORECASE)
+_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5?)", re.IGNORECASE)
 
 # What HDF5 says of a file that is being written.
 _LOCKED = re.compile(r"unable to lock file|already open for write|Resource temporarily unavailable")

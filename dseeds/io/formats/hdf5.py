@@ -26,8 +26,8 @@ from dseeds.io.source import (
     shorten,
 )
 
-_FILE_AND_DATASET = re.compile(r"(.+\.(?:h5|hdf5)):(.+)", re.IGNORECASE)
-_ENDINGS = (".h5", ".hdf5")
+_FILE_AND_DATASET = re.compile(r"(.+\.(?:h5|hdf5?)):(.+)", re.IGNORECASE)
+_ENDINGS = (".h5", ".hdf5", ".hdf")
 # The attribute in which ilastik and Fiji's HDF5 plug-in keep the size of a voxel along z, y, x in micrometres.
 _SIZE = "element_size_um"
 # The attribute in which ilastik and vigra name the axes.
