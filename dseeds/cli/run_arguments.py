@@ -59,7 +59,7 @@ class RunArguments:
         str | None,
         cells_option(
             metavar="N|Z,Y,X|LENGTH",
-            help="Size of a supervoxel: voxels along every axis, voxels along z,y,x, or a length such as 12mm.",
+            help="Size of a supervoxel: voxels along every axis, voxels along z,y,x, or a length such as 12mm or 8um.",
             show_default="16",
         ),
     ] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import zarr
 from dseeds import phantom
 from dseeds.io import Source, ZarrSource, frame_of, open_source
 from dseeds.io.formats.nifti import is_written_by_us
+from dseeds.io.image import open_channels
+from dseeds.io.source import SeveralVolumes, SourceQuery
 from dseeds.storage.label_group import ATTRIBUTE
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.ownership import MARKER
@@ -23,10 +26,11 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
     """Describe a label volume or phantom written by this program, or any other readable image, without reading voxels.
 
     The result holds plain values, ready for JSON. ``kind`` is ``"labels"`` or ``"phantom"`` for an output of this
-    program, else ``"image"``. ``path``, ``format``, ``shape``, ``dtype`` and ``spacing`` are always present. Zarr adds
-    ``chunks`` and ``shards``; OME-Zarr ``level``, ``levels`` (their number), ``translation`` and ``units``; labels in
-    Zarr ``supervoxels``, ``step``, ``cells``, ``windows``, ``rounds``, ``asked``, ``source`` and ``versions``; a
-    phantom ``noise``, ``organs`` and ``seed``.
+    program, else ``"image"``. ``path``, ``format``, ``shape``, ``dtype`` and ``spacing`` are always present. Colours
+    add ``channels``; several volumes or channels add ``further_axes`` and ``options``, how to choose among them; a
+    file that contradicts itself adds ``notes``. Zarr adds ``chunks`` and ``shards``; OME-Zarr ``level``, ``levels``
+    (their number), ``translation`` and ``units``; labels in Zarr ``supervoxels``, ``step``, ``cells``, ``windows``,
+    ``rounds``, ``asked``, ``source`` and ``versions``; a phantom ``noise``, ``organs`` and ``seed``.
 
     A ValueError is raised if the target is unfinished, damaged or not an image.
 
@@ -42,7 +46,7 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
     if location:
         _check_finished(location)
     try:
-        source = open_source(target, volume=volume, level=level)
+        source, further = _open_any(target, volume, level)
     except FileNotFoundError:
         if location:
             _check_no_run(location)
@@ -54,9 +58,43 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
         "shape": list(source.shape),
         "dtype": str(source.dtype),
         "spacing": None if source.spacing is None else list(source.spacing),
+        **further,
+        **({"notes": list(source.notes)} if source.notes else {}),
         **_describe_storage(source),
         **_describe_output(target, location, source.kind),
     }
+
+
+def _open_any(target: str | os.PathLike[str], volume: int | None, level: int) -> tuple[Source, Description]:
+    """Open one volume of a target, or its channels; return also what else it holds, and how to choose."""
+    try:
+        return open_source(target, volume=volume, level=level), {}
+    except ValueError as error:
+        refusal = error
+    more: Description = {}
+    if isinstance(refusal, SeveralVolumes):
+        more["further_axes"] = refusal.sizes
+    for chosen, axis in ((volume, None), (volume or 0, None), (volume or 0, "c"), (volume or 0, 0), (volume or 0, 1)):
+        with suppress(ValueError):
+            image = open_channels(target, SourceQuery(chosen, axis, "copy", level))
+            if any(dtype.kind == "b" for dtype in image.dtypes):
+                raise refusal
+            if "further_axes" in more:
+                more["options"] = _describe_options(target, volume, level)
+            elif image.channels > 1:
+                more["channels"] = image.channels
+            return image.parts[0], more
+    raise refusal
+
+
+def _describe_options(target: str | os.PathLike[str], volume: int | None, level: int) -> str:
+    """Return the advice that an image with several volumes or channels is refused with."""
+    try:
+        open_channels(target, SourceQuery(volume, None, "image", level))
+    except ValueError as error:
+        # The address precedes the first colon that a space follows.
+        return str(error).partition(": ")[2]
+    return "all channels are taken together"
 
 
 def _describe_output(target: str | os.PathLike[str], location: Location | None, kind: str) -> Description:

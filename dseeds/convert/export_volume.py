@@ -18,7 +18,7 @@ from dseeds.core.formatting import format_shape
 from dseeds.core.geometry import check_spacing
 from dseeds.core.progress import Progress
 from dseeds.io import Image, Spacing, ZarrSource
-from dseeds.io.affine import with_spacing
+from dseeds.io.affine import has_shear, with_spacing
 from dseeds.io.formats.file_writer import Content, check_file_target, partial_file, remove_partial
 from dseeds.io.formats.hdf5 import is_our_hdf5, split_dataset, write_hdf5
 from dseeds.io.formats.nifti import is_written_by_us, write_nifti_content
@@ -44,7 +44,8 @@ class ExportReport(ConversionReport):
 
     def __str__(self) -> str:
         content = "labels" if self.labels else "an image"
-        return f"{content} of {format_shape(self.shape)} voxels, {self.dtype}, as {self.format}: {self.target}"
+        line = f"{content} of {format_shape(self.shape)} voxels, {self.dtype}, as {self.format}: {self.target}"
+        return self.with_notes(line)
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def export_volume(
         image.channels if image.channels > 1 else None,
         _choose_dtype(reader, chosen.label_dtypes if labelled else chosen.image_dtypes, kind, labelled, dtype),
         given_spacing or image.spacing,
-        with_spacing(image.affine, given_spacing),
+        with_spacing(image.position, given_spacing),
         labelled,
     )
     remove_partial(path)
@@ -204,8 +205,16 @@ def export_volume(
         dtype=content.dtype.name,
         spacing=content.spacing,
         labels=content.labelled,
+        notes=(*image.notes, *_unwritable(content, kind)),
         format=kind,
     )
+
+
+def _unwritable(content: Content, kind: str) -> list[str]:
+    """Return notes on what a format cannot hold of the position in space."""
+    if kind == "nifti" and content.affine is not None and has_shear(content.affine):
+        return ["the axes are not at right angles (a shear), which only the sform holds: there is no qform (code 0)"]
+    return []
 
 
 def _resolve_target(target: str, format: str | None) -> tuple[Path, str | None, str]:

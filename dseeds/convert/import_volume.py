@@ -49,7 +49,7 @@ class ImportReport(ConversionReport):
     def __str__(self) -> str:
         content = "labels" if self.labels else f"{self.channels} channels" if self.channels else "an image"
         levels = f"{self.levels} resolution{'' if self.levels == 1 else 's'}"
-        return f"{content} of {format_shape(self.shape)} voxels, {self.dtype}, {levels}: {self.target}"
+        return self.with_notes(f"{content} of {format_shape(self.shape)} voxels, {self.dtype}, {levels}: {self.target}")
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,7 @@ def import_volume(
         dtype=dtype.name,
         spacing=size,
         labels=labelled,
+        notes=image.notes,
         chunks=chunk_shape,
         shards=shard_shape,
         levels=1 + len(levels),

@@ -31,7 +31,7 @@ class ConversionReport:
     """A report of an import or export.
 
     The shape is in voxels along (z, y, x), the spacing in millimetres. `channels` counts those along a further axis; it
-    is None if there is no such axis.
+    is None if there is no such axis. `notes` say where the source contradicts itself, or what the target cannot hold.
     """
 
     target: str
@@ -40,6 +40,11 @@ class ConversionReport:
     dtype: str
     spacing: Spacing | None
     labels: bool
+    notes: tuple[str, ...] = ()
+
+    def with_notes(self, line: str) -> str:
+        """Return a line and the notes below it."""
+        return "\n".join([line, *(f"note: {note}" for note in self.notes)])
 
     def to_json(self) -> str:
         """Return the report as JSON."""

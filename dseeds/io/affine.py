@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from dseeds.io.ome_metadata import Frame
 from dseeds.io.source import Spacing
 
 # The entry of the attribute ``dseeds`` of a group.
 _AFFINE = "affine"
 # How far two sizes of the same voxels may differ, as a fraction.
 _TOLERANCE = 1e-3
+# The cosine of the angle between axes at right angles, with the rounding of float32.
+_RIGHT_ANGLE = 1e-4
 
 
 def is_affine(affine: np.ndarray) -> bool:
@@ -25,6 +28,16 @@ def is_affine(affine: np.ndarray) -> bool:
         return False
     volume = np.linalg.det(affine[:3, :3])
     return bool(np.isfinite(volume) and volume != 0)
+
+
+def has_shear(affine: np.ndarray) -> bool:
+    """Return whether the axes of an affine are not at right angles, as those of slices from a tilted gantry.
+
+    >>> has_shear(np.diag([-0.5, 0.5, 2.0, 1.0]))
+    False
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > _RIGHT_ANGLE)
 
 
 def voxel_sizes(affine: np.ndarray) -> Spacing:
@@ -72,6 +85,20 @@ def translation(affine: np.ndarray | None) -> Spacing | None:
         return None
     x, y, z = (float(along) for along in affine[:3, 3])
     return z, y, x
+
+
+def frame_matrix(frame: Frame) -> np.ndarray | None:
+    """Return the affine of a frame, from voxels (x, y, z) to millimetres; None unless all units are lengths.
+
+    >>> frame_matrix(Frame((2.0, 0.5, 0.5), (30.0, -20.0, 10.0), ("millimeter",) * 3))[:3].tolist()
+    [[0.5, 0.0, 0.0, 10.0], [0.0, 0.5, 0.0, -20.0], [0.0, 0.0, 2.0, 30.0]]
+    """
+    spacing = frame.spacing_in_mm
+    if spacing is None:
+        return None
+    matrix = np.diag([*spacing[::-1], 1.0])
+    matrix[:3, 3] = np.multiply(frame.translation, np.divide(spacing, frame.spacing))[::-1]
+    return matrix
 
 
 def from_lps(direction: np.ndarray, spacing: Spacing, origin: np.ndarray) -> np.ndarray | None:

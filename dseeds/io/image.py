@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dseeds.io.formats.ome_zarr import frame_of
+from dseeds.io.affine import frame_matrix
+from dseeds.io.alignment import Grid3D, align
+from dseeds.io.formats.ome_zarr import ZarrSource, frame_of
 from dseeds.io.ome_metadata import Frame
 from dseeds.io.open import open_voxels
 from dseeds.io.source import IndexBox, Kind, Shape, Source, SourceQuery, Spacing, require_channels
-
-# How far sizes and positions of voxels in two files may differ, as a fraction: files round them, or store text.
-_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +93,12 @@ class Image:
         return next((part.affine for part in self.parts if part.affine is not None), None)
 
     @property
+    def position(self) -> np.ndarray | None:
+        """The affine, or else one for a translation of OME-Zarr, whose axes are taken for those of space."""
+        frame = self.frame
+        return self.affine if self.affine is not None or not any(frame.translation) else frame_matrix(frame)
+
+    @property
     def labelled(self) -> bool:
         """Whether any channel says that its voxels are labels."""
         return any(part.labelled for part in self.parts)
@@ -109,6 +114,11 @@ class Image:
         return self._coarsest.shards
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes of all channels; see `Source.notes`."""
+        return tuple(dict.fromkeys(note for part in self.parts for note in part.notes))
+
+    @property
     def readable_by_workers(self) -> bool:
         """Whether all channels are; see `Source.readable_by_workers`."""
         return all(part.readable_by_workers for part in self.parts)
@@ -119,6 +129,12 @@ class Image:
         if len(self.parts) == 1:
             return self.parts[0].identity
         return {"kind": self.kind, "shape": list(self.shape), "channels": [part.identity for part in self.parts]}
+
+    @property
+    def grid(self) -> Grid3D:
+        """What is known about the voxels' number, size and position."""
+        frames = (part.frame for part in self.parts if isinstance(part, ZarrSource))
+        return Grid3D("the image", self.shape, self.spacing, self.affine, next(frames, None))
 
     def reopened(self) -> Image:
         """Return the same image as it is now."""
@@ -184,11 +200,13 @@ def open_channels(source: object, query: SourceQuery) -> Image:
     sources = source if isinstance(source, list | tuple) else [source]
     if not sources:
         raise ValueError("the list of sources is empty: name one for each channel")
-    image = Image(tuple(part for one in sources for part in open_voxels(one, query)))
-    require_channels(image.channels, image.name)
-    for number, part in enumerate(image.parts):
-        _require_same(image, number, part)
-    return image
+    parts = [part for one in sources for part in open_voxels(one, query)]
+    require_channels(Image(tuple(parts)).channels, Image(tuple(parts)).name)
+    for number, part in enumerate(parts):
+        # Each of those before, for the first may know less of its position.
+        for before, other in enumerate(parts[:number]):
+            parts[number] = align(parts[number], _describe(part, number), Grid3D.of(other, _describe(other, before)))
+    return Image(tuple(parts))
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
@@ -207,36 +225,8 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
     return common
 
 
-def _require_same(image: Image, number: int, part: Source) -> None:
-    """Raise a ValueError unless a part has the shape, the spacing and the affine of those before it."""
-    name = _describe(part, number)
-    for before, other in enumerate(image.parts[:number]):
-        other_name = _describe(other, before)
-        if part.shape != other.shape:
-            raise ValueError(
-                f"{other_name} has shape {other.shape} and {name} has shape {part.shape}: "
-                f"channels must have the same shape, so resample one of them"
-            )
-        if None not in (part.spacing, other.spacing) and not _close(part.spacing, other.spacing, 0):
-            raise ValueError(
-                f"{other_name} has voxels of {other.spacing} mm (z, y, x) and {name} of {part.spacing} mm: "
-                f"channels must agree, so resample or correct one of them"
-            )
-        if part.affine is not None and other.affine is not None:
-            size = float(np.linalg.norm(other.affine[:3, :3], axis=0).min())
-            if not _close(part.affine, other.affine, _TOLERANCE * size):
-                raise ValueError(
-                    f"{other_name} and {name} lie in different places or orientations (their affines differ): "
-                    f"channels must agree, so resample or correct one of them"
-                )
-
-
 def _describe(part: Source, number: int) -> str:
     return part.path or f"{part.name} (channel {number})"
-
-
-def _close(one: Any, other: Any, absolute: float) -> bool:
-    return bool(np.allclose(one, other, rtol=_TOLERANCE, atol=absolute))
 
 
 def _channels(parts: list[np.ndarray]) -> tuple[np.ndarray, ...]:

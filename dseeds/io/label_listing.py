@@ -81,7 +81,8 @@ def unlist_labels(target: str) -> None:
 def _misfit(image: Multiscale) -> str | None:
     """Return why labels do not fit into an image; None if they do."""
     if image.version != "0.5":
-        return "is OME-Zarr of version 0.4 or before, and labels are written in version 0.5"
+        version = "0.4 or before" if image.version == "0.4" else image.version
+        return f"is OME-Zarr of version {version}, and labels are written in version 0.5"
     axes = [n for n in image.space if n is not None]
     if len(axes) < 3 or axes != sorted(axes):
         # Viewers overlay an image and its labels axis by axis, without looking at the names.

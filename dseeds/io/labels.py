@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box, Triple, triple
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io import ArraySource, Image, Source, ZarrSource
+from dseeds.io.alignment import Grid3D, align
 from dseeds.io.open import open_voxels
 from dseeds.io.source import SourceQuery
 from dseeds.storage.label_group import ATTRIBUTE
@@ -56,16 +58,31 @@ def label_parameters(labels: Source) -> dict[str, Any]:
         return {}
 
 
-def check_same_shape(**sources: Source | Image) -> Triple:
-    """Return the shape that sources, given by name, have in common; raise a ValueError if it is not the same."""
-    (first, one), *others = sources.items()
-    for name, other in others:
-        if other.shape != one.shape:
-            raise ValueError(
-                f"{name} has the shape {other.shape}, but {first} has {one.shape}, along (z, y, x): they must be the "
-                f"same, so resample one of them."
-            )
-    return one.shape
+def align_sources(labels: Source, others: Mapping[str, Source]) -> dict[str, Source]:
+    """Return sources, by their names, on the grid of labels; see `dseeds.io.alignment.align`."""
+    return {name: _align(source, name, labels) for name, source in others.items()}
+
+
+def align_image(image: Image, labels: Source) -> Image:
+    """Return an image on the grid of its labels; see `dseeds.io.alignment.align`."""
+    return Image(tuple(_align(part, "image", labels) for part in image.parts))
+
+
+def _align(source: Source, name: str, labels: Source) -> Source:
+    grid = Grid3D.of(labels, "labels")
+    if source.path is not None and source.path in recorded_paths(labels):
+        # The labels may have been made with a spacing that corrects that of their image.
+        grid = grid._replace(spacing=None, affine=None, frame=None)
+    return align(source, name, grid)
+
+
+def recorded_paths(labels: Source) -> list[str]:
+    """Return the paths of the image that labels record as their source."""
+    source: Any = label_attributes(labels).get("source", {})
+    try:
+        return [str(part["path"]) for part in source.get("channels", [source]) if "path" in part]
+    except (AttributeError, TypeError):
+        return []
 
 
 def materialise(source: Source, scratch: Location, name: str, *, anywhere: bool) -> Source:

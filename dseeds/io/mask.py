@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.io.alignment import align
 from dseeds.io.image import Image
 from dseeds.io.open import open_voxels
 from dseeds.io.source import IndexBox, Shape, Source, SourceQuery
-
-# How far a corner of the mask may be from the image's, in voxels of the mask: half a voxel, and rounding.
-_TOLERANCE = 0.501
 
 
 class Reader(Protocol):
@@ -154,15 +150,8 @@ def open_mask(mask: object, image: Image) -> Mask:
     array([[[False, False,  True,  True]]])
     """
     [source] = open_voxels(mask, SourceQuery(purpose="mask"))
-    where = f"the mask {source.path or source.name}"
-    if any(m > n for m, n in zip(source.shape, image.shape, strict=True)):
-        raise ValueError(
-            f"{where} has shape {source.shape} and the image has shape {image.shape}: "
-            f"a mask may be coarser than the image but not finer, so resample it"
-        )
-    if source.affine is not None and image.affine is not None:
-        _require_same_place(where, source.affine, source.shape, image.affine, image.shape)
-    return Mask(source, image.shape)
+    aligned = align(source, f"the mask {source.path or source.name}", image.grid, coarser=True)
+    return Mask(aligned, image.shape)
 
 
 def inside(values: np.ndarray) -> NDArray[np.bool_]:
@@ -174,26 +163,3 @@ def _mask_indices(side: slice, length: int, own: int) -> NDArray[np.int64]:
     """Return the mask's voxels, along an axis, in which the image's voxels along a side of a box lie."""
     start, stop, _ = side.indices(length)
     return (2 * np.arange(start, stop) + 1) * own // (2 * length)
-
-
-def _require_same_place(where: str, mask: np.ndarray, own: Shape, image: np.ndarray, shape: Shape) -> None:
-    """Raise a ValueError unless the corners of a mask are those of the image."""
-    distance = np.abs(np.linalg.solve(mask[:3, :3], _corners(image, shape) - _corners(mask, own))).max()
-    if distance <= _TOLERANCE:
-        return
-    axes = ["".join(map(str, nibabel.aff2axcodes(affine))) for affine in (mask, image)]
-    if axes[0] != axes[1]:
-        raise ValueError(
-            f"{where} has axes (x, y, z) that point to {axes[0]} and the image's point to {axes[1]}: "
-            f"resample the mask to the image's voxels"
-        )
-    raise ValueError(
-        f"{where} does not cover what the image covers, a corner is {distance:.3g} of its voxels away: "
-        f"resample the mask to the image's field of view"
-    )
-
-
-def _corners(affine: np.ndarray, shape: Shape) -> np.ndarray:
-    """Return the positions of the volume's eight corners, (3, 8)."""
-    corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in shape[::-1])))).T
-    return np.asarray(affine[:3, :3] @ corners + affine[:3, 3:])

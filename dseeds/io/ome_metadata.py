@@ -1,4 +1,4 @@
-"""The metadata of OME-Zarr, as OME-NGFF defines it: versions 0.1 to 0.5 are read, 0.5 is written."""
+"""The metadata of OME-Zarr, as OME-NGFF defines it: versions 0.1 to 0.6 are read, 0.5 is written."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from dseeds.core.geometry import AXES
+from dseeds.io.axes import SpaceAxes
+from dseeds.io.coordinate_systems import NoAffine, SystemTransformations
 from dseeds.io.source import Spacing, convert_to_mm, shorten, summarise_error
 
 # Units of length in a millimetre: their names in OME-NGFF, and short forms that other software writes.
 PER_MM = {
-    **dict.fromkeys(("picometer", "pm"), 1e9),
-    "angstrom": 1e7,
-    **dict.fromkeys(("nanometer", "nm"), 1e6),
-    **dict.fromkeys(("micrometer", "micron", "um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"), 1e3),
-    **dict.fromkeys(("millimeter", "mm"), 1.0),
-    **dict.fromkeys(("centimeter", "cm"), 1e-1),
-    "decimeter": 1e-2,
-    **dict.fromkeys(("meter", "m"), 1e-3),
-    "inch": 1 / 25.4,
+    name: per_mm
+    for per_mm, names in {
+        1e9: ("picometer", "picometre", "pm"),
+        1e7: ("angstrom", "\N{ANGSTROM SIGN}", "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"),
+        1e6: ("nanometer", "nanometre", "nm"),
+        1e3: ("micrometer", "micrometre", "micron", "um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"),
+        1.0: ("millimeter", "millimetre", "mm"),
+        1e-1: ("centimeter", "centimetre", "cm"),
+        1e-2: ("decimeter", "decimetre", "dm"),
+        1e-3: ("meter", "metre", "m"),
+        1 / 25.4: ("inch", "inches", "in"),
+    }.items()
+    for spelling in names
+    for name in ((spelling, f"{spelling}s") if len(spelling) > 4 and spelling != "inches" else (spelling,))
 }
 MILLIMETRES = ("millimeter", "millimeter", "millimeter")
-# The axes of an array that are z, y and x; an image of one slice lacks one of them.
-SpaceAxes = tuple[int | None, int | None, int | None]
 Units = tuple[str | None, str | None, str | None]
 _OTHER_AXES = {"t": "time", "c": "channel"}
 _TRANSFORMATIONS = "coordinateTransformations"
@@ -68,7 +73,7 @@ class Multiscale:
     where : str
         The path or URL of the image's group.
     version : str
-        ``"0.5"``, or ``"0.4"`` for that version and those before it.
+        ``"0.6"``, ``"0.5"``, or ``"0.4"`` for that version and those before it.
     axes : tuple of str
         The names of the arrays' axes.
     space : tuple of int or None
@@ -79,6 +84,9 @@ class Multiscale:
         The size and position of each array's voxels; None if they are missing or make no sense.
     labels : bool
         Whether it is a label image.
+    affines : tuple of ndarray or None
+        From voxels (x, y, z) of each array to millimetres, (4, 4), where the metadata (0.6) turn the axes or say which
+        way they point; empty if they never do.
 
     Examples
     --------
@@ -93,6 +101,7 @@ class Multiscale:
     paths: tuple[str, ...]
     frames: tuple[Frame | None, ...]
     labels: bool
+    affines: tuple[Any, ...] = ()
 
 
 def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
@@ -113,6 +122,8 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
         )
     try:
         image = ome["multiscales"][0]
+        if "coordinateSystems" in image:
+            return _read_coordinate_systems(image, where, "image-label" in ome)
         datasets = image["datasets"]
         paths = tuple(str(dataset["path"]) for dataset in datasets)
         if not paths:
@@ -134,13 +145,31 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             ),
             labels="image-label" in ome,
         )
-    except _NoVolume:
+    except (_NoVolume, NoAffine):
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where} has OME metadata that cannot be read ({summarise_error(error)}): "
             f"correct 'multiscales' in its attributes, or pass an array inside it"
         ) from error
+
+
+def _read_coordinate_systems(image: Mapping[str, Any], where: str, labels: bool) -> Multiscale:
+    """Read the metadata of version 0.6, whose transformations map between coordinate systems."""
+    datasets = [SystemTransformations.of(image, dataset, where) for dataset in image["datasets"]]
+    first = datasets[0]
+    names = tuple(str(axis["name"]).lower() for axis in first.axes)
+    space = _find_space(names, [axis.get("type") for axis in first.axes], where)
+    placed = [dataset.place(space) for dataset in datasets]
+    units = [None if n is None else first.axes[n].get("unit") for n in space]
+    z, y, x = ((unit if isinstance(unit, str) else None) for unit in (unit or units[1] for unit in units))
+    frames = tuple(None if one is None else Frame(one.spacing, one.translation, (z, y, x)) for one in placed)
+    per_mm = {PER_MM.get(unit or "") for unit in (z, y, x)}
+    unit = per_mm.pop() if len(per_mm) == 1 else None
+    affines = tuple(None if one is None or unit is None else one.affine(unit) for one in placed)
+    paths = tuple(str(dataset["path"]) for dataset in image["datasets"])
+    is_turned = any(affine is not None for affine in affines)
+    return Multiscale(where, "0.6", names, space, paths, frames, labels, affines if is_turned else ())
 
 
 class _NoVolume(ValueError):

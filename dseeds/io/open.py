@@ -21,7 +21,7 @@ from dseeds.io.formats.nifti import open_nifti_file, open_nifti_image
 from dseeds.io.formats.npy import is_npy, open_npy
 from dseeds.io.formats.nrrd import is_nrrd, open_nrrd
 from dseeds.io.formats.ome_zarr import open_zarr, open_zarr_node
-from dseeds.io.formats.tiff import is_tiff, open_tiff
+from dseeds.io.formats.tiff import is_tiff, open_tiff, split_image
 from dseeds.io.source import ArraySource, Source, SourceQuery, is_zarr, resolve_address, split_channels
 
 if TYPE_CHECKING:
@@ -57,15 +57,17 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
         - NIfTI: ``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``; other formats that nibabel reads are loaded whole;
         - a Zarr array (v2 or v3) or an OME-Zarr image; an array inside an image, as ``image.zarr/1``, is its level 1;
         - DICOM: a folder with a series, or a file of many frames that say where they lie;
-        - TIFF: a file, or a folder with a file for each plane;
+        - TIFF: a file, ``FILE.ome.tif:1`` for the second of several images in it, or a folder with a file for each
+          plane;
         - NRRD (``.nrrd``, ``.nhdr``), MetaImage (``.mha``, ``.mhd``) or NumPy (``.npy``);
         - HDF5 (``.h5``, ``.hdf5``); ``FILE.h5:/path/to/dataset`` chooses one of several datasets.
 
         Zarr may also be at a URL: ``s3://``, ``gs://`` and ``az://``, see `dseeds.storage.location`, or another that
         fsspec knows. A Dask array is computed once, block by block, into Dask's ``temporary-directory``.
 
-        Axes are (x, y, z, ...) in NIfTI, NRRD and MetaImage, those of the metadata in OME-Zarr, in any order, and in
-        TIFF, and (..., z, y, x) elsewhere. An OME-Zarr image without z is a volume of one slice. Further axes of
+        Axes are (x, y, z, ...) in NIfTI and MetaImage, and those that the file names, in any order, in OME-Zarr, TIFF,
+        NRRD (kinds), HDF5 (axistags, labels of dimensions) and Zarr (dimension names); they are (..., z, y, x)
+        elsewhere. A file with two axes of space is a volume of one plane; arrays in memory need three. Further axes of
         size 1, leading or trailing, are dropped.
     volume : int, optional
         The number of the volume, from 0, where one further axis is longer than 1: the fourth of a NIfTI file,
@@ -97,7 +99,7 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
     (30, 40, 50)
     >>> open_source(series)
     Traceback (most recent call last):
-    ValueError: the array holds 2 volumes: pass volume= (--volume on the command line), 0 to 1, to say which
+    dseeds.io.source.SeveralVolumes: the array holds 2 volumes: pass volume= (--volume on the command line), ...
     """
     [opened] = open_voxels(source, SourceQuery(volume, level=level))
     return opened
@@ -140,7 +142,7 @@ def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
 
 
 def _open_path(path: Path, query: SourceQuery) -> Source | tuple[Source, ...]:
-    file, _ = split_dataset(path)
+    file = split_image(split_dataset(path)[0])[0]
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
     open_file = next(open_file for is_format, open_file in _FILE_FORMATS if is_format(path))

@@ -43,7 +43,10 @@ Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "tiff", "nrrd", "metaimage",
 MAX_CHANNELS = 16
 _ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 # Endings of formats that can be read from local files only.
-_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5)", re.IGNORECASE)
+_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5?)", re.IGNORECASE)
+
+# What HDF5 says of a file that is being written.
+_LOCKED = re.compile(r"unable to lock file|already open for write|Resource temporarily unavailable")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,22 @@ class SourceQuery:
     def allows_channels(self) -> bool:
         """Whether there may be several channels."""
         return self.purpose in ("image", "copy")
+
+
+class SeveralVolumes(ValueError):
+    """An array holds several volumes or channels, and the query chooses none; `sizes` are those of its further axes."""
+
+    def __init__(self, message: str, sizes: Mapping[str, int]) -> None:
+        super().__init__(message, dict(sizes))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axes that are longer than 1, beside those of space, by name."""
+        sizes: dict[str, int] = self.args[1]
+        return sizes
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Source(Protocol):
@@ -121,6 +140,10 @@ class Source(Protocol):
     @property
     def shards(self) -> Shape | None:
         """Voxels along z, y, x of a shard that holds chunks; None without shards."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its owner should know of how the file is read, such as which of two contradictory statements counts."""
 
     @property
     def readable_by_workers(self) -> bool:
@@ -184,6 +207,8 @@ else:
 class SourceBase(_Interface):
     """The base of all sources: one that never changes, and is read box by box."""
 
+    notes: tuple[str, ...] = ()
+
     @override
     def reopened(self) -> Source:
         return self
@@ -210,6 +235,13 @@ class IndexedSource(SourceBase):
     index: tuple[int | slice, ...]
     channel_axis: int | None
     space: tuple[int | None, int | None, int | None] | None = None
+
+    def _to_czyx(self, values: np.ndarray) -> np.ndarray:
+        """Bring the axes that an index keeps into the order (c, z, y, x), and add those that are missing."""
+        kept = [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice)]
+        first = [] if self.channel_axis is None else [self.channel_axis]
+        ordered = values.transpose([kept.index(axis) for axis in (*first, *self._zyx) if axis is not None])
+        return np.expand_dims(ordered, [len(first) + n for n, axis in enumerate(self._zyx) if axis is None])
 
     @property
     def stored(self) -> Any:
@@ -316,10 +348,15 @@ def resolve_address(address: str) -> Path | str:
     return address
 
 
-def require_volume(shape: Sequence[int], dtype: np.dtype, where: str, query: SourceQuery) -> None:
-    """Raise a ValueError, which calls the array `where`, if it is not a volume that serves the query's purpose."""
+def require_volume(
+    shape: Sequence[int], dtype: np.dtype, where: str, query: SourceQuery, *, planes: bool = False
+) -> None:
+    """Raise a ValueError, which calls the array `where`, if it is not a volume that serves the query's purpose.
+
+    With `planes`, an array of two axes is a volume of one plane.
+    """
     shape = tuple(shape)
-    if len(shape) < 3:
+    if len(shape) < (2 if planes else 3):
         raise ValueError(f"{where} has shape {shape}: supervoxels need three axes, z, y and x")
     if min(shape) < 1:
         raise ValueError(f"{where} has shape {shape}: an axis is empty, there is nothing to cut into supervoxels")
@@ -455,25 +492,32 @@ def choose_volume(extra: Mapping[str, int], query: SourceQuery, where: str) -> t
     if len(longer) > 1:
         sizes = " and ".join(f"{size} along {shorten(name, 20)}" for name, size in longer.items())
         advice = f"name the axis of channels with {axis}, or " if may_be_channels else ""
-        raise ValueError(
-            f"{where} holds volumes in more than one way ({sizes}): {advice}store the one that you want on its own"
+        raise SeveralVolumes(
+            f"{where} holds volumes in more than one way ({sizes}): {advice}store the one that you want on its own",
+            longer,
         )
     count = math.prod(longer.values())
     volume = query.volume
-    if volume is None:
-        if count > 1 and query.purpose == "mask":
-            raise ValueError(f"{where} holds {count} volumes: a mask is one, so store the one that you want on its own")
-        if count > 1:
-            advice = f", or {axis} to take all of them together" if may_be_channels else ""
-            raise ValueError(
-                f"{where} holds {count} volumes: pass volume= (--volume on the command line), "
-                f"0 to {count - 1}, to say which{advice}"
-            )
-        volume = 0
-    volume = operator.index(volume)
+    if volume is None and count > 1:
+        raise SeveralVolumes(f"{where} holds {_advise_choice(count, 'c' in longer, axis, query)}", longer)
+    volume = operator.index(volume or 0)
     if not 0 <= volume < count:
         raise ValueError(f"{where} has no volume {volume}: it holds {count}, numbered from 0")
     return tuple(volume if name in longer else 0 for name in extra)
+
+
+def _advise_choice(count: int, are_channels: bool, axis: str, query: SourceQuery) -> str:
+    """Return what several volumes or channels are, and how to choose among them."""
+    if query.purpose == "mask":
+        return f"{count} volumes: a mask is one, so store the one that you want on its own"
+    may_be_channels = query.allows_channels and query.channel_axis is None
+    if are_channels and may_be_channels:
+        return (
+            f"{count} channels: pass {axis} to take all of them together, or volume= (--volume), 0 to {count - 1}, "
+            f"for one of them"
+        )
+    together = f", or {axis} to take all of them together" if may_be_channels else ""
+    return f"{count} volumes: pass volume= (--volume on the command line), 0 to {count - 1}, to say which{together}"
 
 
 def convert_to_mm(sizes: Sequence[float], per_mm: Sequence[float | None]) -> Spacing | None:
@@ -543,6 +587,10 @@ def describe_damage(where: str) -> Iterator[None]:
         # The disk or the network is at fault, not the file.
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
             raise
+        if _LOCKED.search(str(error)):
+            raise ValueError(
+                f"{where} is open in another program, which has locked it: close it there, or read a copy"
+            ) from error
         raise ValueError(
             f"{where} cannot be read ({summarise_error(error)}): the file is damaged or incomplete, so copy or export "
             f"it again"

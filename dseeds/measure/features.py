@@ -25,7 +25,7 @@ from dseeds.core.progress import Progress
 from dseeds.io import Image, Source, open_image
 from dseeds.io.labels import (
     TASK_BYTES,
-    check_same_shape,
+    align_image,
     choose_tiling,
     label_parameters,
     materialise,
@@ -254,12 +254,12 @@ def features(
         raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
     label_source = open_labels(labels)
     image = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0)
-    shape = check_same_shape(image=image, labels=label_source)
+    image, shape = align_image(image, label_source), label_source.shape
     extents = read_extents("region", region)
     task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
     search = _begin_search(label_source, image, window, percentiles)
     lengths = check_spacing(spacing) if spacing is not None else image.spacing or label_source.spacing
-    affine = image.affine if image.affine is not None else label_source.affine
+    affine = next((one for one in (image.affine, label_source.affine) if one is not None), image.position)
     with ExitStack() as stack:
         if target is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))

@@ -24,7 +24,7 @@ from dseeds.core.exact_sum import totals
 from dseeds.core.geometry import Tiling, Triple, check_spacing, triple
 from dseeds.core.progress import Progress
 from dseeds.io import Source, open_source
-from dseeds.io.labels import TASK_BYTES, check_same_shape, choose_tiling, label_parameters, materialise, open_labels
+from dseeds.io.labels import TASK_BYTES, align_sources, choose_tiling, label_parameters, materialise, open_labels
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.quality import kernels as kernel
@@ -158,9 +158,9 @@ def evaluate(
     label_source = open_labels(_as_array(labels))
     true_source = None if truth is None else open_labels(_as_array(truth))
     image_source = None if image is None else open_source(_as_array(image), volume=volume, level=level or 0)
-    named = {"labels": label_source, "truth": true_source, "image": image_source}
-    sources = {name: source for name, source in named.items() if source is not None}
-    shape = check_same_shape(**sources)
+    named = {"truth": true_source, "image": image_source}
+    others = align_sources(label_source, {name: source for name, source in named.items() if source is not None})
+    sources, shape = {"labels": label_source, **others}, label_source.shape
     known_spacing = next((source.spacing for source in sources.values() if source.spacing is not None), None)
     lengths = check_spacing(spacing) if spacing is not None else known_spacing
     task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
@@ -177,7 +177,8 @@ def evaluate(
         raise ValueError("a cluster needs scratch= (--scratch), a folder or URL that all its workers see.")
     place = open_location(scratch if scratch is not None else tempfile.gettempdir()).at(f"dseeds-{uuid.uuid4().hex}")
     limits = _read_tolerance(tolerance, lengths, shape)
-    job = QualityJob(label_source, true_source, image_source, Tiling(shape, tile), place.address, *limits)
+    tiling = Tiling(shape, tile)
+    job = QualityJob(label_source, others.get("truth"), others.get("image"), tiling, place.address, *limits)
     with open_executor(check_threads(threads), client, progress=progress) as executor:
         try:
             copies: dict[str, Any] = {

@@ -16,6 +16,15 @@ from dseeds.core.checks import is_whole_number
 from dseeds.core.geometry import Lattice, Triple, check_spacing, triple
 
 DEFAULT_STEP = 16
+# The units of lengths that users may write.
+UNITS_PER_MM = {
+    "cm": 0.1,
+    "mm": 1.0,
+    "um": 1e3,
+    "\N{MICRO SIGN}m": 1e3,
+    "\N{GREEK SMALL LETTER MU}m": 1e3,
+    "nm": 1e6,
+}
 # Anisotropy (longest over shortest edge of a cell) and the tolerance of the count with it, tried in this order.
 COMPROMISES = ((1.2, 0.02), (1.35, 0.02), (1.5, 0.02), (1.5, 0.04), (1.75, 0.04), (2.0, 0.04), (2.5, 0.04))
 # Counts per axis to try on either side of the isotropic one.
@@ -63,20 +72,21 @@ def choose_step(
             numbers = [int(part) for part in step.split(",")]
         except ValueError:
             raise ValueError(
-                f"step must be voxels such as 16 or 4,16,16 (z,y,x), or a length such as 12mm, got {step!r}."
+                f"step must be voxels such as 16 or 4,16,16 (z,y,x), or a length such as 12mm or 8um, got {step!r}."
             ) from None
         step = numbers[0] if len(numbers) == 1 else numbers
     return _for_voxels(shape, DEFAULT_STEP if step is None else step, own_spacing)
 
 
 def millimetres(text: str) -> float | None:
-    """Read a length such as ``"12mm"``; None if the text is not a length.
+    """Read a length such as ``"12mm"``, ``"8um"`` or ``"300nm"``; None if the text is not a length.
 
-    >>> millimetres("2.5 mm"), millimetres("12")
-    (2.5, None)
+    >>> millimetres("2.5 mm"), millimetres("8um"), millimetres("12")
+    (2.5, 0.008, None)
     """
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*mm\s*", text)
-    return float(match[1]) if match else None
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(\w+)\s*", text)
+    # Divided, since 8 / 1000 is the float closest to 0.008.
+    return float(match[1]) / UNITS_PER_MM[match[2]] if match and match[2] in UNITS_PER_MM else None
 
 
 def _check_count(n_segments: int, shape: Triple) -> int:

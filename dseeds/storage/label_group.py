@@ -22,7 +22,28 @@ from dseeds.storage.ownership import MARKER, SCRATCH, check_folder, check_overwr
 from dseeds.storage.zarr_arrays import Layout, ScratchCorrupted
 
 # Endings that a Zarr folder must not have, because other programs would take it for a file of that format.
-FILE_ENDINGS = (".nii", ".nii.gz", ".tif", ".tiff", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npy")
+FILE_ENDINGS = (
+    *(".nii", ".nii.gz", ".tif", ".tiff", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npy"),
+    *(".mgh", ".mgz", ".hdr", ".img", ".mnc", ".dcm", ".npz", ".hdf", ".nc", ".btf", ".ims", ".czi", ".lif", ".nd2"),
+    *(
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".gif",
+        ".bmp",
+        ".svg",
+        ".pdf",
+        ".html",
+        ".txt",
+        ".md",
+        ".log",
+        ".xml",
+        ".json",
+        ".yaml",
+    ),
+    *(".csv", ".tsv", ".xlsx", ".parquet", ".feather", ".pkl", ".mat", ".vtk", ".vti", ".stl", ".obj", ".ply"),
+    *(".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z"),
+)
 ATTRIBUTE = "dseeds"
 # Levels of a pyramid, including the full resolution: each halves at least one axis.
 MAX_PYRAMID_LEVELS = 64

@@ -84,10 +84,18 @@ def check_file(
 
 
 def check_apart(target: str, *sources: str | None) -> None:
-    """Raise FileExistsError if a target is one of its sources, or contains one."""
+    """Raise FileExistsError if a target is one of its sources, contains one, or lies in the Zarr array of one."""
     for source in sources:
-        if source is not None and is_remote(target) == is_remote(source) and _contains(target, source):
+        if source is None or is_remote(target) != is_remote(source):
+            continue
+        if _contains(target, source):
             raise FileExistsError(f"{target} is the source, or holds it: name another target.")
+        if _contains(source, target) and (is_remote(source) or _is_zarr_array(Path(source))):
+            raise FileExistsError(f"{target} lies in the source, the Zarr array {source}: name another target.")
+
+
+def _is_zarr_array(path: Path) -> bool:
+    return any((path / name).exists() for name in ("zarr.json", ".zarray"))
 
 
 def _contains(target: str, source: str) -> bool:

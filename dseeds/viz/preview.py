@@ -11,8 +11,9 @@ from PIL import Image as Picture
 
 from dseeds.core.geometry import Triple, check_spacing, triple
 from dseeds.io import Image, Source, ZarrSource, open_image
+from dseeds.io.alignment import TurnedSource
 from dseeds.io.formats.ome_zarr import reopen_zarr
-from dseeds.io.labels import check_same_shape, label_attributes, label_parameters, open_labels
+from dseeds.io.labels import align_image, label_attributes, label_parameters, open_labels
 from dseeds.seeds.intensity_windows import read_windows
 from dseeds.viz.drawing import Sheet, Subject, draw
 from dseeds.viz.sections import Orientation, PlaneReader, View, middle_voxel
@@ -103,7 +104,7 @@ def draw_sheet(
     spacing: Sequence[float] | None = None,
 ) -> Sheet:
     """Draw supervoxels and their image, both open already; see `preview`."""
-    check_same_shape(labels=labels, **({} if image is None else {"image": image}))
+    image = None if image is None else align_image(image, labels)
     if not LEAST_PIXELS <= size <= MOST_PIXELS:
         raise ValueError(f"size must be {LEAST_PIXELS} to {MOST_PIXELS} pixels, not {size}.")
     voxel = _check_voxel(at, labels.shape)
@@ -141,12 +142,18 @@ def open_recorded_image(labels: Source) -> Image:
         raise ValueError(f"{labels.name} does not say which image it was made from")
     try:
         identities = attributes["source"].get("channels", [attributes["source"]])
-        image = Image(tuple(source for identity in identities for source in _reopen(identity)))
-        check_same_shape(labels=labels, image=image)
+        image = Image(tuple(source for identity in identities for source in _reopen_turned(identity)))
+        return align_image(image, labels)
     except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"the image that {labels.name} was made from cannot be opened ({reason})") from error
-    return image
+
+
+def _reopen_turned(identity: Mapping[str, Any]) -> tuple[Source, ...]:
+    """Open the source with a recorded identity, and turn it as it was turned."""
+    turned = identity.get("turned")
+    sources = _reopen(identity)
+    return sources if turned is None else tuple(TurnedSource(s, tuple(turned[0]), tuple(turned[1])) for s in sources)
 
 
 def _reopen(identity: Mapping[str, Any]) -> tuple[Source, ...]:
@@ -157,10 +164,9 @@ def _reopen(identity: Mapping[str, Any]) -> tuple[Source, ...]:
     if "index" not in identity:
         return open_image(path, volume=identity.get("volume")).parts
     index = identity["index"]
-    channel_axis = index.index("channels") if "channels" in index else None
     if identity["kind"] == "zarr":
-        selection = tuple(item if isinstance(item, int) else slice(None) for item in index)
-        return (reopen_zarr(path, selection, channel_axis),)
+        return (reopen_zarr(path, index),)
+    channel_axis = index.index("channels") if "channels" in index else None
     if identity.get("dataset"):
         path = f"{path}:{identity['dataset']}"
     # All volume axes but one have the index 0.

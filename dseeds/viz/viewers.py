@@ -15,7 +15,8 @@ from urllib.parse import quote
 import numpy as np
 
 from dseeds.io import Source, ZarrSource, open_image
-from dseeds.io.labels import check_same_shape
+from dseeds.io.alignment import TurnedSource
+from dseeds.io.labels import align_image
 from dseeds.io.resolution_levels import ResolutionLevel, read_resolution_levels
 from dseeds.viz.preview import open_recorded_image, open_supervoxels, recorded_window
 
@@ -44,8 +45,7 @@ def open_layers(labels: Any, image: Any = None) -> tuple[list[Layer], str | None
     supervoxels = open_supervoxels(labels)
     reason = None
     try:
-        opened = open_recorded_image(supervoxels) if image is None else open_image(image)
-        check_same_shape(labels=supervoxels, image=opened)
+        opened = open_recorded_image(supervoxels) if image is None else align_image(open_image(image), supervoxels)
     except ValueError as error:
         if image is not None:
             raise
@@ -81,6 +81,8 @@ def served_path(layer: Layer) -> Path | None:
     A ValueError is raised if Neuroglancer cannot show it.
     """
     source = layer.source
+    if isinstance(source, TurnedSource):
+        raise ValueError(f"Neuroglancer shows {layer.name} by its stored axes, which run otherwise than the labels'.")
     if source.path is None or source.kind not in ("zarr", "nifti"):
         raise ValueError(f"Neuroglancer reads only Zarr and NIfTI: convert {layer.name} to OME-Zarr.")
     if source.dtype.newbyteorder("=").str[1:] not in NEUROGLANCER_DTYPES:

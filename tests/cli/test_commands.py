@@ -195,6 +195,10 @@ def test_info_on_unfinished_output(call, tmp_path, marker):
 def test_info_on_invalid_images(call, tmp_path, name):
     SOURCES[name](tmp_path / name)
     code, out, err = call("info", tmp_path / name)
+    if name in ("four.zarr", "five.zarr"):
+        # Volumes to choose from are described.
+        assert (code, err) == (0, "")
+        return
     assert (code, out) == (1, "")
     assert_one_sentence(err)
 

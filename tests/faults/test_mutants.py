@@ -15,18 +15,23 @@ from tests.support.dicom_mutants import by_pydicom, files_of, mutant_dicom, writ
 from tests.support.mutants import (
     BATCH,
     BATCHES,
+    HEADER_BYTES,
     READABLE,
     assert_sentence,
     examine,
+    examine_header,
     files_below,
+    mutant_header,
     mutant_nifti,
     mutant_zarr,
     sound_array,
+    sound_header_files,
     sound_image,
     watched,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and measured as Linux does it")
+HEADERS = 1000  # of each format
 SAMPLE = 20  # on the command line
 
 
@@ -101,6 +106,21 @@ def test_mutated_dicom(tmp_path, sound_dicom, seed):
             path = mutant_dicom(rng, folder, sound_dicom)
             opened += examine(path, rng.choice([None, 0, 0, 0]), by_pydicom)
     assert 0.1 * BATCH < opened < 0.9 * BATCH
+
+
+@pytest.fixture(scope="module")
+def headers(tmp_path_factory):
+    return sound_header_files(tmp_path_factory.mktemp("headers"))
+
+
+@pytest.mark.parametrize("ending", HEADER_BYTES)
+def test_mutated_headers(tmp_path, headers, ending):
+    opened = 0
+    with watched():
+        for number in range(HEADERS):
+            path = mutant_header(np.random.default_rng([7, number]), tmp_path, ending, headers)
+            opened += examine_header(path)
+    assert 0.05 * HEADERS < opened < 0.95 * HEADERS
 
 
 @pytest.fixture(scope="module")

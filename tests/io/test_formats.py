@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import subprocess
 import sys
 import warnings
 import zlib
@@ -295,6 +296,89 @@ def test_a_folder_of_planes(tmp_path):
     refused(folder, "holds 12 TIFFs that are stacks of their own")
 
 
+def test_a_missing_number_among_planes(tmp_path):
+    plane = numbers((6, 7), "u1")
+    for number in (2, 4, 6, 8):
+        tifffile.imwrite(tmp_path / f"scan1_z{number:03}.tif", plane)
+    assert open_source(tmp_path).shape == (4, 6, 7)
+    tifffile.imwrite(tmp_path / "scan1_z014.tif", plane)
+    refused(tmp_path, r"lacks a plane between scan1_z008\.tif and scan1_z014\.tif, for the other numbers are 2 apart")
+
+
+def test_several_images_in_a_tiff(tmp_path):
+    one, other = numbers((5, 16, 16), "u1"), numbers((7, 20, 22), "u2", 1)
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
+        writer.write(one, photometric="minisblack", metadata={"axes": "ZYX", "PhysicalSizeX": 1})
+        sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.75, "PhysicalSizeZ": 2}
+        writer.write(other, photometric="minisblack", metadata={"axes": "ZYX", **sizes})
+    refused(
+        tmp_path / "a.ome.tif", r"holds 2 images of the shapes \(5, 16, 16\), \(7, 20, 22\): pass a\.ome\.tif:0 for"
+    )
+    refused(f"{tmp_path}/a.ome.tif:2", "has no image 2: it holds 2, numbered from 0")
+    agree(open_source(f"{tmp_path}/a.ome.tif:0"), one)
+    source = open_source(f"{tmp_path}/a.ome.tif:1")
+    agree(source, other)
+    assert source.spacing == pytest.approx((0.002, 0.00075, 0.0005))
+    assert source.identity != open_source(f"{tmp_path}/a.ome.tif:0").identity
+    dseeds.segment(f"{tmp_path}/a.ome.tif:1", tmp_path / "labels.zarr", step=4)
+    assert dseeds.preview(tmp_path / "labels.zarr", size=64).mode == "RGBA"
+    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
+        writer.write(one, photometric="minisblack")
+        writer.write(other, photometric="minisblack")
+    refused(tmp_path / "b.tif", "holds 2 images")
+    agree(open_source(f"{tmp_path}/b.tif:1"), other)
+
+
+@pytest.mark.parametrize("codec", ["lzw", "zstd", "jpeg2000", "packbits", "lzma"])
+def test_compressions_of_tiff(tmp_path, monkeypatch, codec):
+    data = numbers((5, 16, 16), "u1")
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack", compression=codec)
+    agree(open_source(tmp_path / "a.tif"), data)
+    (tmp_path / "planes").mkdir()
+    for z in range(2):
+        tifffile.imwrite(tmp_path / f"planes/{z}.tif", data[z], compression=codec)
+    agree(open_source(tmp_path / "planes"), data[:2])
+
+
+@pytest.mark.parametrize("codec", ["lzw", "jpeg"])
+def test_a_missing_codec_is_named(tmp_path, monkeypatch, codec):
+    tifffile.imwrite(tmp_path / "a.tif", numbers((5, 16, 16), "u1"), photometric="minisblack", compression=codec)
+
+    def missing(self, key):
+        raise KeyError(f"{key!r} requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(type(tifffile.TIFF.DECOMPRESSORS), "__getitem__", missing)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    message = rf"compressed with {codec.upper()}, needs one more package: pip install 'dseeds\[formats\]'"
+    assert "damaged" not in str(refused(tmp_path / "a.tif", message))
+
+
+def test_an_ome_tiff_whose_metadata_are_elsewhere(tmp_path):
+    data = numbers((5, 16, 17), "u1")
+    schema = 'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
+    binary = '<BinaryOnly MetadataFile="a.companion.ome" UUID="urn:uuid:2"/>'
+    xml = f'<?xml version="1.0"?><OME {schema} UUID="urn:uuid:1">{binary}</OME>'
+    tifffile.imwrite(tmp_path / "a.ome.tif", data, photometric="minisblack", description=xml, metadata=None)
+    agree(open_source(tmp_path / "a.ome.tif"), data)
+    assert open_source(tmp_path / "a.ome.tif").spacing is None
+    pixels = (
+        '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="17" SizeY="16" SizeZ="5" SizeC="{}" '
+        'SizeT="1" PhysicalSizeX="1" PhysicalSizeY="1" PhysicalSizeZ="2"/>'
+    )
+    companion = f'<OME {schema}><Image ID="Image:0">{pixels}</Image></OME>'
+    (tmp_path / "a.companion.ome").write_text(companion.format(1))
+    assert open_source(tmp_path / "a.ome.tif").spacing == pytest.approx((0.002, 0.001, 0.001))
+    (tmp_path / "a.companion.ome").write_text(companion.format(5))
+    refused(tmp_path / "a.ome.tif", "its planes belong to several volumes: convert the data set")
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("microns", 1e-3), ("micrometers", 1e-3), ("nm", 1e-6), ("inches", 25.4)])
+def test_units_of_imagej(tmp_path, unit, mm):
+    metadata = {"axes": "ZYX", "spacing": 3.0, "unit": unit}
+    tifffile.imwrite(tmp_path / "a.tif", numbers((5, 16, 16), "u2"), imagej=True, resolution=(2, 4), metadata=metadata)
+    assert open_source(tmp_path / "a.tif").spacing == pytest.approx((3 * mm, 0.25 * mm, 0.5 * mm))
+
+
 def test_ome_tiff_in_several_files(tmp_path):
     data = numbers((4, 6, 7), "u2")
     names = ("a.ome.tif", "b.ome.tif")
@@ -357,6 +441,18 @@ def test_long_chunks_are_read_once(tmp_path):
         file.create_dataset("b", (4, 600, 600), "u1", chunks=(4, 64, 64))
     assert not open_source(f"{tmp_path}/a.h5:a").readable_by_workers
     assert open_source(f"{tmp_path}/a.h5:b").readable_by_workers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HDF5 locks files as Linux does it")
+def test_a_file_that_another_program_writes(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = np.zeros((3, 4, 5))
+    code = f"import h5py, sys; f = h5py.File({str(tmp_path / 'a.h5')!r}, 'r+'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert "damaged" not in str(refused(tmp_path / "a.h5", "is open in another program, which has locked it"))
+        other.stdin.close()
+    assert open_source(tmp_path / "a.h5").shape == (3, 4, 5)
 
 
 # All of them
@@ -462,8 +558,8 @@ def test_nonsense_and_files_without_a_volume(tmp_path, name):
     refused(tmp_path / name, str(tmp_path / name))
     (tmp_path / name).write_bytes(b"")
     refused(tmp_path / name, str(tmp_path / name))
-    if not name.endswith((".nrrd", ".mha", ".h5")):
-        written(tmp_path, numbers((6, 7), "i2"), name)
+    if name == "a.npy":
+        written(tmp_path, numbers((6,), "i2"), name)
         refused(tmp_path / name, "three axes")
 
 

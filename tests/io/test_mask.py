@@ -187,10 +187,17 @@ def test_masks_of_another_size(affine):
         lying(affine, affine, (3, 4, 6))
 
 
-def test_masks_of_another_orientation():
+def test_masks_of_another_orientation_are_turned():
     image, flipped = np.diag([2.0, 1.5, 3, 1]), np.diag([-2.0, 1.5, 3, 1])
     flipped[0, 3] = 22
-    with pytest.raises(ValueError, match=r"axes .* point to LAS and the image's point to RAS: resample the mask"):
+    inside = truth((6, 8, 12))
+    mask = open_mask(
+        nibabel.Nifti1Image(inside.T.astype("u1"), flipped),
+        open_image(nibabel.Nifti1Image(np.zeros((12, 8, 6), "u1"), image)),
+    )
+    np.testing.assert_array_equal(mask.read((slice(None),) * 3), inside[..., ::-1])
+    flipped[:3, :3] = flipped[:3, :3] @ [[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1]]
+    with pytest.raises(ValueError, match=r"lie in different places or orientations \(the axes differ by"):
         lying(image, flipped, (6, 8, 12))
 
 
@@ -200,7 +207,7 @@ def test_units_count_and_a_missing_position_does_not(tmp_path):
     in_microns.header.set_xyzt_units("micron")
     open_mask(in_microns, image)
     in_microns.header.set_xyzt_units("mm")
-    with pytest.raises(ValueError, match="does not cover"):
+    with pytest.raises(ValueError, match="the voxels measure"):
         open_mask(in_microns, image)
     nowhere = nibabel.Nifti1Image(np.zeros((12, 8, 6), "u1"), None)
     open_mask(nowhere, image)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from nibabel.openers import ImageOpener
 
-from dseeds.io import ArraySource, NiftiSource, open_source
+from dseeds.convert.describe import describe
+from dseeds.convert.export_volume import export_volume
+from dseeds.convert.import_volume import import_volume
+from dseeds.io import ArraySource, NiftiSource, open_image, open_source
 from dseeds.seeds.cell_size import choose_step
 from tests.support.sources import NIBABEL, REAL, real, save_nifti, volume, whole
 
@@ -108,7 +111,7 @@ def test_units_of_nifti(tmp_path, unit, factor):
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".hdr"])
-@pytest.mark.parametrize(("size", "expected"), [(np.nan, None), (np.inf, None), (0, None), (-2.5, (1, 1, 2.5))])
+@pytest.mark.parametrize(("size", "expected"), [(np.nan, None), (np.inf, None), (0, None), (-2.5, (1, 1, 1))])
 def test_a_senseless_spacing_is_unknown(tmp_path, ending, size, expected):
     path = save_nifti(tmp_path / "a.nii", volume().T, affine=np.eye(4))
     if ending == ".hdr":
@@ -120,6 +123,32 @@ def test_a_senseless_spacing_is_unknown(tmp_path, ending, size, expected):
         path = path.with_suffix(ending)
         path.write_bytes(gzip.compress(raw))
     assert open_source(path).spacing == expected
+
+
+def test_a_spacing_that_contradicts_the_affine(tmp_path):
+    """The affine counts for everything, as in nibabel, and it is said."""
+    path = save_nifti(tmp_path / "a.nii", volume().T, affine=np.diag([-0.5, -0.5, 2, 1]))
+    raw = bytearray(path.read_bytes())
+    raw[80:92] = np.array([1, 1, 1], "<f4").tobytes()
+    path.write_bytes(raw)
+    source = open_source(path)
+    assert source.spacing == (2, 0.5, 0.5)
+    np.testing.assert_allclose(source.affine, nibabel.load(path).affine)
+    assert describe(path)["notes"] == list(source.notes)
+    assert "the affine is taken" in source.notes[0]
+
+
+def test_a_qform_that_contradicts_the_sform(tmp_path):
+    image = nibabel.Nifti1Image(volume().T, None)
+    image.set_qform(np.diag([0.5, 0.5, 2, 1]), 1)
+    image.set_sform(np.diag([-0.5, 0.5, 2, 1]), 2)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    [note] = open_source(tmp_path / "a.nii.gz").notes
+    assert "qform and sform differ" in note
+    np.testing.assert_array_equal(open_source(tmp_path / "a.nii.gz").affine, np.diag([-0.5, 0.5, 2, 1]))
+    image.set_qform(np.diag([-0.5, 0.5, 2, 1]), 1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert open_source(tmp_path / "a.nii.gz").notes == ()
 
 
 def oriented(order, signs, angles=(0, 0, 0), spacing=(0.5, 0.75, 3.25)):
@@ -183,6 +212,28 @@ def test_a_senseless_affine_is_unknown(affine):
     source = open_source(image)
     assert source.affine is None
     np.testing.assert_array_equal(whole(source), volume())
+
+
+def test_a_qform_cannot_hold_a_shear(tmp_path):
+    affine = np.diag([-0.5, -0.75, 3.25, 1])
+    affine[1, 2] = 0.8
+    nibabel.save(nibabel.Nifti1Image(volume().T, affine), tmp_path / "a.nii")
+    import_volume(tmp_path / "a.nii", tmp_path / "a.zarr")
+    report = export_volume(tmp_path / "a.zarr", tmp_path / "b.nii.gz")
+    written = nibabel.load(tmp_path / "b.nii.gz")
+    np.testing.assert_allclose(written.affine, affine, rtol=1e-6)
+    assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (0, 1)
+    assert "shear" in report.notes[0]
+    assert "shear" in str(report)
+
+
+@pytest.mark.parametrize("dtype", ["RGB", "RGBA"])
+def test_colours_of_nifti(tmp_path, dtype):
+    colours = np.random.default_rng(0).integers(0, 255, (7, 6, 5, len(dtype))).astype("u1")
+    packed = colours.view([(name, "u1") for name in dtype])[..., 0]
+    nibabel.save(nibabel.Nifti1Image(packed, np.eye(4)), tmp_path / "a.nii.gz")
+    image = open_image(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(np.stack(image.read((slice(None),) * 3), -1), colours.transpose(2, 1, 0, 3))
 
 
 @pytest.mark.parametrize("size", [0, np.nan])

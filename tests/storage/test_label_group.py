@@ -19,7 +19,7 @@ from dseeds.storage.label_group import (
     written_by,
 )
 from dseeds.storage.location import open_location
-from dseeds.storage.ownership import MARKER
+from dseeds.storage.ownership import MARKER, check_apart
 from dseeds.storage.zarr_arrays import Layout
 
 RUN = "0123456789abcdef"
@@ -183,3 +183,24 @@ def test_a_resumed_run_keeps_its_labels_and_another_run_removes_them(tmp_path):
     begin("another")
     assert written_by(open_location(target)) == "another"
     assert not labels.is_complete(Box((0, 0, 0), (4, 4, 4)))
+
+
+@pytest.mark.parametrize("name", ["a.mgz", "a.png", "a.csv", "a.NII.GZ", "a.parquet", "a.zip", "a.json"])
+def test_targets_with_the_name_of_a_file_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="would be a file, but the output is a Zarr folder"):
+        check_target(open_location(tmp_path / name), overwrite=False)
+    check_target(open_location(tmp_path / "a.v2"), overwrite=False)
+
+
+def test_a_target_inside_the_array_of_its_source(tmp_path):
+    zarr.create_group(tmp_path / "a.zarr").create_array("0", shape=(4, 4, 4), dtype="u1")
+    source = str(tmp_path / "a.zarr/0")
+    for inside in ("labels", "c/labels.zarr"):
+        with pytest.raises(FileExistsError, match="lies in the source, the Zarr array"):
+            check_apart(f"{source}/{inside}", source)
+    check_apart(str(tmp_path / "a.zarr/labels/supervoxels"), source)
+    check_apart(str(tmp_path / "b.zarr"), source)
+    with pytest.raises(FileExistsError, match="lies in the source"):
+        check_apart("s3://bucket/a.zarr/0/labels", "s3://bucket/a.zarr/0")
+    # A folder that holds files may also hold labels.
+    check_apart(str(tmp_path / "labels.zarr"), str(tmp_path))

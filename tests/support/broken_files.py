@@ -29,7 +29,6 @@ SOURCES = {
     "text.nii.gz": lambda path: path.write_text("hello"),
     "empty.nii.gz": lambda path: path.write_bytes(gzip.compress(b"")),
     "folder.zarr": lambda path: path.mkdir(),
-    "flat.zarr": lambda path: save(path, image((20, 24))),
     "five.zarr": lambda path: save(path, image((2, 3, 8, 8, 8))),
     "four.zarr": lambda path: save(path, image((2, 8, 8, 8))),
     "hollow.zarr": lambda path: save(path, image((0, 8, 8))),

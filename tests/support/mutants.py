@@ -283,3 +283,73 @@ def change(path, name, edit):
     document = json.loads((path / name).read_text())
     edit(document)
     (path / name).write_text(json.dumps(document))
+
+
+# NRRD, HDF5 and TIFF: the header of a valid file with some bytes, numbers or words changed.
+
+HEADER_BYTES = {"nrrd": 420, "h5": 2600, "tif": 400}
+WORDS = [b"0", b"-1", b"3", b"99999999999", b"nan", b"none", b"(1,0)", b"(0,0,0)", b"list", b"vector", b"domain", b""]
+WORDS += [b"float", b"uchar", b"gzip", b"raw", b"big", b'"um"', b"1e308", b"\xff", b":", b"x" * 300]
+
+
+def sound_header_files(folder):
+    """Write valid files, and return their contents by ending."""
+    import h5py
+    import SimpleITK
+    import tifffile
+
+    voxels = np.random.default_rng(0).integers(0, 99, (5, 6, 7)).astype("i2")
+    contents = {ending: [] for ending in HEADER_BYTES}
+    for compressed in (False, True):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), folder / "a.nrrd", compressed)
+        contents["nrrd"].append((folder / "a.nrrd").read_bytes())
+        tifffile.imwrite(folder / "a.tif", voxels, photometric="minisblack", compression="zlib" if compressed else None)
+        contents["tif"].append((folder / "a.tif").read_bytes())
+        with h5py.File(folder / "a.h5", "w") as file:
+            made = file.create_dataset("a", data=voxels, chunks=(2, 3, 4) if compressed else None)
+            made.attrs["element_size_um"] = (3.0, 1, 1)
+            # Of fixed length: libhdf5 itself crashes on texts of any length whose address is damaged.
+            made.attrs["axistags"] = np.bytes_(json.dumps({"axes": [{"key": key} for key in "zyx"]}))
+        contents["h5"].append((folder / "a.h5").read_bytes())
+    return contents
+
+
+def mutant_header(rng, folder, ending, contents):
+    """Write a file whose header is damaged in one to four places."""
+    content = bytearray(contents[ending][rng.integers(len(contents[ending]))])
+    if ending == "nrrd" and rng.random() < 0.7:
+        lines = bytes(content).split(b"\n")
+        for _ in range(rng.integers(1, 4)):
+            number = rng.integers(1, 12)
+            words = lines[number].split(b" ")
+            words[rng.integers(len(words))] = WORDS[rng.integers(len(WORDS))]
+            lines[number] = b" ".join(words)
+        content = bytearray(b"\n".join(lines))
+    elif rng.random() < 0.1:
+        del content[rng.integers(len(content)) :]
+    else:
+        flip(rng, content, HEADER_BYTES[ending])
+    path = folder / f"a.{ending}"
+    path.write_bytes(content)
+    return path
+
+
+def assert_without_internals(text):
+    assert "\n" not in text
+    assert not re.search(r"0x[0-9a-f]{6}|\.cxx|SimpleITK-build|object (is not|has no)", text), text
+
+
+def examine_header(path):
+    """Open and read a file with a damaged header; return whether it was readable. Other errors are not caught."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            source = open_source(path)
+            json.dumps([describe(path), source.identity])
+            if math.prod(source.shape) <= READABLE:
+                for _, slab in source.slabs(2):
+                    assert slab.shape[1:] == source.shape[1:]
+        except (ValueError, OSError) as error:
+            assert_without_internals(str(error))
+            return False
+    assert source.spacing is None or all(math.isfinite(size) and size > 0 for size in source.spacing)
+    return True

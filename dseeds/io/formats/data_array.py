@@ -9,11 +9,10 @@ import numpy as np
 import xarray as xr
 
 from dseeds.core.duck_arrays import is_dask_array
-from dseeds.core.geometry import AXES
+from dseeds.io.axes import axis_meaning, find_space
 from dseeds.io.ome_metadata import PER_MM
 from dseeds.io.source import ArraySource, Source, SourceQuery, Spacing, convert_to_mm, split_channels
 
-_CHANNEL_NAMES = ("c", "channel", "channels", "band", "bands")
 # How far the steps between coordinates may differ, as a fraction.
 _TOLERANCE = 1e-3
 
@@ -21,8 +20,8 @@ _TOLERANCE = 1e-3
 def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) -> tuple[tuple[str, ...], str | None]:
     """Return the dimensions of z, y and x, and that of channels.
 
-    z, y and x are the dimensions of these names, in either case; unless all three exist, they are the last three
-    dimensions. Channels lie along `channel_axis`, or along a dimension called c, channel, channels, band or bands.
+    z, y and x are found as in `dseeds.io.axes.find_space`. Channels lie along `channel_axis`, or along a dimension
+    whose name says so, such as c, channel or band.
     Raises a ValueError if there are too few, or others that are longer than 1.
 
     >>> find_dimensions(xr.DataArray(np.zeros((2, 3, 4, 5)), dims=("x", "c", "y", "z")))
@@ -30,7 +29,7 @@ def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) 
     """
     names = [str(dim) for dim in image.dims]
     if channel_axis is None:
-        channels = next((name for name in names if name.lower() in _CHANNEL_NAMES), None)
+        channels = next((name for name in names if axis_meaning(name) == "c"), None)
     elif isinstance(channel_axis, str):
         channels = channel_axis
     else:
@@ -39,9 +38,8 @@ def find_dimensions(image: xr.DataArray, channel_axis: int | str | None = None) 
     if channels is not None and channels not in names:
         raise ValueError(f"the DataArray has no dimension {channels} for channels: it has {', '.join(names)}.")
     others = [name for name in names if name != channels]
-    by_lower_case = {name.lower(): name for name in others}
-    is_named = set(AXES) <= by_lower_case.keys()
-    space = tuple(by_lower_case[axis] for axis in AXES) if is_named else tuple(others[-3:])
+    found = find_space(others, [image.sizes[name] for name in others], "the DataArray")
+    space = tuple(others[n] for n in found if n is not None)
     longer = [name for name in others if name not in space and image.sizes[name] > 1]
     if len(space) < 3 or longer:
         raise ValueError(

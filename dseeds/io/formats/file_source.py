@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from typing_extensions import override
 
+from dseeds.io.axes import Selection, SpaceAxes
 from dseeds.io.source import (
     IndexBox,
     IndexedSource,
@@ -19,7 +20,6 @@ from dseeds.io.source import (
     Spacing,
     describe_damage,
     hash_files,
-    move_channels_first,
     slab_ranges,
 )
 
@@ -70,6 +70,8 @@ class FileSource(IndexedSource):
         A digest of these files as they were when the source was opened.
     dataset : str or None
         The path of the array in the file, if the format has such paths.
+    space : tuple of int or None
+        The array's axes z, y and x; None if they are in this order.
 
     Examples
     --------
@@ -92,6 +94,7 @@ class FileSource(IndexedSource):
     files: tuple[str, ...]
     state: str
     dataset: str | None = None
+    space: SpaceAxes | None = None
     labelled: Literal[False] = False
     shards: None = None
 
@@ -101,16 +104,28 @@ class FileSource(IndexedSource):
         path: Path,
         kind: Kind,
         voxels: Voxels,
-        selection: tuple[ArrayIndex, int | None],
+        selection: Selection,
         *,
         spacing: Spacing | None = None,
         affine: np.ndarray | None = None,
         files: tuple[str, ...] = (),
         dataset: str | None = None,
     ) -> FileSource:
-        """Open a volume, where `selection` is the index and the axis of channels; by default in one file."""
+        """Open the selected volume; by default in one file."""
         files = files or (str(path),)
-        return cls(str(path), kind, voxels, *selection, spacing, affine, files, hash_files(files), dataset)
+        return cls(
+            str(path),
+            kind,
+            voxels,
+            selection.index,
+            selection.channel_axis,
+            spacing,
+            affine,
+            files,
+            hash_files(files),
+            dataset,
+            selection.space,
+        )
 
     @property
     @override
@@ -151,7 +166,7 @@ class FileSource(IndexedSource):
     @override
     def read(self, box: IndexBox) -> np.ndarray:
         with describe_damage(self.path), self.voxels.opened() as read:
-            return self._channels_first(read(self._index(box)))
+            return self._to_czyx(read(self._index(box)))
 
     @override
     def slabs(self, thickness: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -161,7 +176,7 @@ class FileSource(IndexedSource):
                 read = stack.enter_context(self.voxels.opened())
             for z0, z1 in slab_ranges(self.shape[0], thickness):
                 with describe_damage(self.path):
-                    slab = self._channels_first(read(self._index((slice(z0, z1), slice(None), slice(None)))))
+                    slab = self._to_czyx(read(self._index((slice(z0, z1), slice(None), slice(None)))))
                 yield z0, slab
 
     def _index(self, box: IndexBox) -> ArrayIndex:
@@ -170,6 +185,3 @@ class FileSource(IndexedSource):
             if axis is not None:
                 index[axis] = slice(*side.indices(size)[:2])
         return tuple(index)
-
-    def _channels_first(self, values: np.ndarray) -> np.ndarray:
-        return values if self.channel_axis is None else move_channels_first(values, self.index, self.channel_axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 from typing_extensions import override
 
 from dseeds.core.optional import import_optional
+from dseeds.io.axes import select_axes
 from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
 from dseeds.io.source import (
@@ -21,14 +23,15 @@ from dseeds.io.source import (
     convert_to_mm,
     describe_damage,
     require_volume,
-    select_volume,
     shorten,
 )
 
-_FILE_AND_DATASET = re.compile(r"(.+\.(?:h5|hdf5)):(.+)", re.IGNORECASE)
-_ENDINGS = (".h5", ".hdf5")
+_FILE_AND_DATASET = re.compile(r"(.+\.(?:h5|hdf5?)):(.+)", re.IGNORECASE)
+_ENDINGS = (".h5", ".hdf5", ".hdf")
 # The attribute in which ilastik and Fiji's HDF5 plug-in keep the size of a voxel along z, y, x in micrometres.
 _SIZE = "element_size_um"
+# The attribute in which ilastik and vigra name the axes.
+_AXISTAGS = "axistags"
 _SOFTWARE = "software"
 # With longer chunks, each box would decode far more than it needs.
 _LONGEST_CHUNK = 512
@@ -85,7 +88,7 @@ def open_hdf5(path: Path, query: SourceQuery) -> FileSource:
             dataset = file.get(name)
         if not isinstance(dataset, h5py.Dataset):
             raise ValueError(f"{path} has no dataset {shorten(name, 80)!r}: it holds {_listed(names)}")
-        require_volume(dataset.shape or (), dataset.dtype, where, query)
+        require_volume(dataset.shape or (), dataset.dtype, where, query, planes=True)
         with describe_damage(where):
             chunks = dataset.chunks
             voxels = Hdf5Voxels(
@@ -96,8 +99,8 @@ def open_hdf5(path: Path, query: SourceQuery) -> FileSource:
                 chunks=chunks,
                 at_random=chunks is None or max(chunks) <= _LONGEST_CHUNK,
             )
-            spacing = _read_spacing(dataset.attrs)
-    selection = select_volume(voxels.shape, query, where)
+            spacing, axes = _read_spacing(dataset.attrs), _read_axes(dataset, where)
+    selection = select_axes(axes, voxels.shape, query, where)
     return FileSource.from_voxels(path, "hdf5", voxels, selection, spacing=spacing, dataset=voxels.dataset)
 
 
@@ -161,6 +164,24 @@ def _only(path: Path, names: list[str]) -> str:
 
 def _listed(names: list[str]) -> str:
     return f"{len(names)} datasets ({shorten(', '.join(names), 500)})"
+
+
+def _read_axes(dataset: Any, where: str) -> list[str] | None:
+    """Return the names of axes: ilastik's and vigra's ``axistags``, or HDF5's own labels and scales of dimensions."""
+    if _AXISTAGS in dataset.attrs:
+        try:
+            names = [str(axis["key"]) for axis in json.loads(dataset.attrs[_AXISTAGS])["axes"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where} has axistags that cannot be read: correct or remove this attribute") from error
+        if len(names) != len(dataset.shape):
+            raise ValueError(
+                f"{where} names {len(names)} axes in axistags for an array of {len(dataset.shape)}: "
+                f"correct or remove this attribute"
+            )
+        return names
+    labels = [dimension.label or "" for dimension in dataset.dims]
+    scales = [next((str(key).rpartition("/")[2] for key in dimension), "") for dimension in dataset.dims]
+    return labels if any(labels) else scales if any(scales) else None
 
 
 def _read_spacing(attributes: Any) -> Spacing | None:

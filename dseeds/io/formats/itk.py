@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,5 +27,11 @@ def voxel_dtype(itk: Any, reader: Any) -> np.dtype:
 
 
 def summarise_itk_error(error: Exception) -> str:
-    """Return the last part of SimpleITK's message, which follows the names of source files and objects."""
-    return shorten(str(error).rpartition("): ")[2]).rstrip(".")
+    r"""Return the cause that SimpleITK's message states last, without the names of source files, objects and functions.
+
+    >>> summarise_itk_error(RuntimeError("a.cxx:4:\nitk::ERROR: IO(0x5): Error reading /a:\n[nrrd] f: no field\n"))
+    'no field'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1].rpartition("): ")[2] if lines else type(error).__name__
+    return shorten(re.sub(r"^(\[\w+\] )?(\w+: )*", "", last)).rstrip(".")

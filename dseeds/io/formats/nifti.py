@@ -20,11 +20,12 @@ import nibabel
 import numpy as np
 from nibabel.analyze import AnalyzeHeader
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 from typing_extensions import override
 
-from dseeds.io.affine import is_affine
+from dseeds.io.affine import has_shear, is_affine, voxel_sizes
 from dseeds.io.formats.file_writer import (
     OURS,
     Content,
@@ -68,7 +69,9 @@ _GZIP_LEVEL = 6
 _GZIP_RATIO = 1032
 # NIfTI's intent code for labels, and nibabel's names for the channels of colours.
 _LABEL_INTENT = 1002
-_RGB = ("R", "G", "B")
+_COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
+# How far voxel sizes, as a fraction, and corners, in voxels, may differ between two statements of a header.
+_SAME_SIZE, _SAME_CORNER = 1e-3, 0.1
 # NIfTI-1 keeps lengths in 16 bits.
 _LONGEST_NIFTI1 = 32767
 
@@ -83,7 +86,7 @@ class NiftiSource(UnchunkedSource):
         The file that holds the voxels.
     stored : tuple
         Where the voxels are in the file: shape (x, y, z), dtype, offset in bytes, slope and intercept.
-    name, shape, dtype, spacing, identity, kind, affine, channels, labelled
+    name, shape, dtype, spacing, identity, kind, affine, channels, labelled, notes
         See `Source`. Voxels are scaled by slope and intercept.
 
     Examples
@@ -109,6 +112,7 @@ class NiftiSource(UnchunkedSource):
     affine: np.ndarray | None = None
     channels: int | None = None
     labelled: bool = False
+    notes: tuple[str, ...] = ()
 
     @override
     def reopened(self) -> NiftiSource:
@@ -162,21 +166,35 @@ def _open(image: SpatialImage, header: SpatialHeader, query: SourceQuery) -> tup
     labelled = isinstance(header, nibabel.Nifti1Header) and bool(header["intent_code"] == _LABEL_INTENT)
     if labelled:
         require_intensities(where, query)
-    rgb = dtype.names == _RGB and query.allows_channels
-    require_volume(shape, np.dtype("u1") if rgb else dtype, where, query)
-    if rgb and query.channel_axis is not None:
-        raise ValueError(f"{where} has three channels in every voxel: leave out channel_axis (--channel-axis)")
-    extra = _select_extra(shape, query, where)
-    space = (_read_spacing(header), _read_affine(image, header))
+    colours = dtype.names if dtype.names in _COLOURS and query.allows_channels else None
+    order = _spatial_first(voxels)
+    shape = tuple(shape[axis] for axis in order)
+    require_volume(shape, np.dtype("u1") if colours else dtype, where, query, planes=True)
+    if colours and query.channel_axis is not None:
+        raise ValueError(f"{where} has {len(colours)} channels in every voxel: leave out channel_axis (--channel-axis)")
+    xyz = (*shape[:3], 1)[:3]
+    extra = _select_extra((*xyz, *shape[3:]), query, where)
+    # A senseless header is no reason to warn: no voxel depends on it.
+    with np.errstate(all="ignore"):
+        spacing, affine, notes = _read_space(image, header)
     if type(voxels) is ArrayProxy and voxels.order == "F" and isinstance(voxels.file_like, str):
         volumes = _volume_numbers(shape[3:], extra)
-        sources = (_open_volume(voxels, shape[:3], volume, name, dtype, *space) for volume in volumes)
-        return tuple(replace(source, labelled=labelled) for source in sources)
+        sources = (_open_volume(voxels, xyz, volume, name, dtype, spacing, affine) for volume in volumes)
+        return tuple(replace(source, labelled=labelled, notes=notes) for source in sources)
     with describe_damage(where):
-        array: np.ndarray = np.asanyarray(voxels)
+        array: np.ndarray = np.asanyarray(voxels).transpose(order).reshape(*xyz, *shape[3:])
     volume = _to_zyx(array[(*(slice(None),) * 3, *extra)])
     channels = volume if volume.ndim > 3 else (volume,)
-    return tuple(ArraySource(channel, name, "nifti", *space, labelled) for channel in channels)
+    return tuple(ArraySource(channel, name, "nifti", spacing, affine, labelled) for channel in channels)
+
+
+def _spatial_first(voxels: Any) -> list[int]:
+    """Return the axes of an image with those of space first: MINC names them, and has time before and vectors after."""
+    names = getattr(getattr(voxels, "minc_file", None), "_dim_names", None)
+    axes = range(len(voxels.shape))
+    if names is None:
+        return list(axes)
+    return sorted(axes, key=lambda axis: (not names[axis].endswith("space"), axis))
 
 
 def _select_extra(shape: Sequence[int], query: SourceQuery, where: str) -> tuple[int | slice, ...]:
@@ -210,7 +228,7 @@ def _volume_numbers(sizes: Sequence[int], extra: Sequence[int | slice]) -> list[
 def _to_zyx(voxels: Any) -> np.ndarray:
     """Reverse the axes to (z, y, x), after those of channels; colours become channels."""
     values = np.asarray(voxels).T
-    return np.stack([values[colour] for colour in _RGB]) if values.dtype.names else values
+    return np.stack([values[colour] for colour in values.dtype.names]) if values.dtype.names else values
 
 
 def _open_volume(
@@ -433,10 +451,10 @@ def write_nifti_content(path: Path, slabs: NumberedSlabs, content: Content) -> N
     """Write a volume of any origin as NIfTI; see `dseeds.io.formats.file_writer`."""
     shape, spacing, affine = content.shape, content.spacing, content.affine
     nifti = nibabel.Nifti1Image if max(shape) <= _LONGEST_NIFTI1 else nibabel.Nifti2Image
-    # Takes no memory, but has the position in space. Only the sform can hold a shear.
+    # Takes no memory, but has the position in space. Only the sform can hold a shear: code 0 is for no qform.
     image = nifti(np.broadcast_to(np.uint8(0), shape[::-1]), affine)
     if affine is not None:
-        image.set_qform(affine, code=1)
+        image.set_qform(affine, code=int(not has_shear(affine)))
         image.set_sform(affine, code=1)
     elif spacing is not None:
         image.header.set_zooms(spacing[::-1])
@@ -488,6 +506,11 @@ def _load(path: Path) -> SpatialImage:
             image = nibabel.load(path.absolute())
         if not isinstance(image, SpatialImage):
             raise ValueError(f"it holds a {type(image).__name__}")
+    except ImageFileError as error:
+        raise ValueError(
+            f"{path} cannot be opened as an image: it is of no format that is read, or its header is damaged, "
+            f"so pass a file of NIfTI, TIFF, NRRD, MetaImage, HDF5 or NumPy, or a folder of OME-Zarr, DICOM or TIFF"
+        ) from error
     except Exception as error:  # a damaged header can raise anything
         raise ValueError(
             f"{path} cannot be opened as an image ({summarise_error(error)}): "
@@ -506,9 +529,65 @@ def _read_raw_header(image: SpatialImage) -> SpatialHeader:
     return header
 
 
+def _read_space(
+    image: SpatialImage, header: SpatialHeader
+) -> tuple[Spacing | None, np.ndarray | None, tuple[str, ...]]:
+    """Return the size of a voxel, the affine, and notes on contradictions: the affine counts, for both."""
+    affine, spacing = _read_affine(image, header), _read_spacing(header)
+    if affine is None:
+        return spacing, None, ()
+    notes = []
+    if spacing is not None and not _agree(spacing, affine):
+        sizes = voxel_sizes(affine)
+        notes.append(
+            f"its voxel sizes (pixdim, {_listed(spacing)} mm along z, y, x) contradict its affine "
+            f"({_listed(sizes)} mm): the affine is taken"
+        )
+        spacing = convert_to_mm(sizes, [1.0] * 3)
+    distance = _qform_distance(header, image.shape)
+    if distance > _SAME_CORNER:
+        notes.append(
+            f"its qform and sform differ (a corner is {distance:.3g} voxels away): the sform is taken, as by nibabel; "
+            f"programs that are based on ITK may take the other"
+        )
+    return spacing, affine, tuple(notes)
+
+
+def _qform_distance(header: SpatialHeader, shape: Sequence[int]) -> float:
+    """Return how far apart, in voxels, a corner is by the qform and by the sform; 0 unless both are there."""
+    if not isinstance(header, nibabel.Nifti1Header) or not (header["qform_code"] > 0 and header["sform_code"] > 0):
+        return 0.0
+    try:
+        with np.errstate(all="ignore"):
+            forms = [np.asarray(form) for form in (header.get_qform(), header.get_sform())]
+    except Exception:  # a damaged header can raise anything, and the sform counts
+        return 0.0
+    if not all(is_affine(form) for form in forms):
+        return 0.0
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in (*shape[:3], 1)[:3]), [1]))).T
+    return float(np.abs((np.linalg.solve(forms[1], forms[0]) - np.eye(4)) @ corners).max())
+
+
+def _agree(spacing: Spacing, affine: np.ndarray) -> bool:
+    """Return whether voxels have the sizes of an affine; slices that are sheared may be measured at right angles."""
+    if np.allclose(spacing, voxel_sizes(affine), rtol=_SAME_SIZE, atol=0):
+        return True
+    return has_shear(affine) and math.isclose(math.prod(spacing), abs(np.linalg.det(affine)), rel_tol=_SAME_SIZE)
+
+
+def _listed(sizes: Spacing) -> str:
+    return ", ".join(f"{size:.6g}" for size in sizes)
+
+
 def _read_spacing(header: SpatialHeader) -> Spacing | None:
+    zooms = list(np.abs(header.get_zooms()[:3]))
+    if isinstance(header, AnalyzeHeader) and len(zooms) == 2:
+        # A single plane has the thickness of the header, if there is one, or else that of its pixels.
+        zooms.append(np.abs(header["pixdim"][3]) or min(zooms))
+    if len(zooms) != 3:
+        return None
     # Through text, so that the header's float32 3.27 becomes 3.27, not 3.2699999809.
-    return convert_to_mm([float(str(zoom)) for zoom in np.abs(header.get_zooms()[2::-1])], [_per_mm(header)] * 3)
+    return convert_to_mm([float(str(zoom)) for zoom in zooms[::-1]], [_per_mm(header)] * 3)
 
 
 def _read_affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | None:

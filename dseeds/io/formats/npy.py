@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 from typing_extensions import override
 
+from dseeds.io.axes import select_axes
 from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.file_writer import Content, NumberedSlabs
-from dseeds.io.source import SourceQuery, describe_damage, require_file_length, require_volume, select_volume
+from dseeds.io.source import SourceQuery, describe_damage, require_file_length, require_volume
 
 _MAGIC = b"\x93NUMPY"
 
@@ -52,12 +53,12 @@ def open_npy(path: Path, query: SourceQuery) -> FileSource:
             raise ValueError(f"its version is {version[0]}.{version[1]}, and only 1.0 and 2.0 hold plain numbers")
         shape, is_fortran, dtype = read(stream)
         offset = stream.tell()
-    require_volume(shape, dtype, str(path), query)
+    require_volume(shape, dtype, str(path), query, planes=True)
     require_file_length(path, offset + math.prod(shape) * dtype.itemsize)
     voxels = MappedVoxels(
         file=str(path), offset=offset, shape=tuple(shape), dtype=dtype, order="F" if is_fortran else "C"
     )
-    return FileSource.from_voxels(path, "numpy", voxels, select_volume(shape, query, str(path)))
+    return FileSource.from_voxels(path, "numpy", voxels, select_axes(None, shape, query, str(path)))
 
 
 def write_npy(path: Path, slabs: NumberedSlabs, content: Content) -> None:

@@ -7,8 +7,9 @@ which a few lines of the header locate; it is read here. All other files are rea
 from __future__ import annotations
 
 import math
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 from typing_extensions import override
 
 from dseeds.core.optional import import_optional
-from dseeds.io.affine import from_lps
+from dseeds.io.affine import from_lps, is_affine
+from dseeds.io.axes import select_axes
 from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.itk import new_reader, summarise_itk_error, voxel_dtype
 from dseeds.io.formats.npy import MappedVoxels
@@ -31,15 +33,53 @@ from dseeds.io.source import (
     describe_damage,
     require_file_length,
     require_volume,
-    select_volume,
 )
 
 _ENDINGS: dict[str, Kind] = {".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
 # No header is longer, though its comments may be long.
 _MAX_HEADER = 1 << 20
 _BLOCK = 1 << 18
+_NRRD_TYPES = {
+    name: np.dtype(dtype)
+    for dtype, names in {
+        "i1": ("signed char", "int8", "int8_t"),
+        "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
+        "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
+        "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
+        "i4": ("int", "signed int", "int32", "int32_t"),
+        "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
+        "i8": ("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"),
+        "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
+        "f4": ("float",),
+        "f8": ("double",),
+    }.items()
+    for name in names
+}
+# The axes of spaces that point to the other side than those of NIfTI.
+_REVERSED = {"right-anterior-superior": (), "ras": (), "left-anterior-superior": (0,), "las": (0,)}
+# The kinds of axes in NRRD that hold the values of a voxel.
+_VALUES = (
+    *("list", "point", "vector", "covariant-vector", "normal", "stub", "scalar", "complex", "2-vector", "3-color"),
+    *("rgb-color", "hsv-color", "xyz-color", "4-color", "rgba-color", "3-vector", "3-gradient", "3-normal", "4-vector"),
+    *("quaternion", "2d-symmetric-matrix", "2d-masked-symmetric-matrix", "2d-matrix", "2d-masked-matrix"),
+    *("3d-symmetric-matrix", "3d-masked-symmetric-matrix", "3d-matrix", "3d-masked-matrix"),
+)
 # Accepts the header of gzip and that of zlib.
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+
+
+class _StoredArray(NamedTuple):
+    """An array as a header describes it, its axes as they are stored, the slowest first.
+
+    Among the names, `c` are the values of a voxel and `t` is time; `are_colours` says that the former are colours.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    dtype: np.dtype
+    are_colours: bool
+    spacing: Spacing | None
+    affine: np.ndarray | None
 
 
 class _Run(NamedTuple):
@@ -67,6 +107,10 @@ class DeflatedVoxels(Voxels):
             yield lambda index: self._read(inflated, index)
 
     def _read(self, inflated: _InflatedStream, index: ArrayIndex) -> np.ndarray:
+        # Channels that are stored one after the other are read one after the other.
+        if len(index) > 3 and isinstance(index[0], slice) and index[0] == slice(None):
+            channels = range(self.shape[0])
+            return np.stack([self._read(inflated, (channel, *index[1:])) for channel in channels])
         # Up to the first axis that is read in part, the voxels are one run.
         axis = next(n for n, taken in enumerate(index) if isinstance(taken, slice))
         row = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
@@ -107,7 +151,8 @@ class _InflatedStream:
         """Read the rest: the checksum, last in the run, is compared only when it is reached."""
         with suppress(EOFError):
             while not self._inflate.eof:
-                self._next(_BLOCK)
+                if self._next(_BLOCK):
+                    raise ValueError("it holds more voxels than its header describes")
         if not self._inflate.eof:
             raise EOFError("it ends early")
 
@@ -125,11 +170,22 @@ class DecodedVoxels(Voxels):
     """An array that SimpleITK reads whole."""
 
     file: str
+    # The axis of the values of a voxel, which SimpleITK moves to the end.
+    values_axis: int | None
+
+    @classmethod
+    def of(cls, path: Path, stored: _StoredArray) -> DecodedVoxels:
+        """Describe an array in a file."""
+        values_axis = stored.names.index("c") if "c" in stored.names else None
+        return cls(file=str(path), shape=stored.sizes, dtype=stored.dtype, values_axis=values_axis)
 
     @contextmanager
     @override
     def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         array: np.ndarray = _itk().GetArrayFromImage(_itk().ReadImage(self.file))
+        if self.values_axis is not None:
+            array = array[..., None] if array.ndim < len(self.shape) else array
+            array = np.moveaxis(array, -1, self.values_axis)
         self.check_unchanged(array)
         yield lambda index: array[index]
 
@@ -142,32 +198,149 @@ def is_nrrd(path: Path) -> bool:
 def open_nrrd(path: Path, query: SourceQuery) -> FileSource:
     """Open a file of NRRD or MetaImage; raises as `dseeds.io.open_source`."""
     kind = _ENDINGS[path.suffix.lower()]
-    reader = new_reader(_itk(), path, "NrrdImageIO" if kind == "nrrd" else "MetaImageIO")
+    header, end = _read_header(path, kind)
+    stored, run = (_describe_nrrd if kind == "nrrd" else _describe_meta)(path, header, end)
+    require_volume(stored.sizes, stored.dtype, str(path), query, planes=True)
+    if stored.are_colours and query.allows_channels and query.channel_axis is None and query.volume is None:
+        query = replace(query, channel_axis="c")
+    selection = select_axes(stored.names, stored.sizes, query, str(path))
+    files = tuple(dict.fromkeys([str(path), *([str(run.file)] if run else [])]))
+    voxels = _voxels(run, stored) if run else DecodedVoxels.of(path, stored)
+    spacing, affine = stored.spacing, stored.affine
+    return FileSource.from_voxels(path, kind, voxels, selection, spacing=spacing, affine=affine, files=files)
+
+
+def _describe_nrrd(path: Path, header: dict[str, str], end: int) -> tuple[_StoredArray, _Run | None]:
+    itk = _itk()
+    run = _find_nrrd_run(path, header, end)
+    if run is None:
+        _read_information(itk, path, "NrrdImageIO")
+    if not header.get("nrrd", "").isdecimal():
+        raise ValueError(
+            f"{path} cannot be opened (it does not begin with NRRD): it is not an image, so export it again"
+        )
+    with describe_damage(str(path)):
+        dtype = _NRRD_TYPES[header["type"].lower()]
+        if run and dtype.itemsize > 1 and header["endian"].lower() not in ("little", "big"):
+            raise ValueError("its endian is neither little nor big")
+        sizes = [int(size) for size in header["sizes"].split()]
+        if len(sizes) != int(header["dimension"]) or min(sizes) < 1:
+            raise ValueError("its sizes do not fit its dimension")
+        names, are_colours = _name_nrrd_axes(header, sizes)
+        spacing, affine = _read_nrrd_space(header, names)
+    return _StoredArray(tuple(names[::-1]), tuple(sizes[::-1]), dtype, are_colours, spacing, affine), run
+
+
+def _describe_meta(path: Path, header: dict[str, str], end: int) -> tuple[_StoredArray, _Run | None]:
+    itk = _itk()
+    reader = _read_information(itk, path, "MetaImageIO")
+    sizes, values = [int(size) for size in reader.GetSize()[::-1]], int(reader.GetNumberOfComponents())
+    names = ["more"] * (len(sizes) - 3) + list("zyx")[-len(sizes) :]
+    if values > 1:
+        names, sizes = [*names, "c"], [*sizes, values]
+    spacing, affine = _read_meta_space(reader, header)
+    stored = _StoredArray(tuple(names), tuple(sizes), voxel_dtype(itk, reader), values == 3, spacing, affine)
+    return stored, _find_meta_run(path, header, end)
+
+
+def _read_information(itk: Any, path: Path, image_io: str) -> Any:
+    """Return SimpleITK's reader of a file once it has read the header."""
+    reader = new_reader(itk, path, image_io)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise ValueError(
             f"{path} cannot be opened ({summarise_itk_error(error)}): it is damaged or not an image, so export it again"
         ) from error
-    values, dtype = int(reader.GetNumberOfComponents()), voxel_dtype(_itk(), reader)
-    shape = (*(int(size) for size in reader.GetSize()[::-1]), *((values,) if values > 1 else ()))
-    require_volume(shape, dtype, str(path), query)
-    header, end = _read_header(path, kind)
-    if values == 3 and query.allows_channels and query.channel_axis is None:
-        query = replace(query, channel_axis=-1)
-    selection = select_volume(shape, query, str(path))
-    run = (_find_nrrd_run if kind == "nrrd" else _find_meta_run)(path, header, end, values)
-    files = tuple(dict.fromkeys([str(path), *([str(run.file)] if run else [])]))
-    spacing, affine = _read_space(reader, header, kind)
-    voxels = DecodedVoxels(file=str(path), shape=shape, dtype=dtype) if run is None else _voxels(run, shape, dtype)
-    return FileSource.from_voxels(path, kind, voxels, selection, spacing=spacing, affine=affine, files=files)
+    return reader
 
 
-def _voxels(run: _Run, shape: tuple[int, ...], dtype: np.dtype) -> Voxels:
-    dtype = dtype.newbyteorder(">" if run.big_endian else "<")
+def _name_nrrd_axes(header: dict[str, str], sizes: Sequence[int]) -> tuple[list[str], bool]:
+    """Name the axes of NRRD, the fastest first: the header says which are of space, of time, or hold a voxel's values.
+
+    Returns also whether the values are colours, or three of anything.
+
+    >>> _name_nrrd_axes({"kinds": "vector domain domain"}, [4, 40, 30])
+    (['c', 'x', 'y'], False)
+    """
+    kinds = header["kinds"].lower().split() if "kinds" in header else ["???"] * len(sizes)
+    directions = _directions(header)
+    if len(kinds) != len(sizes) or len(directions) not in (0, len(sizes)):
+        raise ValueError("its sizes, kinds and space directions are of different numbers of axes")
+    names, space = [], iter("xyz")
+    for n, kind in enumerate(kinds):
+        is_outside = bool(directions) and directions[n] is None
+        if kind in _VALUES or (is_outside and kind not in ("domain", "space", "time")):
+            names.append("c")
+        elif kind == "time" or is_outside:
+            names.append("t")
+        else:
+            names.append(next(space, "more"))
+    values = [(kind, size) for name, kind, size in zip(names, kinds, sizes, strict=True) if name == "c"]
+    return names, len(values) == 1 and (values[0][1] == 3 or values[0][0].endswith("color"))
+
+
+def _directions(header: dict[str, str]) -> list[np.ndarray | None]:
+    """Return the step along each axis, or its length if there is no space; None for an axis outside of space."""
+    if "space directions" in header:
+        listed = re.findall(r"none|\([^)]*\)", header["space directions"].lower())
+        return [None if one == "none" else _vector(one) for one in listed]
+    sizes = [float(size) for size in header.get("spacings", "").split()]
+    return [None if math.isnan(size) else np.array([size]) for size in sizes]
+
+
+def _vector(text: str) -> np.ndarray:
+    return np.array([float(number) for number in text.strip("() ").split(",")])
+
+
+def _read_nrrd_space(header: dict[str, str], names: Sequence[str]) -> tuple[Spacing | None, np.ndarray | None]:
+    """Return spacing and affine in millimetres, as far as the header has them; of a plane only the spacing."""
+    by_name = dict(zip(names, _directions(header), strict=False))
+    steps: list[np.ndarray] = [step for axis in "xyz" if (step := by_name.get(axis)) is not None]
+    if not 2 <= len(steps) <= 3:
+        return None, None
+    per_mm = _units_per_mm(header, names, len(steps))
+    sizes = [float(np.linalg.norm(step)) for step in steps]
+    if len(sizes) == 2:
+        # A single plane is taken to be as thick as its pixels are wide.
+        sizes, per_mm = [*sizes, min(sizes)], [*per_mm, per_mm[int(np.argmin(sizes))]]
+    spacing = convert_to_mm(sizes[::-1], per_mm[::-1])
+    if spacing is None or len(steps) == 2 or "space" not in header or "space directions" not in header:
+        return spacing, None
+    matrix = np.stack([step[:3] for step in steps], axis=1)
+    unit = per_mm[0]
+    if matrix.shape != (3, 3) or unit is None or any(other != unit for other in per_mm):
+        return spacing, None
+    origin = _vector(header["space origin"])[:3] if "space origin" in header else np.zeros(3)
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = matrix / unit, origin / unit
+    # As in ITK, a space that is not of a patient counts as LPS.
+    name = header["space"].lower().removesuffix("-time").removesuffix("t")
+    for axis in _REVERSED.get(name, (0, 1)):
+        affine[axis] = 0 - affine[axis]
+    return spacing, affine if is_affine(affine) else None
+
+
+def _units_per_mm(header: dict[str, str], names: Sequence[str], count: int) -> list[float | None]:
+    """Return the units in a millimetre along `count` axes of space; without units these are millimetres."""
+    units = re.findall(r'"([^"]*)"', header.get("space units", header.get("units", "")))
+    if "space units" not in header:
+        units = [unit for unit, name in zip(units, names, strict=False) if name in "xyz"]
+    return [PER_MM.get(unit) for unit in units[:count]] if len(units) >= count else [1.0] * count
+
+
+def _voxels(run: _Run, stored: _StoredArray) -> Voxels:
+    shape = stored.sizes
+    dtype = stored.dtype.newbyteorder(">" if run.big_endian else "<")
     if run.deflated:
         return DeflatedVoxels(file=str(run.file), offset=run.offset, shape=shape, dtype=dtype)
-    require_file_length(run.file, run.offset + math.prod(shape) * dtype.itemsize)
+    needed = run.offset + math.prod(shape) * dtype.itemsize
+    require_file_length(run.file, needed)
+    if run.file.stat().st_size > needed:
+        raise ValueError(
+            f"{run.file} holds {run.file.stat().st_size - needed} bytes more than its header describes: its sizes or "
+            f"its type are wrong, so correct the header or export it again"
+        )
     return MappedVoxels(file=str(run.file), offset=run.offset, shape=shape, dtype=dtype)
 
 
@@ -180,19 +353,19 @@ def _read_header(path: Path, kind: Kind) -> tuple[dict[str, str], int]:
             text = line.decode("latin-1").strip()
             name, _, value = text.partition(separator)
             # NRRD's key/value pairs, written with :=, do not matter here.
+            if kind == "nrrd" and not fields:
+                name, value = text[:4].lower(), text[4:]
             fields.setdefault(name.strip().lower(), value.strip())
             if (kind == "nrrd" and not text) or name.strip() == "ElementDataFile" or stream.tell() > _MAX_HEADER:
                 break
         return fields, stream.tell()
 
 
-def _find_nrrd_run(path: Path, header: dict[str, str], end: int, values: int) -> _Run | None:
+def _find_nrrd_run(path: Path, header: dict[str, str], end: int) -> _Run | None:
     file = header.get("data file", header.get("datafile"))
     encoding = header.get("encoding", "").lower()
     skips = {header.get(name, "0") for name in ("line skip", "lineskip", "byte skip", "byteskip")}
-    # The values of a voxel are stored together if they are the first axis.
-    interleaved = values == 1 or header.get("sizes", "").split()[:1] == [str(values)]
-    if skips != {"0"} or encoding not in ("raw", "gzip", "gz") or not interleaved:
+    if skips != {"0"} or encoding not in ("raw", "gzip", "gz"):
         return None
     if file and not _is_single_file(path, file):
         return None
@@ -200,7 +373,7 @@ def _find_nrrd_run(path: Path, header: dict[str, str], end: int, values: int) ->
     return _Run(path.parent / file if file else path, 0 if file else end, encoding != "raw", big_endian)
 
 
-def _find_meta_run(path: Path, header: dict[str, str], end: int, values: int) -> _Run | None:
+def _find_meta_run(path: Path, header: dict[str, str], end: int) -> _Run | None:
     file = header.get("elementdatafile", "")
     local = file.upper() == "LOCAL"
     is_binary = header.get("headersize", "0") == "0" and header.get("binarydata", "").lower() == "true"
@@ -216,21 +389,19 @@ def _is_single_file(path: Path, file: str) -> bool:
     return bool(file) and (path.parent / file).is_file()
 
 
-def _read_space(reader: Any, header: dict[str, str], kind: Kind) -> tuple[Spacing | None, np.ndarray | None]:
-    """Return spacing and affine in millimetres if the header has them: SimpleITK makes up those that are missing."""
-    fields = {"space directions", "spacings"} if kind == "nrrd" else {"elementspacing", "elementsize"}
+def _read_meta_space(reader: Any, header: dict[str, str]) -> tuple[Spacing | None, np.ndarray | None]:
+    """Return spacing and affine if the header has them: SimpleITK makes up those that are missing."""
     sizes = [float(size) for size in reader.GetSpacing()[:3]]
-    if not fields & set(header) or len(sizes) != 3:
+    if not {"elementspacing", "elementsize"} & set(header) or len(sizes) < 2:
         return None, None
-    units = header.get("space units", header.get("units", "")).replace('"', " ").split()
-    per_mm = [PER_MM.get(unit) for unit in units[-3:]] if len(units) >= 3 else [1.0] * 3
-    spacing = convert_to_mm(sizes[::-1], per_mm[::-1])
-    if spacing is None or (kind == "nrrd" and "space" not in header):
-        return spacing, None
-    scale = sizes[0] / spacing[2]
+    if len(sizes) == 2:
+        return convert_to_mm([min(sizes), *sizes[::-1]], [1.0] * 3), None
+    spacing = convert_to_mm(sizes[::-1], [1.0] * 3)
+    if spacing is None:
+        return None, None
     axes = len(reader.GetSize())
     direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3]
-    return spacing, from_lps(direction, spacing, np.divide(reader.GetOrigin()[:3], scale))
+    return spacing, from_lps(direction, spacing, np.array(reader.GetOrigin()[:3]))
 
 
 def _itk() -> Any:

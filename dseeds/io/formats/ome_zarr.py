@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +24,8 @@ from typing_extensions import override
 from dseeds.core.geometry import AXES
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.affine import affine_from_attributes
+from dseeds.io.axes import SpaceAxes, select_axes
+from dseeds.io.formats.ome_collection import find_image_group
 from dseeds.io.formats.zarr_node import (
     hash_chunks,
     is_in_process_memory,
@@ -31,7 +33,7 @@ from dseeds.io.formats.zarr_node import (
     open_node,
     with_absolute_path,
 )
-from dseeds.io.ome_metadata import MILLIMETRES, Frame, Multiscale, SpaceAxes, read_multiscale
+from dseeds.io.ome_metadata import MILLIMETRES, Frame, Multiscale, read_multiscale
 from dseeds.io.source import (
     IndexBox,
     IndexedSource,
@@ -45,7 +47,6 @@ from dseeds.io.source import (
     require_volume,
     resolve_address,
     select_named_volume,
-    select_volume,
     shorten,
     summarise_error,
 )
@@ -252,13 +253,6 @@ class ZarrSource(IndexedSource):
             ) from error
         return self._to_czyx(values)
 
-    def _to_czyx(self, values: np.ndarray) -> np.ndarray:
-        """Bring the axes that an index keeps into the order (c, z, y, x), and add those that are missing."""
-        kept = [axis for axis, taken in enumerate(self.index) if isinstance(taken, slice)]
-        first = [] if self.channel_axis is None else [self.channel_axis]
-        ordered = values.transpose([kept.index(axis) for axis in (*first, *self._zyx) if axis is not None])
-        return np.expand_dims(ordered, [len(first) + n for n, axis in enumerate(self._zyx) if axis is None])
-
 
 def frame_of(source: Source) -> Frame:
     """Return position and size of the voxels of a source of any format, without the orientation of NIfTI and DICOM.
@@ -317,7 +311,8 @@ def multiscale_of(source: Any) -> Multiscale | None:
         return None
     node = with_absolute_path(source)
     if isinstance(node, zarr.Group):
-        return read_multiscale(node.attrs.asdict(), node_address(node))
+        group, where = find_image_group(node, node_address(node))
+        return read_multiscale(group.attrs.asdict(), where)
     level = _find_image(node, node_address(node))
     return level.image if level else None
 
@@ -333,6 +328,7 @@ def open_zarr_node(node: zarr.Array | zarr.Group, query: SourceQuery) -> ZarrSou
     where = node_address(node)
     name = _last_part(where)
     if isinstance(node, zarr.Group):
+        node, where = find_image_group(node, where)
         image = read_multiscale(node.attrs.asdict(), where)
         count = len(image.paths)
         if not 0 <= query.level < count:
@@ -344,20 +340,34 @@ def open_zarr_node(node: zarr.Array | zarr.Group, query: SourceQuery) -> ZarrSou
         return _open_level(node, level, f"{_last_part(level.image.where)}/{name}", query)
     if query.level:
         raise ValueError(f"{where} is a Zarr array, which has no levels: leave out level= (--level)")
-    _require_readable(node, node.shape, where, query)
-    index, channels = select_volume(node.shape, query, where)
-    return ZarrSource(node, index, name, channels)
+    _require_readable(node, node.shape, where, query, planes=True)
+    selection = select_axes(array_axes(node), node.shape, query, where)
+    return ZarrSource(node, selection.index, name, selection.channel_axis, selection.space)
 
 
-def reopen_zarr(address: str, index: tuple[int | slice, ...], channel_axis: int | None) -> ZarrSource:
-    """Open an array by the index and the axis of channels of its identity; raises as `dseeds.io.open_source`."""
+def reopen_zarr(address: str, index: Sequence[int | str]) -> ZarrSource:
+    """Open an array by the index of its identity; raises as `dseeds.io.open_source`."""
     node = with_absolute_path(open_node(resolve_address(address)))
     if not isinstance(node, zarr.Array) or node.ndim != len(index):
         raise ValueError(f"{address} is no longer the array of {len(index)} axes that it was")
+    selection = tuple(taken if isinstance(taken, int) else slice(None) for taken in index)
+    channel_axis = index.index("channels") if "channels" in index else None
     level = _find_image(node, address)
     if level is None:
-        return ZarrSource(node, index, _last_part(address), channel_axis)
-    return level.source(node, index, _last_part(level.image.where), channel_axis)
+        z, y, x = (index.index(axis) if axis in index else None for axis in AXES)
+        return ZarrSource(node, selection, _last_part(address), channel_axis, (z, y, x))
+    return level.source(node, selection, _last_part(level.image.where), channel_axis)
+
+
+def array_axes(array: zarr.Array) -> list[str] | None:
+    """Return the names of a plain array's axes, as Zarr v3 has them or xarray adds them in v2; None without any."""
+    names = getattr(array.metadata, "dimension_names", None)
+    attributes: Any = array.metadata.attributes
+    if not names and isinstance(attributes, Mapping):
+        names = attributes.get("_ARRAY_DIMENSIONS")
+    if not isinstance(names, list | tuple) or len(names) != array.ndim:
+        return None
+    return [name if isinstance(name, str) else "" for name in names]
 
 
 class _ImageLevel(NamedTuple):
@@ -378,6 +388,9 @@ class _ImageLevel(NamedTuple):
     def _affine(self) -> np.ndarray | None:
         """Return the level's affine, which follows from that of the full resolution."""
         affine = affine_from_attributes(self.group.attrs.get("dseeds"))
+        if affine is None and self.image.affines:
+            placed: np.ndarray | None = self.image.affines[self.number]
+            return placed
         if affine is None or not self.number:
             return affine
         full, level = self.image.frames[0], self.image.frames[self.number]
@@ -447,9 +460,11 @@ def _open_member(group: zarr.Group, path: str, where: str) -> zarr.Array:
     return array
 
 
-def _require_readable(array: zarr.Array, shape: Sequence[int], where: str, query: SourceQuery) -> None:
+def _require_readable(
+    array: zarr.Array, shape: Sequence[int], where: str, query: SourceQuery, *, planes: bool = False
+) -> None:
     """Raise a ValueError for what is no volume, or is cut so that zarr would fail, hang or read other voxels."""
-    require_volume(shape, np.dtype(array.dtype), where, query)
+    require_volume(shape, np.dtype(array.dtype), where, query, planes=planes)
     if max(array.shape) > _LONGEST_AXIS:
         raise ValueError(
             f"{where} has shape {array.shape}: an axis is longer than {_LONGEST_AXIS} voxels, "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing_extensions import override
 from dseeds.core.geometry import AXES
 from dseeds.core.lazy_module import LazyModule
 from dseeds.core.optional import import_optional
+from dseeds.io.axes import select_axes
 from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
 from dseeds.io.ome_metadata import PER_MM
@@ -26,7 +28,7 @@ from dseeds.io.source import (
     convert_to_mm,
     describe_damage,
     require_volume,
-    select_named_volume,
+    shorten,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ else:
     zarr = LazyModule("zarr")
 
 _ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
+_FILE_AND_IMAGE = re.compile(r"(.+\.(?:tiff?|btf|tf8)):(\d+)", re.IGNORECASE)
+# No metadata file is larger, in bytes.
+_MAX_METADATA = 1 << 28
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 # The voxels that fit into a file with offsets of 32 bits, beside the headers of its pages.
@@ -48,11 +53,13 @@ class TiffVoxels(Voxels):
     file: str
     # Whether all pages make up one stack, whatever their descriptions say.
     paged: bool
+    # The number of the image, in files with several.
+    number: int = 0
 
     @contextmanager
     @override
     def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
-        with _open_file(self.file, self.paged) as tiff, tiff.series[0].aszarr(level=0) as store:
+        with _open_file(self.file, self.paged) as tiff, tiff.series[self.number].aszarr(level=0) as store:
             array = zarr.open_array(store, mode="r", zarr_format=2)
             self.check_unchanged(array)
             yield lambda index: np.asarray(array[index])
@@ -77,9 +84,19 @@ class PlaneVoxels(Voxels):
         return plane
 
 
+def split_image(path: Path) -> tuple[Path, int | None]:
+    """Split a path into the file and the number of the image in it; None for a path without a number.
+
+    >>> split_image(Path("cells.ome.tif:1"))
+    (PosixPath('cells.ome.tif'), 1)
+    """
+    match = None if path.exists() else _FILE_AND_IMAGE.fullmatch(str(path))
+    return (Path(match[1]), int(match[2])) if match else (path, None)
+
+
 def is_tiff(path: Path) -> bool:
     """Return whether a path is a TIFF, by its ending or its first bytes, or a folder that contains one."""
-    return bool(_list_files(path))
+    return bool(_list_files(split_image(path)[0]))
 
 
 def _list_files(path: Path) -> list[Path]:
@@ -92,24 +109,64 @@ def _list_files(path: Path) -> list[Path]:
 
 def open_tiff(path: Path, query: SourceQuery) -> FileSource:
     """Open a TIFF, or a folder of TIFFs with a plane in each; raises as `dseeds.io.open_source`."""
+    path, chosen = split_image(path)
     files = _list_files(path)
     if len(files) > 1:
         return _open_planes(path, files, query)
     [file] = files
     with describe_damage(str(path)), _open_file(str(file), False) as tiff:
         # Pages that were written one by one are series of their own.
-        paged = len(tiff.series) > 1 and len(tiff.series[0].shape) < 3
-        spacing = _read_spacing(tiff)
+        paged = len(tiff.series) > 1 and len(tiff.series[0].shape) < 3 and not tiff.is_ome
     with describe_damage(str(path)), _open_file(str(file), paged) as tiff:
-        series = tiff.series[0]
+        shapes = [tuple(series.shape) for series in tiff.series]
+    number = _choose_image(path, shapes, chosen)
+    with describe_damage(str(path)), _open_file(str(file), paged) as tiff:
+        series = tiff.series[number]
         shape, dtype, axes = tuple(series.shape), np.dtype(series.dtype), str(series.axes)
         names = tuple(dict.fromkeys([str(file), *(page.parent.filehandle.path for page in series.pages if page)]))
-        _require_whole(tiff)
-    require_volume(shape, dtype, str(path), query)
-    with describe_damage(str(path)), _open_file(str(file), paged) as tiff, tiff.series[0].aszarr(level=0) as store:
+        _require_whole(tiff, number)
+        codec = _missing_codec(series)
+        companion = _find_companion(tiff, file)
+        spacing = _read_spacing(tiff, number, companion)
+    _require_codec(path, codec)
+    _require_plain_order(path, companion)
+    require_volume(shape, dtype, str(path), query, planes=True)
+    with describe_damage(str(path)), _open_file(str(file), paged) as tiff, tiff.series[number].aszarr(level=0) as store:
         chunks = zarr.open_array(store, mode="r", zarr_format=2).chunks
-    voxels = TiffVoxels(file=str(file), paged=paged, shape=shape, dtype=dtype, chunks=chunks)
-    return _source(path, voxels, axes, query, spacing, names)
+    voxels = TiffVoxels(file=str(file), paged=paged, number=number, shape=shape, dtype=dtype, chunks=chunks)
+    dataset = str(number) if len(shapes) > 1 else None
+    return _source(path, voxels, axes, query, spacing, names, dataset)
+
+
+def _choose_image(path: Path, shapes: Sequence[tuple[int, ...]], number: int | None) -> int:
+    """Return the number of the image to read; raise a ValueError if there are several and none was chosen."""
+    if number is not None and number >= len(shapes):
+        raise ValueError(f"{path} has no image {number}: it holds {len(shapes)}, numbered from 0")
+    if number is None and len(shapes) > 1:
+        listed = shorten(", ".join(map(str, shapes)))
+        raise ValueError(
+            f"{path} holds {len(shapes)} images of the shapes {listed}: pass {path.name}:0 for the first of them, "
+            f"{path.name}:1 for the second, and so on"
+        )
+    return number or 0
+
+
+def _missing_codec(series: Any) -> str | None:
+    """Return the name of the compression of the first page, if nothing here decodes it."""
+    page = series.keyframe
+    names = _tifffile().TIFF
+    for table, value in ((names.DECOMPRESSORS, page.compression), (names.UNPREDICTORS, page.predictor)):
+        try:
+            table[value]
+        except KeyError:
+            return str(getattr(value, "name", value))
+    return None
+
+
+def _require_codec(path: Path, codec: str | None) -> None:
+    if codec is not None:
+        import_optional("imagecodecs", f"{path}, compressed with {codec},", "dseeds[formats]")
+        raise ValueError(f"{path} is compressed with {codec}, which is not read: save it with another compression")
 
 
 def _open_planes(path: Path, files: Sequence[Path], query: SourceQuery) -> FileSource:
@@ -123,10 +180,30 @@ def _open_planes(path: Path, files: Sequence[Path], query: SourceQuery) -> FileS
             )
     if "z" in axes or len(shape) - axes.count("s") != 2:
         raise ValueError(f"{path} holds {len(files)} TIFFs that are stacks of their own: pass one of them")
+    _require_consecutive(path, files)
     shape = (len(files), *shape)
     require_volume(shape, dtype, str(path), query)
     names = tuple(str(file) for file in files)
     return _source(path, PlaneVoxels(files=names, shape=shape, dtype=dtype), f"z{axes}", query, None, names)
+
+
+def _require_consecutive(path: Path, files: Sequence[Path]) -> None:
+    """Raise a ValueError if a number is missing among names that differ in one number only."""
+    keys = [_natural_key(file.name) for file in files]
+    first = keys[0]
+    if any(len(key) != len(first) for key in keys):
+        return
+    differing = [n for n in range(len(first)) if any(key[n] != first[n] for key in keys)]
+    if len(differing) != 1 or any(key[differing[0]][0] < 0 for key in keys):
+        return
+    numbers = [key[differing[0]][0] for key in keys]
+    steps = [b - a for a, b in itertools.pairwise(numbers)]
+    for n, step in enumerate(steps):
+        if step != min(steps):
+            raise ValueError(
+                f"{path} lacks a plane between {files[n].name} and {files[n + 1].name}, for the other numbers are "
+                f"{min(steps)} apart: add the missing planes, or number the files one after the other"
+            )
 
 
 def is_our_tiff(path: Path) -> bool:
@@ -174,16 +251,23 @@ def _planes(slab: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _source(
-    path: Path, voxels: Voxels, axes: str, query: SourceQuery, spacing: Spacing | None, files: tuple[str, ...]
+    path: Path,
+    voxels: Voxels,
+    axes: str,
+    query: SourceQuery,
+    spacing: Spacing | None,
+    files: tuple[str, ...],
+    dataset: str | None = None,
 ) -> FileSource:
     names = _name_axes(axes)
-    if [name for name in names if name in AXES] != list(AXES):
-        raise ValueError(f"{path} has the axes {', '.join(names)}: supervoxels need z, y and x, in this order")
+    if [name for name in names if name in AXES] not in (list(AXES), list(AXES[1:])):
+        raise ValueError(
+            f"{path} has the axes {', '.join(names)}: supervoxels need z, y and x, or y and x, in this order"
+        )
     if "s" in axes.lower() and "c" in names and query.allows_channels and query.channel_axis is None:
         query = replace(query, channel_axis="c")
-    space = [names.index(axis) for axis in AXES]
-    selection = select_named_volume(names, voxels.shape, space, query, str(path))
-    return FileSource.from_voxels(path, "tiff", voxels, selection, spacing=spacing, files=files)
+    selection = select_axes(names, voxels.shape, query, str(path))
+    return FileSource.from_voxels(path, "tiff", voxels, selection, spacing=spacing, files=files, dataset=dataset)
 
 
 def _name_axes(axes: str) -> list[str]:
@@ -208,14 +292,17 @@ def _name_axes(axes: str) -> list[str]:
 
 def _read_plane_header(file: Path) -> tuple[tuple[int, ...], np.dtype, str]:
     with describe_damage(str(file)), _open_file(str(file), False) as tiff:
-        _require_whole(tiff)
+        _require_whole(tiff, 0)
         series = tiff.series[0]
-        return tuple(series.shape), np.dtype(series.dtype), str(series.axes).lower()
+        header = tuple(series.shape), np.dtype(series.dtype), str(series.axes).lower()
+        codec = _missing_codec(series)
+    _require_codec(file, codec)
+    return header
 
 
-def _require_whole(tiff: Any) -> None:
+def _require_whole(tiff: Any, number: int) -> None:
     """Raise an EOFError if a file is cut off: tifffile may read missing strips as black, and ignore missing pages."""
-    for page in tiff.series[0].pages:
+    for page in tiff.series[number].pages:
         if page is None:
             raise EOFError("a page is missing")
         ends = (begin + count for begin, count in zip(page.dataoffsets, page.databytecounts, strict=False))
@@ -230,16 +317,52 @@ def _require_whole(tiff: Any) -> None:
         raise EOFError("its last pages are missing")
 
 
-def _read_spacing(tiff: Any) -> Spacing | None:
+def _find_companion(tiff: Any, file: Path) -> Mapping[str, Any] | None:
+    """Return the metadata in another file that an OME-TIFF with binary data only names; {} if that is missing."""
+    if not (tiff.is_ome and tiff.ome_metadata):
+        return None
+    ome = _tifffile().xml2dict(tiff.ome_metadata)["OME"]
+    if "BinaryOnly" not in ome:
+        return None
+    companion = file.parent / Path(str(ome["BinaryOnly"].get("MetadataFile", ""))).name
+    if not companion.is_file() or companion.stat().st_size > _MAX_METADATA:
+        return {}
+    text = companion.read_text(encoding="utf-8")
+    described: Mapping[str, Any] = _tifffile().xml2dict(text)["OME"]
+    return described
+
+
+def _require_plain_order(path: Path, companion: Mapping[str, Any] | None) -> None:
+    """Raise a ValueError if a companion describes anything but the planes of one volume."""
+    if not companion:
+        return
+    pixels = _pixels(companion, 0)
+    if isinstance(companion["Image"], list) or int(pixels["SizeC"]) * int(pixels["SizeT"]) != 1:
+        raise ValueError(
+            f"{path} has its metadata in another file, by which its planes belong to several volumes: convert the data "
+            f"set to OME-Zarr, for example with bioformats2raw"
+        )
+
+
+def _pixels(ome: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """Return the description of the voxels of one image in OME's metadata."""
+    image = ome["Image"]
+    pixels: Mapping[str, Any] = (image[number] if isinstance(image, list) else image)["Pixels"]
+    return pixels
+
+
+def _read_spacing(tiff: Any, number: int, companion: Mapping[str, Any] | None) -> Spacing | None:
     """Read the size of a voxel from the metadata of OME-TIFF or ImageJ; other TIFFs have no depth."""
     if tiff.is_ome and tiff.ome_metadata:
-        image = _tifffile().xml2dict(tiff.ome_metadata)["OME"]["Image"]
-        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+        ome = _tifffile().xml2dict(tiff.ome_metadata)["OME"] if companion is None else companion
+        if not ome:
+            return None
+        pixels = _pixels(ome, number)
         sizes = [float(pixels.get(f"PhysicalSize{axis}", 0)) for axis in "ZYX"]
         return convert_to_mm(sizes, [PER_MM.get(pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "ZYX"])
     if tiff.is_imagej and tiff.imagej_metadata:
         metadata, tags = tiff.imagej_metadata, tiff.pages[0].tags
-        unit = str(metadata.get("unit", "")).replace("\\u00B5", "\N{MICRO SIGN}")
+        unit = str(metadata.get("unit", "")).replace("\\u00B5", "\N{MICRO SIGN}").strip()
         pixel_sizes = [_pixel_size(tags.get(name)) for name in ("YResolution", "XResolution")]
         return convert_to_mm([float(metadata.get("spacing", 0)), *pixel_sizes], [PER_MM.get(unit)] * 3)
     return None

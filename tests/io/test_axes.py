@@ -1,0 +1,239 @@
+"""Axes by the names that files give them: NRRD's kinds, axistags, dimension names, and planes without z."""
+
+import gzip
+import json
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dseeds.io import open_image, open_source
+from dseeds.io.axes import find_space
+
+WHOLE = np.s_[:, :, :]
+SIZES = {"z": 4, "y": 5, "x": 6, "c": 3, "t": 2}
+
+
+def values(axes, dtype="i2"):
+    """Voxels whose value says where they are, with axes in the order of their names; and as (..., z, y, x)."""
+    ordered = [axis for axis in "tczyx" if axis in axes]
+    array = np.arange(np.prod([SIZES[axis] for axis in ordered]), dtype=dtype).reshape([SIZES[a] for a in ordered])
+    return array.transpose([ordered.index(axis) for axis in axes]), array
+
+
+orders = st.permutations("zyxc") | st.permutations("zyx") | st.permutations("yxc") | st.permutations("zyxt")
+
+
+def stored_as_named(path, how, axes, array):
+    """Write an array with the names of its axes, each in its own way."""
+    if how == "axistags":
+        with h5py.File(path / "a.h5", "w") as file:
+            tags = {"axes": [{"key": key, "typeFlags": 2} for key in axes]}
+            file.create_dataset("exported_data", data=array).attrs["axistags"] = json.dumps(tags)
+        return path / "a.h5"
+    if how in ("labels", "scales"):
+        with h5py.File(path / "a.h5", "w") as file:
+            data = file.create_dataset("data", data=array)
+            for dimension, key in zip(data.dims, axes, strict=True):
+                if how == "labels":
+                    dimension.label = key
+                else:
+                    file[key] = np.arange(SIZES[key])
+                    file[key].make_scale(key)
+                    dimension.attach_scale(file[key])
+        return path / "a.h5"
+    if how == "zarr 3":
+        options = {"dimension_names": list(axes), "zarr_format": 3}
+    else:
+        options = {"attributes": {"_ARRAY_DIMENSIONS": list(axes)}, "zarr_format": 2}
+    made = zarr.create_array(path / "a.zarr", shape=array.shape, dtype=array.dtype, **options)
+    made[...] = array
+    return path / "a.zarr"
+
+
+@pytest.mark.parametrize("how", ["axistags", "labels", "scales", "zarr 3", "zarr 2"])
+@given(axes=orders)
+def test_named_axes_in_any_order(tmp_path_factory, how, axes):
+    stored, expected = values(axes)
+    path = stored_as_named(tmp_path_factory.mktemp("axes"), how, axes, stored)
+    if "z" not in axes:
+        expected = expected[..., None, :, :]
+    if "c" in axes:
+        with pytest.raises(ValueError, match="holds 3 channels: pass channel_axis='c'"):
+            open_image(path)
+        image = open_image(path, channel_axis="c")
+        np.testing.assert_array_equal(np.stack(image.read(WHOLE)), expected)
+        np.testing.assert_array_equal(np.concatenate([np.stack(s) for _, s in image.slabs(3)], 1), expected)
+        assert open_image(path, channel_axis=axes.index("c")).identity == image.identity
+        np.testing.assert_array_equal(open_source(path, volume=1).read(WHOLE), expected[1])
+    elif "t" in axes:
+        with pytest.raises(ValueError, match="holds 2 volumes: pass volume="):
+            open_source(path)
+        np.testing.assert_array_equal(open_source(path, volume=1).read(WHOLE), expected[1])
+    else:
+        source = open_source(path)
+        np.testing.assert_array_equal(source.read(WHOLE), expected)
+        np.testing.assert_array_equal(source.read(np.s_[1:3, 2:4, 1:5]), expected[1:3, 2:4, 1:5])
+
+
+@pytest.mark.parametrize(
+    ("names", "space"),
+    [
+        (("Slice", "ROW", "Col"), (0, 1, 2)),
+        (("channel", "depth", "height", "width"), (1, 2, 3)),
+        (("time", "y", "x"), (None, 1, 2)),
+        (("phase", "z", "y", "x"), (1, 2, 3)),
+        (("section", "y", "x"), (0, 1, 2)),
+        (("dim_0", "dim_1", "dim_2", "dim_3"), (1, 2, 3)),
+    ],
+)
+def test_common_names(names, space):
+    assert find_space(names, [4] * len(names), "a") == space
+
+
+@pytest.mark.parametrize("names", [("x", "x", "y"), ("a", "b", "y", "x"), ("c", "t", "x"), ("z",)])
+def test_names_that_are_not_certain(names):
+    with pytest.raises(ValueError, match="supervoxels need z, y and x, or two of them, once"):
+        find_space(names, [4] * len(names), "a")
+
+
+def test_axistags_that_do_not_fit(tmp_path):
+    for tags, message in (
+        ("[", "cannot be read"),
+        ('{"axes": [{"key": "z"}]}', "names 1 axes in axistags for an array"),
+    ):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.create_dataset("a", data=np.zeros((3, 4, 5))).attrs["axistags"] = tags
+        with pytest.raises(ValueError, match=message):
+            open_source(tmp_path / "a.h5")
+
+
+# NRRD: the slowest axis is the first of the array and the last of the header.
+
+KINDS = {"c": ("vector", "list", "RGB-color", "3-vector", "normal", "point"), "t": ("time",)}
+DIRECTIONS = {"x": "(0.5,0,0)", "y": "(0,0.75,0)", "z": "(0,0,2)"}
+
+
+def write_nrrd(path, axes, array, *, kind="vector", encoding="raw", directions=True, endian="little"):
+    fields = ["NRRD0004", "type: short", f"dimension: {len(axes)}", f"sizes: {' '.join(map(str, array.shape[::-1]))}"]
+    if directions:
+        listed = " ".join(DIRECTIONS.get(axis, "none") for axis in axes[::-1])
+        fields += ["space: left-posterior-superior", f"space directions: {listed}", "space origin: (1,2,3)"]
+    fields += [f"kinds: {' '.join('domain' if axis in 'zyx' else kind for axis in axes[::-1])}"]
+    fields += [f"endian: {endian}", f"encoding: {encoding}", "", ""]
+    data = np.ascontiguousarray(array, "<i2" if endian == "little" else ">i2").tobytes()
+    if encoding == "ascii":
+        data = " ".join(map(str, array.ravel())).encode()
+    path.write_bytes("\n".join(fields).encode() + (gzip.compress(data) if encoding == "gzip" else data))
+    return path
+
+
+@pytest.mark.parametrize("axes", ["czyx", "zyxc", "zcyx", "zyc" + "x"])
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "ascii"])
+@pytest.mark.parametrize("kind", KINDS["c"])
+def test_nrrd_says_which_axis_holds_the_values(tmp_path, axes, encoding, kind):
+    stored, expected = values(axes)
+    path = write_nrrd(tmp_path / "a.nrrd", axes, stored, kind=kind, encoding=encoding)
+    image = open_image(path, channel_axis="c")
+    assert image.channels == 3
+    np.testing.assert_array_equal(np.stack(image.read(WHOLE)), expected)
+    np.testing.assert_array_equal(np.concatenate([np.stack(s) for _, s in image.slabs(3)], 1), expected)
+    np.testing.assert_array_equal(np.stack(image.read(np.s_[1:3, 2:4, 1:5])), expected[:, 1:3, 2:4, 1:5])
+    # SimpleITK moves the values to the end.
+    itk = sitk.GetArrayFromImage(sitk.ReadImage(path))
+    np.testing.assert_array_equal(np.moveaxis(itk, -1, 0), expected)
+    assert image.spacing == (2, 0.75, 0.5)
+    assert open_image(path, channel_axis=axes.index("c")).identity == image.identity
+
+
+def test_two_components_are_channels_and_a_time_is_not(tmp_path):
+    stored, expected = values("tzyx")
+    path = write_nrrd(tmp_path / "a.nrrd", "tzyx", stored, kind="list")
+    with pytest.raises(ValueError, match=r"holds 2 channels: pass channel_axis='c' .*, or volume= .*, 0 to 1, for one"):
+        open_image(path)
+    path = write_nrrd(tmp_path / "a.nrrd", "tzyx", stored, kind="time")
+    with pytest.raises(ValueError, match="holds 2 volumes: pass volume="):
+        open_image(path)
+    np.testing.assert_array_equal(open_source(path, volume=1).read(WHOLE), expected[1])
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_vectors_of_a_plane(tmp_path, ending, count):
+    data = np.arange(30 * 40 * count, dtype="i2").reshape(30, 40, count)
+    plane = sitk.GetImageFromArray(data, isVector=True)
+    plane.SetSpacing((0.5, 0.75))
+    sitk.WriteImage(plane, tmp_path / f"a.{ending}")
+    image = open_image(tmp_path / f"a.{ending}", channel_axis="c")
+    assert (image.shape, image.channels, image.spacing) == ((1, 30, 40), count, (0.5, 0.75, 0.5))
+    np.testing.assert_array_equal(np.stack(image.read(WHOLE), -1)[0], data)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_more_voxels_than_the_header_says(tmp_path, encoding):
+    stored, _ = values("zyx")
+    path = write_nrrd(tmp_path / "a.nrrd", "zyx", stored, encoding=encoding)
+    path.write_bytes(path.read_bytes().replace(b"sizes: 6 5 4", b"sizes: 6 5 3"))
+    with pytest.raises(ValueError, match=r"more (voxels )?than its header describes"):
+        list(open_source(path).slabs(2))
+
+
+# MINC, of nibabel's own tests
+
+
+@pytest.mark.parametrize("name", ["tiny.mnc", "small.mnc", "minc1_4d.mnc", "minc2_4d.mnc"])
+def test_volumes_of_minc(name):
+    path = f"{nibabel.__path__[0]}/tests/data/{name}"
+    image = nibabel.load(path)
+    data = image.get_fdata()
+    volumes = data if data.ndim == 4 else data[None]
+    for number, volume in enumerate(volumes):
+        source = open_source(path, volume=number if data.ndim == 4 else None)
+        # As nibabel's: the axes of the file, reversed.
+        np.testing.assert_allclose(source.read(WHOLE), volume.T, rtol=1e-6)
+        np.testing.assert_allclose(source.affine, image.affine)
+        np.testing.assert_allclose(source.spacing, np.linalg.norm(image.affine[:3, :3], axis=0)[::-1])
+    if data.ndim == 4:
+        with pytest.raises(ValueError, match=f"holds {len(data)} volumes: pass volume="):
+            open_source(path)
+
+
+# One plane
+
+
+def plane_files(folder, plane):
+    tifffile.imwrite(folder / "a.tif", plane, photometric="minisblack")
+    nibabel.save(nibabel.Nifti1Image(plane.T, np.diag([0.5, 0.75, 2, 1])), folder / "a.nii.gz")
+    sitk.WriteImage(sitk.GetImageFromArray(plane), folder / "a.nrrd")
+    sitk.WriteImage(sitk.GetImageFromArray(plane), folder / "a.mha", True)
+    np.save(folder / "a.npy", plane)
+    zarr.create_array(folder / "a.zarr", data=plane)
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["plane"] = plane
+    return ["a.tif", "a.nii.gz", "a.nrrd", "a.mha", "a.npy", "a.zarr", "a.h5:/plane"]
+
+
+def test_two_axes_are_one_plane(tmp_path):
+    plane = np.random.default_rng(0).integers(0, 99, (6, 7)).astype("i2")
+    for name in plane_files(tmp_path, plane):
+        source = open_source(f"{tmp_path}/{name}")
+        assert source.shape == (1, 6, 7), name
+        np.testing.assert_array_equal(source.read(WHOLE), plane[None])
+        np.testing.assert_array_equal(source.read(np.s_[0:1, 2:4, 3:7]), plane[None, 2:4, 3:7])
+        np.testing.assert_array_equal(np.concatenate([slab for _, slab in source.slabs(2)]), plane[None])
+    assert open_source(tmp_path / "a.nii.gz").spacing == (2, 0.75, 0.5)
+
+
+def test_the_colours_of_one_plane(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 99, (6, 7, 3)).astype("u1")
+    tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb")
+    np.save(tmp_path / "a.npy", colours)
+    for image in (open_image(tmp_path / "a.tif"), open_image(tmp_path / "a.npy", channel_axis=-1)):
+        assert (image.shape, image.channels) == ((1, 6, 7), 3)
+        np.testing.assert_array_equal(np.stack(image.read(WHOLE), -1)[0], colours)
