@@ -222,7 +222,7 @@ def _check_folder(name: str, path: Path) -> Finding:
             name,
             "warning",
             found,
-            "scratch takes 1 to 6 bytes per voxel: see --scratch of dseeds segment",
+            "scratch takes 1 to 8 bytes per voxel: see --scratch of dseeds segment",
         )
     return Finding(name, "ok", found)
 

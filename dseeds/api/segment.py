@@ -112,7 +112,7 @@ def segment(
         Resume the unfinished run of this target, if there is one. Options not given are taken from it; options given
         have to be the same. The labels are those of a run that was never interrupted.
     scratch : path or URL, optional
-        The folder for intermediate data, which all workers can reach; 1 to 6 bytes per voxel. Default: beside the
+        The folder for intermediate data, which all workers can reach; 1 to 8 bytes per voxel. Default: beside the
         target.
     keep_scratch : bool, default False
         Keep the intermediate data and the record of the run, which is then done on Dask.

@@ -170,7 +170,7 @@ class RunArguments:
         str | None,
         work_option(
             metavar="DIR",
-            help="Folder or URL for intermediate data, visible to all workers: 1 to 6 bytes per voxel.",
+            help="Folder or URL for intermediate data, visible to all workers: 1 to 8 bytes per voxel.",
             show_default="next to the target",
         ),
     ] = None

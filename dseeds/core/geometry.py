@@ -43,10 +43,13 @@ class Box:
     lo: Triple
     hi: Triple
 
+    # Regions exchange many small boxes, so these methods spell out the axes.
+
     @property
     def shape(self) -> Triple:
         """The extent along (z, y, x)."""
-        return triple(h - a for a, h in zip(self.lo, self.hi, strict=True))
+        (z, y, x), (z_end, y_end, x_end) = self.lo, self.hi
+        return z_end - z, y_end - y, x_end - x
 
     @property
     def size(self) -> int:
@@ -73,13 +76,31 @@ class Box:
 
     def intersection(self, other: Box) -> Box:
         """Return the intersection of two boxes; meaningless if they are disjoint."""
-        return Box(triple(map(max, self.lo, other.lo)), triple(map(min, self.hi, other.hi)))
+        (z, y, x), (z_other, y_other, x_other) = self.lo, other.lo
+        lo = max(z, z_other), max(y, y_other), max(x, x_other)
+        (z, y, x), (z_other, y_other, x_other) = self.hi, other.hi
+        return Box(lo, (min(z, z_other), min(y, y_other), min(x, x_other)))
+
+    def overlaps(self, other: Box) -> bool:
+        """Return whether two boxes have an item in common."""
+        (z, y, x), (z_end, y_end, x_end) = self.lo, self.hi
+        (z_other, y_other, x_other), (z_last, y_last, x_last) = other.lo, other.hi
+        return (
+            max(z, z_other) < min(z_end, z_last)
+            and max(y, y_other) < min(y_end, y_last)
+            and max(x, x_other) < min(x_end, x_last)
+        )
+
+    def bounding(self, other: Box) -> Box:
+        """Return the bounding box of two boxes."""
+        return Box(triple(map(min, self.lo, other.lo)), triple(map(max, self.hi, other.hi)))
 
     def relative_to(self, origin: Triple) -> Box:
         """Return the box in coordinates relative to `origin`."""
+        (z, y, x), (z_end, y_end, x_end), (z_origin, y_origin, x_origin) = self.lo, self.hi, origin
         return Box(
-            triple(a - o for a, o in zip(self.lo, origin, strict=True)),
-            triple(h - o for h, o in zip(self.hi, origin, strict=True)),
+            (z - z_origin, y - y_origin, x - x_origin),
+            (z_end - z_origin, y_end - y_origin, x_end - x_origin),
         )
 
 
@@ -143,11 +164,12 @@ class Grid:
         """Return per axis the home cell of each unit in a box."""
         return per_axis(c[a:h] for c, a, h in zip(self.cells, box.lo, box.hi, strict=True))
 
-    def parents(self, coarser: Grid) -> AxisArrays:
-        """Return per axis the unit of a coarser grid that contains each unit."""
+    def parents(self, coarser: Grid, box: Box | None = None) -> AxisArrays:
+        """Return per axis the unit of a coarser grid that contains each unit of a box, by default of the grid."""
+        box = box or Box((0, 0, 0), self.shape)
         return per_axis(
-            np.searchsorted(coarse, fine[:-1], side="right") - 1
-            for coarse, fine in zip(coarser.edges, self.edges, strict=True)
+            np.searchsorted(coarse, fine[a:h], side="right") - 1
+            for coarse, fine, a, h in zip(coarser.edges, self.edges, box.lo, box.hi, strict=True)
         )
 
 
@@ -173,7 +195,7 @@ class Lattice:
         if any(grid.largest > LARGEST_BLOCK for grid in self.grids[:-1]):
             raise ValueError(f"cells of {self.step} voxels (z, y, x) are too large: use a step of at most about 340.")
 
-    @property
+    @cached_property
     def cells(self) -> Triple:
         """The number of cells along (z, y, x)."""
         return triple((2 * n + s) // (2 * s) for n, s in zip(self.shape, self.step, strict=True))
@@ -252,7 +274,7 @@ class Regions:
     lattice: Lattice
     cells: Triple
 
-    @property
+    @cached_property
     def counts(self) -> Triple:
         """The number of regions along (z, y, x)."""
         return triple(-(-n // k) for n, k in zip(self.lattice.cells, self.cells, strict=True))
@@ -295,7 +317,10 @@ class Regions:
 
     def numbers(self, box: Box) -> list[int]:
         """Return the numbers of the regions in a box of regions, ascending."""
-        return [self.number(triple(index)) for index in itertools.product(*map(range, box.lo, box.hi))]
+        # A driver asks this many times for each task, so it is spelt out.
+        _, ny, nx = self.counts
+        z, y, x = map(range, box.lo, box.hi)
+        return [(k * ny + j) * nx + i for k, j, i in itertools.product(z, y, x)]
 
 
 def check_shape(shape: tuple[int, ...]) -> Triple:

@@ -25,7 +25,7 @@ from dseeds.engine.run import SUFFIX, Run, RunOptions
 from dseeds.engine.run_state import Marks, RunState
 from dseeds.engine.source_import import import_count, import_source, is_imported
 from dseeds.engine.tasks import perform_task
-from dseeds.engine.validation import prepare_run
+from dseeds.engine.validation import prepare_run, resident_room
 from dseeds.io.labels import TASK_BYTES
 from dseeds.parallel.capacity import Capacity
 from dseeds.parallel.executor import Executor
@@ -70,8 +70,10 @@ class NotYet(RuntimeError):
 class Share:
     """The share of one job of an array: every `count`-th region, from the `index`-th on, which counts from 0.
 
-    >>> Share(1, 3).of([10, 11, 12, 13, 14])
-    [11, 14]
+    A region has the same job in every phase, so that the job finds the region's state in its memory.
+
+    >>> Share(1, 3).of([10, 12, 13, 14])
+    [10, 13]
     """
 
     index: int
@@ -86,7 +88,7 @@ class Share:
 
     def of(self, regions: list[int]) -> list[int]:
         """Return the share of a phase's regions."""
-        return regions[self.index :: self.count]
+        return [number for number in regions if number % self.count == self.index]
 
 
 def share_of(environment: Mapping[str, str], index: int | None = None, count: int | None = None) -> Share:
@@ -195,10 +197,13 @@ def run_step(
     if wait and phase is not None:
         raise ValueError("waiting goes through all phases: give --wait or --phase, not both.")
     done = 0
+    # A job that ends after its phase keeps nothing, so that the next one finds everything in scratch.
+    room = resident_room(run, Capacity(1, 1, run.spec.memory, 1)) if wait else 0
     # Jobs that were waited for in vain, which is enough once.
     absent: set[int] = set()
     while run_directory.is_current(run):
         state, _ = _advance(run)
+        state.room = room
         job_phase = _choose_phase(state, phase)
         if job_phase is None:
             return {"phase": phase, "done": done}
@@ -216,7 +221,7 @@ def _load_progress(run: Run) -> tuple[RunState, Phase, Marks]:
     while True:
         state = run.state()
         phase = state.current or LABEL
-        marks = state.job.journal.marks(phase)
+        marks = state.marks(phase)
         # Otherwise another job has just closed the phase, and is removing its marks.
         if state.job.journal.record(phase) is None:
             return state, phase, marks
@@ -260,7 +265,7 @@ def _choose_phase(state: RunState, name: str | None) -> Phase | None:
     if phase in state.done or phase not in state.possible:
         return None
     if phase != current:
-        count = len(state.regions(current)) - len(state.job.journal.marks(current))
+        count = len(state.regions(current)) - len(state.marks(current))
         raise NotYet(f"{name} begins when all phases before it are done: {count} regions of {current} remain.")
     return phase
 
@@ -290,7 +295,7 @@ def _begin_target(run: Run, state: RunState) -> None:
 
 def _run_regions(run: Run, state: RunState, phase: Phase, numbers: list[int]) -> int:
     """Run the tasks of those regions that are not done, and return their number."""
-    marks = state.job.journal.marks(phase)
+    marks = state.marks(phase)
     remaining = [number for number in numbers if number not in marks]
     if remaining and state.job.journal.record(phase) is None and run_directory.is_current(run):
         _prepare_phase(run, state, phase)
@@ -303,9 +308,9 @@ def _run_regions(run: Run, state: RunState, phase: Phase, numbers: list[int]) ->
 
 def _run_region(run: Run, state: RunState, phase: Phase, number: int, marked: bool = False) -> None:
     """Run a region's task, with retries."""
-    policy = RetryPolicy(phase, _repairer(run, state).repair)
+    policy = RetryPolicy(_repairer(run, state).repair)
     while True:
-        policy.attempts[number] += 1
+        policy.attempts[phase, number] += 1
         try:
             perform_task(state.job, phase, number, state.task_input(phase, number), marked)
             return
@@ -314,7 +319,7 @@ def _run_region(run: Run, state: RunState, phase: Phase, number: int, marked: bo
                 # Another job did it long ago, and what the task reads has been removed.
                 return
             try:
-                policy.prepare_retry(number, error)
+                policy.prepare_retry(phase, number, error)
             except RegionFailed as failed:
                 run_directory.record_failure(run, failed)
                 raise
@@ -327,10 +332,10 @@ def _repairer(run: Run, state: RunState) -> Repairer:
 def _wait_for_others(run: Run, state: RunState, phase: Phase, share: Share, patience: float, absent: set[int]) -> int:
     """Wait until all regions of a phase are done, take over those of absent jobs, and return their number."""
     regions, journal = state.regions(phase), state.job.journal
-    owners = {number: position % share.count for position, number in enumerate(regions)}
+    owners = {number: number % share.count for number in regions}
     done, count, since = 0, -1, time.monotonic()
     while journal.record(phase) is None and run_directory.is_current(run):
-        marks = journal.marks(phase)
+        marks = state.marks(phase)
         remaining = [number for number in regions if number not in marks]
         if not remaining:
             break
@@ -363,6 +368,9 @@ def run_status(run: Run) -> dict[str, Any]:
     phases: list[dict[str, Any]] = []
     for phase in state.possible:
         done = tasks if phase in state.done else tasks - len(remaining) if phase == current else 0
+        if phase not in state.done and phase != current and phase.is_round:
+            # Regions on Dask need not wait for all others.
+            done = len(state.marks(phase))
         phases.append({"name": str(phase), "done": done, "tasks": tasks})
     unfinished = [phase["name"] for phase in phases if phase["done"] < tasks]
     failure, sources = run_directory.read_failure(run.folder), run.spec.sources

@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 import errno
+import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
-from distributed import Client, KilledWorker
+from distributed import Client, KilledWorker, get_worker
 
-from dseeds.engine.phases import Phase
+from dseeds.core.formatting import format_duration
+from dseeds.engine.phases import Phase, RegionTask
 from dseeds.engine.repair import RetryPolicy
 from dseeds.engine.report import TaskResult
+from dseeds.engine.residents import residents
 from dseeds.engine.stage_timer import StageTimer
+from dseeds.engine.tasks import perform_pickled_task
+from dseeds.parallel.cluster import explain_stall
 from dseeds.parallel.executor import RETRIES, ClusterTasks, run_bounded
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
 # Tasks in flight for each thread of the cluster: enough that no thread waits, whatever the number of regions.
 REGIONS_PER_THREAD = 8
+# How often the runner looks which workers there are.
+LOOK_SECONDS = 0.5
 SETTLE_SECONDS = 10
 # Errors of the operating system that a retry does not help.
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class TaskSource(Protocol):
+    """Tasks to perform, some of which may become ready only when others are done."""
+
+    # Tasks in flight for each thread.
+    per_thread: int
+
+    def take(self, count: int, free: Mapping[str, int]) -> list[tuple[RegionTask, str]]:
+        """Return at most a number of tasks that are ready, each with its worker, or an empty name for any worker.
+
+        `free` are the workers that can take tasks, and how many.
+        """
+
+    def finish(self, task: RegionTask, result: TaskResult, worker: str) -> None:
+        """Take note of a task that is done, and of the worker that did it."""
 
 
 @dataclass
@@ -43,48 +66,69 @@ class StageRunner(StageTimer):
 
     def run(
         self,
-        phase: Phase,
-        numbers: Sequence[int],
-        function: Callable[..., TaskResult],
-        arguments: Callable[[int], tuple[Any, ...]],
-        *,
-        collect: Callable[[TaskResult], None],
+        tasks: TaskSource,
+        arguments: Callable[[RegionTask], tuple[Any, ...]],
         repair: Callable[[ScratchCorrupted], None],
     ) -> None:
-        """Run a phase's tasks in regions, and collect every result as it comes.
+        """Perform tasks until their source has no more.
 
         A task that fails is tried again, after a repair if scratch is damaged. One that took down its worker is tried
         again when no other task runs, so that it cannot take down others. If a task fails too often, the others are
         cancelled and `RegionFailed` is raised.
         """
-        queue = _RegionQueue(iter(numbers), RetryPolicy(phase, repair, self.confirm))
+        places = _WorkerPlaces(self.client, tasks.per_thread)
+        queue = _TaskQueue(tasks, places, RetryPolicy(repair, self.confirm), self._begin)
         pool = ClusterTasks(
             self.client,
-            function,
-            key=lambda number: f"{phase.stage}-{self._token}-{phase.turn}-{number}-{queue.policy.attempts[number]}",
+            perform_on_worker,
+            key=lambda task: self._key(task, queue.policy.attempts[task]),
             arguments=arguments,
-            per_thread=REGIONS_PER_THREAD,
+            worker=places.worker,
             retries=0,
             after_cancel=self._wait_for_cancelled,
+            on_stall=self._say_stall,
         )
+        clock = [time.perf_counter()]
 
-        def settle(settled: list[int], futures: list[Any]) -> list[Any]:
-            for number, result in zip(settled, self._results(futures), strict=True):
-                if isinstance(result, TaskResult):
-                    collect(result)
-                    advance(result)
+        def settle(settled: list[RegionTask], futures: list[Any]) -> list[Any]:
+            # Workers may have come or gone.
+            pool.limit = 1 if queue.is_isolating else places.limit
+            results = list(zip(settled, self._results(futures), strict=True))
+            for task, _ in results:
+                places.leave(task)
+            elapsed = time.perf_counter() - clock[0]
+            clock[0] += elapsed
+            busy = sum(result[0].seconds for _, result in results if isinstance(result, tuple)) or 1.0
+            for task, result in results:
+                if isinstance(result, tuple):
+                    done, worker = result
+                    # Before the source reacts: what it finds to be unnecessary is counted as well.
+                    self.count(task[0].stage, done, elapsed * done.seconds / busy)
+                    tasks.finish(task, done, worker)
                     self.check()
                 else:
-                    queue.put_back(number, result)
-                    self._add(phase.stage, retried=1)
+                    queue.put_back(task, result)
+                    self._add(task[0].stage, retried=1)
             return []
 
-        with self.timed(phase.stage) as advance:
+        while True:
+            queue.is_isolating, pool.limit = False, places.limit
             for _ in run_bounded(pool, queue.take, settle):
                 pass
+            if not queue.has_isolated:
+                return
             queue.is_isolating, pool.limit = True, 1
-            for _ in run_bounded(pool, queue.take, settle):
+            for _ in run_bounded(pool, queue.take_isolated, settle):
                 pass
+
+    def _say_stall(self, seconds: float) -> None:
+        with suppress(Exception):
+            reason = explain_stall(self.client)
+            print(f"No task has ended for {format_duration(seconds)}: {reason}.", file=sys.stderr, flush=True)
+
+    def _key(self, task: RegionTask, attempt: int) -> str:
+        phase, number = task
+        return f"{phase.stage}-{self._token}-{phase.turn}-{number}-{attempt}"
 
     def run_once(self, phase: Phase, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a single task, beside those of the current phase, and return its result."""
@@ -97,7 +141,13 @@ class StageRunner(StageTimer):
                     raise
         return None
 
-    def _results(self, futures: list[Any]) -> list[TaskResult | BaseException]:
+    def release(self, key: str) -> None:
+        """Free the memory that the states of a run's regions take in the workers."""
+        if self.client.status == "running":
+            with suppress(Exception):
+                self.client.run(_release, key, on_error="ignore")
+
+    def _results(self, futures: list[Any]) -> list[Any]:
         """Fetch the results, or the errors, of tasks that are done."""
         # One request for all of them, unless one failed.
         if all(future.status == "finished" for future in futures):
@@ -105,7 +155,7 @@ class StageRunner(StageTimer):
                 return list(self.client.gather(futures))
         return [self._result(future) for future in futures]
 
-    def _result(self, future: Any) -> TaskResult | BaseException:
+    def _result(self, future: Any) -> Any:
         # If the worker that held the result has died since, this waits until another has performed the task.
         error = future.exception()
         # A cancelled task has lost its scheduler, which is not the task's fault.
@@ -113,7 +163,7 @@ class StageRunner(StageTimer):
             raise ConnectionError(
                 "the Dask cluster is gone or has dropped the run's tasks: see its scheduler's and workers' logs."
             )
-        return error if error is not None else future.result()  # type: ignore[no-any-return]
+        return error if error is not None else future.result()
 
     def _wait_for_cancelled(self) -> None:
         """Wait a little for cancelled tasks that were already running, so that they write nothing later."""
@@ -133,36 +183,125 @@ class StageRunner(StageTimer):
 
 
 @dataclass
-class _RegionQueue:
-    """The regions of a phase whose tasks are still to be submitted."""
+class _WorkerPlaces:
+    """Where tasks are in flight: each thread of a worker has places for some."""
 
-    waiting: Iterator[int]
+    client: Client
+    per_thread: int
+    # By task the worker that was asked for; an empty name is any.
+    _asked: dict[RegionTask, str] = field(default_factory=dict)
+    _threads: dict[str, int] = field(default_factory=dict)
+    _seen: float = float("-inf")
+
+    @property
+    def threads(self) -> dict[str, int]:
+        """The number of threads by worker, as of a moment ago."""
+        if time.monotonic() > self._seen + LOOK_SECONDS:
+            self._threads, self._seen = dict(self.client.nthreads()), time.monotonic()
+        return self._threads
+
+    @property
+    def limit(self) -> int:
+        """The number of places."""
+        return self.per_thread * max(1, sum(self.threads.values()))
+
+    def free(self) -> dict[str, int]:
+        """Return the number of free places of each worker."""
+        free = {worker: self.per_thread * threads for worker, threads in self.threads.items()}
+        for worker in self._asked.values():
+            if worker in free:
+                free[worker] -= 1
+        return free
+
+    def enter(self, task: RegionTask, worker: str) -> None:
+        """Give a place of a worker to a task."""
+        self._asked[task] = worker
+
+    def leave(self, task: RegionTask) -> None:
+        """Free the place of a task."""
+        del self._asked[task]
+
+    def worker(self, task: RegionTask) -> str:
+        """Return the worker that is to perform a task; an empty name if it does not matter."""
+        return self._asked[task]
+
+
+@dataclass
+class _TaskQueue:
+    """The tasks that are still to be submitted: those of a source, and those that failed."""
+
+    tasks: TaskSource
+    places: _WorkerPlaces
     policy: RetryPolicy
-    # Whether tasks that took down a worker are submitted. They are the last ones, each by itself.
+    # Called with the stage of each task that is submitted.
+    begin: Callable[[str], None]
+    # Whether tasks that took down a worker are submitted.
     is_isolating: bool = False
-    _failed: deque[int] = field(default_factory=deque)
-    _isolated: deque[int] = field(default_factory=deque)
+    _failed: deque[RegionTask] = field(default_factory=deque)
+    # Tasks that took down a worker. Each is submitted by itself.
+    _isolated: deque[RegionTask] = field(default_factory=deque)
 
-    def take(self, count: int) -> list[int]:
-        """Return the regions to submit next, at most a given number."""
-        numbers: list[int] = []
-        while self._failed and len(numbers) < count:
-            numbers.append(self._failed.popleft())
-        numbers += islice(self.waiting, count - len(numbers))
-        while self.is_isolating and self._isolated and len(numbers) < count:
-            numbers.append(self._isolated.popleft())
-        self.policy.attempts.update(numbers)
-        return numbers
+    def take(self, count: int) -> list[RegionTask]:
+        """Return the tasks to submit next, at most a given number."""
+        chosen: list[RegionTask] = []
+        while self._failed and len(chosen) < count:
+            chosen.append(self._failed.popleft())
+            self.places.enter(chosen[-1], "")
+        for task, worker in self.tasks.take(count - len(chosen), self.places.free()):
+            self.begin(task[0].stage)
+            chosen.append(task)
+            self.places.enter(task, worker)
+        self.policy.attempts.update(chosen)
+        return chosen
 
-    def put_back(self, number: int, error: BaseException) -> None:
-        """Return a region whose task failed to the queue, or raise the error if a retry does not help."""
+    @property
+    def has_isolated(self) -> bool:
+        """Whether there are tasks that took down a worker."""
+        return bool(self._isolated)
+
+    def take_isolated(self, count: int) -> list[RegionTask]:
+        """Return a task that took down a worker, if there is one and a place for it."""
+        if not count or not self._isolated:
+            return []
+        task = self._isolated.popleft()
+        self.places.enter(task, "")
+        self.policy.attempts[task] += 1
+        return [task]
+
+    def put_back(self, task: RegionTask, error: BaseException) -> None:
+        """Return a task that failed to the queue, or raise the error if a retry does not help."""
         if _is_hopeless(error):
             raise error
-        if self.is_isolating and isinstance(error, KilledWorker):
+        if isinstance(error, KilledWorker):
             # Dask has tried it on as many workers as its configuration allows.
-            self.policy.attempts[number] += error.allowed_failures
-        self.policy.prepare_retry(number, error)
-        (self._isolated if isinstance(error, KilledWorker) else self._failed).append(number)
+            self.policy.attempts[task] += error.allowed_failures * (self.policy.attempts[task] > 1)
+        self.policy.prepare_retry(*task, error)
+        (self._isolated if isinstance(error, KilledWorker) else self._failed).append(task)
+
+
+@dataclass
+class PhaseTasks:
+    """The tasks of a single phase as a `TaskSource`: any worker may do each of them."""
+
+    phase: Phase
+    numbers: Iterator[int]
+    marks: dict[int, str]
+    # The workers that hold the states of regions.
+    holders: dict[int, str] = field(default_factory=dict)
+    per_thread: int = REGIONS_PER_THREAD
+
+    def take(self, count: int, _free: Mapping[str, int]) -> list[tuple[RegionTask, str]]:
+        """Return the next tasks."""
+        return [((self.phase, number), self.holders.get(number, "")) for number in islice(self.numbers, count)]
+
+    def finish(self, task: RegionTask, result: TaskResult, _worker: str) -> None:
+        """Take note of a task that is done."""
+        self.marks[task[1]] = result.outcome
+
+
+def perform_on_worker(*arguments: Any) -> tuple[TaskResult, str]:
+    """Perform a task on a worker of Dask, and return its result with the worker's address."""
+    return perform_pickled_task(*arguments), str(get_worker().address)
 
 
 def _is_hopeless(error: BaseException) -> bool:
@@ -170,3 +309,8 @@ def _is_hopeless(error: BaseException) -> bool:
     if isinstance(error, PermissionError | ConnectionError):
         return True
     return isinstance(error, OSError) and error.errno in HOPELESS
+
+
+def _release(key: str) -> None:
+    # A bound method would take a copy of the states with it.
+    residents.release(key)

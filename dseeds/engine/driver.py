@@ -21,12 +21,13 @@ from dseeds.core.kernel_cache import compile_seconds
 from dseeds.core.process import peak_memory
 from dseeds.core.progress import Progress
 from dseeds.engine import run_directory
-from dseeds.engine.dask_runner import StageRunner
+from dseeds.engine.dask_runner import PhaseTasks, StageRunner
 from dseeds.engine.io_model import check_disk
 from dseeds.engine.job import Job
 from dseeds.engine.memory_model import thread_budget
 from dseeds.engine.outcome import Outcome, report_run
-from dseeds.engine.phases import LABEL, Phase
+from dseeds.engine.phases import LABEL, QUANTISE, Phase, RegionTask
+from dseeds.engine.pipeline import Pipeline
 from dseeds.engine.planning import build_plan
 from dseeds.engine.publishing import (
     SourceChanged,
@@ -38,11 +39,11 @@ from dseeds.engine.publishing import (
     pyramid_count,
 )
 from dseeds.engine.repair import BeyondRepair, RegionFailed, Repairer
-from dseeds.engine.report import TaskResult
 from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
 from dseeds.engine.source_import import SourceDamaged, import_count, import_source, slab_count
-from dseeds.engine.tasks import perform_pickled_task, perform_task
+from dseeds.engine.tasks import perform_task
+from dseeds.engine.validation import resident_room
 from dseeds.io.pyramid import PYRAMID_STAGE
 from dseeds.parallel.capacity import Capacity
 from dseeds.parallel.cluster import connect
@@ -73,6 +74,7 @@ def run_on_dask(
             connect(client, capacity, follower) as connected,
         ):
             state = run.state()
+            state.room = resident_room(run, capacity)
             stages = StageRunner(
                 _task_totals(run, state),
                 follower,
@@ -121,36 +123,73 @@ def run_phases(run: Run, state: RunState, stages: StageRunner) -> None:
             with stages.timed("import") as advance:
                 import_source(run, state.job, advance)
     repairer = _repairer(run, state, stages)
+    # The workers that hold the states of regions.
+    holders: dict[int, str] = {}
     while (phase := state.current) is not None and phase != LABEL:
-        marks = run_phase(state, phase, stages, repairer.repair)
+        if phase == QUANTISE or phase.is_round:
+            if run_pipeline(run, state, stages, repairer, holders):
+                return
+            continue
+        marks = run_phase(state, phase, stages, repairer.repair, holders)
         stages.confirm()
         repairer.protect(partial(state.close, phase, marks))
+    _begin_target(run, state, stages)
+    try:
+        run_phase(state, LABEL, stages, repairer.repair, holders)
+    finally:
+        stages.release(state.job.key)
+
+
+def _begin_target(run: Run, state: RunState, stages: StageRunner) -> None:
+    """Create the arrays of the labels."""
     if not run.target.is_nifti:
         stages.confirm()
         begin_labels(run, state.job)
-    run_phase(state, LABEL, stages, repairer.repair)
+
+
+def run_pipeline(run: Run, state: RunState, stages: StageRunner, repairer: Repairer, holders: dict[int, str]) -> bool:
+    """Run quantising and all rounds, and the labels where they need nothing else; return whether these are done."""
+    pipeline = Pipeline(state, stages, holders, stages.confirm, partial(_begin_target, run, state, stages))
+    try:
+        stages.run(pipeline, _arguments(state, pipeline.is_marked), repairer.repair)
+        assert pipeline.is_done
+    finally:
+        if pipeline.has_labels:
+            stages.release(state.job.key)
+    return pipeline.has_labels
 
 
 def run_phase(
-    state: RunState, phase: Phase, stages: StageRunner, repair: Callable[[ScratchCorrupted], None]
+    state: RunState,
+    phase: Phase,
+    stages: StageRunner,
+    repair: Callable[[ScratchCorrupted], None],
+    holders: dict[int, str] | None = None,
 ) -> dict[int, str]:
     """Run a phase in the regions where it is not done, and return the marks of all."""
-    job = state.job
-    marks = job.journal.marks(phase)
+    marks = state.marks(phase)
     # Labels are checked even if they are marked: no later phase would notice that they are damaged.
     numbers = [number for number in state.regions(phase) if phase == LABEL or number not in marks]
-    if len(numbers) < len(job.regions):
-        stages.skip(phase.stage, len(job.regions) - len(numbers))
-    marked, packed = set(marks), pickle.dumps(job)
-
-    def arguments(number: int) -> tuple[Any, ...]:
-        return packed, phase, number, state.task_input(phase, number), number in marked
-
-    def collect(result: TaskResult) -> None:
-        marks[result.number] = result.outcome
-
-    stages.run(phase, numbers, perform_pickled_task, arguments, collect=collect, repair=repair)
+    if len(numbers) < len(state.job.regions):
+        stages.skip(phase.stage, len(state.job.regions) - len(numbers))
+    marked, tasks = set(marks), PhaseTasks(phase, iter(numbers), marks, holders or {})
+    stages.run(tasks, _arguments(state, lambda task: task[1] in marked), repair)
     return marks
+
+
+def _arguments(state: RunState, is_marked: Callable[[RegionTask], bool]) -> Callable[[RegionTask], tuple[Any, ...]]:
+    """Return a function that returns the arguments of `perform_pickled_task` for a task."""
+    pickled: dict[int, bytes] = {}
+
+    def arguments(task: RegionTask) -> tuple[Any, ...]:
+        job, (phase, number) = state.job, task
+        if id(job) not in pickled:
+            # It changes when a phase is closed.
+            pickled.clear()
+            pickled[id(job)] = pickle.dumps(job)
+        return pickled[id(job)], phase, number, state.task_input(phase, number), is_marked(task)
+
+    return arguments
 
 
 def publish_run(run: Run, state: RunState, stages: StageRunner, record: Mapping[str, Any]) -> None:
@@ -194,7 +233,8 @@ def _task_totals(run: Run, state: RunState) -> dict[str, int]:
     job = state.job
     totals = Counter({"import": import_count(run)})
     for phase in state.phases:
-        totals[phase.stage] += len(job.regions)
+        if phase not in state.done:
+            totals[phase.stage] += len(job.regions)
     for phase in state.planned:
         # NaN may act as a mask, which makes further stages necessary.
         totals.setdefault(phase.stage, len(job.regions))

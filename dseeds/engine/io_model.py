@@ -1,47 +1,41 @@
 """The tasks of a run, the bytes that they read and write, and the disk space that they take, before the run starts.
 
-The model repeats by hand what the tasks in `dseeds.engine.tasks` and `dseeds.engine.label_tasks` read and write: a
-change to their arrays or halos needs the same change here. Tests compare it with the bytes that runs counted.
+What regions publish for each other is described in `dseeds.engine.exchange`. For the rest, the model repeats by hand
+what the tasks in `dseeds.engine.tasks` and `dseeds.engine.label_tasks` read and write: a change to their arrays needs
+the same change here. Tests compare it with the bytes that runs counted.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from dseeds.core.formatting import format_bytes
-from dseeds.core.geometry import Box, Triple, Window, triple
-from dseeds.engine.job import box_of_parents, parents_in
+from dseeds.core.geometry import Box
+from dseeds.engine.exchange import Exchange, Extract, label_reach
 from dseeds.engine.memory_model import encoded_share
-from dseeds.engine.phases import GRAPH, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase
+from dseeds.engine.phases import GRAPH, MASK, PARTS, QUANTISE, Phase
 from dseeds.engine.publishing import pyramid_count
 from dseeds.engine.report import format_traffic
 from dseeds.engine.run import Run
 from dseeds.engine.run_directory import DOCUMENT
-from dseeds.engine.scratch import (
-    bins_name,
-    codes_name,
-    core_name,
-    digits_name,
-    histograms_name,
-    shells_name,
-    source_name,
-    statistics_name,
-)
+from dseeds.engine.scratch import digits_name, source_name
 from dseeds.engine.source_import import import_count, slab_count
 from dseeds.io.pyramid import PYRAMID_STAGE, cut_regions
-from dseeds.seeds.block_histograms import histogram_dtype
-from dseeds.seeds.schedule import schedule
+from dseeds.seeds.schedule import first_replayed, keeps_checkpoint, schedule
 from dseeds.storage.location import is_remote
 from dseeds.storage.zarr_arrays import Layout
 
 EXPORT_STAGE = "export"
 # The record of a run in the metadata of its labels, unless its cluster is large.
 RECORD_BYTES = 8192
+# What a part adds to a message: its description, a share of the index and codec headers.
+PART_BYTES = 160
 # The smallest size of a file on most disks, and what a chunk adds to its shard: an index entry and codec headers.
 DISK_BLOCK, CHUNK_BYTES = 4096, 40
 
@@ -70,6 +64,9 @@ class IoModel:
         self.job = self.state.job
         self.lattice, self.regions = self.job.lattice, self.job.regions
         self.rounds = schedule(self.lattice, self.job.channels)
+        # The windows are not known yet, so that there seem to be no rounds.
+        reach = label_reach(masked=self.job.may_be_masked, has_joins=self.job.has_joins)
+        self.exchange = Exchange(self.regions, self.rounds, self.job.channels, reach)
         self.image_bytes = math.prod(run.image.shape) * run.image.itemsize
         self.label_bytes = run.labels_layout.nbytes * len(self.job.labels)
 
@@ -106,8 +103,7 @@ class IoModel:
         return tuple(stages)
 
     def _phase_bytes(self, phase: Phase) -> tuple[int, int]:
-        """Return the bytes that the tasks of a phase read and write."""
-        written = sum(array.layout.nbytes for array in self.job.store.layouts.values() if array.writer == phase)
+        """Return the bytes that the tasks of a phase read and write, if states stay in memory between rounds."""
         mask = 0 if self.run.mask is None else math.prod(self.job.shape)
         if phase == MASK:
             return mask, 0
@@ -115,106 +111,64 @@ class IoModel:
             name = digits_name(phase.turn) if phase.stage == "window" else "intensities"
             return self.image_bytes + mask, self.state.count_layouts[name].nbytes
         if phase == QUANTISE:
-            return self.image_bytes + mask, written
-        if phase in (PARTS, NUMBER, GRAPH, LABEL):
-            return self._labelling_bytes(phase)
-        return (self._merged_bytes if phase.stage == "merge" else self._swept_bytes)(phase.turn), written
+            return self.image_bytes + mask, self.exchange.published_bytes(-1).total()
+        if phase.is_round:
+            written = self.exchange.published_bytes(phase.turn) + self._checkpoints(phase.turn)
+            return self.exchange.published_bytes(phase.turn - 1).total(), written.total()
+        return self._labelling_bytes(phase)
 
     def _labelling_bytes(self, phase: Phase) -> tuple[int, int]:
         """Return the bytes read and written to make labels of codes, without tables and graphs, which vary by image."""
-        voxels, layouts = math.prod(self.job.shape), self.job.store.layouts
-        grid, cells = self.lattice.grids[-1], self.lattice.cells
-
-        def around(reach: int) -> int:
-            return self._sum(lambda region: grid.units_of(region.grow(reach, within=cells)))
-
+        read = self.exchange.published_bytes(len(self.rounds) - 1).total()
         if phase == PARTS:
-            return around(1), layouts["parts"].layout.nbytes
-        numbers = layouts["numbers"].layout.nbytes
-        if phase == GRAPH:
-            item = self.lattice.label_dtype.itemsize
-            window = self._sum(lambda region: _with_next(grid.units_of(region), self.job.shape))
-            return window * item + voxels * self.job.channels, 0
-        if phase == LABEL and self.job.has_joins:
-            return numbers, self.label_bytes
-        read = voxels
+            return read, self.job.store.layouts["parts"].nbytes
         if PARTS in self.state.phases:
-            read = around(2) + self._sum(lambda region: region.grow(1, within=cells)) * 8
-        return read, numbers if phase == NUMBER else self.label_bytes
+            read += self.exchange.total_bytes(lambda number, _: [Extract("offsets", self._owners(number), 8)]).total()
+        return read, 0 if phase == GRAPH else self.label_bytes
 
-    def _swept_bytes(self, turn: int) -> int:
-        """Return the bytes that a round reads."""
-        round_, grids = self.rounds[turn], self.lattice.grids
-        grid, last = grids[round_.level], self.rounds[turn - 1]
+    def _owners(self, number: int) -> Box:
+        """Return the cells that may own voxels of a region."""
+        return self.regions.box(number).grow(1, within=self.lattice.cells)
 
-        def window(region: Box) -> Window:
-            return Window.around(self.lattice, grid, region, round_.halo)
-
-        read = self._sum(lambda region: window(region).cells) * round_.bins * 4
-        if turn > 0 and last.level == round_.level:
-            read += self._sum(lambda region: window(region).box)
-        elif turn > 0:
-            coarser = grids[last.level]
-            read += self._sum(lambda region: box_of_parents(parents_in(grid, coarser, window(region).box)))
-        if round_.level < len(grids) - 2:
-            wide = 32 * self.job.channels * histogram_dtype(grid).itemsize
-            read += self._sum(lambda region: window(region).box) * wide
-        else:
-            read += self._sum(lambda region: grid.voxels_of(window(region).box)) * self.job.channels
-        if turn + 1 < len(self.rounds) and self.rounds[turn + 1].bins != round_.bins:
-            read += math.prod(self.job.shape) * self.job.channels
-        return read
-
-    def _merged_bytes(self, turn: int) -> int:
-        """Return the bytes that the merging before a round reads."""
-        layouts = self.job.store.layouts
-        around = self._sum(lambda region: self.regions.around(self.regions.touching(region)[0], 1))
-        read = around * layouts[shells_name(turn)].layout.nbytes // len(self.regions)
-        read += layouts[core_name(turn)].layout.nbytes
-        has_same_bins = self.rounds[turn - 1].bins == self.rounds[turn].bins
-        return read + has_same_bins * layouts[statistics_name(turn - 1)].layout.nbytes
-
-    def _sum(self, box: Callable[[Box], Box]) -> int:
-        """Return the sum over all regions of the size of a box that depends on the region.
-
-        Its extent along an axis depends on the region's index along that axis alone, so the sum is a product of sums.
-        """
-        sums = []
-        for axis, count in enumerate(self.regions.counts):
-            indices = [triple([i if a == axis else 0 for a in range(3)]) for i in range(count)]
-            sums.append(sum(box(self.regions.box_at(index)).shape[axis] for index in indices))
-        return math.prod(sums)
+    def _checkpoints(self, turn: int) -> Counter[str]:
+        """Return the bytes of all checkpoints after a round, by array."""
+        if turn < 0 or not keeps_checkpoint(self.rounds, turn):
+            return Counter()
+        return self.exchange.total_bytes(lambda number, _: self.exchange.checkpoint(number, turn))
 
     # Disk space
 
     @cached_property
     def scratch(self) -> int:
-        """The largest size of scratch in bytes; `RunState` decides what it holds at a time."""
-        last = len(self.rounds) - 1
-        channels = range(self.job.channels)
-        permanent = [
-            *map(bins_name, channels),
-            *map(source_name, channels),
-            "mask",
-            "parts",
-            "offsets",
-            *(histograms_name(level) for level in range(len(self.lattice.grids))),
-        ]
-        moments = [
-            [*self.state.count_layouts, statistics_name(0)],
-            [codes_name(last - 1), codes_name(last), statistics_name(last), "numbers", "labels"],
-        ]
-        for turn in range(last + 1):
-            both = [name for t in (turn, turn + 1) for name in (core_name(t), shells_name(t))]
-            moments.append(
-                [
-                    statistics_name(turn - 1),
-                    statistics_name(turn),
-                    *both,
-                    *(codes_name(t) for t in (turn - 2, turn - 1, turn)),
-                ]
-            )
-        return max(self._encoded_bytes(*permanent, *moment) for moment in moments) + DISK_BLOCK * len(self._layouts)
+        """The largest size of scratch in bytes."""
+        counts = self._encoded_bytes(*self.state.count_layouts)
+        permanent = self._encoded_bytes(*map(source_name, range(self.job.channels)), "mask", "parts", "offsets")
+        messages = [self._message_bytes(turn) for turn in range(-1, len(self.rounds))]
+        kept = (sum(messages[first + 1 : last + 2]) for first, last in self._kept_rounds())
+        labels = self._encoded_bytes("labels")
+        return permanent + counts + messages[0] + max(kept, default=0) + labels + DISK_BLOCK * len(self._layouts)
+
+    def _message_bytes(self, turn: int) -> int:
+        """Return the largest size of all messages after a round, or after quantising as turn -1."""
+        sizes = self.exchange.published_bytes(turn) + self._checkpoints(turn)
+        encoded = sum(size * encoded_share(name, self.lattice) for name, size in sizes.items())
+
+        def described(number: int, reader: int) -> Iterator[Extract]:
+            for name, _, _ in self.exchange.published(number, reader, turn):
+                yield Extract(name, Box((0, 0, 0), (1, 1, 1)), PART_BYTES)
+
+        descriptions = self.exchange.total_bytes(described, self.exchange.reach(turn + 1)).total()
+        return int(encoded) + descriptions + DISK_BLOCK * len(self.regions)
+
+    def _kept_rounds(self) -> Iterator[tuple[int, int]]:
+        """Yield the first and the last round whose messages may exist at the same time, for each round that is closed.
+
+        Regions that lie far from the slowest may be ahead of it by as many rounds. Of regions that rest, older messages
+        are kept instead of those that they do not publish.
+        """
+        ahead = max(1, *(count - 1 for count in self.regions.counts))
+        for turn in range(len(self.rounds)):
+            yield first_replayed(self.rounds, turn - 1), min(turn - 1 + ahead, len(self.rounds) - 1)
 
     @cached_property
     def output(self) -> int:
@@ -253,11 +207,6 @@ class IoModel:
             # At most as many counts as voxels are not zero.
             size = min(size, 3 * math.prod(self.job.shape))
         return int(size) + DISK_BLOCK * shards + CHUNK_BYTES * chunks
-
-
-def _with_next(box: Box, shape: Triple) -> Box:
-    """Return a box with the next voxels towards higher z, y and x, within the volume."""
-    return Box(box.lo, box.grow(1, within=shape).hi)
 
 
 def check_disk(run: Run, in_memory: IoModel | None = None) -> None:

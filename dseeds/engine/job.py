@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.geometry import AxisArrays, Box, Grid, Lattice, Regions, Triple, per_axis, triple
+from dseeds.core.geometry import Box, Lattice, Regions, Triple
+from dseeds.engine.exchange import Exchange, label_reach
+from dseeds.engine.history import History
 from dseeds.engine.journal import Journal
-from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch, codes_name, parse_name
+from dseeds.engine.messages import MessageLog
+from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch
 from dseeds.io import Image, Mask, ResampledMask
 from dseeds.seeds.schedule import Round, schedule
 from dseeds.storage.label_group import LabelGroup
 from dseeds.storage.zarr_arrays import count_bytes
 
-# Of the regions around one: those that rested in the round before, and the last round in which each wrote its codes.
-Rested = Mapping[int, int]
+
+class RegionInput(NamedTuple):
+    """The input of a region's task that depends on the regions around it."""
+
+    history: History
+    # The bytes that states of regions may take in the memory of the process after a task.
+    room: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,9 @@ class Job:
     thresholds: tuple[int, ...] | None = None
     # A flag for each region that has no voxel inside the mask, see `pack_flags`; None if none is known.
     outside: bytes | None = None
-    # Whether any voxel lies outside the mask.
+    # Whether any voxel lies outside the mask, and whether one may, as far as known before the bins are.
     masked: bool = False
+    may_be_masked: bool = False
     min_size: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,7 +90,7 @@ class Job:
     @cached_property
     def store(self) -> Scratch:
         """The arrays in scratch."""
-        return Scratch(self.scratch, self.regions, self.channels)
+        return Scratch(self.scratch, self.regions)
 
     @cached_property
     def schedule(self) -> tuple[Round, ...]:
@@ -90,12 +99,21 @@ class Job:
             return ()
         return schedule(self.lattice, self.channels)
 
-    def grid_of(self, name: str) -> Grid:
-        """Return the grid of an array of blocks or voxels."""
-        kind, index = parse_name(name)
-        if kind == "histograms":
-            return self.lattice.grids[index]
-        return self.lattice.grids[self.schedule[index].level if kind == "codes" else -1]
+    @cached_property
+    def exchange(self) -> Exchange:
+        """What regions exchange."""
+        reach = label_reach(masked=self.may_be_masked, has_joins=self.has_joins)
+        return Exchange(self.regions, self.schedule, self.channels, reach)
+
+    @property
+    def messages(self) -> MessageLog:
+        """The messages of the regions."""
+        return MessageLog(self.scratch, self.journal.run)
+
+    @property
+    def key(self) -> str:
+        """The name of the run in the memory of a process."""
+        return f"{self.scratch}#{self.journal.run}"
 
     def voxel_box(self, number: int) -> Box:
         """Return the box of a region's voxels."""
@@ -129,41 +147,24 @@ class Job:
         count_bytes(read=inside.nbytes)
         return inside
 
-    def read_units(self, name: str, box: Box, *, fill: int = 0, rested: Rested | None = None) -> NDArray[Any]:
-        """Read a box of an array of blocks or voxels, with `fill` for regions outside the mask.
-
-        The label codes of regions that rested are read from the round that wrote them.
-        """
-        grid = self.grid_of(name)
-        return self._read_by_region(name, box, grid.cells_of(box), grid.units_of, fill, rested or {})
-
     def read_cells(self, name: str, box: Box) -> NDArray[Any]:
         """Read a box of an array of cells, with zeros for regions outside the mask."""
-        return self._read_by_region(name, box, box, lambda cells: cells, 0, {})
+        return self._read_by_region(name, box, box, lambda cells: cells)
 
-    def _read_by_region(
-        self, name: str, box: Box, cells: Box, units_of: Callable[[Box], Box], fill: int, rested: Rested
-    ) -> NDArray[Any]:
-        """Read a box that touches `cells`, region by region if any is outside the mask or in another round's array."""
+    def read_labels(self, box: Box) -> NDArray[Any]:
+        """Read the labels in a box of voxels from scratch, with zeros for regions outside the mask."""
+        grid = self.lattice.grids[-1]
+        return self._read_by_region("labels", box, grid.cells_of(box), grid.units_of)
+
+    def _read_by_region(self, name: str, box: Box, cells: Box, units_of: Callable[[Box], Box]) -> NDArray[Any]:
+        """Read a box that touches `cells`, region by region if any is outside the mask."""
         numbers = self.regions.touching(cells)
-        if not rested and not any(map(self.is_outside, numbers)):
+        if not any(map(self.is_outside, numbers)):
             return self.store.read(name, box)
-        out = self._filled(name, box, fill)
+        dtype = self.lattice.label_dtype if name == "labels" else self.store.layouts[name].dtype
+        out = np.zeros(box.shape, dtype)
         for number in itertools.filterfalse(self.is_outside, numbers):
             piece = box.intersection(units_of(self.regions.box(number)))
-            array = codes_name(rested[number]) if number in rested else name
-            out[piece.relative_to(box.lo).slices] = self.store.read(array, piece)
-        return out
-
-    def read_pieces(self, name: str, box: Box, rested: Rested) -> NDArray[Any]:
-        """Read a box of an array with a piece per region, with zeros for those that rested or lie outside the mask."""
-        numbers = self.regions.numbers(box)
-        stored = [number for number in numbers if not (number in rested or self.is_outside(number))]
-        if len(stored) == len(numbers):
-            return self.store.read(name, box)
-        out = self._filled(name, box, 0)
-        for number in stored:
-            piece = self.regions.around(number, 0)
             out[piece.relative_to(box.lo).slices] = self.store.read(name, piece)
         return out
 
@@ -182,11 +183,6 @@ class Job:
             entries[:] = table[positions[index // ID_BLOCK] * ID_BLOCK + index % ID_BLOCK]
         return out
 
-    def _filled(self, name: str, box: Box, fill: int) -> NDArray[Any]:
-        # Labels for NIfTI have a layout of their own, but the dtype of the numbers.
-        layout = self.store.layouts["numbers" if name == "labels" else name].layout
-        return np.full((*box.shape, *layout.shape[3:]), fill, layout.dtype)
-
 
 def pack_flags(flags: NDArray[np.bool_]) -> bytes:
     """Compress flags, because they travel with every task.
@@ -200,13 +196,3 @@ def pack_flags(flags: NDArray[np.bool_]) -> bytes:
 def unpack_flags(packed: bytes, count: int) -> NDArray[np.bool_]:
     """Return the `count` flags that `pack_flags` compressed."""
     return np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=count).astype(np.bool_)
-
-
-def parents_in(grid: Grid, coarser: Grid, box: Box) -> AxisArrays:
-    """Return, per axis, the unit of a coarser grid that each unit of a box lies in."""
-    return per_axis(p[a:h] for p, a, h in zip(grid.parents(coarser), box.lo, box.hi, strict=True))
-
-
-def box_of_parents(parents: AxisArrays) -> Box:
-    """Return the bounding box of the units' parents."""
-    return Box(triple([p[0] for p in parents]), triple([p[-1] + 1 for p in parents]))

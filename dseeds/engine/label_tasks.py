@@ -2,20 +2,25 @@
 
 Without a mask, a supervoxel's id is that of its cell. A mask may split it into parts, each of which is a supervoxel of
 its own: the parts of each cell are counted, and numbered in the order of the cells. If small supervoxels are joined to
-neighbours, or all to those of coarser levels, these numbers are stored, the region adjacency graph is built from them,
-and a table maps each number to its label.
+neighbours, or all to those of coarser levels, the region adjacency graph is built from these numbers, and a table maps
+each number to its label.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box
-from dseeds.engine.job import Job, Rested
-from dseeds.engine.scratch import bins_name, codes_name, table_name
+from dseeds.engine.job import Job, RegionInput
+from dseeds.engine.messages import Part
+from dseeds.engine.region_state import RegionState, add_halo, load_state, quantise_region, region_bins, region_codes
+from dseeds.engine.residents import residents
+from dseeds.engine.scratch import table_name
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
 from dseeds.seeds.kernels.label_codes import pack_labels, seed_labels, write_global_labels
 from dseeds.seeds.kernels.layout import unpack_box
@@ -25,30 +30,24 @@ from dseeds.seeds.kernels.voxels import MASKED
 from dseeds.storage.zarr_arrays import ScratchCorrupted, count_bytes
 
 
-def count_parts(job: Job, number: int, _turn: int, rested: Rested) -> str:
+def count_parts(job: Job, number: int, _turn: int, task_input: RegionInput) -> str:
     """Write the number of parts into which the mask splits each of a region's supervoxels."""
+    codes = _load_codes(job, number, task_input)
     region = job.regions.box(number)
-    window = region.grow(1, within=job.lattice.cells)
-    box = job.lattice.grids[-1].units_of(window)
-    counts = count_components(_codes(job, box, rested), job.lattice.grids[-1].homes_of(box), region)
+    grid = job.lattice.grids[-1]
+    box = grid.units_of(region.grow(1, within=job.lattice.cells))
+    counts = count_components(_cropped(codes, box), grid.homes_of(box), region)
     job.store.write("parts", region, counts)
     return "counted"
 
 
-def number_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
-    """Write the numbers of a region's voxels: their ids before any supervoxels are joined."""
-    job.store.write("numbers", job.voxel_box(number), _numbers(job, number, rested))
-    return "numbered"
-
-
-def write_graph(job: Job, number: int, _turn: int, _rested: Rested) -> str:
+def write_graph(job: Job, number: int, _turn: int, task_input: RegionInput) -> str:
     """Write a region's part of the region adjacency graph."""
     box = job.voxel_box(number)
+    codes, values = _load_codes_and_bins(job, number, task_input)
     # A face between two regions is counted by the lower one.
-    window = box.grow(1, within=job.shape)
-    window = Box(box.lo, window.hi)
-    values = np.stack([job.store.read(bins_name(channel), box) for channel in range(job.channels)])
-    graph = build_contact_graph(job.read_units("numbers", window), box.relative_to(box.lo), values)
+    window = Box(box.lo, box.grow(1, within=job.shape).hi)
+    graph = build_contact_graph(_numbers(job, codes, window), box.relative_to(box.lo), values)
     content = graph.to_bytes()
     job.store.place.write(f"graph/{number}", content)
     count_bytes(written=len(content))
@@ -68,43 +67,86 @@ def read_graph(job: Job, number: int) -> ContactGraph:
     return graph
 
 
-def label_region(job: Job, number: int, _turn: int, rested: Rested) -> str:
+def label_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> str:
     """Write a region's labels on all levels."""
     box = job.voxel_box(number)
+    codes = _load_codes(job, number, task_input, is_last=True)
+    labels = _numbers(job, codes, box)
     if not job.has_joins:
-        job.labels[0].write(box, _numbers(job, number, rested))
+        job.labels[0].write(box, labels)
         return "labelled"
-    labels: NDArray[Any] = job.store.read("numbers", box)
     for level, target in enumerate(job.labels):
         labels = job.look_up(table_name(level), labels)
         target.write(box, labels)
     return "labelled"
 
 
-def _numbers(job: Job, number: int, rested: Rested) -> NDArray[Any]:
-    """Return the number of each voxel of a region."""
-    grid, box = job.lattice.grids[-1], job.voxel_box(number)
+@contextmanager
+def _held_state(
+    job: Job, number: int, task_input: RegionInput, *, is_last: bool = False
+) -> Iterator[RegionState | None]:
+    """Yield the state of a region after the last round, and keep it for the next task if there is one.
+
+    Where neither rounds nor a mask have changed anything, there is no state.
+    """
+    history = task_input.history
+    state = residents.take(job.key, number)
+    if job.schedule:
+        state = load_state(job, number, history.last_turn(number), history, state)
+    elif job.masked:
+        if state is None:
+            state, _ = quantise_region(job, number)
+        assert state is not None
+        if not state.has_halo:
+            add_halo(job, state, history)
+    yield state
+    if state is not None and not is_last:
+        residents.keep(job.key, state, task_input.room)
+
+
+def _load_codes(job: Job, number: int, task_input: RegionInput, *, is_last: bool = False) -> Part:
+    """Return the codes around a region, without holding on to its state."""
+    with _held_state(job, number, task_input, is_last=is_last) as state:
+        return _codes_around(job, state, number, task_input)
+
+
+def _load_codes_and_bins(job: Job, number: int, task_input: RegionInput) -> tuple[Part, NDArray[np.uint8]]:
+    """Return the codes around a region and the bins of its voxels, without holding on to its state."""
+    with _held_state(job, number, task_input) as state:
+        codes = _codes_around(job, state, number, task_input)
+        binned = state or quantise_region(job, number, from_turn=len(job.schedule))[0]
+        assert binned is not None
+        return codes, region_bins(job, binned)
+
+
+def _codes_around(job: Job, state: RegionState | None, number: int, task_input: RegionInput) -> Part:
+    """Return the codes after the last round that a region's labels depend on; without rounds, those of the cells."""
+    box = job.exchange.labelled_voxels(number) if job.exchange.label_reach else job.voxel_box(number)
+    if state is not None and job.schedule:
+        return region_codes(job, state, box, task_input.history)
+    codes = np.empty(box.shape, np.uint8)
+    unpack_box(seed_labels(job.lattice.grids[-1].homes_of(box)), (0, 0, 0), codes)
+    if state is not None and job.masked:
+        bins = np.empty(box.shape, np.uint8)
+        unpack_box(state.bins[0], (0, 0, 0), bins)
+        codes[bins == MASKED] = NOTHING
+    return Part(box.lo, codes)
+
+
+def _cropped(codes: Part, box: Box) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(codes.values[box.relative_to(codes.lo).slices])
+
+
+def _numbers(job: Job, codes: Part, box: Box) -> NDArray[Any]:
+    """Return the numbers of a box of voxels: their ids before any supervoxels are joined."""
+    grid, cells = job.lattice.grids[-1], job.lattice.cells
     out = np.empty(box.shape, job.lattice.label_dtype)
     if not job.masked:
-        homes = grid.homes_of(box)
-        write_global_labels(pack_labels(_codes(job, box, rested)), homes, job.lattice.cells, out)
+        write_global_labels(pack_labels(_cropped(codes, box)), grid.homes_of(box), cells, out)
         return out
-    # Owners lie in the cells around a region, and their supervoxels reach one cell further.
-    owners = job.regions.box(number).grow(1, within=job.lattice.cells)
-    window = grid.units_of(owners.grow(1, within=job.lattice.cells))
+    # Owners lie in the cells around, and their supervoxels reach one cell further.
+    owners = grid.cells_of(box).grow(1, within=cells)
+    window = grid.units_of(owners.grow(1, within=cells))
     offsets = job.read_cells("offsets", owners)
-    number_components(
-        _codes(job, window, rested), grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out
-    )
-    return out
-
-
-def _codes(job: Job, box: Box, rested: Rested) -> NDArray[np.uint8]:
-    """Read the codes after the last round in a box of voxels; without rounds, each cell has its own voxels."""
-    if job.schedule:
-        return job.read_units(codes_name(len(job.schedule) - 1), box, fill=NOTHING, rested=rested)
-    out = np.empty(box.shape, np.uint8)
-    unpack_box(seed_labels(job.lattice.grids[-1].homes_of(box)), (0, 0, 0), out)
-    if job.masked:
-        out[job.read_units(bins_name(0), box, fill=MASKED) == MASKED] = NOTHING
+    number_components(_cropped(codes, window), grid.homes_of(window), owners, offsets, box.relative_to(window.lo), out)
     return out

@@ -13,22 +13,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dseeds.core.checks import read_extents
 from dseeds.core.formatting import format_mebibytes, format_shape
-from dseeds.core.geometry import Box, Lattice, Regions, Triple, Window, triple
-from dseeds.engine.phases import sweep_phase
-from dseeds.engine.scratch import (
-    Scratch,
-    bins_name,
-    codes_name,
-    core_name,
-    histograms_name,
-    parse_name,
-    shells_name,
-    statistics_name,
-)
+from dseeds.core.geometry import Box, Lattice, Regions, Triple, triple
+from dseeds.engine.exchange import BINS, COUNTS, Exchange, label_reach
+from dseeds.engine.phases import turn_phase
+from dseeds.engine.scratch import Scratch, parse_name
 from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
+from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.histograms import GREY_LEVELS
 from dseeds.seeds.order_statistics import COPY_BYTES, DIGIT_BITS
 from dseeds.seeds.schedule import schedule
@@ -89,127 +83,216 @@ def stage_bytes(
     source = Layout(lattice.shape, np.dtype((np.void, task.itemsize)), chunks.source_shard or chunk, chunk, ZSTD_CODEC)
     labels = Layout(lattice.shape, lattice.label_dtype, extent, triple(map(min, label_chunk, extent)), ZSTD_CODEC)
     model = _MemoryModel(regions, task, source, labels)
-    # Regions at the ends of an axis differ in their halos, and the last ones in their length.
-    samples = [sorted({0, min(1, n - 1), max(0, n - 2), n - 1}) for n in regions.counts]
     peaks: dict[str, int] = {}
-    for index in itertools.product(*samples):
-        for stage, size in model.moments(regions.box_at(triple(index))):
+    for number in _samples(model.exchange):
+        for stage, size in model.moments(number):
             peaks[stage] = max(int(size), peaks.get(stage, 0))
     return peaks
+
+
+def state_bytes(lattice: Lattice, cells: Triple, task: TaskShape) -> int:
+    """Project the bytes of the largest state of a region between its rounds."""
+    regions = Regions(lattice, cells)
+    layout = Layout(lattice.shape, np.dtype(np.uint8), (1, 1, 1), (1, 1, 1), ZSTD_CODEC)
+    model = _MemoryModel(regions, task, layout, layout)
+    turns = range(-1, len(model.rounds))
+    return int(max(model.state_bytes(number, turn) for number in _samples(model.exchange) for turn in turns))
+
+
+def room_beside_tasks(lattice: Lattice, cells: Triple, task: TaskShape, capacity: Capacity, chunks: ChunkShapes) -> int:
+    """Return the bytes that states of regions may take in a worker between tasks: what these do not need themselves."""
+    needed = task_bytes(lattice, cells, task, chunks) * capacity.threads_per_worker
+    return max(0, int(capacity.memory * TASK_SHARE) - WORKER_BYTES - needed)
+
+
+def _samples(exchange: Exchange) -> list[int]:
+    """Return the regions whose tasks may take the most memory: those that no other exceeds along an axis.
+
+    At the ends of an axis halos differ, and the last regions may be shorter or longer.
+    """
+    kept = []
+    for axis in range(3):
+        line = exchange.line(axis)
+        # Of equal regions, the one in the middle has the most neighbours.
+        indices = dict.fromkeys([len(line) // 2, 0, min(1, len(line) - 1), max(0, len(line) - 2), len(line) - 1])
+        extents = {i: _extents(exchange, line[i], axis) for i in indices}
+        maximal: list[int] = []
+        for i in indices:
+            if not any((extents[j] >= extents[i]).all() for j in maximal):
+                maximal = [j for j in maximal if not (extents[i] >= extents[j]).all()] + [i]
+        kept.append(maximal)
+    return [exchange.regions.number(triple(index)) for index in itertools.product(*kept)]
+
+
+def _extents(exchange: Exchange, number: int, axis: int) -> NDArray[np.int64]:
+    """Return all extents along an axis that the memory of a region's tasks depends on."""
+    boxes = [exchange.voxels(number), exchange.binned_voxels(number), exchange.labelled_voxels(number)]
+    for turn in range(len(exchange.schedule)):
+        window = exchange.window(number, turn)
+        boxes += [window.core, window.box, window.cells]
+    return np.array([box.shape[axis] for box in boxes])
 
 
 class _MemoryModel:
     """The bytes that tasks hold at those moments that may be their peaks.
 
     Each method yields the stage of a moment and its bytes, in the order of the statements of the task that it mirrors.
+    No state is taken to be in memory before its task, so that it has to be loaded first.
     """
 
     def __init__(self, regions: Regions, task: TaskShape, source: Layout, labels: Layout) -> None:
         self.regions, self.lattice, self.task = regions, regions.lattice, task
         self.rounds = schedule(self.lattice, task.channels)
+        reach = label_reach(masked=task.masked, has_joins=task.has_joins)
+        self.exchange = Exchange(regions, self.rounds, task.channels, reach)
         self.extent = region_units(regions, self.lattice.grids[-1])
-        stored = {name: array.layout for name, array in Scratch("", regions, task.channels).layouts.items()}
-        self.layouts = {**stored, "source": source, "labels": labels}
+        parts = Scratch("", regions).layouts["parts"]
+        self.layouts = {"source": source, "labels": labels, "parts": parts}
 
-    def moments(self, region: Box) -> Iterator[tuple[str, float]]:
+    def moments(self, number: int) -> Iterator[tuple[str, float]]:
         """Yield the moments of all tasks of a region."""
-        yield from self._quantising(region)
-        yield from self._labelling(region)
+        yield from self._analysing(number)
+        for size in self._beginning(number, 0):
+            yield "quantise", size
+        yield "quantise", self.state_bytes(number, -1) + self._publishing(number, -1)
+        yield from self._labelling(number)
         visited: set[tuple[Any, ...]] = set()
         for turn, round_ in enumerate(self.rounds):
             changes_bins = turn + 1 < len(self.rounds) and self.rounds[turn + 1].bins != round_.bins
-            if (round_.level, round_.bins, changes_bins) not in visited:
-                yield from self._sweeping(turn, region, changes_bins)
-            if turn and ("merge", round_.bins) not in visited:
-                yield from self._merging(turn, region)
-                visited.add(("merge", round_.bins))
-            visited.add((round_.level, round_.bins, changes_bins))
+            if (round_.level, changes_bins) not in visited:
+                stage = turn_phase(self.rounds, turn).stage
+                for size in self._sweeping(number, turn, changes_bins):
+                    yield stage, size
+            visited.add((round_.level, changes_bins))
 
-    def _quantising(self, region: Box) -> Iterator[tuple[str, float]]:
-        voxels, channels = self.lattice.grids[-1].units_of(region), self.task.channels
+    def state_bytes(self, number: int, turn: int) -> float:
+        """Return the bytes of a region's state after a round; see `dseeds.engine.region_state.RegionState`."""
+        following = min(turn + 1, len(self.rounds) - 1)
+        held = self._bins(number) + self._histograms(number, self.rounds[following].level)
+        if turn + 1 < len(self.rounds):
+            held += self._counts(number, following)
+        return held if turn < 0 else held + 2 * padded_bytes(self.exchange.window(number, turn).box.shape)
+
+    def _bins(self, number: int) -> int:
+        return self.task.channels * padded_bytes(self.exchange.binned_voxels(number).shape)
+
+    def _histograms(self, number: int, level: int, *, core: bool = False) -> int:
+        """Return the bytes of the histograms from a level on, in a region's windows or in the region alone."""
+        size = 0
+        for own, turn in self.exchange.histogram_turns().items():
+            window = self.exchange.window(number, turn)
+            wide = 32 * self.task.channels * histogram_dtype(window.grid).itemsize
+            size += (window.core if core else window.box).size * wide * (own >= level)
+        return size
+
+    def _counts(self, number: int, turn: int) -> int:
+        return self.exchange.window(number, turn).cells.size * self.rounds[turn].bins * 4
+
+    def _reading_image(self, number: int) -> float:
         # The mask, and the selection of the voxels inside.
-        inside = 2 * voxels.size if self.task.masked else 0
-        read = self._reading("source", voxels) + inside
-        values = voxels.size * self.layouts["source"].dtype.itemsize + inside
+        voxels = self.exchange.voxels(number)
+        return self._reading("source", voxels) + 2 * voxels.size * self.task.masked
+
+    def _analysing(self, number: int) -> Iterator[tuple[str, float]]:
+        voxels, channels = self.exchange.voxels(number), self.task.channels
+        read = self._reading_image(number)
+        values = voxels.size * (self.layouts["source"].dtype.itemsize + 2 * self.task.masked)
         rows = channels * (1 if self.task.itemsize <= 2 * channels else 4)
         if self.task.masked:
             yield "mask", read
         yield "window", read
         yield "window", values + 4 * rows * DIGIT_BYTES
-        window, bins = channels * padded_bytes(voxels.shape), channels * voxels.size
-        counts = math.prod(k + 2 for k in region.shape) * self.rounds[0].bins * 4
-        finest = histograms_name(len(self.lattice.grids) - 3)
-        stored = channels * voxels.size // 8 * 4 if finest in self.layouts else 0
         if self.task.counted:
             # A slab takes 16 bits a channel.
             slab = min(voxels.size, COPY_BYTES)
             yield "histogram", max(read, values + 3 * channels * slab + 2 * channels * GREY_LEVELS * 8)
-        yield "quantise", bins + read
-        yield "quantise", bins + self._writing(bins_name(0), voxels.size)
-        yield "quantise", bins + 2 * window + stored + 2 * counts + self._writing(statistics_name(0), region.size)
 
-    def _labelling(self, region: Box) -> Iterator[tuple[str, float]]:
-        grid, last = self.lattice.grids[-1], codes_name(len(self.rounds) - 1)
-        voxels = grid.units_of(region)
-        size, label = voxels.size, self.lattice.label_dtype.itemsize
-        yield "label", self._reading(last, voxels)
-        yield "label", padded_bytes(voxels.shape) + size * label + self._writing("labels", size)
-        near, far = (grid.units_of(region.grow(reach, within=self.lattice.cells)) for reach in (1, 2))
-        number = "number" if self.task.has_joins else "label"
-        if self.task.masked:
-            # Windows of codes, and a number for each of their voxels.
-            yield "parts", self._reading(last, near)
-            yield "parts", 5 * near.size + self._writing("parts", region.size)
-            yield number, self._reading(last, far)
-            yield number, 5 * far.size + size * label
-        if self.task.has_joins:
-            yield number, padded_bytes(voxels.shape) + size * label + self._writing("numbers", size)
-            # The graph takes some bytes for each voxel if supervoxels are small.
-            yield "graph", self._reading("numbers", voxels) + (2 * self.task.channels + 10) * size
-            yield "label", 3 * size * label + self._reading("numbers", voxels)
+    def _beginning(self, number: int, turn: int) -> Iterator[float]:
+        """Yield the moments of making a region's bins, histograms and counts for a round, or of loading them."""
+        voxels, channels = self.exchange.voxels(number), self.task.channels
+        own = channels * voxels.size
+        if turn > 0:
+            own += sum(part.nbytes for part in self.exchange.checkpoint(number, turn - 1))
+        yield own + self._reading_image(number)
+        # Grey levels of 16 bits and what lies inside are determined in slabs.
+        slab = min(voxels.size, COPY_BYTES // self.task.itemsize)
+        values = voxels.size * (self.task.itemsize + 2 * self.task.masked)
+        yield own + values + slab * (3 * self.task.masked + 3 * self.task.counted)
+        level = self.rounds[turn].level
+        blocks = self.rounds[turn].weight is None or turn == 0
+        packed = channels * padded_bytes(voxels.shape) * blocks
+        histograms = self._histograms(number, level) + self._histograms(number, level, core=True) * blocks
+        counts = 3 * self._counts(number, 0) if turn == 0 else 0
+        yield own + self._bins(number) + packed + histograms + counts
 
-    def _sweeping(self, turn: int, region: Box, changes_bins: bool) -> Iterator[tuple[str, float]]:
-        round_, grids = self.rounds[turn], self.lattice.grids
-        stage = sweep_phase(self.rounds, turn).stage
-        grid = grids[round_.level]
-        window = Window.around(self.lattice, grid, region, round_.halo)
-        units, size, core = padded_bytes(window.box.shape), window.box.size, window.core.size
-        yield stage, units + self._reading(codes_name(turn), window.box)
-        yield stage, 2 * units + 2 * size
-        if round_.level < len(grids) - 2:
-            values = size * _itemsize(self.layouts[histograms_name(round_.level)])
-            yield stage, 2 * units + self._reading(histograms_name(round_.level), window.box)
-        else:
-            box = grid.voxels_of(window.box)
-            values = self.task.channels * padded_bytes(box.shape)
-            yield stage, 2 * units + values + self._reading(bins_name(0), box)
-        held = 2 * units + values
-        counts = window.cells.size * round_.bins * 4
-        yield stage, held + self._reading(statistics_name(turn), window.cells)
+    def _publishing(self, number: int, turn: int) -> float:
+        """Return the bytes that a message takes while it is encoded, besides the state and the result of a round."""
+        exchange = self.exchange
+        sizes = exchange.published_bytes(turn, number)
+        own = list(exchange.checkpoint(number, turn)) if turn >= 0 else []
+        # Bins are unpacked for each reader. Other parts are cut out when they are encoded, into an array as large; what
+        # is published for a region that shares a face is the largest.
+        parts = [part.nbytes for reader in self._faces(number) for part in exchange.published(number, reader, turn)]
+        largest = max([2 * size for size in parts] + [part.nbytes for part in own], default=0)
+        unpacked = sizes[BINS]
+        sizes.update({part.name: part.nbytes for part in own})
+        encoded = sum(size * encoded_share(name, self.lattice) for name, size in sizes.items())
+        # In the end, all pieces are joined.
+        return unpacked + encoded + max(encoded, largest)
+
+    def _faces(self, number: int) -> list[int]:
+        """Return the regions that share a face with a region."""
+        index = self.regions.index(number)
+        near = [self.regions.index(other) for other in self.regions.within(number, 1)]
+        pairs = [(other, sum(abs(i - k) for i, k in zip(index, other, strict=True))) for other in near]
+        return [self.regions.number(other) for other, distance in pairs if distance == 1]
+
+    def _sweeping(self, number: int, turn: int, changes_bins: bool) -> Iterator[float]:
+        round_, window = self.rounds[turn], self.exchange.window(number, turn)
+        yield from self._beginning(number, turn)
+        core, units = window.core.size, padded_bytes(window.box.shape)
+        held = self._bins(number) + self._histograms(number, round_.level)
+        counts = self._counts(number, turn)
+        # The checkpoint, of which the labels and marks are made.
+        yield held + counts + 2 * units + 3 * core
+        box = window.grid.voxels_of(window.box)
+        is_copied = round_.level == len(self.lattice.grids) - 2 and box != self.exchange.binned_voxels(number)
+        values = 2 * self.task.channels * padded_bytes(box.shape) * is_copied
         # The counts, their changes, and a table of 16 bits, or of 32 bits for several channels.
-        yield stage, held + (2.5 if self.task.channels == 1 else 3) * counts
-        held += counts + core
-        yield stage, held + counts + core + self._writing(codes_name(turn), core)
+        yield held + 2 * units + values + (2.5 if self.task.channels == 1 else 3) * counts
+        held += 2 * units + 2 * counts + core
         if changes_bins:
-            voxels = grids[-1].units_of(region)
-            packed = (1 + self.task.channels) * padded_bytes(voxels.shape)
-            yield stage, held + counts + packed + self._reading(bins_name(0), voxels)
-            window = Window.around(self.lattice, grids[-1], region, 0)
-            counts = window.cells.size * self.rounds[turn + 1].bins * 4
-            held += packed
-        if turn + 1 < len(self.rounds):
-            shell = math.prod(k + 2 for k in self.regions.cells) * self.rounds[turn + 1].bins * 4
-            shell -= region.size * 4 * round_.bins
-            yield stage, held + counts + shell + self._writing(core_name(turn + 1), region.size)
-            yield stage, held + counts + shell + self._writing(shells_name(turn + 1), 1)
+            voxels = self.exchange.voxels(number)
+            packed = (2 + 2 * self.task.channels) * padded_bytes(voxels.shape)
+            yield held + packed
+            held += 2 * self._counts(number, turn + 1)
+        yield held + self._publishing(number, turn)
 
-    def _merging(self, turn: int, region: Box) -> Iterator[tuple[str, float]]:
-        own = region.size * self.rounds[turn].bins * 4
-        around = Box((0, 0, 0), triple([min(n, 3) for n in self.regions.counts]))
-        yield "merge", own + self._reading(shells_name(turn), around)
-        held = own + around.size * math.prod(self.layouts[shells_name(turn)].shard) * 4
-        yield "merge", held + self._reading(statistics_name(turn), region)
-        yield "merge", held + self._writing(statistics_name(turn), region.size)
+    def _labelling(self, number: int) -> Iterator[tuple[str, float]]:
+        grid, voxels = self.lattice.grids[-1], self.exchange.voxels(number)
+        size, label, channels = voxels.size, self.lattice.label_dtype.itemsize, self.task.channels
+        around = self.exchange.labelled_voxels(number)
+        # The bins, and the codes of the last checkpoint.
+        loaded = (channels + 1) * size + self._reading_image(number)
+        state = self._bins(number) + 2 * padded_bytes(self.exchange.binned_voxels(number).shape)
+        for stage in ["parts"] * self.task.masked + ["graph"] * self.task.has_joins + ["label"]:
+            yield stage, loaded
+            yield stage, state + 2 * around.size
+        cells = self.regions.box(number)
+        window = grid.units_of(cells.grow(2, within=self.lattice.cells))
+        if self.task.masked:
+            near = grid.units_of(cells.grow(1, within=self.lattice.cells))
+            yield "parts", around.size + 5 * near.size + self._writing("parts", cells.size)
+            for stage in ["graph"] * self.task.has_joins + ["label"]:
+                yield stage, around.size + 5 * window.size + size * label + (stage == "graph") * channels * size
+        numbers = around.size + padded_bytes(voxels.shape) + voxels.size + size * label
+        for stage in ["graph"] * self.task.has_joins + ["label"]:
+            yield stage, numbers
+        if self.task.has_joins:
+            # The graph takes some bytes for each voxel if supervoxels are small.
+            yield "graph", numbers + (3 * channels + 10) * size
+            yield "label", around.size + 2 * size * label
+        yield "label", around.size + size * label + self._writing("labels", size)
 
     def _reading(self, name: str, box: Box) -> float:
         """Return the bytes that reading a box takes, with its values."""
@@ -218,7 +301,9 @@ class _MemoryModel:
         # The part of a shard that is read is gathered decoded and encoded before it is copied to its place.
         gathered = min(box.size, READ_AT_ONCE * math.prod(layout.shard[:3])) * (1 + encoded_share(name, self.lattice))
         chunks = min(READ_AT_ONCE ** (1 + is_sharded), self._touched_chunks(name, box))
-        return float(_itemsize(layout) * (box.size + gathered * is_sharded + 2 * chunks * math.prod(layout.chunk[:3])))
+        # Chunks are held encoded and decoded, and one is on its way.
+        held = (2 * chunks + 1) * math.prod(layout.chunk[:3])
+        return float(_itemsize(layout) * (box.size + gathered * is_sharded + held))
 
     def _touched_chunks(self, name: str, box: Box) -> int:
         """Return how many chunks a box touches: at most, for a source whose chunks do not divide regions."""
@@ -248,15 +333,13 @@ def padded_bytes(shape: Triple) -> int:
 
 def encoded_share(name: str, lattice: Lattice) -> float:
     """Return the largest share of its bytes in memory that an array takes when it is encoded: that of noise."""
-    kind, turn = parse_name(name)
-    if kind in ("statistics", "core"):
-        # A count has about as many bits as a cell has voxels in a bin.
-        bins = schedule(lattice)[turn].bins
-        return min(1.0, (5 + math.log2(1 + math.prod(lattice.step) / bins)) / 32)
-    if kind in ("labels", "numbers"):
+    kind, _ = parse_name(name)
+    if kind == "labels":
         return min(1.0, 3 / min(lattice.step) / lattice.label_dtype.itemsize)
-    shares = {"bins": 0.8, "histograms": 0.8, "codes": 0.8, "shells": 0.1, "digits": 0.15, "intensities": 0.5}
-    return shares.get(kind, 1.0)
+    if kind == COUNTS:
+        # Larger cells have larger counts, of more bytes that are not zero.
+        return min(0.5, 0.2 + min(lattice.step) / 100)
+    return {"digits": 0.15, "intensities": 0.5, BINS: 0.8}.get(kind, 1.0)
 
 
 def choose_region_shape(
@@ -274,7 +357,7 @@ def choose_region_shape(
     a `multiple` of cells. Raises a ValueError if `region`, or even the smallest region, does not fit the memory.
     """
     if region is None:
-        candidates = [_round_cells(_chunked_cells(lattice, extent), multiple, lattice) for extent in REGION_EXTENTS]
+        candidates = [_balanced_cells(lattice, extent, multiple) for extent in REGION_EXTENTS]
     else:
         pairs = zip(lattice.cells, read_extents("region", region) or (), lattice.step, strict=True)
         candidates = [triple([min(n, -(-e // s)) for n, e, s in pairs])]
@@ -334,9 +417,15 @@ def choose_label_layout(
     return shard, chunks
 
 
-def worker_bytes(task: int, threads: int) -> int:
-    """Project the memory that a worker needs for a task of `task` bytes in each of its threads."""
-    return int((WORKER_BYTES + task * threads) / TASK_SHARE)
+def worker_bytes(task: int, threads: int, states: int = 0) -> int:
+    """Project the memory that a worker needs for a task of `task` bytes in each of its threads, besides states."""
+    return int((WORKER_BYTES + task * threads + states) / TASK_SHARE)
+
+
+def resident_bytes(lattice: Lattice, cells: Triple, task: TaskShape, capacity: Capacity, chunks: ChunkShapes) -> int:
+    """Project the memory of a worker that keeps the states of all its regions between rounds."""
+    states = state_bytes(lattice, cells, task) * -(-len(Regions(lattice, cells)) // capacity.workers)
+    return worker_bytes(task_bytes(lattice, cells, task, chunks), capacity.threads_per_worker, states)
 
 
 def thread_budget(capacity: Capacity) -> int:
@@ -344,16 +433,16 @@ def thread_budget(capacity: Capacity) -> int:
     return max(1, (int(capacity.memory * TASK_SHARE) - WORKER_BYTES) // capacity.threads_per_worker)
 
 
-def _chunked_cells(lattice: Lattice, extent: int) -> Triple:
-    """Return the cells per region of an extent in voxels: whole chunks of about 64 voxels, within the lattice."""
+def _balanced_cells(lattice: Lattice, extent: int, multiple: Triple) -> Triple:
+    """Return the cells per region of at most about an extent in voxels: nearly equal regions of whole chunks.
+
+    Chunks are about 64 voxels long. Unless a region is as long as the volume, it is a `multiple` of cells.
+    """
     counts = []
-    for n, s in zip(lattice.cells, lattice.step, strict=True):
+    for n, s, m in zip(lattice.cells, lattice.step, multiple, strict=True):
         chunk = min(n, max(1, round(min(UNIT_CHUNK, extent) / s)))
-        counts.append(min(chunk * max(1, extent // (chunk * s)), n))
+        unit = m if m > 1 else chunk
+        longest = max(1, extent // (unit * s)) * unit
+        balanced = -(-n // -(-n // longest))
+        counts.append(min(-(-balanced // unit) * unit, n))
     return triple(counts)
-
-
-def _round_cells(cells: Triple, multiple: Triple, lattice: Lattice) -> Triple:
-    """Round cells per region down to a multiple, but at least to one; the whole axis needs no rounding."""
-    rounded = [max(k // m, 1) * m for k, m in zip(cells, multiple, strict=True)]
-    return triple([n if k >= n or r >= n else r for k, r, n in zip(cells, rounded, lattice.cells, strict=True)])

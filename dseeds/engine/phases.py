@@ -1,7 +1,8 @@
 """The phases of a run: its stages in order, with a phase for each round.
 
-A phase is one task per region. A task reads what earlier phases wrote, so a phase begins when the one before it is done
-in every region. Dask clusters and arrays of batch jobs go through the same phases.
+A phase is one task per region. Tasks of most phases need what the phase before it found in the whole volume; those of
+quantising and of the rounds need only what the regions around them have published, so they need not wait for the rest.
+Dask clusters and arrays of batch jobs go through the same phases.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from dseeds.seeds.schedule import Round
 
 # Stages that occur several times.
-_TURNS = ("window", "sweep-blocks", "sweep-voxels", "merge")
+_TURNS = ("window", "sweep-blocks", "sweep-voxels")
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,27 @@ class Phase:
             return f"{self.stage.partition('-')[0]}-{self.turn:02}"
         return self.stage
 
+    @property
+    def is_round(self) -> bool:
+        """Whether this is a round."""
+        return self.stage.startswith("sweep")
+
+
+# A region's task of a phase.
+RegionTask = tuple[Phase, int]
 
 MASK, HISTOGRAM, QUANTISE = Phase("mask"), Phase("histogram"), Phase("quantise")
-PARTS, NUMBER, GRAPH, LABEL = Phase("parts"), Phase("number"), Phase("graph"), Phase("label")
+PARTS, GRAPH, LABEL = Phase("parts"), Phase("graph"), Phase("label")
 
 
-def sweep_phase(rounds: Sequence[Round], turn: int) -> Phase:
-    """Return the phase of a round."""
-    return Phase("sweep-blocks" if rounds[turn].weight is None else "sweep-voxels", turn)
-
-
-def round_phases(rounds: Sequence[Round]) -> list[Phase]:
-    """Return the phases of all rounds, with one that merges the changes to the statistics between two rounds.
+def turn_phase(rounds: Sequence[Round], turn: int) -> Phase:
+    """Return the phase of a round; quantising comes before the first, as turn -1.
 
     >>> from dseeds.core.geometry import Lattice
     >>> from dseeds.seeds.schedule import schedule
-    >>> [str(phase) for phase in round_phases(schedule(Lattice((4, 4, 4), (1, 1, 1))))]
-    ['sweep-00', 'merge-01', 'sweep-01', 'merge-02', 'sweep-02', 'merge-03', 'sweep-03']
+    >>> [str(turn_phase(schedule(Lattice((4, 4, 4), (1, 1, 1))), turn)) for turn in range(-1, 4)]
+    ['quantise', 'sweep-00', 'sweep-01', 'sweep-02', 'sweep-03']
     """
-    phases = []
-    for turn in range(len(rounds)):
-        if turn > 0:
-            phases.append(Phase("merge", turn))
-        phases.append(sweep_phase(rounds, turn))
-    return phases
+    if turn < 0:
+        return QUANTISE
+    return Phase("sweep-blocks" if rounds[turn].weight is None else "sweep-voxels", turn)

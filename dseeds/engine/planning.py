@@ -14,7 +14,7 @@ from dseeds.core.html import format_table
 from dseeds.engine.calibration import Trial, estimate_local_seconds
 from dseeds.engine.in_process_model import allowed_bytes, local_stages, needed_bytes, runs_in_process
 from dseeds.engine.io_model import IoModel, StagePlan
-from dseeds.engine.memory_model import task_bytes, worker_bytes
+from dseeds.engine.memory_model import resident_bytes, task_bytes, worker_bytes
 from dseeds.engine.report import RunDocument
 from dseeds.engine.run import Run, RunOptions, chunk_shapes
 from dseeds.engine.validation import prepare_run, task_shape
@@ -64,6 +64,9 @@ class Plan(RunDocument):
         The time of the stages, without the start of workers and the compilation of kernels; None without calibration.
     stages : tuple of StagePlan
         The stages in the order in which they begin.
+    resident_memory : int
+        The memory of a worker that keeps the states of all its regions between rounds, in bytes; 0 without workers.
+        If it may use less, states that do not fit are stored after each round and loaded again.
 
     Examples
     --------
@@ -90,6 +93,7 @@ class Plan(RunDocument):
     worker_limit: int
     seconds: float | None
     stages: tuple[StagePlan, ...]
+    resident_memory: int = 0
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {self.target}", *(f"{name}: {value}" for name, value in self._figures)]
@@ -121,10 +125,19 @@ class Plan(RunDocument):
             ("workers", f"{self.workers} with {self.threads} threads"),
             ("memory of a worker", memory),
             ("memory of a task", format_bytes(self.task_memory)),
+            ("memory to keep all regions", self._residence),
             ("scratch", f"up to {format_bytes(self.scratch_bytes)} in {self.scratch}"),
             ("labels", f"up to {format_bytes(self.output_bytes)}"),
             ("time", "not estimated" if self.seconds is None else f"about {format_duration(self.seconds)}"),
         ]
+
+    @property
+    def _residence(self) -> str:
+        """The memory that keeps all regions resident, and what is done without it."""
+        needed = f"{format_bytes(self.resident_memory)} a worker"
+        if self.resident_memory <= self.worker_limit:
+            return f"{needed}, so they stay in memory"
+        return f"{needed}; those that do not fit are stored after each round and loaded again"
 
 
 def plan(
@@ -253,7 +266,8 @@ def build_plan(run: Run, capacity: Capacity, seconds: float | None) -> Plan:
     model = IoModel(run)
     job, lattice, regions = model.job, model.lattice, model.regions
     chunks = chunk_shapes(run.image, triple(run.labels_layout.chunk))
-    task = task_bytes(lattice, regions.cells, task_shape(run.image, run.spec.parameters), chunks)
+    shape = task_shape(run.image, run.spec.parameters)
+    task = task_bytes(lattice, regions.cells, shape, chunks)
     return Plan(
         target=run.target.address,
         shape=job.shape,
@@ -273,4 +287,5 @@ def build_plan(run: Run, capacity: Capacity, seconds: float | None) -> Plan:
         worker_limit=capacity.memory,
         seconds=seconds,
         stages=model.stages,
+        resident_memory=resident_bytes(lattice, regions.cells, shape, capacity, chunks),
     )

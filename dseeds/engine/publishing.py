@@ -91,7 +91,7 @@ class StoredLabels:
 
     def read(self, box: Box) -> NDArray[Any]:
         """Return the labels in a box, with zeros for regions outside the mask."""
-        return self.state.job.read_units("labels", box)
+        return self.state.job.read_labels(box)
 
     def parents(self, level: int) -> NDArray[Any]:
         """Return a table of the hierarchy."""

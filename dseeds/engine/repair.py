@@ -11,7 +11,8 @@ from typing import Any
 
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.label_tasks import read_graph
-from dseeds.engine.phases import GRAPH, Phase
+from dseeds.engine.messages import MessageDamaged
+from dseeds.engine.phases import GRAPH, Phase, RegionTask
 from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
 from dseeds.engine.scratch import parse_name
@@ -19,10 +20,12 @@ from dseeds.engine.source_import import import_source
 from dseeds.parallel.executor import RETRIES
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
-# Damage that is found while damage is repaired, and so on: only the round before is still in scratch.
+# Damage that is found while damage is repaired, and so on: of older rounds, messages are gone.
 DEEPEST = 3
-# Arrays of one piece per region, and arrays of cells; all others are of voxels or blocks.
-PIECES, CELLS = ("shells", "digits", "intensities", "graph"), ("statistics", "core", "parts")
+# What has one piece per region.
+PIECES = ("digits", "intensities", "graph")
+# Damages that are repaired, one after the other, before a task is given up.
+MOST_DAMAGES = 100
 
 
 class RegionFailed(RuntimeError):
@@ -47,23 +50,23 @@ class BeyondRepair(RuntimeError):
 
 @dataclass
 class RetryPolicy:
-    """Decides what follows when a task of a phase fails."""
+    """Decides what follows when a task fails."""
 
-    phase: Phase
     repair: Callable[[ScratchCorrupted], None]
     # Raises an error if another process has taken over the run.
     confirm: Callable[[], None] = lambda: None
-    # How often each region's task was tried.
-    attempts: Counter[int] = field(default_factory=Counter)
+    # How often each task was tried.
+    attempts: Counter[RegionTask] = field(default_factory=Counter)
 
-    def prepare_retry(self, number: int, error: BaseException) -> None:
+    def prepare_retry(self, phase: Phase, number: int, error: BaseException) -> None:
         """Repair scratch if it is damaged, so that a region's task can be tried again.
 
         Raises `RegionFailed` if it has failed too often.
         """
-        if self.attempts[number] > RETRIES:
+        attempts = self.attempts[phase, number]
+        if attempts > RETRIES:
             self.confirm()
-            raise RegionFailed(str(self.phase), number, self.attempts[number], _reason(error)) from error
+            raise RegionFailed(str(phase), number, attempts, _reason(error)) from error
         if isinstance(error, ScratchCorrupted):
             self.repair(error)
 
@@ -100,7 +103,10 @@ class Repairer:
         if depth >= DEEPEST:
             raise _beyond_repair(damage) from damage
         state, (kind, _) = self.state, parse_name(damage.name)
-        if kind in ("source", "mask"):
+        if isinstance(damage, MessageDamaged):
+            for task in damage.tasks:
+                self._redo(partial(self._perform_again, *task), damage, depth)
+        elif kind in ("source", "mask"):
             with suppress(ScratchCorrupted):
                 state.job.store.read(damage.name, damage.box)
                 # Repaired in the meantime, for another task.
@@ -121,7 +127,7 @@ class Repairer:
 
     def _redo(self, action: Callable[[], object], damage: ScratchCorrupted, depth: int) -> None:
         """Repeat what wrote a damaged array, after repairing what that reads."""
-        for _ in range(DEEPEST * DEEPEST):
+        for _ in range(MOST_DAMAGES):
             try:
                 action()
                 return
@@ -134,21 +140,20 @@ class Repairer:
         job, (kind, _) = self.state.job, parse_name(damage.name)
         if kind in PIECES:
             numbers = job.regions.numbers(damage.box)
-        elif kind in CELLS:
+        elif kind == "parts":
             numbers = job.regions.touching(damage.box)
         else:
-            numbers = job.regions.touching(job.grid_of(damage.name).cells_of(damage.box))
+            numbers = job.regions.touching(job.lattice.grids[-1].cells_of(damage.box))
         return [number for number in numbers if not job.is_outside(number)]
 
     def _is_intact(self, name: str, number: int) -> bool:
         """Return whether a region's own part of an array can be read."""
         job, (kind, _) = self.state.job, parse_name(name)
+        box = job.voxel_box(number)
         if kind in PIECES:
             box = job.regions.around(number, 0)
-        elif kind in CELLS:
+        elif kind == "parts":
             box = job.regions.box(number)
-        else:
-            box = job.grid_of(name).units_of(job.regions.box(number))
         try:
             if kind == "graph":
                 read_graph(job, number)

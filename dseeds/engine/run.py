@@ -41,13 +41,13 @@ from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout
 
 SUFFIX = ".dseeds"
 # The format of the specification as it is stored.
-FORMAT = 3
+FORMAT = 4
 # The mask that a threshold of the image yields.
 AUTO_MASK = "auto"
 # The options that the labels do not depend on.
 LAYOUT_OPTIONS = {"pyramid", "features", "region", "chunks", "shards", "scratch"}
 # Entries of a stored specification that neither the labels nor the scratch depend on.
-UNHASHED_KEYS = ("asked", "scratch", "overwrite", "given", "given_mask")
+UNHASHED_KEYS = ("asked", "scratch", "overwrite", "given", "given_mask", "memory")
 # Entries that are chosen for the memory of a machine.
 CHOSEN_KEYS = ("region", "labels")
 
@@ -158,6 +158,8 @@ class RunSpec:
     sources: list[str] | None
     mask_address: str | None
     overwrite: bool
+    # The memory of a worker or job, in bytes.
+    memory: int
 
     def to_document(self) -> dict[str, Any]:
         """Return the specification as plain values, as it is stored."""
@@ -181,6 +183,7 @@ class RunSpec:
             "given": self.sources,
             "given_mask": self.mask_address,
             "overwrite": self.overwrite,
+            "memory": self.memory,
         }
 
     @classmethod
@@ -204,6 +207,7 @@ class RunSpec:
             sources=document["given"],
             mask_address=document["given_mask"],
             overwrite=document["overwrite"],
+            memory=document["memory"],
         )
 
     @cached_property

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box
-from dseeds.engine.job import Job, Rested, pack_flags, unpack_flags
+from dseeds.engine.history import ALL, CODES, MOVED, NOT_DONE, NOTHING_INSIDE, OUTCOMES, PART, RESTED, STILL, History
+from dseeds.engine.job import Job, RegionInput, pack_flags, unpack_flags
 from dseeds.engine.label_tables import write_offsets, write_tables
-from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, NUMBER, PARTS, QUANTISE, Phase, round_phases
-from dseeds.engine.scratch import codes_name, core_name, digits_name, parse_name, shells_name, statistics_name
+from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, PARTS, QUANTISE, Phase, turn_phase
+from dseeds.engine.scratch import digits_name, parse_name
 from dseeds.seeds.histograms import GREY_LEVELS, equalised_bins, otsu_threshold
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
-from dseeds.seeds.schedule import Round, may_rest, schedule
+from dseeds.seeds.schedule import Round, first_replayed, may_rest, schedule
 from dseeds.storage.zarr_arrays import Layout
 
 # The outcomes of a phase's finished tasks, by region.
@@ -66,12 +67,15 @@ class RunState:
     counts: list[int] = field(default_factory=list)
     _part_count: int = 0
     _is_quantised: bool = False
-    # By round: the regions that were swept, and those of them in which something moved.
-    _swept: list[Flags] = field(default_factory=list)
-    _moved: list[Flags] = field(default_factory=list)
-    _last_sweeps: dict[int, NDArray[np.int8]] = field(default_factory=dict)
+    # The bytes that states of regions may take in the memory of each process that does tasks.
+    room: int = 0
+    # The code of the outcome of quantising, and of each round, in each region.
+    _outcomes: NDArray[np.uint8] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.job = replace(self.job, may_be_masked=self.query.may_be_masked)
+        rounds = schedule(self.job.lattice, self.job.channels)
+        self._outcomes = np.full((1 + len(rounds), len(self.job.regions)), CODES[NOT_DONE], np.uint8)
         self._take_windows()
 
     def replay(self) -> None:
@@ -117,9 +121,9 @@ class RunState:
             *(Phase("window", turn) for turn in range(self.search.passes)),
             *[HISTOGRAM] * self.query.needs_histogram,
             QUANTISE,
-            *round_phases(rounds),
+            *(turn_phase(rounds, turn) for turn in range(len(rounds))),
             *[PARTS] * masked,
-            *[NUMBER, GRAPH] * self.job.has_joins,
+            *[GRAPH] * self.job.has_joins,
             LABEL,
         ]
 
@@ -138,10 +142,8 @@ class RunState:
     @property
     def layouts(self) -> dict[str, Layout]:
         """The arrays in scratch, except those for the source and the target; see `Run.layouts`."""
-        unused = [] if self.query.may_be_masked else ["parts", "offsets"]
-        unused += [] if self.job.has_joins else ["numbers"]
-        layouts = {name: array.layout for name, array in self.job.store.layouts.items() if name not in unused}
-        return {**layouts, **self.count_layouts}
+        parts = self.job.store.layouts if self.query.may_be_masked else {}
+        return {**parts, **self.count_layouts}
 
     @property
     def count_layouts(self) -> dict[str, Layout]:
@@ -155,35 +157,47 @@ class RunState:
     def writer(self, name: str) -> Phase:
         """Return the phase that writes an array."""
         kind, turn = parse_name(name)
-        phases = {"intensities": HISTOGRAM, "labels": LABEL, "graph": GRAPH, "table": GRAPH}
-        if kind == "digits":
-            return Phase("window", turn)
-        return phases[kind] if kind in phases else self.job.store.layouts[name].writer
+        phases = {"intensities": HISTOGRAM, "labels": LABEL, "graph": GRAPH, "table": GRAPH, "parts": PARTS}
+        return Phase("window", turn) if kind == "digits" else phases[kind]
 
     # Tasks
 
     def regions(self, phase: Phase) -> list[int]:
         """Return the regions that have work in a phase."""
         work = np.ones(len(self.job.regions), np.bool_)
-        if phase.stage.startswith("sweep"):
+        if phase.is_round:
             work = self._active_regions(phase.turn)
         if self.job.outside is not None and phase != MASK:
             work = work & ~self.job.outside_regions
         return [int(number) for number in np.flatnonzero(work)]
 
-    def task_input(self, phase: Phase, number: int) -> WindowSearch | Rested | None:
+    def task_input(self, phase: Phase, number: int) -> WindowSearch | RegionInput | None:
         """Return the input of a region's task of a phase, besides the job."""
         if phase.stage == "window":
             return self.search
-        if phase in (MASK, HISTOGRAM, QUANTISE, GRAPH):
+        if phase in (MASK, HISTOGRAM):
             return None
-        is_round = phase.stage == "merge" or phase.stage.startswith("sweep")
-        return self._rested(phase.turn if is_round else len(self.job.schedule), number)
+        turn = -1 if phase == QUANTISE else phase.turn if phase.is_round else len(self.job.schedule)
+        numbers = self.job.regions.within(number, self.job.exchange.farthest)
+        return RegionInput(History(tuple(numbers), self._outcomes[: turn + 1, numbers].tobytes()), self.room)
+
+    def marks(self, phase: Phase) -> dict[int, str]:
+        """Return the outcomes of a phase's finished tasks by region, from a listing."""
+        if phase == QUANTISE or phase.is_round:
+            return self.job.messages.outcomes(phase)
+        return self.job.journal.marks(phase)
+
+    def note(self, phase: Phase, marks: Marks) -> None:
+        """Take note of what came of quantising, or of a round, in some regions, before it is closed."""
+        row = self._outcomes[0 if phase == QUANTISE else phase.turn + 1]
+        row[list(marks)] = [CODES[outcome] for outcome in marks.values()]
 
     def close(self, phase: Phase, marks: Marks) -> None:
         """Record that a phase is done in all its regions, and remove what is obsolete from scratch."""
         record = self._record(phase, marks)
-        self.job.journal.close(phase, record, dict(marks))
+        # Messages are marks that are still needed.
+        is_logged = phase == QUANTISE or phase.is_round
+        self.job.journal.close(phase, record, {} if is_logged else dict(marks))
         self._apply(phase, record)
         self._remove_obsolete(phase)
 
@@ -199,9 +213,10 @@ class RunState:
             return self._mask_record(marks)
         if phase == HISTOGRAM:
             return self._histogram_record()
-        if phase.stage.startswith("sweep"):
-            moved = [number for number, outcome in marks.items() if outcome == "moved"]
-            return {"swept": self._pack(list(marks)), "moved": self._pack(moved)}
+        if phase.is_round:
+            moved = [number for number, outcome in marks.items() if outcome == MOVED]
+            swept = [number for number, outcome in marks.items() if outcome != RESTED]
+            return {"swept": self._pack(swept), "moved": self._pack(moved)}
         if phase == PARTS:
             return {"counts": [write_offsets(self.job)]}
         if phase == GRAPH:
@@ -209,11 +224,16 @@ class RunState:
         return {}
 
     def _mask_record(self, marks: Marks) -> dict[str, Any]:
-        outside = [number for number, outcome in marks.items() if outcome in ("outside", "nothing")]
+        outside = [number for number, outcome in marks.items() if outcome in ("outside", NOTHING_INSIDE)]
         if len(outside) == len(marks):
             raise NoFiniteValues
-        masked = any(outcome != "all" for outcome in marks.values())
-        return {"outside": self._pack(outside), "masked": masked or self.job.outside is not None}
+        part = [number for number, outcome in marks.items() if outcome == PART]
+        masked = any(outcome != ALL for outcome in marks.values())
+        return {
+            "outside": self._pack(outside),
+            "part": self._pack(part),
+            "masked": masked or self.job.outside is not None,
+        }
 
     def _histogram_record(self) -> dict[str, Any]:
         """Derive the bins and the thresholds from the histograms of the channels."""
@@ -248,6 +268,10 @@ class RunState:
             packed = pack_flags(outside) if outside.any() else None
             self._is_quantised = phase == QUANTISE
             self.job = replace(self.job, outside=packed, masked=record["masked"])
+            self._outcomes[0, self._unpack(record["part"])] = CODES[PART]
+            if phase == QUANTISE:
+                self._outcomes[0, self._outcomes[0] == CODES[NOT_DONE]] = CODES[ALL]
+            self._outcomes[0, outside] = CODES[NOTHING_INSIDE]
         elif phase == HISTOGRAM:
             tables, thresholds = record["tables"], record["thresholds"]
             self.job = replace(
@@ -255,9 +279,10 @@ class RunState:
                 tables=None if tables is None else tuple(np.array(table, np.uint8) for table in tables),
                 thresholds=None if thresholds is None else tuple(thresholds),
             )
-        elif phase.stage.startswith("sweep"):
-            self._swept.append(self._unpack(record["swept"]))
-            self._moved.append(self._unpack(record["moved"]))
+        elif phase.is_round:
+            swept, moved = self._unpack(record["swept"]), self._unpack(record["moved"])
+            outcomes = np.where(moved, CODES[MOVED], np.where(swept, CODES[STILL], CODES[RESTED]))
+            self._outcomes[phase.turn + 1] = outcomes
         elif phase in (PARTS, GRAPH):
             self.counts = list(record["counts"])
             if phase == PARTS:
@@ -269,64 +294,66 @@ class RunState:
 
     # Regions at rest
 
-    def _active_regions(self, turn: int) -> Flags:
-        """Flag the regions in which something may move in a round.
+    def may_rest(self, turn: int) -> bool:
+        """Return whether there are regions that a round may leave out."""
+        # After the last round, labels need the codes of cells further away than any round.
+        needs_all = self.job.exchange.label_reach > 0 and turn + 1 == len(self.job.schedule)
+        return may_rest(self.job.schedule, turn) and not needs_all
 
-        What moves in a region depends on the units of its window, and on the statistics of their cells and of the cells
-        around these, which change with units up to two cells further away.
-        """
-        if not may_rest(self.job.schedule, turn):
+    def rests(self, turn: int, number: int) -> bool:
+        """Return whether nothing can move in a region in a round, given the two rounds before it."""
+        near = self.job.regions.within(number, self.job.exchange.reach(turn))
+        return self.may_rest(turn) and not (self._outcomes[turn - 1 : turn + 1, near] == CODES[MOVED]).any()
+
+    def outcome(self, turn: int, number: int) -> str:
+        """Return what came of a round, or of quantising as turn -1, in a region."""
+        return OUTCOMES[self._outcomes[turn + 1, number]]
+
+    def are_done(self, turn: int, numbers: Sequence[int]) -> bool:
+        """Return whether a round, or quantising as turn -1, is done in regions; what lies outside the mask is."""
+        outcomes = self._outcomes[:, numbers]
+        is_outside = outcomes[0] == CODES[NOTHING_INSIDE]
+        return bool(((outcomes[turn + 1] != CODES[NOT_DONE]) | is_outside).all())
+
+    def _active_regions(self, turn: int) -> Flags:
+        """Flag the regions in which something may move in a round."""
+        if not self.may_rest(turn):
             return np.ones(len(self.job.regions), np.bool_)
-        active = (self._moved[turn - 1] | self._moved[turn - 2]).reshape(self.job.regions.counts)
+        moved = (self._outcomes[turn - 1 : turn + 1] == CODES[MOVED]).any(axis=0)
+        active = moved.reshape(self.job.regions.counts)
         for axis in range(3):
             dilated = active.copy()
-            for shift in range(1, self._reach(turn) + 1):
+            for shift in range(1, self.job.exchange.reach(turn) + 1):
                 before, after = (slice(None),) * axis + (slice(shift, None),), (slice(None),) * axis + (slice(-shift),)
                 dilated[before] |= active[after]
                 dilated[after] |= active[before]
             active = dilated
-        return active.reshape(-1)
-
-    def _reach(self, turn: int) -> int:
-        """Return the distance in regions within which other regions affect a region in a round."""
-        round_ = self.job.schedule[min(turn, len(self.job.schedule) - 1)]
-        parts = self.job.lattice.grids[round_.level].parts
-        return max(-(-(-(-round_.halo // p) + 2) // k) for p, k in zip(parts, self.job.region, strict=True))
-
-    def _last_sweep(self, turn: int) -> NDArray[np.int8]:
-        """Return for each region the last round before a round in which it wrote its codes."""
-        if turn in self._last_sweeps:
-            return self._last_sweeps[turn]
-        last = np.full(len(self.job.regions), -1, np.int8)
-        for earlier in range(turn):
-            last[self._swept[earlier]] = earlier
-        if self.job.outside is not None:
-            # These regions are never read.
-            last[self.job.outside_regions] = turn - 1
-        self._last_sweeps[turn] = last
-        return last
-
-    def _rested(self, turn: int, number: int) -> Rested:
-        last = self._last_sweep(turn)
-        if turn == 0 or last.min() == turn - 1:
-            return {}
-        near = self.job.regions.within(number, self._reach(turn))
-        return {region: int(last[region]) for region in near if last[region] < turn - 1}
+        flags: Flags = active.reshape(-1)
+        return flags
 
     def _remove_obsolete(self, phase: Phase) -> None:
-        """Remove the arrays from scratch that not even a repair of the phase before this one would read again."""
-        names: list[str] = []
-        if phase == QUANTISE:
-            names = list(self.count_layouts)
-        elif phase.stage.startswith("sweep") and phase.turn > 0:
-            turn = phase.turn
-            before, now, after = (set(self._last_sweep(t).tolist()) for t in (turn - 1, turn, turn + 1))
-            obsolete = (before | now) - (now | after) - {-1}
-            names = [statistics_name(turn - 1), core_name(turn), shells_name(turn), *map(codes_name, sorted(obsolete))]
-        for name in names:
-            # What cannot be removed now is removed with the run.
-            with suppress(OSError):
+        """Remove from scratch what no task or repair reads once a phase is done.
+
+        Of the rounds before those that may be replayed, only the last messages of regions that rest are still read.
+        """
+        # What cannot be removed now is removed with the run.
+        with suppress(OSError):
+            for name in self.count_layouts if phase == QUANTISE else ():
                 self.job.store.remove(name)
+            if phase.is_round:
+                first = first_replayed(self.job.schedule, phase.turn)
+                needed = self._last_turns(first)
+                for turn in range(first):
+                    kept = {int(number) for number in np.flatnonzero(needed == turn)}
+                    self.job.messages.remove(turn_phase(self.job.schedule, turn), kept)
+
+    def _last_turns(self, turn: int) -> NDArray[np.int64]:
+        """Return for each region the last round up to a given one in which it did not rest; -1 outside the mask."""
+        last = np.full(len(self.job.regions), -1)
+        for now in range(turn + 1):
+            last[self._outcomes[now + 1] != CODES[RESTED]] = now
+        last[self.job.outside_regions] = -1
+        return last
 
     def _pack(self, numbers: list[int]) -> str:
         flags = np.zeros(len(self.job.regions), np.bool_)

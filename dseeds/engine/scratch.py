@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Regions, triple
-from dseeds.engine.phases import NUMBER, PARTS, QUANTISE, Phase, sweep_phase
-from dseeds.seeds import statistics_exchange
-from dseeds.seeds.block_histograms import histogram_dtype
-from dseeds.seeds.schedule import schedule
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error
-from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Codec, Layout, read_array, region_units, write_array
+from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout, read_array, write_array
 
-HISTOGRAM_CHUNK = 16
 CELL_CHUNK = 8
 # Ids in a block of a table, and blocks in a shard. A task reads only the blocks with its region's ids.
 ID_BLOCK, TABLE_SHARD = 1024, 256
-# Scratch is read many times and soon removed, so decoding speed counts for more than size.
-FAST_CODEC: Codec = "lz4"
-FAST_BIT_CODEC: Codec = "lz4-bits"
 
 
 @dataclass(frozen=True)
@@ -57,20 +49,12 @@ def box_from_slices(slices: tuple[slice, slice, slice]) -> Box:
     return Box(triple(side.start for side in slices), triple(side.stop for side in slices))
 
 
-class ScratchArray(NamedTuple):
-    """An array in scratch: the phase that writes it, and its layout."""
-
-    writer: Phase
-    layout: Layout
-
-
 @dataclass(frozen=True)
 class Scratch:
     """The arrays of a run in scratch, in a folder or a prefix in a bucket of its own; all are cut along regions."""
 
     address: str
     regions: Regions
-    channels: int = 1
 
     @property
     def place(self) -> Location:
@@ -78,46 +62,13 @@ class Scratch:
         return open_location(self.address)
 
     @cached_property
-    def layouts(self) -> dict[str, ScratchArray]:
-        """All arrays that a run may need and whose layout follows from the lattice, by name."""
-        lattice, cells = self.regions.lattice, self.regions.cells
-        grids = lattice.grids
-        units = [region_units(self.regions, grid) for grid in grids]
-        bins = Layout.cut(lattice.shape, np.uint8, units[-1], UNIT_CHUNK, FAST_BIT_CODEC)
-        arrays = {bins_name(channel): ScratchArray(QUANTISE, bins) for channel in range(self.channels)}
-        for level, grid in enumerate(grids[:-2]):
-            shape = (*grid.shape, 32 * self.channels)
-            layout = Layout.cut(shape, histogram_dtype(grid), (*units[level], shape[3]), HISTOGRAM_CHUNK, FAST_CODEC)
-            arrays[histograms_name(level)] = ScratchArray(QUANTISE, layout)
-        arrays |= self._round_arrays()
-        parts = Layout.cut(lattice.cells, np.uint32, cells, CELL_CHUNK)
-        offsets = Layout.cut(lattice.cells, np.uint64, cells, CELL_CHUNK)
-        numbers = Layout.cut(lattice.shape, lattice.label_dtype, units[-1], UNIT_CHUNK)
+    def layouts(self) -> dict[str, Layout]:
+        """The arrays that a mask makes necessary, by name: the parts of supervoxels in each cell, and before it."""
+        cells, region = self.regions.lattice.cells, self.regions.cells
         return {
-            **arrays,
-            "parts": ScratchArray(PARTS, parts),
-            "offsets": ScratchArray(PARTS, offsets),
-            "numbers": ScratchArray(NUMBER, numbers),
+            "parts": Layout.cut(cells, np.uint32, region, CELL_CHUNK),
+            "offsets": Layout.cut(cells, np.uint64, region, CELL_CHUNK),
         }
-
-    def _round_arrays(self) -> dict[str, ScratchArray]:
-        """Return the arrays of label codes and statistics."""
-        lattice, cells = self.regions.lattice, self.regions.cells
-        rounds = schedule(lattice, self.channels)
-        shell = statistics_exchange.shell_length(cells)
-        arrays = {}
-        for turn, round_ in enumerate(rounds):
-            grid, width = lattice.grids[round_.level], round_.bins
-            codes = Layout.cut(grid.shape, np.uint8, region_units(self.regions, grid), UNIT_CHUNK, FAST_CODEC)
-            statistics = Layout.cut((*lattice.cells, width), np.uint32, (*cells, width), CELL_CHUNK)
-            arrays[codes_name(turn)] = ScratchArray(sweep_phase(rounds, turn), codes)
-            arrays[statistics_name(turn)] = ScratchArray(Phase("merge", turn) if turn else QUANTISE, statistics)
-            if turn > 0:
-                writer = sweep_phase(rounds, turn - 1)
-                shells = Layout.cut((*self.regions.counts, shell, width), np.uint32, (1, 1, 1, shell, width), 1)
-                arrays[core_name(turn)] = ScratchArray(writer, statistics)
-                arrays[shells_name(turn)] = ScratchArray(writer, shells)
-        return arrays
 
     def create(self, layouts: Mapping[str, Layout]) -> None:
         """Create arrays, empty."""
@@ -151,8 +102,8 @@ def table_layout(ids: int) -> Layout:
 def parse_name(name: str) -> tuple[str, int]:
     """Split the name of an array into its kind and its channel, level or turn, which is 0 if it has none.
 
-    >>> parse_name("codes-03"), parse_name("numbers")
-    (('codes', 3), ('numbers', 0))
+    >>> parse_name("digits-1"), parse_name("parts")
+    (('digits', 1), ('parts', 0))
     """
     kind, _, index = name.partition("-")
     return kind, int(index or 0)
@@ -163,42 +114,9 @@ def source_name(channel: int) -> str:
     return f"source-{channel}"
 
 
-def bins_name(channel: int) -> str:
-    """Return the name of the bins of a channel, uint8, shape (z, y, x)."""
-    return f"bins-{channel}"
-
-
 def digits_name(turn: int) -> str:
     """Return the name of a window search pass's counts, shape (z, y, x, rows, 65536) with (z, y, x) in regions."""
     return f"digits-{turn}"
-
-
-def histograms_name(level: int) -> str:
-    """Return the name of the block histograms of a level but the two finest, shape (z, y, x, 32 a channel)."""
-    return f"histograms-{level}"
-
-
-def codes_name(turn: int) -> str:
-    """Return the name of the label codes after a round, uint8, shape (z, y, x) in units."""
-    return f"codes-{turn:02}"
-
-
-def statistics_name(turn: int) -> str:
-    """Return the name of the merged statistics before a round, uint32, shape (z, y, x, bins) in cells."""
-    return f"statistics-{turn:02}"
-
-
-def core_name(turn: int) -> str:
-    """Return the name of the regions' contributions to their own statistics before a round."""
-    return f"core-{turn:02}"
-
-
-def shells_name(turn: int) -> str:
-    """Return the name of the regions' contributions to their neighbours' statistics before a round.
-
-    The shape is (z, y, x, shell, bins) with (z, y, x) in regions.
-    """
-    return f"shells-{turn:02}"
 
 
 def table_name(level: int) -> str:

@@ -25,10 +25,7 @@ class StageTimer:
     @contextmanager
     def timed(self, stage: str) -> Iterator[Callable[..., None]]:
         """Measure a piece of a stage, and yield a function that counts one of its tasks as done."""
-        if stage not in self._reports:
-            self._reports[stage] = StageReport(stage)
-            if self.progress:
-                self.progress.begin(stage, self.totals[stage])
+        self._begin(stage)
 
         def advance(result: TaskResult | None = None) -> None:
             self._reports[stage] = self._reports[stage].with_task(result)
@@ -43,6 +40,24 @@ class StageTimer:
         finally:
             byte_counter.reset(token)
             self._add(stage, seconds=time.perf_counter() - start, read=counter.read, written=counter.written)
+        self._end(stage)
+
+    def count(self, stage: str, result: TaskResult, seconds: float) -> None:
+        """Count a task of a stage that overlaps with others as done, and what the stage takes of the time."""
+        self._begin(stage)
+        self._reports[stage] = self._reports[stage].with_task(result)
+        self._add(stage, seconds=seconds)
+        if self.progress:
+            self.progress.advance(stage)
+        self._end(stage)
+
+    def _begin(self, stage: str) -> None:
+        if stage not in self._reports:
+            self._reports[stage] = StageReport(stage)
+            if self.progress:
+                self.progress.begin(stage, self.totals[stage])
+
+    def _end(self, stage: str) -> None:
         report = self._reports[stage]
         # The last piece of a stage may have nothing to do.
         if self.progress and report.tasks + report.skipped >= self.totals[stage] and stage not in self._ended:

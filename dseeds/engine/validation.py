@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dseeds.core.checks import read_extents
-from dseeds.core.geometry import Lattice, check_shape
-from dseeds.engine.memory_model import TaskShape, choose_label_layout, choose_region_shape, shard_alignment
+from dseeds.core.geometry import Lattice, check_shape, triple
+from dseeds.engine.memory_model import (
+    TaskShape,
+    choose_label_layout,
+    choose_region_shape,
+    room_beside_tasks,
+    shard_alignment,
+)
 from dseeds.engine.run import (
     AUTO_MASK,
     SUFFIX,
@@ -127,6 +133,7 @@ def _specify(
         sources=_source_addresses(source, image),
         mask_address=None if mask is None else _address(options.mask) or mask.path,
         overwrite=overwrite,
+        memory=resources.memory,
     )
     # As it is read back from its file, to be compared with an earlier one.
     return RunSpec.from_document(json.loads(json.dumps(spec.to_document()))), resources
@@ -174,6 +181,13 @@ def task_shape(image: Image, parameters: LabelParameters) -> TaskShape:
         counted=query.needs_histogram,
         has_joins=parameters.min_size > 1 or parameters.levels > 0,
     )
+
+
+def resident_room(run: Run, capacity: Capacity) -> int:
+    """Return the bytes that states of regions may take in each worker between tasks."""
+    chunks = chunk_shapes(run.image, triple(run.labels_layout.chunk))
+    task = task_shape(run.image, run.spec.parameters)
+    return room_beside_tasks(run.spec.lattice, run.spec.region, task, capacity, chunks)
 
 
 def is_auto(mask: Any) -> bool:

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import dask
 import zarr
-from distributed import Client, LocalCluster, WorkerPlugin
+from distributed import Client, LocalCluster, SchedulerPlugin, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from dseeds._version import __version__
+from dseeds.core.formatting import format_bytes
 from dseeds.core.kernel_cache import compile_timer
 from dseeds.core.progress import Progress
 from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
@@ -36,10 +37,14 @@ def cluster_capacity(client: Client) -> Capacity:
 
     Raises a TimeoutError if it has no worker for two minutes.
     """
+    # An adaptive cluster starts its first worker when there is a task.
+    task = client.submit(int, key=f"dseeds-start-{uuid.uuid4().hex}", pure=False)
     try:
         client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
     except TimeoutError:
         raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s.") from None
+    finally:
+        client.cancel([task], force=True)
 
     # Nested functions are pickled by value, so these run where the package is missing too.
     def installed() -> str | None:
@@ -66,6 +71,29 @@ def cluster_capacity(client: Client) -> Capacity:
     limits = [limit for _, limit in workers if limit] or [MEMORY_LIMIT]
     threads = [n for n, _ in workers]
     return Capacity(len(workers), sum(threads), min(limits), max(threads))
+
+
+def explain_stall(client: Client) -> str:
+    """Return in a sentence why no task of a cluster ends, as far as its scheduler can tell."""
+
+    def workers_seen(dask_scheduler: Any) -> list[tuple[str, int, int, int]]:
+        return [
+            (state.status.name, int(state.metrics.get("memory", 0)), state.memory_limit or 0, len(state.processing))
+            for state in dask_scheduler.workers.values()
+        ]
+
+    workers = client.run_on_scheduler(workers_seen)
+    if not workers:
+        return "the cluster has no workers: start some, or stop and resume with others (--resume)"
+    paused = [worker for worker in workers if worker[0] == "paused"]
+    if len(paused) == len(workers):
+        _, used, limit, _ = max(paused, key=lambda worker: worker[1])
+        return (
+            f"all {len(workers)} workers are paused, because they use {format_bytes(used)} of {format_bytes(limit)}: "
+            f"give them more memory, or set distributed.worker.memory.pause to false for them"
+        )
+    busy = sum(processing > 0 for *_, processing in workers)
+    return f"{busy} of {len(workers)} workers are at work, {len(paused)} are paused"
 
 
 class ZarrSettings(WorkerPlugin):
@@ -97,6 +125,25 @@ class ZarrSettings(WorkerPlugin):
                 zarr.config.set(ZarrSettings._before)
 
 
+class LooseRestrictions(SchedulerPlugin):
+    """Lets tasks go to any worker if the one that they ask for is gone, as they allow.
+
+    Dask itself leaves a task waiting for ever that loses its worker while there is no other.
+    """
+
+    def __init__(self) -> None:
+        # A name per run, as above.
+        self.name = f"dseeds-restrictions-{uuid.uuid4().hex}"
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        """Free the tasks that could not run before this worker came."""
+        for task in scheduler.unrunnable:
+            if task.loose_restrictions and not any(
+                name in scheduler.workers for name in task.worker_restrictions or ()
+            ):
+                task.worker_restrictions = set()
+
+
 class CompileNotice(WorkerPlugin):
     """Has workers in processes of their own send an event when they begin to compile kernels."""
 
@@ -112,7 +159,7 @@ class CompileNotice(WorkerPlugin):
 def connect(client: Client | None, capacity: Capacity, progress: Progress | None) -> Iterator[Client]:
     """Yield the user's client, or one of a local cluster that is closed at the end."""
     if client is not None:
-        with _zarr_settings(client):
+        with _plugins(client):
             yield client
         return
     with ExitStack() as stack:
@@ -136,7 +183,7 @@ def connect(client: Client | None, capacity: Capacity, progress: Progress | None
                 )
             )
         own = stack.enter_context(Client(cluster, set_as_default=False))
-        stack.enter_context(_zarr_settings(own))
+        stack.enter_context(_plugins(own))
         # The user is told as if this process compiled.
         own.subscribe_topic(COMPILING, lambda event: compile_timer.on_start())
         own.register_plugin(CompileNotice())
@@ -177,11 +224,13 @@ def _without_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _zarr_settings(client: Client) -> Iterator[None]:
-    settings = ZarrSettings()
+def _plugins(client: Client) -> Iterator[None]:
+    settings, restrictions = ZarrSettings(), LooseRestrictions()
     client.register_plugin(settings)
+    client.register_plugin(restrictions)
     try:
         yield
     finally:
         if client.status == "running":
             client.unregister_worker_plugin(settings.name)
+            client.unregister_scheduler_plugin(restrictions.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 RETRIES = 2
 # Tasks in flight for each thread: their results wait to be fetched.
 TASKS_PER_THREAD = 4
+# How long no task may end before it is said why, and how often it is looked whether one has.
+STALL_SECONDS, POLL_SECONDS = 60.0, 0.1
 
 
 class TaskPool(ABC):
@@ -101,10 +104,14 @@ class ClusterTasks(TaskPool):
     # Return the key of a task on the cluster, and the function's arguments.
     key: Callable[[Any], str]
     arguments: Callable[[Any], tuple[Any, ...]]
+    # Return the address of the worker that is to perform a task if it can; an empty one if it does not matter.
+    worker: Callable[[Any], str] = lambda _: ""
     # Tasks in flight for each thread of the cluster, and how often Dask tries a task again.
     per_thread: int = TASKS_PER_THREAD
     retries: int = RETRIES
     after_cancel: Callable[[], None] = lambda: None
+    # Called with the seconds since a task ended, every `STALL_SECONDS` in which none does.
+    on_stall: Callable[[float], None] = lambda _: None
     limit: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,18 +122,38 @@ class ClusterTasks(TaskPool):
 
     @override
     def submit(self, tasks: list[Any]) -> list[Any]:
-        if not tasks:
-            return []
-        columns = list(zip(*map(self.arguments, tasks), strict=True))
-        # One message to the scheduler: one for each task costs as much as the task itself.
-        futures = self.client.map(
-            self.function, *columns, key=list(map(self.key, tasks)), pure=False, retries=self.retries
-        )
+        groups: dict[str, list[int]] = {}
+        for place, task in enumerate(tasks):
+            groups.setdefault(self.worker(task), []).append(place)
+        futures: list[Any] = [None] * len(tasks)
+        for worker, places in groups.items():
+            group = [tasks[place] for place in places]
+            columns = list(zip(*map(self.arguments, group), strict=True))
+            # One message to the scheduler: one for each task costs as much as the task itself.
+            submitted = self.client.map(
+                self.function,
+                *columns,
+                key=list(map(self.key, group)),
+                pure=False,
+                retries=self.retries,
+                workers=[worker] if worker else None,
+                allow_other_workers=bool(worker),
+            )
+            for place, future in zip(places, submitted, strict=True):
+                futures[place] = future
         self._completed.update(futures)
-        return list(futures)
+        return futures
 
     @override
     def wait(self, futures: Iterable[Any]) -> list[Any]:
+        begin, told = time.monotonic(), 0.0
+        while not self._completed.has_ready():
+            with self._completed.thread_condition:
+                self._completed.thread_condition.wait(POLL_SECONDS)
+            waited = time.monotonic() - begin
+            if waited > told + STALL_SECONDS:
+                told = waited
+                self.on_stall(waited)
         return list(self._completed.next_batch())
 
     @override

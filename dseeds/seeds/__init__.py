@@ -7,9 +7,8 @@ The terms (cell, unit, home, owner, round, halo) are defined in docs/algorithm.m
 2. Count the histograms of the blocks: `block_histograms`.
 3. List the rounds and score their candidates: `schedule`, `scores`.
 4. Move the units in rounds: `rounds`.
-5. Add up the statistics of the regions after each round: `statistics_exchange`.
-6. Turn the codes into labels, one for each component under a mask: `kernels.label_codes`, `kernels.mask_components`.
-7. Join small supervoxels and build coarser levels, on the region adjacency graph: `contact_graph`, `min_size`,
+5. Turn the codes into labels, one for each component under a mask: `kernels.label_codes`, `kernels.mask_components`.
+6. Join small supervoxels and build coarser levels, on the region adjacency graph: `contact_graph`, `min_size`,
    `hierarchy`.
 
 `in_memory` does all steps for a volume in memory; `dseeds.engine` does them region by region. `kernels` holds the

@@ -35,21 +35,23 @@ def level_histograms(bins: NDArray[np.uint8], grid: Grid, box: Box) -> NDArray[A
 
 def coarsen_level(finer: NDArray[Any], fine: Grid, box: Box, coarse: Grid) -> NDArray[Any]:
     """Add up the histograms of the blocks in a box of whole cells to those of a coarser grid."""
-    parents = per_axis(p[a:h] - p[a] for p, a, h in zip(fine.parents(coarse), box.lo, box.hi, strict=True))
+    parents = per_axis(p - p[0] for p in fine.parents(coarse, box))
     histograms = np.zeros((*(p[-1] + 1 for p in parents), finer.shape[3]), histogram_dtype(coarse))
     coarsen_histograms(finer, parents, histograms)
     return histograms
 
 
-def stored_histograms(lattice: Lattice, bins: NDArray[np.uint8], region: Box) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield the blocks' histograms in a box of cells, from the finest level to the coarsest, with the level's number.
+def stored_histograms(
+    lattice: Lattice, bins: NDArray[np.uint8], region: Box, coarsest: int = 0
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield the blocks' histograms in a box of cells, from the finest level to a coarsest, with the level's number.
 
     The two finest levels have none. `bins` are the region's voxels, a window of `kernels.layout` for each channel;
     histograms are unsigned integers, shape (z, y, x, channels * 32).
     """
     finest = len(lattice.grids) - 3
     values: NDArray[Any] = bins
-    for level in range(finest, -1, -1):
+    for level in range(finest, coarsest - 1, -1):
         grid = lattice.grids[level]
         if level == finest:
             values = level_histograms(bins, grid, grid.units_of(region))

@@ -37,6 +37,11 @@ class Round:
         return COLOURS * self.sweeps + self.rim
 
     @property
+    def window_halo(self) -> int:
+        """The halo of a region's window: even, so that blocks of two voxels and voxels can share a window."""
+        return self.halo + self.halo % 2
+
+    @property
     def rim(self) -> int:
         """The number of units around a region that have to be exact as well: a block that moves marks its neighbours.
 
@@ -78,3 +83,20 @@ def may_rest(rounds: tuple[Round, ...], turn: int) -> bool:
         return False
     same = rounds[turn] in rounds[turn - 2 : turn]
     return same and (turn + 1 == len(rounds) or rounds[turn + 1].bins == rounds[turn].bins)
+
+
+def keeps_checkpoint(rounds: tuple[Round, ...], turn: int) -> bool:
+    """Return whether the state after a round is stored in any case: of blocks, which are few, and of every other round.
+
+    What is lost with a worker is then made again from at most two rounds ago.
+    """
+    return rounds[turn].weight is None or (len(rounds) - 1 - turn) % 2 == 0
+
+
+def first_replayed(rounds: tuple[Round, ...], turn: int) -> int:
+    """Return the first round whose messages are needed once a round is done everywhere: the last checkpoint but one.
+
+    The last checkpoint may turn out to be damaged.
+    """
+    checkpoints = [t for t in range(turn + 1) if keeps_checkpoint(rounds, t)]
+    return checkpoints[-2] if len(checkpoints) > 1 else 0

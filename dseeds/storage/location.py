@@ -55,8 +55,8 @@ class Location(Protocol):
     def read_part(self, key: str, begin: int, end: int) -> bytes:
         """Read the bytes of a file from `begin` up to `end`; raise FileNotFoundError if it does not exist."""
 
-    def write(self, key: str, data: bytes) -> None:
-        """Write or replace a file atomically."""
+    def write(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        """Write or replace a file atomically; if it is not `durable`, a power cut may lose or tear it."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a file atomically unless it exists; of several concurrent calls, exactly one returns True."""
@@ -150,9 +150,9 @@ class LocalLocation(Location):
             return file.read(end - begin)
 
     @override
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes, *, durable: bool = True) -> None:
         target = self.path / key
-        with _partial(target, data) as partial:
+        with _partial(target, data, durable) as partial:
             partial.replace(target)
 
     @override
@@ -209,7 +209,7 @@ class LocalLocation(Location):
 
 
 @contextmanager
-def _partial(target: Path, data: bytes) -> Iterator[Path]:
+def _partial(target: Path, data: bytes, durable: bool = True) -> Iterator[Path]:
     """Write data to a temporary file beside its target, and remove that file unless it has been moved."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
@@ -218,7 +218,7 @@ def _partial(target: Path, data: bytes) -> Iterator[Path]:
             file.write(data)
             file.flush()
             # A power cut cannot tear an empty file, and there are many empty markers.
-            if data:
+            if data and durable:
                 os.fsync(file.fileno())
         yield partial
     finally:
@@ -263,7 +263,7 @@ class RemoteLocation(Location):
             return get_range(self._store, self._key(key), begin, end)
 
     @override
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes, *, durable: bool = True) -> None:
         with describe_store_error(self.address):
             put_object(self._store, self._key(key), data)
 

@@ -1,8 +1,8 @@
 """Overhead of the out-of-core run over its kernels, by round: ``python tests/benchmarks/overhead.py [SOURCE]``.
 
-Workers have one thread each, and every second of a worker counts once: as kernel, as I/O with its codecs, as other work
-of a task, or as idle, while the worker waits for the scheduler or for the last task of a stage. A round includes the
-merge before it. All kernels are compiled before. The overhead is everything but the kernels, relative to the kernels.
+Workers have one thread each, and every second of a worker counts once: as kernel, as reading or writing messages, as
+reading the source or writing the labels, as other work of a task, or as idle, from the end of the task before to the
+begin of a task. All kernels are compiled before. The overhead is everything but the kernels, relative to the kernels.
 """
 
 from __future__ import annotations
@@ -22,39 +22,46 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 import dseeds
-from dseeds.engine import label_tasks, scratch, tasks
+from dseeds.engine import label_tasks, region_state, tasks
 from dseeds.engine.dask_runner import StageRunner
+from dseeds.engine.job import Job
+from dseeds.engine.messages import MessageLog
 from dseeds.engine.phases import Phase
 from dseeds.phantom import phantom, write_phantom
 from dseeds.seeds import block_histograms, rounds
+from dseeds.storage.label_group import LabelGroup
 
-KINDS = ("kernel", "io", "other")
-COLUMNS = ("wall", *KINDS, "idle", "overhead")
+KINDS = ("kernel", "read", "write", "volumes", "other", "idle")
+COLUMNS = (*KINDS, "overhead")
+ALL = "all tasks"
 
 Seconds = Counter[tuple[str, str]]
 
-# Functions, in the modules where their callers look them up, and the kind of their time.
-TIMED = (
+# Functions, where their callers look them up, and the kind of their time. None of them calls another one.
+TIMED: tuple[tuple[Any, str, str], ...] = (
     (rounds, "sweep_window", "kernel"),
     (rounds, "count_statistics", "kernel"),
     (block_histograms, "level_histograms", "kernel"),
     (block_histograms, "coarsen_level", "kernel"),
-    (tasks, "quantise_box", "kernel"),
+    (region_state, "quantise_box", "kernel"),
     (label_tasks, "write_global_labels", "kernel"),
-    (scratch, "read_array", "io"),
-    (scratch, "write_array", "io"),
+    (MessageLog, "read", "read"),
+    (MessageLog, "publish", "write"),
+    (Job, "read_image", "volumes"),
+    (LabelGroup, "write", "volumes"),
 )
 
 
 class Clocks(WorkerPlugin):
-    """A worker plug-in that times tasks, with their kernels, reads and writes, by round."""
+    """A worker plug-in that times tasks, with their kernels, messages and volumes, by round."""
 
     name = "clocks"
 
     def setup(self, worker: Any) -> None:
         """Wrap the timed functions in the worker's process."""
         worker.clocks = seconds = Counter()
-        current = [""]
+        current = ""
+        ended = float("inf")
 
         def timed(function: Callable, kind: str) -> Callable:
             @wraps(function)
@@ -64,42 +71,46 @@ class Clocks(WorkerPlugin):
                     return function(*args, **options)
                 finally:
                     spent = time.perf_counter() - start
-                    seconds[current[0], kind] += spent
-                    seconds[current[0], "other"] -= spent
+                    seconds[current, kind] += spent
+                    seconds[current, "other"] -= spent
 
             return call
 
         def task(function: Callable) -> Callable:
             @wraps(function)
             def call(job: Any, phase: Phase, *args: Any) -> Any:
-                current[0], start = key(phase), time.perf_counter()
+                nonlocal current, ended
+                current, start = key(phase), time.perf_counter()
+                # Before the first task of a run, its volume is opened.
+                seconds[current, "idle"] += max(0.0, start - ended) if seconds else 0.0
                 try:
                     return function(job, phase, *args)
                 finally:
-                    seconds[current[0], "other"] += time.perf_counter() - start
+                    ended = time.perf_counter()
+                    seconds[current, "other"] += ended - start
 
             return call
 
-        for module, name, kind in TIMED:
-            setattr(module, name, timed(getattr(module, name), kind))
+        for owner, name, kind in TIMED:
+            setattr(owner, name, timed(getattr(owner, name), kind))
         tasks.perform_task = task(tasks.perform_task)
 
 
 def key(phase: Phase) -> str:
     """Return a round's number, or another stage's name."""
-    return f"round {phase.turn:2}" if phase.stage.startswith(("sweep", "merge")) else phase.stage
+    return f"round {phase.turn:2}" if phase.is_round else phase.stage
 
 
 @contextmanager
-def timed_stages() -> Iterator[Counter[str]]:
-    """Yield the wall seconds of every stage, as this process measures them."""
-    seconds: Counter[str] = Counter()
+def timed_stages() -> Iterator[list[float]]:
+    """Yield a list to which the wall seconds of all tasks are added, as this process measures them."""
+    seconds: list[float] = []
     run = StageRunner.run
 
-    def timed(self: StageRunner, phase: Phase, *args: Any, **options: Any) -> None:
+    def timed(self: StageRunner, *args: Any) -> None:
         start = time.perf_counter()
-        run(self, phase, *args, **options)
-        seconds[key(phase)] += time.perf_counter() - start
+        run(self, *args)
+        seconds.append(time.perf_counter() - start)
 
     StageRunner.run = timed
     try:
@@ -108,20 +119,26 @@ def timed_stages() -> Iterator[Counter[str]]:
         StageRunner.run = run
 
 
-def measure(client: Client, source: Any, step: int, folder: str) -> tuple[dict[str, dict[str, float]], dseeds.Report]:
-    """Run once; return the seconds of every round and every other stage."""
+def measure(client: Client, source: Any, step: int, folder: str) -> tuple[dict[str, Any], dseeds.Report]:
+    """Run once; return the wall seconds of all tasks, and what the workers did in every round and other stage."""
     client.run(lambda dask_worker: dask_worker.clocks.clear())
     with timed_stages() as walls:
         report = dseeds.segment(source, f"{folder}/labels.zarr", step=step, client=client, overwrite=True)
     busy: Seconds = sum(client.run(lambda dask_worker: dask_worker.clocks).values(), Counter())
-    rows = {name: {"wall": wall, **{kind: busy[name, kind] for kind in KINDS}} for name, wall in walls.items()}
+    names = dict.fromkeys(name for name, _ in busy)
+    rows = {name: {kind: busy[name, kind] for kind in KINDS} for name in sorted(names, key=order)}
+    rows[ALL] = {kind: sum(row[kind] for row in rows.values()) for kind in KINDS}
+    # Also what passed before the first and after the last task of a worker.
+    rows[ALL]["idle"] = sum(walls) * report.workers - sum(rows[ALL][kind] for kind in KINDS if kind != "idle")
     for row in rows.values():
-        row["idle"] = row["wall"] * report.workers - sum(row[kind] for kind in KINDS)
-    names = [name for name in rows if name.startswith("round")]
-    rows["all rounds"] = {column: sum(rows[name][column] for name in names) for column in COLUMNS[:-1]}
-    for row in rows.values():
-        row["overhead"] = row["wall"] * report.workers / max(row["kernel"], 1e-9) - 1
-    return rows, report
+        # Stages without kernels have none.
+        row["overhead"] = sum(row[kind] for kind in KINDS) / row["kernel"] - 1 if row["kernel"] else 0.0
+    return {"wall": sum(walls), "rows": rows}, report
+
+
+def order(name: str) -> tuple[int, str]:
+    """Return the place of a stage or round in a table."""
+    return {"window": 0, "quantise": 1, "label": 3}.get(name, 2), name
 
 
 def main() -> None:
@@ -130,7 +147,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=768, help="voxels along each axis of the phantom")
     parser.add_argument("--step", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--memory", default="1GiB")
+    parser.add_argument("--memory", default="4GiB", help="of each worker")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
     with (
@@ -142,7 +159,7 @@ def main() -> None:
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         source = arguments.source
         if source is None:
@@ -156,13 +173,14 @@ def main() -> None:
         dseeds.segment(
             small.astype(image.dtype), f"{folder}/small.zarr", step=arguments.step, region=arguments.step, client=client
         )
-        rows, report = measure(client, source, arguments.step, folder)
+        figures, report = measure(client, source, arguments.step, folder)
     print(report)
     print(f"{'seconds':<16}" + "".join(f"{column:>10}" for column in COLUMNS))
-    for name, row in rows.items():
+    for name, row in figures["rows"].items():
         print(f"{name:<16}" + "".join(f"{row[column]:>10.2f}" for column in COLUMNS))
+    print(f"{figures['wall']:.2f} s for all tasks on {report.workers} workers")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": rows, "report": report.to_dict()}, indent=2))
+        arguments.json.write_text(json.dumps({**figures, "report": report.to_dict()}, indent=2))
 
 
 if __name__ == "__main__":

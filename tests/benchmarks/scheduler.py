@@ -1,7 +1,7 @@
-"""Time and memory of a task apart from its kernel: ``python tests/benchmarks/scheduler.py``.
+"""Time and memory of a task apart from its work: ``python tests/benchmarks/scheduler.py``.
 
-The tasks of very many regions only write their markers, on a local cluster with the scheduler and the client in this
-process. Everything else is real: the run's state, the journal, the bounded submission of tasks.
+The tasks of very many regions only publish empty messages, on a local cluster with the scheduler and the client in this
+process. Everything else is real: the state of the run, the pipeline, the journal, the bounded submission of tasks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,21 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 from dseeds.core.progress import Progress
-from dseeds.engine import tasks
+from dseeds.engine import driver, tasks
 from dseeds.engine.dask_runner import StageRunner
-from dseeds.engine.driver import run_phase
-from dseeds.engine.job import Job
+from dseeds.engine.history import ALL, MOVED
+from dseeds.engine.job import Job, RegionInput
 from dseeds.engine.journal import Journal
+from dseeds.engine.phases import LABEL, QUANTISE, Phase
+from dseeds.engine.pipeline import Pipeline
 from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.io import open_image
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.storage.label_group import LabelGroup
 from dseeds.storage.location import open_location
 
-CELL = 16
+# Cells of two voxels have no blocks, so there are only the rounds of voxels. A region affects only those around it.
+STEP, CELLS = 2, 8
 
 
 class EmptyTasks(WorkerPlugin):
@@ -41,39 +45,44 @@ class EmptyTasks(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Replace the functions of the tasks in the worker's process."""
-        tasks._TASKS.update(dict.fromkeys(tasks._TASKS, empty_task))
+        tasks._TASKS.update({stage: partial(empty_task, stage) for stage in tasks._TASKS})
 
 
-def empty_task(_job: Job, _number: int, _turn: int, _inputs: Any) -> str:
-    """Return the outcome of a region in which nothing moved."""
-    return "all"
+def empty_task(stage: str, job: Job, number: int, turn: int, _input: RegionInput) -> str:
+    """Publish an empty message of a region in which something moved."""
+    if stage == LABEL.stage:
+        return "labelled"
+    phase = Phase(stage, turn)
+    outcome = ALL if phase == QUANTISE else MOVED
+    job.messages.publish(phase, number, outcome, {})
+    return outcome
 
 
 def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
-    """Run about ``regions`` regions through the two phases of a constant volume; return time and memory."""
-    side = round(regions ** (1 / 3))
-    shape = (side * CELL,) * 3
+    """Take about ``regions`` regions through all their phases; return time and memory."""
+    shape = (round(regions ** (1 / 3)) * CELLS * STEP,) * 3
     # An array without stored chunks.
-    image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELL,) * 3)
+    image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELLS * STEP,) * 3)
     address = str(folder)
     labels = (LabelGroup(open_location(address)),)
-    job = Job(open_image(image), shape, (CELL,) * 3, (1, 1, 1), address, Journal(address, "run"), labels)
-    state = RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 0.0)]), ImageQuery())
+    job = Job(open_image(image), shape, (STEP,) * 3, (CELLS,) * 3, address, Journal(address, "run"), labels)
+    state = RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 1.0)]), ImageQuery())
     process, samples = psutil.Process(), []
     with (
         LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(EmptyTasks())
-        totals = {str(phase): len(job.regions) for phase in state.phases}
+        phases = state.phases
+        totals = {phase.stage: len(job.regions) * sum(p.stage == phase.stage for p in phases) for phase in phases}
         runner = StageRunner(totals, Sampler(lambda: samples.append(process.memory_info().rss)), client=client)
         start = time.perf_counter()
-        while (phase := state.current) is not None:
-            state.close(phase, run_phase(state, phase, runner, repair=None))
+        pipeline = Pipeline(state, runner, holders={})
+        runner.run(pipeline, driver._arguments(state, pipeline.is_marked), refuse_repair)
         seconds = time.perf_counter() - start
-    count = 2 * len(job.regions)
+    count = sum(report.tasks for report in runner.reports())
     return {
         "regions": len(job.regions),
         "tasks": count,
@@ -82,6 +91,11 @@ def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
         "growth_bytes": max(samples) - samples[len(samples) // 10],
         "peak_bytes": max(samples),
     }
+
+
+def refuse_repair(damage: Exception) -> None:
+    """Raise the damage: there is none to repair here."""
+    raise damage
 
 
 class Sampler(Progress):

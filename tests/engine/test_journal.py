@@ -8,18 +8,7 @@ from hypothesis import strategies as st
 
 from dseeds.core.geometry import Lattice
 from dseeds.engine.journal import Journal
-from dseeds.engine.phases import (
-    GRAPH,
-    HISTOGRAM,
-    LABEL,
-    MASK,
-    NUMBER,
-    PARTS,
-    QUANTISE,
-    Phase,
-    round_phases,
-    sweep_phase,
-)
+from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, PARTS, QUANTISE, Phase, turn_phase
 from dseeds.engine.tasks import _TASKS
 from dseeds.seeds.schedule import schedule
 
@@ -29,15 +18,13 @@ PHASES = [
     Phase("window", 0),
     Phase("window", 3),
     HISTOGRAM,
-    QUANTISE,
-    *round_phases(ROUNDS),
+    *(turn_phase(ROUNDS, turn) for turn in range(-1, len(ROUNDS))),
     PARTS,
-    NUMBER,
     GRAPH,
     LABEL,
 ]
-# All words that tasks say.
-FOUND = ("inside", "outside", "counted", "all", "part", "nothing", "moved", "still", "merged", "labelled", "imported")
+# All words that tasks say and do not publish with a message.
+FOUND = ("inside", "outside", "counted", "tabulated", "labelled")
 
 
 def test_phases_have_names_of_their_own_and_tasks():
@@ -45,12 +32,12 @@ def test_phases_have_names_of_their_own_and_tasks():
     assert {phase.stage for phase in PHASES} == set(_TASKS)
 
 
-def test_rounds_alternate_with_merging():
-    phases = round_phases(ROUNDS)
-    assert phases[::2] == [sweep_phase(ROUNDS, turn) for turn in range(len(ROUNDS))]
-    assert phases[1::2] == [Phase("merge", turn) for turn in range(1, len(ROUNDS))]
-    assert {phase.stage == "sweep-blocks" for phase in phases[::2]} == {True, False}
-    assert round_phases(()) == []
+def test_rounds_follow_quantising():
+    phases = [turn_phase(ROUNDS, turn) for turn in range(-1, len(ROUNDS))]
+    assert phases[0] == QUANTISE
+    assert not QUANTISE.is_round
+    assert all(phase.is_round and phase.turn == turn for turn, phase in enumerate(phases[1:]))
+    assert [phase.stage == "sweep-voxels" for phase in phases[1:]] == [round_.weight is not None for round_ in ROUNDS]
 
 
 @given(st.dictionaries(st.integers(0, 10**9), st.sampled_from(FOUND), max_size=20), st.sampled_from(PHASES))

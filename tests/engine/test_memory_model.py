@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from dseeds.core.geometry import Lattice, Regions
 from dseeds.engine.driver import begin_labels
-from dseeds.engine.memory_model import TaskShape, choose_region_shape, stage_bytes, task_bytes, worker_bytes
+from dseeds.engine.memory_model import (
+    DEFAULT_CHUNKS,
+    TaskShape,
+    choose_region_shape,
+    resident_bytes,
+    room_beside_tasks,
+    stage_bytes,
+    state_bytes,
+    task_bytes,
+    worker_bytes,
+)
 from dseeds.engine.run import RunOptions, chunk_shapes
 from dseeds.engine.source_import import import_source
 from dseeds.engine.tasks import perform_task
@@ -156,6 +166,19 @@ def test_regions_fit_the_workers(lattice, itemsize, number, threads, data):
     # More memory never makes them smaller.
     richer = choose_region_shape(lattice, TaskShape(itemsize), workers(4 * memory, number, threads))
     assert all(r >= k for r, k in zip(richer, cells, strict=True))
+
+
+@settings(max_examples=20)
+@given(cuts(), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+def test_with_the_memory_that_keeps_all_regions_there_is_room_for_them(cut, channels, number, threads):
+    lattice, cells = cut
+    task = TaskShape(2 * channels, channels)
+    needed = resident_bytes(lattice, cells, task, workers(0, number, threads), DEFAULT_CHUNKS)
+    states = state_bytes(lattice, cells, task) * -(-len(Regions(lattice, cells)) // number)
+    room = room_beside_tasks(lattice, cells, task, workers(needed + 2, number, threads), DEFAULT_CHUNKS)
+    assert states <= room <= states + 4
+    # A state holds the bins and the codes of its region at least.
+    assert state_bytes(lattice, cells, task) >= (channels + 1) * min(prod(lattice.shape), prod(cells))
 
 
 @settings(max_examples=60)

@@ -93,7 +93,7 @@ def test_where_regions_rest_less_is_done_than_planned(client, tmp_path):
     assert report.skipped
     for planned, done in zip(plan.stages, report.stages, strict=True):
         assert planned.tasks == done.tasks + done.skipped
-        assert (planned.read > done.read) == bool(done.skipped) or planned.name in ("merge", "label")
+        assert (planned.read > done.read) == bool(done.skipped) or planned.name == "label"
 
 
 class Peak:
@@ -276,6 +276,22 @@ def test_both_on_one_disk_are_added_up(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="free"):
         dseeds.segment(image, target, step=4)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_says_whether_regions_stay_in_memory(tmp_path):
+    """With the memory that it names, they do; with a little less, they do not."""
+    image = np.broadcast_to(np.uint16(1), (300, 300, 300))
+    arguments = {"step": 8, "region": 64, "workers": 2, "calibrate": False}
+    plan = dseeds.plan(image, tmp_path / "labels.zarr", memory="8GiB", **arguments)
+    assert plan.worker_memory < plan.resident_memory < plan.worker_limit
+    assert "so they stay in memory" in str(plan)
+    for memory, is_resident in ((plan.resident_memory, True), (plan.resident_memory - (1 << 20), False)):
+        again = dseeds.plan(image, tmp_path / "labels.zarr", memory=memory, **arguments)
+        assert again.resident_memory == plan.resident_memory
+        assert ("so they stay in memory" in str(again)) == is_resident
+        assert ("stored after each round and loaded again" in str(again)) != is_resident
+    # In this process there are no regions.
+    assert dseeds.plan(np.zeros((8, 8, 8)), tmp_path / "labels.zarr", calibrate=False).resident_memory == 0
 
 
 # The command line.

@@ -6,71 +6,54 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dseeds.core.geometry import Window
-from dseeds.engine.job import Job
-from dseeds.engine.journal import Journal
-from dseeds.engine.phases import LABEL, QUANTISE, Phase
-from dseeds.engine.run_state import ImageQuery, RunState
-from dseeds.engine.scratch import bins_name, codes_name, core_name, digits_name, shells_name, statistics_name
+from dseeds.engine.history import ALL, MOVED, NOTHING_INSIDE, PART, RESTED, STILL
+from dseeds.engine.messages import Part
+from dseeds.engine.phases import LABEL, QUANTISE, Phase, turn_phase
+from dseeds.engine.run_state import ImageQuery
+from dseeds.engine.scratch import digits_name
 from dseeds.engine.tasks import perform_task
-from dseeds.io import ArraySource, Image
-from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
-from dseeds.seeds.schedule import may_rest
-from dseeds.storage.label_group import LabelGroup
-from dseeds.storage.location import open_location
+from dseeds.seeds.order_statistics import NoFiniteValues
+from dseeds.seeds.schedule import keeps_checkpoint
 from tests.support.intensities import intensity_window
+from tests.support.regions import job_in, replayed_state, rests, within
 
-WORDS = {"quantise": "all", "label": "labelled", "merge": "merged", "window": "counted"}
-WINDOW = (0.0, 1.0)
-
-
-def job_in(folder, shape, step=(4, 4, 4), region=(2, 2, 2), image=None):
-    return Job(
-        Image((ArraySource(np.broadcast_to(np.uint16(1), shape) if image is None else image),)),
-        shape,
-        step,
-        region,
-        f"{folder}/scratch",
-        Journal(str(folder), "0123"),
-        (LabelGroup(open_location(f"{folder}/labels")),),
-    )
-
-
-def replayed_state(job, window=WINDOW):
-    run_state = RunState(job, WindowSearch(job.source.dtypes, [window]), ImageQuery())
-    run_state.replay()
-    return run_state
+WORDS = {"quantise": ALL, "label": "labelled", "window": "counted"}
 
 
 @contextmanager
-def new_state(*arguments, **options):
+def new_state(*arguments, query=None, **options):
     with TemporaryDirectory() as folder:
-        yield replayed_state(job_in(folder, *arguments, **options))
+        yield replayed_state(job_in(folder, *arguments, **options), query=query)
 
 
 def summary(run_state):
+    turns, regions = range(-1, len(run_state.job.schedule)), range(len(run_state.job.regions))
     return (
         run_state.done,
         run_state.phases,
         run_state.job.windows,
+        run_state.job.masked,
         run_state.search,
-        [flags.tolist() for flags in run_state._swept],
-        [flags.tolist() for flags in run_state._moved],
+        [[run_state.outcome(turn, number) for number in regions] for turn in turns],
     )
 
 
-def walk(run_state, chance, moving):
+def walk(run_state, chance, moving, inside=1.0):
     """Go through all phases as if tasks were done, with random regions that move; yield at each before it is closed."""
     while (phase := run_state.current) is not None:
         yield phase
-        if phase.stage.startswith("sweep"):
-            marks = {n: "moved" if chance.random() < moving else "still" for n in run_state.regions(phase)}
-        else:
-            marks = dict.fromkeys(run_state.regions(phase), WORDS[phase.stage])
+        marks = dict.fromkeys(run_state.regions(phase), WORDS.get(phase.stage))
+        if phase.is_round:
+            marks = {n: MOVED if chance.random() < moving else STILL for n in marks}
+        elif phase == QUANTISE and inside < 1:
+            marks = {n: PART if n == 0 or chance.random() < inside else NOTHING_INSIDE for n in marks}
         run_state.close(phase, marks)
+        if phase.stage == "sweep-voxels" and run_state.query.may_be_masked and run_state.current.stage == "parts":
+            # What comes then needs codes.
+            return
 
 
 shapes = st.tuples(st.integers(4, 6), st.integers(4, 10), st.integers(30, 70))
@@ -78,121 +61,126 @@ cuts = st.sampled_from([(1, 1, 1), (2, 2, 2), (4, 1, 3), (9, 9, 1)])
 steps = st.sampled_from([(4, 4, 4), (8, 8, 8), (3, 8, 5)])
 cases = st.tuples(shapes, steps, cuts)
 moving = st.sampled_from([0, 0.02, 0.3, 1])
+masked = st.sampled_from([1, 0.5])
+LONG = ((4, 4, 160), (4, 4, 4), (1, 1, 1))
+
+
+def query_of(inside):
+    return ImageQuery(may_be_masked=inside < 1)
 
 
 @settings(max_examples=8)
-@given(cases, moving, st.integers(0, 2**32))
-def test_replayed_it_is_the_same(case, share, seed):
-    with new_state(*case) as run_state:
-        for phase in walk(run_state, np.random.default_rng(seed), share):
-            again = replayed_state(run_state.job)
+@given(cases, moving, masked, st.integers(0, 2**32))
+@example(LONG, 0.02, 1, 0)
+def test_replayed_it_is_the_same(case, share, inside, seed):
+    with new_state(*case, query=query_of(inside)) as run_state:
+        for phase in walk(run_state, np.random.default_rng(seed), share, inside):
+            again = replayed_state(run_state.job, query=run_state.query)
             assert summary(again) == summary(run_state)
             assert again.current == phase
             assert again.regions(phase) == run_state.regions(phase)
-        assert replayed_state(run_state.job).current is None
 
 
 @settings(max_examples=8)
 @given(cases, moving, st.integers(0, 2**32))
-def test_who_rests_and_what_it_wrote_last(case, share, seed):
+@example(LONG, 0.02, 0)
+def test_who_rests_and_what_it_published_last(case, share, seed):
     """By definition: a region works unless nothing within reach has moved in the last two rounds."""
     with new_state(*case) as run_state:
-        job, moved, last = run_state.job, [], {}
+        job, last, rounds = run_state.job, {}, len(run_state.job.schedule)
+        numbers = range(len(job.regions))
         for phase in walk(run_state, np.random.default_rng(seed), share):
-            turn = len(job.schedule) if phase == LABEL else phase.turn
-            if phase.stage == "merge" or phase == LABEL:
-                moved.append(run_state._moved[-1])
-                last.update(dict.fromkeys(np.flatnonzero(run_state._swept[-1]).tolist(), turn - 1))
-            if phase.stage.startswith("sweep"):
-                assert run_state.regions(phase) == [n for n in range(len(job.regions)) if works(job, turn, n, moved)]
+            turn = rounds if phase == LABEL else phase.turn
+            if phase.is_round:
+                resting = {n for n in numbers if rests(job, turn, n, lambda t, n: run_state.outcome(t, n) == MOVED)}
+                assert run_state.regions(phase) == [n for n in numbers if n not in resting]
+                assert {n for n in numbers if run_state.rests(turn, n)} == resting
             if phase != QUANTISE:
-                for number in {0, len(job.regions) // 2, len(job.regions) - 1}:
-                    near = within(job, number, turn) if turn else []
-                    assert run_state.task_input(phase, number) == {n: last[n] for n in near if last[n] != turn - 1}
-
-
-def works(job, turn, number, moved):
-    if not may_rest(job.schedule, turn):
-        return True
-    return any(moved[turn - 1][n] or moved[turn - 2][n] for n in within(job, number, turn))
-
-
-def within(job, number, turn):
-    """Regions that are as near as anything matters, counted in regions along the axis where that is most."""
-    round_ = job.schedule[min(turn, len(job.schedule) - 1)]
-    reach = 0
-    for parts, extent in zip(job.lattice.grids[round_.level].parts, job.region, strict=True):
-        # The window reaches so many cells further than the region; the statistics around it follow units two away.
-        cells = -(-round_.halo // parts) + 2
-        reach = max(reach, -(-cells // extent))
-    indices = np.array([job.regions.index(n) for n in range(len(job.regions))])
-    return np.flatnonzero(abs(indices - indices[number]).max(axis=1) <= reach).tolist()
+                for number in {0, len(numbers) // 2, len(numbers) - 1}:
+                    history = run_state.task_input(phase, number).history
+                    assert history.turns == turn
+                    assert {n: history.last_turn(n) for n in history.numbers if last.get(n, -1) != -1} == {
+                        n: last[n] for n in history.numbers if n in last
+                    }
+                    # All that the task may read of.
+                    assert set(within(job, number, turn)) <= set(history.numbers)
+            if phase.is_round:
+                last |= dict.fromkeys(run_state.regions(phase), turn)
 
 
 @settings(max_examples=8)
-@given(cases, moving, st.integers(0, 2**32))
-def test_scratch_holds_what_is_needed_and_no_more(case, share, seed):
-    """What the phase to come reads, and what doing the last one again would read; and that does not grow."""
-    with new_state(*case) as run_state:
-        job, before = run_state.job, RunState(run_state.job, run_state.search)
-        for phase in walk(run_state, np.random.default_rng(seed), share):
-            held = {(path.parts[-3], int(path.name)) for path in Path(job.scratch).glob("*/c/*")}
-            for followed, reader in ((run_state, phase), *((before, last) for last in run_state.done[-1:])):
-                for number in followed.regions(reader):
-                    missing = read_by(followed, reader, number) - held
-                    assert not missing, (reader, number)
-            kept = {name for name, _ in held}
-            assert sum(name.startswith("statistics") for name in kept) <= 2
-            assert sum(name.startswith(("core", "shells")) for name in kept) <= 4
-            if phase.stage.startswith("sweep") and phase.turn > 1:
-                # Of rounds before the last two, what regions that rest go on from: of one level.
-                level = job.schedule[phase.turn - 2].level
-                allowed = [n for n, round_ in enumerate(job.schedule) if round_.level == level and share < 1]
-                older = {codes_name(turn) for turn in range(phase.turn - 2)}
-                assert older & kept <= {codes_name(turn) for turn in allowed}
+@given(cases, moving, masked, st.integers(0, 2**32))
+@example(LONG, 0.02, 1, 0)
+@example(LONG, 0.3, 0.5, 1)
+def test_messages_are_kept_as_long_as_they_are_needed_and_no_longer(case, share, inside, seed):
+    """Those since the last checkpoint but one, the last ones of regions that rest, and those of quantising."""
+    with new_state(*case, query=query_of(inside)) as run_state:
+        job = run_state.job
+        published, before = set(), None
+        for phase in walk(run_state, np.random.default_rng(seed), share, inside):
+            job = run_state.job
+            held = {(path.parent.name, int(path.name.partition("-")[0])) for path in messages_in(job)}
+            if before is not None and (before == QUANTISE or before.is_round):
+                assert held == needed(run_state, published, before.turn if before.is_round else -1)
+            if not (phase == QUANTISE or phase.is_round):
+                break
             for number in run_state.regions(phase):
-                for name in written(job, phase):
-                    path = Path(job.scratch) / name / "c" / str(number)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.touch()
-            before = replayed_state(job)
+                job.messages.publish(phase, number, STILL, {})
+                published.add((-1 if phase == QUANTISE else phase.turn, number))
+            before = phase
 
 
-def written(job, phase):
-    """The arrays of whose values a task writes its region's part."""
-    turn = phase.turn
-    if phase == QUANTISE:
-        return [bins_name(0), statistics_name(0)]
-    if phase.stage == "merge":
-        return [statistics_name(turn)]
-    if phase.stage.startswith("sweep"):
-        return [
-            codes_name(turn),
-            *([core_name(turn + 1), shells_name(turn + 1)] if turn + 1 < len(job.schedule) else []),
-        ]
-    return []
+def messages_in(job):
+    return [path for path in Path(job.scratch, "messages").glob("*/*") if not path.name.startswith(".")]
 
 
-def read_by(run_state, phase, number):
-    """Which regions' parts of which arrays a task reads."""
-    job, turn, rounds = run_state.job, phase.turn, run_state.job.schedule
-    if phase == QUANTISE:
-        return set()
-    rested = run_state.task_input(phase, number)
-    if phase == LABEL:
-        return {(codes_name(rested.get(number, len(rounds) - 1)), number)}
-    if phase.stage == "merge":
-        found = {(shells_name(turn), n) for n in job.regions.within(number, 1) if n not in rested}
-        if number not in rested:
-            found.add((core_name(turn), number))
-        if rounds[turn - 1].bins == rounds[turn].bins:
-            found.add((statistics_name(turn - 1), number))
-        return found
-    grid = job.lattice.grids[rounds[turn].level]
-    window = Window.around(job.lattice, grid, job.regions.box(number), rounds[turn].halo)
-    near = job.regions.touching(grid.cells_of(window.box))
-    found = {(bins_name(0), n) for n in near} | {(statistics_name(turn), n) for n in job.regions.touching(window.cells)}
-    return found | ({(codes_name(rested.get(n, turn - 1)), n) for n in near} if turn else set())
+def needed(run_state, published, done):
+    """By definition, those from which all states can be made again, from each of the two last checkpoints."""
+    job, rounds = run_state.job, run_state.job.schedule
+    checkpoints = [turn for turn in range(done + 1) if keeps_checkpoint(rounds, turn)]
+    first = checkpoints[-2] if len(checkpoints) > 1 else 0
+    kept = {(turn, number) for turn, number in published if turn < 0 or turn >= first}
+    for number in range(len(job.regions)):
+        turns = [turn for turn, n in published if n == number and 0 <= turn <= first]
+        if turns and not job.is_outside(number):
+            kept.add((max(turns), number))
+    return {(str(turn_phase(rounds, turn)), number) for turn, number in kept}
+
+
+@settings(max_examples=20)
+@given(st.lists(st.sampled_from([MOVED, STILL, RESTED]), min_size=0, max_size=8), st.integers(1, 5), st.data())
+def test_histories_say_what_was_noted(outcomes, regions, data):
+    """A history travels packed, with the outcomes of the regions around."""
+    with new_state((4, 4, 4 * regions), region=(1, 1, 1)) as run_state:
+        noted = {(-1, number): data.draw(st.sampled_from([ALL, PART, NOTHING_INSIDE])) for number in range(regions)}
+        for turn, _ in enumerate(outcomes):
+            for number in range(regions):
+                noted[turn, number] = data.draw(st.sampled_from(outcomes))
+        for (turn, number), outcome in noted.items():
+            run_state.note(turn_phase(run_state.job.schedule, turn), {number: outcome})
+        phase = turn_phase(run_state.job.schedule, len(outcomes))
+        history = run_state.task_input(phase, 0).history
+        assert history.turns == len(outcomes)
+        for number in history.numbers:
+            said = [history.outcome(turn, number) for turn in range(-1, len(outcomes))]
+            assert said == [noted[turn, number] for turn in range(-1, len(outcomes))]
+            swept = [turn for turn in range(len(outcomes)) if noted[turn, number] != RESTED]
+            assert history.last_turn(number) == max(swept, default=-1)
+            assert history.is_outside(number) == (noted[-1, number] == NOTHING_INSIDE)
+        assert history.is_masked == any(noted[-1, number] != ALL for number in history.numbers)
+
+
+def test_tasks_that_have_published_are_marked():
+    """Messages are marks, so that a run that was interrupted is resumed from a listing."""
+    with new_state((8, 8, 40)) as run_state:
+        job, phase = run_state.job, turn_phase(run_state.job.schedule, 0)
+        job.messages.publish(phase, 1, MOVED, {0: {"codes": Part((0, 0, 0), np.zeros((1, 2, 3), np.uint8))}})
+        job.messages.publish(phase, 2, STILL, {})
+        assert run_state.marks(phase) == {1: MOVED, 2: STILL}
+        assert not run_state.are_done(0, [1])
+        run_state.note(phase, run_state.marks(phase))
+        assert run_state.are_done(0, [1, 2])
+        assert not run_state.are_done(0, [0, 1])
 
 
 # The window, and images without one.
@@ -226,7 +214,7 @@ def test_the_window_is_that_of_the_whole(dtype, shape, seed):
         assert run_state.phases == run_state.planned
         assert replayed_state(run_state.job, None).job.windows == run_state.job.windows
         # Counts are wanted no more when all is quantised.
-        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), "all"))
+        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), ALL))
         assert list(Path(folder, "scratch").glob("digits-*/c")) == []
         assert Path(folder, "scratch", digits_name(0), "zarr.json").exists()
 
@@ -236,16 +224,16 @@ def test_a_constant_image_has_no_rounds():
         run_state = found_by(np.full((8, 8, 8), 3, np.uint8), folder)
         assert run_state.phases == [Phase("window"), QUANTISE, LABEL]
         assert set(run_state.phases) < set(run_state.planned)
-        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), "all"))
+        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), ALL))
         assert run_state.current == LABEL
-        assert run_state.task_input(LABEL, 0) == {}
+        assert run_state.task_input(LABEL, 0).history.turns == 0
 
 
 def test_nothing_finite_is_noticed():
     with TemporaryDirectory() as folder, pytest.raises(NoFiniteValues):
         found_by(np.full((8, 8, 8), np.nan), folder)
     with new_state((8, 8, 8)) as run_state, pytest.raises(NoFiniteValues):
-        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), "nothing"))
+        run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), NOTHING_INSIDE))
 
 
 def test_many_regions_in_a_record():

@@ -14,6 +14,7 @@ import pytest
 
 from dseeds import segment, supervoxels
 from dseeds.engine.dask_runner import StageRunner
+from dseeds.engine.tasks import perform_pickled_task
 from dseeds.storage import lease as leases
 from dseeds.storage.lease import LeaseLost, RunInUse
 from dseeds.storage.location import open_location
@@ -146,11 +147,11 @@ def test_a_lease_that_is_lost_is_noticed_before_a_phase_is_closed(out, client, m
             folder.mkdir()
             (folder / "000002.json").write_text("{}")
 
-    progress = when("advance", "merge", 2, take)
+    progress = when("advance", "window", 2, take)
     with pytest.raises(LeaseLost) as caught:
         segment(IMAGE, target, client=client, progress=progress, **ASKED)
     assert_sentence(caught.value)
-    assert progress.events[-1][1] == "merge", "no further stage was begun"
+    assert progress.events[-1][1] == "window", "no further stage was begun"
     remove(run_folder(target) / "lease") if beats == "taken over" else None
     monkeypatch.undo()
     resume_run(target, client)
@@ -160,16 +161,18 @@ def test_tasks_of_older_phases_that_run_again_late(out, client, monkeypatch):
     """Running every task again after later rounds, and after the end, changes nothing."""
     target, late, run = out / "labels.zarr", [], StageRunner.run
 
-    def noting(self, phase, numbers, function, call, **options):
-        numbers = list(numbers)
-        # Pickled, as for another machine.
-        late.extend(pickle.dumps((function, *call(number))) for number in numbers)
-        run(self, phase, numbers, function, call, **options)
+    def noting(self, tasks, call, repair):
+        def arguments(task):
+            # Pickled, as for another machine.
+            late.append(pickle.dumps(call(task)))
+            return call(task)
+
+        run(self, tasks, arguments, repair)
 
     def again():
-        for function, *arguments in map(pickle.loads, late):
+        for arguments in map(pickle.loads, list(late)):
             with suppress(ScratchCorrupted, RuntimeError):
-                function(*arguments)
+                perform_pickled_task(*arguments)
 
     monkeypatch.setattr(StageRunner, "run", noting)
     progress = once(lambda event, stage, number: (event, stage, number) == ("advance", "sweep-voxels", 10), again)

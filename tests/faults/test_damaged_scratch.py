@@ -36,16 +36,20 @@ pytestmark = pytest.mark.faults
 
 
 def shards(target, name):
-    return sorted(path for path in (identity_folder(target) / "scratch" / name / "c").rglob("*") if path.is_file())
+    """Return the files of an array in scratch, or the messages after a phase."""
+    folder = identity_folder(target) / "scratch"
+    array = folder / name / "c"
+    return sorted(path for path in (array if array.is_dir() else folder / name).rglob("*") if path.is_file())
 
 
 @pytest.fixture
 def mended(monkeypatch):
-    """The names of the arrays in which damage was detected."""
+    """What damage was detected in: the names of arrays, or of messages after a phase."""
     names = []
 
     def noting(self, damage):
-        names.append(damage.name)
+        tasks = getattr(damage, "tasks", None)
+        names.extend([damage.name] if tasks is None else [f"messages/{phase}" for phase, _ in tasks])
         return repair(self, damage)
 
     repair = Repairer.repair
@@ -59,22 +63,6 @@ def mended(monkeypatch):
         ("source-0", "window", 1),
         ("digits-0", "window", 4),
         ("digits-1", "window", 8),
-        ("bins-0", "quantise", 4),
-        ("bins-0", "sweep-blocks", 36),
-        ("histograms-0", "sweep-blocks", 6),
-        ("codes-00", "sweep-blocks", 4),
-        ("codes-04", "sweep-blocks", 20),
-        ("codes-08", "sweep-blocks", 36),
-        ("codes-12", "sweep-voxels", 16),
-        ("statistics-00", "quantise", 4),
-        ("statistics-05", "merge", 20),
-        ("statistics-09", "merge", 36),
-        ("core-01", "sweep-blocks", 4),
-        ("core-09", "sweep-blocks", 36),
-        ("core-11", "sweep-voxels", 8),
-        ("shells-01", "sweep-blocks", 4),
-        ("shells-09", "sweep-blocks", 36),
-        ("shells-12", "sweep-voxels", 12),
         ("labels", "label", 4),
     ],
 )
@@ -96,6 +84,26 @@ def test_damaged_scratch_is_noticed_and_made_again(tmp_path, out, client, mended
     assert_labels(target, supervoxels(FLOATS, step=8))
 
 
+@pytest.mark.parametrize("turn", [-1, 0, 3, 4, 8, 9, 11])
+def test_damaged_messages_are_noticed_and_published_again(out, client, mended, turn):
+    """All messages after a round are damaged, each in another way, before the first of them is read."""
+    target, phase = out / "labels.zarr", "quantise" if turn < 0 else f"sweep-{turn:02}"
+    stage = "quantise" if turn < 0 else "sweep-blocks" if turn < 9 else "sweep-voxels"
+    harmed = []
+
+    def harm():
+        # Those that exist: regions do not wait for all others.
+        harmed.extend(shards(target, f"messages/{phase}"))
+        damage(harmed)
+
+    first = 1 if turn < 0 else 4 * (turn % 9) + 1
+    progress = when("advance", stage, first, harm)
+    segment(IMAGE, target, client=client, progress=progress, **ASKED)
+    assert progress.happened
+    assert not harmed or f"messages/{phase}" in mended
+    assert_labels(target)
+
+
 @pytest.mark.parametrize("harm", DAMAGES)
 def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, harm):
     source, target = as_nifti(tmp_path / "image.nii"), out / "labels.zarr"
@@ -106,14 +114,16 @@ def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, harm):
     assert_labels(target)
 
 
-@pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "merge", "sweep-voxels"])
+@pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "sweep-voxels"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_scratch_damaged_before_the_run_is_resumed(out, client, stage, first):
-    """One shard of many arrays is damaged; the inputs that could restore it may be lost, too."""
+    """A message of many rounds, and a shard of arrays; the inputs that could restore it may be lost, too."""
     target = out / "labels.zarr"
     interrupt_run(target, client, stage, 4)
-    arrays = sorted(path.name for path in (identity_folder(target) / "scratch").iterdir())
-    damage([path for name in arrays[first::2] for path in shards(target, name)[1:2]])
+    scratch = identity_folder(target) / "scratch"
+    folders = [*scratch.glob("*/c"), *scratch.glob("messages/*")]
+    names = sorted(str(path.relative_to(scratch)).removesuffix("/c") for path in folders)
+    damage([path for name in names[first::2] for path in shards(target, name)[1:2]])
     try:
         resume_run(target, client)
     except BeyondRepair as error:
@@ -131,13 +141,14 @@ def assert_beyond_repair(error, target, client):
 
 
 @pytest.mark.parametrize("turn", [2, 6, 10])
-def test_codes_of_two_rounds_damaged(out, client, mended, turn):
+def test_messages_of_two_rounds_damaged(out, client, mended, turn):
+    """And with them the checkpoints."""
     target = out / "labels.zarr"
     stage, number = ("sweep-blocks", 4 * (turn + 1)) if turn < 9 else ("sweep-voxels", 4 * (turn - 8))
 
     def harm():
-        damage(shards(target, f"codes-{turn:02}"))
-        damage(shards(target, f"codes-{turn - 1:02}"))
+        damage(shards(target, f"messages/sweep-{turn:02}"))
+        damage(shards(target, f"messages/sweep-{turn - 1:02}"))
 
     progress = when("advance", stage, number, harm)
     try:
@@ -146,19 +157,18 @@ def test_codes_of_two_rounds_damaged(out, client, mended, turn):
     except BeyondRepair as error:
         assert_beyond_repair(error, target, client)
     assert progress.happened
-    assert f"codes-{turn:02}" in mended
 
 
-def test_codes_of_regions_that_rest_damaged(out, client, mended):
-    """The codes of resting regions were written rounds ago."""
+def test_messages_of_regions_that_rest_damaged(out, client):
+    """The last messages of resting regions were published rounds ago."""
     image = np.zeros((16, 16, 160))
     image[:, :, :12] = np.random.default_rng(0).normal(3, 1, (16, 16, 12))
     target = out / "labels.zarr"
     parameters = {**ASKED, "window": (0, 6), "client": client}
 
     def harm():
-        for array in (identity_folder(target) / "scratch").glob("codes-*"):
-            for path in shards(target, array.name)[-1:]:
+        for folder in (identity_folder(target) / "scratch" / "messages").iterdir():
+            for path in shards(target, f"messages/{folder.name}")[-1:]:
                 flip(path)
 
     progress = when("begin", "label", None, harm)
@@ -168,7 +178,6 @@ def test_codes_of_regions_that_rest_damaged(out, client, mended):
         assert_sentence(error)
         segment(image, target, overwrite=True, **parameters)
     assert progress.happened
-    assert mended
     assert_labels(target, supervoxels(image, step=8, window=(0, 6)))
 
 
@@ -203,7 +212,7 @@ def test_a_damaged_failure_record_does_not_matter(out, client, harm):
     target = out / "labels.zarr"
     interrupt_run(target, client)
     path = run_folder(target) / "failure.json"
-    path.write_text('{"phase": "merge-02", "region": 1}')
+    path.write_text('{"phase": "sweep-02", "region": 1}')
     harm(path)
     assert run_directory.read_failure(open_location(run_folder(target))) is None
     resume_run(target, client)

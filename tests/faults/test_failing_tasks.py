@@ -49,21 +49,21 @@ def theirs(own, memory):
 @pytest.mark.parametrize("own", [True, False], ids=["its own cluster", "a cluster of the user's"])
 def test_a_task_that_never_fits_its_worker(out, client, faulty_workers, own):
     """It kills a few workers, but no other task fails."""
-    (fault,) = faulty_workers(("merge", 2, 1, "eat"))
+    (fault,) = faulty_workers(("sweep-blocks", 2, 1, "eat"))
     target = out / "labels.zarr"
-    message = r"merge-02 of region 1 failed .*most likely because it ran out of memory"
+    message = r"sweep-02 of region 1 failed .*most likely because it ran out of memory"
     with theirs(own, "700MiB") as more, pytest.raises(RegionFailed, match=message) as caught:
         segment(IMAGE, target, progress=Recorder(), **ASKED, **more)
     assert_sentence(caught.value)
     assert fault.happened <= (3 if own else 4)
     debug, go_on = caught.value.__notes__
-    assert debug.endswith(f"dseeds debug-region {run_folder(target)} --phase merge-02 --region 1")
+    assert debug.endswith(f"dseeds debug-region {run_folder(target)} --phase sweep-02 --region 1")
     assert go_on.endswith(f"{target} --resume")
     failed = json.loads((run_folder(target) / "failure.json").read_text())
-    assert (failed["phase"], failed["region"]) == ("merge-02", 1)
+    assert (failed["phase"], failed["region"]) == ("sweep-02", 1)
     report = resume_run(target, client)
     # All other regions were done.
-    assert next(stage.skipped for stage in report.stages if stage.name == "merge") >= 3
+    assert next(stage.skipped for stage in report.stages if stage.name == "sweep-blocks") >= 3
 
 
 def test_a_task_that_does_not_fit_its_worker_once(out, faulty_workers):
@@ -88,7 +88,7 @@ def faulty_here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("stage", ["window", "merge", "label"])
+@pytest.mark.parametrize("stage", ["window", "sweep-voxels", "label"])
 def test_a_task_that_fails_at_first(out, client, faulty_here, stage, times):
     fault = faulty_here(stage, None, 3, "raise", times)
     report = segment(IMAGE, out / "labels.zarr", client=client, **ASKED)
@@ -158,7 +158,7 @@ def test_a_target_that_is_read_only(disk, client):
     assert_labels(disk / "labels.zarr")
 
 
-@pytest.mark.parametrize("stage", ["window", "merge", "label"])
+@pytest.mark.parametrize("stage", ["window", "sweep-voxels", "label"])
 def test_a_target_that_becomes_read_only(disk, client, stage):
     progress = when("advance", stage, 2, lambda: make(disk, "ro"))
     with pytest.raises(OSError, match="Read-only file system") as caught:

@@ -15,6 +15,7 @@ from dseeds.engine import run_directory
 from tests.support.clusters import worker_process_client
 from tests.support.faults import (
     ASKED,
+    FLOATS,
     IMAGE,
     WORK,
     as_nifti,
@@ -53,7 +54,7 @@ def test_killed_workers_in_every_stage(out, faulty_workers):
 
 def test_killed_workers_of_its_own_cluster(out, faulty_workers):
     """Workers are replaced, and their tasks count as retried."""
-    faults = faulty_workers(("sweep-voxels", None, 1, "kill", 1), ("merge", 3, 2, "killed", 1))
+    faults = faulty_workers(("sweep-voxels", None, 1, "kill", 1), ("sweep-blocks", 3, 2, "killed", 1))
     report = segment(IMAGE, out / "labels.zarr", workers=2, memory="1GiB", progress=Recorder(), **ASKED)
     assert [fault.happened for fault in faults] == [1, 1]
     assert report.retried >= 2
@@ -64,9 +65,14 @@ def done_of(stage, target):
     """Return a function that tells whether a task of a stage is done."""
     if stage == "export":
         return (run_folder(target) / "publishing").exists
-    names = {"import": "import", "quantise": "quantise", "label": "label", "sweep-voxels": "sweep-10"}
-    name = names.get(stage, f"{stage.partition('-')[0]}-0{int(stage == 'merge')}")
-    return lambda: any(run_folder(target).glob(f"*/done/{name}/*"))
+    places = {
+        "window": "done/window-00",
+        "quantise": "scratch/messages/quantise",
+        "sweep-blocks": "scratch/messages/sweep-00",
+        "sweep-voxels": "scratch/messages/sweep-10",
+    }
+    place = places.get(stage, f"done/{stage}")
+    return lambda: any(run_folder(target).glob(f"*/{place}/*"))
 
 
 @pytest.mark.timeout(900)
@@ -138,7 +144,7 @@ create, made = Layout.create, []
 
 def some(self, where, **more):
     made.append(where)
-    create(self, where, **more) if len(made) < 5 else os._exit(9)
+    create(self, where, **more) if len(made) < 3 else os._exit(9)
 
 Layout.create = some
 if __name__ == "__main__":
@@ -148,13 +154,13 @@ if __name__ == "__main__":
 
 def test_a_program_killed_when_it_had_just_begun(tmp_path, out, client, started):
     """The run is recorded, but some of its arrays do not exist yet."""
-    source, target = as_zarr(tmp_path / "image.zarr", IMAGE, 16), out / "labels.zarr"
+    source, target = as_zarr(tmp_path / "image.zarr", FLOATS, 16), out / "labels.zarr"
     (tmp_path / "dies.py").write_text(DIES)
     command = [sys.executable, tmp_path / "dies.py", "segment", source, target, "--step", "8", "--region", "16"]
     done = subprocess.run([*command, "--workers", "1", "--quiet"], check=False, timeout=SECONDS)
     assert done.returncode == 9
-    assert len(list(identity_folder(target).rglob("zarr.json"))) == 4
-    resume_run(target, client, source)
+    assert len(list(identity_folder(target).rglob("zarr.json"))) == 2
+    resume_run(target, client, source, supervoxels(FLOATS, step=8))
 
 
 @contextmanager

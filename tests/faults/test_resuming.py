@@ -55,7 +55,7 @@ def test_a_source_that_changes_during_the_run(tmp_path, out, client, change, sta
 
 def test_notes_in_the_margin_of_a_source_do_not_matter(tmp_path, out, client):
     source = as_zarr(tmp_path / "a.zarr", IMAGE, 16)
-    progress = when("advance", "merge", 2, lambda: annotate(source))
+    progress = when("advance", "sweep-blocks", 2, lambda: annotate(source))
     segment(source, out / "labels.zarr", client=client, progress=progress, **ASKED)
     assert progress.happened
     assert_labels(out / "labels.zarr")

@@ -115,7 +115,7 @@ def interrupt_in_the_next_line():
     sys.settrace(trace)
 
 
-@pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "sweep-voxels", "merge", "label"])
+@pytest.mark.parametrize("stage", ["window", "quantise", "sweep-blocks", "sweep-voxels", "label"])
 def test_an_interruption_between_two_results(tmp_path, client, stage):
     """Ctrl-C may arrive while the run waits for a result, or between two results."""
     progress = when("advance", stage, 3, interrupt_in_the_next_line)
@@ -142,7 +142,7 @@ def test_an_interruption_between_two_results(tmp_path, client, stage):
 
 
 @pytest.mark.parametrize("event", ["begin", "end"])
-@pytest.mark.parametrize("stage", ["window", "merge", "label"])
+@pytest.mark.parametrize("stage", ["window", "sweep-blocks", "label"])
 def test_a_progress_that_fails_between_stages(tmp_path, client, stage, event):
     class BrokenError(Exception):
         pass

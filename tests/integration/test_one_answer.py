@@ -1,7 +1,9 @@
 """Labels of an out-of-core run equal those of the volume in memory, however the volume is cut."""
 
 import json
+import random
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from tempfile import TemporaryDirectory
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 
 from dseeds import segment, supervoxels
 from dseeds.core.geometry import Lattice
-from dseeds.engine.dask_runner import StageRunner
+from dseeds.engine.pipeline import Pipeline
+from dseeds.engine.residents import Residents
 from dseeds.seeds.cell_size import choose_step
 from dseeds.seeds.schedule import may_rest, schedule
 from tests.support import oracle
@@ -87,24 +90,45 @@ def test_regions_that_rest_are_left_out_and_no_label_changes(clients, tmp_path_f
 
 def test_a_background_rests(clients, tmp_path, monkeypatch):
     """Only one end has structure: elsewhere every round that may rest is skipped, and the labels are right."""
-    image = np.zeros((16, 16, 160))
-    image[:, :, :12] = np.random.default_rng(0).normal(3, 1, (16, 16, 12))
-    swept = []
-    run = StageRunner.run
+    image = np.zeros((16, 16, 160), np.uint8)
+    image[:, :, :12] = np.random.default_rng(0).normal(60, 20, (16, 16, 12)).clip(0, 120)
+    swept = Counter()
+    finish = Pipeline.finish
 
-    def counted(self, phase, numbers, *args, **options):
-        if phase.stage.startswith("sweep"):
-            swept.append((phase.turn, len(numbers)))
-        run(self, phase, numbers, *args, **options)
+    def counted(self, task, *result):
+        if task[0].is_round:
+            swept[task[0].turn] += 1
+        finish(self, task, *result)
 
-    monkeypatch.setattr(StageRunner, "run", counted)
-    report = segment(image, tmp_path / "labels.zarr", step=8, region=16, window=(0, 6), client=clients[1])
-    np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), supervoxels(image, step=8, window=(0, 6)))
+    monkeypatch.setattr(Pipeline, "finish", counted)
+    report = segment(image, tmp_path / "labels.zarr", step=8, region=16, window=(0, 120), client=clients[1])
+    np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), supervoxels(image, step=8, window=(0, 120)))
     rounds = schedule(Lattice(image.shape, (8, 8, 8)))
-    assert [turn for turn, count in swept if count < report.regions] == [
+    assert [turn for turn in range(len(rounds)) if swept[turn] < report.regions] == [
         turn for turn in range(len(rounds)) if may_rest(rounds, turn)
     ]
-    assert min(count for _, count in swept) < report.regions // 2
+    assert min(swept.values()) < report.regions // 2
+
+
+@pytest.mark.slow
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(runs(), st.sampled_from([0, 1 << 18, 1 << 40]), st.integers(0, 2**32), st.sampled_from([1, 4]))
+@example((noise((24, 30, 41)), {"step": 8}, (16, 16, 16)), 1 << 40, 0, 4)
+@example((noise((24, 30, 41)), {"step": 8}, (16, 16, 16)), 1 << 18, 1, 1)
+def test_states_that_are_lost_or_given_up_are_made_again(clients, run, room, seed, threads):
+    """Whatever a process forgets at whatever moment, and however little it may keep."""
+    image, parameters, region = run
+    chance, take = random.Random(seed), Residents.take
+
+    def forgetful(self, *key):
+        state = take(self, *key)
+        return None if chance.random() < 0.3 else state
+
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dseeds.engine.driver.resident_room", lambda *_: room)
+        patch.setattr(Residents, "take", forgetful)
+        report = segment(image, f"{folder}/labels.zarr", region=region, client=clients[threads], **parameters)
+        np.testing.assert_array_equal(labels_in(report.target), supervoxels(image, **parameters))
 
 
 def assert_events_in_order(events, report):

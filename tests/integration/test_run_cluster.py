@@ -93,7 +93,7 @@ def test_the_scheduler_knows_a_bounded_number_of_tasks(tmp_path, clients, thread
         noise((7, 14, 84)), tmp_path / "a.zarr", step=7, region=(7, 7, 7), client=client, progress=Recorder(count)
     )
     assert report.regions == 24
-    for stage in ("window", "quantise", "sweep-blocks", "sweep-voxels", "merge", "label"):
+    for stage in ("window", "quantise", "sweep-blocks", "sweep-voxels", "label"):
         # One more may just be leaving.
         assert max(known[stage]) <= REGIONS_PER_THREAD * threads + 1
         assert max(known[stage]) >= threads, "no thread waits for the client"

@@ -12,7 +12,8 @@ from nibabel.testing import data_path
 
 from dseeds import segment, supervoxels
 from dseeds.core.geometry import Lattice
-from dseeds.engine.job import Job
+from dseeds.engine.history import History
+from dseeds.engine.job import Job, RegionInput
 from dseeds.engine.journal import Journal
 from dseeds.engine.phases import LABEL
 from dseeds.engine.tasks import perform_task
@@ -107,7 +108,7 @@ def test_labels_beyond_32_bits(tmp_path):
     )
     assert job.lattice.size == 1 << 32
     job.labels[0].create(Layout.cut(shape, job.lattice.label_dtype, (16, 16, 16), 16))
-    perform_task(job, LABEL, len(job.regions) - 1, {})
+    perform_task(job, LABEL, len(job.regions) - 1, RegionInput(History((), b"")))
     labels = zarr.open_array(tmp_path / "labels", mode="r")[-16:, -16:, -16:]
     assert labels.dtype == np.uint64
     z, y, x = (np.arange(n - 16, n) // 2 for n in shape)

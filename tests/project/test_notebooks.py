@@ -67,7 +67,7 @@ def test_progress_is_shown_while_it_lasts(shown):
     display.begin("sweep<script>", 3)
     for _ in range(2):
         display.advance("sweep<script>")
-    display.begin("merge", 1)
+    display.begin("label", 1)
     assert "sweep&lt;script&gt;" in shown[-1]
     assert '<progress value="2" max="3">' in shown[-1]
     assert "2 of 3" in shown[-1]

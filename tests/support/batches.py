@@ -68,3 +68,10 @@ def scratch_files(run, name):
     files = [path for path in Path(run.scratch, name, "c").rglob("*") if path.is_file()]
     assert files
     return files
+
+
+def messages(run, *phases):
+    """Return the messages of the regions after some phases."""
+    files = [path for phase in phases for path in Path(run.scratch, "messages", phase).iterdir()]
+    assert files
+    return files

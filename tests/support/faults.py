@@ -28,7 +28,7 @@ ASKED = {"step": 8, "region": 16}
 WHOLE = supervoxels(IMAGE, step=8)
 # The window search takes two turns.
 FLOATS = noise((16, 16, 64))
-WORK = ("window", "quantise", "sweep-blocks", "merge", "sweep-voxels", "label")
+WORK = ("window", "quantise", "sweep-blocks", "sweep-voxels", "label")
 
 
 def as_nifti(path, image=IMAGE):

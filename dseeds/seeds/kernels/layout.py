@@ -105,13 +105,30 @@ def pack_planes(values: NDArray[np.uint8], begin: int, window: NDArray[np.uint8]
 
 
 @jit
-def unpack_box(window: NDArray[np.uint8], lo: Triple, values: NDArray[np.uint8]) -> None:
-    """Read a box of units, whose unpadded coordinates begin at `lo`, from a window into `values`."""
+def pack_box(values: NDArray[np.uint8], lo: Triple, window: NDArray[np.uint8]) -> None:
+    """Write a box of units, whose unpadded coordinates begin at `lo`, from `values` into a window."""
+    first = lo[2] + 1
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
-            for x in range(values.shape[2]):
-                unit = lo[2] + x + 1
-                values[z, y, x] = window[lo[0] + z + 1, lo[1] + y + 1, unit & 1, unit >> 1]
+            row, halves = values[z, y], window[lo[0] + z + 1, lo[1] + y + 1]
+            # Units of one half are every other one.
+            for begin in range(min(2, len(row))):
+                half, place = halves[(first + begin) & 1], (first + begin) >> 1
+                for i in range((len(row) - begin + 1) // 2):
+                    half[place + i] = row[begin + 2 * i]
+
+
+@jit
+def unpack_box(window: NDArray[np.uint8], lo: Triple, values: NDArray[np.uint8]) -> None:
+    """Read a box of units, whose unpadded coordinates begin at `lo`, from a window into `values`."""
+    first = lo[2] + 1
+    for z in range(values.shape[0]):
+        for y in range(values.shape[1]):
+            row, halves = values[z, y], window[lo[0] + z + 1, lo[1] + y + 1]
+            for begin in range(min(2, len(row))):
+                half, place = halves[(first + begin) & 1], (first + begin) >> 1
+                for i in range((len(row) - begin + 1) // 2):
+                    row[begin + 2 * i] = half[place + i]
 
 
 @jit

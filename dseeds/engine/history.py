@@ -1,0 +1,48 @@
+"""What a task knows of the regions around its own: what came of each of them in the rounds so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# The outcomes of quantising and of rounds; the first stands for a task that is not done yet.
+NOT_DONE = ""
+# How much of the region lies inside the mask.
+ALL, PART, NOTHING_INSIDE = "all", "part", "nothing"
+# Whether units moved in the region's window, and a round in which none could move.
+MOVED, STILL, RESTED = "moved", "still", "rested"
+OUTCOMES = (NOT_DONE, ALL, PART, NOTHING_INSIDE, MOVED, STILL, RESTED)
+CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+
+
+@dataclass(frozen=True)
+class History:
+    """The outcomes of a region and of those around it. It travels with every task, so it is packed."""
+
+    numbers: tuple[int, ...]
+    # The code of each outcome, region by region, for quantising and each round so far.
+    codes: bytes
+
+    def outcome(self, turn: int, number: int) -> str:
+        """Return what came of a region in a round, or in quantising, which is turn -1."""
+        return OUTCOMES[self.codes[(turn + 1) * len(self.numbers) + self.numbers.index(number)]]
+
+    @property
+    def turns(self) -> int:
+        """The number of rounds so far."""
+        return len(self.codes) // len(self.numbers) - 1
+
+    def last_turn(self, number: int, before: int | None = None) -> int:
+        """Return the last round, before a given one, in which a region was swept; -1 if there is none."""
+        turn = (self.turns if before is None else before) - 1
+        while turn >= 0 and self.outcome(turn, number) == RESTED:
+            turn -= 1
+        return turn
+
+    def is_outside(self, number: int) -> bool:
+        """Return whether no voxel of a region lies inside the mask, so that it publishes nothing."""
+        return self.outcome(-1, number) == NOTHING_INSIDE
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether any voxel of these regions lies outside the mask."""
+        return any(code != CODES[ALL] for code in self.codes[: len(self.numbers)])

@@ -1,0 +1,438 @@
+"""The state of a region between rounds, and how a round leads to the next: pure functions of a job and its messages.
+
+A state is a cache: what it holds follows from the source and the messages, so a state that is lost is made again, from
+the last checkpoint and the messages after it, with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dseeds.core.geometry import Box, Window, per_axis
+from dseeds.engine.exchange import BINS, CODES, COUNT_DTYPE, COUNTS, box_of_parents, histograms_name
+from dseeds.engine.history import MOVED, NOTHING_INSIDE, STILL, History
+from dseeds.engine.job import Job
+from dseeds.engine.messages import MessageDamaged, Part, Piece
+from dseeds.engine.phases import turn_phase
+from dseeds.seeds import rounds
+from dseeds.seeds.binning import quantise_box
+from dseeds.seeds.block_histograms import hide_outside, histogram_dtype, stored_histograms
+from dseeds.seeds.kernels.label_codes import pack_labels, refine_labels, seed_labels
+from dseeds.seeds.kernels.layout import new_window, pack_box, pack_planes, unpack_box
+from dseeds.seeds.kernels.simd import NOTHING, OPEN
+from dseeds.seeds.kernels.voxels import MASKED
+
+_T = TypeVar("_T")
+
+# The bit of a unit's code that marks its block as open: its neighbourhood has changed since it was last visited.
+OPEN_BIT = 128
+
+
+@dataclass
+class RegionState:
+    """The state of a region after a round, turn -1 being quantising, in windows of `kernels.layout`.
+
+    The halos of the bins and histograms hold what its neighbours published if it `has_halo`. Those of the labels and
+    marks mean nothing between rounds.
+    """
+
+    number: int
+    # Of each channel, and by level those that blocks still need.
+    bins: NDArray[np.uint8]
+    histograms: dict[int, NDArray[Any]]
+    # Of the cells of the next round's window: without what the neighbours have contributed since the round before.
+    counts: NDArray[np.uint32] | None
+    turn: int = -1
+    has_halo: bool = False
+    # The labels of the last round's units, and the blocks due for a visit.
+    labels: NDArray[np.uint8] | None = None
+    marks: NDArray[np.uint8] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes in memory."""
+        arrays = [self.bins, *self.histograms.values(), self.counts, self.labels, self.marks]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round leads to, besides the state of the region."""
+
+    outcome: str
+    # What the region contributes to the next round's statistics; None after the last.
+    contribution: Part | None
+
+
+def quantise_region(job: Job, number: int, *, from_turn: int = 0) -> tuple[RegionState | None, str]:
+    """Return the state of a region before the first round, without halos, and how much of it lies inside the mask.
+
+    `from_turn` is the first round that it is needed for. Without a voxel inside the mask, there is no state.
+    """
+    exchange, box = job.exchange, job.voxel_box(number)
+    values = np.empty((job.channels, *box.shape), np.uint8)
+    extent = quantise_box(
+        job.read_image(box),
+        job.windows,
+        values,
+        inside=job.read_mask(box),
+        tables=job.tables,
+        thresholds=job.thresholds,
+    )
+    if extent == NOTHING_INSIDE:
+        return None, extent
+    held = exchange.binned_voxels(number)
+    bins = new_window(held.shape, MASKED, channels=job.channels)
+    for channel, window in zip(values, bins, strict=True):
+        pack_box(channel, box.relative_to(held.lo).lo, window)
+    state = RegionState(number, bins, {}, None)
+    if from_turn < len(job.schedule) and (from_turn == 0 or job.schedule[from_turn].weight is None):
+        coarsest = _add_histograms(job, state, _packed(values), job.schedule[from_turn].level)
+        if from_turn == 0:
+            _begin_counts(job, state, coarsest, extent)
+    return state, extent
+
+
+def _add_histograms(job: Job, state: RegionState, values: NDArray[np.uint8], first_level: int) -> NDArray[Any]:
+    """Add the histograms of a region's blocks from a level on, and return the values of its coarsest units."""
+    exchange, grids = job.exchange, job.lattice.grids
+    turns = exchange.histogram_turns()
+    coarsest: NDArray[Any] = values
+    for level, coarsest in stored_histograms(job.lattice, values, job.regions.box(state.number), first_level):
+        window = exchange.window(state.number, turns[level])
+        held = np.zeros((*window.box.shape, coarsest.shape[3]), histogram_dtype(grids[level]))
+        held[window.core.relative_to(window.box.lo).slices] = coarsest
+        state.histograms[level] = held
+    return coarsest
+
+
+def _begin_counts(job: Job, state: RegionState, values: NDArray[Any], extent: str) -> None:
+    """Add the statistics of a region's cells to its state, when each has its own voxels."""
+    first, region = job.schedule[0], job.regions.box(state.number)
+    window = Window.around(job.lattice, job.lattice.grids[first.level], region, 0)
+    labels = seed_labels(window.grid.homes_of(window.box))
+    if extent != "all":
+        hide_outside(first.level, job.lattice, window.box, values, labels)
+    counts = rounds.count_statistics(first, job.lattice, window, values, labels)
+    own = counts.reshape(*window.cells.shape, first.bins)[region.relative_to(window.cells.lo).slices]
+    cells = job.exchange.window(state.number, 0).cells
+    state.counts = np.zeros((*cells.shape, first.bins), COUNT_DTYPE)
+    state.counts[region.relative_to(cells.lo).slices] = own
+
+
+def _packed(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    windows = new_window(values.shape[1:], 0, channels=len(values))
+    for channel, window in zip(values, windows, strict=True):
+        pack_planes(channel, 0, window)
+    return windows
+
+
+def begin_pieces(job: Job, state: RegionState) -> dict[int, Piece]:
+    """Return what a region publishes after quantising: its bins, histograms and statistics, cut for each neighbour."""
+    exchange, number = job.exchange, state.number
+    held = {
+        histograms_name(level): Part(exchange.window(number, turn).box.lo, state.histograms[level])
+        for level, turn in exchange.histogram_turns().items()
+    }
+    if state.counts is not None:
+        held[COUNTS] = Part(exchange.window(number, 0).cells.lo, state.counts)
+
+    def cut(name: str, box: Box) -> Part | None:
+        return Part(box.lo, _unpacked_channels(job, state, box)) if name == BINS else held[name].crop(box)
+
+    return _cut_for_neighbours(job, number, -1, cut)
+
+
+def _cut_for_neighbours(job: Job, number: int, turn: int, cut: Callable[[str, Box], Part | None]) -> dict[int, Piece]:
+    """Return the pieces of a message after a round; `cut` returns a box of one of its arrays."""
+    pieces: dict[int, Piece] = {}
+    for reader in job.exchange.neighbours(number, turn + 1):
+        piece = {name: _given(cut(name, box)) for name, box, _ in job.exchange.published(number, reader, turn)}
+        if piece:
+            pieces[reader] = piece
+    return pieces
+
+
+def _unpacked_channels(job: Job, state: RegionState, box: Box) -> NDArray[np.uint8]:
+    """Return the bins of a box of voxels, shape (z, y, x, channels)."""
+    lo = box.relative_to(job.exchange.binned_voxels(state.number).lo).lo
+    values = np.empty((job.channels, *box.shape), np.uint8)
+    for channel, window in zip(values, state.bins, strict=True):
+        unpack_box(window, lo, channel)
+    return np.moveaxis(values, 0, 3)
+
+
+def region_bins(job: Job, state: RegionState) -> NDArray[np.uint8]:
+    """Return the bins of a region's voxels, shape (channels, z, y, x)."""
+    return np.ascontiguousarray(np.moveaxis(_unpacked_channels(job, state, job.voxel_box(state.number)), 3, 0))
+
+
+def add_halo(job: Job, state: RegionState, history: History) -> None:
+    """Complete a region's bins, histograms and first statistics with what its neighbours published of theirs."""
+    exchange, number = job.exchange, state.number
+    held, turns = exchange.binned_voxels(number), exchange.histogram_turns()
+    for _, piece in _pieces(job, number, history, -1, exchange.neighbours(number, 0)):
+        if part := piece.get(BINS):
+            lo = part.box.relative_to(held.lo).lo
+            for channel, window in zip(np.moveaxis(part.values, 3, 0), state.bins, strict=True):
+                pack_box(np.ascontiguousarray(channel), lo, window)
+        for level, histograms in state.histograms.items():
+            if part := piece.get(histograms_name(level)):
+                origin = exchange.window(number, turns[level]).box.lo
+                histograms[part.box.relative_to(origin).slices] = part.values
+        if state.turn < 0 and (part := piece.get(COUNTS)) and state.counts is not None:
+            state.counts[part.box.relative_to(exchange.window(number, 0).cells.lo).slices] += part.values
+    state.has_halo = True
+
+
+def advance(job: Job, state: RegionState, turn: int, history: History) -> RoundResult:
+    """Do a round in a region, and make its state that after the round."""
+    if not state.has_halo:
+        add_halo(job, state, history)
+    round_, window = job.schedule[turn], job.exchange.window(state.number, turn)
+    counts = _take_counts(job, state, turn, window)
+    last_turns = _enter_neighbours(job, state, turn, window, counts, history)
+    values = _values(job, state, round_.level, window.box)
+    if last_turns and history.is_masked:
+        hide_outside(round_.level, job.lattice, window.box, values, _given(state.labels))
+    moves, change = rounds.sweep_window(
+        round_,
+        job.lattice,
+        window,
+        values,
+        _given(state.labels),
+        _given(state.marks),
+        counts.reshape(-1, round_.bins),
+        compactness=job.compactness,
+        weights=job.weights,
+    )
+    state.turn = turn
+    if turn + 1 == len(job.schedule) or job.schedule[turn + 1].level != round_.level:
+        state.histograms.pop(round_.level, None)
+    contribution = _next_counts(job, state, window, counts, change.reshape(counts.shape))
+    return RoundResult(MOVED if moves else STILL, contribution)
+
+
+def _take_counts(job: Job, state: RegionState, turn: int, window: Window) -> NDArray[np.uint32]:
+    """Return the statistics of a window's cells, still without what its neighbours contributed last."""
+    held, counts = job.exchange.window(state.number, state.turn + 1).cells, _given(state.counts)
+    state.counts = None
+    if held == window.cells:
+        return counts
+    return np.ascontiguousarray(counts[window.cells.relative_to(held.lo).slices])
+
+
+def _enter_neighbours(
+    job: Job, state: RegionState, turn: int, window: Window, counts: NDArray[np.uint32], history: History
+) -> bool:
+    """Write what the neighbours have published into the halos and the statistics; return whether a level begins."""
+    is_first, is_refined = turn == 0, job.exchange.is_refined(turn)
+    origin = window.box.lo
+    if is_first:
+        state.labels = seed_labels(window.grid.homes_of(window.box))
+    elif is_refined:
+        parents = job.exchange.parents(state.number, turn)
+        coarse = box_of_parents(parents)
+        before = job.exchange.window(state.number, turn - 1)
+        origin, finer = coarse.lo, per_axis(p - p[0] for p in parents)
+        labels = new_window(coarse.shape, NOTHING)
+        pack_box(_unpacked(_given(state.labels), before.core, before), before.core.relative_to(origin).lo, labels)
+        state.labels = labels
+    if is_first or is_refined:
+        state.marks = new_window(window.box.shape, OPEN)
+    readers = [] if is_first else job.exchange.neighbours(state.number, turn)
+    wanted = coarse if is_refined else window.box
+    has_marks = job.schedule[turn].weight is None and not is_refined
+    for last, piece in _pieces(job, state.number, history, turn - 1, readers):
+        part = piece.get(CODES)
+        if part and (part := part.crop(wanted)):
+            lo = part.box.relative_to(origin).lo
+            pack_box(part.values % OPEN_BIT, lo, _given(state.labels))
+            if has_marks:
+                pack_box(part.values // OPEN_BIT, lo, _given(state.marks))
+        # Who rested contributes nothing.
+        if last == turn - 1 and (part := piece.get(COUNTS)) and (part := part.crop(window.cells)):
+            counts[part.box.relative_to(window.cells.lo).slices] += part.values
+    if is_refined:
+        state.labels = refine_labels(_given(state.labels), finer)
+    if job.schedule[turn].weight is not None:
+        _given(state.marks)[:] = OPEN
+    return is_first or is_refined
+
+
+def _pieces(job: Job, reader: int, history: History, turn: int, numbers: list[int]) -> Iterator[tuple[int, Piece]]:
+    """Yield what other regions published for a reader in the last round up to `turn` that they did, with that round.
+
+    Raises `MessageDamaged` at the end if any is damaged.
+    """
+    damages: list[MessageDamaged] = []
+    for number in numbers:
+        if history.is_outside(number):
+            continue
+        last = history.last_turn(number, turn + 1)
+        phase, outcome = turn_phase(job.schedule, last), history.outcome(last, number)
+        try:
+            piece = job.messages.read(phase, number, outcome, reader)
+        except MessageDamaged as damage:
+            damages.append(damage)
+            continue
+        if piece is not None:
+            yield last, piece
+    if damages:
+        raise MessageDamaged([task for damage in damages for task in damage.tasks], damages[0].reason) from damages[0]
+
+
+def _values(job: Job, state: RegionState, level: int, box: Box) -> NDArray[Any]:
+    """Return the values of a box of units as `dseeds.seeds.rounds.sweep_window` needs them."""
+    grids = job.lattice.grids
+    if level < len(grids) - 2:
+        return state.histograms[level]
+    voxels, held = grids[level].voxels_of(box), job.exchange.binned_voxels(state.number)
+    if voxels == held:
+        return state.bins
+    return _packed(np.moveaxis(_unpacked_channels(job, state, voxels), 3, 0))
+
+
+def _next_counts(
+    job: Job,
+    state: RegionState,
+    window: Window,
+    counts: NDArray[np.uint32],
+    change: NDArray[np.uint32],
+) -> Part | None:
+    """Prepare the statistics for the next round, and return what the region contributes to those of its neighbours."""
+    turn = state.turn
+    if turn + 1 == len(job.schedule):
+        state.counts = None
+        return None
+    region, following = job.regions.box(state.number), job.schedule[turn + 1]
+    rim = region.grow(1, within=job.lattice.cells)
+    cells = job.exchange.window(state.number, turn + 1).cells
+    if following.bins == job.schedule[turn].bins:
+        counts += change
+        state.counts = np.ascontiguousarray(counts[cells.relative_to(window.cells.lo).slices])
+        return Part(rim.lo, change[rim.relative_to(window.cells.lo).slices])
+    # Blocks have coarser bins than voxels, so these are counted anew.
+    contribution = _count_voxels(job, state, window)
+    state.counts = np.zeros((*cells.shape, following.bins), COUNT_DTYPE)
+    state.counts[rim.relative_to(cells.lo).slices] = contribution
+    return Part(rim.lo, contribution)
+
+
+def _count_voxels(job: Job, state: RegionState, window: Window) -> NDArray[np.uint32]:
+    """Count the bins of a region's voxels in the cells around, each with the label of its block."""
+    level = len(job.lattice.grids) - 1
+    voxels = Window.around(job.lattice, job.lattice.grids[level], job.regions.box(state.number), 0)
+    parents = voxels.grid.parents(window.grid, voxels.box)
+    blocks = pack_labels(_unpacked(_given(state.labels), window.core, window))
+    labels = refine_labels(blocks, per_axis(p - p[0] for p in parents))
+    values = _packed(np.moveaxis(_unpacked_channels(job, state, voxels.box), 3, 0))
+    if (values == MASKED).any():
+        hide_outside(level, job.lattice, voxels.box, values, labels)
+    following = job.schedule[state.turn + 1]
+    counts = rounds.count_statistics(following, job.lattice, voxels, values, labels)
+    return counts.reshape(*voxels.cells.shape, following.bins)
+
+
+def _codes(job: Job, state: RegionState, box: Box) -> Part:
+    """Return the codes of a box of a region's units: their labels and, of blocks, their marks."""
+    window = job.exchange.window(state.number, state.turn)
+    codes = _unpacked(_given(state.labels), box, window)
+    if job.schedule[state.turn].weight is None:
+        codes |= OPEN_BIT * (_unpacked(_given(state.marks), box, window) & OPEN)
+    return Part(box.lo, codes)
+
+
+def _unpacked(units: NDArray[np.uint8], box: Box, window: Window) -> NDArray[np.uint8]:
+    """Return a box of the units of a window."""
+    out = np.empty(box.shape, np.uint8)
+    unpack_box(units, box.relative_to(window.box.lo).lo, out)
+    return out
+
+
+def round_pieces(job: Job, state: RegionState, result: RoundResult, *, with_checkpoint: bool) -> dict[int, Piece]:
+    """Return what a region publishes after a round: for each neighbour the codes and contributions that it needs."""
+    exchange, turn = job.exchange, state.turn
+
+    def cut(name: str, box: Box) -> Part | None:
+        return _codes(job, state, box) if name == CODES else _given(result.contribution).crop(box)
+
+    pieces = _cut_for_neighbours(job, state.number, turn, cut)
+    if with_checkpoint:
+        pieces[state.number] = {CODES: _codes(job, state, exchange.window(state.number, turn).core)}
+        if state.counts is not None:
+            pieces[state.number][COUNTS] = Part(exchange.window(state.number, turn + 1).cells.lo, state.counts)
+    return pieces
+
+
+def region_codes(job: Job, state: RegionState, box: Box, history: History) -> Part:
+    """Return the codes after the last round in a box of voxels, those around the region from its neighbours."""
+    codes = np.full(box.shape, NOTHING, np.uint8)
+    turn = len(job.schedule) - 1
+    window = job.exchange.window(state.number, turn)
+    codes[window.core.relative_to(box.lo).slices] = _unpacked(_given(state.labels), window.core, window)
+    if box != window.core:
+        for _, piece in _pieces(job, state.number, history, turn, job.exchange.neighbours(state.number, turn + 1)):
+            if (part := piece.get(CODES)) and (part := part.crop(box)):
+                codes[part.box.relative_to(box.lo).slices] = part.values
+    return Part(box.lo, codes)
+
+
+def load_state(job: Job, number: int, turn: int, history: History, state: RegionState | None = None) -> RegionState:
+    """Return the state of a region after a round: the one that is given, else from the last checkpoint and messages.
+
+    Raises `MessageDamaged` if a message that is needed for this is damaged.
+    """
+    if state is None or state.turn != turn:
+        state = _last_checkpoint(job, number, turn, history)
+    for following in range(state.turn + 1, turn + 1):
+        if history.outcome(following, number) in (MOVED, STILL):
+            advance(job, state, following, _until(history, following))
+    return state
+
+
+def _until(history: History, turn: int) -> History:
+    """Return what was known before a round."""
+    return History(history.numbers, history.codes[: (turn + 1) * len(history.numbers)])
+
+
+def _last_checkpoint(job: Job, number: int, turn: int, history: History) -> RegionState:
+    """Return the last state of a region up to a round that can be read; at the worst, that before the first round."""
+    while turn >= 0:
+        piece = None
+        if (outcome := history.outcome(turn, number)) in (MOVED, STILL):
+            # What is damaged is passed over: an older checkpoint will do.
+            with suppress(MessageDamaged):
+                piece = job.messages.read(turn_phase(job.schedule, turn), number, outcome, number)
+        if piece is not None:
+            return _restore(job, number, turn, piece)
+        turn -= 1
+    state, _ = quantise_region(job, number)
+    return _given(state)
+
+
+def _restore(job: Job, number: int, turn: int, piece: Piece) -> RegionState:
+    """Return the state that a checkpoint describes."""
+    state, _ = quantise_region(job, number, from_turn=turn + 1)
+    state = _given(state)
+    window, codes = job.exchange.window(number, turn), piece[CODES].values
+    state.turn = turn
+    state.counts = piece[COUNTS].values if COUNTS in piece else None
+    lo = window.core.relative_to(window.box.lo).lo
+    state.labels = new_window(window.box.shape, NOTHING)
+    pack_box(codes % OPEN_BIT, lo, state.labels)
+    state.marks = new_window(window.box.shape, OPEN)
+    pack_box(codes // OPEN_BIT, lo, state.marks)
+    return state
+
+
+def _given(value: _T | None) -> _T:
+    """Return a value that cannot be None here."""
+    assert value is not None
+    return value
