@@ -21,6 +21,7 @@ from dseeds.engine.phases import GRAPH, LABEL, PARTS, Phase
 from dseeds.engine.publishing import StoredLabels, begin_labels, build_pyramids, finish_labels, measure_labels
 from dseeds.engine.repair import RegionFailed, Repairer, RetryPolicy
 from dseeds.engine.report import TaskResult
+from dseeds.engine.residents import residents
 from dseeds.engine.run import SUFFIX, Run, RunOptions
 from dseeds.engine.run_state import Marks, RunState
 from dseeds.engine.source_import import import_count, import_source, is_imported
@@ -201,19 +202,22 @@ def run_step(
     room = resident_room(run, Capacity(1, 1, run.spec.memory, 1)) if wait else 0
     # Jobs that were waited for in vain, which is enough once.
     absent: set[int] = set()
-    while run_directory.is_current(run):
-        state, _ = _advance(run)
-        state.room = room
-        job_phase = _choose_phase(state, phase)
-        if job_phase is None:
-            return {"phase": phase, "done": done}
-        done += _run_regions(run, state, job_phase, share.of(state.regions(job_phase)))
-        if not wait:
-            return {"phase": str(job_phase), "done": done}
-        done += _wait_for_others(run, state, job_phase, share, patience, absent)
-        if job_phase == LABEL:
-            return {"phase": str(job_phase), "done": done}
-    return {"phase": None, "done": done}
+    try:
+        while run_directory.is_current(run):
+            state, _ = _advance(run)
+            state.room = room
+            job_phase = _choose_phase(state, phase)
+            if job_phase is None:
+                return {"phase": phase, "done": done}
+            done += _run_regions(run, state, job_phase, share.of(state.regions(job_phase)))
+            if not wait:
+                return {"phase": str(job_phase), "done": done}
+            done += _wait_for_others(run, state, job_phase, share, patience, absent)
+            if job_phase == LABEL:
+                return {"phase": str(job_phase), "done": done}
+        return {"phase": None, "done": done}
+    finally:
+        residents.release(run.job().key)
 
 
 def _load_progress(run: Run) -> tuple[RunState, Phase, Marks]:

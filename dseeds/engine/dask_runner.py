@@ -91,9 +91,9 @@ class StageRunner(StageTimer):
         clock = [time.perf_counter()]
 
         def settle(settled: list[RegionTask], futures: list[Any]) -> list[Any]:
+            results = list(zip(settled, self._results(futures), strict=True))
             # Workers may have come or gone.
             pool.limit = 1 if queue.is_isolating else places.limit
-            results = list(zip(settled, self._results(futures), strict=True))
             for task, _ in results:
                 places.leave(task)
             elapsed = time.perf_counter() - clock[0]
@@ -189,7 +189,7 @@ class _WorkerPlaces:
     client: Client
     per_thread: int
     # By task the worker that was asked for; an empty name is any.
-    _asked: dict[RegionTask, str] = field(default_factory=dict)
+    _chosen: dict[RegionTask, str] = field(default_factory=dict)
     _threads: dict[str, int] = field(default_factory=dict)
     _seen: float = float("-inf")
 
@@ -208,22 +208,22 @@ class _WorkerPlaces:
     def free(self) -> dict[str, int]:
         """Return the number of free places of each worker."""
         free = {worker: self.per_thread * threads for worker, threads in self.threads.items()}
-        for worker in self._asked.values():
+        for worker in self._chosen.values():
             if worker in free:
                 free[worker] -= 1
         return free
 
     def enter(self, task: RegionTask, worker: str) -> None:
         """Give a place of a worker to a task."""
-        self._asked[task] = worker
+        self._chosen[task] = worker
 
     def leave(self, task: RegionTask) -> None:
         """Free the place of a task."""
-        del self._asked[task]
+        del self._chosen[task]
 
     def worker(self, task: RegionTask) -> str:
         """Return the worker that is to perform a task; an empty name if it does not matter."""
-        return self._asked[task]
+        return self._chosen[task]
 
 
 @dataclass

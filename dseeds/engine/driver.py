@@ -1,7 +1,7 @@
 """The driver: one process takes a run through its phases on Dask.
 
-Within a phase every region is a task, and tasks exchange data through scratch alone. A journal holds what is done, so
-that another process can resume the run.
+Every region is a task of each phase, and tasks exchange data through scratch alone. A journal and the messages of the
+regions hold what is done, so that another process can resume the run.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def run_on_dask(
                 confirm=held.confirm,
             )
             if not run_directory.is_published(run):
-                run_phases(run, state, stages)
+                try:
+                    run_phases(run, state, stages)
+                finally:
+                    stages.release(state.job.key)
                 if run.spec.pyramid:
                     with stages.timed(PYRAMID_STAGE) as advance:
                         build_pyramids(run, state.job, Executor(0, connected), advance)
@@ -134,10 +137,7 @@ def run_phases(run: Run, state: RunState, stages: StageRunner) -> None:
         stages.confirm()
         repairer.protect(partial(state.close, phase, marks))
     _begin_target(run, state, stages)
-    try:
-        run_phase(state, LABEL, stages, repairer.repair, holders)
-    finally:
-        stages.release(state.job.key)
+    run_phase(state, LABEL, stages, repairer.repair, holders)
 
 
 def _begin_target(run: Run, state: RunState, stages: StageRunner) -> None:
@@ -150,12 +150,8 @@ def _begin_target(run: Run, state: RunState, stages: StageRunner) -> None:
 def run_pipeline(run: Run, state: RunState, stages: StageRunner, repairer: Repairer, holders: dict[int, str]) -> bool:
     """Run quantising and all rounds, and the labels where they need nothing else; return whether these are done."""
     pipeline = Pipeline(state, stages, holders, stages.confirm, partial(_begin_target, run, state, stages))
-    try:
-        stages.run(pipeline, _arguments(state, pipeline.is_marked), repairer.repair)
-        assert pipeline.is_done
-    finally:
-        if pipeline.has_labels:
-            stages.release(state.job.key)
+    stages.run(pipeline, _arguments(state, pipeline.is_marked), repairer.repair)
+    assert pipeline.is_done
     return pipeline.has_labels
 
 
@@ -179,15 +175,15 @@ def run_phase(
 
 def _arguments(state: RunState, is_marked: Callable[[RegionTask], bool]) -> Callable[[RegionTask], tuple[Any, ...]]:
     """Return a function that returns the arguments of `perform_pickled_task` for a task."""
-    pickled: dict[int, bytes] = {}
+    job, pickled = state.job, pickle.dumps(state.job)
 
     def arguments(task: RegionTask) -> tuple[Any, ...]:
-        job, (phase, number) = state.job, task
-        if id(job) not in pickled:
+        nonlocal job, pickled
+        if job is not state.job:
             # It changes when a phase is closed.
-            pickled.clear()
-            pickled[id(job)] = pickle.dumps(job)
-        return pickled[id(job)], phase, number, state.task_input(phase, number), is_marked(task)
+            job, pickled = state.job, pickle.dumps(state.job)
+        phase, number = task
+        return pickled, phase, number, state.task_input(phase, number), is_marked(task)
 
     return arguments
 

@@ -58,14 +58,17 @@ class Exchange:
     def window(self, number: int, turn: int) -> Window:
         """Return the window of a region in a round."""
         key = number, turn
-        if key not in self._windows:
+        # Other threads may clear it at any moment.
+        window = self._windows.get(key)
+        if window is None:
             # Only few regions are handled by one process at a time.
             if len(self._windows) > 4096:
                 self._windows.clear()
             round_ = self.schedule[turn]
             grid = self.lattice.grids[round_.level]
-            self._windows[key] = Window.around(self.lattice, grid, self.regions.box(number), round_.window_halo)
-        return self._windows[key]
+            window = Window.around(self.lattice, grid, self.regions.box(number), round_.window_halo)
+            self._windows[key] = window
+        return window
 
     def voxels(self, number: int) -> Box:
         """Return the voxels of a region."""

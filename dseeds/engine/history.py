@@ -11,7 +11,7 @@ ALL, PART, NOTHING_INSIDE = "all", "part", "nothing"
 # Whether units moved in the region's window, and a round in which none could move.
 MOVED, STILL, RESTED = "moved", "still", "rested"
 OUTCOMES = (NOT_DONE, ALL, PART, NOTHING_INSIDE, MOVED, STILL, RESTED)
-CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 
 
 @dataclass(frozen=True)
@@ -45,4 +45,4 @@ class History:
     @property
     def is_masked(self) -> bool:
         """Whether any voxel of these regions lies outside the mask."""
-        return any(code != CODES[ALL] for code in self.codes[: len(self.numbers)])
+        return any(code != OUTCOME_CODES[ALL] for code in self.codes[: len(self.numbers)])

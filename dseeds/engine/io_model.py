@@ -131,8 +131,12 @@ class IoModel:
         return self.regions.box(number).grow(1, within=self.lattice.cells)
 
     def _checkpoints(self, turn: int) -> Counter[str]:
-        """Return the bytes of all checkpoints after a round, by array."""
-        if turn < 0 or not keeps_checkpoint(self.rounds, turn):
+        """Return the bytes of all checkpoints after a round, by array, if states stay in memory."""
+        return self._all_checkpoints(turn) if turn >= 0 and keeps_checkpoint(self.rounds, turn) else Counter()
+
+    def _all_checkpoints(self, turn: int) -> Counter[str]:
+        """Return the bytes of all checkpoints after a round, by array, if there is one."""
+        if turn < 0:
             return Counter()
         return self.exchange.total_bytes(lambda number, _: self.exchange.checkpoint(number, turn))
 
@@ -150,7 +154,8 @@ class IoModel:
 
     def _message_bytes(self, turn: int) -> int:
         """Return the largest size of all messages after a round, or after quantising as turn -1."""
-        sizes = self.exchange.published_bytes(turn) + self._checkpoints(turn)
+        # States that find no room in memory are stored after each round.
+        sizes = self.exchange.published_bytes(turn) + self._all_checkpoints(turn)
         encoded = sum(size * encoded_share(name, self.lattice) for name, size in sizes.items())
 
         def described(number: int, reader: int) -> Iterator[Extract]:

@@ -90,9 +90,10 @@ def _held_state(
     Where neither rounds nor a mask have changed anything, there is no state.
     """
     history = task_input.history
-    state = residents.take(job.key, number)
+    last = history.last_turn(number) if job.schedule else -1
+    state = residents.take(job.key, number, last)
     if job.schedule:
-        state = load_state(job, number, history.last_turn(number), history, state)
+        state = load_state(job, number, last, history, state)
     elif job.masked:
         if state is None:
             state, _ = quantise_region(job, number)

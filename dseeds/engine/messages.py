@@ -89,10 +89,12 @@ class MessageLog:
         return open_location(self.address).at(FOLDER)
 
     def publish(self, phase: Phase, number: int, outcome: str, pieces: Mapping[int, Piece]) -> None:
-        """Write the message of a region after a phase, with a piece for each reader."""
+        """Write the message of a region after a phase, with a piece for each reader.
+
+        With a checkpoint it is flushed to the disk, as older messages are removed once there are newer checkpoints.
+        """
         content = encode_message(f"{self.run} {phase} {number}", pieces)
-        # Torn messages are noticed, so they need not be flushed to the disk.
-        self.place.write(_name(phase, number, outcome), content, durable=False)
+        self.place.write(_name(phase, number, outcome), content, durable=number in pieces)
         count_bytes(written=sum(part.values.nbytes for piece in pieces.values() for part in piece.values()))
 
     def read(self, phase: Phase, number: int, outcome: str, reader: int) -> Piece | None:
@@ -103,7 +105,7 @@ class MessageLog:
             size = _index_size(head)
             if size > len(head):
                 head = place.read_part(name, 0, size)
-            entry = _find_entry(head[:size], f"{self.run} {phase} {number}", reader)
+            entry = _find_entry(_decode_index(head[:size], f"{self.run} {phase} {number}"), reader)
             if entry is None:
                 return None
             begin = size + int(entry["begin"])
@@ -117,6 +119,19 @@ class MessageLog:
             raise MessageDamaged([(phase, number)], reason) from error
         count_bytes(read=sum(part.values.nbytes for part in piece.values()))
         return piece
+
+    def is_intact(self, phase: Phase, number: int, outcome: str) -> bool:
+        """Return whether a message can be read whole."""
+        content = self.place.read(_name(phase, number, outcome))
+        try:
+            if content is None:
+                return False
+            size = _index_size(content)
+            index = _decode_index(content[:size], f"{self.run} {phase} {number}")
+            pieces = (content[size + int(entry["begin"]) :][: int(entry["length"])] for entry in index)
+            return all(zlib.crc32(piece) == entry["checksum"] for piece, entry in zip(pieces, index, strict=True))
+        except ValueError:
+            return False
 
     def outcomes(self, phase: Phase) -> dict[int, str]:
         """Return what came of a phase in each region that has published its message, from a listing."""
@@ -166,15 +181,19 @@ def _index_size(head: bytes) -> int:
     return int(_PREFIX.size + title + count * _ENTRY.itemsize)
 
 
-def _find_entry(head: bytes, title: str, reader: int) -> NDArray[Any] | None:
-    """Return the entry of a reader in the index of a message; None if there is none."""
+def _decode_index(head: bytes, title: str) -> NDArray[Any]:
+    """Return the index of a message, by reader."""
     length, _, checksum, _ = _PREFIX.unpack_from(head)
     table = head[_PREFIX.size :]
     if zlib.crc32(table) != checksum:
         raise ValueError("the checksum does not match")
     if table[:length] != title.encode():
         raise ValueError(f"it is that of {table[:length].decode()}")
-    index = np.frombuffer(table, _ENTRY, offset=length)
+    return np.frombuffer(table, _ENTRY, offset=length)
+
+
+def _find_entry(index: NDArray[Any], reader: int) -> NDArray[Any] | None:
+    """Return the entry of a reader in the index of a message; None if there is none."""
     place = int(np.searchsorted(index["reader"], reader))
     return index[place] if place < len(index) and index["reader"][place] == reader else None
 

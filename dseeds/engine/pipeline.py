@@ -88,9 +88,8 @@ class Pipeline:
 
     def _pass_done(self, number: int) -> None:
         """Go on with a region to its first task that is not done."""
-        closed = len(self.state.done)
         while (turn := int(self._turns[number])) <= self._last and self._is_done(turn, number):
-            if (phase := self.phase(turn)) not in self.state.done[:closed]:
+            if (phase := self.phase(turn)) not in self.state.done:
                 self.stages.skip(phase.stage, 1)
             self._count(number)
 
@@ -155,26 +154,26 @@ class Pipeline:
 
     def take(self, count: int, free: Mapping[str, int]) -> list[tuple[RegionTask, str]]:
         """Return tasks for workers with so many free places each, with the worker to do each of them."""
-        # What the workers held that are gone can be done anywhere.
+        # Regions whose worker is gone can go to any.
         for gone in [worker for worker in self._ready if worker and worker not in free]:
             for number in self._ready.pop(gone):
                 self.holders.pop(number, None)
                 self._put(number)
         tasks: list[tuple[RegionTask, str]] = []
         # While there are no workers, tasks wait for any.
-        places = dict(free) or {"": count}
+        places = [(-places, worker) for worker, places in free.items() if places > 0] if free else [(-count, "")]
+        heapq.heapify(places)
         self._places = max(self._places, sum(free.values()))
         while places and len(tasks) < count:
-            worker = max(places, key=lambda worker: places[worker])
-            if places[worker] <= 0:
-                break
+            taken, worker = places[0]
             popped = self._pop(worker)
-            if popped is None:
-                del places[worker]
-                continue
-            places[worker] -= 1
-            self.holders[popped] = worker
-            tasks.append(((self.phase(int(self._turns[popped])), popped), worker))
+            if popped is None or taken == -1:
+                heapq.heappop(places)
+            else:
+                heapq.heapreplace(places, (taken + 1, worker))
+            if popped is not None:
+                self.holders[popped] = worker
+                tasks.append(((self.phase(int(self._turns[popped])), popped), worker))
         return tasks
 
     @property
@@ -187,12 +186,12 @@ class Pipeline:
         if self._ready.get(worker):
             return heapq.heappop(self._ready[worker])
         unheld = self._ready.get("")
-        if unheld and self._layer(unheld[0]) <= self._farthest:
+        if unheld and self._layer(unheld[0]) <= self._last_begun_layer:
             return heapq.heappop(unheld)
         return None
 
     @property
-    def _farthest(self) -> int:
+    def _last_begun_layer(self) -> int:
         """The last layer in which a region may be begun: what is begun takes memory until it is finished.
 
         A worker that has nothing to do must not begin more and more of them, while it waits for others.

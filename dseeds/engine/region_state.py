@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Window, per_axis
 from dseeds.engine.exchange import BINS, CODES, COUNT_DTYPE, COUNTS, box_of_parents, histograms_name
-from dseeds.engine.history import MOVED, NOTHING_INSIDE, STILL, History
+from dseeds.engine.history import ALL, MOVED, NOTHING_INSIDE, STILL, History
 from dseeds.engine.job import Job
 from dseeds.engine.messages import MessageDamaged, Part, Piece
 from dseeds.engine.phases import turn_phase
@@ -117,7 +117,7 @@ def _begin_counts(job: Job, state: RegionState, values: NDArray[Any], extent: st
     first, region = job.schedule[0], job.regions.box(state.number)
     window = Window.around(job.lattice, job.lattice.grids[first.level], region, 0)
     labels = seed_labels(window.grid.homes_of(window.box))
-    if extent != "all":
+    if extent != ALL:
         hide_outside(first.level, job.lattice, window.box, values, labels)
     counts = rounds.count_statistics(first, job.lattice, window, values, labels)
     own = counts.reshape(*window.cells.shape, first.bins)[region.relative_to(window.cells.lo).slices]
@@ -256,7 +256,7 @@ def _enter_neighbours(
             pack_box(part.values % OPEN_BIT, lo, _given(state.labels))
             if has_marks:
                 pack_box(part.values // OPEN_BIT, lo, _given(state.marks))
-        # Who rested contributes nothing.
+        # A region that rested contributes nothing.
         if last == turn - 1 and (part := piece.get(COUNTS)) and (part := part.crop(window.cells)):
             counts[part.box.relative_to(window.cells.lo).slices] += part.values
     if is_refined:

@@ -12,7 +12,7 @@ from typing import Any
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.label_tasks import read_graph
 from dseeds.engine.messages import MessageDamaged
-from dseeds.engine.phases import GRAPH, Phase, RegionTask
+from dseeds.engine.phases import GRAPH, QUANTISE, Phase, RegionTask
 from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
 from dseeds.engine.scratch import parse_name
@@ -55,16 +55,20 @@ class RetryPolicy:
     repair: Callable[[ScratchCorrupted], None]
     # Raises an error if another process has taken over the run.
     confirm: Callable[[], None] = lambda: None
-    # How often each task was tried.
+    # How often each task was tried, and how often it failed because scratch was damaged.
     attempts: Counter[RegionTask] = field(default_factory=Counter)
+    damages: Counter[RegionTask] = field(default_factory=Counter)
 
     def prepare_retry(self, phase: Phase, number: int, error: BaseException) -> None:
         """Repair scratch if it is damaged, so that a region's task can be tried again.
 
         Raises `RegionFailed` if it has failed too often.
         """
-        attempts = self.attempts[phase, number]
-        if attempts > RETRIES:
+        task, attempts = (phase, number), self.attempts[phase, number]
+        if isinstance(error, ScratchCorrupted):
+            self.damages[task] += 1
+        # A task that meets one damage after another is not at fault.
+        if attempts - min(self.damages[task], MOST_DAMAGES) > RETRIES:
             self.confirm()
             raise RegionFailed(str(phase), number, attempts, _reason(error)) from error
         if isinstance(error, ScratchCorrupted):
@@ -104,8 +108,11 @@ class Repairer:
             raise _beyond_repair(damage) from damage
         state, (kind, _) = self.state, parse_name(damage.name)
         if isinstance(damage, MessageDamaged):
-            for task in damage.tasks:
-                self._redo(partial(self._perform_again, *task), damage, depth)
+            for phase, number in damage.tasks:
+                turn = -1 if phase == QUANTISE else phase.turn
+                # Several readers may have noticed the same damage.
+                if not state.job.messages.is_intact(phase, number, state.outcome(turn, number)):
+                    self._redo(partial(self._perform_again, phase, number), damage, depth)
         elif kind in ("source", "mask"):
             with suppress(ScratchCorrupted):
                 state.job.store.read(damage.name, damage.box)

@@ -13,6 +13,7 @@ import numpy as np
 
 from dseeds._version import __version__
 from dseeds.engine.journal import seal, unseal
+from dseeds.engine.messages import MessageLog
 from dseeds.engine.repair import RegionFailed
 from dseeds.engine.run import (
     AUTO_MASK,
@@ -237,8 +238,9 @@ def _clear(folder: Location, elsewhere: str | None, identity: str) -> None:
 
 def may_have_progress(run: Run) -> bool:
     """Return whether work may be done that would be lost with a run; True if its folder cannot be reached."""
+    messages = MessageLog(run.scratch, run.identity)
     try:
-        return next(run.folder.names(f"{run.identity}/done"), None) is not None
+        return any(next(names, None) for names in (run.folder.names(f"{run.identity}/done"), messages.place.names()))
     except OSError:
         return True
 

@@ -18,7 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box
-from dseeds.engine.history import ALL, CODES, MOVED, NOT_DONE, NOTHING_INSIDE, OUTCOMES, PART, RESTED, STILL, History
+from dseeds.engine.history import (
+    ALL,
+    MOVED,
+    NOT_DONE,
+    NOTHING_INSIDE,
+    OUTCOME_CODES,
+    OUTCOMES,
+    PART,
+    RESTED,
+    STILL,
+    History,
+)
 from dseeds.engine.job import Job, RegionInput, pack_flags, unpack_flags
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, PARTS, QUANTISE, Phase, turn_phase
@@ -75,7 +86,7 @@ class RunState:
     def __post_init__(self) -> None:
         self.job = replace(self.job, may_be_masked=self.query.may_be_masked)
         rounds = schedule(self.job.lattice, self.job.channels)
-        self._outcomes = np.full((1 + len(rounds), len(self.job.regions)), CODES[NOT_DONE], np.uint8)
+        self._outcomes = np.full((1 + len(rounds), len(self.job.regions)), OUTCOME_CODES[NOT_DONE], np.uint8)
         self._take_windows()
 
     def replay(self) -> None:
@@ -190,7 +201,7 @@ class RunState:
     def note(self, phase: Phase, marks: Marks) -> None:
         """Take note of what came of quantising, or of a round, in some regions, before it is closed."""
         row = self._outcomes[0 if phase == QUANTISE else phase.turn + 1]
-        row[list(marks)] = [CODES[outcome] for outcome in marks.values()]
+        row[list(marks)] = [OUTCOME_CODES[outcome] for outcome in marks.values()]
 
     def close(self, phase: Phase, marks: Marks) -> None:
         """Record that a phase is done in all its regions, and remove what is obsolete from scratch."""
@@ -268,10 +279,10 @@ class RunState:
             packed = pack_flags(outside) if outside.any() else None
             self._is_quantised = phase == QUANTISE
             self.job = replace(self.job, outside=packed, masked=record["masked"])
-            self._outcomes[0, self._unpack(record["part"])] = CODES[PART]
+            self._outcomes[0, self._unpack(record["part"])] = OUTCOME_CODES[PART]
             if phase == QUANTISE:
-                self._outcomes[0, self._outcomes[0] == CODES[NOT_DONE]] = CODES[ALL]
-            self._outcomes[0, outside] = CODES[NOTHING_INSIDE]
+                self._outcomes[0, self._outcomes[0] == OUTCOME_CODES[NOT_DONE]] = OUTCOME_CODES[ALL]
+            self._outcomes[0, outside] = OUTCOME_CODES[NOTHING_INSIDE]
         elif phase == HISTOGRAM:
             tables, thresholds = record["tables"], record["thresholds"]
             self.job = replace(
@@ -281,7 +292,9 @@ class RunState:
             )
         elif phase.is_round:
             swept, moved = self._unpack(record["swept"]), self._unpack(record["moved"])
-            outcomes = np.where(moved, CODES[MOVED], np.where(swept, CODES[STILL], CODES[RESTED]))
+            outcomes = np.where(
+                moved, OUTCOME_CODES[MOVED], np.where(swept, OUTCOME_CODES[STILL], OUTCOME_CODES[RESTED])
+            )
             self._outcomes[phase.turn + 1] = outcomes
         elif phase in (PARTS, GRAPH):
             self.counts = list(record["counts"])
@@ -303,7 +316,7 @@ class RunState:
     def rests(self, turn: int, number: int) -> bool:
         """Return whether nothing can move in a region in a round, given the two rounds before it."""
         near = self.job.regions.within(number, self.job.exchange.reach(turn))
-        return self.may_rest(turn) and not (self._outcomes[turn - 1 : turn + 1, near] == CODES[MOVED]).any()
+        return self.may_rest(turn) and not (self._outcomes[turn - 1 : turn + 1, near] == OUTCOME_CODES[MOVED]).any()
 
     def outcome(self, turn: int, number: int) -> str:
         """Return what came of a round, or of quantising as turn -1, in a region."""
@@ -312,14 +325,14 @@ class RunState:
     def are_done(self, turn: int, numbers: Sequence[int]) -> bool:
         """Return whether a round, or quantising as turn -1, is done in regions; what lies outside the mask is."""
         outcomes = self._outcomes[:, numbers]
-        is_outside = outcomes[0] == CODES[NOTHING_INSIDE]
-        return bool(((outcomes[turn + 1] != CODES[NOT_DONE]) | is_outside).all())
+        is_outside = outcomes[0] == OUTCOME_CODES[NOTHING_INSIDE]
+        return bool(((outcomes[turn + 1] != OUTCOME_CODES[NOT_DONE]) | is_outside).all())
 
     def _active_regions(self, turn: int) -> Flags:
         """Flag the regions in which something may move in a round."""
         if not self.may_rest(turn):
             return np.ones(len(self.job.regions), np.bool_)
-        moved = (self._outcomes[turn - 1 : turn + 1] == CODES[MOVED]).any(axis=0)
+        moved = (self._outcomes[turn - 1 : turn + 1] == OUTCOME_CODES[MOVED]).any(axis=0)
         active = moved.reshape(self.job.regions.counts)
         for axis in range(3):
             dilated = active.copy()
@@ -351,7 +364,7 @@ class RunState:
         """Return for each region the last round up to a given one in which it did not rest; -1 outside the mask."""
         last = np.full(len(self.job.regions), -1)
         for now in range(turn + 1):
-            last[self._outcomes[now + 1] != CODES[RESTED]] = now
+            last[self._outcomes[now + 1] != OUTCOME_CODES[RESTED]] = now
         last[self.job.outside_regions] = -1
         return last
 

@@ -107,14 +107,15 @@ def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> s
 
     Returns whether units moved, also in the halo: ``"moved"`` or ``"still"``.
     """
-    history = task_input.history
-    state = load_state(job, number, history.last_turn(number), history, residents.take(job.key, number))
+    history, room = task_input.history, task_input.room
+    last = history.last_turn(number)
+    state = load_state(job, number, last, history, residents.take(job.key, number, last))
     result = advance(job, state, turn, history)
-    is_kept = residents.keep(job.key, state, task_input.room)
-    pieces = round_pieces(
-        job, state, result, with_checkpoint=not is_kept or keeps_checkpoint(job.schedule, turn) or not task_input.room
-    )
+    is_kept = residents.has_room(job.key, state, room)
+    pieces = round_pieces(job, state, result, with_checkpoint=not is_kept or keeps_checkpoint(job.schedule, turn))
     job.messages.publish(turn_phase(job.schedule, turn), number, result.outcome, pieces)
+    # Not before: another life of this task may go on with it.
+    residents.keep(job.key, state, room)
     return result.outcome
 
 

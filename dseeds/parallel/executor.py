@@ -25,7 +25,7 @@ RETRIES = 2
 # Tasks in flight for each thread: their results wait to be fetched.
 TASKS_PER_THREAD = 4
 # How long no task may end before it is said why, and how often it is looked whether one has.
-STALL_SECONDS, POLL_SECONDS = 60.0, 0.1
+STALL_SECONDS, LONGEST_WAIT = 60.0, 0.1
 
 
 class TaskPool(ABC):
@@ -59,7 +59,8 @@ def run_bounded(
     results: list[Any] = []
     try:
         while True:
-            tasks = take(pool.limit - len(running))
+            # The limit may have shrunk.
+            tasks = take(max(0, pool.limit - len(running)))
             running.update(zip(pool.submit(tasks), tasks, strict=True))
             yield from results
             if not running:
@@ -146,13 +147,14 @@ class ClusterTasks(TaskPool):
 
     @override
     def wait(self, futures: Iterable[Any]) -> list[Any]:
-        begin, told = time.monotonic(), 0.0
+        begin, last_notice = time.monotonic(), 0.0
         while not self._completed.has_ready():
             with self._completed.thread_condition:
-                self._completed.thread_condition.wait(POLL_SECONDS)
+                if not self._completed.has_ready():
+                    self._completed.thread_condition.wait(LONGEST_WAIT)
             waited = time.monotonic() - begin
-            if waited > told + STALL_SECONDS:
-                told = waited
+            if waited > last_notice + STALL_SECONDS:
+                last_notice = waited
                 self.on_stall(waited)
         return list(self._completed.next_batch())
 

@@ -105,6 +105,8 @@ def _quantise(
     values: Sequence[NDArray[Any]], settings: CutSettings, inside: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.uint8], tuple[Limits, ...], tuple[int, ...] | None, bool]:
     """Return the windows of bins, the channels' intensity windows and thresholds, and whether voxels are masked."""
+    if inside is not None and not inside.any():
+        raise NoFiniteValues
     windows = find_windows(values, settings.windows, settings.percentiles, inside)
     tables = thresholds = None
     if settings.equalises or settings.auto_mask:

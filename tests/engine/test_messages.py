@@ -95,11 +95,14 @@ def test_every_flipped_bit_is_noticed(log):
     log.publish(PHASE, 7, "moved", content)
     path = file_of(log)
     sound = path.read_bytes()
+    assert log.is_intact(PHASE, 7, "moved")
+    assert not log.is_intact(PHASE, 8, "moved")
     for position in range(len(sound)):
         damaged = bytearray(sound)
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
         assert damaged_readers(log, content), position
+        assert not log.is_intact(PHASE, 7, "moved"), position
 
 
 def test_every_cut_is_noticed(log):
@@ -110,6 +113,7 @@ def test_every_cut_is_noticed(log):
     for length in range(len(sound)):
         path.write_bytes(sound[:length])
         assert damaged_readers(log, content), length
+        assert not log.is_intact(PHASE, 7, "moved"), length
     path.unlink()
     with pytest.raises(MessageDamaged, match="it is missing"):
         read(log, 0)

@@ -21,18 +21,22 @@ def residents():
 def test_a_state_is_taken_once(residents):
     kept = state(3)
     assert residents.keep("run", kept, ROOM)
-    assert residents.take("another", 3) is None
-    assert residents.take("run", 4) is None
-    assert residents.take("run", 3) is kept
-    assert residents.take("run", 3) is None
+    assert residents.take("another", 3, 0) is None
+    assert residents.take("run", 4, 0) is None
+    assert residents.take("run", 3, 0) is kept
+    assert residents.take("run", 3, 0) is None
 
 
 def test_states_that_do_not_fit_are_not_kept(residents):
     assert all(residents.keep("run", state(number), ROOM) for number in range(10))
     assert not residents.keep("run", state(10), ROOM)
     assert not residents.keep("run", state(11), 0)
-    residents.take("run", 0)
+    residents.take("run", 0, 0)
+    assert residents.has_room("run", state(10), ROOM)
     assert residents.keep("run", state(10), ROOM)
+    # It would take the place of the one that is there.
+    assert residents.has_room("run", state(10, turn=1), ROOM)
+    assert not residents.has_room("run", state(11), ROOM)
 
 
 def test_an_older_state_does_not_replace_a_newer_one(residents):
@@ -40,7 +44,14 @@ def test_an_older_state_does_not_replace_a_newer_one(residents):
     newer = state(3, turn=5)
     assert residents.keep("run", newer, ROOM)
     assert residents.keep("run", state(3, turn=4), ROOM)
-    assert residents.take("run", 3) is newer
+    assert residents.take("run", 3, 4) is None
+    assert residents.take("run", 3, 5) is newer
+
+
+def test_an_older_state_than_is_wanted_is_dropped(residents):
+    residents.keep("run", state(3, turn=5), ROOM)
+    assert residents.take("run", 3, 6) is None
+    assert residents.take("run", 3, 5) is None
 
 
 def test_states_wait_as_long_as_there_is_room(residents):
@@ -49,8 +60,8 @@ def test_states_wait_as_long_as_there_is_room(residents):
     residents.keep("run", waiting, ROOM)
     for turn in range(1000):
         assert residents.keep("run", state(0, turn), ROOM)
-        residents.take("run", 0)
-    assert residents.take("run", 99) is waiting
+        residents.take("run", 0, turn)
+    assert residents.take("run", 99, 0) is waiting
 
 
 def test_states_that_others_have_taken_over_make_room(residents):
@@ -67,5 +78,5 @@ def test_the_states_of_a_run_are_released(residents):
     residents.keep("run", state(1), ROOM)
     residents.keep("another", state(1), ROOM)
     residents.release("run")
-    assert residents.take("run", 1) is None
-    assert residents.take("another", 1) is not None
+    assert residents.take("run", 1, 0) is None
+    assert residents.take("another", 1, 0) is not None

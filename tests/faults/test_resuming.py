@@ -128,6 +128,15 @@ def test_resuming_a_run_of_another_version_is_refused(out, client, key):
     resume_run(target, client)
 
 
+@pytest.mark.parametrize("stage", ["quantise", "sweep-blocks"])
+def test_work_is_not_lost_where_no_phase_is_closed(out, client, stage):
+    """Messages are marks, too: with a window, quantising is the first phase."""
+    target = out / "labels.zarr"
+    interrupt_run(target, client, stage, 3, window=(-100, 100))
+    report = resume_run(target, client, whole=supervoxels(IMAGE, step=8, window=(-100, 100)))
+    assert report.skipped
+
+
 def test_resuming_without_a_run_starts_one(out, client):
     report = segment(IMAGE, out / "labels.zarr", client=client, resume=True, **ASKED)
     assert not report.resumed

@@ -118,7 +118,7 @@ def test_colours_of_nifti(tmp_path, ending):
     if ending:
         nibabel.save(made, given := tmp_path / f"a{ending}")
     same(open_image(given), data)
-    with pytest.raises(ValueError, match="three channels in every voxel: leave out channel_axis"):
+    with pytest.raises(ValueError, match="3 channels in every voxel: leave out channel_axis"):
         open_image(given, channel_axis=0)
     with pytest.raises(ValueError, match="holds records of 3 values"):
         open_source(given)
@@ -258,11 +258,10 @@ def test_identity_tells_channels_apart(tmp_path):
 
 def test_the_error_names_the_channel_axis_that_helps(tmp_path):
     ome = save_ome(tmp_path / "a.zarr", np.stack(channels()), "czyx")
-    message = r"holds 3 volumes: pass volume= \(--volume on the command line\), 0 to 2, to say which, or "
-    with pytest.raises(
-        ValueError, match=message + r"channel_axis='c' \(--channel-axis c\) to take all of them together"
-    ):
+    message = r"holds 3 channels: pass channel_axis='c' \(--channel-axis c\) to take all of them together, or volume= "
+    with pytest.raises(ValueError, match=message):
         open_image(ome)
+    message = r"holds 3 volumes: pass volume= \(--volume on the command line\), 0 to 2, to say which, or "
     with pytest.raises(ValueError, match=message + r"channel_axis= \(--channel-axis\) to take all"):
         open_image(np.stack(channels()))
     with pytest.raises(ValueError, match=r"to say which$"):
@@ -278,8 +277,7 @@ def test_the_error_names_the_channel_axis_that_helps(tmp_path):
     ("shape", "axis", "message"),
     [
         ((17, 3, 4, 5), 0, "has 17 channels, and no more than 16"),
-        ((3, 4, 5), 0, r"has shape \(3, 4, 5\): beside channels, supervoxels need three axes"),
-        ((100, 4, 5), 0, "beside channels, supervoxels need three axes"),
+        ((100, 3, 4, 5), 0, "has 100 channels, and no more than 16"),
         ((2, 3, 4, 5), 4, "has no axis 4 for channels: it has 4, numbered from 0"),
         ((2, 3, 4, 5), -5, "has no axis -5 for channels"),
         ((2, 3, 4, 5), "c", "has no names for its axes, so none of them is 'c'"),
@@ -379,8 +377,14 @@ def test_files_that_must_agree(tmp_path, shape, affine, message):
             open_image([np.zeros(SHAPE), *paths])
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 5), (100, 4, 5)])
+def test_an_array_of_planes_has_no_channels(shape):
+    with pytest.raises(ValueError, match="beside channels, supervoxels need three axes"):
+        open_image(np.zeros(shape, "u1"), channel_axis=0)
+
+
 def test_arrays_that_must_agree():
-    with pytest.raises(ValueError, match=r"array \(channel 0\) has shape .* and array \(channel 1\) has shape"):
+    with pytest.raises(ValueError, match=r"array \(channel 1\) has the shape \(3, 4, 6\), but array \(channel 0\) has"):
         open_image([np.zeros((3, 4, 5)), np.zeros((3, 4, 6))])
 
 

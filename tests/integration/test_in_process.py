@@ -79,7 +79,8 @@ def save_levels(path, image):
 
 
 def save_nifti(path, values):
-    nibabel.save(nibabel.Nifti1Image(np.asarray(values, order="C").T, np.diag([0.5, 0.75, 3.25, 1])), path)
+    values = np.asarray(values, order="C").T
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([0.5, 0.75, 3.25, 1]), dtype=values.dtype), path)
     return path
 
 
@@ -102,7 +103,7 @@ def stored_as(kind, folder, image):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @example((noise((30, 40, 35)), "array", ALL_OPTIONS, 3))
 @example((noise((20, 23, 26)), "levels", {**ALL_OPTIONS, "level": 1, "mask": "coarse", "shards": 12, "chunks": 4}, 2))
 @example((noise((20, 23, 26)), "nifti", {**ALL_OPTIONS, "mask": "nifti", "percentiles": (2, 90.5)}, 1))
@@ -297,7 +298,7 @@ def test_an_unfinished_run_on_dask_is_resumed_on_dask(client, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        segment(GOOD, target, client=client, progress=when("advance", "merge", 2, fail), **FEW)
+        segment(GOOD, target, client=client, progress=when("advance", "sweep-blocks", 2, fail), **FEW)
     with pytest.raises(FileExistsError, match="unfinished run"):
         segment(GOOD, target, **FEW)
     report = segment(GOOD, target, client=client, resume=True, **FEW)

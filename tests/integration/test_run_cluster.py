@@ -75,6 +75,22 @@ def test_killed_workers_do_not_change_the_answer(tmp_path, processes):
     assert names_in(tmp_path) == ["a.zarr", "image.zarr"]
 
 
+def test_a_cluster_that_shrinks_during_a_phase(tmp_path):
+    """Fewer tasks may be in flight then than there are."""
+    image = noise((4, 4, 160), dtype="uint8")
+    with in_process(2, 1) as client:
+
+        def shrink(event, stage, number):
+            if (event, stage, number) == ("advance", "window", 1):
+                client.retire_workers([next(iter(client.nthreads()))])
+                time.sleep(1)
+
+        report = segment(image, tmp_path / "a.zarr", step=4, region=4, client=client, progress=Recorder(shrink))
+        assert len(client.nthreads()) == 1
+    assert report.regions == 40
+    np.testing.assert_array_equal(labels_in(tmp_path / "a.zarr"), supervoxels(image, step=4))
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_the_scheduler_knows_a_bounded_number_of_tasks(tmp_path, clients, threads):
     client = clients[threads]

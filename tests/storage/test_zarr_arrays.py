@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from dseeds.core.geometry import Box, Lattice, Regions
 from dseeds.engine.scratch import Scratch
-from dseeds.seeds.schedule import schedule
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import Layout, ScratchCorrupted, chunk_length, read_array, write_array
 
@@ -50,16 +49,15 @@ def files(folder):
 @example(Regions(Lattice((11, 9, 129), (8, 4, 8)), (1, 1, 5)))
 @example(Regions(Lattice((129, 4, 4), (8, 4, 4)), (16, 1, 1)))
 def test_no_file_is_written_by_two_regions(regions):
-    lattice = regions.lattice
+    """Neither of an array of cells nor of one with a piece for each region."""
+    pieces = Layout.cut((*regions.counts, 3), np.int64, (1, 1, 1, 3), 1)
     with TemporaryDirectory() as folder:
         store = Scratch(folder, regions)
-        # One array of each layout.
-        alike = {(name[:4], layout.shape, layout.shard): name for name, (_, layout) in store.layouts.items()}
-        layouts = {name: store.layouts[name][1] for name in alike.values()}
+        layouts = {**store.layouts, "digits-0": pieces}
         store.create(layouts)
         for name, layout in layouts.items():
             for number in range(len(regions)):
-                box = part_of(regions, name, number)
+                box = regions.around(number, 0) if layout is pieces else regions.box(number)
                 before = files(folder)
                 store.write(name, box, np.full((*box.shape, *layout.shape[3:]), number + 1, layout.dtype))
                 after = files(folder)
@@ -67,38 +65,6 @@ def test_no_file_is_written_by_two_regions(regions):
                 assert len(after) > len(before)
             whole = store.read(name, Box((0, 0, 0), layout.shape[:3]))
             assert (whole > 0).all(), "the regions make up the array"
-        assert store.layouts["bins-0"][1].shape == lattice.shape
-
-
-def part_of(regions, name, number):
-    """Return the part of an array that belongs to a region."""
-    kind, _, turn = name.partition("-")
-    if kind == "shells":
-        return regions.around(number, 0)
-    if kind in ("core", "statistics", "parts", "offsets"):
-        return regions.box(number)
-    grids = regions.lattice.grids
-    level = turn if kind == "histograms" else -1
-    if kind == "codes":
-        level = schedule(regions.lattice)[int(turn)].level
-    return grids[int(level)].units_of(regions.box(number))
-
-
-@settings(max_examples=25)
-@given(cuts())
-def test_each_array_is_written_by_one_phase(regions):
-    """Data in scratch never change, so a late or repeated task does no harm."""
-    rounds = schedule(regions.lattice)
-    layouts = Scratch("nowhere", regions).layouts
-    written = {}
-    for name, (phase, _) in layouts.items():
-        written.setdefault(str(phase), set()).add(name.partition("-")[0])
-    for turn in range(len(rounds)):
-        kinds = {"codes", "core", "shells"} if turn + 1 < len(rounds) else {"codes"}
-        assert written[f"sweep-{turn:02}"] == kinds
-        assert layouts[f"codes-{turn:02}"][1].shape == regions.lattice.grids[rounds[turn].level].shape
-        if turn:
-            assert written[f"merge-{turn:02}"] == {"statistics"}
 
 
 def array_in(folder, shape, dtype, shard, target):
