@@ -197,9 +197,9 @@ def advance(job: Job, state: RegionState, turn: int, history: History) -> RoundR
         add_halo(job, state, history)
     round_, window = job.schedule[turn], job.exchange.window(state.number, turn)
     counts = _take_counts(job, state, turn, window)
-    last_turns = _enter_neighbours(job, state, turn, window, counts, history)
+    begins_level = _enter_neighbours(job, state, turn, window, counts, history)
     values = _values(job, state, round_.level, window.box)
-    if last_turns and history.is_masked:
+    if begins_level and history.is_masked:
         hide_outside(round_.level, job.lattice, window.box, values, _given(state.labels))
     moves, change = rounds.sweep_window(
         round_,
@@ -246,10 +246,10 @@ def _enter_neighbours(
         state.labels = labels
     if is_first or is_refined:
         state.marks = new_window(window.box.shape, OPEN)
-    readers = [] if is_first else job.exchange.neighbours(state.number, turn)
+    neighbours = [] if is_first else job.exchange.neighbours(state.number, turn)
     wanted = coarse if is_refined else window.box
     has_marks = job.schedule[turn].weight is None and not is_refined
-    for last, piece in _pieces(job, state.number, history, turn - 1, readers):
+    for last, piece in _pieces(job, state.number, history, turn - 1, neighbours):
         part = piece.get(CODES)
         if part and (part := part.crop(wanted)):
             lo = part.box.relative_to(origin).lo
