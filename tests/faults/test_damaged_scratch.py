@@ -39,7 +39,9 @@ def shards(target, name):
     """Return the files of an array in scratch, or the messages after a phase."""
     folder = identity_folder(target) / "scratch"
     array = folder / name / "c"
-    return sorted(path for path in (array if array.is_dir() else folder / name).rglob("*") if path.is_file())
+    files = (array if array.is_dir() else folder / name).rglob("*")
+    # Tasks that are under way have files with a leading dot, which they rename at the end.
+    return sorted(path for path in files if path.is_file() and not path.name.startswith("."))
 
 
 @pytest.fixture
