@@ -26,7 +26,7 @@ from dseeds.engine.io_model import check_disk
 from dseeds.engine.job import Job
 from dseeds.engine.memory_model import thread_budget
 from dseeds.engine.outcome import Outcome, report_run
-from dseeds.engine.phases import LABEL, QUANTISE, Phase, RegionTask
+from dseeds.engine.phases import LABEL, Phase, RegionTask
 from dseeds.engine.pipeline import Pipeline
 from dseeds.engine.planning import build_plan
 from dseeds.engine.publishing import (
@@ -129,7 +129,7 @@ def run_phases(run: Run, state: RunState, stages: StageRunner) -> None:
     # The workers that hold the states of regions.
     holders: dict[int, str] = {}
     while (phase := state.current) is not None and phase != LABEL:
-        if phase == QUANTISE or phase.is_round:
+        if phase.publishes_messages:
             if run_pipeline(run, state, stages, repairer, holders):
                 return
             continue
@@ -160,7 +160,7 @@ def run_phase(
     phase: Phase,
     stages: StageRunner,
     repair: Callable[[ScratchCorrupted], None],
-    holders: dict[int, str] | None = None,
+    holders: dict[int, str],
 ) -> dict[int, str]:
     """Run a phase in the regions where it is not done, and return the marks of all."""
     marks = state.marks(phase)
@@ -168,7 +168,7 @@ def run_phase(
     numbers = [number for number in state.regions(phase) if phase == LABEL or number not in marks]
     if len(numbers) < len(state.job.regions):
         stages.skip(phase.stage, len(state.job.regions) - len(numbers))
-    marked, tasks = set(marks), PhaseTasks(phase, iter(numbers), marks, holders or {})
+    marked, tasks = set(marks), PhaseTasks(phase, iter(numbers), marks, holders)
     stages.run(tasks, _arguments(state, lambda task: task[1] in marked), repair)
     return marks
 

@@ -105,7 +105,7 @@ class Job:
         reach = label_reach(masked=self.may_be_masked, has_joins=self.has_joins)
         return Exchange(self.regions, self.schedule, self.channels, reach)
 
-    @property
+    @cached_property
     def messages(self) -> MessageLog:
         """The messages of the regions."""
         return MessageLog(self.scratch, self.journal.run)

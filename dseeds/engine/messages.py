@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Triple, triple
+from dseeds.engine.exchange import BINS
 from dseeds.engine.phases import Phase, RegionTask
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.zarr_arrays import ScratchCorrupted, count_bytes
@@ -83,7 +84,7 @@ class MessageLog:
     address: str
     run: str
 
-    @property
+    @cached_property
     def place(self) -> Location:
         """The location of the messages."""
         return open_location(self.address).at(FOLDER)
@@ -225,7 +226,7 @@ def _decode_piece(content: bytes) -> Piece:
 @lru_cache
 def _codec(name: str, itemsize: int) -> Blosc:
     """Return the codec of an array: messages are read once and soon removed, so speed counts for more than size."""
-    shuffle = Blosc.BITSHUFFLE if name == "bins" else Blosc.NOSHUFFLE if itemsize == 1 else Blosc.SHUFFLE
+    shuffle = Blosc.BITSHUFFLE if name == BINS else Blosc.NOSHUFFLE if itemsize == 1 else Blosc.SHUFFLE
     return Blosc(cname="lz4", clevel=1, shuffle=shuffle)
 
 

@@ -38,11 +38,17 @@ class Phase:
         """Whether this is a round."""
         return self.stage.startswith("sweep")
 
+    @property
+    def publishes_messages(self) -> bool:
+        """Whether its tasks publish messages, which are also their marks: quantising, and each round."""
+        return self.is_round or self == QUANTISE
+
 
 # A region's task of a phase.
 RegionTask = tuple[Phase, int]
 
-MASK, HISTOGRAM, QUANTISE = Phase("mask"), Phase("histogram"), Phase("quantise")
+# Quantising is the turn before the first round.
+MASK, HISTOGRAM, QUANTISE = Phase("mask"), Phase("histogram"), Phase("quantise", -1)
 PARTS, GRAPH, LABEL = Phase("parts"), Phase("graph"), Phase("label")
 
 

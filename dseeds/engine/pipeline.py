@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dseeds.engine.history import NOT_DONE, RESTED
-from dseeds.engine.phases import LABEL, QUANTISE, Phase, RegionTask, turn_phase
+from dseeds.engine.phases import LABEL, Phase, RegionTask, turn_phase
 from dseeds.engine.report import TaskResult
 from dseeds.engine.run_state import RunState
 from dseeds.engine.stage_timer import StageTimer
@@ -219,9 +219,9 @@ class Pipeline:
     def _close(self) -> None:
         """Close the phases that are done in all regions."""
         regions = range(len(self._turns))
-        while (phase := self.state.current) is not None and phase != LABEL:
-            turn = -1 if phase == QUANTISE else phase.turn
-            if self._done[turn] < len(self._turns) or not (phase == QUANTISE or phase.is_round):
+        while (phase := self.state.current) is not None and phase.publishes_messages:
+            turn = phase.turn
+            if self._done[turn] < len(self._turns):
                 return
             self.confirm()
             outcomes = {number: self.state.outcome(turn, number) for number in regions}

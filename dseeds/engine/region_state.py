@@ -144,7 +144,10 @@ def begin_pieces(job: Job, state: RegionState) -> dict[int, Piece]:
         held[COUNTS] = Part(exchange.window(number, 0).cells.lo, state.counts)
 
     def cut(name: str, box: Box) -> Part | None:
-        return Part(box.lo, _unpacked_channels(job, state, box)) if name == BINS else held[name].crop(box)
+        if name == BINS:
+            # The first three axes of a part are those of space.
+            return Part(box.lo, np.moveaxis(_bins_in(job, state, box), 0, 3))
+        return held[name].crop(box)
 
     return _cut_for_neighbours(job, number, -1, cut)
 
@@ -159,18 +162,18 @@ def _cut_for_neighbours(job: Job, number: int, turn: int, cut: Callable[[str, Bo
     return pieces
 
 
-def _unpacked_channels(job: Job, state: RegionState, box: Box) -> NDArray[np.uint8]:
-    """Return the bins of a box of voxels, shape (z, y, x, channels)."""
+def _bins_in(job: Job, state: RegionState, box: Box) -> NDArray[np.uint8]:
+    """Return the bins of a box of voxels, shape (channels, z, y, x)."""
     lo = box.relative_to(job.exchange.binned_voxels(state.number).lo).lo
     values = np.empty((job.channels, *box.shape), np.uint8)
     for channel, window in zip(values, state.bins, strict=True):
         unpack_box(window, lo, channel)
-    return np.moveaxis(values, 0, 3)
+    return values
 
 
 def region_bins(job: Job, state: RegionState) -> NDArray[np.uint8]:
     """Return the bins of a region's voxels, shape (channels, z, y, x)."""
-    return np.ascontiguousarray(np.moveaxis(_unpacked_channels(job, state, job.voxel_box(state.number)), 3, 0))
+    return _bins_in(job, state, job.voxel_box(state.number))
 
 
 def add_halo(job: Job, state: RegionState, history: History) -> None:
@@ -296,7 +299,7 @@ def _values(job: Job, state: RegionState, level: int, box: Box) -> NDArray[Any]:
     voxels, held = grids[level].voxels_of(box), job.exchange.binned_voxels(state.number)
     if voxels == held:
         return state.bins
-    return _packed(np.moveaxis(_unpacked_channels(job, state, voxels), 3, 0))
+    return _packed(_bins_in(job, state, voxels))
 
 
 def _next_counts(
@@ -332,7 +335,7 @@ def _count_voxels(job: Job, state: RegionState, window: Window) -> NDArray[np.ui
     parents = voxels.grid.parents(window.grid, voxels.box)
     blocks = pack_labels(_unpacked(_given(state.labels), window.core, window))
     labels = refine_labels(blocks, per_axis(p - p[0] for p in parents))
-    values = _packed(np.moveaxis(_unpacked_channels(job, state, voxels.box), 3, 0))
+    values = _packed(region_bins(job, state))
     if (values == MASKED).any():
         hide_outside(level, job.lattice, voxels.box, values, labels)
     following = job.schedule[state.turn + 1]

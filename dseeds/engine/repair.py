@@ -12,7 +12,7 @@ from typing import Any
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.label_tasks import read_graph
 from dseeds.engine.messages import MessageDamaged
-from dseeds.engine.phases import GRAPH, QUANTISE, Phase, RegionTask
+from dseeds.engine.phases import GRAPH, Phase, RegionTask
 from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
 from dseeds.engine.scratch import parse_name
@@ -109,9 +109,8 @@ class Repairer:
         state, (kind, _) = self.state, parse_name(damage.name)
         if isinstance(damage, MessageDamaged):
             for phase, number in damage.tasks:
-                turn = -1 if phase == QUANTISE else phase.turn
                 # Several readers may have noticed the same damage.
-                if not state.job.messages.is_intact(phase, number, state.outcome(turn, number)):
+                if not state.job.messages.is_intact(phase, number, state.outcome(phase.turn, number)):
                     self._redo(partial(self._perform_again, phase, number), damage, depth)
         elif kind in ("source", "mask"):
             with suppress(ScratchCorrupted):

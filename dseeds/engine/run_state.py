@@ -188,27 +188,26 @@ class RunState:
             return self.search
         if phase in (MASK, HISTOGRAM):
             return None
-        turn = -1 if phase == QUANTISE else phase.turn if phase.is_round else len(self.job.schedule)
+        turn = phase.turn if phase.publishes_messages else len(self.job.schedule)
         numbers = self.job.regions.within(number, self.job.exchange.farthest)
         return RegionInput(History(tuple(numbers), self._outcomes[: turn + 1, numbers].tobytes()), self.room)
 
     def marks(self, phase: Phase) -> dict[int, str]:
         """Return the outcomes of a phase's finished tasks by region, from a listing."""
-        if phase == QUANTISE or phase.is_round:
+        if phase.publishes_messages:
             return self.job.messages.outcomes(phase)
         return self.job.journal.marks(phase)
 
     def note(self, phase: Phase, marks: Marks) -> None:
         """Take note of what came of quantising, or of a round, in some regions, before it is closed."""
-        row = self._outcomes[0 if phase == QUANTISE else phase.turn + 1]
+        row = self._outcomes[phase.turn + 1]
         row[list(marks)] = [OUTCOME_CODES[outcome] for outcome in marks.values()]
 
     def close(self, phase: Phase, marks: Marks) -> None:
         """Record that a phase is done in all its regions, and remove what is obsolete from scratch."""
         record = self._record(phase, marks)
         # Messages are marks that are still needed.
-        is_logged = phase == QUANTISE or phase.is_round
-        self.job.journal.close(phase, record, {} if is_logged else dict(marks))
+        self.job.journal.close(phase, record, {} if phase.publishes_messages else dict(marks))
         self._apply(phase, record)
         self._remove_obsolete(phase)
 

@@ -48,7 +48,7 @@ def perform_task(job: Job, phase: Phase, number: int, task_input: Any = None, is
         byte_counter.reset(token)
     seconds = time.perf_counter() - start
     # Messages are marks themselves.
-    if not (phase == QUANTISE or phase.is_round):
+    if not phase.publishes_messages:
         job.journal.mark(phase, number, outcome)
     return TaskResult(number, outcome, seconds, counter.read, counter.written, peak_memory())
 
