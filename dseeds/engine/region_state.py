@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.geometry import Box, Window, per_axis
+from dseeds.core.geometry import AxisArrays, Box, Window, per_axis
 from dseeds.engine.exchange import BINS, CODES, COUNT_DTYPE, COUNTS, box_of_parents, histograms_name
 from dseeds.engine.history import ALL, MOVED, NOTHING_INSIDE, STILL, History
 from dseeds.engine.job import Job
@@ -23,8 +23,8 @@ from dseeds.engine.phases import turn_phase
 from dseeds.seeds import rounds
 from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.block_histograms import hide_outside, histogram_dtype, stored_histograms
-from dseeds.seeds.kernels.label_codes import pack_labels, refine_labels, seed_labels
-from dseeds.seeds.kernels.layout import new_window, pack_box, pack_planes, unpack_box
+from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels
+from dseeds.seeds.kernels.layout import new_window, pack_box, unpack_box
 from dseeds.seeds.kernels.simd import NOTHING, OPEN
 from dseeds.seeds.kernels.voxels import MASKED
 
@@ -32,6 +32,22 @@ _T = TypeVar("_T")
 
 # The bit of a unit's code that marks its block as open: its neighbourhood has changed since it was last visited.
 OPEN_BIT = 128
+
+
+@dataclass(frozen=True)
+class RegionImage:
+    """The intensities of a region's voxels, channel by channel, and which lie inside the mask; None without a mask."""
+
+    number: int
+    values: tuple[NDArray[Any], ...]
+    inside: NDArray[np.bool_] | None
+    # Before quantising, which is turn -1.
+    turn: ClassVar[int] = -2
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes in memory."""
+        return sum(array.nbytes for array in (*self.values, self.inside) if array is not None)
 
 
 @dataclass
@@ -70,21 +86,28 @@ class RoundResult:
     contribution: Part | None
 
 
-def quantise_region(job: Job, number: int, *, from_turn: int = 0) -> tuple[RegionState | None, str]:
+def read_region(job: Job, number: int) -> RegionImage:
+    """Read the intensities and the mask of a region."""
+    box = job.voxel_box(number)
+    return RegionImage(number, job.read_image(box), job.read_mask(box))
+
+
+def quantise_region(
+    job: Job, number: int, *, from_turn: int = 0, image: RegionImage | None = None
+) -> tuple[RegionState | None, str]:
     """Return the state of a region before the first round, without halos, and how much of it lies inside the mask.
 
-    `from_turn` is the first round that it is needed for. Without a voxel inside the mask, there is no state.
+    `from_turn` is the first round that it is needed for. The image is read unless it is given. Without a voxel inside
+    the mask, there is no state.
     """
     exchange, box = job.exchange, job.voxel_box(number)
+    image = image or read_region(job, number)
     values = np.empty((job.channels, *box.shape), np.uint8)
     extent = quantise_box(
-        job.read_image(box),
-        job.windows,
-        values,
-        inside=job.read_mask(box),
-        tables=job.tables,
-        thresholds=job.thresholds,
+        image.values, job.windows, values, inside=image.inside, tables=job.tables, thresholds=job.thresholds
     )
+    # Frees its memory.
+    del image
     if extent == NOTHING_INSIDE:
         return None, extent
     held = exchange.binned_voxels(number)
@@ -129,7 +152,7 @@ def _begin_counts(job: Job, state: RegionState, values: NDArray[Any], extent: st
 def _packed(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     windows = new_window(values.shape[1:], 0, channels=len(values))
     for channel, window in zip(values, windows, strict=True):
-        pack_planes(channel, 0, window)
+        pack_box(channel, (0, 0, 0), window)
     return windows
 
 
@@ -218,7 +241,7 @@ def advance(job: Job, state: RegionState, turn: int, history: History) -> RoundR
     state.turn = turn
     if turn + 1 == len(job.schedule) or job.schedule[turn + 1].level != round_.level:
         state.histograms.pop(round_.level, None)
-    contribution = _next_counts(job, state, window, counts, change.reshape(counts.shape))
+    contribution = _next_counts(job, state, window, counts, change.reshape(counts.shape), is_masked=history.is_masked)
     return RoundResult(MOVED if moves else STILL, contribution)
 
 
@@ -236,26 +259,19 @@ def _enter_neighbours(
 ) -> bool:
     """Write what the neighbours have published into the halos and the statistics; return whether a level begins."""
     is_first, is_refined = turn == 0, job.exchange.is_refined(turn)
-    origin = window.box.lo
+    wanted = window.box
     if is_first:
         state.labels = seed_labels(window.grid.homes_of(window.box))
     elif is_refined:
-        parents = job.exchange.parents(state.number, turn)
-        coarse = box_of_parents(parents)
-        before = job.exchange.window(state.number, turn - 1)
-        origin, finer = coarse.lo, per_axis(p - p[0] for p in parents)
-        labels = new_window(coarse.shape, NOTHING)
-        pack_box(_unpacked(_given(state.labels), before.core, before), before.core.relative_to(origin).lo, labels)
-        state.labels = labels
+        state.labels, wanted, parents = _blocks_of(job, state, turn)
     if is_first or is_refined:
         state.marks = new_window(window.box.shape, OPEN)
     neighbours = [] if is_first else job.exchange.neighbours(state.number, turn)
-    wanted = coarse if is_refined else window.box
     has_marks = job.schedule[turn].weight is None and not is_refined
     for last, piece in _pieces(job, state.number, history, turn - 1, neighbours):
         part = piece.get(CODES)
         if part and (part := part.crop(wanted)):
-            lo = part.box.relative_to(origin).lo
+            lo = part.box.relative_to(wanted.lo).lo
             pack_box(part.values % OPEN_BIT, lo, _given(state.labels))
             if has_marks:
                 pack_box(part.values // OPEN_BIT, lo, _given(state.marks))
@@ -263,10 +279,22 @@ def _enter_neighbours(
         if last == turn - 1 and (part := piece.get(COUNTS)) and (part := part.crop(window.cells)):
             counts[part.box.relative_to(window.cells.lo).slices] += part.values
     if is_refined:
-        state.labels = refine_labels(_given(state.labels), finer)
+        state.labels = refine_labels(_given(state.labels), parents)
     if job.schedule[turn].weight is not None:
         _given(state.marks)[:] = OPEN
     return is_first or is_refined
+
+
+def _blocks_of(job: Job, state: RegionState, turn: int) -> tuple[NDArray[np.uint8], Box, AxisArrays]:
+    """Return the labels of the blocks that the units of a round's window lie in, as far as they are the region's own.
+
+    The other results are the box of these blocks, and per axis the index in it of each unit's block.
+    """
+    parents, before = job.exchange.parents(state.number, turn), job.exchange.window(state.number, turn - 1)
+    box = box_of_parents(parents)
+    labels = new_window(box.shape, NOTHING)
+    pack_box(_unpacked(_given(state.labels), before.core, before), before.core.relative_to(box.lo).lo, labels)
+    return labels, box, per_axis(p - p[0] for p in parents)
 
 
 def _pieces(job: Job, reader: int, history: History, turn: int, numbers: list[int]) -> Iterator[tuple[int, Piece]]:
@@ -308,6 +336,8 @@ def _next_counts(
     window: Window,
     counts: NDArray[np.uint32],
     change: NDArray[np.uint32],
+    *,
+    is_masked: bool,
 ) -> Part | None:
     """Prepare the statistics for the next round, and return what the region contributes to those of its neighbours."""
     turn = state.turn
@@ -322,25 +352,18 @@ def _next_counts(
         state.counts = np.ascontiguousarray(counts[cells.relative_to(window.cells.lo).slices])
         return Part(rim.lo, change[rim.relative_to(window.cells.lo).slices])
     # Blocks have coarser bins than voxels, so these are counted anew.
-    contribution = _count_voxels(job, state, window)
-    state.counts = np.zeros((*cells.shape, following.bins), COUNT_DTYPE)
-    state.counts[rim.relative_to(cells.lo).slices] = contribution
-    return Part(rim.lo, contribution)
+    state.counts = _count_voxels(job, state, turn + 1, is_masked).reshape(*cells.shape, following.bins)
+    return Part(rim.lo, state.counts[rim.relative_to(cells.lo).slices].copy())
 
 
-def _count_voxels(job: Job, state: RegionState, window: Window) -> NDArray[np.uint32]:
-    """Count the bins of a region's voxels in the cells around, each with the label of its block."""
-    level = len(job.lattice.grids) - 1
-    voxels = Window.around(job.lattice, job.lattice.grids[level], job.regions.box(state.number), 0)
-    parents = voxels.grid.parents(window.grid, voxels.box)
-    blocks = pack_labels(_unpacked(_given(state.labels), window.core, window))
-    labels = refine_labels(blocks, per_axis(p - p[0] for p in parents))
-    values = _packed(region_bins(job, state))
-    if (values == MASKED).any():
-        hide_outside(level, job.lattice, voxels.box, values, labels)
-    following = job.schedule[state.turn + 1]
-    counts = rounds.count_statistics(following, job.lattice, voxels, values, labels)
-    return counts.reshape(*voxels.cells.shape, following.bins)
+def _count_voxels(job: Job, state: RegionState, turn: int, is_masked: bool) -> NDArray[np.uint32]:
+    """Count the bins of a region's voxels in the cells of the next round's window, each with the label of its block."""
+    window = job.exchange.window(state.number, turn)
+    blocks, _, parents = _blocks_of(job, state, turn)
+    labels, values = refine_labels(blocks, parents), _values(job, state, job.schedule[turn].level, window.box)
+    if is_masked:
+        hide_outside(job.schedule[turn].level, job.lattice, window.box, values, labels)
+    return rounds.count_statistics(job.schedule[turn], job.lattice, window, values, labels)
 
 
 def _codes(job: Job, state: RegionState, box: Box) -> Part:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dseeds.core.jit import jit
 from dseeds.seeds.histograms import GREY_LEVELS, quantise_range, slab_planes
 from dseeds.seeds.intensity_windows import Limits
-from dseeds.seeds.kernels.layout import pack_planes
+from dseeds.seeds.kernels.layout import pack_box
 from dseeds.seeds.kernels.voxels import BINS, MASKED
 
 # The bin of each grey level for bins of equal width, and at the end that of NaN.
@@ -108,5 +108,5 @@ def quantise_window(
         mask = None if inside is None else inside[part]
         parts.add(quantise_box(channels, windows, slab, inside=mask, tables=tables, thresholds=thresholds))
         for planes, window in zip(slab, bins, strict=True):
-            pack_planes(planes, part.start, window)
+            pack_box(planes, (part.start, 0, 0), window)
     return parts.pop() if len(parts) == 1 else "part"

@@ -19,7 +19,7 @@ from dseeds.seeds.kernels.layout import (
     NEIGHBOURS,
     neighbour_distances,
     new_window,
-    pack_planes,
+    pack_box,
     unpack_box,
 )
 from dseeds.seeds.kernels.simd import NOTHING, OPEN
@@ -33,8 +33,8 @@ def test_a_window_keeps_every_unit(shape, data):
     units = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     window = new_window(shape, 77)
     begin = data.draw(st.integers(0, shape[0]))
-    pack_planes(units[:begin], 0, window)
-    pack_planes(units[begin:], begin, window)
+    pack_box(units[:begin], (0, 0, 0), window)
+    pack_box(units[begin:], (begin, 0, 0), window)
     plain = np.full([n + 2 for n in shape], 77, np.uint8)
     plain[1:-1, 1:-1, 1:-1] = units
     for x in range(shape[2] + 2):

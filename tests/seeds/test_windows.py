@@ -15,7 +15,7 @@ from dseeds.seeds.block_histograms import coarsen_level, hide_outside, level_his
 from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels
 from dseeds.seeds.kernels.layout import (
     new_window,
-    pack_planes,
+    pack_box,
     unpack_box,
 )
 from dseeds.seeds.kernels.simd import NOTHING, OPEN
@@ -55,12 +55,12 @@ class Cut:
         around = new_window(voxels.shape, 0, len(self.bins))
         around[:] = self.noise.integers(0, MASKED + 1, around.shape)
         for window, bins in zip(around, self.bins, strict=True):
-            pack_planes(bins[voxels.slices], 0, window)
+            pack_box(bins[voxels.slices], (0, 0, 0), window)
         return level_histograms(around, grid, box) if round_.level < len(self.lattice.grids) - 2 else around
 
     def labels(self, round_, codes, window, values):
         labels = new_window(window.box.shape, NOTHING)
-        pack_planes(codes[window.box.slices], 0, labels)
+        pack_box(codes[window.box.slices], (0, 0, 0), labels)
         if self.masked:
             hide_outside(round_.level, self.lattice, window.box, values, labels)
         return labels
@@ -81,7 +81,7 @@ class Cut:
         grid = self.lattice.grids[round_.level]
         window = Window.around(self.lattice, grid, self.regions.box(number), self.halo(round_))
         state = new_window(window.box.shape, 0)
-        pack_planes(open_[window.box.slices], 0, state)
+        pack_box(open_[window.box.slices], (0, 0, 0), state)
         counts = total[window.cells.slices].reshape(-1, round_.bins).astype(np.uint32)
         values = self.values(round_, window.box)
         labels = self.labels(round_, codes, window, values)
@@ -125,7 +125,7 @@ class Cut:
             codes, open_ = after, still_open
             np.testing.assert_array_equal(moved, self.count(round_, codes))
         labels = new_window(grid.shape, NOTHING)
-        pack_planes(codes, 0, labels)
+        pack_box(codes, (0, 0, 0), labels)
         return owners(self.lattice, grid, labels) + 1
 
 
@@ -194,7 +194,7 @@ def test_every_owner_within_reach_has_a_label_of_its_own(shape, step, seed):
     owner = np.clip(own + away, 0, np.reshape(lattice.cells, (3, 1, 1, 1)) - 1)
     codes = (16 * (owner[0] % 4) + 4 * (owner[1] % 4) + owner[2] % 4).astype(np.uint8)
     labels = new_window(shape, NOTHING)
-    pack_planes(codes, 0, labels)
+    pack_box(codes, (0, 0, 0), labels)
     np.testing.assert_array_equal(owners(lattice, grid, labels), np.ravel_multi_index(tuple(owner), lattice.cells))
 
 
@@ -204,7 +204,7 @@ def test_finer_units_inherit_the_label_of_the_coarser_one(shape, step):
     for coarse, fine in pairwise(lattice.grids):
         values = np.random.default_rng(0).integers(0, 64, coarse.shape).astype(np.uint8)
         labels = new_window(coarse.shape, NOTHING)
-        pack_planes(values, 0, labels)
+        pack_box(values, (0, 0, 0), labels)
         out = np.zeros(fine.shape, np.uint8)
         unpack_box(refine_labels(labels, per_axis(fine.parents(coarse))), (0, 0, 0), out)
         np.testing.assert_array_equal(out, values[np.ix_(*fine.parents(coarse))])
@@ -216,7 +216,7 @@ def test_coarser_histograms_are_sums_of_finer_ones(case):
     lattice = Lattice(image.shape, step)
     plain = quantised(image, window)
     bins = new_window(image.shape, 0, channels=1)
-    pack_planes(plain, 0, bins[0])
+    pack_box(plain, (0, 0, 0), bins[0])
     axes = oracle.levels(image.shape, step)
     finer = None
     for number in reversed(range(len(lattice.grids) - 1)):

@@ -7,7 +7,7 @@ from dseeds.seeds.in_memory import run_rounds
 from dseeds.seeds.kernels.label_codes import write_global_labels
 from dseeds.seeds.kernels.layout import (
     new_window,
-    pack_planes,
+    pack_box,
 )
 from dseeds.seeds.kernels.voxels import MASKED
 from dseeds.seeds.schedule import schedule
@@ -25,7 +25,7 @@ def climbed(channels, step, weights=(1,), inside=None, compactness=0, threads=1)
     lattice = Lattice(channels[0].shape, step)
     bins = new_window(lattice.shape, 0, len(channels))
     for window, channel in zip(bins, channels, strict=True):
-        pack_planes(channel if inside is None else np.where(inside, channel, np.uint8(MASKED)), 0, window)
+        pack_box(channel if inside is None else np.where(inside, channel, np.uint8(MASKED)), (0, 0, 0), window)
     labels = run_rounds(
         lattice,
         bins,

