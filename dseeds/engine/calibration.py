@@ -23,6 +23,7 @@ from dseeds.engine.source_import import import_source
 from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run
 from dseeds.io import write_nifti_labels
+from dseeds.io.pyramid import PYRAMID_STAGE
 from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
 from dseeds.seeds.in_memory import cut_in_memory
 from dseeds.storage.zarr_arrays import region_units
@@ -52,7 +53,7 @@ def estimate_local_seconds(run: Run, threads: int) -> float:
 
 
 class Trial:
-    """A trial of all stages on a small part of the volume, which measures their seconds per byte read or written."""
+    """A trial of all stages on a small part of the volume, which measures how long they take for a voxel or a byte."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -68,15 +69,16 @@ class Trial:
             rates = self._measure_rates(part, Path(folder, "second"), capacity)
         rates["import"] += read_rate / 2
         share = -(-len(self.model.regions) // capacity.threads) / len(self.model.regions)
-        seconds = 0.0
+        seconds, voxels = 0.0, prod(self.model.job.shape)
+        phases = {phase.stage for phase in self.model.state.phases}
         for stage in self.model.stages:
+            size = voxels if stage.name in phases else stage.read + stage.written
             is_serial = stage.name in ("import", "export")
-            rate = rates.get(stage.name, rates["quantise"])
-            seconds += (stage.read + stage.written) * rate * (1 if is_serial else share)
+            seconds += size * rates[stage.name] * (1 if is_serial else share)
         return float(f"{seconds:.3g}")
 
     def _measure_rates(self, part: list[NDArray[Any]], folder: Path, capacity: Capacity) -> dict[str, float]:
-        """Do all stages on a part of the volume, and return the seconds per byte of each."""
+        """Do all stages on a part of the volume, and return the seconds per voxel of each phase, per byte of others."""
         start = time.perf_counter()
         shape, sources = part[0].shape, [folder / f"image-{number}.zarr" for number in range(len(part))]
         chunks = triple(map(min, self.run.image.chunks or shape, shape))
@@ -89,8 +91,9 @@ class Trial:
         import_source(run, state.job, lambda: None)
         begin_labels(run, state.job)
         seconds = _time_stages(state)
-        sizes = {stage.name: stage.read + stage.written for stage in IoModel(run).stages}
-        rates |= {name: seconds[name] / size for name, size in sizes.items() if size and name in seconds}
+        rates |= {name: duration / prod(shape) for name, duration in seconds.items()}
+        # Not measured: about as long as it takes to quantise as many bytes.
+        rates[PYRAMID_STAGE] = seconds["quantise"] / sum(channel.nbytes for channel in part)
         if self.run.target.is_nifti:
             labels = state.job.labels[0].read(Box((0, 0, 0), state.job.shape))
             image = nibabel.Nifti1Image(np.broadcast_to(np.uint8(0), shape[::-1]), np.eye(4))

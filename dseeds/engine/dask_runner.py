@@ -281,12 +281,12 @@ class _TaskQueue:
 
 @dataclass
 class PhaseTasks:
-    """The tasks of a single phase as a `TaskSource`: any worker may do each of them."""
+    """The tasks of a single phase as a `TaskSource`: any worker may do those of regions that none holds."""
 
     phase: Phase
     numbers: Iterator[int]
     marks: dict[int, str]
-    # The workers that hold the states of regions.
+    # The workers that hold the images or states of regions.
     holders: dict[int, str] = field(default_factory=dict)
     per_thread: int = REGIONS_PER_THREAD
 
@@ -294,9 +294,9 @@ class PhaseTasks:
         """Return the next tasks."""
         return [((self.phase, number), self.holders.get(number, "")) for number in islice(self.numbers, count)]
 
-    def finish(self, task: RegionTask, result: TaskResult, _worker: str) -> None:
-        """Take note of a task that is done."""
-        self.marks[task[1]] = result.outcome
+    def finish(self, task: RegionTask, result: TaskResult, worker: str) -> None:
+        """Take note of a task that is done, and where."""
+        self.marks[task[1]], self.holders[task[1]] = result.outcome, worker
 
 
 def perform_on_worker(*arguments: Any) -> tuple[TaskResult, str]:

@@ -27,7 +27,7 @@ from dseeds.engine.job import Job
 from dseeds.engine.memory_model import thread_budget
 from dseeds.engine.outcome import Outcome, report_run
 from dseeds.engine.phases import LABEL, Phase, RegionTask
-from dseeds.engine.pipeline import Pipeline
+from dseeds.engine.pipeline import Pipeline, balance_holders
 from dseeds.engine.planning import build_plan
 from dseeds.engine.publishing import (
     SourceChanged,
@@ -126,7 +126,7 @@ def run_phases(run: Run, state: RunState, stages: StageRunner) -> None:
             with stages.timed("import") as advance:
                 import_source(run, state.job, advance)
     repairer = _repairer(run, state, stages)
-    # The workers that hold the states of regions.
+    # The workers that hold the images or states of regions.
     holders: dict[int, str] = {}
     while (phase := state.current) is not None and phase != LABEL:
         if phase.publishes_messages:
@@ -149,6 +149,7 @@ def _begin_target(run: Run, state: RunState, stages: StageRunner) -> None:
 
 def run_pipeline(run: Run, state: RunState, stages: StageRunner, repairer: Repairer, holders: dict[int, str]) -> bool:
     """Run quantising and all rounds, and the labels where they need nothing else; return whether these are done."""
+    balance_holders(holders, stages.client.nthreads())
     pipeline = Pipeline(state, stages, holders, stages.confirm, partial(_begin_target, run, state, stages))
     stages.run(pipeline, _arguments(state, pipeline.is_marked), repairer.repair)
     assert pipeline.is_done

@@ -103,15 +103,17 @@ class IoModel:
         return tuple(stages)
 
     def _phase_bytes(self, phase: Phase) -> tuple[int, int]:
-        """Return the bytes that the tasks of a phase read and write, if states stay in memory between rounds."""
+        """Return the bytes that the tasks of a phase read and write, if images and states stay in memory."""
         mask = 0 if self.run.mask is None else math.prod(self.job.shape)
         if phase == MASK:
             return mask, 0
+        # The first phase that needs the image reads it.
+        image = self.image_bytes + mask if phase == next(p for p in self.state.phases if p != MASK) else 0
         if phase.stage in ("window", "histogram"):
             name = digits_name(phase.turn) if phase.stage == "window" else "intensities"
-            return self.image_bytes + mask, self.state.count_layouts[name].nbytes
+            return image, self.state.count_layouts[name].nbytes
         if phase == QUANTISE:
-            return self.image_bytes + mask, self.exchange.published_bytes(-1).total()
+            return image, self.exchange.published_bytes(-1).total()
         if phase.is_round:
             written = self.exchange.published_bytes(phase.turn) + self._checkpoints(phase.turn)
             return self.exchange.published_bytes(phase.turn - 1).total(), written.total()

@@ -19,17 +19,28 @@ from dseeds.engine.journal import Journal
 from dseeds.engine.messages import MessageLog
 from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch
 from dseeds.io import Image, Mask, ResampledMask
+from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.seeds.schedule import Round, schedule
 from dseeds.storage.label_group import LabelGroup
 from dseeds.storage.zarr_arrays import count_bytes
+
+
+class AnalysisInput(NamedTuple):
+    """The input of a region's task that counts intensities."""
+
+    search: WindowSearch
+    # The bytes that images and states of regions may take in the memory of the process after a task.
+    room: int = 0
 
 
 class RegionInput(NamedTuple):
     """The input of a region's task that depends on the regions around it."""
 
     history: History
-    # The bytes that states of regions may take in the memory of the process after a task.
+    # As for `AnalysisInput`.
     room: int = 0
+    # Whether the region may rest in the round after this one.
+    may_rest: bool = False
 
 
 @dataclass(frozen=True)

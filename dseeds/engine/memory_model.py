@@ -32,10 +32,10 @@ from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout, chunk_len
 WORKER_BYTES = 350 << 20
 # The share of a worker's memory that tasks are planned for; Dask pauses a worker at 80 %.
 TASK_SHARE = 0.75
-# Candidates for the length of a region in voxels. Longer regions waste less on halos, shorter ones spread better.
+# Candidates for the length of a region in voxels, and the shortest that spread the work better. Longer regions waste
+# less on halos.
 REGION_EXTENTS = (512, 448, 384, 320, 256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2)
 SPREAD_EXTENT = 128
-REGIONS_PER_WORKER = 4
 # The counts of one row in a pass of the search for the intensity windows.
 DIGIT_BYTES = 8 << DIGIT_BITS
 
@@ -262,10 +262,10 @@ class _MemoryModel:
         yield held + 2 * units + values + (2.5 if self.task.channels == 1 else 3) * counts
         held += 2 * units + 2 * counts + core
         if changes_bins:
-            voxels = self.exchange.voxels(number)
-            packed = (2 + 2 * self.task.channels) * padded_bytes(voxels.shape)
-            yield held + packed
-            held += 2 * self._counts(number, turn + 1)
+            following = self.exchange.window(number, turn + 1)
+            held += self._counts(number, turn + 1)
+            yield held + units + padded_bytes(following.box.shape)
+            held += self._counts(number, turn + 1)
         yield held + self._publishing(number, turn)
 
     def _labelling(self, number: int) -> Iterator[tuple[str, float]]:
@@ -351,7 +351,7 @@ def choose_region_shape(
     chunks: ChunkShapes = DEFAULT_CHUNKS,
     multiple: Triple = (1, 1, 1),
 ) -> Triple:
-    """Choose the cells per region: as many as the workers' memory allows, but enough regions for all workers.
+    """Choose the cells per region: as many as the workers' memory allows, unless smaller regions spread better.
 
     `region` is the user's choice in voxels, rounded up to whole cells. Unless a region is as long as the volume, it is
     a `multiple` of cells. Raises a ValueError if `region`, or even the smallest region, does not fit the memory.
@@ -361,16 +361,11 @@ def choose_region_shape(
     else:
         pairs = zip(lattice.cells, read_extents("region", region) or (), lattice.step, strict=True)
         candidates = [triple([min(n, -(-e // s)) for n, e, s in pairs])]
-    needed, fitting = 0, None
+    needed = 0
     for cells in candidates:
         needed = worker_bytes(task_bytes(lattice, cells, task, chunks), capacity.threads_per_worker)
-        is_spread = len(Regions(lattice, cells)) >= REGIONS_PER_WORKER * capacity.threads
-        is_small = max(k * s for k, s in zip(cells, lattice.step, strict=True)) <= SPREAD_EXTENT
-        fitting = cells if needed <= capacity.memory else None
-        if fitting and (is_spread or is_small):
-            break
-    if fitting:
-        return fitting
+        if needed <= capacity.memory:
+            return _spread_cells(lattice, cells, capacity.threads, multiple) if region is None else cells
     shape = format_shape(k * s for k, s in zip(candidates[-1], lattice.step, strict=True))
     raise ValueError(
         f"regions of {shape} voxels (z, y, x) need workers of {format_mebibytes(needed)} MiB, but these have "
@@ -378,6 +373,29 @@ def choose_region_shape(
         f"(--workers), or use {'a smaller step (--step)' if region is None else 'smaller regions (--region)'}; large "
         f"chunks of the source also need memory."
     )
+
+
+def _spread_cells(lattice: Lattice, largest: Triple, threads: int, multiple: Triple) -> Triple:
+    """Return the cells per region, at most `largest`, with which the busiest thread has the least to do.
+
+    That is measured in voxels of windows with their halos in the last rounds, which take the most time.
+    """
+    halo = schedule(lattice)[-1].window_halo
+    extents = [extent for extent in REGION_EXTENTS if extent >= SPREAD_EXTENT]
+    candidates = [largest, *(_balanced_cells(lattice, extent, multiple) for extent in extents)]
+    choices = [
+        sorted({cells[axis] for cells in candidates if cells[axis] <= largest[axis]}, reverse=True) for axis in range(3)
+    ]
+
+    def cost(cells: Triple) -> tuple[int, ...]:
+        counts = [-(-n // k) for n, k in zip(lattice.cells, cells, strict=True)]
+        pairs = zip(counts, cells, lattice.step, lattice.shape, strict=True)
+        window = [min(k * s, n) + min(count - 1, 2) * halo for count, k, s, n in pairs]
+        regions = math.prod(counts)
+        # Of several, those that are cut along z, because they are read and written in the fewest pieces.
+        return -(-regions // threads) * math.prod(window), regions, *cells
+
+    return min(map(triple, itertools.product(*choices)), key=cost)
 
 
 def shard_alignment(lattice: Lattice, shards: Triple | None) -> Triple:

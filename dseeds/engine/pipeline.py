@@ -25,6 +25,20 @@ PER_THREAD = 2
 BEGUN_PER_PLACE = 4
 
 
+def balance_holders(holders: dict[int, str], threads: Mapping[str, int]) -> None:
+    """Forget the last regions of each worker that holds more than its threads' share of all regions.
+
+    What it holds before the first round is no more than their images, and it would be the slowest in all rounds.
+    """
+    total = max(1, sum(threads.values()))
+    left = {worker: -(-len(holders) * count // total) for worker, count in threads.items()}
+    for number in sorted(holders):
+        worker = holders[number]
+        left[worker] = left.get(worker, 0) - 1
+        if left[worker] < 0:
+            del holders[number]
+
+
 class Pipeline:
     """The phases from quantising to the last round and, where they need no other phase, the labels."""
 

@@ -1,21 +1,38 @@
-"""The states of regions that stay in the memory of this process between the tasks of a run."""
+"""What stays of regions in the memory of this process between the tasks of a run: their images, then their states."""
 
 from __future__ import annotations
 
 import threading
+from typing import Protocol, cast
 
-from dseeds.engine.region_state import RegionState
+from dseeds.engine.region_state import RegionImage, RegionState
 
 # Where room is scarce, a state that has not been used for so many tasks, as a multiple of all states, is dropped: its
 # region may have gone to another worker.
 _IDLE = 16
 
 
+class Resident(Protocol):
+    """The image or the state of a region: a cache of what can be read or computed again."""
+
+    @property
+    def number(self) -> int:
+        """The region."""
+
+    @property
+    def turn(self) -> int:
+        """The round after which this is the state; less for an image."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes in memory."""
+
+
 class Residents:
-    """States by run and region. Only one task at a time has a region's state: it takes it, and gives it back."""
+    """Images and states by run and region. Only one task at a time has a region's: it takes it, and gives it back."""
 
     def __init__(self) -> None:
-        self._states: dict[tuple[str, int], RegionState] = {}
+        self._held: dict[tuple[str, int], Resident] = {}
         self._last_use: dict[tuple[str, int], int] = {}
         self._clock = 0
         # Tasks of several threads.
@@ -26,55 +43,72 @@ class Residents:
 
         A newer state stays, and an older one is dropped.
         """
+        return cast("RegionState | None", self._take(run, number, turn))
+
+    def take_image(self, run: str, number: int) -> RegionImage | None:
+        """Return the image of a region, which is no longer here then; None if it is not here."""
+        return cast("RegionImage | None", self._take(run, number, RegionImage.turn))
+
+    def _take(self, run: str, number: int, turn: int) -> Resident | None:
         with self._lock:
-            held = self._states.get((run, number))
+            held = self._held.get((run, number))
             if held is None or held.turn > turn:
                 return None
             self._drop((run, number))
             return held if held.turn == turn else None
 
-    def has_room(self, run: str, state: RegionState, room: int) -> bool:
-        """Return whether all states take at most `room` bytes with one more; idle ones are dropped for it."""
+    def has_room(self, run: str, resident: Resident, room: int) -> bool:
+        """Return whether all residents take at most `room` bytes with one more; others are dropped for it."""
         with self._lock:
-            return self._makes_room((run, state.number), state, room)
+            return self._makes_room((run, resident.number), resident, room)
 
-    def keep(self, run: str, state: RegionState, room: int) -> bool:
-        """Keep a state if there is room for it, and return whether it, or a newer one, is kept."""
-        key = run, state.number
+    def keep(self, run: str, resident: Resident, room: int) -> bool:
+        """Keep an image or a state if there is room for it, and return whether it, or a newer one, is kept."""
+        key = run, resident.number
         with self._lock:
             self._clock += 1
-            held = self._states.get(key)
-            if held is not None and held.turn >= state.turn:
+            held = self._held.get(key)
+            if held is not None and held.turn >= resident.turn:
                 return True
-            if not self._makes_room(key, state, room):
+            if not self._makes_room(key, resident, room):
                 return False
-            self._states[key], self._last_use[key] = state, self._clock
+            self._held[key], self._last_use[key] = resident, self._clock
             return True
 
-    def _makes_room(self, key: tuple[str, int], state: RegionState, room: int) -> bool:
-        replaced = self._states[key].nbytes if key in self._states else 0
-        needed = state.nbytes - replaced
+    def _makes_room(self, key: tuple[str, int], resident: Resident, room: int) -> bool:
+        needed = resident.nbytes - (self._held[key].nbytes if key in self._held else 0)
         if self._size + needed > room:
             self._drop_idle()
+        if resident.turn != RegionImage.turn:
+            self._drop_images(self._size + needed - room, key)
         return self._size + needed <= room
 
     def _drop(self, key: tuple[str, int]) -> None:
-        del self._states[key], self._last_use[key]
+        del self._held[key], self._last_use[key]
 
     @property
     def _size(self) -> int:
-        return sum(held.nbytes for held in self._states.values())
+        return sum(held.nbytes for held in self._held.values())
 
     def _drop_idle(self) -> None:
-        """Drop states that probably belong to other workers now."""
+        """Drop what probably belongs to other workers now."""
         earliest = self._clock - _IDLE * (len(self._last_use) + 4)
         for key in [key for key, use in self._last_use.items() if use < earliest]:
             self._drop(key)
 
+    def _drop_images(self, excess: int, kept: tuple[str, int]) -> None:
+        """Drop images of so many bytes, those of the last regions first: a state that is lost costs more."""
+        for key in sorted((key for key, held in self._held.items() if held.turn == RegionImage.turn), reverse=True):
+            if excess <= 0:
+                return
+            if key != kept:
+                excess -= self._held[key].nbytes
+                self._drop(key)
+
     def release(self, run: str) -> None:
-        """Drop all states of a run."""
+        """Drop all that is held of a run."""
         with self._lock:
-            for key in [key for key in self._states if key[0] == run]:
+            for key in [key for key in self._held if key[0] == run]:
                 self._drop(key)
 
 

@@ -30,7 +30,7 @@ from dseeds.engine.history import (
     STILL,
     History,
 )
-from dseeds.engine.job import Job, RegionInput, pack_flags, unpack_flags
+from dseeds.engine.job import AnalysisInput, Job, RegionInput, pack_flags, unpack_flags
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, PARTS, QUANTISE, Phase, turn_phase
 from dseeds.engine.scratch import digits_name, parse_name
@@ -78,7 +78,7 @@ class RunState:
     counts: list[int] = field(default_factory=list)
     _part_count: int = 0
     _is_quantised: bool = False
-    # The bytes that states of regions may take in the memory of each process that does tasks.
+    # The bytes that images and states of regions may take in the memory of each process that does tasks.
     room: int = 0
     # The code of the outcome of quantising, and of each round, in each region.
     _outcomes: NDArray[np.uint8] = field(init=False)
@@ -182,15 +182,16 @@ class RunState:
             work = work & ~self.job.outside_regions
         return [int(number) for number in np.flatnonzero(work)]
 
-    def task_input(self, phase: Phase, number: int) -> WindowSearch | RegionInput | None:
+    def task_input(self, phase: Phase, number: int) -> AnalysisInput | RegionInput | None:
         """Return the input of a region's task of a phase, besides the job."""
-        if phase.stage == "window":
-            return self.search
-        if phase in (MASK, HISTOGRAM):
+        if phase == MASK:
             return None
+        if phase.stage == "window" or phase == HISTOGRAM:
+            return AnalysisInput(self.search, self.room)
         turn = phase.turn if phase.publishes_messages else len(self.job.schedule)
         numbers = self.job.regions.within(number, self.job.exchange.farthest)
-        return RegionInput(History(tuple(numbers), self._outcomes[: turn + 1, numbers].tobytes()), self.room)
+        history = History(tuple(numbers), self._outcomes[: turn + 1, numbers].tobytes())
+        return RegionInput(history, self.room, phase.is_round and self.may_rest(turn + 1))
 
     def marks(self, phase: Phase) -> dict[int, str]:
         """Return the outcomes of a phase's finished tasks by region, from a listing."""
@@ -310,7 +311,7 @@ class RunState:
         """Return whether there are regions that a round may leave out."""
         # After the last round, labels need the codes of cells further away than any round.
         needs_all = self.job.exchange.label_reach > 0 and turn + 1 == len(self.job.schedule)
-        return may_rest(self.job.schedule, turn) and not needs_all
+        return turn < len(self.job.schedule) and may_rest(self.job.schedule, turn) and not needs_all
 
     def rests(self, turn: int, number: int) -> bool:
         """Return whether nothing can move in a region in a round, given the two rounds before it."""

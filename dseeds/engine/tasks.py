@@ -18,14 +18,22 @@ import numpy as np
 
 from dseeds.core.process import peak_memory
 from dseeds.engine import label_tasks
-from dseeds.engine.job import Job, RegionInput
+from dseeds.engine.history import STILL
+from dseeds.engine.job import AnalysisInput, Job, RegionInput
 from dseeds.engine.phases import LABEL, QUANTISE, Phase, turn_phase
-from dseeds.engine.region_state import advance, begin_pieces, load_state, quantise_region, round_pieces
+from dseeds.engine.region_state import (
+    RegionImage,
+    advance,
+    begin_pieces,
+    load_state,
+    quantise_region,
+    read_region,
+    round_pieces,
+)
 from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
 from dseeds.engine.scratch import digits_name
 from dseeds.seeds.histograms import count_grey_levels
-from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.seeds.schedule import keeps_checkpoint
 from dseeds.storage.zarr_arrays import ByteCounter, byte_counter
 
@@ -71,22 +79,28 @@ def check_mask(job: Job, number: int, _turn: int, _input: None) -> str:
     return "inside" if inside is None or inside.any() else "outside"
 
 
-def count_digits(job: Job, number: int, turn: int, search: WindowSearch) -> str:
+def count_digits(job: Job, number: int, turn: int, task_input: AnalysisInput) -> str:
     """Count the digits of a region's values for a pass of the search for the intensity windows."""
-    box = job.voxel_box(number)
-    rows = search.count(job.read_image(box), job.read_mask(box))
-    counts = np.zeros((search.rows(turn), rows.shape[1]), np.int64)
+    image = _load_image(job, number)
+    rows = task_input.search.count(image.values, image.inside)
+    counts = np.zeros((task_input.search.rows(turn), rows.shape[1]), np.int64)
     counts[: len(rows)] = rows
     job.store.write(digits_name(turn), job.regions.around(number, 0), counts[None, None, None])
+    residents.keep(job.key, image, task_input.room)
     return "counted"
 
 
-def count_intensities(job: Job, number: int, _turn: int, _input: None) -> str:
+def count_intensities(job: Job, number: int, _turn: int, task_input: AnalysisInput) -> str:
     """Count a region's grey levels, for the threshold of the background and for equalised bins."""
-    box = job.voxel_box(number)
-    counts = count_grey_levels(job.read_image(box), job.windows, job.read_mask(box))
+    image = _load_image(job, number)
+    counts = count_grey_levels(image.values, job.windows, image.inside)
     job.store.write("intensities", job.regions.around(number, 0), counts[None, None, None])
+    residents.keep(job.key, image, task_input.room)
     return "counted"
+
+
+def _load_image(job: Job, number: int) -> RegionImage:
+    return residents.take_image(job.key, number) or read_region(job, number)
 
 
 def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> str:
@@ -94,7 +108,7 @@ def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> 
 
     Returns whether ``"all"``, ``"part"`` or ``"nothing"`` of the region lies inside the mask.
     """
-    state, extent = quantise_region(job, number)
+    state, extent = quantise_region(job, number, image=residents.take_image(job.key, number))
     pieces = {} if state is None else begin_pieces(job, state)
     job.messages.publish(QUANTISE, number, extent, pieces)
     if state is not None:
@@ -111,8 +125,10 @@ def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> s
     last = history.last_turn(number)
     state = load_state(job, number, last, history, residents.take(job.key, number, last))
     result = advance(job, state, turn, history)
-    is_kept = residents.has_room(job.key, state, room)
-    pieces = round_pieces(job, state, result, with_checkpoint=not is_kept or keeps_checkpoint(job.schedule, turn))
+    has_checkpoint = keeps_checkpoint(job.schedule, turn) or not residents.has_room(job.key, state, room)
+    # A region at rest publishes nothing for some rounds, while older messages are removed.
+    has_checkpoint |= task_input.may_rest and result.outcome == STILL
+    pieces = round_pieces(job, state, result, with_checkpoint=has_checkpoint)
     job.messages.publish(turn_phase(job.schedule, turn), number, result.outcome, pieces)
     # Not before: another life of this task may go on with it.
     residents.keep(job.key, state, room)

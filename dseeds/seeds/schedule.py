@@ -18,6 +18,9 @@ VOXEL_SWEEPS = 3
 # constant within a round, so that a voxel whose neighbours have not changed needs no second visit.
 VOXEL_WEIGHTS = ((60, 100), (20, 100), (10, 100), (20, 100))
 
+# Rounds from one checkpoint to the next.
+CHECKPOINT_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class Round:
@@ -86,11 +89,11 @@ def may_rest(rounds: tuple[Round, ...], turn: int) -> bool:
 
 
 def keeps_checkpoint(rounds: tuple[Round, ...], turn: int) -> bool:
-    """Return whether the state after a round is stored in any case: of blocks, which are few, and of every other round.
+    """Return whether the state after a round is stored in any case: after every third round.
 
-    What is lost with a worker is then made again from at most two rounds ago.
+    So two rounds at most are repeated in a region that was lost with its worker, after the last round too.
     """
-    return rounds[turn].weight is None or (len(rounds) - 1 - turn) % 2 == 0
+    return (len(rounds) - 1 - turn) % CHECKPOINT_ROUNDS == CHECKPOINT_ROUNDS - 1
 
 
 def first_replayed(rounds: tuple[Round, ...], turn: int) -> int:

@@ -74,6 +74,18 @@ def test_states_that_others_have_taken_over_make_room(residents):
     assert tries >= 4 * 10
 
 
+def test_images_make_room_for_states_alone(residents):
+    """A state that is lost has to be computed again, an image only to be read."""
+    images = [state(number, turn=-2) for number in range(10)]
+    assert all(residents.keep("run", image, ROOM) for image in images)
+    assert not residents.keep("run", state(10, turn=-2), ROOM)
+    assert residents.keep("run", state(10), ROOM)
+    # The last image went; a region's own is no longer needed.
+    assert residents.take_image("run", 9) is None
+    assert residents.keep("run", state(0), ROOM)
+    assert [residents.take_image("run", number) for number in range(1, 9)] == images[1:9]
+
+
 def test_the_states_of_a_run_are_released(residents):
     residents.keep("run", state(1), ROOM)
     residents.keep("another", state(1), ROOM)
