@@ -90,6 +90,12 @@ class Exchange:
         finest = len(self.lattice.grids) - 3
         return {self.schedule[turn].level: turn for turn in self._first_turns() if self.schedule[turn].level <= finest}
 
+    def histogram_levels(self, from_turn: int) -> list[int]:
+        """Return the levels whose stored histograms the rounds from a given one on need."""
+        if from_turn >= len(self.schedule) or self.schedule[from_turn].weight is not None:
+            return []
+        return [level for level in self.histogram_turns() if level >= self.schedule[from_turn].level]
+
     def _first_turns(self) -> Iterator[int]:
         """Yield the first round of each level."""
         for turn, round_ in enumerate(self.schedule):
@@ -134,8 +140,7 @@ class Exchange:
             yield BINS, self.voxels(number), self.binned_voxels(reader), self.channels
             for level, first in self.histogram_turns().items():
                 own, window = self.window(number, first), self.window(reader, first)
-                itemsize = BLOCK_BINS * self.channels * histogram_dtype(window.grid).itemsize
-                yield histograms_name(level), own.core, window.box, itemsize
+                yield histograms_name(level), own.core, window.box, self._histogram_bytes(window)
         else:
             # Units at the edge of a region may have moved to the cells around it.
             cells = cells.grow(1, within=self.lattice.cells)
@@ -149,6 +154,13 @@ class Exchange:
         yield Extract(CODES, self.window(number, turn).core, 1)
         if turn + 1 < len(self.schedule):
             yield Extract(COUNTS, self.window(number, turn + 1).cells, self._cell_bytes(turn + 1))
+
+    def held(self, number: int) -> Iterator[Extract]:
+        """Yield the bins and histograms of a region's windows, which are stored where states find no room."""
+        yield Extract(BINS, self.binned_voxels(number), self.channels)
+        for level, turn in self.histogram_turns().items():
+            window = self.window(number, turn)
+            yield Extract(histograms_name(level), window.box, self._histogram_bytes(window))
 
     def published_bytes(self, turn: int, number: int | None = None) -> Counter[str]:
         """Return the bytes that all regions publish for others after a round, or that one region does, by array."""
@@ -179,6 +191,10 @@ class Exchange:
         """Return the regions along an axis, from the first region of all."""
         indices = range(self.regions.counts[axis])
         return [self.regions.number(triple(i if a == axis else 0 for a in range(3))) for i in indices]
+
+    def _histogram_bytes(self, window: Window) -> int:
+        """Return the bytes of a block's histograms in a window."""
+        return BLOCK_BINS * self.channels * histogram_dtype(window.grid).itemsize
 
     def _cell_bytes(self, turn: int) -> int:
         """Return the bytes of a cell's statistics in a round."""

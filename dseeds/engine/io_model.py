@@ -151,8 +151,16 @@ class IoModel:
         permanent = self._encoded_bytes(*map(source_name, range(self.job.channels)), "mask", "parts", "offsets")
         messages = [self._message_bytes(turn) for turn in range(-1, len(self.rounds))]
         kept = (sum(messages[first + 1 : last + 2]) for first, last in self._kept_rounds())
+        # The bins of states that find no room in memory.
+        held = self._held_bytes()
         labels = self._encoded_bytes("labels")
-        return permanent + counts + messages[0] + max(kept, default=0) + labels + DISK_BLOCK * len(self._layouts)
+        return permanent + counts + messages[0] + held + max(kept, default=0) + labels + DISK_BLOCK * len(self._layouts)
+
+    def _held_bytes(self) -> int:
+        """Return the largest size of the bins and histograms of all regions, as they are stored."""
+        sizes = self.exchange.total_bytes(lambda number, _: self.exchange.held(number))
+        encoded = sum(size * encoded_share(name, self.lattice) for name, size in sizes.items())
+        return int(encoded) + (PART_BYTES + DISK_BLOCK) * len(self.regions)
 
     def _message_bytes(self, turn: int) -> int:
         """Return the largest size of all messages after a round, or after quantising as turn -1."""

@@ -171,7 +171,11 @@ class _MemoryModel:
         held = self._bins(number) + self._histograms(number, self.rounds[following].level)
         if turn + 1 < len(self.rounds):
             held += self._counts(number, following)
-        return held if turn < 0 else held + 2 * padded_bytes(self.exchange.window(number, turn).box.shape)
+        if turn < 0:
+            return held
+        # The labels and, of blocks, the marks.
+        windows = 1 + (self.rounds[turn].weight is None)
+        return held + windows * padded_bytes(self.exchange.window(number, turn).box.shape)
 
     def _bins(self, number: int) -> int:
         return self.task.channels * padded_bytes(self.exchange.binned_voxels(number).shape)
@@ -213,6 +217,8 @@ class _MemoryModel:
         own = channels * voxels.size
         if turn > 0:
             own += sum(part.nbytes for part in self.exchange.checkpoint(number, turn - 1))
+            # The bins and histograms that were stored, encoded and decoded, and copied to a window.
+            yield own + 3 * self._bins(number) + 2 * self._histograms(number, self.rounds[turn].level)
         yield own + self._reading_image(number)
         # Grey levels of 16 bits and what lies inside are determined in slabs.
         slab = min(voxels.size, COPY_BYTES // self.task.itemsize)
@@ -267,6 +273,8 @@ class _MemoryModel:
             yield held + units + padded_bytes(following.box.shape)
             held += self._counts(number, turn + 1)
         yield held + self._publishing(number, turn)
+        # The bins and histograms, encoded and joined, where the state finds no room.
+        yield held + 2 * (self._bins(number) + self._histograms(number, round_.level))
 
     def _labelling(self, number: int) -> Iterator[tuple[str, float]]:
         grid, voxels = self.lattice.grids[-1], self.exchange.voxels(number)

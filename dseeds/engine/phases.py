@@ -49,6 +49,8 @@ RegionTask = tuple[Phase, int]
 
 # Quantising is the turn before the first round.
 MASK, HISTOGRAM, QUANTISE = Phase("mask"), Phase("histogram"), Phase("quantise", -1)
+# Not a phase: the place of states' bins in the log, where states find no room in memory.
+HELD = Phase("held")
 PARTS, GRAPH, LABEL = Phase("parts"), Phase("graph"), Phase("label")
 
 

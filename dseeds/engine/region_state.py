@@ -19,7 +19,7 @@ from dseeds.engine.exchange import BINS, CODES, COUNT_DTYPE, COUNTS, box_of_pare
 from dseeds.engine.history import ALL, MOVED, NOTHING_INSIDE, STILL, History
 from dseeds.engine.job import Job
 from dseeds.engine.messages import MessageDamaged, Part, Piece
-from dseeds.engine.phases import turn_phase
+from dseeds.engine.phases import HELD, turn_phase
 from dseeds.seeds import rounds
 from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.block_histograms import hide_outside, histogram_dtype, stored_histograms
@@ -66,7 +66,9 @@ class RegionState:
     counts: NDArray[np.uint32] | None
     turn: int = -1
     has_halo: bool = False
-    # The labels of the last round's units, and the blocks due for a visit.
+    # Whether its bins and histograms are in the log.
+    is_stored: bool = False
+    # The labels of the last round's units, and after one of blocks those due for a visit.
     labels: NDArray[np.uint8] | None = None
     marks: NDArray[np.uint8] | None = None
 
@@ -239,6 +241,8 @@ def advance(job: Job, state: RegionState, turn: int, history: History) -> RoundR
         weights=job.weights,
     )
     state.turn = turn
+    if round_.weight is not None:
+        state.marks = None
     if turn + 1 == len(job.schedule) or job.schedule[turn + 1].level != round_.level:
         state.histograms.pop(round_.level, None)
     contribution = _next_counts(job, state, window, counts, change.reshape(counts.shape), is_masked=history.is_masked)
@@ -264,10 +268,12 @@ def _enter_neighbours(
         state.labels = seed_labels(window.grid.homes_of(window.box))
     elif is_refined:
         state.labels, wanted, parents = _blocks_of(job, state, turn)
-    if is_first or is_refined:
+    is_voxels = job.schedule[turn].weight is not None
+    # All voxels are due in every round.
+    if is_first or is_refined or is_voxels:
         state.marks = new_window(window.box.shape, OPEN)
     neighbours = [] if is_first else job.exchange.neighbours(state.number, turn)
-    has_marks = job.schedule[turn].weight is None and not is_refined
+    has_marks = not is_voxels and not is_refined
     for last, piece in _pieces(job, state.number, history, turn - 1, neighbours):
         part = piece.get(CODES)
         if part and (part := part.crop(wanted)):
@@ -280,8 +286,6 @@ def _enter_neighbours(
             counts[part.box.relative_to(window.cells.lo).slices] += part.values
     if is_refined:
         state.labels = refine_labels(_given(state.labels), parents)
-    if job.schedule[turn].weight is not None:
-        _given(state.marks)[:] = OPEN
     return is_first or is_refined
 
 
@@ -410,6 +414,31 @@ def region_codes(job: Job, state: RegionState, box: Box, history: History) -> Pa
     return Part(box.lo, codes)
 
 
+def store_bins(job: Job, state: RegionState) -> None:
+    """Store the bins and histograms of a state that will be dropped, unless the log has them already.
+
+    To load them is much faster than to read the image, to quantise it, and to ask all neighbours for the halos again.
+    """
+    if not state.is_stored:
+        held = {BINS: state.bins, **{histograms_name(level): values for level, values in state.histograms.items()}}
+        piece = {name: Part((0, 0, 0), values) for name, values in held.items()}
+        job.messages.publish(HELD, state.number, BINS, {state.number: piece})
+
+
+def _load_bins(job: Job, number: int, from_turn: int) -> RegionState | None:
+    """Return the state of a region that `store_bins` has stored, for a round; None if it cannot be loaded."""
+    levels = job.exchange.histogram_levels(from_turn)
+    # Where it is missing or damaged, the image is read again.
+    with suppress(MessageDamaged):
+        piece = job.messages.read(HELD, number, BINS, number) or {}
+        if all(histograms_name(level) in piece for level in levels):
+            bins = new_window(job.exchange.binned_voxels(number).shape, MASKED, channels=job.channels)
+            bins[:] = piece[BINS].values
+            histograms = {level: piece[histograms_name(level)].values for level in levels}
+            return RegionState(number, bins, histograms, None, has_halo=True, is_stored=True)
+    return None
+
+
 def load_state(job: Job, number: int, turn: int, history: History, state: RegionState | None = None) -> RegionState:
     """Return the state of a region after a round: the one that is given, else from the last checkpoint and messages.
 
@@ -445,16 +474,16 @@ def _last_checkpoint(job: Job, number: int, turn: int, history: History) -> Regi
 
 def _restore(job: Job, number: int, turn: int, piece: Piece) -> RegionState:
     """Return the state that a checkpoint describes."""
-    state, _ = quantise_region(job, number, from_turn=turn + 1)
-    state = _given(state)
+    state = _load_bins(job, number, turn + 1) or _given(quantise_region(job, number, from_turn=turn + 1)[0])
     window, codes = job.exchange.window(number, turn), piece[CODES].values
     state.turn = turn
     state.counts = piece[COUNTS].values if COUNTS in piece else None
     lo = window.core.relative_to(window.box.lo).lo
     state.labels = new_window(window.box.shape, NOTHING)
     pack_box(codes % OPEN_BIT, lo, state.labels)
-    state.marks = new_window(window.box.shape, OPEN)
-    pack_box(codes // OPEN_BIT, lo, state.marks)
+    if job.schedule[turn].weight is None:
+        state.marks = new_window(window.box.shape, OPEN)
+        pack_box(codes // OPEN_BIT, lo, state.marks)
     return state
 
 

@@ -29,6 +29,7 @@ from dseeds.engine.region_state import (
     quantise_region,
     read_region,
     round_pieces,
+    store_bins,
 )
 from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
@@ -125,10 +126,13 @@ def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> s
     last = history.last_turn(number)
     state = load_state(job, number, last, history, residents.take(job.key, number, last))
     result = advance(job, state, turn, history)
-    has_checkpoint = keeps_checkpoint(job.schedule, turn) or not residents.has_room(job.key, state, room)
+    is_kept = residents.has_room(job.key, state, room)
+    has_checkpoint = keeps_checkpoint(job.schedule, turn) or not is_kept
     # A region at rest publishes nothing for some rounds, while older messages are removed.
     has_checkpoint |= task_input.may_rest and result.outcome == STILL
     pieces = round_pieces(job, state, result, with_checkpoint=has_checkpoint)
+    if not is_kept:
+        store_bins(job, state)
     job.messages.publish(turn_phase(job.schedule, turn), number, result.outcome, pieces)
     # Not before: another life of this task may go on with it.
     residents.keep(job.key, state, room)

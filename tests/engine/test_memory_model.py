@@ -15,6 +15,7 @@ from dseeds.core.geometry import Lattice, Regions
 from dseeds.engine.driver import begin_labels
 from dseeds.engine.memory_model import (
     DEFAULT_CHUNKS,
+    SPREAD_EXTENT,
     TaskShape,
     choose_region_shape,
     resident_bytes,
@@ -147,7 +148,7 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
     if "mask" not in cut:
         # Floating-point numbers may be NaN, which is masked out; these are not.
         projected = stage_bytes(job.lattice, job.region, replace(load, masked=False), chunks)
-    assert largest <= max(projected.values()) <= 2 * largest, (peaks, projected)
+    assert largest <= max(projected.values()) + (1 << 18) <= 2 * largest, (peaks, projected)
 
 
 @settings(max_examples=60)
@@ -163,9 +164,10 @@ def test_regions_fit_the_workers(lattice, itemsize, number, threads, data):
         return
     assert min(cells) >= 1
     assert worker_bytes(task_bytes(lattice, cells, TaskShape(itemsize)), threads) <= memory
-    # With more memory, the busiest thread never has more to do.
+    # With more memory, the busiest thread never has more to do, unless only memory makes regions so small.
     richer = choose_region_shape(lattice, TaskShape(itemsize), workers(4 * memory, number, threads))
-    assert busiest(lattice, richer, number * threads) <= busiest(lattice, cells, number * threads)
+    is_small = min(k * s for k, s in zip(cells, lattice.step, strict=True)) < SPREAD_EXTENT
+    assert is_small or busiest(lattice, richer, number * threads) <= busiest(lattice, cells, number * threads)
 
 
 @settings(max_examples=20)

@@ -106,6 +106,24 @@ def test_damaged_messages_are_noticed_and_published_again(out, client, mended, t
     assert_labels(target)
 
 
+@pytest.mark.parametrize("harm", [remove, truncate, flip])
+def test_damaged_bins_of_states_without_room(out, client, monkeypatch, mended, harm):
+    """Bins that are stored because states find no room are a cache: the image is read again."""
+    monkeypatch.setattr("dseeds.engine.driver.resident_room", lambda *_: 0)
+
+    def break_bins():
+        files = shards(out / "labels.zarr", "messages/held")
+        assert files
+        for file in files:
+            harm(file)
+
+    progress = when("advance", "sweep-blocks", 9, break_bins)
+    segment(IMAGE, out / "labels.zarr", client=client, progress=progress, **ASKED)
+    assert progress.happened
+    assert not mended
+    assert_labels(out / "labels.zarr", supervoxels(IMAGE, step=8))
+
+
 @pytest.mark.parametrize("harm", DAMAGES)
 def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, harm):
     source, target = as_nifti(tmp_path / "image.nii"), out / "labels.zarr"
