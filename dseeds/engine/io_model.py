@@ -200,10 +200,11 @@ class IoModel:
     @property
     def _coarser(self) -> list[Layout]:
         """The layouts of the coarser levels of the labels' pyramid."""
-        full, layouts = self.run.labels_layout, []
+        finer, layouts = self.run.labels_layout, []
         for level in self.run.spec.pyramid:
-            chunk, shard = cut_regions(level.shape, full.chunk, full.shard)
-            layouts.append(replace(full, shape=level.shape, shard=shard, chunk=chunk))
+            chunk, shard = cut_regions(level.shape, finer.chunk, finer.shard, level.factors)
+            finer = replace(finer, shape=level.shape, shard=shard, chunk=chunk)
+            layouts.append(finer)
         return layouts
 
     @cached_property

@@ -6,7 +6,7 @@ import itertools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,23 +160,30 @@ class Job:
 
     def read_cells(self, name: str, box: Box) -> NDArray[Any]:
         """Read a box of an array of cells, with zeros for regions outside the mask."""
-        return self._read_by_region(name, box, box, lambda cells: cells)
+        dtype = self.store.layouts[name].dtype
+        return self._read_by_region(partial(self.store.read, name), dtype, box, box, lambda cells: cells)
 
-    def read_labels(self, box: Box) -> NDArray[Any]:
-        """Read the labels in a box of voxels from scratch, with zeros for regions outside the mask."""
-        grid = self.lattice.grids[-1]
-        return self._read_by_region("labels", box, grid.cells_of(box), grid.units_of)
+    def read_labels(self, box: Box, level: int = 0) -> NDArray[Any]:
+        """Read the labels of a level in a box of voxels, with zeros for regions outside the mask."""
+        grid, dtype = self.lattice.grids[-1], self.lattice.label_dtype
+        return self._read_by_region(self.labels[level].read, dtype, box, grid.cells_of(box), grid.units_of)
 
-    def _read_by_region(self, name: str, box: Box, cells: Box, units_of: Callable[[Box], Box]) -> NDArray[Any]:
+    def _read_by_region(
+        self,
+        read: Callable[[Box], NDArray[Any]],
+        dtype: np.dtype[Any],
+        box: Box,
+        cells: Box,
+        units_of: Callable[[Box], Box],
+    ) -> NDArray[Any]:
         """Read a box that touches `cells`, region by region if any is outside the mask."""
         numbers = self.regions.touching(cells)
         if not any(map(self.is_outside, numbers)):
-            return self.store.read(name, box)
-        dtype = self.lattice.label_dtype if name == "labels" else self.store.layouts[name].dtype
+            return read(box)
         out = np.zeros(box.shape, dtype)
         for number in itertools.filterfalse(self.is_outside, numbers):
             piece = box.intersection(units_of(self.regions.box(number)))
-            out[piece.relative_to(box.lo).slices] = self.store.read(name, piece)
+            out[piece.relative_to(box.lo).slices] = read(piece)
         return out
 
     def look_up(self, name: str, ids: NDArray[Any]) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -122,6 +123,8 @@ def build_pyramids(run: Run, job: Job, executor: Executor, advance: Callable[[],
             within=level_name(level).rpartition("/")[0],
             executor=executor,
             run=run.identity,
+            # Nothing is stored for regions outside the mask.
+            read_full=partial(job.read_labels, level=level) if job.outside else None,
             advance=advance,
         )
 

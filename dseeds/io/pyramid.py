@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.dtypes import native_dtype, native_values
-from dseeds.core.geometry import Triple
+from dseeds.core.geometry import Box, Triple
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.ome_metadata import Resolution
 from dseeds.io.pyramid_kernels import take_means, take_modes
@@ -25,7 +25,7 @@ from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import check_written_by
 from dseeds.storage.location import Location, open_location
-from dseeds.storage.zarr_arrays import DECODING_ERRORS, count_bytes, open_arrays, sync_shards
+from dseeds.storage.zarr_arrays import DECODING_ERRORS, ScratchCorrupted, count_bytes, open_arrays, sync_shards
 
 if TYPE_CHECKING:
     import zarr
@@ -48,12 +48,14 @@ def build_pyramid(
     within: str = "",
     executor: Executor | None = None,
     run: str = "",
+    read_full: Callable[[Box], NDArray[Any]] | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[Resolution, ...]:
     """Write the coarser levels of the array ``0`` of a group: ``1``, ``2`` and so on, but not the group's attributes.
 
-    Levels have the chunks, shards and compression of the array ``0``. Existing arrays are replaced. A task writes
-    whole shards, and holds besides them the voxels that a chunk of them is made of.
+    Levels have the chunks and the compression of the array ``0``, and shards that cover the same part of space as long
+    as these are whole chunks. Existing arrays are replaced. A task writes whole shards, and holds besides them the
+    voxels that a chunk of them is made of.
 
     Parameters
     ----------
@@ -71,21 +73,23 @@ def build_pyramid(
     run : str, optional
         The run whose unfinished output the group has to be, or a RuntimeError is raised; a chunk that is missing is
         damage then.
+    read_full : callable, optional
+        Returns the voxels of the array ``0`` in a box, where not all of its chunks are stored.
     advance : callable
         Called after every task.
     """
     # Each process caches the arrays of a run.
     group = _LevelGroup(
-        open_location(address), f"{within}/" if within else "", run or uuid.uuid4().hex, checked=bool(run)
+        open_location(address), f"{within}/" if within else "", run or uuid.uuid4().hex, bool(run), read_full
     )
-    full = group.array(0)
+    finer = full = group.array(0)
     _check_method(full, method)
     executor = executor or Executor(1)
     progress, silent = executor.progress, replace(executor, progress=None)
     if progress:
         progress.begin(PYRAMID_STAGE, pyramid_task_count(full.shape, full.chunks, full.shards or full.chunks, levels))
     for number, level in enumerate(levels, 1):
-        array = group.create(full, number, level)
+        finer = array = group.create(finer, number, level)
         total = math.prod(_region_counts(array.shape, array.shards or array.chunks))
         calls = ((group, number, method, level.factors, task) for task in range(total))
         for read, written in silent.map_unordered(PYRAMID_STAGE, build_pyramid_region, calls, total):
@@ -106,28 +110,37 @@ class _LevelGroup:
     prefix: str
     run: str
     checked: bool
+    read_full: Callable[[Box], NDArray[Any]] | None = None
 
     def array(self, level: int, *, complete: bool = False) -> zarr.Array:
         """Open a level for writing or, if it is `complete`, for reading, where a missing chunk is an error."""
         readable, writable = open_arrays(self.location, f"{self.prefix}{level}", self.run)
         return readable if complete else writable
 
-    def create(self, full: zarr.Array, number: int, level: PyramidLevel) -> zarr.Array:
-        """Create an empty level with the chunks, shards and codecs of the full resolution."""
+    def read(self, level: int, piece: _Slices) -> NDArray[Any]:
+        """Return a part of a level; raise an error if it is damaged."""
+        if level == 0 and self.read_full is not None:
+            z, y, x = piece
+            return self.read_full(Box((z.start, y.start, x.start), (z.stop, y.stop, x.stop)))
+        # Arrays of other programs may lack chunks that hold only the fill value.
+        return np.asarray(self.array(level, complete=self.checked)[piece])
+
+    def create(self, finer: zarr.Array, number: int, level: PyramidLevel) -> zarr.Array:
+        """Create an empty level with the codecs of the level before it."""
         name = f"{self.prefix}{number}"
         self.location.clear(name)
-        shape = (*full.shape[:-3], *level.shape)
-        chunks, shards = cut_regions(shape, full.chunks, full.shards or full.chunks)
+        shape = (*finer.shape[:-3], *level.shape)
+        chunks, shards = cut_regions(shape, finer.chunks, finer.shards or finer.chunks, level.factors)
         return zarr.create_array(
             self.location.zarr(name),
             shape=shape,
-            dtype=full.dtype,
+            dtype=finer.dtype,
             chunks=chunks,
-            shards=shards if full.shards else None,
-            filters=full.filters,
-            compressors=full.compressors,
-            fill_value=full.fill_value,
-            dimension_names=getattr(full.metadata, "dimension_names", None),
+            shards=shards if finer.shards else None,
+            filters=finer.filters,
+            compressors=finer.compressors,
+            fill_value=finer.fill_value,
+            dimension_names=getattr(finer.metadata, "dimension_names", None),
             zarr_format=3,
         )
 
@@ -141,14 +154,13 @@ class _LevelGroup:
 
 def build_pyramid_region(group: _LevelGroup, level: int, method: str, factors: Triple, number: int) -> tuple[int, int]:
     """Write a region of a level; return the numbers of bytes read and written."""
-    # Arrays of other programs may lack chunks that hold only the fill value.
-    source, array = group.array(level - 1, complete=group.checked), group.array(level)
+    array = group.array(level)
     region = _region(array, number)
     values = np.empty([side.stop - side.start for side in region], native_dtype(array.dtype))
     read = 0
     for piece in _pieces(region, array.chunks, factors):
         within = (slice(side.start - r.start, side.stop - r.start) for side, r in zip(piece, region, strict=True))
-        read += _reduce(source, piece, method, factors, values[tuple(within)])
+        read += _reduce(group, level - 1, piece, method, factors, values[tuple(within)])
     group.write(level, region, values)
     return read, values.nbytes
 
@@ -160,7 +172,8 @@ def pyramid_task_count(
     count = 0
     for level in levels:
         coarse = (*shape[:-3], *level.shape)
-        count += math.prod(_region_counts(coarse, cut_regions(coarse, chunks, shards)[1]))
+        chunks, shards = cut_regions(coarse, chunks, shards, level.factors)
+        count += math.prod(_region_counts(coarse, shards))
     return count
 
 
@@ -171,12 +184,12 @@ def pyramid_task_bytes(
     peak, finer = 0, math.prod(shape)
     for level in levels:
         coarse = (*shape[:-3], *level.shape)
-        smaller, within = cut_regions(coarse, chunks, shards)
-        region = math.prod(map(min, _region_shape(within), coarse))
         # The voxels that a chunk is made of, as they are stored and decoded, from as many chunks and shards.
         read = min(finer, 8 * math.prod(chunks[-3:]))
+        chunks, shards = cut_regions(coarse, chunks, shards, level.factors)
+        region = math.prod(map(min, _region_shape(shards), coarse))
         # Besides its voxels, a region holds them encoded, and again as shards.
-        peak = max(peak, region + max(3 * read + min(finer, math.prod(smaller)), 2 * region))
+        peak = max(peak, region + max(3 * read + min(finer, math.prod(chunks)), 2 * region))
         finer = math.prod(coarse)
     return peak * itemsize
 
@@ -191,13 +204,19 @@ def _check_method(full: zarr.Array, method: str) -> None:
 
 
 def cut_regions(
-    shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int]
+    shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int], factors: Triple
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the chunks and shards of a level: those of the full resolution, unless the level is smaller."""
+    """Return the chunks and shards of a level of a shape, from those of the level before it.
+
+    Shards cover the same part of space, so that as many tasks write them, as long as these are whole chunks.
+
+    >>> cut_regions((256, 256, 256), (64, 64, 64), (256, 512, 512), (2, 2, 2))
+    ((64, 64, 64), (128, 256, 256))
+    """
     smaller = tuple(min(c, n) for c, n in zip(chunks, shape, strict=True))
-    within = (
-        min(s // before * c, -(-n // c) * c) for s, before, c, n in zip(shards, chunks, smaller, shape, strict=True)
-    )
+    ratios = (*(1,) * (len(shape) - 3), *factors)
+    counts = (s // c // f if s % (c * f) == 0 else s // c for s, c, f in zip(shards, chunks, ratios, strict=True))
+    within = (min(count * c, -(-n // c) * c) for count, c, n in zip(counts, smaller, shape, strict=True))
     return smaller, tuple(within)
 
 
@@ -229,17 +248,18 @@ def _pieces(region: _Slices, chunks: Sequence[int], factors: Triple) -> Iterator
     return itertools.product(*along)
 
 
-def _reduce(source: zarr.Array, piece: _Slices, method: str, factors: Triple, out: NDArray[Any]) -> int:
+def _reduce(group: _LevelGroup, finer: int, piece: _Slices, method: str, factors: Triple, out: NDArray[Any]) -> int:
     """Compute a piece of a level from the level before it; return the number of bytes read."""
     blocks = tuple(
         slice(side.start * f, min(side.stop * f, n))
-        for side, f, n in zip(piece[-3:], factors, source.shape[-3:], strict=True)
+        for side, f, n in zip(piece[-3:], factors, group.array(finer).shape[-3:], strict=True)
     )
     try:
-        values = np.asarray(source[(*piece[:-3], *blocks)])
-    except DECODING_ERRORS as error:
+        values = group.read(finer, (*piece[:-3], *blocks))
+    except (*DECODING_ERRORS, ScratchCorrupted) as error:
+        name = f"{group.location.address}/{group.prefix}{finer}"
         raise ValueError(
-            f"{source.store_path} cannot be read back ({' '.join(str(error).split())}): it has been damaged since it "
+            f"{name} cannot be read back ({' '.join(str(error).split())}): it has been damaged since it "
             f"was written, so resume with resume=True (--resume), or write it again."
         ) from error
     volume, coarse = native_values(values.reshape(values.shape[-3:])), out.reshape(out.shape[-3:])

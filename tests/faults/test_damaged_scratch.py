@@ -62,7 +62,8 @@ def mended(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "stage", "number"),
     [
-        ("source-0", "window", 1),
+        # It is read once, so before any task of the first pass.
+        ("source-0", "window", None),
         ("digits-0", "window", 4),
         ("digits-1", "window", 8),
         ("labels", "label", 4),
@@ -79,7 +80,7 @@ def test_damaged_scratch_is_noticed_and_made_again(tmp_path, out, client, mended
         assert len(files) == (1 if name == "source-0" else 4)
         damage(files)
 
-    progress = when("advance", stage, number, harm)
+    progress = when("begin" if number is None else "advance", stage, number, harm)
     segment(source, target, client=client, progress=progress, **ASKED)
     assert progress.happened
     assert name in mended

@@ -199,6 +199,20 @@ def test_levels_where_a_region_lies_outside(client, tmp_path):
         np.testing.assert_array_equal(group[f"{name}/parents"][:], table)
 
 
+def test_a_pyramid_where_a_region_lies_outside(client, tmp_path):
+    """No labels are stored of the region, so zeros are taken for them."""
+    image, mask = noise((8, 8, 300)), np.ones((8, 8, 300), bool)
+    mask[:, :, 60:180] = False
+    options = {"step": 4, "mask": mask, "levels": 1, "spacing": (4, 4, 1)}
+    segment(image, tmp_path / "here.zarr", **options)
+    report = segment(image, tmp_path / "labels.zarr", region=(8, 8, 60), client=client, **options)
+    assert sum(stage.skipped for stage in report.stages if stage.name == "label") == 2
+    ours, same = zarr.open_group(report.target, mode="r"), zarr.open_group(tmp_path / "here.zarr", mode="r")
+    for name in ("0", "1", "2x/0", "2x/1"):
+        np.testing.assert_array_equal(ours[name][:], same[name][:])
+        assert not ours[name][:][:, :, ours[name].shape[2] // 4 : ours[name].shape[2] // 2].any()
+
+
 @pytest.mark.parametrize("kind", ["array", "zarr", "nifti", "coarse"])
 def test_a_mask_of_any_kind(client, tmp_path, kind):
     mask = noise((6, 7, 20), 3) > 0
