@@ -119,7 +119,7 @@ def compiled(tmp_path_factory):
 @pytest.fixture
 def environment(compiled):
     """The environment of a batch job, without the variables that number it."""
-    from dseeds.engine.batch import ARRAYS
+    from dseeds.engine.job_array import ARRAYS
 
     array = {name for names in ARRAYS for name in names}
     kept = {name: value for name, value in os.environ.items() if name not in array}

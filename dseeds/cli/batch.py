@@ -74,14 +74,14 @@ def step_command(
     ] = None,
     wait: Annotated[
         bool,
-        typer.Option("--wait", help="Wait for the other jobs and continue with the next phase, up to the last one."),
+        typer.Option("--wait", help="Continue up to the last phase; regions wait for those of other jobs around."),
     ] = False,
     patience: Annotated[
         float,
         typer.Option(
             metavar="SECONDS",
             min=0,
-            help="With --wait: take over the regions of other jobs if there is no progress for this many seconds.",
+            help="With --wait: take over the regions of a job without news of it for this many seconds.",
         ),
     ] = 300,
     quiet: QuietOption = False,
@@ -93,8 +93,9 @@ def step_command(
     a part of an array. Exit code 75 means that other jobs must finish an earlier phase first.
     """
     from dseeds.engine import batch
+    from dseeds.engine.job_array import share_of
 
-    share = batch.share_of(os.environ, index, count)
+    share = share_of(os.environ, index, count)
     progress = batch.run_step(batch.open_batch_run(plan), share, phase=phase, wait=wait, patience=patience)
     if not quiet:
         print(f"{progress['phase'] or 'published'}: {progress['done']} regions done by this job")

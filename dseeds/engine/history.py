@@ -12,6 +12,26 @@ ALL, PART, NOTHING_INSIDE = "all", "part", "nothing"
 MOVED, STILL, RESTED = "moved", "still", "rested"
 OUTCOMES = (NOT_DONE, ALL, PART, NOTHING_INSIDE, MOVED, STILL, RESTED)
 OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+# The letter of each code in a trail: what came of a region in quantising and in the rounds so far.
+_LETTERS = "".join(outcome[:1] or "-" for outcome in OUTCOMES)
+
+
+def spell_trail(codes: bytes) -> str:
+    """Return the letters of outcomes.
+
+    >>> spell_trail(bytes([OUTCOME_CODES[outcome] for outcome in (ALL, MOVED, RESTED, STILL)]))
+    'amrs'
+    """
+    return "".join(_LETTERS[code] for code in codes)
+
+
+def read_trail(trail: str) -> bytes:
+    """Return the codes of outcomes, from their letters; raise a ValueError if there is another letter.
+
+    >>> OUTCOMES[read_trail("amrs")[-1]]
+    'still'
+    """
+    return bytes(map(_LETTERS.index, trail))
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,11 @@ class History:
     def outcome(self, turn: int, number: int) -> str:
         """Return what came of a region in a round, or in quantising, which is turn -1."""
         return OUTCOMES[self.codes[(turn + 1) * len(self.numbers) + self.numbers.index(number)]]
+
+    def trail(self, turn: int, number: int) -> str:
+        """Return what came of a region in quantising and in all rounds up to one, a letter each."""
+        place, count = self.numbers.index(number), len(self.numbers)
+        return spell_trail(self.codes[place : (turn + 2) * count : count])
 
     @property
     def turns(self) -> int:

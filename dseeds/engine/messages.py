@@ -2,13 +2,14 @@
 
 A message is one object that is written whole and never changes. It has a piece for each neighbour and, as a checkpoint,
 one for the region itself; each piece is a few compressed arrays with checksums. A reader fetches only its own piece.
-Messages are also the log from which the state of a region that was lost is made again, and their names say what came of
-the round, so that a listing shows which tasks are done.
+Messages are also the log from which the state of a region that was lost is made again. Their names say what came of the
+round and of those before it, so that a listing shows which tasks are done, even if older messages have been removed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ HEAD_BYTES = 1 << 15
 # The length of the title, the number of pieces, the checksum of title and index, and that of these three numbers:
 # damage must not make a reader ask for gigabytes.
 _PREFIX = struct.Struct("<IIII")
+# The name of a message: the region, and its trail.
+_NAME = re.compile(r"(\d+)-([apn][msr]*)")
 # A piece in the index; it begins so many bytes after the index.
 _ENTRY = np.dtype([("reader", "<i8"), ("begin", "<u8"), ("length", "<u8"), ("checksum", "<u4")])
 
@@ -89,18 +92,18 @@ class MessageLog:
         """The location of the messages."""
         return open_location(self.address).at(FOLDER)
 
-    def publish(self, phase: Phase, number: int, outcome: str, pieces: Mapping[int, Piece]) -> None:
-        """Write the message of a region after a phase, with a piece for each reader.
+    def publish(self, phase: Phase, number: int, trail: str, pieces: Mapping[int, Piece]) -> None:
+        """Write the message of a region after a phase, with a piece for each reader; see `History.trail`.
 
         With a checkpoint it is flushed to the disk, as older messages are removed once there are newer checkpoints.
         """
         content = encode_message(f"{self.run} {phase} {number}", pieces)
-        self.place.write(_name(phase, number, outcome), content, durable=number in pieces)
+        self.place.write(_name(phase, number, trail), content, durable=number in pieces)
         count_bytes(written=sum(part.values.nbytes for piece in pieces.values() for part in piece.values()))
 
-    def read(self, phase: Phase, number: int, outcome: str, reader: int) -> Piece | None:
+    def read(self, phase: Phase, number: int, trail: str, reader: int) -> Piece | None:
         """Read the piece of a message for a reader, None if it has none; raise `MessageDamaged` if it is damaged."""
-        name, place = _name(phase, number, outcome), self.place
+        name, place = _name(phase, number, trail), self.place
         try:
             head = place.read_part(name, 0, HEAD_BYTES)
             size = _index_size(head)
@@ -121,9 +124,16 @@ class MessageLog:
         count_bytes(read=sum(part.values.nbytes for part in piece.values()))
         return piece
 
-    def is_intact(self, phase: Phase, number: int, outcome: str) -> bool:
+    def exists(self, phase: Phase, number: int, trail: str) -> bool:
+        """Return whether a region has published a message."""
+        try:
+            return bool(self.place.read_part(_name(phase, number, trail), 0, 1))
+        except FileNotFoundError:
+            return False
+
+    def is_intact(self, phase: Phase, number: int, trail: str) -> bool:
         """Return whether a message can be read whole."""
-        content = self.place.read(_name(phase, number, outcome))
+        content = self.place.read(_name(phase, number, trail))
         try:
             if content is None:
                 return False
@@ -134,9 +144,9 @@ class MessageLog:
         except ValueError:
             return False
 
-    def outcomes(self, phase: Phase) -> dict[int, str]:
-        """Return what came of a phase in each region that has published its message, from a listing."""
-        return {number: outcome for number, outcome, _ in self._listed(phase)}
+    def trails(self, phase: Phase) -> dict[int, str]:
+        """Return what came of each region that has published its message after a phase so far, from a listing."""
+        return {number: trail for number, trail, _ in self._listed(phase)}
 
     def remove(self, phase: Phase, kept: Collection[int] = ()) -> None:
         """Remove all messages after a phase, except those of some regions."""
@@ -146,11 +156,12 @@ class MessageLog:
         self.place.delete([name for number, _, name in self._listed(phase) if number not in kept])
 
     def _listed(self, phase: Phase) -> Iterator[tuple[int, str, str]]:
-        """Yield the region, the outcome and the name of each message after a phase."""
+        """Yield the region, the trail and the name of each message after a phase."""
         for name in self.place.names(str(phase)):
-            number, separator, outcome = name.rpartition("/")[2].partition("-")
-            if separator:
-                yield int(number), outcome, name
+            match = _NAME.fullmatch(name.rpartition("/")[2])
+            # Of quantising, which is turn -1, there is one letter.
+            if match and len(match[2]) == phase.turn + 2:
+                yield int(match[1]), match[2], name
 
 
 def encode_message(title: str, pieces: Mapping[int, Piece]) -> bytes:
@@ -230,5 +241,5 @@ def _codec(name: str, itemsize: int) -> Blosc:
     return Blosc(cname="lz4", clevel=1, shuffle=shuffle)
 
 
-def _name(phase: Phase, number: int, outcome: str) -> str:
-    return f"{phase}/{number}-{outcome}"
+def _name(phase: Phase, number: int, trail: str) -> str:
+    return f"{phase}/{number}-{trail}"

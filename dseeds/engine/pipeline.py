@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -40,7 +40,11 @@ def balance_holders(holders: dict[int, str], threads: Mapping[str, int]) -> None
 
 
 class Pipeline:
-    """The phases from quantising to the last round and, where they need no other phase, the labels."""
+    """The phases from quantising to the last round and, where they need no other phase, the labels.
+
+    One process may have all regions, and hand them to workers; or only a share, while it is told what becomes of the
+    others.
+    """
 
     per_thread = PER_THREAD
 
@@ -51,6 +55,9 @@ class Pipeline:
         holders: dict[int, str],
         confirm: Callable[[], None] = lambda: None,
         begin_labels: Callable[[], None] = lambda: None,
+        *,
+        share: Collection[int] | None = None,
+        publish_rest: Callable[[Phase, int], None] = lambda *_: None,
     ) -> None:
         self.state, self.stages = state, stages
         # The workers that hold the states of regions.
@@ -60,22 +67,31 @@ class Pipeline:
         # Called before the first labels are written.
         self._begin_labels = begin_labels
         self._has_begun = False
+        # Called with each round in which a region of a share rests, which other processes may not be able to tell.
+        self._publish_rest = publish_rest
         self._rounds = state.job.schedule
         job = state.job
         # A mask makes parts, and joining tables, which need what was found in the whole volume.
         self.has_labels = not job.has_joins and not job.may_be_masked
         self._last = len(self._rounds) - (not self.has_labels)
-        self._labelled: dict[int, str] = {}
+        self._labelled: set[int] = set()
         count = len(state.job.regions)
-        # For each region the turn of its next task, and whether that is waiting to be done or being done.
+        self._is_shared = share is not None
+        self._is_own = np.ones(count, np.bool_)
+        if share is not None:
+            self._is_own[:] = False
+            self._is_own[list(share)] = True
+        # For each region the turn of its next task, whether that is waiting to be done or being done, and whether it is
+        # still waiting.
         self._turns = np.full(count, -1, np.int16)
         self._is_taken = np.zeros(count, np.bool_)
+        self._is_waiting = np.zeros(count, np.bool_)
         self._done = Counter[int]()
         # How far regions may be ahead of the slowest along z, in layers, so that it can still be finished; and the
         # regions of each layer that are not finished.
         self._depth = sum(job.exchange.reach(turn) for turn in range(len(self._rounds)))
         self._places = 0
-        self._unfinished = [count // job.regions.counts[0]] * job.regions.counts[0]
+        self._unfinished = self._is_own.reshape(job.regions.counts[0], -1).sum(axis=1).tolist()
         self._lowest = 0
         # Regions that are ready, by the worker that holds their state.
         self._ready: dict[str, list[int]] = {}
@@ -88,28 +104,33 @@ class Pipeline:
     def _resume(self) -> None:
         """Take over what is done, and find what is ready."""
         state, regions = self.state, range(len(self._turns))
-        for turn in range(-1, len(self._rounds)):
-            if (phase := self.phase(turn)) not in state.done:
-                state.note(phase, state.marks(phase))
-        if self.has_labels:
-            # Labels are checked even if they are marked: no later phase would notice that they are damaged.
-            self._labelled = state.marks(LABEL)
+        state.take_messages()
+        self._take_labels()
         for number in regions:
             self._pass_done(number)
-        for number in regions:
-            self._consider(number)
+        self._skip_finished_layers()
+        self._consider(regions)
         self._close()
 
-    def _pass_done(self, number: int) -> None:
-        """Go on with a region to its first task that is not done."""
+    def _take_labels(self) -> None:
+        if self.has_labels:
+            self._labelled = set(self.state.marks(LABEL))
+
+    def _pass_done(self, number: int) -> list[int]:
+        """Go on with a region to its first task that is not done, and return the turns of those that are."""
+        turns = []
         while (turn := int(self._turns[number])) <= self._last and self._is_done(turn, number):
             if (phase := self.phase(turn)) not in self.state.done:
                 self.stages.skip(phase.stage, 1)
             self._count(number)
+            turns.append(turn)
+        return turns
 
     def _is_done(self, turn: int, number: int) -> bool:
         if turn == len(self._rounds):
-            return bool(self.state.job.is_outside(number))
+            # A process that has all regions checks labels even if they are marked: no later phase would notice that
+            # they are damaged. Those of shares are checked in the end.
+            return bool(self.state.job.is_outside(number)) or (self._is_shared and number in self._labelled)
         return self.state.are_done(turn, [number])
 
     def _count(self, number: int) -> None:
@@ -117,24 +138,32 @@ class Pipeline:
         turn = int(self._turns[number])
         self._done[turn] += 1
         self._turns[number] += 1
-        self._is_taken[number] = False
-        if self._turns[number] > self._last:
+        self._is_taken[number] = self._is_waiting[number] = False
+        if self._turns[number] > self._last and self._is_own[number]:
             self._unfinished[self._layer(number)] -= 1
-            while self._lowest < len(self._unfinished) and not self._unfinished[self._lowest]:
-                self._lowest += 1
+            self._skip_finished_layers()
 
-    def _consider(self, number: int) -> None:
-        """Make a region's next task ready if all that it needs is done; or count it as done if nothing can move."""
-        waiting = [number]
+    def _skip_finished_layers(self) -> None:
+        while self._lowest < len(self._unfinished) and not self._unfinished[self._lowest]:
+            self._lowest += 1
+
+    def _consider(self, numbers: Iterable[int]) -> None:
+        """Make the next tasks of regions ready if what they need is done, or count them as done if nothing moves."""
+        waiting = list(numbers)[::-1]
         while waiting:
             here = waiting.pop()
-            self._pass_done(here)
+            for passed in self._pass_done(here):
+                waiting += self._affected(passed, here)
             turn = int(self._turns[here])
             if turn > self._last or self._is_taken[here] or not self._has_inputs(turn, here):
                 continue
             if 0 <= turn < len(self._rounds) and self.state.rests(turn, here):
+                if self._is_own[here]:
+                    self._publish_rest(self.phase(turn), here)
                 self.state.note(self.phase(turn), {here: RESTED})
-                waiting += [here, *self._affected(turn, here)]
+                waiting.append(here)
+                continue
+            if not self._is_own[here]:
                 continue
             if turn == len(self._rounds) and not self._has_begun:
                 self._begin_labels()
@@ -157,6 +186,7 @@ class Pipeline:
         return [other for other in near if self._turns[other] == turn + 1]
 
     def _put(self, number: int) -> None:
+        self._is_waiting[number] = True
         heapq.heappush(self._ready.setdefault(self.holders.get(number, ""), []), number)
 
     def _layer(self, number: int) -> int:
@@ -170,7 +200,7 @@ class Pipeline:
         """Return tasks for workers with so many free places each, with the worker to do each of them."""
         # Regions whose worker is gone can go to any.
         for gone in [worker for worker in self._ready if worker and worker not in free]:
-            for number in self._ready.pop(gone):
+            for number in filter(self._is_waiting.__getitem__, self._ready.pop(gone)):
                 self.holders.pop(number, None)
                 self._put(number)
         tasks: list[tuple[RegionTask, str]] = []
@@ -186,6 +216,7 @@ class Pipeline:
             else:
                 heapq.heapreplace(places, (taken + 1, worker))
             if popped is not None:
+                self._is_waiting[popped] = False
                 self.holders[popped] = worker
                 tasks.append(((self.phase(int(self._turns[popped])), popped), worker))
         return tasks
@@ -197,12 +228,19 @@ class Pipeline:
 
     def _pop(self, worker: str) -> int | None:
         """Return the next region for a worker: one that it holds, else one that no worker holds."""
-        if self._ready.get(worker):
-            return heapq.heappop(self._ready[worker])
-        unheld = self._ready.get("")
+        if held := self._waiting_at(worker):
+            return heapq.heappop(held)
+        unheld = self._waiting_at("")
         if unheld and self._layer(unheld[0]) <= self._last_begun_layer:
             return heapq.heappop(unheld)
         return None
+
+    def _waiting_at(self, worker: str) -> list[int]:
+        """Return the heap of regions that wait for a worker, without those at its top that no longer wait."""
+        ready = self._ready.get(worker, [])
+        while ready and not self._is_waiting[ready[0]]:
+            heapq.heappop(ready)
+        return ready
 
     @property
     def _last_begun_layer(self) -> int:
@@ -226,8 +264,7 @@ class Pipeline:
         if phase != LABEL:
             self.state.note(phase, {number: result.outcome})
         self._count(number)
-        for other in self._affected(turn, number):
-            self._consider(other)
+        self._consider(self._affected(turn, number))
         self._close()
 
     def _close(self) -> None:
@@ -240,3 +277,66 @@ class Pipeline:
             self.confirm()
             outcomes = {number: self.state.outcome(turn, number) for number in regions}
             self.state.close(phase, {number: outcome for number, outcome in outcomes.items() if outcome != NOT_DONE})
+
+    def put_back(self, number: int) -> None:
+        """Put back a region's task that was taken."""
+        self._put(number)
+
+    # The regions of other processes
+
+    @property
+    def has_own(self) -> bool:
+        """Whether tasks of the share are left."""
+        return bool((self._turns[self._is_own] <= self._last).any())
+
+    def is_own(self, number: int) -> bool:
+        """Return whether a region belongs to the share."""
+        return bool(self._is_own[number])
+
+    def next_turn(self, number: int) -> int:
+        """Return the turn of a region's next task, as far as known."""
+        return int(self._turns[number])
+
+    def missed(self) -> Iterator[list[int]]:
+        """Yield for each region of the share that waits for regions of others, the lowest first, which these are."""
+        job = self.state.job
+        for number in np.flatnonzero(self._is_own & ~self._is_taken & (self._turns <= self._last)):
+            turn = int(self._turns[number])
+            if 0 <= turn < len(self._rounds):
+                near = job.regions.within(int(number), job.exchange.reach(turn))
+                missed = [n for n in near if not self._is_own[n] and not self.state.are_done(turn - 1, [n])]
+                if missed:
+                    yield missed
+
+    def observe(self, numbers: Iterable[int]) -> None:
+        """Go on with what has become known of regions."""
+        self._consider(numbers)
+        self._close()
+
+    def stalled(self) -> Iterator[int]:
+        """Yield the regions of others whose next task is ready, as far as known, and not done."""
+        for number in np.flatnonzero(~self._is_own & (self._turns <= self._last)):
+            if self._has_inputs(int(self._turns[number]), int(number)):
+                yield int(number)
+
+    def observe_all(self) -> list[int]:
+        """Find out from listings how far all regions are, and return those that have gone on."""
+        before = self._turns.copy()
+        self.state.take_messages()
+        self._take_labels()
+        self.observe(range(len(self._turns)))
+        return [int(number) for number in np.flatnonzero(self._turns != before)]
+
+    def adopt(self, numbers: Iterable[int]) -> None:
+        """Add regions of others to the share."""
+        adopted = [number for number in numbers if not self._is_own[number]]
+        self._is_own[adopted] = True
+        for number in adopted:
+            # Their process may have ended before it published this.
+            for turn in range(int(self._turns[number])):
+                if turn < len(self._rounds) and self.state.outcome(turn, number) == RESTED:
+                    self._publish_rest(self.phase(turn), number)
+            if self._turns[number] <= self._last:
+                self._unfinished[self._layer(number)] += 1
+                self._lowest = min(self._lowest, self._layer(number))
+        self.observe(adopted)

@@ -311,9 +311,9 @@ def _pieces(job: Job, reader: int, history: History, turn: int, numbers: list[in
         if history.is_outside(number):
             continue
         last = history.last_turn(number, turn + 1)
-        phase, outcome = turn_phase(job.schedule, last), history.outcome(last, number)
+        phase, trail = turn_phase(job.schedule, last), history.trail(last, number)
         try:
-            piece = job.messages.read(phase, number, outcome, reader)
+            piece = job.messages.read(phase, number, trail, reader)
         except MessageDamaged as damage:
             damages.append(damage)
             continue
@@ -461,10 +461,10 @@ def _last_checkpoint(job: Job, number: int, turn: int, history: History) -> Regi
     """Return the last state of a region up to a round that can be read; at the worst, that before the first round."""
     while turn >= 0:
         piece = None
-        if (outcome := history.outcome(turn, number)) in (MOVED, STILL):
+        if history.outcome(turn, number) in (MOVED, STILL):
             # What is damaged is passed over: an older checkpoint will do.
             with suppress(MessageDamaged):
-                piece = job.messages.read(turn_phase(job.schedule, turn), number, outcome, number)
+                piece = job.messages.read(turn_phase(job.schedule, turn), number, history.trail(turn, number), number)
         if piece is not None:
             return _restore(job, number, turn, piece)
         turn -= 1

@@ -110,7 +110,7 @@ class Repairer:
         if isinstance(damage, MessageDamaged):
             for phase, number in damage.tasks:
                 # Several readers may have noticed the same damage.
-                if not state.job.messages.is_intact(phase, number, state.outcome(phase.turn, number)):
+                if not state.job.messages.is_intact(phase, number, state.trail(phase.turn, number)):
                     self._redo(partial(self._perform_again, phase, number), damage, depth)
         elif kind in ("source", "mask"):
             with suppress(ScratchCorrupted):

@@ -29,6 +29,8 @@ from dseeds.engine.history import (
     RESTED,
     STILL,
     History,
+    read_trail,
+    spell_trail,
 )
 from dseeds.engine.job import AnalysisInput, Job, RegionInput, pack_flags, unpack_flags
 from dseeds.engine.label_tables import write_offsets, write_tables
@@ -194,10 +196,22 @@ class RunState:
         return RegionInput(history, self.room, phase.is_round and self.may_rest(turn + 1))
 
     def marks(self, phase: Phase) -> dict[int, str]:
-        """Return the outcomes of a phase's finished tasks by region, from a listing."""
-        if phase.publishes_messages:
-            return self.job.messages.outcomes(phase)
-        return self.job.journal.marks(phase)
+        """Return the outcomes of a phase's finished tasks by region, from listings."""
+        if not phase.publishes_messages:
+            return self.job.journal.marks(phase)
+        self.take_messages()
+        row = self._outcomes[phase.turn + 1]
+        return {int(number): OUTCOMES[row[number]] for number in np.flatnonzero(row)}
+
+    def take_messages(self) -> None:
+        """Take note of all messages of phases that are not closed, from listings.
+
+        The last message of a region says what came of all rounds before it, whose messages may have been removed.
+        """
+        for phase in self.phases:
+            if phase.publishes_messages and phase not in self.done:
+                for number, trail in self.job.messages.trails(phase).items():
+                    self._outcomes[: len(trail), number] = np.frombuffer(read_trail(trail), np.uint8)
 
     def note(self, phase: Phase, marks: Marks) -> None:
         """Take note of what came of quantising, or of a round, in some regions, before it is closed."""
@@ -313,6 +327,12 @@ class RunState:
         needs_all = self.job.exchange.label_reach > 0 and turn + 1 == len(self.job.schedule)
         return turn < len(self.job.schedule) and may_rest(self.job.schedule, turn) and not needs_all
 
+    def possible_outcomes(self, turn: int) -> tuple[str, ...]:
+        """Return what may come of a region in a round, or in quantising as turn -1."""
+        if turn < 0:
+            return (ALL, PART, NOTHING_INSIDE) if self.query.may_be_masked else (ALL,)
+        return (MOVED, STILL, RESTED) if self.may_rest(turn) else (MOVED, STILL)
+
     def rests(self, turn: int, number: int) -> bool:
         """Return whether nothing can move in a region in a round, given the two rounds before it."""
         near = self.job.regions.within(number, self.job.exchange.reach(turn))
@@ -321,6 +341,10 @@ class RunState:
     def outcome(self, turn: int, number: int) -> str:
         """Return what came of a round, or of quantising as turn -1, in a region."""
         return OUTCOMES[self._outcomes[turn + 1, number]]
+
+    def trail(self, turn: int, number: int) -> str:
+        """Return what came of a region in quantising and in all rounds up to one; see `History.trail`."""
+        return spell_trail(self._outcomes[: turn + 2, number].tobytes())
 
     def are_done(self, turn: int, numbers: Sequence[int]) -> bool:
         """Return whether a round, or quantising as turn -1, is done in regions; what lies outside the mask is."""

@@ -111,7 +111,7 @@ def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> 
     """
     state, extent = quantise_region(job, number, image=residents.take_image(job.key, number))
     pieces = {} if state is None else begin_pieces(job, state)
-    job.messages.publish(QUANTISE, number, extent, pieces)
+    job.messages.publish(QUANTISE, number, extent[0], pieces)
     if state is not None:
         residents.keep(job.key, state, task_input.room)
     return extent
@@ -133,7 +133,8 @@ def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> s
     pieces = round_pieces(job, state, result, with_checkpoint=has_checkpoint)
     if not is_kept:
         store_bins(job, state)
-    job.messages.publish(turn_phase(job.schedule, turn), number, result.outcome, pieces)
+    trail = history.trail(turn - 1, number) + result.outcome[0]
+    job.messages.publish(turn_phase(job.schedule, turn), number, trail, pieces)
     # Not before: another life of this task may go on with it.
     residents.keep(job.key, state, room)
     return result.outcome

@@ -48,13 +48,14 @@ class EmptyTasks(WorkerPlugin):
         tasks._TASKS.update({stage: partial(empty_task, stage) for stage in tasks._TASKS})
 
 
-def empty_task(stage: str, job: Job, number: int, turn: int, _input: RegionInput) -> str:
+def empty_task(stage: str, job: Job, number: int, turn: int, task_input: RegionInput) -> str:
     """Publish an empty message of a region in which something moved."""
     if stage == LABEL.stage:
         return "labelled"
     phase = Phase(stage, turn)
     outcome = ALL if phase == QUANTISE else MOVED
-    job.messages.publish(phase, number, outcome, {})
+    trail = outcome[0] if turn < 0 else task_input.history.trail(turn - 1, number) + outcome[0]
+    job.messages.publish(phase, number, trail, {})
     return outcome
 
 

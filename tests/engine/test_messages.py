@@ -17,6 +17,8 @@ from dseeds.engine.phases import QUANTISE, Phase
 from dseeds.storage.zarr_arrays import ByteCounter, byte_counter
 
 PHASE = Phase("sweep-blocks", 4)
+# What came of a region so far.
+TRAIL, STILL = "ammsrm", "ammsrs"
 NAMES = ("bins", "counts", "codes", "histograms-0")
 
 
@@ -55,12 +57,12 @@ def log(tmp_path):
     return MessageLog(str(tmp_path), "0123")
 
 
-def file_of(log, phase=PHASE, number=7, outcome="moved"):
+def file_of(log, phase=PHASE, number=7, outcome=TRAIL):
     return Path(log.address, "messages", str(phase), f"{number}-{outcome}")
 
 
 def read(log, reader, phase=PHASE, number=7):
-    return log.read(phase, number, "moved", reader)
+    return log.read(phase, number, TRAIL, reader)
 
 
 @settings(max_examples=50)
@@ -70,18 +72,18 @@ def test_every_reader_gets_its_piece(contents, number, head):
         # Whatever is read at first, the rest is read after it.
         patch.setattr(messages, "HEAD_BYTES", head)
         log = MessageLog(folder, "0123")
-        log.publish(PHASE, number, "moved", contents)
+        log.publish(PHASE, number, TRAIL, contents)
         for reader, piece in contents.items():
             assert_same(read(log, reader, number=number), piece)
         assert read(log, max(contents, default=0) + 1, number=number) is None
-        assert log.outcomes(PHASE) == {number: "moved"}
+        assert log.trails(PHASE) == {number: TRAIL}
 
 
 def test_what_is_read_and_written_is_counted(log):
     counter, content = ByteCounter(), message()
     token = byte_counter.set(counter)
     try:
-        log.publish(PHASE, 7, "moved", content)
+        log.publish(PHASE, 7, TRAIL, content)
         read(log, 2)
     finally:
         byte_counter.reset(token)
@@ -92,28 +94,28 @@ def test_what_is_read_and_written_is_counted(log):
 def test_every_flipped_bit_is_noticed(log):
     """By the reader whom it concerns; others read what was published."""
     content = message()
-    log.publish(PHASE, 7, "moved", content)
+    log.publish(PHASE, 7, TRAIL, content)
     path = file_of(log)
     sound = path.read_bytes()
-    assert log.is_intact(PHASE, 7, "moved")
-    assert not log.is_intact(PHASE, 8, "moved")
+    assert log.is_intact(PHASE, 7, TRAIL)
+    assert not log.is_intact(PHASE, 8, TRAIL)
     for position in range(len(sound)):
         damaged = bytearray(sound)
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
         assert damaged_readers(log, content), position
-        assert not log.is_intact(PHASE, 7, "moved"), position
+        assert not log.is_intact(PHASE, 7, TRAIL), position
 
 
 def test_every_cut_is_noticed(log):
     content = message()
-    log.publish(PHASE, 7, "moved", content)
+    log.publish(PHASE, 7, TRAIL, content)
     path = file_of(log)
     sound = path.read_bytes()
     for length in range(len(sound)):
         path.write_bytes(sound[:length])
         assert damaged_readers(log, content), length
-        assert not log.is_intact(PHASE, 7, "moved"), length
+        assert not log.is_intact(PHASE, 7, TRAIL), length
     path.unlink()
     with pytest.raises(MessageDamaged, match="it is missing"):
         read(log, 0)
@@ -134,7 +136,7 @@ def is_sound(log, reader, expected):
 
 def test_the_message_of_another_is_refused(log):
     """A file that lies where it does not belong."""
-    log.publish(PHASE, 7, "moved", message())
+    log.publish(PHASE, 7, TRAIL, message())
     others = [
         (MessageLog(log.address, "4567"), PHASE, 7),
         (log, Phase("sweep-blocks", 5), 7),
@@ -161,14 +163,17 @@ def test_a_damage_travels_between_processes():
 def test_the_messages_of_a_phase_are_listed_and_removed(log):
     """Files that a process left half-written, or that the system keeps for itself, are no messages."""
     later = Phase("sweep-blocks", 5)
-    for phase, number, outcome in ((PHASE, 3, "moved"), (PHASE, 12, "still"), (later, 3, "still")):
-        log.publish(phase, number, outcome, {})
-    for name in (f".{'0' * 32}.partial", ".nfs000000001"):
+    for phase, number, trail in ((PHASE, 3, TRAIL), (PHASE, 12, STILL), (later, 3, TRAIL + "s")):
+        log.publish(phase, number, trail, {})
+    for name in (f".{'0' * 32}.partial", ".nfs000000001", "5-am", "5-ammsrx"):
         file_of(log).with_name(name).write_bytes(b"?")
-    assert log.outcomes(PHASE) == {3: "moved", 12: "still"}
+    assert log.trails(PHASE) == {3: TRAIL, 12: STILL}
     log.remove(PHASE)
-    assert log.outcomes(PHASE) == {}
-    assert log.outcomes(later) == {3: "still"}
+    assert log.trails(PHASE) == {}
+    assert log.trails(later) == {3: TRAIL + "s"}
+    assert log.exists(later, 3, TRAIL + "s")
+    assert not log.exists(later, 3, TRAIL + "m")
+    assert not log.exists(PHASE, 3, TRAIL)
 
 
 @given(st.tuples(*[st.integers(0, 6)] * 3), st.tuples(*[st.integers(1, 6)] * 3))

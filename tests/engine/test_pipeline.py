@@ -76,7 +76,8 @@ class Simulation:
         phase, number = task
         outcome = self.outcome(phase)
         if self.is_logged and phase != LABEL:
-            self.job.messages.publish(phase, number, outcome, {})
+            turn = self.turn(phase)
+            self.job.messages.publish(phase, number, self.state.trail(turn - 1, number) + outcome[0], {})
         elif self.is_logged:
             self.job.journal.mark(phase, number, outcome)
         self.outcomes[self.turn(phase), number] = outcome

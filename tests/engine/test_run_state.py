@@ -125,8 +125,9 @@ def test_messages_are_kept_as_long_as_they_are_needed_and_no_longer(case, share,
             if not (phase == QUANTISE or phase.is_round):
                 break
             for number in run_state.regions(phase):
-                job.messages.publish(phase, number, STILL, {})
-                published.add((-1 if phase == QUANTISE else phase.turn, number))
+                trail = run_state.trail(phase.turn - 1, number) + ("a" if phase == QUANTISE else "s")
+                job.messages.publish(phase, number, trail, {})
+                published.add((phase.turn, number))
             before = phase
 
 
@@ -174,11 +175,9 @@ def test_tasks_that_have_published_are_marked():
     """Messages are marks, so that a run that was interrupted is resumed from a listing."""
     with new_state((8, 8, 40)) as run_state:
         job, phase = run_state.job, turn_phase(run_state.job.schedule, 0)
-        job.messages.publish(phase, 1, MOVED, {0: {"codes": Part((0, 0, 0), np.zeros((1, 2, 3), np.uint8))}})
-        job.messages.publish(phase, 2, STILL, {})
+        job.messages.publish(phase, 1, "am", {0: {"codes": Part((0, 0, 0), np.zeros((1, 2, 3), np.uint8))}})
+        job.messages.publish(phase, 2, "as", {})
         assert run_state.marks(phase) == {1: MOVED, 2: STILL}
-        assert not run_state.are_done(0, [1])
-        run_state.note(phase, run_state.marks(phase))
         assert run_state.are_done(0, [1, 2])
         assert not run_state.are_done(0, [0, 1])
 

@@ -11,7 +11,8 @@ from dseeds import segment
 from dseeds.cli import main
 from dseeds.cli.errors import NOT_YET
 from dseeds.engine import batch, run_directory
-from dseeds.engine.batch import NotYet, Share
+from dseeds.engine.batch import NotYet
+from dseeds.engine.job_array import ARRAYS, Share
 from dseeds.engine.phases import LABEL
 from dseeds.engine.publishing import SourceChanged
 from dseeds.engine.run import SUFFIX
@@ -32,7 +33,7 @@ from tests.support.runs import (
     when,
 )
 
-ARRAY_VARIABLES = {name for names in batch.ARRAYS for name in names if name and not name.isdecimal()}
+ARRAY_VARIABLES = {name for names in ARRAYS for name in names if name and not name.isdecimal()}
 
 
 def test_a_failed_region_is_reported_and_can_be_tried_alone(tmp_path, plan, source, capsys):

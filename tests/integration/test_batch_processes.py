@@ -13,7 +13,7 @@ import pytest
 
 from dseeds import supervoxels
 from dseeds.engine import batch
-from dseeds.engine.batch import Share
+from dseeds.engine.job_array import Share
 from dseeds.engine.phases import LABEL
 from tests.support.batches import (
     IMAGE,

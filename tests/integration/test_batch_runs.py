@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from dseeds import segment, supervoxels
 from dseeds.core.geometry import Lattice
 from dseeds.engine import batch
-from dseeds.engine.batch import NotYet, Share
+from dseeds.engine.batch import NotYet
+from dseeds.engine.job_array import Share
 from dseeds.engine.run import SUFFIX
 from dseeds.engine.source_import import IMPORT
 from dseeds.seeds.cell_size import choose_step

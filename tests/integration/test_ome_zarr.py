@@ -23,6 +23,7 @@ import dseeds
 from dseeds.cli import main
 from dseeds.convert.describe import describe
 from dseeds.engine import batch, publishing
+from dseeds.engine.job_array import Share
 from dseeds.io import open_image, open_source
 from dseeds.io.label_listing import list_labels
 from tests.support.runs import when
@@ -368,7 +369,7 @@ def test_batch_jobs_write_the_same_into_the_image(ct, client, capsys):
     assert main(["init", str(path), "--into-image", "--label-name", "jobs", "--step", "16", "--region", "32"]) == 0
     plan = capsys.readouterr().out.strip()
     run = batch.open_batch_run(plan)
-    batch.run_step(run, batch.Share(0, 1), wait=True)
+    batch.run_step(run, Share(0, 1), wait=True)
     batch.finalize_run(run)
     assert listed(path) == ["dask", "jobs"]
     dask, jobs = (zarr.open_group(path / "labels" / name, mode="r") for name in ("dask", "jobs"))

@@ -7,7 +7,8 @@ import nibabel
 import numpy as np
 
 from dseeds.engine import batch
-from dseeds.engine.batch import NotYet, Share
+from dseeds.engine.batch import NotYet
+from dseeds.engine.job_array import Share
 from dseeds.engine.run import RunOptions
 from tests.support.runs import noise
 

@@ -15,7 +15,7 @@ import zarr
 
 from dseeds import cli, segment, supervoxels
 from dseeds.engine import batch
-from dseeds.engine.batch import Share
+from dseeds.engine.job_array import Share
 from dseeds.engine.run import RunOptions
 from dseeds.storage.lease import LEASE_FOLDER as LEASE
 from dseeds.storage.location import open_location

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dseeds.engine.batch import Share, share_of
+from dseeds.engine.job_array import Share, share_of
 
 SLURM = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("COUNT", "MIN", "MAX", "STEP"))
 
