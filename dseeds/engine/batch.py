@@ -50,6 +50,8 @@ POLL_SECONDS = 0.1, 10.0
 LOOKED_FOR = 8
 # Jobs that take over the regions of the same other one choose differently among so many of them.
 CHOICE = 8
+# A job looks which regions others have labelled about so many times, but not more often than after so many of its own.
+LABELS_SEEN = 16
 # This job, as the one worker of its pipeline.
 SELF = "self"
 
@@ -237,14 +239,21 @@ def _run_region(run: Run, state: RunState, phase: Phase, number: int, marked: bo
         try:
             return perform_task(state.job, phase, number, state.task_input(phase, number), marked)
         except Exception as error:
-            if state.job.journal.record(phase) is not None or not run_directory.is_current(run):
-                # What the task reads has been removed.
+            if _is_done_elsewhere(run, state, phase, number):
+                # What the task reads may have been removed.
                 return None
             try:
                 policy.prepare_retry(phase, number, error)
             except RegionFailed as failed:
                 run_directory.record_failure(run, failed)
                 raise
+
+
+def _is_done_elsewhere(run: Run, state: RunState, phase: Phase, number: int) -> bool:
+    """Return whether another job has done a region's task, which it may do if this one was suspended for long."""
+    if state.job.journal.record(phase) is not None or not run_directory.is_current(run):
+        return True
+    return phase.publishes_messages and number in state.marks(phase)
 
 
 def _repairer(run: Run, state: RunState) -> Repairer:
@@ -316,6 +325,7 @@ def _run_pipeline(run: Run, state: RunState, waiting: _Waiting) -> int:
         publish_rest=partial(_publish_rest, state),
     )
     pipeline.adopt(number for number in regions if share.owner(number) in waiting.absent)
+    labelled, often = 0, max(LABELS_SEEN, len(share.of(regions)) // LABELS_SEEN)
     while run_directory.is_current(run) and not pipeline.is_done:
         task = _take_task(pipeline, waiting)
         if task is None and _look_around(state, pipeline, waiting):
@@ -331,6 +341,10 @@ def _run_pipeline(run: Run, state: RunState, waiting: _Waiting) -> int:
             pipeline.finish(task, result, SELF)
             waiting.begin()
             done += 1
+            labelled += task[0] == LABEL
+            if task[0] == LABEL and labelled % often == 0:
+                # Messages can go whose readers are all labelled.
+                pipeline.observe_labels()
         else:
             if waiting.seconds > waiting.patience:
                 absent = waiting.give_up({n: pipeline.phase(pipeline.next_turn(n)) for n in pipeline.stalled()})

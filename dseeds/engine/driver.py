@@ -65,7 +65,7 @@ def run_on_dask(
 ) -> Outcome:
     """Run a segmentation on the user's cluster, or on a local one, and publish the labels; see `dseeds.segment`."""
     started = time.perf_counter()
-    check_disk(run)
+    check_disk(run, threads=capacity.threads)
     is_resumed = run_directory.begin_run(run, resume)
     with _resumable(run):
         with (

@@ -20,14 +20,16 @@ from dseeds.core.geometry import Box
 from dseeds.engine.exchange import Exchange, Extract, label_reach
 from dseeds.engine.memory_model import encoded_share
 from dseeds.engine.phases import GRAPH, MASK, PARTS, QUANTISE, Phase
+from dseeds.engine.pipeline import DISCARDED, PER_THREAD
 from dseeds.engine.publishing import pyramid_count
 from dseeds.engine.report import format_traffic
 from dseeds.engine.run import Run
 from dseeds.engine.run_directory import DOCUMENT
 from dseeds.engine.scratch import digits_name, source_name
 from dseeds.engine.source_import import import_count, slab_count
+from dseeds.engine.wavefront import first_needed, has_checkpoint, is_tall, layers_ahead, needed_within
 from dseeds.io.pyramid import PYRAMID_STAGE, cut_regions
-from dseeds.seeds.schedule import first_replayed, keeps_checkpoint, schedule
+from dseeds.seeds.schedule import schedule
 from dseeds.storage.location import is_remote
 from dseeds.storage.zarr_arrays import Layout
 
@@ -56,10 +58,13 @@ class StagePlan:
 
 
 class IoModel:
-    """The bytes that the tasks of a run read and write, and the disk space that its arrays take."""
+    """The bytes that the tasks of a run read and write, and the disk space that its arrays take.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    `threads` are those of the Dask cluster; 0 where it is not known how far regions will be apart, as of batch jobs.
+    """
+
+    def __init__(self, run: Run, threads: int = 0) -> None:
+        self.run, self.threads = run, threads
         self.state = run.initial_state()
         self.job = self.state.job
         self.lattice, self.regions = self.job.lattice, self.job.regions
@@ -134,7 +139,7 @@ class IoModel:
 
     def _checkpoints(self, turn: int) -> Counter[str]:
         """Return the bytes of all checkpoints after a round, by array, if states stay in memory."""
-        return self._all_checkpoints(turn) if turn >= 0 and keeps_checkpoint(self.rounds, turn) else Counter()
+        return self._all_checkpoints(turn) if turn >= 0 and has_checkpoint(self.exchange, turn) else Counter()
 
     def _all_checkpoints(self, turn: int) -> Counter[str]:
         """Return the bytes of all checkpoints after a round, by array, if there is one."""
@@ -151,10 +156,11 @@ class IoModel:
         permanent = self._encoded_bytes(*map(source_name, range(self.job.channels)), "mask", "parts", "offsets")
         messages = [self._message_bytes(turn) for turn in range(-1, len(self.rounds))]
         kept = (sum(messages[first + 1 : last + 2]) for first, last in self._kept_rounds())
-        # The bins of states that find no room in memory.
-        held = self._held_bytes()
+        # Those that are finished keep the last one. In work, the bins of states find no room in memory at the worst.
+        work = self._share_in_work
+        held = int(work * (messages[0] + self._held_bytes() + max(kept, default=0)) + (1 - work) * messages[-1])
         labels = self._encoded_bytes("labels")
-        return permanent + counts + messages[0] + held + max(kept, default=0) + labels + DISK_BLOCK * len(self._layouts)
+        return permanent + counts + held + labels + DISK_BLOCK * len(self._layouts)
 
     def _held_bytes(self) -> int:
         """Return the largest size of the bins and histograms of all regions, as they are stored."""
@@ -176,14 +182,23 @@ class IoModel:
         return int(encoded) + descriptions + DISK_BLOCK * len(self.regions)
 
     def _kept_rounds(self) -> Iterator[tuple[int, int]]:
-        """Yield the first and the last round whose messages may exist at the same time, for each round that is closed.
+        """Yield the first and the last round of which a region may have messages, for each round that it publishes.
 
-        Regions that lie far from the slowest may be ahead of it by as many rounds. Of regions that rest, older messages
-        are kept instead of those that they do not publish.
+        Of regions that rest, older messages are kept instead of those that they do not publish.
         """
-        ahead = max(1, *(count - 1 for count in self.regions.counts))
         for turn in range(len(self.rounds)):
-            yield first_replayed(self.rounds, turn - 1), min(turn - 1 + ahead, len(self.rounds) - 1)
+            yield first_needed(self.exchange, turn - 1), turn
+
+    @property
+    def _share_in_work(self) -> float:
+        """The largest share of the regions that are begun, and whose messages may be needed, at the same time."""
+        layers = self.regions.counts[0]
+        if not self.threads or not is_tall(self.exchange):
+            return 1.0
+        ahead = layers_ahead(self.exchange, PER_THREAD * self.threads)
+        # Behind those in work lie their neighbours, and some whose messages are about to be removed.
+        behind = needed_within(self.exchange) + -(-DISCARDED // (self.regions.counts[1] * self.regions.counts[2]))
+        return min(1.0, (ahead + 1 + behind) / layers)
 
     @cached_property
     def output(self) -> int:
@@ -225,15 +240,15 @@ class IoModel:
         return int(size) + DISK_BLOCK * shards + CHUNK_BYTES * chunks
 
 
-def check_disk(run: Run, in_memory: IoModel | None = None) -> None:
-    """Raise a ValueError with the sizes if the disk has no room for the labels and scratch.
+def check_disk(run: Run, in_memory: IoModel | None = None, *, threads: int = 0) -> None:
+    """Raise a ValueError with the sizes if the disk has no room for the labels and scratch; see `IoModel`.
 
     A run in memory, whose model the caller has, has no scratch.
     """
     # A run that is resumed, or that this one replaces, has its space already.
     if run.folder.read(DOCUMENT) is not None:
         return
-    model = in_memory or IoModel(run)
+    model = in_memory or IoModel(run, threads)
     scratch = 0 if in_memory else model.scratch
     # An older output in Zarr is removed before the new one is written.
     is_replaced = not run.target.is_nifti and run.target.location.read("zarr.json") is not None

@@ -12,7 +12,8 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -154,6 +155,12 @@ class MessageLog:
             self.place.clear(str(phase))
             return
         self.place.delete([name for number, _, name in self._listed(phase) if number not in kept])
+
+    def discard(self, messages: Iterable[tuple[Phase, int, str]]) -> None:
+        """Remove messages, each of a phase and a region with its trail, whether or not they exist."""
+        # What cannot be removed now is removed with the run.
+        with suppress(OSError):
+            self.place.delete([_name(*message) for message in messages])
 
     def _listed(self, phase: Phase) -> Iterator[tuple[int, str, str]]:
         """Yield the region, the trail and the name of each message after a phase."""

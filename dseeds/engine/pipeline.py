@@ -12,17 +12,26 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dseeds.engine.exchange import BINS
 from dseeds.engine.history import NOT_DONE, RESTED
-from dseeds.engine.phases import LABEL, Phase, RegionTask, turn_phase
+from dseeds.engine.job import Job
+from dseeds.engine.phases import HELD, LABEL, Phase, RegionTask, turn_phase
 from dseeds.engine.report import TaskResult
 from dseeds.engine.run_state import RunState
 from dseeds.engine.stage_timer import StageTimer
+from dseeds.engine.wavefront import is_tall, layers_ahead, needed_turns, needed_within
 
 # Tasks in flight for each thread: one that is done and one that waits.
 PER_THREAD = 2
-# Regions that are begun ahead of those that the slowest region needs, so that no thread waits, for each task in flight.
-BEGUN_PER_PLACE = 4
+# Messages that are removed at once.
+DISCARDED = 64
+
+
+def has_plain_labels(job: Job) -> bool:
+    """Return whether labels need no other phase: a mask makes parts, and joining tables, of the whole volume."""
+    return not job.has_joins and not job.may_be_masked
 
 
 def balance_holders(holders: dict[int, str], threads: Mapping[str, int]) -> None:
@@ -71,8 +80,7 @@ class Pipeline:
         self._publish_rest = publish_rest
         self._rounds = state.job.schedule
         job = state.job
-        # A mask makes parts, and joining tables, which need what was found in the whole volume.
-        self.has_labels = not job.has_joins and not job.may_be_masked
+        self.has_labels = has_plain_labels(job)
         self._last = len(self._rounds) - (not self.has_labels)
         self._labelled: set[int] = set()
         count = len(state.job.regions)
@@ -87,12 +95,16 @@ class Pipeline:
         self._is_taken = np.zeros(count, np.bool_)
         self._is_waiting = np.zeros(count, np.bool_)
         self._done = Counter[int]()
-        # How far regions may be ahead of the slowest along z, in layers, so that it can still be finished; and the
-        # regions of each layer that are not finished.
-        self._depth = sum(job.exchange.reach(turn) for turn in range(len(self._rounds)))
+        # The tasks that may be in flight, as far as is known, and how far ahead they let regions be begun; and how many
+        # regions of each layer are not finished.
         self._places = 0
+        self._ahead = layers_ahead(job.exchange, 0)
         self._unfinished = self._is_own.reshape(job.regions.counts[0], -1).sum(axis=1).tolist()
         self._lowest = 0
+        # For each region how many of those that may need its messages are not labelled; and messages to be removed.
+        self._is_tall = is_tall(job.exchange)
+        self._readers = self._count_readers()
+        self._obsolete: list[tuple[Phase, int, str]] = []
         # Regions that are ready, by the worker that holds their state.
         self._ready: dict[str, list[int]] = {}
         self._resume()
@@ -138,10 +150,44 @@ class Pipeline:
         turn = int(self._turns[number])
         self._done[turn] += 1
         self._turns[number] += 1
+        if turn == len(self._rounds) and self._is_tall:
+            self._discard_around(number)
         self._is_taken[number] = self._is_waiting[number] = False
         if self._turns[number] > self._last and self._is_own[number]:
             self._unfinished[self._layer(number)] -= 1
             self._skip_finished_layers()
+
+    def _count_readers(self) -> NDArray[np.int32]:
+        """Return the number of regions, itself included, that may need each region's messages."""
+        regions, reach = self.state.job.regions, needed_within(self.state.job.exchange)
+        sides = []
+        for count in regions.counts:
+            index = np.arange(count)
+            sides.append(np.minimum(index + reach, count - 1) - np.maximum(index - reach, 0) + 1)
+        readers: NDArray[np.int32] = np.einsum("z,y,x->zyx", *sides).reshape(-1).astype(np.int32)
+        return readers
+
+    def _discard_around(self, number: int) -> None:
+        """Remove what is no longer needed now that a region is labelled: of regions around which all are labelled.
+
+        From its last message, a region's labels can be made again. Where it rested in the end, that takes those of its
+        neighbours too, so these stay.
+        """
+        state, last = self.state, len(self._rounds) - 1
+        if state.outcome(last, number) == RESTED:
+            return
+        near = state.job.regions.within(number, needed_within(state.job.exchange))
+        self._readers[near] -= 1
+        for other in near:
+            if not self._readers[other] and self._is_own[other]:
+                trail = state.trail(last, other)
+                turns = needed_turns(state.job.exchange, trail)[:-1]
+                self._obsolete += [(self.phase(turn), other, trail[: turn + 2]) for turn in turns]
+                # Only if its state found no room.
+                self._obsolete.append((HELD, other, BINS))
+        if len(self._obsolete) >= DISCARDED:
+            state.job.messages.discard(self._obsolete)
+            self._obsolete.clear()
 
     def _skip_finished_layers(self) -> None:
         while self._lowest < len(self._unfinished) and not self._unfinished[self._lowest]:
@@ -207,7 +253,9 @@ class Pipeline:
         # While there are no workers, tasks wait for any.
         places = [(-places, worker) for worker, places in free.items() if places > 0] if free else [(-count, "")]
         heapq.heapify(places)
-        self._places = max(self._places, sum(free.values()))
+        if sum(free.values()) > self._places:
+            self._places = sum(free.values())
+            self._ahead = layers_ahead(self.state.job.exchange, self._places)
         while places and len(tasks) < count:
             taken, worker = places[0]
             popped = self._pop(worker)
@@ -248,8 +296,7 @@ class Pipeline:
 
         A worker that has nothing to do must not begin more and more of them, while it waits for others.
         """
-        per_layer = len(self._turns) // len(self._unfinished)
-        return self._lowest + self._depth + -(-BEGUN_PER_PLACE * self._places // per_layer)
+        return self._lowest + self._ahead
 
     def is_marked(self, task: RegionTask) -> bool:
         """Return whether a task was done before the run was resumed."""
@@ -323,9 +370,13 @@ class Pipeline:
         """Find out from listings how far all regions are, and return those that have gone on."""
         before = self._turns.copy()
         self.state.take_messages()
+        self.observe_labels()
+        return [int(number) for number in np.flatnonzero(self._turns != before)]
+
+    def observe_labels(self) -> None:
+        """Find out from a listing which regions are labelled."""
         self._take_labels()
         self.observe(range(len(self._turns)))
-        return [int(number) for number in np.flatnonzero(self._turns != before)]
 
     def adopt(self, numbers: Iterable[int]) -> None:
         """Add regions of others to the share."""

@@ -263,7 +263,7 @@ def build_local_plan(
 
 def build_plan(run: Run, capacity: Capacity, seconds: float | None) -> Plan:
     """Return the plan of a run that has been checked."""
-    model = IoModel(run)
+    model = IoModel(run, capacity.threads)
     job, lattice, regions = model.job, model.lattice, model.regions
     chunks = chunk_shapes(run.image, triple(run.labels_layout.chunk))
     shape = task_shape(run.image, run.spec.parameters)

@@ -34,8 +34,8 @@ from dseeds.engine.region_state import (
 from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
 from dseeds.engine.scratch import digits_name
+from dseeds.engine.wavefront import has_checkpoint, obsolete_turns
 from dseeds.seeds.histograms import count_grey_levels
-from dseeds.seeds.schedule import keeps_checkpoint
 from dseeds.storage.zarr_arrays import ByteCounter, byte_counter
 
 
@@ -127,16 +127,18 @@ def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> s
     state = load_state(job, number, last, history, residents.take(job.key, number, last))
     result = advance(job, state, turn, history)
     is_kept = residents.has_room(job.key, state, room)
-    has_checkpoint = keeps_checkpoint(job.schedule, turn) or not is_kept
+    with_checkpoint = has_checkpoint(job.exchange, turn) or not is_kept
     # A region at rest publishes nothing for some rounds, while older messages are removed.
-    has_checkpoint |= task_input.may_rest and result.outcome == STILL
-    pieces = round_pieces(job, state, result, with_checkpoint=has_checkpoint)
+    with_checkpoint |= task_input.may_rest and result.outcome == STILL
+    pieces = round_pieces(job, state, result, with_checkpoint=with_checkpoint)
     if not is_kept:
         store_bins(job, state)
     trail = history.trail(turn - 1, number) + result.outcome[0]
     job.messages.publish(turn_phase(job.schedule, turn), number, trail, pieces)
     # Not before: another life of this task may go on with it.
     residents.keep(job.key, state, room)
+    obsolete = obsolete_turns(job.exchange, trail)
+    job.messages.discard((turn_phase(job.schedule, u), number, trail[: u + 2]) for u in obsolete)
     return result.outcome
 
 

@@ -2,14 +2,20 @@
 
 The tasks of very many regions only publish empty messages, on a local cluster with the scheduler and the client in this
 process. Everything else is real: the state of the run, the pipeline, the journal, the bounded submission of tasks.
+
+With ``--simulate`` there is no cluster, and tasks are done at once: what is left is what the driver itself does for a
+task, in time of its processor, with as many workers as are asked for; also for each tenth of the tasks, to see whether
+it grows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,9 +32,11 @@ from dseeds.engine.dask_runner import StageRunner
 from dseeds.engine.history import ALL, MOVED
 from dseeds.engine.job import Job, RegionInput
 from dseeds.engine.journal import Journal
-from dseeds.engine.phases import LABEL, QUANTISE, Phase
-from dseeds.engine.pipeline import Pipeline
+from dseeds.engine.phases import LABEL, QUANTISE, Phase, RegionTask
+from dseeds.engine.pipeline import PER_THREAD, Pipeline
+from dseeds.engine.report import TaskResult
 from dseeds.engine.run_state import ImageQuery, RunState
+from dseeds.engine.stage_timer import StageTimer
 from dseeds.io import open_image
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.storage.label_group import LabelGroup
@@ -59,15 +67,57 @@ def empty_task(stage: str, job: Job, number: int, turn: int, task_input: RegionI
     return outcome
 
 
-def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
-    """Take about ``regions`` regions through all their phases; return time and memory."""
+def new_state(folder: Path, regions: int) -> RunState:
+    """Return the state of a run of about ``regions`` regions that has just begun."""
     shape = (round(regions ** (1 / 3)) * CELLS * STEP,) * 3
     # An array without stored chunks.
     image = zarr.create_array(folder / "image", shape=shape, dtype=np.uint8, chunks=(CELLS * STEP,) * 3)
     address = str(folder)
     labels = (LabelGroup(open_location(address)),)
     job = Job(open_image(image), shape, (STEP,) * 3, (CELLS,) * 3, address, Journal(address, "run"), labels)
-    state = RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 1.0)]), ImageQuery())
+    return RunState(job, WindowSearch([np.dtype(np.uint8)], [(0.0, 1.0)]), ImageQuery())
+
+
+def simulate(folder: Path, regions: int, workers: int) -> dict[str, Any]:
+    """Take about ``regions`` regions through all their phases without a cluster; return time and memory."""
+    state = new_state(folder, regions)
+    pipeline = Pipeline(state, StageTimer({}), holders={})
+    arguments = driver._arguments(state, pipeline.is_marked)
+    total = len(state.job.regions) * sum(phase.publishes_messages or phase == LABEL for phase in state.phases)
+    free, flying = dict.fromkeys(map(str, range(workers)), PER_THREAD), deque[tuple[RegionTask, str]]()
+    done, sent, ticks, sizes = 0, 0, [time.process_time()], [psutil.Process().memory_info().rss]
+    while True:
+        for task, worker in pipeline.take(sum(free.values()), free):
+            sent += len(pickle.dumps(arguments(task)[1:]))
+            free[worker] -= 1
+            flying.append((task, worker))
+        if not flying:
+            break
+        task, worker = flying.popleft()
+        phase, number = task
+        outcome = "labelled" if phase == LABEL else ALL if phase == QUANTISE else MOVED
+        pipeline.finish(task, TaskResult(number, outcome, 0.0, 0, 0, 0), worker)
+        free[worker] += 1
+        done += 1
+        if done * 10 // total >= len(ticks):
+            ticks.append(time.process_time())
+            sizes.append(psutil.Process().memory_info().rss)
+    assert done == total
+    return {
+        "regions": len(state.job.regions),
+        "tasks": total,
+        "milliseconds_per_task": round(1000 * (ticks[-1] - ticks[0]) / total, 3),
+        "of_each_tenth": [round(10_000 * seconds / total, 3) for seconds in np.diff(ticks).tolist()],
+        "sent_bytes_per_task": sent // total,
+        "growth_bytes": max(sizes) - sizes[0],
+        "peak_bytes": max(sizes),
+    }
+
+
+def measure(folder: Path, regions: int, workers: int) -> dict[str, float]:
+    """Take about ``regions`` regions through all their phases; return time and memory."""
+    state = new_state(folder, regions)
+    job = state.job
     process, samples = psutil.Process(), []
     with (
         LocalCluster(
@@ -115,9 +165,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--regions", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--simulate", action="store_true")
     arguments = parser.parse_args()
+    run = simulate if arguments.simulate else measure
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), arguments.regions, arguments.workers), indent=2))
+        print(json.dumps(run(Path(folder), arguments.regions, arguments.workers), indent=2))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dseeds.engine.history import ALL, MOVED, NOTHING_INSIDE, PART, RESTED, STILL
-from dseeds.engine.phases import LABEL, QUANTISE
-from dseeds.engine.pipeline import Pipeline
+from dseeds.engine.messages import MessageLog
+from dseeds.engine.phases import HELD, LABEL, QUANTISE
+from dseeds.engine.pipeline import DISCARDED, Pipeline
 from dseeds.engine.report import TaskResult
 from dseeds.engine.run_state import ImageQuery
 from dseeds.engine.stage_timer import StageTimer
+from dseeds.engine.wavefront import first_needed, is_tall, layers_ahead, obsolete_turns
+from dseeds.seeds.schedule import keeps_checkpoint
 from tests.support.regions import job_in, replayed_state, rests
 
 
@@ -76,8 +79,10 @@ class Simulation:
         phase, number = task
         outcome = self.outcome(phase)
         if self.is_logged and phase != LABEL:
-            turn = self.turn(phase)
-            self.job.messages.publish(phase, number, self.state.trail(turn - 1, number) + outcome[0], {})
+            trail = self.state.trail(self.turn(phase) - 1, number) + outcome[0]
+            self.job.messages.publish(phase, number, trail, {})
+            obsolete = obsolete_turns(self.state.job.exchange, trail) if phase != QUANTISE else []
+            self.job.messages.discard((self.pipeline.phase(u), number, trail[: u + 2]) for u in obsolete)
         elif self.is_logged:
             self.job.journal.mark(phase, number, outcome)
         self.outcomes[self.turn(phase), number] = outcome
@@ -111,6 +116,80 @@ class Simulation:
             assert report.tasks + report.skipped == self.stages.totals[report.name]
         if self.pipeline.has_labels:
             assert {n for phase, n in self.done if phase == LABEL} == set(range(len(job.regions)))
+
+
+class Log:
+    """Messages without files: of which turn and region there are some."""
+
+    def __init__(self, monkeypatch):
+        self.held, self.most = {}, 0
+        for name in ("publish", "discard", "remove", "trails"):
+            monkeypatch.setattr(MessageLog, name, (lambda call: lambda _, *given: call(*given))(getattr(self, name)))
+
+    def publish(self, phase, number, trail, _):
+        self.held[phase.turn, number] = trail
+
+    def discard(self, messages):
+        for phase, number, trail in messages:
+            if phase == HELD:
+                continue
+            assert self.held.pop((phase.turn, number), trail) == trail
+
+    def remove(self, phase, kept=()):
+        self.held = {key: trail for key, trail in self.held.items() if key[0] != phase.turn or key[1] in kept}
+
+    def trails(self, phase):
+        return {number: trail for (turn, number), trail in self.held.items() if turn == phase.turn}
+
+
+@pytest.fixture
+def log(monkeypatch):
+    return Log(monkeypatch)
+
+
+def needs(simulation, number, turn, lost=1):
+    """Return the messages from which a task of a region is done if its state and its last checkpoints are lost."""
+    job, rounds = simulation.job, simulation.job.schedule
+
+    def swept(other, before):
+        return [t for t in range(before) if (t, other) in simulation.outcomes]
+
+    checkpoints = [t for t in range(turn) if keeps_checkpoint(rounds, t)]
+    first = checkpoints[-1 - lost] if len(checkpoints) > lost else -1
+    # If it rested then, that of the round before, which has a checkpoint for this reason.
+    own = swept(number, first + 1)[-1:]
+    needed = {(t, number) for t in own}
+    # With the bins and the first statistics of its neighbours, all rounds after the checkpoint are done once more.
+    needed |= {(-1, other) for other in job.regions.within(number, job.exchange.farthest)}
+    for following in {*swept(number, turn), turn} - set(range(first + 1)) - {0, len(rounds)}:
+        for other in job.regions.within(number, job.exchange.reach(following)):
+            needed |= {(t, other) for t in swept(other, following)[-1:]}
+    # Others may not have been published yet.
+    return needed & simulation.outcomes.keys()
+
+
+def assert_can_be_made_again(simulation, held, numbers):
+    """Nothing has been removed that a region needs, or one of those around it to publish its last message again."""
+    job, rounds = simulation.job, simulation.job.schedule
+    for number in numbers:
+        turns = [t for t in range(-1, len(rounds)) if (t, number) in simulation.outcomes]
+        if not turns:
+            continue
+        is_labelled = (len(rounds), number) in simulation.outcomes
+        if is_labelled and turns[-1] == len(rounds) - 1 and is_tall(job.exchange):
+            # Its labels are made of its last message.
+            assert (turns[-1], number) in held
+            continue
+        following = next((t for t in range(len(rounds)) if not simulation.is_settled(t, number)), len(rounds))
+        missing = needs(simulation, number, following) - held.keys()
+        assert not missing, (number, following, missing)
+        if following in (0, len(rounds)):
+            continue
+        for other in job.regions.within(number, job.exchange.reach(following)):
+            # Of one at rest, the message is older, and so is what it was made from.
+            if (following - 1, other) in simulation.outcomes:
+                missing = needs(simulation, other, following - 1, lost=0) - held.keys()
+                assert not missing, (number, following, other, missing)
 
 
 @contextmanager
@@ -215,15 +294,40 @@ def test_a_run_that_was_interrupted_is_resumed(case, share, seed):
         again.assert_complete()
 
 
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cases, moving, seeds)
+@example(((4, 4, 200), (4, 4, 4), (1, 1, 2)), 0.02, 0)
+@example(((640, 8, 8), (4, 4, 4), (2, 2, 2)), 1, 0)
+@example(((640, 8, 8), (4, 4, 4), (2, 2, 2)), 0.2, 0)
+@example(((4, 8, 64), (2, 2, 2), (2, 2, 2)), 0.1, 0)
+def test_what_may_be_needed_is_kept(log, case, share, seed):
+    log.held.clear()
+    with new_state(*case) as state:
+        chance = np.random.default_rng(seed)
+        simulation = Simulation(state, WORKERS, chance, share, is_logged=True)
+        simulation.submit()
+        while simulation.flying:
+            simulation.finish()
+            simulation.submit()
+            if chance.random() < 0.05:
+                assert_can_be_made_again(simulation, log.held, chance.choice(len(state.job.regions), 4).tolist())
+        simulation.assert_complete()
+        assert_can_be_made_again(simulation, log.held, range(len(state.job.regions)))
+
+
 @pytest.mark.parametrize("workers", [{"a": 2}, {"a": 2, "b": 2}, dict.fromkeys("abcd", 2)])
 @pytest.mark.parametrize("across", [1, 2])
-def test_a_tall_volume_is_done_in_a_wave(workers, across):
-    """However tall it is, only so many layers of regions are in work that a region can be finished."""
-    layers, spread = 80, 0
+def test_a_tall_volume_is_done_in_a_wave(log, workers, across):
+    """However tall it is, only so many layers of regions are in work that a region can be finished.
+
+    Those behind them have only their last messages.
+    """
+    layers, spread, older = 80, 0, 0
     with new_state((layers * 8, across * 8, 8), (4, 4, 4), (2, 2, 2)) as state:
         job = state.job
         assert job.regions.counts == (layers, across, 1)
-        simulation = Simulation(state, workers, np.random.default_rng(0), 1)
+        assert is_tall(job.exchange)
+        simulation = Simulation(state, workers, np.random.default_rng(0), 1, is_logged=True)
         begun, labelled = set(), set()
         simulation.submit()
         while simulation.flying:
@@ -232,7 +336,13 @@ def test_a_tall_volume_is_done_in_a_wave(workers, across):
             labelled |= {number for phase, number in simulation.done[-1:] if phase == LABEL}
             in_work = [job.regions.index(number)[0] for number in begun - labelled]
             spread = max(spread, max(in_work, default=0) - min(in_work, default=0) + 1)
+            if len(simulation.done) % 50 == 0:
+                older = max(older, sum(turn < len(job.schedule) - 1 for turn, _ in log.held))
             simulation.submit()
         simulation.assert_complete()
         needed = sum(job.exchange.reach(turn) for turn in range(len(job.schedule)))
         assert needed < spread <= needed + -(-4 * sum(workers.values()) // across) + 1 < layers
+        assert spread <= layers_ahead(job.exchange, sum(workers.values())) + 1
+        kept = max(turn - first_needed(job.exchange, turn - 1) + 1 for turn in range(len(job.schedule)))
+        assert older <= (spread + 2 * job.exchange.farthest) * across * (1 + kept) + DISCARDED
+        assert older < len(job.regions) * len(job.schedule) / 2
