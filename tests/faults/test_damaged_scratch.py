@@ -125,6 +125,27 @@ def test_damaged_bins_of_states_without_room(out, client, monkeypatch, mended, h
     assert_labels(out / "labels.zarr", supervoxels(IMAGE, step=8))
 
 
+def test_messages_of_others_are_not_taken(out, client, mended):
+    """That of an earlier run with other parameters, of another region, or of the round before, all of them sound."""
+    stale, target = out / "stale.zarr", out / "labels.zarr"
+    interrupt_run(stale, client, "sweep-voxels", 1, window=(-50, 50))
+    happened = []
+
+    def harm():
+        # Those that exist: regions do not wait for all others.
+        files = shards(target, "messages/sweep-07")
+        others = [*shards(stale, "messages/sweep-07")[:1], files[-1], *shards(target, "messages/sweep-06")[2:]]
+        for path, other in zip(files, others, strict=False):
+            happened.append(path.write_bytes(other.read_bytes()))
+
+    progress = when("advance", "sweep-blocks", 4 * 7 + 3, harm)
+    segment(IMAGE, target, client=client, progress=progress, **ASKED)
+    assert len(happened) >= 2
+    assert mended.count("messages/sweep-07") >= 2
+    remove(run_folder(stale))
+    assert_labels(target)
+
+
 @pytest.mark.parametrize("harm", DAMAGES)
 def test_a_damaged_copy_of_the_source(tmp_path, out, client, mended, harm):
     source, target = as_nifti(tmp_path / "image.nii"), out / "labels.zarr"

@@ -14,12 +14,13 @@ import pytest
 import zarr
 from dask.utils import key_split
 
+import dseeds
 from dseeds import segment, supervoxels
 from dseeds.core.geometry import Lattice
 from dseeds.engine.dask_runner import REGIONS_PER_THREAD
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
-from dseeds.engine.memory_model import TaskShape, task_bytes, worker_bytes
+from dseeds.engine.memory_model import TaskShape, state_bytes, task_bytes, worker_bytes
 from dseeds.parallel import cluster
 from dseeds.storage.label_group import LabelGroup
 from dseeds.storage.location import open_location
@@ -194,6 +195,25 @@ def test_workers_with_less_memory_get_smaller_regions(tmp_path, workers_with):
     assert shapes[0] == (128, 128, 128)
     assert all(prod(shape) < 128**3 for shape in shapes[1:])
     assert shapes[1] == shapes[2]
+
+
+def test_states_that_find_no_room_are_stored_and_loaded_again(tmp_path):
+    """Each worker has room for one of its eight regions, and may not use more memory than it has."""
+    image = noise((64, 64, 128), dtype="int16")
+    lattice, cells, task = Lattice(image.shape, (8, 8, 8)), (4, 4, 4), TaskShape(2)
+    limit = worker_bytes(task_bytes(lattice, cells, task), 1, int(1.5 * state_bytes(lattice, cells, task)))
+    source, target = as_zarr(tmp_path / "image.zarr", image, 32), tmp_path / "labels.zarr"
+    parameters = {"step": 8, "region": 32, "workers": 2, "memory": limit}
+    plan = dseeds.plan(source, target, calibrate=False, **parameters)
+    assert plan.resident_memory > limit
+    report = segment(source, target, progress=Recorder(), **parameters)
+    np.testing.assert_array_equal(labels_in(target), supervoxels(image, step=8))
+    assert report.regions == 16
+    # A worker that had exceeded its limit would have been killed.
+    assert report.retried == 0
+    assert max(report.peak_memory.values()) <= limit
+    planned, written = ({s.name: s.written for s in stages} for stages in (plan.stages, report.stages))
+    assert written["sweep-voxels"] > 1.2 * planned["sweep-voxels"]
 
 
 def test_memory_that_is_more_than_the_workers_have_helps_nothing(tmp_path, workers_with):
