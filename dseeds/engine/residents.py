@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-
+from dseeds.core.forks import ForkSafeLock
 from dseeds.engine.region_state import RegionState
 
 # Where room is scarce, a state that has not been used for so many tasks, as a multiple of all states, is dropped: its
@@ -19,7 +18,7 @@ class Residents:
         self._last_use: dict[tuple[str, int], int] = {}
         self._clock = 0
         # Tasks of several threads.
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def take(self, run: str, number: int, turn: int) -> RegionState | None:
         """Return the state of a region after a round, which is no longer here then; None if it is not here.

@@ -2,9 +2,10 @@
 
 from contextlib import contextmanager
 
+import dask
 from distributed import Client, LocalCluster
 
-from dseeds.parallel import cluster
+from dseeds.parallel import local_cluster
 
 # Without an address, or with None, Dask would serve the dashboard at port 8787, where another cluster may be.
 FREE_PORT = "127.0.0.1:0"
@@ -41,7 +42,8 @@ def worker_process_client(workers=2, memory="2GiB"):
 def replace_local_clusters(monkeypatch, **fixed):
     """Let the package start threads of this process, which has its kernels compiled, where it would start workers."""
 
-    def local_cluster(**options):
-        return LocalCluster(**options | {"processes": False, "host": None} | fixed)
+    def threads(config, **options):
+        with dask.config.set(config):
+            return LocalCluster(**options | {"processes": False, "worker_class": None, "host": None} | fixed)
 
-    monkeypatch.setattr(cluster, "LocalCluster", local_cluster)
+    monkeypatch.setattr(local_cluster, "LocalCluster", threads)
