@@ -58,7 +58,9 @@ class Residents:
         return self._size + needed <= room
 
     def _drop(self, key: tuple[str, int]) -> None:
-        del self._states[key], self._last_use[key]
+        # In a child process one may be missing, if it was forked meanwhile.
+        self._states.pop(key, None)
+        self._last_use.pop(key, None)
 
     @property
     def _size(self) -> int:

@@ -211,7 +211,7 @@ def test_adaptive_clusters_from_zero(tmp_path):
         dseeds.features(tmp_path / "a.zarr", IMAGE, tmp_path / "features", **without_workers())
         dseeds.evaluate(tmp_path / "a.zarr", scratch=tmp_path, **without_workers())
         dseeds.paint(
-            tmp_path / "a.zarr", tmp_path / "features", tmp_path / "b.zarr", column="size", **without_workers()
+            tmp_path / "a.zarr", tmp_path / "features", tmp_path / "b.zarr", column="num_pixels", **without_workers()
         )
         labels = lazy_labels(0)
         without_workers()
