@@ -24,6 +24,7 @@ from dseeds.io.formats.nifti import NIFTI_ENDINGS
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.machine import cpu_count
 from dseeds.parallel.resources import Resources
+from dseeds.parallel.unguarded_script import end_importing_worker
 from dseeds.storage.label_group import FILE_ENDINGS
 from dseeds.storage.location import is_remote
 
@@ -136,6 +137,7 @@ def segment_many(
     >>> [result.report.supervoxels for result in results]
     [8, 8]
     """
+    end_importing_worker()
     targets = name_targets([os.fspath(source) for source in sources], os.fspath(folder), name_folders)
     if mask is not None and mask != AUTO_MASK and NAME_FIELD not in mask and len(targets) > 1:
         raise ValueError(f"{mask} cannot be the mask of several volumes: write {NAME_FIELD} where their names differ")

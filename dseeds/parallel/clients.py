@@ -51,7 +51,7 @@ def open_client(client: Any, *, may_use_current: bool = True) -> Iterator[Client
         yield current
         return
     # Here, not above: Dask takes its time to import.
-    from distributed import Client
+    from distributed.client import Client
 
     with ExitStack() as stack:
         if not isinstance(client, Client):
@@ -120,7 +120,8 @@ def _current_client() -> Client | None:
     if "distributed" not in sys.modules:
         return None
     from dask import config
-    from distributed import Client, get_worker
+    from distributed import get_worker
+    from distributed.client import Client
 
     try:
         get_worker()
@@ -166,7 +167,7 @@ def _address(client: Client) -> str:
 
 def _connect(cluster: Any) -> Client:
     """Return a client of a cluster, which is given by its object, its address or the file of its scheduler."""
-    from distributed import Client
+    from distributed.client import Client
 
     if isinstance(cluster, str | Path):
         if not str(cluster).endswith(".json"):

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import dask
 from distributed import Client, LocalCluster, Nanny
@@ -53,7 +53,7 @@ def worker_processes(capacity: Capacity) -> Iterator[Client]:
             "workers: leave out workers= and allow more memory=, pass client=, or use "
             "concurrent.futures.ProcessPoolExecutor, whose processes can."
         )
-    with _EnvironmentKept(), ExitStack() as stack:
+    with _EnvironmentKept() as environment, ExitStack() as stack:
         with _without_interrupts():
             loop = stack.enter_context(_quiet_loop())
             _OwnNanny.script_was_imported = False
@@ -78,6 +78,8 @@ def worker_processes(capacity: Capacity) -> Iterator[Client]:
                     'below the line `if __name__ == "__main__":`.'
                 ) from None
             stack.enter_context(cluster)
+            # Dask sets them again for a worker that it replaces.
+            environment.restore_if_alone()
         yield stack.enter_context(Client(cluster, set_as_default=False))
 
 
@@ -138,22 +140,32 @@ class _EnvironmentKept:
     _users = 0
     _before: ClassVar[dict[str, str | None]] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), *worker_environment(), *_DASK_VARIABLES}
         with _EnvironmentKept._lock:
             if _EnvironmentKept._users == 0:
                 _EnvironmentKept._before = {name: os.environ.get(name) for name in names}
             _EnvironmentKept._users += 1
+        return self
 
     def __exit__(self, *_: object) -> None:
         with _EnvironmentKept._lock:
             _EnvironmentKept._users -= 1
             if _EnvironmentKept._users == 0:
-                for name, value in _EnvironmentKept._before.items():
-                    if value is None:
-                        os.environ.pop(name, None)
-                    else:
-                        os.environ[name] = value
+                self._restore()
+
+    def restore_if_alone(self) -> None:
+        """Restore the variables, unless another thread may be starting worker processes."""
+        with _EnvironmentKept._lock:
+            if _EnvironmentKept._users == 1:
+                self._restore()
+
+    def _restore(self) -> None:
+        for name, value in _EnvironmentKept._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class _ThreadFilter(logging.Filter):

@@ -29,7 +29,7 @@ LABELS = dseeds.supervoxels(IMAGE, step=8)
 @pytest.fixture
 def current():
     """The current client of a cluster with a single thread, which deadlocks if a task waits for another."""
-    with in_process() as client:
+    with in_process(set_as_default=True) as client:
         yield client
 
 
@@ -132,7 +132,7 @@ def test_a_task_that_waits_for_others_gives_its_thread_back(tmp_path, current):
 
 
 def test_lazy_labels_on_a_cluster_leave_no_current_client(tmp_path):
-    with in_process(set_as_default=False) as client:
+    with in_process() as client:
         labels = client.compute(lazy_labels(0)).result(timeout=120)
         assert _get_global_client() is None
     np.testing.assert_array_equal(labels, LABELS)
@@ -151,7 +151,7 @@ def test_clusters_and_addresses_are_clients(tmp_path):
 
 
 def closed_client():
-    with in_process(set_as_default=False) as client:
+    with in_process() as client:
         pass
     return client
 
@@ -235,7 +235,7 @@ def test_paused_workers(tmp_path, monkeypatch):
     memory = {"pause": 0.01, "terminate": False, "target": False, "spill": False}
     with (
         dask.config.set({f"distributed.worker.memory.{name}": value for name, value in memory.items()}),
-        in_process(2, 1, set_as_default=False, memory_limit="2GiB", silence_logs=50) as client,
+        in_process(2, 1, memory_limit="2GiB", silence_logs=50) as client,
     ):
 
         def running(dask_scheduler):

@@ -11,10 +11,15 @@ from dseeds.parallel import local_cluster
 FREE_PORT = "127.0.0.1:0"
 
 
-def in_process(workers=1, threads=1, **options):
-    """Start a cluster of threads and return its client, which closes the cluster."""
+def in_process(workers=1, threads=1, set_as_default=False, **options):
+    """Start a cluster of threads and return its client, which closes the cluster; it is not Dask's current one."""
     return Client(
-        processes=False, n_workers=workers, threads_per_worker=threads, dashboard_address=FREE_PORT, **options
+        processes=False,
+        n_workers=workers,
+        threads_per_worker=threads,
+        dashboard_address=FREE_PORT,
+        set_as_default=set_as_default,
+        **options,
     )
 
 
@@ -35,7 +40,7 @@ def worker_processes(workers=2, memory="2GiB"):
 @contextmanager
 def worker_process_client(workers=2, memory="2GiB"):
     """Start a cluster of processes with a thread each, and a client of it."""
-    with worker_processes(workers, memory) as local, Client(local) as client:
+    with worker_processes(workers, memory) as local, Client(local, set_as_default=False) as client:
         yield client
 
 
