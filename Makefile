@@ -1,6 +1,7 @@
 # make demo    sets everything up in .venv and cuts a real image into supervoxels
 # make check   lint and unit tests, without Dask worker processes: a few minutes
 # make test    lint, documentation and all tests
+# make newest  what depends on other packages, on the newest Python and packages that can be had: a few minutes
 # make lint    ruff, mypy and the import contracts
 # make docs    builds the documentation: site/index.html
 #
@@ -20,8 +21,18 @@ COMPARE := import dseeds, zarr; \
 	assert (labels == dseeds.supervoxels(image, step=12)).all(); print("identical to the labels in memory, in every voxel")
 EXAMPLE := from importlib.resources import files; print(files("nibabel") / "tests/data/example4d.nii.gz")
 
+# The newest Python on this machine, also among those of pyenv: Zarr 3.2 and NumPy 2.5 need 3.12. `make test` stands for
+# the oldest, 3.11 with Zarr 3.1, if that is what python3 is.
+PYENVS := $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9].*/bin/python3
+NEWEST_PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 $$(ls -d $(PYENVS) 2> /dev/null | sort -rV) \
+	$(PYTHON); do "$$python" -c pass 2> /dev/null && echo "$$python" && break; done)
+NEWEST := .venv-newest
+# Labels of all kinds against hashes, Zarr in scratch and in outputs, and the user's Dask.
+NEWEST_TESTS := tests/core tests/storage/test_zarr_arrays.py tests/storage/test_label_group.py \
+	tests/api/test_golden_labels.py tests/api/test_lazy.py tests/integration/test_users_dask.py
+
 .DELETE_ON_ERROR:
-.PHONY: demo check test kernels lint docs serve-docs dist picture figures clean
+.PHONY: demo check test newest kernels lint docs serve-docs dist picture figures clean
 
 demo: demo/image.nii.gz
 	@echo 'A brain in MR, in this process:'
@@ -54,6 +65,12 @@ check: $(VENV)/.dev
 test: $(VENV)/.dev
 	@$(MAKE) --no-print-directory -j2 kernels lint docs
 	@$(BIN)/python -m pytest $(PYTEST)
+
+newest: export DSEEDS_CACHE_DIR = $(abspath $(NEWEST))/kernels
+newest: $(NEWEST)/.test
+	@$(NEWEST)/bin/python -c 'import dask, numba, numpy, sys, zarr; print("Python", sys.version.split()[0], \
+		*(f"{module.__name__} {module.__version__}" for module in (numpy, numba, zarr, dask)), sep=", ")'
+	@$(NEWEST)/bin/python -m pytest $(PYTEST) -m "not slow" $(NEWEST_TESTS)
 
 kernels: $(VENV)/.dev
 	@$(BIN)/dseeds compile
@@ -89,7 +106,7 @@ figures: $(VENV)/.package
 	@$(BIN)/dseeds segment demo/body.zarr demo/body-labels.zarr --step 16 --workers 2 --memory 1GiB --overwrite
 
 clean:
-	@rm -rf $(VENV) demo site dist
+	@rm -rf $(VENV) $(NEWEST) demo site dist
 
 $(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
@@ -107,4 +124,11 @@ $(VENV)/.package: pyproject.toml $(VENV)/.pip
 $(VENV)/.dev: $(VENV)/.package
 	@echo 'Installing what the tests need ...'
 	@$(PIP) install --group dev
+	@touch $@
+
+$(NEWEST)/.test: pyproject.toml
+	@echo 'Setting up $(NEWEST) with $(NEWEST_PYTHON) ...'
+	@$(NEWEST_PYTHON) -m venv --clear $(NEWEST)
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable . --group newest
 	@touch $@

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 
 from dseeds._version import __version__
 
+# Forks wait for imports from the beginning.
+from dseeds.core import forks as forks
+
 if TYPE_CHECKING:
     from dseeds.api.segment import segment
     from dseeds.api.segment_many import VolumeResult, segment_many

@@ -32,18 +32,15 @@ def compile_kernels() -> Path:
 def _call_all_kernels() -> None:
     """Call everything that uses kernels, on tiny volumes."""
     import numpy as np
-    from distributed import Client
 
     import dseeds
     from dseeds.io.pyramid_kernels import take_means, take_modes
     from dseeds.measure.kernels.painting import labels_of_runs
+    from dseeds.parallel.local_cluster import worker_threads
     from dseeds.phantom import phantom
 
     image, truth = phantom((32, 32, 32))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0", set_as_default=False) as client,
-    ):
+    with tempfile.TemporaryDirectory() as folder, worker_threads(1) as client:
         for dtype in COMPILED_DTYPES:
             volume = (image % 100).astype(dtype)
             # One, two and three levels of blocks: their histograms differ in dtype.

@@ -60,7 +60,7 @@ def clients():
     """Clients of clusters within this process, of 1 and of 2 x 2 threads; none is Dask's default."""
     from tests.support.clusters import in_process
 
-    with in_process(1, 1, set_as_default=False) as single, in_process(2, 2, set_as_default=False) as four:
+    with in_process(1, 1) as single, in_process(2, 2) as four:
         yield {1: single, 4: four}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import dask.array as da
 import numpy as np
 import zarr
 from dask.delayed import delayed
-from distributed import Client, LocalCluster, get_worker, worker_client
+from distributed import Client, get_worker
 from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
 
@@ -22,11 +21,14 @@ from dseeds.api.options import SupervoxelOptions
 from dseeds.api.segment import segment
 from dseeds.core.checks import check_threads
 from dseeds.core.duck_arrays import is_dask_array
+from dseeds.core.forks import ForkSafeLock
 from dseeds.core.geometry import check_shape
 from dseeds.io import ArraySource, Image, open_mask
 from dseeds.io.formats.dask_array import BlockFolder, DaskSource, open_dask_array, store_dask_array
 from dseeds.io.source import SourceQuery
 from dseeds.parallel.capacity import parse_memory
+from dseeds.parallel.clients import thread_given_back
+from dseeds.parallel.local_cluster import worker_threads
 from dseeds.seeds.binning import check_dtype
 from dseeds.storage.location import is_remote, open_location
 
@@ -86,13 +88,13 @@ class LazyCut:
     def __init__(self, channels: list[da.Array], mask: Any, options: SupervoxelOptions) -> None:
         self.channels, self.mask, self.options = channels, mask, replace(options, mask=None)
         self.folder = BlockFolder.new(options.scratch)
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=ForkSafeLock())
 
     def __call__(self) -> str:
         """Cut the image unless that is done, and return the address of the labels."""
@@ -143,25 +145,18 @@ def borrowed_client(threads: int | None) -> Iterator[tuple[Client, dict[str, Any
     it has no limit. In this process the scheduler is Dask's threads, because graphs for them need not pickle.
     """
     try:
-        get_worker()
+        worker = get_worker()
     except ValueError:
         count = check_threads(threads)
-        cluster = LocalCluster(
-            n_workers=1,
-            threads_per_worker=count,
-            processes=False,
-            # A limit would also count the user's own data.
-            memory_limit=0,
-            # A private cluster stays invisible to others.
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",
-        )
-        # Not as the current client: that would change the configuration, which all threads of the process share.
-        with cluster, Client(cluster, set_as_default=False) as client:
+        with worker_threads(count) as client:
             yield client, {"scheduler": "threads", "num_workers": count}, int(MACHINE_SHARE * MEMORY_LIMIT)
         return
-    # The task releases its thread meanwhile, so that a single thread is enough.
-    with worker_client() as client:
+    # A client of its own: that of the worker would become the current client of the worker's process.
+    with (
+        Client(worker.scheduler.address, security=worker.security, set_as_default=False) as client,
+        client.as_current(),
+        thread_given_back(client),
+    ):
         yield client, {"scheduler": client}, None
 
 

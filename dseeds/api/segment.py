@@ -11,12 +11,13 @@ from dseeds.engine.report import Report
 from dseeds.engine.run import RunOptions
 from dseeds.engine.segmentation import run_segmentation
 from dseeds.io.label_listing import resolve_target
+from dseeds.parallel.clients import open_client
 from dseeds.parallel.resources import Resources
 from dseeds.seeds.cell_size import Step
 from dseeds.storage.owned_file import check_own_file
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from dseeds.parallel.clients import ClientLike
 
 
 def segment(
@@ -45,7 +46,7 @@ def segment(
     shards: int | Sequence[int] | None = None,
     memory: int | str | None = None,
     workers: int | None = None,
-    client: Client | None = None,
+    client: ClientLike | None = None,
     overwrite: bool = False,
     resume: bool = False,
     scratch: str | Path | None = None,
@@ -101,10 +102,13 @@ def segment(
         The memory of a worker, or of this process if the volume is cut in it, such as ``"2GiB"``. Default: the workers'
         limit; three quarters of what is free.
     workers : int, optional
-        Workers of a local cluster. Default: no cluster if the volume fits in memory, else one worker per core.
-    client : distributed.Client, optional
-        The cluster to use. Default: none if the volume fits in memory, else a local one, which is closed at the end and
-        whose dashboard's address is printed.
+        Workers of a local cluster. Default: no local cluster if there is a client or the volume fits in memory, else
+        one worker per core. A script needs ``if __name__ == "__main__":``, since every worker imports it.
+    client : distributed.Client, cluster, str or Path, optional
+        The cluster to use: a client of it, its object, such as a ``LocalCluster``, the address of its scheduler or the
+        scheduler's file (``.json``). Default: Dask's current client, if there is one, which is then printed; else none
+        if the volume fits in memory, or a local cluster, which is closed at the end and whose dashboard's address is
+        printed. Within a Dask task the current client is not used.
     overwrite : bool, default False
         Replace an older output of this program as soon as the new labels are written, and an unfinished run. Nothing
         else is ever replaced.
@@ -184,16 +188,17 @@ def segment(
     )
     if html is not None:
         check_own_file(html, overwrite)
-    outcome = run_segmentation(
-        source,
-        target,
-        options,
-        Resources(memory, workers, client),
-        overwrite=overwrite,
-        resume=resume,
-        keep_scratch=keep_scratch,
-        progress=progress,
-    )
+    with open_client(client, may_use_current=workers is None) as connected:
+        outcome = run_segmentation(
+            source,
+            target,
+            options,
+            Resources(memory, workers, connected),
+            overwrite=overwrite,
+            resume=resume,
+            keep_scratch=keep_scratch,
+            progress=progress,
+        )
     if html is not None:
         # Here, not above: drawing libraries are needed only for the report.
         from dseeds.viz.html_report import html_report

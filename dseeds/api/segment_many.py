@@ -21,8 +21,10 @@ from dseeds.engine.run_directory import has_features, is_made, is_unfinished
 from dseeds.engine.segmentation import run_segmentation
 from dseeds.engine.validation import prepare_run
 from dseeds.io.formats.nifti import NIFTI_ENDINGS
+from dseeds.parallel.clients import open_client
 from dseeds.parallel.machine import cpu_count
 from dseeds.parallel.resources import Resources
+from dseeds.parallel.unguarded_script import end_importing_worker
 from dseeds.storage.label_group import FILE_ENDINGS
 from dseeds.storage.location import is_remote
 
@@ -78,8 +80,9 @@ def segment_many(
 ) -> list[VolumeResult]:
     """Cut many volumes into supervoxels, each on its own, and write their labels into a folder.
 
-    Small volumes are cut in this process, several at a time; one that does not fit in memory is cut on a local Dask
-    cluster when the others are done. A volume that fails does not stop the others.
+    Small volumes are cut in this process, several at a time; one that does not fit in memory is cut by
+    Dask's current client, or on a local cluster, when the others are done. A volume that fails does not stop the
+    others.
 
     Parameters
     ----------
@@ -134,6 +137,7 @@ def segment_many(
     >>> [result.report.supervoxels for result in results]
     [8, 8]
     """
+    end_importing_worker()
     targets = name_targets([os.fspath(source) for source in sources], os.fspath(folder), name_folders)
     if mask is not None and mask != AUTO_MASK and NAME_FIELD not in mask and len(targets) > 1:
         raise ValueError(f"{mask} cannot be the mask of several volumes: write {NAME_FIELD} where their names differ")
@@ -281,14 +285,15 @@ class _Volumes:
         """Cut a large volume on a local cluster and return what became of it."""
         result = VolumeResult(source, target)
         try:
-            outcome = run_segmentation(
-                source,
-                target,
-                self._own_options(source, target),
-                Resources(memory),
-                overwrite=self._prepare(source, target).spec.overwrite,
-                resume=self.resume,
-            )
+            with open_client(None) as client:
+                outcome = run_segmentation(
+                    source,
+                    target,
+                    self._own_options(source, target),
+                    Resources(memory, client=client),
+                    overwrite=self._prepare(source, target).spec.overwrite,
+                    resume=self.resume,
+                )
             return replace(result, report=outcome.report)
         except Exception as error:
             return replace(result, error=_describe(error))

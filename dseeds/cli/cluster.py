@@ -16,7 +16,6 @@ from dseeds.cli.options import work_option
 if TYPE_CHECKING:
     from distributed import Client
 
-CONNECT_SECONDS = 15
 _certificate_option = partial(
     work_option, metavar="FILE", exists=True, dir_okay=False, show_default="from Dask's configuration"
 )
@@ -72,34 +71,8 @@ class ClusterOptions:
         if self.scheduler is None:
             yield None
         else:
-            with _open_client(self.scheduler, tls_files) as client:
+            # Here, not above: Dask takes its time to import.
+            from dseeds.parallel.clients import connect_to_scheduler
+
+            with connect_to_scheduler(self.scheduler, tls_files) as client:
                 yield client
-
-
-def _open_client(address: str, tls_files: dict[str, str]) -> Client:
-    import ssl
-
-    from distributed import Client, Security
-    from distributed.comm.core import CommClosedError
-
-    try:
-        # Without files, Dask's own configuration decides, which may name certificates.
-        security = Security(require_encryption=True, **tls_files) if tls_files else None
-        # Not Dask's default, which a client that cannot connect would leave behind.
-        return Client(address, timeout=CONNECT_SECONDS, security=security, set_as_default=False)
-    except TypeError as error:
-        # Dask raises this if an address at tls:// comes without certificates.
-        raise ValueError(
-            f"{address} requires certificates: pass --tls-ca-file, --tls-cert and --tls-key, or set them in Dask's "
-            "configuration"
-        ) from error
-    except (FileNotFoundError, PermissionError, ssl.SSLError) as error:
-        raise ValueError(f"the certificates or the key for {address} cannot be used: {error}") from error
-    except (CommClosedError, RuntimeError, OSError, ValueError) as error:
-        # Tornado raises a ValueError if the connection breaks during the TLS handshake.
-        if isinstance(error, CommClosedError | RuntimeError) or "SSL" in str(error):
-            raise ConnectionError(
-                f"the connection to {address} failed, most likely because the certificates do not belong together or "
-                f"only one side uses TLS: {error.__cause__ or error}"
-            ) from error
-        raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error

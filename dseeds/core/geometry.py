@@ -19,11 +19,12 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import SupportsInt
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dseeds.core.forks import cached_property
 
 Triple = tuple[int, int, int]
 AxisArrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]

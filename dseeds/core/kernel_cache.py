@@ -30,14 +30,17 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+from llvmlite.binding import ffi
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
 from dseeds._version import __version__
+from dseeds.core.forks import hold_at_fork
 
 # The environment variable that names another folder, or turns the cache off.
 CACHE_FOLDER = "DSEEDS_CACHE_DIR"
@@ -245,3 +248,8 @@ def _remove_unused(parent: Path) -> None:
         with suppress(OSError):
             if re.fullmatch("[0-9a-f]{32}", folder.name) and folder.stat().st_mtime < old:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+# A child process could not go on with half of a kernel.
+for _lock in (global_compiler_lock, ffi.lib._lock):
+    hold_at_fork(_lock._lock)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+# How long no task may end before it is said why.
+STALL_SECONDS = 60.0
+
 
 class Progress(Protocol):
     """An observer of a run; all calls come from the thread that called `segment`."""

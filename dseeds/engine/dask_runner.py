@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import errno
-import sys
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 from distributed import Client, KilledWorker, get_worker
 
-from dseeds.core.formatting import format_duration
 from dseeds.engine.phases import Phase, RegionTask
 from dseeds.engine.repair import RetryPolicy
 from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
 from dseeds.engine.stage_timer import StageTimer
 from dseeds.engine.tasks import perform_pickled_task
-from dseeds.parallel.cluster import explain_stall
+from dseeds.parallel.cluster import print_stall
 from dseeds.parallel.executor import RETRIES, ClusterTasks, run_bounded
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
@@ -86,7 +85,7 @@ class StageRunner(StageTimer):
             worker=places.worker,
             retries=0,
             after_cancel=self._wait_for_cancelled,
-            on_stall=self._say_stall,
+            on_stall=partial(print_stall, self.client),
         )
         clock = [time.perf_counter()]
 
@@ -120,11 +119,6 @@ class StageRunner(StageTimer):
             queue.is_isolating, pool.limit = True, 1
             for _ in run_bounded(pool, queue.take_isolated, settle):
                 pass
-
-    def _say_stall(self, seconds: float) -> None:
-        with suppress(Exception):
-            reason = explain_stall(self.client)
-            print(f"No task has ended for {format_duration(seconds)}: {reason}.", file=sys.stderr, flush=True)
 
     def _key(self, task: RegionTask, attempt: int) -> str:
         phase, number = task

@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import AxisArrays, Box, Lattice, Regions, Window, triple
 from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.kernels.simd import BLOCK_BINS

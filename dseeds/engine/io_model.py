@@ -12,9 +12,9 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
+from dseeds.core.forks import cached_property
 from dseeds.core.formatting import format_bytes
 from dseeds.core.geometry import Box
 from dseeds.engine.exchange import Exchange, Extract, label_reach

@@ -6,12 +6,13 @@ import itertools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import Box, Lattice, Regions, Triple
 from dseeds.engine.exchange import Exchange, label_reach
 from dseeds.engine.history import History

@@ -15,13 +15,14 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import Box, Triple, triple
 from dseeds.engine.exchange import BINS
 from dseeds.engine.phases import Phase, RegionTask

@@ -20,13 +20,14 @@ from dseeds.engine.run import Run, RunOptions, chunk_shapes
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.io.label_listing import resolve_target
 from dseeds.parallel.capacity import Capacity
+from dseeds.parallel.clients import open_client
 from dseeds.parallel.machine import cpu_count
 from dseeds.parallel.resources import Resources
 from dseeds.seeds.cell_size import Step
 from dseeds.storage.zarr_arrays import region_units
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from dseeds.parallel.clients import ClientLike
 
 
 @dataclass(frozen=True, repr=False)
@@ -166,7 +167,7 @@ def plan(
     shards: int | Sequence[int] | None = None,
     memory: int | str | None = None,
     workers: int | None = None,
-    client: Client | None = None,
+    client: ClientLike | None = None,
     overwrite: bool = False,
     scratch: str | Path | None = None,
     calibrate: bool = True,
@@ -224,8 +225,9 @@ def plan(
         shards=shards,
         scratch=scratch,
     )
-    resources = Resources(memory, workers, client)
-    run, capacity = prepare_run(source, target, options, resources.capacity, overwrite=overwrite)
+    with open_client(client, may_use_current=workers is None) as connected:
+        resources = Resources(memory, workers, connected)
+        run, capacity = prepare_run(source, target, options, resources.capacity, overwrite=overwrite)
     if runs_in_process(run, resources):
         threads = cpu_count()
         seconds = estimate_local_seconds(run, threads) if calibrate else None

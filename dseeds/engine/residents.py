@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Protocol, cast
 
+from dseeds.core.forks import ForkSafeLock
 from dseeds.engine.region_state import RegionImage, RegionState
 
 # Where room is scarce, a state that has not been used for so many tasks, as a multiple of all states, is dropped: its
@@ -36,7 +36,7 @@ class Residents:
         self._last_use: dict[tuple[str, int], int] = {}
         self._clock = 0
         # Tasks of several threads.
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def take(self, run: str, number: int, turn: int) -> RegionState | None:
         """Return the state of a region after a round, which is no longer here then; None if it is not here.
@@ -84,7 +84,9 @@ class Residents:
         return self._size + needed <= room
 
     def _drop(self, key: tuple[str, int]) -> None:
-        del self._held[key], self._last_use[key]
+        # In a child process one may be missing, if it was forked meanwhile.
+        self._held.pop(key, None)
+        self._last_use.pop(key, None)
 
     @property
     def _size(self) -> int:

@@ -11,7 +11,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from dseeds._version import __version__
 from dseeds.core.checks import read_extents
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import Lattice, Triple, triple
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import Box, Regions, triple
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.object_store import describe_store_error

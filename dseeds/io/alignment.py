@@ -9,13 +9,13 @@ import itertools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import nibabel
 import numpy as np
 from typing_extensions import override
 
+from dseeds.core.forks import cached_property
 from dseeds.io.affine import frame_matrix, voxel_sizes
 from dseeds.io.formats.ome_zarr import ZarrSource
 from dseeds.io.ome_metadata import Frame

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from dseeds.core.forks import cached_property
 from dseeds.io.affine import frame_matrix
 from dseeds.io.alignment import Grid3D, align
 from dseeds.io.formats.ome_zarr import ZarrSource, frame_of

@@ -25,7 +25,6 @@ import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -33,6 +32,8 @@ from urllib.request import url2pathname
 
 import numpy as np
 from typing_extensions import override
+
+from dseeds.core.forks import cached_property
 
 Spacing: TypeAlias = tuple[float, float, float]
 Shape: TypeAlias = tuple[int, int, int]

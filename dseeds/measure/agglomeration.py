@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dseeds.core.forks import cached_property
 from dseeds.measure.kernels.agglomeration import FARTHEST, Edges, Nodes, begin_merging, cut_merges, merge_edges
 from dseeds.measure.region_graph import HISTOGRAM, AdjacencyGraph, column_names, load_graph
 from dseeds.seeds.intensity_windows import check_weights

@@ -43,6 +43,7 @@ from dseeds.measure.columns import (
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.parallel.capacity import parse_memory
+from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.seeds.intensity_windows import Limits, check_percentiles, read_windows
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
@@ -51,7 +52,7 @@ from dseeds.storage.location import Location, open_location
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from dseeds.parallel.clients import ClientLike
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def features(
     region: int | Sequence[int] | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
-    client: Client | None = None,
+    client: ClientLike | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Features:
@@ -183,8 +184,9 @@ def features(
         Memory of a task, such as ``"512MiB"``, the default.
     threads : int, optional
         Threads of this process that share the work, if there is no client. Default: one per core.
-    client : distributed.Client, optional
-        The cluster to use. It requires a target, which all its workers see.
+    client : distributed.Client, cluster, str or Path, optional
+        The cluster to use, as for `segment`. It requires a target, which all its workers see. Default: Dask's current
+        client, if there is a target and no `threads`.
     overwrite : bool, default False
         Replace older features in the target; nothing else is ever replaced.
     progress : Progress, optional
@@ -265,12 +267,13 @@ def features(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))
         unwritten = Dataset(open_location(Path(folder, "features") if target is None else target))
         unwritten.check(overwrite)
-        executor = stack.enter_context(open_executor(check_threads(threads), client, progress=progress))
+        connected = stack.enter_context(open_client(client, may_use_current=target is not None and threads is None))
+        executor = stack.enter_context(open_executor(check_threads(threads), connected, progress=progress))
         dataset = unwritten.begin()
         try:
             job = FeatureJob(
-                materialise(label_source, dataset.scratch, "labels", anywhere=client is not None),
-                _materialise_image(image, dataset.scratch, anywhere=client is not None),
+                materialise(label_source, dataset.scratch, "labels", anywhere=connected is not None),
+                _materialise_image(image, dataset.scratch, anywhere=connected is not None),
                 Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(image), task_bytes, extents)),
                 space_of(image, affine, lengths, ((0.0, 1.0),) * image.channels),
                 dataset,

@@ -31,6 +31,7 @@ from dseeds.io.labels import TASK_BYTES, choose_tiling, materialise, open_labels
 from dseeds.measure.kernels.painting import paint_voxels
 from dseeds.measure.lookup import LookupTable, open_values
 from dseeds.parallel.capacity import local_capacity, parse_memory
+from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_group import (
     ATTRIBUTE,
@@ -46,7 +47,7 @@ from dseeds.storage.slabs import slab_thickness
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from dseeds.parallel.clients import ClientLike
 
 # Memory of a task per voxel beside the values: labels as they are read, and as the kernels take them.
 LABEL_BYTES = 16
@@ -149,7 +150,7 @@ def paint(
     memory: int | str | None = None,
     threads: int | None = None,
     workers: int | None = None,
-    client: Client | None = None,
+    client: ClientLike | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Any:
@@ -186,8 +187,9 @@ def paint(
         Threads of this process that share the work, if there are no workers. Default: one per core.
     workers : int, optional
         Worker processes of a local cluster to start. Default: none.
-    client : distributed.Client, optional
-        The cluster to use.
+    client : distributed.Client, cluster, str or Path, optional
+        The cluster to use, as for `segment`. Default: Dask's current client, if there are neither `threads` nor
+        `workers`.
     overwrite : bool, default False
         Replace an older output of this program; nothing else is ever replaced.
     progress : Progress, optional
@@ -239,9 +241,9 @@ def paint(
     if target is None:
         planes = slab_thickness(source.shape, source.dtype.itemsize)
         return da.from_array(job, source.chunks or (planes, *source.shape[1:]), name=False, meta=meta)
-    threads = check_threads(threads)
     if workers is not None and client is not None:
         raise ValueError("workers are for this machine, and cannot go with a client.")
+    count = check_threads(threads)
     local = local_capacity(workers, None) if workers is not None else None
     check_apart(str(target), source.path, str(table) if isinstance(table, str | Path) else None)
     name = column or "value"
@@ -251,7 +253,10 @@ def paint(
         check_target(open_location(target), overwrite)
         layout = _choose_layout(source, job.dtype, task_bytes)
         tiling = _tile_shards(layout, task_bytes, extents)
-        with open_executor(threads, client, local, progress) as executor:
+        with (
+            open_client(client, may_use_current=threads is None and workers is None) as connected,
+            open_executor(count, connected, local, progress) as executor,
+        ):
             missing = _paint_zarr(job, str(target), name, layout, tiling, executor, as_labels, overwrite)
     return Painted(str(target), name, job.dtype.name, job.fill, prod(source.shape), missing)
 

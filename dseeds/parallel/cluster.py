@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import parent_process, resource_tracker
+from multiprocessing import parent_process
 from typing import Any, ClassVar
 
-import dask
 import zarr
-from distributed import Client, LocalCluster, SchedulerPlugin, WorkerPlugin
+from distributed import Client, SchedulerPlugin, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from dseeds._version import __version__
-from dseeds.core.formatting import format_bytes
+from dseeds.core.forks import ForkSafeLock
+from dseeds.core.formatting import format_bytes, format_duration
 from dseeds.core.kernel_cache import compile_timer
-from dseeds.core.progress import Progress
+from dseeds.core.progress import STALL_SECONDS, Progress
 from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
+from dseeds.parallel.local_cluster import worker_processes
 
-WORKERS_TIMEOUT = 120
-# How many more workers Dask itself gives a task that took one down: none, as we retry such a task by itself.
-ALLOWED_FAILURES = 0
+# How long a cluster may be without a worker that takes tasks, and how often it is looked for one.
+WORKERS_TIMEOUT, LOOK_SECONDS = 120, 0.1
 # The events of workers that begin to compile kernels.
 COMPILING = "dseeds-compiling"
-# Freed memory that the allocator of a local worker keeps for the next task.
-KEPT_BYTES = 256 << 20
 
 
 def cluster_capacity(client: Client) -> Capacity:
-    """Return the capacity of a cluster, whose processes must have the same version of this package as this one.
+    """Return the capacity of a cluster; raise the errors of `check_workers`."""
 
-    Raises a TimeoutError if it has no worker for two minutes.
+    def threads_and_limits(dask_scheduler: Any) -> list[tuple[int, int]]:
+        return [(w.nthreads, w.memory_limit or 0) for w in dask_scheduler.workers.values()]
+
+    workers: list[tuple[int, int]] = []
+    while not workers:
+        check_workers(client)
+        # An adaptive cluster may have removed them again.
+        workers = client.run_on_scheduler(threads_and_limits)
+    limits = [limit for _, limit in workers if limit] or [MEMORY_LIMIT]
+    threads = [n for n, _ in workers]
+    return Capacity(len(workers), sum(threads), min(limits), max(threads))
+
+
+def check_workers(client: Client) -> None:
+    """Wait for the first worker of a cluster, and check that all processes have the same version as this one.
+
+    Raises
+    ------
+    TimeoutError
+        If no worker takes tasks for two minutes, unless the cluster's object in this process is about to start some.
+    ValueError
+        If a process of the cluster has another version of this package, or none.
     """
-    # An adaptive cluster starts its first worker when there is a task.
-    task = client.submit(int, key=f"dseeds-start-{uuid.uuid4().hex}", pure=False)
-    try:
-        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
-    except TimeoutError:
-        raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s.") from None
-    finally:
-        client.cancel([task], force=True)
+    _wait_for_worker(client)
 
     # Nested functions are pickled by value, so these run where the package is missing too.
     def installed() -> str | None:
@@ -55,7 +66,7 @@ def cluster_capacity(client: Client) -> Capacity:
         except ImportError:
             return None
 
-    versions = {"the scheduler": client.run_on_scheduler(installed), **client.run(installed)}
+    versions = {"the scheduler": client.run_on_scheduler(installed), **client.run(installed, on_error="ignore")}
     for process, version in versions.items():
         if version != __version__:
             package = f"dseeds {version}" if version else "no dseeds"
@@ -64,43 +75,86 @@ def cluster_capacity(client: Client) -> Capacity:
                 f"version in all processes."
             )
 
-    def threads_and_limits(dask_scheduler: Any) -> list[tuple[int, int]]:
-        return [(w.nthreads, w.memory_limit or 0) for w in dask_scheduler.workers.values()]
 
-    workers = client.run_on_scheduler(threads_and_limits)
-    limits = [limit for _, limit in workers if limit] or [MEMORY_LIMIT]
-    threads = [n for n, _ in workers]
-    return Capacity(len(workers), sum(threads), min(limits), max(threads))
+def _wait_for_worker(client: Client) -> None:
+    """Wait until a worker takes tasks, and say from time to time why none does."""
+
+    def count_running(dask_scheduler: Any) -> int:
+        return len(dask_scheduler.running)
+
+    begin, last_notice = time.monotonic(), 0.0
+    # An adaptive cluster starts its first worker when there is a task.
+    task = client.submit(int, key=f"dseeds-start-{uuid.uuid4().hex}", pure=False)
+    try:
+        while not client.run_on_scheduler(count_running):
+            waited = time.monotonic() - begin
+            if waited > WORKERS_TIMEOUT and not _expects_workers(client):
+                raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s: {explain_stall(client)}.")
+            if waited > last_notice + STALL_SECONDS:
+                last_notice = waited
+                print_stall(client, waited)
+            time.sleep(LOOK_SECONDS)
+    finally:
+        client.cancel([task], force=True)
+
+
+def _expects_workers(client: Client) -> bool:
+    """Return whether a cluster without workers is about to start some, as with an adaptive one or jobs in a queue."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return not workers and (
+        getattr(client.cluster, "_adaptive", None) is not None or bool(getattr(client.cluster, "plan", ()))
+    )
+
+
+def print_stall(client: Client, seconds: float) -> None:
+    """Say on standard error why no task of a cluster has ended for some time."""
+    with suppress(Exception):
+        reason = explain_stall(client)
+        print(f"No task has ended for {format_duration(seconds)}: {reason}.", file=sys.stderr, flush=True)
 
 
 def explain_stall(client: Client) -> str:
-    """Return in a sentence why no task of a cluster ends, as far as its scheduler can tell."""
+    """Return in a sentence why no task of a cluster ends, as far as its scheduler and its workers can tell."""
 
-    def workers_seen(dask_scheduler: Any) -> list[tuple[str, int, int, int]]:
-        return [
-            (state.status.name, int(state.metrics.get("memory", 0)), state.memory_limit or 0, len(state.processing))
-            for state in dask_scheduler.workers.values()
-        ]
+    def workers_seen(dask_scheduler: Any) -> dict[str, tuple[str, int, int, int]]:
+        return {
+            address: (
+                state.status.name,
+                int(state.metrics.get("memory", 0)),
+                state.memory_limit or 0,
+                len(state.processing),
+            )
+            for address, state in dask_scheduler.workers.items()
+        }
+
+    def pause_fraction(dask_worker: Any) -> float:
+        return float(dask_worker.memory_manager.memory_pause_fraction or 0)
 
     workers = client.run_on_scheduler(workers_seen)
     if not workers:
-        return "the cluster has no workers: start some, or stop and resume with others (--resume)"
-    paused = [worker for worker in workers if worker[0] == "paused"]
-    if len(paused) == len(workers):
-        _, used, limit, _ = max(paused, key=lambda worker: worker[1])
-        return (
-            f"all {len(workers)} workers are paused, because they use {format_bytes(used)} of {format_bytes(limit)}: "
-            f"give them more memory, or set distributed.worker.memory.pause to false for them"
-        )
-    busy = sum(processing > 0 for *_, processing in workers)
-    return f"{busy} of {len(workers)} workers are at work, {len(paused)} are paused"
+        return "the cluster has no workers: start some (a run that has begun goes on with them, or with --resume)"
+    paused = {address: worker for address, worker in workers.items() if worker[0] == "paused"}
+    busy = sum(processing > 0 for address, (*_, processing) in workers.items() if address not in paused)
+    if not paused:
+        return f"{busy} of {len(workers)} workers are busy, none is paused"
+    fullest = max(paused, key=lambda address: paused[address][1])
+    _, used, limit, _ = paused[fullest]
+    fraction = client.run(pause_fraction, workers=[fullest], on_error="ignore").get(fullest, 0.0)
+    number = f"{len(paused)} of {len(workers)} workers" if len(paused) < len(workers) else f"all {len(workers)} workers"
+    if not fraction or used < fraction * limit:
+        return f"{number} are paused, though not for want of memory: resume them, or start others"
+    return (
+        f"{number} are paused, because they use {format_bytes(used)} of their {format_bytes(limit)}, more than "
+        f"{fraction:.0%}: give them more memory, or set distributed.worker.memory.pause, which is {fraction:g} there, "
+        f"to a higher number or to false"
+    )
 
 
 class ZarrSettings(WorkerPlugin):
     """Keeps zarr's own concurrency low on workers, where Dask's threads already share the cores."""
 
     # Several workers, of several runs, may live in one process: the first sets, the last restores.
-    _lock = threading.Lock()
+    _lock = ForkSafeLock()
     _users = 0
     _before: ClassVar[dict[str, Any]] = {}
 
@@ -159,31 +213,11 @@ class CompileNotice(WorkerPlugin):
 def connect(client: Client | None, capacity: Capacity, progress: Progress | None) -> Iterator[Client]:
     """Yield the user's client, or one of a local cluster that is closed at the end."""
     if client is not None:
+        check_workers(client)
         with _plugins(client):
             yield client
         return
-    with ExitStack() as stack:
-        settings = {
-            "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
-            "distributed.nanny.pre-spawn-environ": worker_environment(),
-            # Our tasks leave almost nothing in a worker, so a pause would not empty it, and a worker paused without a
-            # task would stay paused. A worker that exceeds its limit is killed, and its task is retried.
-            "distributed.worker.memory.pause": False,
-        }
-        with _without_interrupts(), dask.config.set(settings):
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=capacity.workers,
-                    threads_per_worker=1,
-                    memory_limit=capacity.memory,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    # Compiling blocks a worker's event loop for a moment, which is not worth a warning.
-                    silence_logs=50,
-                )
-            )
-        own = stack.enter_context(Client(cluster, set_as_default=False))
-        stack.enter_context(_plugins(own))
+    with worker_processes(capacity) as own, _plugins(own):
         # The user is told as if this process compiled.
         own.subscribe_topic(COMPILING, lambda event: compile_timer.on_start())
         own.register_plugin(CompileNotice())
@@ -192,35 +226,6 @@ def connect(client: Client | None, capacity: Capacity, progress: Progress | None
         else:
             print(f"Dask dashboard: {own.dashboard_link}", file=sys.stderr, flush=True)
         yield own
-
-
-def worker_environment() -> dict[str, Any]:
-    """Return the environment variables, besides those for its memory limit, of a local worker's process.
-
-    By default Dask makes workers return every freed page at once. All of a task's windows, megabytes each, would then
-    be new pages that the kernel clears first: half of the time for reading and writing. What a worker keeps instead is
-    at most what its tasks need, which is planned for.
-    """
-    keep = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), KEPT_BYTES)
-    return {**dask.config.get("distributed.nanny.pre-spawn-environ"), **keep}
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Block Ctrl-C, for good in threads and processes that start in the meantime.
-
-    It reaches every process of a terminal, but workers have to be closed in good order.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # Starting it later would lift the block.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

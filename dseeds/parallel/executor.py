@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from dseeds.core.progress import Progress
+from dseeds.core.progress import STALL_SECONDS, Progress
 from dseeds.parallel.capacity import Capacity
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 RETRIES = 2
 # Tasks in flight for each thread: their results wait to be fetched.
 TASKS_PER_THREAD = 4
-# How long no task may end before it is said why, and how often it is looked whether one has.
-STALL_SECONDS, LONGEST_WAIT = 60.0, 0.1
+# How often it is looked whether a task has ended.
+LONGEST_WAIT = 0.1
 
 
 class TaskPool(ABC):
@@ -199,10 +200,16 @@ class Executor:
                 pool = ThreadTasks(threads, function, 2 * self.threads)
                 yield from run_bounded(pool, take, lambda _, futures: [future.result() for future in futures])
             return
+        from dseeds.parallel.cluster import print_stall
+
         # Keys derived from the arguments could be another client's too, with other results.
         numbers, token = itertools.count(), uuid.uuid4().hex
         tasks = ClusterTasks(
-            client, function, key=lambda _: f"{stage}-{token}-{next(numbers)}", arguments=lambda arguments: arguments
+            client,
+            function,
+            key=lambda _: f"{stage}-{token}-{next(numbers)}",
+            arguments=lambda arguments: arguments,
+            on_stall=partial(print_stall, client),
         )
         yield from run_bounded(tasks, take, lambda _, futures: list(client.gather(futures)))
 

@@ -10,13 +10,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.exact_sum import WIDTH
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import Box, Tiling, Triple
 from dseeds.io import Source
 from dseeds.io.labels import read_labels

@@ -26,6 +26,7 @@ from dseeds.core.progress import Progress
 from dseeds.io import Source, open_source
 from dseeds.io.labels import TASK_BYTES, align_sources, choose_tiling, label_parameters, materialise, open_labels
 from dseeds.parallel.capacity import parse_memory
+from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.quality import kernels as kernel
 from dseeds.quality import metrics
@@ -35,7 +36,7 @@ from dseeds.storage.label_records import label_ranges
 from dseeds.storage.location import open_location
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from dseeds.parallel.clients import ClientLike
 
 # Components of a region are numbered in 32 bits.
 LARGEST_REGION = 1 << 31
@@ -58,7 +59,7 @@ def evaluate(
     region: int | Sequence[int] | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
-    client: Client | None = None,
+    client: ClientLike | None = None,
     scratch: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -101,8 +102,9 @@ def evaluate(
         Memory of a task, such as ``"512MiB"``, the default.
     threads : int, optional
         Threads of this process that share the work. Default: one per core.
-    client : distributed.Client, optional
-        A cluster whose workers share the work instead.
+    client : distributed.Client, cluster, str or Path, optional
+        A cluster whose workers share the work instead, as for `segment`. Default: Dask's current client, if there is
+        a `scratch` and no `threads`.
     scratch : path or URL, optional
         A folder for intermediate data that all workers see, required with a client. Default: the machine's own for
         temporary files.
@@ -179,10 +181,14 @@ def evaluate(
     limits = _read_tolerance(tolerance, lengths, shape)
     tiling = Tiling(shape, tile)
     job = QualityJob(label_source, others.get("truth"), others.get("image"), tiling, place.address, *limits)
-    with open_executor(check_threads(threads), client, progress=progress) as executor:
+    with (
+        open_client(client, may_use_current=scratch is not None and threads is None) as connected,
+        open_executor(check_threads(threads), connected, progress=progress) as executor,
+    ):
         try:
             copies: dict[str, Any] = {
-                name: materialise(source, place, name, anywhere=client is not None) for name, source in sources.items()
+                name: materialise(source, place, name, anywhere=connected is not None)
+                for name, source in sources.items()
             }
             return measure_quality(replace(job, **copies), chunk, cell, executor, size_bins)
         finally:

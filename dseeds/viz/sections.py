@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import Triple, triple
 from dseeds.io import ArraySource, Source, ZarrSource
 from dseeds.io.resolution_levels import ResolutionLevel, read_resolution_levels

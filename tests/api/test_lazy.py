@@ -39,7 +39,7 @@ def temporary(tmp_path):
 @pytest.fixture
 def one_thread():
     """A cluster that deadlocks if a task waits for another."""
-    with in_process() as client:
+    with in_process(set_as_default=True) as client:
         yield client
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 import dseeds.api.segment as api_segment
-from dseeds.parallel import cluster as parallel
+from dseeds.parallel import local_cluster
 from tests.support.clusters import worker_processes
 from tests.support.commands import REPORT
 
@@ -22,7 +22,7 @@ def no_cluster(monkeypatch):
     def refuse(**_):
         raise AssertionError("a cluster was started")
 
-    monkeypatch.setattr(parallel, "LocalCluster", refuse)
+    monkeypatch.setattr(local_cluster, "LocalCluster", refuse)
 
 
 @pytest.fixture

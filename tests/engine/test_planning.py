@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import dseeds
 from dseeds.cli import main
-from dseeds.parallel import cluster
+from dseeds.parallel import local_cluster
 from tests.support.clusters import in_process
 
 
@@ -186,7 +186,7 @@ def test_a_part_without_anything_in_it_tells_the_time_too(client, tmp_path, fill
 
 def test_nothing_is_written(tmp_path, monkeypatch):
     """And no cluster is started for a plan."""
-    monkeypatch.setattr(cluster, "LocalCluster", None)
+    monkeypatch.setattr(local_cluster, "LocalCluster", None)
     monkeypatch.chdir(tmp_path)
     source = stored(tmp_path, noise((20, 20, 20)))
     before = sorted(tmp_path.rglob("*"))

@@ -10,6 +10,7 @@ import pytest
 import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from zarr.core import codec_pipeline
 
 from dseeds.core.geometry import Box, Lattice, Regions
 from dseeds.engine.scratch import Scratch
@@ -72,12 +73,22 @@ def array_in(folder, shape, dtype, shard, target):
     return zarr.open_array(Path(folder) / "a", mode="r")
 
 
+@pytest.fixture(params=["BatchedCodecPipeline", "FusedCodecPipeline"])
+def pipeline(request):
+    """Have zarr encode and decode by one of its pipelines, which a user may choose by an environment variable."""
+    if not hasattr(codec_pipeline, request.param):
+        pytest.skip(f"zarr {zarr.__version__} has no {request.param}")
+    with zarr.config.set({"codec_pipeline.path": f"{codec_pipeline.__name__}.{request.param}"}):
+        yield request.param
+
+
 @pytest.mark.parametrize("how", ["missing", "empty", "truncated", "flipped", "zeroed", "exchanged"])
 @pytest.mark.parametrize("shape", [(8, 8, 8), (9, 8, 8)])
 @pytest.mark.parametrize("value", [0, 7])
-def test_damage_is_detected(tmp_path, how, shape, value):
+def test_damage_is_detected(tmp_path, how, shape, value, pipeline):
     """Missing zeros are damage too, although zarr itself does not store them."""
-    array_in(tmp_path, shape, np.uint16, (4, 4, 4), 2)
+    array = array_in(tmp_path, shape, np.uint16, (4, 4, 4), 2)
+    assert type(array.async_array.codec_pipeline).__name__ == pipeline
     whole = Box((0, 0, 0), shape)
     write_array(open_location(tmp_path), "a", whole, np.full(shape, value, np.uint16))
     np.testing.assert_array_equal(read_array(open_location(tmp_path), "a", whole), value)

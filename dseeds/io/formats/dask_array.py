@@ -8,7 +8,6 @@ import uuid
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
 from typing import Any, Literal
 
 import dask.array as da
@@ -18,6 +17,7 @@ from dask import config
 from dask.base import compute, get_scheduler
 from typing_extensions import override
 
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import triple
 from dseeds.io.formats.ome_zarr import open_zarr
 from dseeds.io.source import IndexBox, Shape, Source, SourceQuery, Spacing, UnchunkedSource, split_channels

@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from typing_extensions import override
 
+from dseeds.core.forks import cached_property
 from dseeds.core.geometry import AXES
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.affine import affine_from_attributes
