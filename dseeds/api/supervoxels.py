@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dseeds.api.options import SupervoxelOptions
 from dseeds.core.checks import check_threads
+from dseeds.core.dtypes import unmask
 from dseeds.core.duck_arrays import is_dask_array, is_data_array
-from dseeds.core.geometry import check_shape
+from dseeds.core.geometry import Box, check_shape
 from dseeds.seeds.binning import check_dtype
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.in_memory import LabelArray, cut_in_memory
+
+if TYPE_CHECKING:
+    from dseeds.io import Mask
 
 
 class _Options(TypedDict, total=False):
@@ -198,16 +202,19 @@ def _cut(image: Any, options: SupervoxelOptions) -> Any:
         return lazy_supervoxels(image, options)
     if options.memory is not None or options.scratch is not None:
         raise ValueError("memory and scratch are for Dask arrays: leave them out for an image in memory.")
-    values = _channels(np.asarray(image), options.channel_axis)
+    values = _channels(unmask(np.asanyarray(image), is_image=True), options.channel_axis)
     for channel in values:
         check_dtype(channel.dtype)
-    lattice = options.lattice(check_shape(values[0].shape))
+    shape = check_shape(values[0].shape)
+    mask = _open_mask(options.given_mask, values[0])
+    lattice = options.lattice(shape, mask)
     if lattice.size >= 2**31:
         raise ValueError(
             f"{lattice.size} supervoxels are too many to number in memory; use segment() or a larger step."
         )
     settings, threads = options.settings(len(values)), check_threads(options.threads)
-    result = cut_in_memory(values, lattice, settings, inside=_read_mask(options.given_mask, values[0]), threads=threads)
+    inside = None if mask is None else mask.read(Box((0, 0, 0), shape).slices)
+    result = cut_in_memory(values, lattice, settings, inside=inside, threads=threads)
     return (result.labels, result.parents) if settings.levels else result.labels
 
 
@@ -222,11 +229,10 @@ def _channels(image: NDArray[Any], axis: int | str | None) -> tuple[NDArray[Any]
     return open_image(image, channel_axis=axis).read((slice(None), slice(None), slice(None)))
 
 
-def _read_mask(mask: Any, channel: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return the mask of an image as an array, with True inside; None if everything is inside."""
+def _open_mask(mask: Any, channel: NDArray[Any]) -> Mask | None:
+    """Open the mask of an image; None if everything is inside."""
     if mask is None:
         return None
     from dseeds.io import ArraySource, Image, open_mask
 
-    z, y, x = (slice(0, n) for n in channel.shape)
-    return open_mask(mask, Image((ArraySource(channel),))).read((z, y, x))
+    return open_mask(mask, Image((ArraySource(channel),)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
+from dseeds.core.dtypes import unmask
 from dseeds.core.duck_arrays import is_dask_array, is_data_array
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.formats.dicom import is_dicom, open_dicom
@@ -118,7 +119,8 @@ def open_voxels(source: object, query: SourceQuery) -> tuple[Source, ...]:
 def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
     match source:
         case np.ndarray():
-            return tuple(map(ArraySource, split_channels(source, query)))
+            values = unmask(source, is_image=query.is_image)
+            return tuple(map(ArraySource, split_channels(values, query)))
         case str() | os.PathLike():
             address = resolve_address(str(os.fspath(source)))
             return open_zarr(address, query) if isinstance(address, str) else _open_path(address, query)

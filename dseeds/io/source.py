@@ -63,6 +63,11 @@ class SourceQuery:
     level: int = 0
 
     @property
+    def is_image(self) -> bool:
+        """Whether voxels are intensities, not those of a mask or labels."""
+        return self.purpose != "mask"
+
+    @property
     def allows_channels(self) -> bool:
         """Whether there may be several channels."""
         return self.purpose in ("image", "copy")
