@@ -52,13 +52,17 @@ class SupervoxelOptions:
     def _is_mask_auto(self) -> bool:
         return isinstance(self.mask, str) and self.mask == "auto"
 
-    def lattice(self, shape: Triple, mask: Mask | None = None) -> Lattice:
+    def lattice(self, shape: Triple, mask: Mask | None = None, known_spacing: Sequence[float] | None = None) -> Lattice:
         """Return the lattice of a volume of a shape (z, y, x); a number of supervoxels is that inside a mask."""
-        blocks = None if mask is None or self.n_segments is None else mask.blocks()
-        return Lattice(
+        step = choose_step(
             shape,
-            choose_step(shape, step=self.step, n_segments=self.n_segments, spacing=self.spacing, mask=blocks),
+            step=self.step,
+            n_segments=self.n_segments,
+            spacing=self.spacing,
+            known_spacing=known_spacing,
+            mask=None if mask is None or self.n_segments is None else mask.blocks(),
         )
+        return Lattice(shape, step)
 
     def settings(self, channels: int) -> CutSettings:
         """Return the checked parameters for this number of channels; raise a ValueError if one is out of range."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from dseeds.engine.segmentation import run_segmentation
 from dseeds.io.label_listing import resolve_target
 from dseeds.parallel.resources import Resources
 from dseeds.seeds.cell_size import Step
+from dseeds.seeds.contrast import ContrastWarning
 from dseeds.storage.owned_file import check_own_file
 
 if TYPE_CHECKING:
@@ -194,6 +196,8 @@ def segment(
         keep_scratch=keep_scratch,
         progress=progress,
     )
+    for note in outcome.report.notes:
+        warnings.warn(note, ContrastWarning, stacklevel=2)
     if html is not None:
         # Here, not above: drawing libraries are needed only for the report.
         from dseeds.viz.html_report import html_report

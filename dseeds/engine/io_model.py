@@ -19,7 +19,7 @@ from dseeds.core.formatting import format_bytes
 from dseeds.core.geometry import Box
 from dseeds.engine.exchange import Exchange, Extract, label_reach
 from dseeds.engine.memory_model import encoded_share
-from dseeds.engine.phases import GRAPH, MASK, PARTS, QUANTISE, Phase
+from dseeds.engine.phases import GRAPH, HISTOGRAM, MASK, PARTS, QUANTISE, Phase
 from dseeds.engine.publishing import pyramid_count
 from dseeds.engine.report import format_traffic
 from dseeds.engine.run import Run
@@ -107,8 +107,8 @@ class IoModel:
         mask = 0 if self.run.mask is None else math.prod(self.job.shape)
         if phase == MASK:
             return mask, 0
-        if phase.stage in ("window", "histogram"):
-            name = digits_name(phase.turn) if phase.stage == "window" else "intensities"
+        if phase.is_search or phase == HISTOGRAM:
+            name = digits_name(phase.turn) if phase.is_search else "intensities"
             return self.image_bytes + mask, self.state.count_layouts[name].nbytes
         if phase == QUANTISE:
             return self.image_bytes + mask, self.exchange.published_bytes(-1).total()

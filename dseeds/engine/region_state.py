@@ -70,10 +70,13 @@ class RoundResult:
     contribution: Part | None
 
 
-def quantise_region(job: Job, number: int, *, from_turn: int = 0) -> tuple[RegionState | None, str]:
+def quantise_region(
+    job: Job, number: int, *, from_turn: int = 0, counts: NDArray[np.int64] | None = None
+) -> tuple[RegionState | None, str]:
     """Return the state of a region before the first round, without halos, and how much of it lies inside the mask.
 
-    `from_turn` is the first round that it is needed for. Without a voxel inside the mask, there is no state.
+    `from_turn` is the first round that it is needed for. Without a voxel inside the mask, there is no state. The voxels
+    in each bin are added to `counts`.
     """
     exchange, box = job.exchange, job.voxel_box(number)
     values = np.empty((job.channels, *box.shape), np.uint8)
@@ -84,6 +87,7 @@ def quantise_region(job: Job, number: int, *, from_turn: int = 0) -> tuple[Regio
         inside=job.read_mask(box),
         tables=job.tables,
         thresholds=job.thresholds,
+        counts=counts,
     )
     if extent == NOTHING_INSIDE:
         return None, extent

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dseeds.core.process import peak_memory
 from dseeds.engine import label_tasks
@@ -24,6 +25,7 @@ from dseeds.engine.region_state import advance, begin_pieces, load_state, quanti
 from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
 from dseeds.engine.scratch import digits_name
+from dseeds.seeds.contrast import new_counts
 from dseeds.seeds.histograms import count_grey_levels
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.seeds.schedule import keeps_checkpoint
@@ -41,16 +43,17 @@ def perform_task(job: Job, phase: Phase, number: int, task_input: Any = None, is
     start = time.perf_counter()
     try:
         if is_marked and phase == LABEL and all(labels.is_complete(job.voxel_box(number)) for labels in job.labels):
-            outcome = "labelled"
+            outcome, counts = "labelled", None
         else:
-            outcome = _TASKS[phase.stage](job, number, phase.turn, task_input)
+            result = _TASKS[phase.stage](job, number, phase.turn, task_input)
+            outcome, counts = result if isinstance(result, tuple) else (result, None)
     finally:
         byte_counter.reset(token)
     seconds = time.perf_counter() - start
     # Messages are marks themselves.
     if not phase.publishes_messages:
         job.journal.mark(phase, number, outcome)
-    return TaskResult(number, outcome, seconds, counter.read, counter.written, peak_memory())
+    return TaskResult(number, outcome, seconds, counter.read, counter.written, peak_memory(), counts)
 
 
 def perform_pickled_task(pickled: bytes, phase: Phase, number: int, task_input: Any, is_marked: bool) -> TaskResult:
@@ -89,17 +92,19 @@ def count_intensities(job: Job, number: int, _turn: int, _input: None) -> str:
     return "counted"
 
 
-def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> str:
+def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> tuple[str, NDArray[np.int64]]:
     """Quantise a region, and publish what its neighbours need of its bins, histograms and statistics.
 
-    Returns whether ``"all"``, ``"part"`` or ``"nothing"`` of the region lies inside the mask.
+    Returns whether ``"all"``, ``"part"`` or ``"nothing"`` of the region lies inside the mask, and the number of its
+    voxels in each bin.
     """
-    state, extent = quantise_region(job, number)
+    counts = new_counts(job.channels)
+    state, extent = quantise_region(job, number, counts=counts)
     pieces = {} if state is None else begin_pieces(job, state)
     job.messages.publish(QUANTISE, number, extent, pieces)
     if state is not None:
         residents.keep(job.key, state, task_input.room)
-    return extent
+    return extent, counts
 
 
 def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> str:
@@ -119,9 +124,10 @@ def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> s
     return result.outcome
 
 
-_TASKS: dict[str, Callable[..., str]] = {
+_TASKS: dict[str, Callable[..., str | tuple[str, NDArray[np.int64]]]] = {
     "mask": check_mask,
     "window": count_digits,
+    "contrast": count_digits,
     "histogram": count_intensities,
     "quantise": begin_region,
     "sweep-blocks": sweep_region,

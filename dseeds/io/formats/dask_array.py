@@ -22,7 +22,7 @@ from typing_extensions import override
 from dseeds.core.dtypes import unmask, unmasked_dtype
 from dseeds.core.geometry import triple
 from dseeds.io.formats.ome_zarr import open_zarr
-from dseeds.io.source import IndexBox, Shape, Source, SourceQuery, Spacing, UnchunkedSource, split_channels
+from dseeds.io.source import IndexBox, Shape, Source, SourceQuery, Spacing, UnchunkedSource, name_array, split_channels
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, Layout
 
@@ -101,8 +101,9 @@ class DaskSource(UnchunkedSource):
 def open_dask_array(array: da.Array, query: SourceQuery, spacing: Spacing | None = None) -> tuple[DaskSource, ...]:
     """Open a Dask array as `dseeds.io.open_source` opens arrays. Nothing is computed."""
     if any(math.isnan(n) for n in array.shape):
-        where = "the mask" if query.purpose == "mask" else "the array"
-        raise ValueError(f"{where} has chunks of unknown sizes: compute them with its method compute_chunk_sizes()")
+        raise ValueError(
+            f"{name_array(query)} has chunks of unknown sizes: compute them with its method compute_chunk_sizes()"
+        )
     return tuple(DaskSource(channel, spacing) for channel in split_channels(_plain_blocks(array, query), query))
 
 
