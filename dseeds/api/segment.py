@@ -62,7 +62,7 @@ def segment(
 
     Parameters
     ----------
-    source : path, URL, zarr.Array, zarr.Group, nibabel image, ndarray, Dask array or DataArray, or a list of these
+    source : path, URL, zarr array or group, nibabel or SimpleITK image, ndarray, Dask array, DataArray, or a list
         The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image with its axes in any order, a folder with
         a DICOM series, a NIfTI file, whose (x, y, z) is reversed, or any other format that `dseeds info` can read. Each
         item of a list is a channel. A Dask array is computed once, block by block, into Dask's
@@ -128,6 +128,11 @@ def segment(
     -------
     Report
         The figures of the run.
+
+    Warns
+    -----
+    ContrastWarning
+        As for `supervoxels`; the report has the same sentences as its `notes`.
 
     Raises
     ------

@@ -50,9 +50,8 @@ def exact_number(number: Any) -> float:
     >>> exact_number(7), exact_number(2**60 + 1)
     (7.0, 1152921504606846977)
     """
-    if isinstance(number, Integral) and abs(int(number)) > LARGEST_EXACT:
-        return int(number)
-    return float(number)
+    real = float(number)
+    return int(number) if isinstance(number, Integral) and abs(real) >= LARGEST_EXACT else real
 
 
 def _read_number(text: str) -> float:

@@ -77,7 +77,7 @@ def window_by_sorting(image, inside=None, percentiles=(5_000, 995_000)):
 def exact(number):
     """Return a number as a float, or as an integer if floats may not hold it."""
     number = number.item() if hasattr(number, "item") else number
-    return number if isinstance(number, int) and abs(number) > 2**53 else float(number)
+    return number if isinstance(number, int) and abs(number) >= 2**53 else float(number)
 
 
 def has_values(image, inside=None):
