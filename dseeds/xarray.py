@@ -37,7 +37,7 @@ class Accessor:
 
         return supervoxels(self._array, **options)
 
-    def features(self, image: Any, target: Any = None, **options: Any) -> Any:
+    def features(self, image: Any = None, target: Any = None, **options: Any) -> Any:
         """Measure these supervoxels and their contacts in an image, see `dseeds.features`."""
         from dseeds.measure.features import features
 

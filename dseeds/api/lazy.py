@@ -72,6 +72,7 @@ def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
         dtype=dtype,
         meta=np.empty((0, 0, 0), dtype),
         address=address,
+        label_dtype=dtype,
         name=f"labels-{token}",
     )
     return labels
@@ -160,8 +161,9 @@ def borrowed_client(threads: int | None) -> Iterator[tuple[Client, dict[str, Any
         yield client, {"scheduler": client}, None
 
 
-def read_block(address: str, block_info: Any = None) -> NDArray[Any]:
+def read_block(address: str, label_dtype: np.dtype[Any], block_info: Any = None) -> NDArray[Any]:
     """Read the labels of a block."""
     location = block_info[None]["array-location"]
     labels = zarr.open_array(open_location(address).zarr("0"), mode="r")
-    return np.asarray(labels[tuple(slice(begin, end) for begin, end in location)])
+    # A number of supervoxels inside a mask may need a lattice of more cells than it has supervoxels.
+    return np.asarray(labels[tuple(slice(begin, end) for begin, end in location)], label_dtype)

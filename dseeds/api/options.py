@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from dseeds.seeds.in_memory import CutSettings
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
 from dseeds.seeds.min_size import check_min_size
 from dseeds.seeds.scores import check_compactness
+
+if TYPE_CHECKING:
+    from dseeds.io import Mask
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,17 @@ class SupervoxelOptions:
     def _is_mask_auto(self) -> bool:
         return isinstance(self.mask, str) and self.mask == "auto"
 
-    def lattice(self, shape: Triple) -> Lattice:
-        """Return the lattice of a volume of a shape (z, y, x)."""
-        return Lattice(shape, choose_step(shape, step=self.step, n_segments=self.n_segments, spacing=self.spacing))
+    def lattice(self, shape: Triple, mask: Mask | None = None, known_spacing: Sequence[float] | None = None) -> Lattice:
+        """Return the lattice of a volume of a shape (z, y, x); a number of supervoxels is that inside a mask."""
+        step = choose_step(
+            shape,
+            step=self.step,
+            n_segments=self.n_segments,
+            spacing=self.spacing,
+            known_spacing=known_spacing,
+            mask=None if mask is None or self.n_segments is None else mask.blocks(),
+        )
+        return Lattice(shape, step)
 
     def settings(self, channels: int) -> CutSettings:
         """Return the checked parameters for this number of channels; raise a ValueError if one is out of range."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from dseeds.io.label_listing import resolve_target
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.resources import Resources
 from dseeds.seeds.cell_size import Step
+from dseeds.seeds.contrast import ContrastWarning
 from dseeds.storage.owned_file import check_own_file
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def segment(
 
     Parameters
     ----------
-    source : path, URL, zarr.Array, zarr.Group, nibabel image, ndarray, Dask array or DataArray, or a list of these
+    source : path, URL, zarr array or group, nibabel or SimpleITK image, ndarray, Dask array, DataArray, or a list
         The volume, axes (z, y, x): a Zarr array (v2 or v3), an OME-Zarr image with its axes in any order, a folder with
         a DICOM series, a NIfTI file, whose (x, y, z) is reversed, or any other format that `dseeds info` can read. Each
         item of a list is a channel. A Dask array is computed once, block by block, into Dask's
@@ -131,6 +133,11 @@ def segment(
     Report
         The figures of the run.
 
+    Warns
+    -----
+    ContrastWarning
+        As for `supervoxels`; the report has the same sentences as its `notes`.
+
     Raises
     ------
     FileNotFoundError
@@ -199,6 +206,8 @@ def segment(
             keep_scratch=keep_scratch,
             progress=progress,
         )
+    for note in outcome.report.notes:
+        warnings.warn(note, ContrastWarning, stacklevel=2)
     if html is not None:
         # Here, not above: drawing libraries are needed only for the report.
         from dseeds.viz.html_report import html_report

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dseeds.api.options import SupervoxelOptions
 from dseeds.core.checks import check_threads
-from dseeds.core.duck_arrays import is_dask_array, is_data_array
-from dseeds.core.geometry import check_shape
+from dseeds.core.dtypes import unmask
+from dseeds.core.duck_arrays import is_dask_array, is_data_array, is_itk_image, is_nibabel_image
+from dseeds.core.geometry import Box, check_shape
 from dseeds.seeds.binning import check_dtype
 from dseeds.seeds.cell_size import Step
+from dseeds.seeds.contrast import ContrastWarning, describe_contrast
 from dseeds.seeds.in_memory import LabelArray, cut_in_memory
+
+if TYPE_CHECKING:
+    from dseeds.io import Image, Mask
 
 
 class _Options(TypedDict, total=False):
@@ -71,25 +78,30 @@ def supervoxels(
 
     Parameters
     ----------
-    image : array_like, dask.array.Array or xarray.DataArray, shape (z, y, x)
-        The intensities, of any integer or float dtype and memory order. NaN counts as outside the mask. The labels of a
-        Dask array are lazy; those of a `DataArray` have its dimensions and coordinates. See Notes.
+    image : array_like, dask.array.Array, xarray.DataArray, nibabel or SimpleITK image, shape (z, y, x)
+        The intensities, of any integer or float dtype and memory order. NaN counts as outside the mask, and so does
+        what is masked in a masked array. The labels of a Dask array are lazy; those of a `DataArray` have its
+        dimensions and coordinates. Images of nibabel, whose axes (x, y, z) are reversed, and of SimpleITK have a
+        spacing, and labels as an array. Further axes of length 1 are left out. See Notes.
     step : int, str or sequence of int, default 16
         The size of a cell in voxels: one number for all axes or one for each of (z, y, x), at least 2; or a length
         such as ``"12mm"``, which needs `spacing`. A step longer than the volume makes one cell along that axis.
     n_segments : int, optional
-        The approximate number of supervoxels, instead of `step`, with cells as isotropic as that allows.
+        The approximate number of supervoxels, instead of `step`, with cells as isotropic as that allows. With a mask it
+        is the number inside, except for ``"auto"`` and NaN, which are not known before.
     spacing : sequence of float, optional
         The size of a voxel along (z, y, x) in millimetres. With it, `n_segments`, a single number as `step` and a
         length give cells that are isotropic in millimetres.
     mask : array_like, path or ``"auto"``, optional
-        The voxels to cut: those where the mask is neither 0 nor NaN. All others get the label 0. The mask may be
-        coarser than the image if it covers the same field of view. ``"auto"`` selects all voxels brighter than the
+        The voxels to cut: those where the mask is neither 0 nor NaN. All others get the label 0. The mask has
+        the image's shape, or covers its field of view with voxels that are larger by a whole factor along each axis.
+        ``"auto"`` selects all voxels brighter than the
         background by Otsu's threshold in any channel, as far as the window resolves them; holes stay holes.
     window : (float, float), str or sequence of these, optional
         The intensity window, outside of which differences do not count: (low, high); ``"LOW:HIGH"``;
         ``"LEVEL,WIDTH"``; or for CT ``"abdomen"``, ``"lung"``, ``"bone"`` or ``"brain"``. One for all channels, or one
-        for each, of which some may be None. Default: the interval between the `percentiles`.
+        for each, of which some may be None. Default: the interval between the `percentiles` or, if these are one value,
+        between most of the others, without extremes such as hot pixels.
     percentiles : (float, float), default (0.5, 99.5)
         Exact percentiles of the values inside the mask.
     bins : ``"linear"`` or ``"equalised"``
@@ -130,6 +142,12 @@ def supervoxels(
         If the image is neither integer nor float.
     ValueError
         If the image does not have three axes, is empty or holds no finite value, or a parameter is out of range.
+
+    Warns
+    -----
+    ContrastWarning
+        If more than 99 % of the voxels share one of the 64 bins, so that there is hardly any contrast, or a mask
+        ``"auto"`` leaves fewer than a thousandth of the voxels; it is a `UserWarning`.
 
     Notes
     -----
@@ -198,35 +216,55 @@ def _cut(image: Any, options: SupervoxelOptions) -> Any:
         return lazy_supervoxels(image, options)
     if options.memory is not None or options.scratch is not None:
         raise ValueError("memory and scratch are for Dask arrays: leave them out for an image in memory.")
-    values = _channels(np.asarray(image), options.channel_axis)
+    values, opened = _channels(image, options.channel_axis)
     for channel in values:
         check_dtype(channel.dtype)
-    lattice = options.lattice(check_shape(values[0].shape))
+    shape = check_shape(values[0].shape)
+    mask = _open_mask(options.given_mask, values[0] if opened is None else opened)
+    lattice = options.lattice(shape, mask, None if opened is None else opened.spacing)
     if lattice.size >= 2**31:
         raise ValueError(
             f"{lattice.size} supervoxels are too many to number in memory; use segment() or a larger step."
         )
     settings, threads = options.settings(len(values)), check_threads(options.threads)
-    result = cut_in_memory(values, lattice, settings, inside=_read_mask(options.given_mask, values[0]), threads=threads)
+    inside = None if mask is None else mask.read(Box((0, 0, 0), shape).slices)
+    result = cut_in_memory(values, lattice, settings, inside=inside, threads=threads)
+    notes = describe_contrast(
+        result.windows, result.counts, math.prod(shape), has_threshold=result.thresholds is not None
+    )
+    for note in notes:
+        warnings.warn(note, ContrastWarning, stacklevel=3)
     return (result.labels, result.parents) if settings.levels else result.labels
 
 
-def _channels(image: NDArray[Any], axis: int | str | None) -> tuple[NDArray[Any], ...]:
-    """Return an image's channels, (z, y, x) each."""
-    if axis is None:
-        return (image,)
-    check_dtype(image.dtype)
+def _channels(image: Any, axis: int | str | None) -> tuple[tuple[NDArray[Any], ...], Image | None]:
+    """Return an image's channels, (z, y, x) each, and the image itself if it has a place in space."""
+    has_place = is_nibabel_image(image) or is_itk_image(image)
+    if not has_place:
+        image = unmask(np.asanyarray(image), is_image=True)
+        check_dtype(image.dtype)
+        if axis is None:
+            return (_without_short_axes(image),), None
     # Here, not above: the modules that read files take their time to import.
     from dseeds.io import open_image
 
-    return open_image(image, channel_axis=axis).read((slice(None), slice(None), slice(None)))
+    opened = open_image(image, channel_axis=axis)
+    return opened.read((slice(None), slice(None), slice(None))), opened if has_place else None
 
 
-def _read_mask(mask: Any, channel: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return the mask of an image as an array, with True inside; None if everything is inside."""
+def _without_short_axes(image: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of more than three axes without those of length 1, trailing ones first, as files are read."""
+    while image.ndim > 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    while image.ndim > 3 and image.shape[0] == 1:
+        image = image[0]
+    return image
+
+
+def _open_mask(mask: Any, image: NDArray[Any] | Image) -> Mask | None:
+    """Open the mask of an image, or of one that has the shape of an array; None if everything is inside."""
     if mask is None:
         return None
     from dseeds.io import ArraySource, Image, open_mask
 
-    z, y, x = (slice(0, n) for n in channel.shape)
-    return open_mask(mask, Image((ArraySource(channel),))).read((z, y, x))
+    return open_mask(mask, image if isinstance(image, Image) else Image((ArraySource(image),)))

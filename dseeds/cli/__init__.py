@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # again while they are loaded and once more at the end, would take a quarter of the time of a small volume.
     gc.set_threshold(NEW_OBJECTS)
     atexit.register(gc.freeze)
-    with errors.command_context():
+    with errors.escaped_output(), errors.command_context():
         try:
             code = app(arguments, prog_name="dseeds", standalone_mode=False) or 0
         except (KeyboardInterrupt, typer.Abort):
@@ -111,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             errors.print_error(f"error: {sentence}")
             errors.print_advice(error)
             return errors.exit_code(error)
-    if code == errors.INTERRUPTED:
-        errors.print_error("interrupted; nothing was published")
+        if code == errors.INTERRUPTED:
+            errors.print_error("interrupted; nothing was published")
     return int(code)
 
 

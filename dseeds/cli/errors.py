@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -26,6 +27,23 @@ NOTES = ("resume with: ", "try that region alone with: ", "the labels in ")
 # Exceptions of this package that a user can meet. They are compared by name, because importing their modules would slow
 # down the help.
 EXPECTED = {"RegionFailed", "BeyondRepair", "LeaseLost", "NotYet", "ScratchCorrupted"}
+
+
+@contextmanager
+def escaped_output() -> Iterator[None]:
+    """Escape what the terminal or the locale cannot encode, such as names of files, while the context lasts.
+
+    By default, printing it would be an error, after all work is done.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
+    handlers = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, handler in zip(streams, handlers, strict=True):
+            stream.reconfigure(errors=handler)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from dseeds.cli.output import OutputOptions
 
 EXAMPLES = (
     "dseeds features labels.zarr embryo.zarr",
+    "dseeds features labels.zarr",
     "dseeds features labels.nii.gz ct.nii.gz -o organs.features --window abdomen",
     "dseeds features labels.zarr t1.nii.gz t2.nii.gz -o labels.features --scheduler tcp://10.0.0.1:8786",
 )
@@ -35,13 +36,17 @@ EXAMPLES = (
 
 def features_command(
     labels: LabelsArgument,
-    image: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE", help="The image on the same grid; several images are taken as channels."),
-    ],
     cluster: ClusterOptions,
     output: OutputOptions,
     tasks: TaskOptions,
+    image: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE]...",
+            help="The image on the same grid; several images are taken as channels. Without one, there are sizes, "
+            "places, shapes and contacts.",
+        ),
+    ] = None,
     folder: Annotated[
         str | None,
         output_option(
@@ -86,7 +91,7 @@ def features_command(
     with cluster.connect() as client, output.progress() as progress:
         measured = features(
             labels,
-            one_or_several(image),
+            one_or_several(image) if image else None,
             folder or features_beside(address),
             spacing=spacing,
             window=window,

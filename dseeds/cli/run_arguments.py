@@ -65,7 +65,11 @@ class RunArguments:
     ] = None
     n_segments: Annotated[
         int | None,
-        cells_option("--n-segments", metavar="N", help="Approximate number of supervoxels, instead of --step."),
+        cells_option(
+            "--n-segments",
+            metavar="N",
+            help="Approximate number of supervoxels (with a --mask, inside it), instead of --step.",
+        ),
     ] = None
     compactness: Annotated[
         float | None,
@@ -97,8 +101,9 @@ class RunArguments:
         str | None,
         image_option(
             metavar="FILE|auto",
-            help="Segment only voxels where this image is not 0. It covers the same field of view at the same or a "
-            "coarser resolution. auto masks out the background, as far as the window distinguishes it.",
+            help="Segment only voxels where this image is not 0. It covers the same field of view at the same "
+            "resolution, or one coarser by whole factors. auto masks out the background, as far as the window "
+            "distinguishes it.",
         ),
     ] = None
     window: WindowOption = None

@@ -9,7 +9,41 @@ from numpy.typing import NDArray
 
 # Integers are stored as the first of these that holds all of them, because viewers support the first ones best.
 INTEGER_DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+# The largest integer up to which float64 holds all.
+LARGEST_EXACT = 1 << 53
 NUMERIC_DTYPES = ("int8", *INTEGER_DTYPES, "float32", "float64")
+
+
+def unmask(values: NDArray[Any], *, is_image: bool) -> NDArray[Any]:
+    """Return a masked array of NumPy as a plain one, in which what is masked is outside; any other array as it is.
+
+    Masked voxels of a mask or of labels are 0. Those of an image are NaN, so that integers become floats if any is
+    masked; raise a ValueError for integers that have none of 64 bits.
+
+    >>> unmask(np.ma.masked_less([3, 7], 5), is_image=True), unmask(np.ma.masked_less([3, 7], 5), is_image=False)
+    (array([nan,  7.]), array([0, 7]))
+    """
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    if not is_image:
+        return np.asarray(values.filled(0))
+    if values.dtype.kind not in "iuf" or not np.ma.is_masked(values):
+        return np.asarray(values.data)
+    dtype = unmasked_dtype(values.dtype)
+    low, high = values.min(), values.max()
+    if values.dtype.itemsize == 8 and values.dtype.kind != "f" and max(-int(low), int(high)) > LARGEST_EXACT:
+        raise ValueError(
+            f"the masked image holds integers beyond 2^53 ({low} to {high}): subtract their minimum, or pass the image "
+            "without its mask and the voxels inside as mask="
+        )
+    return np.where(np.ma.getmaskarray(values), dtype.type(np.nan), values.data.astype(dtype))
+
+
+def unmasked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype that holds the values of a masked image of a dtype, and NaN."""
+    if dtype.kind not in "iu":
+        return dtype
+    return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
 
 
 def native_values(array: NDArray[Any]) -> NDArray[Any]:

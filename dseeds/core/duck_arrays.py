@@ -1,4 +1,4 @@
-"""Arrays of Dask and xarray, recognised without importing either: if one exists, its package is imported already."""
+"""Arrays and images of other packages, recognised without importing these: if one exists, its package is imported."""
 
 from __future__ import annotations
 
@@ -26,3 +26,22 @@ def is_data_array(value: Any) -> TypeGuard[xr.DataArray]:
     False
     """
     return "xarray" in sys.modules and isinstance(value, sys.modules["xarray"].DataArray)
+
+
+def is_itk_image(value: Any) -> bool:
+    """Return whether a value is an image of SimpleITK.
+
+    >>> is_itk_image([1, 2])
+    False
+    """
+    return "SimpleITK" in sys.modules and isinstance(value, sys.modules["SimpleITK"].Image)
+
+
+def is_nibabel_image(value: Any) -> bool:
+    """Return whether a value is an image of nibabel.
+
+    >>> is_nibabel_image([1, 2])
+    False
+    """
+    name = "nibabel.spatialimages"
+    return name in sys.modules and isinstance(value, sys.modules[name].SpatialImage)

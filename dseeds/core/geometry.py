@@ -327,7 +327,11 @@ class Regions:
 def check_shape(shape: tuple[int, ...]) -> Triple:
     """Return a volume's shape; raise a ValueError unless it has three axes (z, y, x), none of them empty."""
     if len(shape) != 3:
-        advice = "add an axis of length 1 for a single slice" if len(shape) < 3 else "choose one volume of it"
+        advice = (
+            "add an axis of length 1 for a single slice"
+            if len(shape) < 3
+            else "choose one volume of it, such as image[0], or pass channel_axis"
+        )
         raise ValueError(f"supervoxels need a volume with axes (z, y, x), but its shape is {tuple(shape)}: {advice}.")
     if 0 in shape:
         raise ValueError(f"the volume is empty: its shape (z, y, x) is {tuple(shape)}.")

@@ -232,9 +232,10 @@ def _task_totals(run: Run, state: RunState) -> dict[str, int]:
     for phase in state.phases:
         if phase not in state.done:
             totals[phase.stage] += len(job.regions)
-    for phase in state.planned:
-        # NaN may act as a mask, which makes further stages necessary.
-        totals.setdefault(phase.stage, len(job.regions))
+    # NaN may act as a mask, and percentiles may be equal, which makes further stages necessary.
+    possible = Counter(phase.stage for phase in state.planned)
+    for stage, count in possible.items():
+        totals.setdefault(stage, count * len(job.regions))
     totals[PYRAMID_STAGE] = pyramid_count(run)
     totals["export"] = slab_count(job.shape, job.lattice.label_dtype.itemsize) if run.target.is_nifti else 0
     return dict(totals)

@@ -157,6 +157,9 @@ def _finished_state(run: Run, labels: MemoryLabels) -> RunState:
     state = run.initial_state()
     state.job = replace(state.job, windows=labels.result.windows, thresholds=labels.result.thresholds)
     state.counts = labels.counts()
+    # The volume is quantised as a whole.
+    for number in range(len(state.job.regions)):
+        state.add_counts(number, labels.result.counts * (number == 0))
     return state
 
 

@@ -19,7 +19,7 @@ from dseeds.core.formatting import format_bytes
 from dseeds.core.geometry import Box
 from dseeds.engine.exchange import Exchange, Extract, label_reach
 from dseeds.engine.memory_model import encoded_share
-from dseeds.engine.phases import GRAPH, MASK, PARTS, QUANTISE, Phase
+from dseeds.engine.phases import GRAPH, HISTOGRAM, MASK, PARTS, QUANTISE, Phase
 from dseeds.engine.pipeline import DISCARDED, PER_THREAD
 from dseeds.engine.publishing import pyramid_count
 from dseeds.engine.report import format_traffic
@@ -114,8 +114,8 @@ class IoModel:
             return mask, 0
         # The first phase that needs the image reads it.
         image = self.image_bytes + mask if phase == next(p for p in self.state.phases if p != MASK) else 0
-        if phase.stage in ("window", "histogram"):
-            name = digits_name(phase.turn) if phase.stage == "window" else "intensities"
+        if phase.is_search or phase == HISTOGRAM:
+            name = digits_name(phase.turn) if phase.is_search else "intensities"
             return image, self.state.count_layouts[name].nbytes
         if phase == QUANTISE:
             return image, self.exchange.published_bytes(-1).total()

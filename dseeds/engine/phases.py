@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from dseeds.seeds.schedule import Round
 
 # Stages that occur several times.
-_TURNS = ("window", "sweep-blocks", "sweep-voxels")
+_TURNS = ("window", "contrast", "sweep-blocks", "sweep-voxels")
 
 
 @dataclass(frozen=True)
 class Phase:
     """A stage, or one turn of a stage that occurs several times: a round, or a pass of the search for the windows.
+
+    Further passes, where both percentiles are one value, are a stage of their own, as few images need them.
 
     >>> str(Phase("sweep-voxels", 9)), str(Phase("label"))
     ('sweep-09', 'label')
@@ -37,6 +39,11 @@ class Phase:
     def is_round(self) -> bool:
         """Whether this is a round."""
         return self.stage.startswith("sweep")
+
+    @property
+    def is_search(self) -> bool:
+        """Whether this is a pass of the search for the windows."""
+        return self.stage in ("window", "contrast")
 
     @property
     def publishes_messages(self) -> bool:

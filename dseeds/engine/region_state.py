@@ -95,18 +95,29 @@ def read_region(job: Job, number: int) -> RegionImage:
 
 
 def quantise_region(
-    job: Job, number: int, *, from_turn: int = 0, image: RegionImage | None = None
+    job: Job,
+    number: int,
+    *,
+    from_turn: int = 0,
+    image: RegionImage | None = None,
+    counts: NDArray[np.int64] | None = None,
 ) -> tuple[RegionState | None, str]:
     """Return the state of a region before the first round, without halos, and how much of it lies inside the mask.
 
     `from_turn` is the first round that it is needed for. The image is read unless it is given. Without a voxel inside
-    the mask, there is no state.
+    the mask, there is no state. The voxels in each bin are added to `counts`.
     """
     exchange, box = job.exchange, job.voxel_box(number)
     image = image or read_region(job, number)
     values = np.empty((job.channels, *box.shape), np.uint8)
     extent = quantise_box(
-        image.values, job.windows, values, inside=image.inside, tables=job.tables, thresholds=job.thresholds
+        image.values,
+        job.windows,
+        values,
+        inside=image.inside,
+        tables=job.tables,
+        thresholds=job.thresholds,
+        counts=counts,
     )
     # Frees its memory.
     del image

@@ -11,6 +11,9 @@ from itertools import repeat
 from types import UnionType
 from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dseeds.core.formatting import format_mebibytes, format_shape
 from dseeds.core.geometry import Triple
 from dseeds.core.html import format_table
@@ -27,6 +30,8 @@ class TaskResult(NamedTuple):
     written: int
     # The peak resident memory of its process so far, in bytes.
     peak_memory: int
+    # Of quantising: the voxels in each bin, see `dseeds.seeds.contrast`.
+    counts: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,9 @@ class Report(RunDocument):
         The stages in the order in which they began.
     compile_seconds : float
         The time that this process, or the worker of a local cluster with the most, spent on compiling kernels.
+    notes : tuple of str
+        What the user should know of the result: that the windows leave hardly any contrast, or a mask by a threshold
+        few voxels. Voxels that were quantised before a run was resumed, or by batch jobs, are not looked at.
     """
 
     target: str
@@ -161,6 +169,7 @@ class Report(RunDocument):
     peak_memory: dict[str, int]
     stages: tuple[StageReport, ...]
     compile_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         rows = [
@@ -188,7 +197,7 @@ class Report(RunDocument):
         if self.peak_memory:
             who = "of a worker" if self.workers else "of this process"
             lines.append(f"peak memory {who}: {format_mebibytes(max(self.peak_memory.values()))} MiB")
-        return lines
+        return [*lines, *(f"note: {note}" for note in self.notes)]
 
     def __str__(self) -> str:
         width = max((len(stage.name) for stage in self.stages), default=0)

@@ -41,7 +41,7 @@ from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout
 
 SUFFIX = ".dseeds"
 # The format of the specification as it is stored.
-FORMAT = 4
+FORMAT = 5
 # The mask that a threshold of the image yields.
 AUTO_MASK = "auto"
 # The options that the labels do not depend on.

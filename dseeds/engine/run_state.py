@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -36,6 +37,7 @@ from dseeds.engine.job import AnalysisInput, Job, RegionInput, pack_flags, unpac
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, PARTS, QUANTISE, Phase, turn_phase
 from dseeds.engine.scratch import digits_name, parse_name
+from dseeds.seeds.contrast import describe_contrast, new_counts
 from dseeds.seeds.histograms import GREY_LEVELS, equalised_bins, otsu_threshold
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.seeds.schedule import Round, first_replayed, may_rest, schedule
@@ -82,6 +84,9 @@ class RunState:
     _is_quantised: bool = False
     # The bytes that images and states of regions may take in the memory of each process that does tasks.
     room: int = 0
+    # The voxels in each bin, and in which regions they have been counted.
+    bin_counts: NDArray[np.int64] = field(init=False)
+    _is_counted: Flags = field(init=False)
     # The code of the outcome of quantising, and of each round, in each region.
     _outcomes: NDArray[np.uint8] = field(init=False)
 
@@ -89,6 +94,8 @@ class RunState:
         self.job = replace(self.job, may_be_masked=self.query.may_be_masked)
         rounds = schedule(self.job.lattice, self.job.channels)
         self._outcomes = np.full((1 + len(rounds), len(self.job.regions)), OUTCOME_CODES[NOT_DONE], np.uint8)
+        self.bin_counts = new_counts(self.job.channels)
+        self._is_counted = np.zeros(len(self.job.regions), np.bool_)
         self._take_windows()
 
     def replay(self) -> None:
@@ -104,17 +111,21 @@ class RunState:
     @property
     def planned(self) -> list[Phase]:
         """All phases that could be needed, before anything is known of the image."""
-        return self._phases(schedule(self.job.lattice, self.job.channels), masked=self.query.may_be_masked)
+        rounds = schedule(self.job.lattice, self.job.channels)
+        return self._phases(rounds, self.search.most_further_passes, masked=self.query.may_be_masked)
 
     @property
     def phases(self) -> list[Phase]:
         """All phases, as far as is known: a constant image has no rounds, and only a mask makes parts."""
-        return self._phases(self._rounds, masked=self._is_masked(self.query.mask or self.query.foreground))
+        masked = self._is_masked(self.query.mask or self.query.foreground)
+        return self._phases(self._rounds, self.search.further_passes, masked=masked)
 
     @property
     def possible(self) -> list[Phase]:
-        """All phases that may still be needed, as far as is known: NaN acts as a mask too."""
-        return self._phases(self._rounds, masked=self._is_masked(self.query.may_be_masked))
+        """All phases that may still be needed, as far as is known: NaN acts as a mask too, percentiles may be equal."""
+        has_passed = Phase("window", self.search.passes - 1) in self.done
+        further = self.search.further_passes if has_passed else self.search.most_further_passes
+        return self._phases(self._rounds, further, masked=self._is_masked(self.query.may_be_masked))
 
     @property
     def current(self) -> Phase | None:
@@ -128,10 +139,12 @@ class RunState:
     def _is_masked(self, expected: bool) -> bool:
         return self.job.masked if self._is_quantised else expected
 
-    def _phases(self, rounds: Sequence[Round], masked: bool) -> list[Phase]:
+    def _phases(self, rounds: Sequence[Round], further_passes: int, masked: bool) -> list[Phase]:
+        passes = self.search.passes
         return [
             *[MASK] * self.query.mask,
-            *(Phase("window", turn) for turn in range(self.search.passes)),
+            *(Phase("window", turn) for turn in range(passes)),
+            *(Phase("contrast", turn) for turn in range(passes, passes + further_passes)),
             *[HISTOGRAM] * self.query.needs_histogram,
             QUANTISE,
             *(turn_phase(rounds, turn) for turn in range(len(rounds))),
@@ -150,6 +163,24 @@ class RunState:
         """The number of supervoxels before any was joined to another."""
         return self._part_count or self.job.lattice.size
 
+    # Contrast
+
+    def add_counts(self, number: int, counts: NDArray[np.int64]) -> None:
+        """Add a region's voxels in each bin."""
+        if not self._is_counted[number]:
+            self._is_counted[number] = True
+            self.bin_counts = self.bin_counts + counts
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the contrast; nothing while voxels of some regions have not been counted."""
+        if not (self._is_counted | self.job.outside_regions).all():
+            return ()
+        job = self.job
+        return describe_contrast(
+            job.windows, self.bin_counts, math.prod(job.shape), has_threshold=self.query.foreground
+        )
+
     # Arrays in scratch
 
     @property
@@ -161,7 +192,8 @@ class RunState:
     @property
     def count_layouts(self) -> dict[str, Layout]:
         """The arrays of counts that are made before there are bins."""
-        shapes = {digits_name(turn): (self.search.rows(turn), 1 << 16) for turn in range(self.search.passes)}
+        passes = self.search.passes + self.search.most_further_passes
+        shapes = {digits_name(turn): (self.search.rows(turn), 1 << 16) for turn in range(passes)}
         if self.query.needs_histogram:
             shapes["intensities"] = self.job.channels, GREY_LEVELS
         counts = self.job.regions.counts
@@ -171,7 +203,9 @@ class RunState:
         """Return the phase that writes an array."""
         kind, turn = parse_name(name)
         phases = {"intensities": HISTOGRAM, "labels": LABEL, "graph": GRAPH, "table": GRAPH, "parts": PARTS}
-        return Phase("window", turn) if kind == "digits" else phases[kind]
+        if kind == "digits":
+            return Phase("window" if turn < self.search.passes else "contrast", turn)
+        return phases[kind]
 
     # Tasks
 
@@ -188,7 +222,7 @@ class RunState:
         """Return the input of a region's task of a phase, besides the job."""
         if phase == MASK:
             return None
-        if phase.stage == "window" or phase == HISTOGRAM:
+        if phase.is_search or phase == HISTOGRAM:
             return AnalysisInput(self.search, self.room)
         turn = phase.turn if phase.publishes_messages else len(self.job.schedule)
         numbers = self.job.regions.within(number, self.job.exchange.farthest)
@@ -230,12 +264,15 @@ class RunState:
 
     def _record(self, phase: Phase, marks: Marks) -> dict[str, Any]:
         """Summarise what the tasks of a phase found."""
-        if phase.stage == "window":
+        if phase.is_search:
             search = copy(self.search)
             search.narrow(self._total(digits_name(phase.turn)))
             return search.state()
-        if phase in (MASK, QUANTISE):
+        if phase == MASK:
             return self._mask_record(marks)
+        if phase == QUANTISE:
+            counted = bool((self._is_counted | self.job.outside_regions).all())
+            return {**self._mask_record(marks), "counts": self.bin_counts.tolist() if counted else None}
         if phase == HISTOGRAM:
             return self._histogram_record()
         if phase.is_round:
@@ -285,7 +322,7 @@ class RunState:
     def _apply(self, phase: Phase, record: Mapping[str, Any]) -> None:
         """Take over the record of a phase that is done."""
         self.done.append(phase)
-        if phase.stage == "window":
+        if phase.is_search:
             self.search.restore(record)
             self._take_windows()
         elif phase in (MASK, QUANTISE):
@@ -295,6 +332,9 @@ class RunState:
             self.job = replace(self.job, outside=packed, masked=record["masked"])
             self._outcomes[0, self._unpack(record["part"])] = OUTCOME_CODES[PART]
             if phase == QUANTISE:
+                if record["counts"] is not None:
+                    self.bin_counts = np.array(record["counts"], np.int64)
+                    self._is_counted[:] = True
                 self._outcomes[0, self._outcomes[0] == OUTCOME_CODES[NOT_DONE]] = OUTCOME_CODES[ALL]
             self._outcomes[0, outside] = OUTCOME_CODES[NOTHING_INSIDE]
         elif phase == HISTOGRAM:

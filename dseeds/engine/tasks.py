@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dseeds.core.process import peak_memory
 from dseeds.engine import label_tasks
@@ -35,6 +36,7 @@ from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
 from dseeds.engine.scratch import digits_name
 from dseeds.engine.wavefront import has_checkpoint, obsolete_turns
+from dseeds.seeds.contrast import new_counts
 from dseeds.seeds.histograms import count_grey_levels
 from dseeds.storage.zarr_arrays import ByteCounter, byte_counter
 
@@ -50,16 +52,17 @@ def perform_task(job: Job, phase: Phase, number: int, task_input: Any = None, is
     start = time.perf_counter()
     try:
         if is_marked and phase == LABEL and all(labels.is_complete(job.voxel_box(number)) for labels in job.labels):
-            outcome = "labelled"
+            outcome, counts = "labelled", None
         else:
-            outcome = _TASKS[phase.stage](job, number, phase.turn, task_input)
+            result = _TASKS[phase.stage](job, number, phase.turn, task_input)
+            outcome, counts = result if isinstance(result, tuple) else (result, None)
     finally:
         byte_counter.reset(token)
     seconds = time.perf_counter() - start
     # Messages are marks themselves.
     if not phase.publishes_messages:
         job.journal.mark(phase, number, outcome)
-    return TaskResult(number, outcome, seconds, counter.read, counter.written, peak_memory())
+    return TaskResult(number, outcome, seconds, counter.read, counter.written, peak_memory(), counts)
 
 
 def perform_pickled_task(pickled: bytes, phase: Phase, number: int, task_input: Any, is_marked: bool) -> TaskResult:
@@ -104,17 +107,19 @@ def _load_image(job: Job, number: int) -> RegionImage:
     return residents.take_image(job.key, number) or read_region(job, number)
 
 
-def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> str:
+def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> tuple[str, NDArray[np.int64]]:
     """Quantise a region, and publish what its neighbours need of its bins, histograms and statistics.
 
-    Returns whether ``"all"``, ``"part"`` or ``"nothing"`` of the region lies inside the mask.
+    Returns whether ``"all"``, ``"part"`` or ``"nothing"`` of the region lies inside the mask, and the number of its
+    voxels in each bin.
     """
-    state, extent = quantise_region(job, number, image=residents.take_image(job.key, number))
+    counts = new_counts(job.channels)
+    state, extent = quantise_region(job, number, image=residents.take_image(job.key, number), counts=counts)
     pieces = {} if state is None else begin_pieces(job, state)
     job.messages.publish(QUANTISE, number, extent[0], pieces)
     if state is not None:
         residents.keep(job.key, state, task_input.room)
-    return extent
+    return extent, counts
 
 
 def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> str:
@@ -142,9 +147,10 @@ def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> s
     return result.outcome
 
 
-_TASKS: dict[str, Callable[..., str]] = {
+_TASKS: dict[str, Callable[..., str | tuple[str, NDArray[np.int64]]]] = {
     "mask": check_mask,
     "window": count_digits,
+    "contrast": count_digits,
     "histogram": count_intensities,
     "quantise": begin_region,
     "sweep-blocks": sweep_region,

@@ -96,7 +96,12 @@ def _specify(
     """Check all options against the inputs and the target, and choose what is left open."""
     shape = check_shape(image.shape)
     step = choose_step(
-        shape, step=options.step, n_segments=options.n_segments, spacing=options.spacing, known_spacing=image.spacing
+        shape,
+        step=options.step,
+        n_segments=options.n_segments,
+        spacing=options.spacing,
+        known_spacing=image.spacing,
+        mask=None if mask is None or options.n_segments is None else mask.blocks(),
     )
     parameters = _check_parameters(options, image, mask)
     lattice = Lattice(shape, step)

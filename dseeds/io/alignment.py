@@ -208,7 +208,8 @@ def turn_affine(affine: np.ndarray, shape: Shape, axes: Axes, flips: Flips) -> n
 def align(source: Source, name: str, reference: Grid3D, *, coarser: bool = False) -> Source:
     """Return a volume on the grid of a reference: as it is, or turned, but never resampled.
 
-    What is not known of either is not compared. With `coarser`, fewer voxels may cover the same field of view.
+    What is not known of either is not compared. With `coarser`, fewer voxels may cover the same field of view: by a
+    whole factor along each axis, see `coarsening_factors`.
     Raises a ValueError that states how the grids differ.
     """
     grid = Grid3D.of(source, name)
@@ -223,8 +224,7 @@ def align(source: Source, name: str, reference: Grid3D, *, coarser: bool = False
     if is_turned:
         own = turn_affine(own, source.shape, axes, flips)
     turned = TurnedSource(source, axes, flips) if is_turned else source
-    if not is_turned or turned.shape != reference.shape:
-        _require_same_shape(grid, reference, coarser)
+    _require_same_shape(grid._replace(shape=turned.shape), reference, coarser)
     coarser = coarser and turned.shape != reference.shape
     distance = np.abs(
         np.linalg.solve(own[:3, :3], _corners(other, reference.shape) - _corners(own, turned.shape))
@@ -269,11 +269,33 @@ def _corners(affine: np.ndarray, shape: Shape) -> np.ndarray:
     return np.asarray(affine[:3, :3] @ corners + affine[:3, 3:])
 
 
+def coarsening_factors(shape: Shape, coarser: Shape) -> Shape | None:
+    """Return how many voxels of a volume a voxel of a coarser one measures along (z, y, x); None unless all are whole.
+
+    Blocks that are not whole at the end of an axis are either kept along all axes or left out along all of them.
+
+    >>> coarsening_factors((40, 48, 57), (40, 24, 19)), coarsening_factors((5, 9, 9), (3, 5, 5))
+    ((1, 2, 3), (2, 2, 2))
+    >>> coarsening_factors((40, 48, 56), (39, 48, 56)) is None
+    True
+    """
+    pairs = list(zip(shape, coarser, strict=True))
+    if any(m > n for n, m in pairs):
+        return None
+    kept = [-(-n // m) for n, m in pairs]
+    if all((m - 1) * f < n for f, (n, m) in zip(kept, pairs, strict=True)):
+        return kept[0], kept[1], kept[2]
+    left = [n // m for n, m in pairs]
+    if all(n < (m + 1) * f for f, (n, m) in zip(left, pairs, strict=True)):
+        return left[0], left[1], left[2]
+    return None
+
+
 def _require_same_shape(grid: Grid3D, reference: Grid3D, coarser: bool) -> None:
-    if coarser and any(m > n for m, n in zip(grid.shape, reference.shape, strict=True)):
+    if coarser and coarsening_factors(reference.shape, grid.shape) is None:
         raise ValueError(
-            f"{grid.name} has shape {grid.shape} and {reference.name} has shape {reference.shape}: "
-            f"a mask may be coarser than the image but not finer, so resample it"
+            f"{grid.name} has shape {grid.shape} and {reference.name} has shape {reference.shape}: a mask may be "
+            f"coarser than the image but not finer, by one whole factor along each axis, so resample it"
         )
     if not coarser and grid.shape != reference.shape:
         raise ValueError(

@@ -155,7 +155,12 @@ class Image:
 
 
 def open_image(
-    source: object, *, volume: int | None = None, channel_axis: int | str | None = None, level: int = 0
+    source: object,
+    *,
+    volume: int | None = None,
+    channel_axis: int | str | None = None,
+    level: int = 0,
+    planes: bool = False,
 ) -> Image:
     """Open an image of one or several channels.
 
@@ -169,6 +174,9 @@ def open_image(
     channel_axis : int or str, optional
         The axis of channels, in an array with the axes (..., t, z, y, x); those of NIfTI are reversed to this order, so
         that 0 takes all volumes of a 4D file as channels. In an OME-Zarr image also its name, such as ``"c"``.
+
+    planes : bool, default False
+        Whether an array of two axes, beside that of channels, is a volume of one plane, as it is in a file.
 
     Returns
     -------
@@ -192,7 +200,7 @@ def open_image(
     >>> open_image([colours[..., 0], colours[..., 1]]).channels
     2
     """
-    return open_channels(source, SourceQuery(volume, channel_axis, "image", level))
+    return open_channels(source, SourceQuery(volume, channel_axis, "image", level, planes))
 
 
 def open_channels(source: object, query: SourceQuery) -> Image:

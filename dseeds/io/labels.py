@@ -33,8 +33,8 @@ TASK_BYTES = 1 << 29
 
 
 def open_labels(source: Any) -> Source:
-    """Open labels of any origin: everything that `dseeds.io.open_source` takes, and booleans."""
-    [labels] = open_voxels(source, SourceQuery(purpose="mask"))
+    """Open labels of any origin: everything that `dseeds.io.open_source` takes, booleans, and planes."""
+    [labels] = open_voxels(source, SourceQuery(purpose="labels", planes=True))
     return labels
 
 

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.io.alignment import align
+from dseeds.core.mask_blocks import MaskBlocks
+from dseeds.io.alignment import align, coarsening_factors
 from dseeds.io.image import Image
 from dseeds.io.open import open_voxels
 from dseeds.io.source import IndexBox, Shape, Source, SourceQuery
+from dseeds.storage.slabs import slab_thickness
 
 
 class Reader(Protocol):
@@ -38,7 +40,7 @@ class ResampledMask:
     >>> from dseeds.io import ArraySource
     >>> mask = ResampledMask(ArraySource(np.array([[[0, 1, 0]]])), (1, 1, 3), (1, 1, 7))
     >>> mask.read((slice(0, 1), slice(0, 1), slice(0, 7))).astype(int)
-    array([[[0, 0, 1, 1, 1, 0, 0]]])
+    array([[[0, 0, 0, 1, 1, 1, 0]]])
     """
 
     reader: Reader
@@ -47,7 +49,9 @@ class ResampledMask:
 
     def read(self, box: IndexBox) -> NDArray[np.bool_]:
         """Return which voxels in a box (z, y, x) of the image are inside."""
-        along = [_mask_indices(side, n, m) for side, n, m in zip(box, self.shape, self.own, strict=True)]
+        factors = coarsening_factors(self.shape, self.own)
+        assert factors is not None
+        along = [_mask_indices(side, n, m, f) for side, n, m, f in zip(box, self.shape, self.own, factors, strict=True)]
         z, y, x = (slice(int(indices[0]), int(indices[-1]) + 1) for indices in along)
         values = inside(self.reader.read((z, y, x)))
         if self.own == self.shape:
@@ -115,6 +119,13 @@ class Mask:
         for z0, values in self.source.slabs(thickness):
             yield z0, inside(values)
 
+    def blocks(self) -> MaskBlocks | None:
+        """Return where the voxels inside lie, read twice from top to bottom; None if there are none."""
+        factors = coarsening_factors(self.shape, self.own)
+        assert factors is not None
+        thickness = slab_thickness(self.own, self.source.dtype.itemsize)
+        return MaskBlocks.of(lambda: self.slabs(thickness), self.own, factors, self.shape)
+
     def through(self, reader: Reader) -> ResampledMask:
         """Return the same mask, read from a copy of its own voxels."""
         return ResampledMask(reader, self.own, self.shape)
@@ -126,8 +137,9 @@ def open_mask(mask: object, image: Image) -> Mask:
     Parameters
     ----------
     mask : source
-        What `dseeds.io.open_source` takes, or booleans or labels. It covers the same field of view as the image, with
-        as many voxels or fewer: voxel i of n is inside if voxel ``(2 i + 1) m // (2 n)`` of the mask's m is.
+        What `dseeds.io.open_source` takes, or booleans or labels; what is masked in a masked array is outside. It
+        covers the same field of view as the image and has its shape, or is coarser by one whole factor f along each
+        axis: voxel i is inside if voxel ``i // f`` of the mask is.
     image : Image
         The image.
 
@@ -140,7 +152,8 @@ def open_mask(mask: object, image: Image) -> Mask:
     FileNotFoundError, PermissionError, ConnectionError, TypeError
         As `dseeds.io.open_source`.
     ValueError
-        If the mask cannot be read, is finer than the image, or lies at another position in space.
+        If the mask cannot be read, has neither the image's shape nor one that is coarser by whole factors, or lies at
+        another position in space.
 
     Examples
     --------
@@ -159,7 +172,8 @@ def inside(values: np.ndarray) -> NDArray[np.bool_]:
     return np.asarray((values != 0) & (values == values))
 
 
-def _mask_indices(side: slice, length: int, own: int) -> NDArray[np.int64]:
+def _mask_indices(side: slice, length: int, own: int, factor: int) -> NDArray[np.int64]:
     """Return the mask's voxels, along an axis, in which the image's voxels along a side of a box lie."""
     start, stop, _ = side.indices(length)
-    return (2 * np.arange(start, stop) + 1) * own // (2 * length)
+    # A block that is not whole may have been left out: its voxels are those of the block before.
+    return np.minimum(np.arange(start, stop) // factor, own - 1)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from dseeds.core.duck_arrays import is_dask_array, is_data_array
+from dseeds.core.dtypes import unmask
+from dseeds.core.duck_arrays import is_dask_array, is_data_array, is_itk_image
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.formats.dicom import is_dicom, open_dicom
 from dseeds.io.formats.hdf5 import is_hdf5, open_hdf5, split_dataset
+from dseeds.io.formats.itk import open_itk_image
 from dseeds.io.formats.nifti import open_nifti_file, open_nifti_image
 from dseeds.io.formats.npy import is_npy, open_npy
 from dseeds.io.formats.nrrd import is_nrrd, open_nrrd
@@ -51,7 +53,7 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
 
     Parameters
     ----------
-    source : str, path, ndarray, dask.array.Array, xarray.DataArray, zarr.Array, zarr.Group or nibabel image
+    source : str, path, ndarray, dask.array.Array, xarray.DataArray, zarr.Array, zarr.Group, nibabel or SimpleITK image
         An array or an open image, or the path of one of
 
         - NIfTI: ``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``; other formats that nibabel reads are loaded whole;
@@ -68,7 +70,7 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
         Axes are (x, y, z, ...) in NIfTI and MetaImage, and those that the file names, in any order, in OME-Zarr, TIFF,
         NRRD (kinds), HDF5 (axistags, labels of dimensions) and Zarr (dimension names); they are (..., z, y, x)
         elsewhere. A file with two axes of space is a volume of one plane; arrays in memory need three. Further axes of
-        size 1, leading or trailing, are dropped.
+        size 1, leading or trailing, are dropped. What is masked in a masked array is NaN.
     volume : int, optional
         The number of the volume, from 0, where one further axis is longer than 1: the fourth of a NIfTI file,
         ``t`` or ``c`` of an OME-Zarr image, the first of any other array; in DICOM, one of the volumes that differ in
@@ -118,12 +120,15 @@ def open_voxels(source: object, query: SourceQuery) -> tuple[Source, ...]:
 def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
     match source:
         case np.ndarray():
-            return tuple(map(ArraySource, split_channels(source, query)))
+            values = unmask(source, is_image=query.is_image)
+            return tuple(map(ArraySource, split_channels(values, query)))
         case str() | os.PathLike():
             address = resolve_address(str(os.fspath(source)))
             return open_zarr(address, query) if isinstance(address, str) else _open_path(address, query)
         case SpatialImage():
             return open_nifti_image(source, query)
+        case _ if is_itk_image(source):
+            return open_itk_image(source, query)
         # Dask and xarray are imported only for their own arrays.
         case _ if is_dask_array(source):
             from dseeds.io.formats.dask_array import open_dask_array
@@ -136,8 +141,8 @@ def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
         case zarr.Array() | zarr.Group():
             return open_zarr_node(source, query)
     raise TypeError(
-        f"a source is a path or URL, an array of numpy, dask or xarray, a zarr array or group, or a nibabel image, "
-        f"not {type(source).__module__}.{type(source).__qualname__}"
+        f"a source is a path or URL, an array of numpy, dask or xarray, a zarr array or group, or an image of nibabel "
+        f"or SimpleITK, not {type(source).__module__}.{type(source).__qualname__}"
     )
 
 

@@ -24,7 +24,7 @@ import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -54,14 +54,20 @@ _LOCKED = re.compile(r"unable to lock file|already open for write|Resource tempo
 class SourceQuery:
     """Which volume of a file or array to read, as in `dseeds.io.open_image`, and for which purpose.
 
-    A volume holds anything but booleans, an image neither booleans nor labels, a mask and a copy anything. Only an
-    image and a copy may have several channels.
+    A volume holds anything but booleans, an image neither booleans nor labels, a mask, labels and a copy anything. Only
+    an image and a copy may have several channels. With `planes`, an array of two axes is a volume of one plane.
     """
 
     volume: int | None = None
     channel_axis: int | str | None = None
-    purpose: Literal["volume", "image", "mask", "copy"] = "volume"
+    purpose: Literal["volume", "image", "mask", "labels", "copy"] = "volume"
     level: int = 0
+    planes: bool = False
+
+    @property
+    def is_image(self) -> bool:
+        """Whether voxels are intensities, not those of a mask or labels."""
+        return self.purpose not in ("mask", "labels")
 
     @property
     def allows_channels(self) -> bool:
@@ -361,7 +367,7 @@ def require_volume(
         raise ValueError(f"{where} has shape {shape}: supervoxels need three axes, z, y and x")
     if min(shape) < 1:
         raise ValueError(f"{where} has shape {shape}: an axis is empty, there is nothing to cut into supervoxels")
-    if dtype.kind in ("iufb" if query.purpose in ("mask", "copy") else "iuf"):
+    if dtype.kind in ("iufb" if query.purpose in ("mask", "labels", "copy") else "iuf"):
         return
     problem, advice = {
         "b": ("is boolean", "pass the image that it belongs to"),
@@ -509,8 +515,9 @@ def choose_volume(extra: Mapping[str, int], query: SourceQuery, where: str) -> t
 
 def _advise_choice(count: int, are_channels: bool, axis: str, query: SourceQuery) -> str:
     """Return what several volumes or channels are, and how to choose among them."""
-    if query.purpose == "mask":
-        return f"{count} volumes: a mask is one, so store the one that you want on its own"
+    if query.purpose in ("mask", "labels"):
+        one = "a mask is one" if query.purpose == "mask" else "labels are of one"
+        return f"{count} volumes: {one}, so store the one that you want on its own"
     may_be_channels = query.allows_channels and query.channel_axis is None
     if are_channels and may_be_channels:
         return (
@@ -598,9 +605,19 @@ def describe_damage(where: str) -> Iterator[None]:
         ) from error
 
 
+def name_array(query: SourceQuery) -> str:
+    """Return what messages call an array in memory."""
+    return {"mask": "the mask", "labels": "the array of labels"}.get(query.purpose, "the array")
+
+
 def split_channels(array: Any, query: SourceQuery) -> tuple[Any, ...]:
     """Select the volume in an array of NumPy or Dask; return an array (z, y, x) for each channel, without copies."""
-    where = "the mask" if query.purpose == "mask" else "the array"
-    require_volume(array.shape, array.dtype, where, query)
+    where = name_array(query)
+    channel_axes = int(query.channel_axis is not None)
+    require_volume(array.shape, array.dtype, where, query, planes=query.planes)
+    if query.planes and array.ndim == 2 + channel_axes:
+        array = array[np.newaxis]
+        if isinstance(query.channel_axis, int) and query.channel_axis >= 0:
+            query = replace(query, channel_axis=query.channel_axis + 1)
     index, channels = select_volume(array.shape, query, where)
     return (array[index],) if channels is None else tuple(move_channels_first(array[index], index, channels))

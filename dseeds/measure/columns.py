@@ -25,6 +25,8 @@ from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.voxels import BINS
 
 TABLE_PERCENTILES = (5, 25, 50, 75, 95)
+# The mean above the window's low end, for integers that float64 does not hold.
+ABOVE = "intensity_mean_above_window"
 
 CountRows: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -45,11 +47,16 @@ class Space:
     whole: bool
 
     @property
+    def origins(self) -> tuple[int, ...]:
+        """What each channel's intensities are measured from: 0, unless they are integers that float64 does not hold."""
+        return tuple(low if isinstance(low, int) else 0 for low, _ in self.windows)
+
+    @property
     def pivots(self) -> Floats:
-        """The values subtracted from each channel's intensities before they are added up."""
+        """The values subtracted from each channel's intensities, above its origin, before they are added up."""
         # Within this range, every integer of 16 bits is close enough to the pivot to have a unit.
         lows = [min(max(round(low), -(1 << 15)), (1 << 16) - 1) if self.whole else low for low, _ in self.windows]
-        return np.array(lows, np.float64)
+        return np.array([low - origin for low, origin in zip(lows, self.origins, strict=True)], np.float64)
 
     @property
     def scales(self) -> Floats:
@@ -61,6 +68,10 @@ class Space:
         """The area of a voxel's faces along (z, y, x)."""
         z, y, x = self.spacing
         return y * x, z * x, z * y
+
+    def mean_name(self, channel: int) -> str:
+        """Return the name of the column with a channel's means as precisely as they are known."""
+        return self.column_name(ABOVE if self.origins[channel] else "intensity_mean", channel)
 
     def column_name(self, name: str, channel: int) -> str:
         """Return the name of a channel's column, which ends in the channel's number if there are several."""
@@ -82,11 +93,12 @@ def count_features(
     """
     # The kernels index flat views, and images in memory may have any order.
     labels = np.ascontiguousarray(labels)
-    channels = [np.ascontiguousarray(native_values(channel)) for channel in channels]
+    channels = [native_values(channel) for channel in channels]
     bins = np.empty((len(channels), *labels.shape), np.uint8)
     for channel, window, out in zip(channels, space.windows, bins, strict=True):
         # One by one: NaN in one channel must not hide the voxel in another.
         quantise_box([channel], [window], out[None])
+    channels = [above_origin(channel, origin) for channel, origin in zip(channels, space.origins, strict=True)]
     units = np.empty(bins.shape, np.int32)
     for c, channel in enumerate(channels):
         kernel.in_units(channel, space.pivots[c], space.scales[c], units[c])
@@ -98,6 +110,19 @@ def count_features(
         labels, box.shape, box.lo, reals, units, space.pivots, bins, np.array(space.spacing)
     )
     return voxels[np.argsort(voxels[:, 0])], sort_contacts(contacts)
+
+
+def above_origin(values: NDArray[Any], origin: int) -> NDArray[Any]:
+    """Return by how much values exceed an integer, which is subtracted from integers as such; as they are for 0."""
+    if not origin:
+        return values
+    if values.dtype.kind == "f" or not np.iinfo(values.dtype).min <= origin <= np.iinfo(values.dtype).max:
+        return np.subtract(values.astype(np.float64), float(origin))
+    own = values.dtype.type(origin)
+    # Differences wrap around where they are negative, and fit 64 bits.
+    above, below = (values - own).astype(np.uint64), (own - values).astype(np.uint64)
+    difference: Floats = np.where(values >= own, above.astype(np.float64), -below.astype(np.float64))
+    return difference
 
 
 def sort_contacts(contacts: CountRows) -> CountRows:
@@ -159,14 +184,18 @@ def _intensity_columns(counts: CountRows, channel: int, space: Space) -> Iterato
     high = np.ascontiguousarray(counts[:, kernel.MAXIMUM]).view(np.float64)
     low[empty] = high[empty] = np.nan
     # Rounding to units may move the mean beyond all intensities.
-    yield "intensity_mean", np.clip(mean + space.pivots[channel], low, high)
+    above, origin = np.clip(mean + space.pivots[channel], low, high), float(space.origins[channel])
+    yield "intensity_mean", above + origin
+    if origin:
+        yield ABOVE, above
     yield "intensity_std", deviation
-    yield "intensity_min", low
-    yield "intensity_max", high
+    yield "intensity_min", low + origin
+    yield "intensity_max", high + origin
     histogram = counts[:, kernel.BIN_COUNTS :]
     for percentile in TABLE_PERCENTILES:
-        values = _histogram_percentile(histogram, percentile, space.windows[channel])
-        yield f"intensity_percentile_{percentile}", np.clip(values, low, high)
+        window = space.windows[channel][0] - space.origins[channel], space.windows[channel][1] - space.origins[channel]
+        values = _histogram_percentile(histogram, percentile, window)
+        yield f"intensity_percentile_{percentile}", np.clip(values, low, high) + origin
     yield "histogram", pa.FixedSizeListArray.from_arrays(pa.array(histogram.reshape(-1)), BINS)
 
 
@@ -193,7 +222,7 @@ def build_edge_table(rows: CountRows, supervoxels: pa.Table, space: Space) -> pa
     columns["area"] = _weighted_sum(faces, space.face_areas)
     pairs = np.searchsorted(supervoxels["label"].to_numpy(), rows[:, :2])
     for channel in range(len(space.windows)):
-        mean = supervoxels[space.column_name("intensity_mean", channel)].to_numpy()[pairs]
+        mean = supervoxels[space.mean_name(channel)].to_numpy()[pairs]
         begin = kernel.STEP_CHANNELS + channel * kernel.STEP_CHANNEL_WIDTH
         steps = rows[:, begin : begin + kernel.STEP_CHANNEL_WIDTH]
         columns[space.column_name("intensity_difference", channel)] = np.abs(mean[:, 0] - mean[:, 1])

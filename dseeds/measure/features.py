@@ -45,7 +45,7 @@ from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
-from dseeds.seeds.intensity_windows import Limits, check_percentiles, read_windows
+from dseeds.seeds.intensity_windows import Limits, check_percentiles, exact_number, read_windows
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.storage.label_records import RANGE, BatchIndex, LabelRange, LabelRecords, label_ranges
 from dseeds.storage.location import Location, open_location
@@ -115,7 +115,8 @@ class FeatureJob:
     """What the tasks of a measurement have in common."""
 
     labels: Source
-    image: Image
+    # None to measure places and shapes alone.
+    image: Image | None
     tiling: Tiling
     space: Space
     dataset: Dataset
@@ -135,12 +136,12 @@ class FeatureJob:
     @property
     def channels(self) -> int:
         """The number of channels of the image."""
-        return self.image.channels
+        return 0 if self.image is None else self.image.channels
 
 
 def features(
     labels: Any,
-    image: Any,
+    image: Any = None,
     target: str | Path | None = None,
     *,
     spacing: Sequence[float] | None = None,
@@ -165,9 +166,9 @@ def features(
     ----------
     labels : source
         The supervoxels of any program, axes (z, y, x), labels from 1 to 2^63 - 1, 0 where masked out: an array, or what
-        `segment` takes as a source.
-    image : source or list of sources
-        The intensities on the same grid, as for `segment`.
+        `segment` takes as a source. An array of two axes is one plane, and so is its image.
+    image : source or list of sources, optional
+        The intensities on the same grid, as for `segment`. Without them there are sizes, places, shapes and contacts.
     target : path or URL, optional
         A new folder for the Parquet tables ``table.parquet`` and ``edges.parquet``, each a folder of parts.
         Default: they stay in memory.
@@ -208,8 +209,8 @@ def features(
 
     Notes
     -----
-    Columns of the table, named as in scikit-image's `regionprops_table` where it has them; with several channels, those
-    of intensities end in the channel's number, as in ``intensity_mean-0``:
+    Columns of the table, named as in scikit-image's `regionprops_table` where it has them. Those of intensities need an
+    image; with several channels they end in the channel's number, as in ``intensity_mean-0``:
 
     ``label``, ``num_pixels``, ``area``
         The label; the size in voxels and in mm^3.
@@ -221,7 +222,8 @@ def features(
         The area of the voxel faces towards other labels, the mask and the outside, in mm^2; the isoperimetric quotient
         ``36 pi V^2 / A^3``; and whether it touches the border of the volume.
     ``intensity_mean``, ``intensity_std``, ``intensity_min``, ``intensity_max``
-        Of the finite intensities.
+        Of the finite intensities. Integers beyond 2^53 are rounded to float64 in the end: where the window's low end is
+        one, ``intensity_mean_above_window`` is the mean above it, not rounded like this.
     ``intensity_percentile_5``, ``_25``, ``_50``, ``_75``, ``_95``
         From the histogram, but not below the minimum or above the maximum.
     ``histogram``
@@ -255,13 +257,20 @@ def features(
     if target is None and client is not None:
         raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
     label_source = open_labels(labels)
-    image = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0)
-    image, shape = align_image(image, label_source), label_source.shape
+    opened = None
+    if image is not None:
+        opened = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0, planes=True)
+        opened = align_image(opened, label_source)
+    elif (window, percentiles, volume, level, channel_axis) != (None,) * 5:
+        raise ValueError("window, percentiles, volume, level and channel_axis are those of an image: pass one.")
+    shape = label_source.shape
     extents = read_extents("region", region)
     task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
-    search = _begin_search(label_source, image, window, percentiles)
-    lengths = check_spacing(spacing) if spacing is not None else image.spacing or label_source.spacing
-    affine = next((one for one in (image.affine, label_source.affine) if one is not None), image.position)
+    search = _begin_search(label_source, opened, window, percentiles)
+    known = label_source.spacing if opened is None else opened.spacing or label_source.spacing
+    lengths = known if spacing is None else check_spacing(spacing)
+    places = (label_source.affine,) if opened is None else (opened.affine, label_source.affine, opened.position)
+    affine = next((one for one in places if one is not None), None)
     with ExitStack() as stack:
         if target is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))
@@ -273,13 +282,14 @@ def features(
         try:
             job = FeatureJob(
                 materialise(label_source, dataset.scratch, "labels", anywhere=connected is not None),
-                _materialise_image(image, dataset.scratch, anywhere=connected is not None),
-                Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(image), task_bytes, extents)),
-                space_of(image, affine, lengths, ((0.0, 1.0),) * image.channels),
+                None if opened is None else _materialise_image(opened, dataset.scratch, anywhere=connected is not None),
+                Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(opened), task_bytes, extents)),
+                space_of(opened, affine, lengths, ((0.0, 1.0),) * len(search.dtypes)),
                 dataset,
             )
             job = replace(job, space=replace(job.space, windows=_find_windows(job, search, executor)))
-            measure_features(job, executor, {"labels": label_source.name, "image": image.name})
+            names = {} if opened is None else {"image": opened.name}
+            measure_features(job, executor, {"labels": label_source.name, **names})
         except BaseException:
             dataset.abandon()
             raise
@@ -325,7 +335,8 @@ def measure_feature_region(job: FeatureJob, number: int) -> tuple[int, BatchInde
     if not labels.any():
         no_rows = np.zeros((0, 6), np.int64)
         return number, no_rows, no_rows
-    voxels, contacts = count_features(labels, job.image.read(window.slices), box, job.space)
+    values = () if job.image is None else job.image.read(window.slices)
+    voxels, contacts = count_features(labels, values, box, job.space)
     # A task of an abandoned run may arrive late.
     job.dataset.check_own()
     return number, job.voxels.write(number, voxels), job.contacts.write(number, contacts)
@@ -342,7 +353,8 @@ def write_table(job: FeatureJob, number: int, part: LabelRange) -> tuple[int, tu
 def write_edges(job: FeatureJob, number: int, part: LabelRange, ends: list[tuple[int, int]]) -> int:
     """Write the edges whose lower labels are in a range, and return their number."""
     rows = combine_contacts(sort_contacts(job.contacts.read(part)))
-    columns = [job.space.column_name(name, c) for c in range(job.channels) for name in ("intensity_mean", "histogram")]
+    channels = range(job.channels)
+    columns = [name for c in channels for name in (job.space.mean_name(c), job.space.column_name("histogram", c))]
     tables = []
     # In pieces, since a background may touch millions of supervoxels, each of which has a histogram.
     for begin in range(0, max(len(rows), 1), RANGE):
@@ -353,28 +365,34 @@ def write_edges(job: FeatureJob, number: int, part: LabelRange, ends: list[tuple
     return len(rows)
 
 
-def voxel_bytes(image: Image) -> float:
+def voxel_bytes(image: Image | None) -> float:
     """Return the memory of a task per voxel: labels and intensities, as read and as kernels take them, and bins."""
+    if image is None:
+        return 16
     real = 0 if are_small_integers(image.dtypes) else 12
     return 16 + 2 * image.itemsize + image.channels * (6 + real)
 
 
 def space_of(
-    image: Image, affine: NDArray[Any] | None, spacing: Sequence[float] | None, windows: tuple[Limits, ...]
+    image: Image | None, affine: NDArray[Any] | None, spacing: Sequence[float] | None, windows: tuple[Limits, ...]
 ) -> Space:
-    """Return the `Space` of an image, with what is known of its position."""
+    """Return the `Space` of an image, or of labels alone, with what is known of its position."""
     z, y, x = spacing if spacing is not None else (1.0, 1.0, 1.0)
     rows = np.diag([x, y, z, 1.0]) if affine is None else np.asarray(affine, np.float64)
     return Space(
         (float(z), float(y), float(x)),
         tuple(tuple(float(entry) for entry in row) for row in rows[:3]),
         windows,
-        are_small_integers(image.dtypes),
+        image is None or are_small_integers(image.dtypes),
     )
 
 
-def _begin_search(labels: Source, image: Image, window: Any, percentiles: Sequence[float] | None) -> WindowSearch:
+def _begin_search(
+    labels: Source, image: Image | None, window: Any, percentiles: Sequence[float] | None
+) -> WindowSearch:
     """Return the search for the intensity windows, which is done if they are given or stored in the labels."""
+    if image is None:
+        return WindowSearch((), ())
     given = read_windows(window, image.channels)
     if window is None and percentiles is None:
         given = _stored_windows(labels, image.channels) or given
@@ -384,7 +402,7 @@ def _begin_search(labels: Source, image: Image, window: Any, percentiles: Sequen
 def _stored_windows(labels: Source, channels: int) -> tuple[Limits, ...] | None:
     """Return the windows stored in labels that `segment` wrote, if they have one for each channel."""
     try:
-        windows = tuple((float(low), float(high)) for low, high in label_parameters(labels)["windows"])
+        windows = tuple((exact_number(low), exact_number(high)) for low, high in label_parameters(labels)["windows"])
     except (KeyError, TypeError, ValueError):
         return None
     return windows if len(windows) == channels else None
@@ -409,6 +427,7 @@ def _find_windows(job: FeatureJob, search: WindowSearch, executor: Executor) -> 
 def count_region_digits(job: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:
     """Count a region's digits for the search for windows, where there are labels."""
     box = job.tiling.box(number)
+    assert job.image is not None
     return search.count(job.image.read(box.slices), read_labels(job.labels, box) != 0)
 
 

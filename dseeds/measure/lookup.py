@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 from pyarrow import csv
+from pyarrow.compute import add
 from typing_extensions import override
 
 from dseeds.io.source import shorten, summarise_error
@@ -192,8 +193,10 @@ def open_values(table: Any, column: str | None, label: str = "label") -> LookupT
     >>> open_values({7: 70.5, 3: None, 2: 1}, None).select(np.array([7]))
     (array([2, 7]), array([ 1. , 70.5]))
     """
-    if isinstance(table, Mapping) and column is None:
-        table, column = {label: list(table.keys()), "value": list(table.values())}, "value"
+    by_label = _read_by_label(table, column)
+    if by_label is not None:
+        label, column = "label", "value"
+        return _hold([_extract_columns(by_label, label, column, "the table")])
     if column is None:
         raise ValueError("the table has columns: say with column= (--column) which one holds the values.")
     # Features have an address, or a table in memory.
@@ -211,6 +214,28 @@ def open_values(table: Any, column: str | None, label: str = "label") -> LookupT
             pairs.clear()
             return _scan_parts(parts) or _hold([part.read() for part in parts])
     return _hold(pairs)
+
+
+def _read_by_label(table: Any, column: str | None) -> pa.Table | None:
+    """Return an Arrow table of what has values by label without being a table; None for everything else."""
+    labels: Any
+    values: Any = table
+    if isinstance(table, Mapping) and column is None:
+        labels, values = list(table.keys()), list(table.values())
+    elif hasattr(table, "index") and hasattr(table, "to_frame") and not hasattr(table, "columns"):
+        # A Series of pandas.
+        labels = table.index.to_numpy()
+    elif isinstance(table, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray) or _is_polars_series(table):
+        if isinstance(table, np.ndarray) and table.ndim != 1:
+            raise ValueError(f"a vector of values by label has one axis, but this array has shape {table.shape}.")
+        labels = np.arange(len(table))
+    else:
+        return None
+    return pa.table({"label": _to_array(labels, "label"), "value": _to_array(values, "value")})
+
+
+def _is_polars_series(table: Any) -> bool:
+    return type(table).__module__.startswith("polars.") and type(table).__name__ == "Series"
 
 
 def _list_files(address: str) -> Iterator[tuple[Location, str]]:
@@ -278,16 +303,18 @@ def _to_arrow(table: Any, label: str, column: str) -> pa.Table:
         return pa.table({name: _to_array(table[name], name) for name in names})
     if not hasattr(table, "__arrow_c_stream__") and not isinstance(table, pa.RecordBatch):
         raise TypeError(
-            f"a table is a path or URL, features, a pandas, polars or Arrow table, or a dict, "
-            f"not {type(table).__module__}.{type(table).__qualname__}"
+            f"a table is a path or URL, features, a pandas, polars or Arrow table, a Series, a vector by label or a "
+            f"dict, not {type(table).__module__}.{type(table).__qualname__}"
         )
     arrow = pa.table(table)
     return arrow.select(_check_columns(arrow.column_names, label, column, "the table"))
 
 
-def _to_array(items: Any, name: str) -> pa.Array:
+def _to_array(items: Any, name: str) -> Any:
     try:
-        return pa.array(items)
+        if isinstance(items, pa.ChunkedArray):
+            return items
+        return items.to_arrow() if _is_polars_series(items) else pa.array(items)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(f"the table holds more than numbers of 64 bits in its column {name!r}: {error}") from error
 
@@ -322,17 +349,34 @@ def _extract_columns(table: pa.Table, label: str, column: str, where: str) -> Co
         ids = np.array([-1])
     if ids.min() < 0:
         raise ValueError(f"{where} has labels in its column {label!r} that are not integers from 0 to 2^63 - 1.")
+    if pa.types.is_dictionary(values.type):
+        values = _number_categories(values, column, where)
     kind = values.type
     if pa.types.is_boolean(kind) or kind == pa.float16():
         values = values.cast(pa.uint8() if pa.types.is_boolean(kind) else pa.float32())
     elif not is_numeric(kind):
         raise ValueError(
-            f"{where} has values of type {kind} in its column {column!r}: name a column of numbers or booleans, or "
-            f"number the values."
+            f"{where} has values of type {kind} in its column {column!r}: name a column of numbers, booleans or "
+            f"categories, or number the values."
         )
     valid = np.asarray(values.is_valid())
     numbers = values.fill_null(0).to_numpy()
     return ColumnPair(ids, numbers, valid & ~np.isnan(numbers) if numbers.dtype.kind == "f" else valid)
+
+
+def _number_categories(values: Any, column: str, where: str) -> Any:
+    """Return categories that are numbers as these; number all others from 1, in the order of the categories."""
+    if is_numeric(values.type.value_type) or pa.types.is_boolean(values.type.value_type):
+        return values.cast(values.type.value_type)
+    if where != "the table":
+        # Each part of a table in files may number them in another way.
+        raise ValueError(
+            f"{where} has categories in its column {column!r}, which a file does not number: number the values, or "
+            "read the table first."
+        )
+    unified = values.unify_dictionaries() if isinstance(values, pa.ChunkedArray) else values
+    codes = unified.combine_chunks() if isinstance(unified, pa.ChunkedArray) else unified
+    return add(codes.indices.cast(pa.int64()), 1)
 
 
 def _cast(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

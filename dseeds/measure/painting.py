@@ -159,15 +159,19 @@ def paint(
     Parameters
     ----------
     labels : source
-        The supervoxels, axes (z, y, x), labels from 0 to 2^63 - 1: an array, or what `segment` takes as a source.
-    table : path, URL, `Features`, pandas, polars or Arrow table, or dict
+        The supervoxels, axes (z, y, x), labels from 0 to 2^63 - 1: an array, or what `segment` takes as a source. An
+        array of two axes is one plane, and so is what is painted.
+    table : path, URL, `Features`, pandas, polars or Arrow table, Series, vector or dict
         The result of `features`, or its folder; a file that ends in ``.parquet``, ``.csv`` or ``.tsv`` (also ``.gz``),
         or a folder of Parquet; a table in memory, such as a dict of columns; or, without `column`, a dict of label to
-        value. Rows may come in any order.
+        value, a Series of pandas, whose index are the labels, or a vector by label: an array, a list or a Series of
+        polars whose item i is the value of label i, such as the parents that `supervoxels` returns. Rows may come in
+        any order.
     target : path or URL, optional
         The new volume: an OME-Zarr group, or ``.nii`` or ``.nii.gz`` if the labels are NIfTI. Default: a lazy array.
     column : str, optional
-        The column with the values: numbers or booleans. Required except for a dict of label to value.
+        The column with the values: numbers, booleans or categories. Required for tables. Categories that are not
+        numbers are numbered from 1, in their order, so that 0 remains what has none.
     label_column : str, default "label"
         The column with the labels; in pandas it may be the index.
     fill : int or float, optional
@@ -236,11 +240,14 @@ def paint(
     extents = read_extents("region", region)
     task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
     meta = np.empty((0, 0, 0), job.dtype)
-    if target is None and isinstance(source, DaskSource):
-        return da.map_blocks(paint_block, source.array, job.values, job.fill, dtype=job.dtype, meta=meta)
     if target is None:
-        planes = slab_thickness(source.shape, source.dtype.itemsize)
-        return da.from_array(job, source.chunks or (planes, *source.shape[1:]), name=False, meta=meta)
+        if isinstance(source, DaskSource):
+            painted = da.map_blocks(paint_block, source.array, job.values, job.fill, dtype=job.dtype, meta=meta)
+        else:
+            planes = slab_thickness(source.shape, source.dtype.itemsize)
+            painted = da.from_array(job, source.chunks or (planes, *source.shape[1:]), name=False, meta=meta)
+        # Labels of one plane are painted as one.
+        return painted[0] if getattr(labels, "ndim", 3) == 2 else painted
     if workers is not None and client is not None:
         raise ValueError("workers are for this machine, and cannot go with a client.")
     count = check_threads(threads)

@@ -23,8 +23,10 @@ from dseeds.core.checks import check_threads, read_extents
 from dseeds.core.exact_sum import totals
 from dseeds.core.geometry import Tiling, Triple, check_spacing, triple
 from dseeds.core.progress import Progress
-from dseeds.io import Source, open_source
+from dseeds.io import Source
 from dseeds.io.labels import TASK_BYTES, align_sources, choose_tiling, label_parameters, materialise, open_labels
+from dseeds.io.open import open_voxels
+from dseeds.io.source import SourceQuery
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
@@ -73,7 +75,8 @@ def evaluate(
     ----------
     labels : array_like or source
         The supervoxels, axes (z, y, x), with any labels from 1 to 2^63 - 1; 0 is masked out and left out of every
-        figure. An array, or what `segment` takes as a source; floats must be whole numbers.
+        figure. An array, or what `segment` takes as a source; floats must be whole numbers. An array of two axes is one
+        plane, and so are truth and image.
     truth : array_like or source, optional
         The true segmentation on the same grid: 0 is background, everything else structures. Without it there are no
         figures that compare with it.
@@ -159,7 +162,9 @@ def evaluate(
     """
     label_source = open_labels(_as_array(labels))
     true_source = None if truth is None else open_labels(_as_array(truth))
-    image_source = None if image is None else open_source(_as_array(image), volume=volume, level=level or 0)
+    image_source = None
+    if image is not None:
+        [image_source] = open_voxels(_as_array(image), SourceQuery(volume, level=level or 0, planes=True))
     named = {"truth": true_source, "image": image_source}
     others = align_sources(label_source, {name: source for name, source in named.items() if source is not None})
     sources, shape = {"labels": label_source, **others}, label_source.shape

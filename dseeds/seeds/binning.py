@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.jit import jit
+from dseeds.seeds.contrast import count_bins
 from dseeds.seeds.histograms import GREY_LEVELS, quantise_range, slab_planes
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.layout import pack_box
@@ -44,6 +45,7 @@ def quantise_box(
     inside: NDArray[np.bool_] | None = None,
     tables: Sequence[NDArray[np.uint8]] | None = None,
     thresholds: Sequence[int] | None = None,
+    counts: NDArray[np.int64] | None = None,
 ) -> str:
     """Quantise intensities to 64 bins over each channel's window, into `bins`, uint8 (channels, z, y, x).
 
@@ -54,7 +56,8 @@ def quantise_box(
 
     `tables`, uint8 (4096,), are the bins of each channel's grey levels, from `equalised_bins`; by default, bins have
     equal widths. `thresholds` are the last grey levels of each channel's background, from `otsu_threshold`; by default,
-    there is no background. Returns the part of the voxels that are not masked: ``"all"``, ``"part"`` or ``"nothing"``.
+    there is no background. The voxels in each bin are added to `counts`, see `dseeds.seeds.contrast.count_bins`.
+    Returns the part of the voxels that are not masked: ``"all"``, ``"part"`` or ``"nothing"``.
 
     >>> bins = np.empty((1, 1, 1, 4), np.uint8)
     >>> quantise_box([np.array([[[-5, 0, 50, np.nan]]])], [(0, 100)], bins)
@@ -80,14 +83,16 @@ def quantise_box(
                 kept = kept | (levels > thresholds[c])
         if only_nan:
             remaining += slab.size - missing
-            continue
-        for out in slab:
-            kept = kept & (out != MASKED)
-        if inside is not None:
-            kept = kept & inside[part]
-        # `MASKED` is above all bins, and this is much faster than an assignment by mask.
-        np.maximum(slab, ~kept * np.uint8(MASKED), out=slab)
-        remaining += int(np.count_nonzero(kept))
+        else:
+            for out in slab:
+                kept = kept & (out != MASKED)
+            if inside is not None:
+                kept = kept & inside[part]
+            # `MASKED` is above all bins, and this is much faster than an assignment by mask.
+            np.maximum(slab, ~kept * np.uint8(MASKED), out=slab)
+            remaining += int(np.count_nonzero(kept))
+        if counts is not None:
+            count_bins(slab, counts)
     return "nothing" if remaining == 0 else "all" if remaining == bins[0].size else "part"
 
 
@@ -99,6 +104,7 @@ def quantise_window(
     inside: NDArray[np.bool_] | None = None,
     tables: Sequence[NDArray[np.uint8]] | None = None,
     thresholds: Sequence[int] | None = None,
+    counts: NDArray[np.int64] | None = None,
 ) -> str:
     """Quantise like `quantise_box`, into windows of `kernels.layout`, shape (channels, z + 2, ...)."""
     parts = set()
@@ -106,7 +112,9 @@ def quantise_window(
         channels = [channel[part] for channel in values]
         slab = np.empty((len(channels), *channels[0].shape), np.uint8)
         mask = None if inside is None else inside[part]
-        parts.add(quantise_box(channels, windows, slab, inside=mask, tables=tables, thresholds=thresholds))
+        parts.add(
+            quantise_box(channels, windows, slab, inside=mask, tables=tables, thresholds=thresholds, counts=counts)
+        )
         for planes, window in zip(slab, bins, strict=True):
             pack_box(planes, (part.start, 0, 0), window)
     return parts.pop() if len(parts) == 1 else "part"

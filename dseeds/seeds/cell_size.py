@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.checks import is_whole_number
 from dseeds.core.geometry import Lattice, Triple, check_spacing, triple
+from dseeds.core.mask_blocks import MaskBlocks
 
 DEFAULT_STEP = 16
 # The units of lengths that users may write.
@@ -29,6 +30,11 @@ UNITS_PER_MM = {
 COMPROMISES = ((1.2, 0.02), (1.35, 0.02), (1.5, 0.02), (1.5, 0.04), (1.75, 0.04), (2.0, 0.04), (2.5, 0.04))
 # Counts per axis to try on either side of the isotropic one.
 NEARBY = 12
+# How many times too many or too few cells there may be: beyond the first, any cells that come closer will do, and of
+# these all up to the second are good.
+MOST_RATIO, GOOD_RATIO = 1.5, 1.1
+# Halvings of the interval in which the number of cells of a whole volume lies of which a given number is in a mask.
+HALVINGS = 12
 # Edges of so many voxels are few enough to try all that are shorter or a little longer.
 FEW_VOXELS = 8
 
@@ -42,12 +48,14 @@ def choose_step(
     n_segments: int | None = None,
     spacing: Sequence[float] | None = None,
     known_spacing: Sequence[float] | None = None,
+    mask: MaskBlocks | None = None,
 ) -> Triple:
     """Return the size of a cell along (z, y, x) in voxels, never longer than the volume.
 
     `step` and `n_segments` are those of `dseeds.supervoxels`, and also texts such as ``"4,16,16"``. With `spacing`, in
     millimetres, a single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
     millimetres. `known_spacing`, from a file, serves `n_segments` and lengths, but does not change a step in voxels.
+    With a `mask`, `n_segments` is the number of cells with voxels inside it.
 
     Raise a ValueError if both `step` and `n_segments` are given, one is invalid, or a length comes without a spacing.
 
@@ -63,7 +71,8 @@ def choose_step(
     own_spacing = None if spacing is None else check_spacing(spacing)
     scale = own_spacing or (None if known_spacing is None else check_spacing(known_spacing))
     if n_segments is not None:
-        return _for_count(shape, _check_count(n_segments, shape), scale or (1.0, 1.0, 1.0))
+        target, scale = _check_count(n_segments, shape), scale or (1.0, 1.0, 1.0)
+        return _for_count(shape, target, scale) if mask is None else _for_count_inside(mask, target, scale)
     if isinstance(step, str):
         length = millimetres(step)
         if length is not None:
@@ -127,12 +136,12 @@ def _clip(shape: Triple, step: Triple) -> Triple:
 
 
 def _for_count(shape: Triple, target: int, spacing: tuple[float, float, float]) -> Triple:
-    edge, free = _cube_edge(shape, target, spacing)
+    edge, free, short = _cube_edge(shape, target, spacing)
 
     def choose(candidates: Callable[[int, float], NDArray[np.int64]]) -> tuple[float, Triple]:
         """Return the relative miss of the target, and the best step."""
         steps = [
-            candidates(n, edge / s) if axis in free else np.array([n if edge >= n * s else 2])
+            candidates(n, edge / s) if axis in free else np.array([n if axis in short else 2])
             for axis, (n, s) in enumerate(zip(shape, spacing, strict=True))
         ]
         return _best_step(shape, target, spacing, free, np.array(list(itertools.product(*steps))))
@@ -141,15 +150,90 @@ def _for_count(shape: Triple, target: int, spacing: tuple[float, float, float]) 
     # Cells of few voxels leave few numbers of cells to choose from.
     if found[0] > COMPROMISES[-1][1] and edge <= FEW_VOXELS * max(spacing):
         found = min(found, choose(_small_candidates))
-    return found[1]
+    step = found[1]
+    return (
+        step if _ratio(_cells(shape, np.array(step)), target) <= MOST_RATIO else _nearest_count(shape, target, spacing)
+    )
+
+
+def _for_count_inside(mask: MaskBlocks, target: int, spacing: tuple[float, float, float]) -> Triple:
+    """Return a step with about `target` cells inside a mask, which need more cells in the whole volume."""
+    shape = mask.shape
+    voxels = math.prod(shape)
+    counts: dict[Triple, int] = {}
+
+    def count(step: Triple) -> int:
+        if step not in counts:
+            counts[step] = mask.count_cells(step)
+        return counts[step]
+
+    # Cells at the border of the mask count as much as others, so that there are at least as many as by volume.
+    low, high = 0.0, math.log(max(1, min(voxels, 2 * target * voxels / mask.inside)))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if count(_for_count(shape, max(1, round(math.exp(middle))), spacing)) < target:
+            low = middle
+        else:
+            high = middle
+
+    def rank(step: Triple) -> tuple[float, float]:
+        edges = np.multiply(step, spacing)
+        return float(_ratio(np.array(count(step)), target)), float(edges.max() / edges.min())
+
+    for step in (_for_count(shape, max(1, round(math.exp(end))), spacing) for end in (low, high)):
+        count(step)
+    best = min(counts, key=rank)
+    for change in itertools.product((-1, 0, 1), repeat=3):
+        count(triple(min(n, max(2, s + c)) for s, c, n in zip(best, change, shape, strict=True)))
+    return min(counts, key=rank)
+
+
+def _cells(shape: Triple, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers of cells of steps (..., 3)."""
+    cells: NDArray[np.int64] = ((2 * np.array(shape) + steps) // (2 * steps)).prod(axis=-1)
+    return cells
+
+
+def _ratio(cells: NDArray[np.int64], target: int) -> Any:
+    """Return how many times too many or too few cells are."""
+    return np.maximum(cells / target, target / cells)
+
+
+def _nearest_count(shape: Triple, target: int, spacing: tuple[float, float, float]) -> Triple:
+    """Return a step whose number of cells is about the target, however flat the cells are: the roundest of the best.
+
+    This is for slices so thick, or volumes so flat, that cells cannot be cubes: all numbers of cells along two axes are
+    tried, with the best one along the third, the longest.
+    """
+    steps = [_distinct_steps(n) for n in shape]
+    last = int(np.argmax([len(axis) for axis in steps]))
+    first, second = (axis for axis in range(3) if axis != last)
+    pairs = np.array(list(itertools.product(steps[first], steps[second])))
+    along = (2 * np.array([shape[first], shape[second]]) + pairs) // (2 * pairs)
+    counts = (2 * shape[last] + steps[last]) // (2 * steps[last])
+    # Steps ascend, so that counts descend.
+    place = np.searchsorted(-counts, -target / along.prod(axis=1))
+    candidates = np.zeros((2 * len(pairs), 3), np.int64)
+    candidates[:, [first, second]] = np.concatenate([pairs, pairs])
+    candidates[:, last] = steps[last][np.clip(np.concatenate([place, place - 1]), 0, len(counts) - 1)]
+    ratios = _ratio(_cells(shape, candidates), target)
+    edges = candidates * spacing
+    anisotropy = edges.max(axis=1) / edges.min(axis=1)
+    good = ratios <= max(GOOD_RATIO, float(ratios.min()))
+    return triple(candidates[np.lexsort((ratios, np.where(good, anisotropy, np.inf)))[0]])
+
+
+def _distinct_steps(length: int) -> NDArray[np.int64]:
+    """Return the shortest step along an axis for each number of cells that there can be, in ascending order."""
+    steps = np.arange(min(2, length), length + 1)
+    return steps[np.unique((2 * length + steps) // (2 * steps), return_index=True)[1]][::-1]
 
 
 def _best_step(
     shape: Triple, target: int, spacing: tuple[float, float, float], free: list[int], steps: NDArray[np.int64]
 ) -> tuple[float, Triple]:
     steps = np.minimum(steps, shape)
-    cells = ((2 * np.array(shape) + steps) // (2 * steps)).prod(axis=1)
-    miss = np.abs(cells / target - 1)
+    miss = np.abs(_cells(shape, steps) / target - 1)
     edges = (steps * spacing)[:, free] if free else np.ones((len(steps), 1))
     anisotropy = edges.max(axis=1) / edges.min(axis=1)
     for bound, tolerance in COMPROMISES:
@@ -160,23 +244,34 @@ def _best_step(
     return float(miss[best]), triple(steps[best])
 
 
-def _cube_edge(shape: Triple, target: int, spacing: tuple[float, float, float]) -> tuple[float, list[int]]:
-    """Return the edge in millimetres of `target` cubes, and the axes neither too short for it nor too coarse."""
-    free, count = [0, 1, 2], float(target)
-    while free:
-        edge = (math.prod(shape[a] * spacing[a] for a in free) / count) ** (1 / len(free))
-        short = [a for a in free if edge >= shape[a] * spacing[a]]
-        coarse = [a for a in free if edge < 2 * spacing[a] and a not in short]
-        if not (short or coarse):
-            break
-        # One at a time, the worst first, because each changes the edge.
-        if short:
-            free.remove(min(short, key=lambda a: shape[a] * spacing[a]))
-        else:
-            worst = max(coarse, key=lambda a: spacing[a])
-            free.remove(worst)
-            count = max(1.0, count / max(1, shape[worst] // 2))
-    return edge, free
+def _cube_edge(shape: Triple, target: int, spacing: tuple[float, float, float]) -> tuple[float, list[int], list[int]]:
+    """Return the edge in millimetres of `target` cubes, the axes neither too short nor too coarse, and the short ones.
+
+    Cells are as long as the volume along short axes, and two voxels along coarse ones.
+    """
+    coarse: list[int] = []
+    while True:
+        free = [axis for axis in range(3) if axis not in coarse]
+        count = target / math.prod(max(1, shape[axis] // 2) for axis in coarse)
+        # Coarse axes leave fewer cells to the others, which may then be longer: which are too short is found anew.
+        short: list[int] = []
+        edge = _edge(shape, spacing, free, count)
+        while found := [axis for axis in free if edge >= shape[axis] * spacing[axis]]:
+            # One at a time, the worst first, because each changes the edge.
+            short.append(min(found, key=lambda axis: shape[axis] * spacing[axis]))
+            free.remove(short[-1])
+            edge = _edge(shape, spacing, free, count)
+        found = [axis for axis in free if edge < 2 * spacing[axis]]
+        if not found:
+            return edge, free, short
+        coarse.append(max(found, key=lambda axis: spacing[axis]))
+
+
+def _edge(shape: Triple, spacing: tuple[float, float, float], axes: list[int], count: float) -> float:
+    """Return the edge of so many squares or cubes along some axes; 0 without axes."""
+    if not axes:
+        return 0.0
+    return float((math.prod(shape[axis] * spacing[axis] for axis in axes) / max(1.0, count)) ** (1 / len(axes)))
 
 
 def _candidates(length: int, ideal: float) -> NDArray[np.int64]:

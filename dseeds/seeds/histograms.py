@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.dtypes import native_values
+from dseeds.core.dtypes import LARGEST_EXACT, native_values
 from dseeds.core.jit import jit
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.voxels import BINS
 from dseeds.seeds.order_statistics import COPY_BYTES
 
+# The limits of a window of integers, beyond all that have 64 bits.
+WIDEST = 1 << 65
 # Parts of equal width into which a window is cut to count intensities.
 GREY_LEVELS = 4096
 
@@ -44,13 +46,33 @@ def _in_parts(values: NDArray[Any], lo: float, hi: float, parts: int, out: NDArr
     return missing
 
 
+@jit
+def _in_exact_parts(values: NDArray[Any], base: Any, shift: float, width: float, parts: int, out: NDArray[Any]) -> int:
+    for z in range(values.shape[0]):
+        for y in range(values.shape[1]):
+            for x in range(values.shape[2]):
+                # Of 64 bits, as the difference to the base is.
+                above = np.float64(np.uint64(values[z, y, x]) - np.uint64(base)) if values[z, y, x] > base else 0.0
+                place = (above + shift) / width * parts
+                out[z, y, x] = out.dtype.type(max(0.0, min(parts - 1.0, place)))
+    return 0
+
+
 def quantise_range(values: NDArray[Any], window: Limits, parts: int, out: NDArray[Any]) -> int:
     """Cut a window into equal parts, a power of two, and write the number of each intensity's part into `out`.
 
     Values outside the window, including infinities, are in the first or the last part; if its ends are equal, all
     values are in the first. NaN becomes `parts`. Returns the number of NaN values.
+
+    Of integers that float64 does not hold, what is subtracted from them is an integer too.
     """
-    return _in_parts(native_values(values), *window, parts, out)
+    native, (low, high) = native_values(values), window
+    # A window that is much wider than all integers does not resolve them anyway.
+    if native.dtype.kind in "iu" and low < high and LARGEST_EXACT < max(-low, high) < WIDEST:
+        limits = np.iinfo(native.dtype)
+        base = min(max(int(low), int(limits.min)), int(limits.max))
+        return _in_exact_parts(native, native.dtype.type(base), float(base - low), float(high - low), parts, out)
+    return _in_parts(native, float(low), float(high), parts, out)
 
 
 def slab_planes(values: Sequence[NDArray[Any]]) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from dseeds.seeds import rounds
 from dseeds.seeds.binning import quantise_window
 from dseeds.seeds.block_histograms import hide_outside, stored_histograms
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
+from dseeds.seeds.contrast import new_counts
 from dseeds.seeds.hierarchy import coarser_level
 from dseeds.seeds.histograms import count_grey_levels, equalised_bins, otsu_threshold
 from dseeds.seeds.intensity_windows import Limits
@@ -59,6 +60,8 @@ class CutResult(NamedTuple):
     # The intensity window of each channel, and its highest grey level of the background if that is masked out.
     windows: tuple[Limits, ...]
     thresholds: tuple[int, ...] | None
+    # The voxels in each bin, see `dseeds.seeds.contrast`.
+    counts: NDArray[np.int64]
 
 
 def cut_in_memory(
@@ -76,7 +79,8 @@ def cut_in_memory(
     `inside`, is True where a voxel belongs to the image. The labels do not depend on the number of threads. `on_round`
     is called after every round.
     """
-    bins, windows, thresholds, masked = _quantise(values, settings, inside)
+    counts = new_counts(len(values))
+    bins, windows, thresholds, masked = _quantise(values, settings, inside, counts)
     # In a constant image no move improves anything.
     has_contrast = any(low < high for low, high in windows)
     codes = run_rounds(
@@ -94,15 +98,18 @@ def cut_in_memory(
     del bins
     labels, cells = _number(lattice, codes, masked)
     if unpacked is None:
-        return CutResult(labels, [], windows, thresholds)
+        return CutResult(labels, [], windows, thresholds, counts)
     graph = build_contact_graph(labels, Box((0, 0, 0), lattice.shape), unpacked)
     joined = join_small_supervoxels(len(cells), lambda: [graph], settings.min_size, settings.weights)
     parents = _parents(joined.relabel_graph(graph), cells[joined.kept_ids - 1], settings)
-    return CutResult(joined.relabel(labels), list(parents), windows, thresholds)
+    return CutResult(joined.relabel(labels), list(parents), windows, thresholds, counts)
 
 
 def _quantise(
-    values: Sequence[NDArray[Any]], settings: CutSettings, inside: NDArray[np.bool_] | None
+    values: Sequence[NDArray[Any]],
+    settings: CutSettings,
+    inside: NDArray[np.bool_] | None,
+    bin_counts: NDArray[np.int64],
 ) -> tuple[NDArray[np.uint8], tuple[Limits, ...], tuple[int, ...] | None, bool]:
     """Return the windows of bins, the channels' intensity windows and thresholds, and whether voxels are masked."""
     if inside is not None and not inside.any():
@@ -114,7 +121,9 @@ def _quantise(
         tables = [equalised_bins(channel) for channel in counts] if settings.equalises else None
         thresholds = tuple(otsu_threshold(channel) for channel in counts) if settings.auto_mask else None
     bins = new_window(values[0].shape, 0, channels=len(values))
-    remaining = quantise_window(values, windows, bins, inside=inside, tables=tables, thresholds=thresholds)
+    remaining = quantise_window(
+        values, windows, bins, inside=inside, tables=tables, thresholds=thresholds, counts=bin_counts
+    )
     if remaining == "nothing":
         raise NoFiniteValues
     return bins, windows, thresholds, remaining == "part"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from dseeds.core.dtypes import LARGEST_EXACT
 
 # Percentiles are in millionths of the voxels.
 MILLION = 1_000_000
@@ -16,7 +18,7 @@ DEFAULT_PERCENTILES = 5_000, 995_000
 # that is the one of soft tissue in the OHIF viewer.
 PRESETS = {"abdomen": (40.0, 400.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "lung": (-600.0, 1500.0)}
 
-# The low and high end of a window.
+# The low and high end of a window: floats, or integers that float64 does not hold.
 Limits: TypeAlias = tuple[float, float]
 
 
@@ -42,15 +44,32 @@ def read_window(window: Any) -> Limits | None:
     return low, high
 
 
+def exact_number(number: Any) -> float:
+    """Return a number as a float, but an integer that float64 may not hold as it is.
+
+    >>> exact_number(7), exact_number(2**60 + 1)
+    (7.0, 1152921504606846977)
+    """
+    real = float(number)
+    return int(number) if isinstance(number, Integral) and abs(real) >= LARGEST_EXACT else real
+
+
+def _read_number(text: str) -> float:
+    try:
+        return exact_number(int(text))
+    except ValueError:
+        return float(text)
+
+
 def _limits(window: Any) -> Limits:
     if not isinstance(window, str):
-        low, high = (float(end) for end in window)
+        low, high = (exact_number(end) for end in window)
         return low, high
     name = window.strip().lower()
     if name in PRESETS or "," in name:
         level, width = PRESETS.get(name) or map(float, name.split(","))
         return level - width / 2, level + width / 2
-    low, high = map(float, name.split(":"))
+    low, high = map(_read_number, name.split(":"))
     return low, high
 
 

@@ -3,6 +3,10 @@
 Percentiles are order statistics, searched digit by digit: each pass over the image counts one 16-bit digit of the
 values' order-preserving bit patterns, and the counts of any cut of the image add up. So a window does not depend on the
 chunks. It takes one pass for 8 and 16 bits, two for 32, four for 64.
+
+Where both percentiles are one value, as in a sparse image with an even background, the window comes from all other
+values: it holds them without their extremes, such as hot pixels. This takes as many further passes, and none for up to
+16 bits.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.dtypes import native_dtype, native_values
 from dseeds.core.jit import jit
-from dseeds.seeds.intensity_windows import DEFAULT_PERCENTILES, MILLION, Limits
+from dseeds.seeds.intensity_windows import DEFAULT_PERCENTILES, MILLION, Limits, exact_number
 
 DIGIT_BITS = 16
 # The size of a slab that is copied to be contiguous.
@@ -51,6 +55,9 @@ def _count_digits(
         if infinity != 0:
             if (key & ~sign) >= infinity:
                 continue
+            # There are two zeros, which are one value.
+            if key == sign:
+                key = np.uint64(0)
             # Negative floats are ordered backwards.
             key = (~key & (sign | (sign - np.uint64(1)))) if key & sign else key | sign
         else:
@@ -82,15 +89,32 @@ class OrderStatistics:
     ranks: tuple[int, ...] = ()
     shift: int = field(init=False)
     which: tuple[int, ...] = (0, 0, 0, 0)
+    total: int = 0
+    # Where both percentiles are one value: the minimum, this value and the maximum. The search goes on for the
+    # quartiles of all other values.
+    common: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self.dtype = native_dtype(self.dtype)
+        self._begin()
+
+    def _begin(self) -> None:
         self.shift = max(0, 8 * self.dtype.itemsize - DIGIT_BITS)
 
     @property
     def passes(self) -> int:
-        """The number of passes over the image."""
+        """The number of passes over the image, unless further ones are needed."""
         return max(1, 8 * self.dtype.itemsize // DIGIT_BITS)
+
+    @property
+    def most_passes(self) -> int:
+        """The largest number of passes over the image: one counts all that there is to know of up to 16 bits."""
+        return self.passes if self.passes == 1 else 2 * self.passes
+
+    @property
+    def known_passes(self) -> int:
+        """The number of passes, as far as it is known."""
+        return self.most_passes if self.common else self.passes
 
     @property
     def done(self) -> bool:
@@ -99,7 +123,7 @@ class OrderStatistics:
 
     def rows(self, turn: int) -> int:
         """Return the most rows that a pass counts: one for all values at first, then one for each order statistic."""
-        return 0 if turn >= self.passes else 1 if turn == 0 else 4
+        return 0 if turn >= self.most_passes else 1 if turn == 0 else 4
 
     def count(self, part: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Count the current digit in a part of the image, or in its voxels inside a mask: int64 (prefixes, 65536).
@@ -115,48 +139,89 @@ class OrderStatistics:
         return counts
 
     def narrow(self, counts: NDArray[np.int64]) -> None:
-        """Derive the next digit of each of the four values from the counts of the whole image.
+        """Derive the next digit of each value from the counts of the whole image.
 
         Raise `NoFiniteValues` if there is no finite value.
         """
         if not self.ranks:
-            last = int(counts.sum()) - 1
-            if last < 0:
+            self.total = int(counts.sum())
+            if not self.total:
                 raise NoFiniteValues
-            low, high = self.percentiles
-            self.ranks = 0, last * low // MILLION, last - last * (MILLION - high) // MILLION, last
-        keys, ranks = [], []
+            self.ranks = self._first_ranks()
+        keys, ranks, equal = [], [], []
         for j, rank in zip(self.which, self.ranks, strict=True):
             below = np.cumsum(counts[j])
             digit = int(np.searchsorted(below, rank, side="right"))
             keys.append((self.prefixes[j] << DIGIT_BITS) | digit)
             ranks.append(rank - int(below[digit] - counts[j, digit]))
+            equal.append(int(counts[j, digit]))
         self.prefixes = tuple(sorted(set(keys)))
         self.which = tuple(self.prefixes.index(key) for key in keys)
         self.ranks = tuple(ranks)
         self.shift -= DIGIT_BITS
+        if self.done and not self.common:
+            self._look_beyond(keys, equal[1], counts)
+
+    def _first_ranks(self) -> tuple[int, ...]:
+        last, (low, high) = self.total - 1, self.percentiles
+        return 0, last * low // MILLION, last - last * (MILLION - high) // MILLION, last
+
+    def _look_beyond(self, keys: list[int], equal: int, counts: NDArray[np.int64]) -> None:
+        """Begin the search for the quartiles of all values but one, if both percentiles are this and there are others.
+
+        So many values are `equal` to it; `counts` are those of the last pass.
+        """
+        minimum, low, high, maximum = keys
+        if low != high or minimum == maximum:
+            return
+        # The rank among equal values is what remains of a rank when every digit is known.
+        below, last = self._first_ranks()[1] - self.ranks[1], self.total - equal - 1
+        self.common = minimum, low, maximum
+        quartiles = last // 4, last - last // 4
+        self.ranks = tuple(rank if rank < below else rank + equal for rank in quartiles)
+        self.prefixes, self.which = (0,), (0, 0)
+        self._begin()
+        if self.most_passes == 1:
+            # The only digit has been counted.
+            self.narrow(counts)
 
     def state(self) -> dict[str, Any]:
         """Return the state of the search as plain values."""
-        return {name: getattr(self, name) for name in ("prefixes", "ranks", "shift", "which")}
+        return {name: getattr(self, name) for name in (*_SEQUENCES, "shift", "total")}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of another search."""
-        self.prefixes, self.ranks, self.which = (tuple(state[name]) for name in ("prefixes", "ranks", "which"))
-        self.shift = state["shift"]
+        self.prefixes, self.ranks, self.which, self.common = (tuple(state[name]) for name in _SEQUENCES)
+        self.shift, self.total = state["shift"], state["total"]
 
     def window(self) -> Limits:
-        """Return the values at the percentiles, or the minimum and maximum if these are equal."""
-        minimum, low, high, maximum = (self._value(self.prefixes[j]) for j in self.which)
-        return (low, high) if low < high else (minimum, maximum)
+        """Return the values at the percentiles; if these are one value, an interval with most of the others.
 
-    def _value(self, key: int) -> float:
+        That is limited by their quartiles, moved outwards by 1.5 times the distance between these, and by the
+        minimum and the maximum: J. W. Tukey, Exploratory Data Analysis, Addison-Wesley, 1977.
+        """
+        if not self.common:
+            _, low, high, _ = (self._value(self.prefixes[j]) for j in self.which)
+            return exact_number(low), exact_number(high)
+        minimum, common, maximum = map(self._value, self.common)
+        lower, upper = (self._value(self.prefixes[j]) for j in self.which)
+        width: Any = upper - lower
+        reach = 3 * width // 2 if isinstance(width, int) else 1.5 * width
+        low = min(common, max(minimum, lower - reach))
+        high = max(common, min(maximum, upper + reach))
+        return exact_number(low), exact_number(high)
+
+    def _value(self, key: int) -> Any:
+        """Return the value with a bit pattern, an int or a float."""
         sign = int(_sign(self.dtype))
         if self.dtype.kind == "f":
             key = key & ~sign if key & sign else ~key & (2 * sign - 1)
         else:
             key ^= sign
-        return float(np.array(key, np.uint64).astype(f"u{self.dtype.itemsize}").view(self.dtype))
+        return np.array(key, np.uint64).astype(f"u{self.dtype.itemsize}").view(self.dtype).item()
+
+
+_SEQUENCES = ("prefixes", "ranks", "which", "common")
 
 
 def _sign(dtype: np.dtype[Any]) -> np.uint64:
@@ -205,8 +270,18 @@ class WindowSearch:
 
     @property
     def passes(self) -> int:
-        """The number of passes over the image; 0 if there is nothing to search."""
+        """The number of passes over the image, unless further ones are needed; 0 if there is nothing to search."""
         return max((search.passes for search in self._searches.values()), default=0)
+
+    @property
+    def further_passes(self) -> int:
+        """The number of further passes, as far as it is known."""
+        return max((search.known_passes for search in self._searches.values()), default=0) - self.passes
+
+    @property
+    def most_further_passes(self) -> int:
+        """The largest number of further passes."""
+        return max((search.most_passes for search in self._searches.values()), default=0) - self.passes
 
     @property
     def done(self) -> bool:

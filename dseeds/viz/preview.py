@@ -42,7 +42,7 @@ def preview(
     Parameters
     ----------
     labels : array_like or source
-        The supervoxels, axes (z, y, x), as for `evaluate`; 0 is outside the mask and left transparent.
+        The supervoxels, axes (z, y, x) or a plane, as for `evaluate`; 0 is outside the mask and left transparent.
     image : array_like or source, optional
         The intensities on the same grid, as for `segment`. Default: the source recorded in the labels. If it cannot be
         opened, there is a warning, and the labels are painted in arbitrary colours.
@@ -86,7 +86,7 @@ def preview(
     source = open_supervoxels(np.asarray(labels) if isinstance(labels, list) else labels)
     limits = None if window is None else read_windows(window, 1)[0]
     if image is not None:
-        opened: Image | None = open_image(image, volume=volume, channel_axis=channel_axis)
+        opened: Image | None = open_image(image, volume=volume, channel_axis=channel_axis, planes=True)
     else:
         opened = _try_recorded_image(source)
         limits = recorded_window(source, channel) if window is None else limits

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from io import BytesIO, TextIOWrapper
 
 import nibabel
 import numpy as np
@@ -16,9 +17,10 @@ from distributed import Client
 
 import dseeds
 from dseeds import phantom
+from dseeds.cli import main
 from dseeds.storage.ownership import MARKER
 from tests.support.broken_files import SOURCES
-from tests.support.commands import EXAMPLE, SCRIPT, assert_one_sentence, listing, run, save
+from tests.support.commands import EXAMPLE, SCRIPT, assert_one_sentence, image, listing, run, save
 from tests.support.runs import assert_no_image
 
 
@@ -243,3 +245,48 @@ def test_evaluate(call, tmp_path):
     code, out, err = call("evaluate", names[0], tmp_path / "small.zarr")
     assert (code, out) == (1, "")
     assert_one_sentence(err)
+
+
+def test_names_that_the_terminal_cannot_encode(tmp_path, monkeypatch):
+    """Every command ends well where names have letters that the output has not."""
+    folder = tmp_path / "Schädel-脳"
+    folder.mkdir()
+    source, labels = save(folder / "bild-ü.nii.gz", image((12, 12, 12))), folder / "étiquettes.zarr"
+    commands = [
+        ("phantom", folder / "körper.zarr", "--shape", "16,16,16"),
+        ("info", source),
+        ("plan", source, labels, "--step", 4),
+        ("segment", source, labels, "--step", 4),
+        ("segment", source, "--into", folder / "众", "--step", 4),
+        ("features", labels, source),
+        ("evaluate", labels),
+        ("preview", labels, source, "-o", folder / "ñ.png"),
+        ("report", labels, "-o", folder / "ñ.html"),
+        ("map", labels, folder / "étiquettes.features", folder / "wert-ß.zarr", "--column", "num_pixels"),
+        ("agglomerate", folder / "étiquettes.features", folder / "ast-ä.parquet", "--n-segments", 2),
+        ("export", labels, folder / "ø.npy"),
+        ("import", source, folder / "å.zarr"),
+        ("init", source, folder / "stück.zarr", "--step", 4),
+        ("status", folder / "stück.zarr"),
+        ("info", folder / "nowhere-ж.nii"),
+    ]
+    for command in commands:
+        out, err = (TextIOWrapper(BytesIO(), encoding="ascii") for _ in range(2))
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", err)
+        code = main(list(map(str, command)))
+        for stream in (out, err):
+            stream.flush()
+        text = (out.buffer.getvalue() + err.buffer.getvalue()).decode("ascii")
+        assert code == (1 if "nowhere" in str(command[1]) else 0), (command, text)
+        assert out.errors == err.errors == "strict"
+    assert "\\u0436" in text
+
+
+def test_a_locale_without_names(tmp_path):
+    target = tmp_path / "étiquettes.zarr"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
+    done = run("segment", save(tmp_path / "bild-ü.nii", image((12, 12, 12))), target, "--step", 4, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "27 supervoxels" in done.stdout
+    assert (target / "zarr.json").exists()

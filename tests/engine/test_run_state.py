@@ -190,7 +190,7 @@ def found_by(image, folder, region=(2, 2, 2)):
     job = job_in(folder, image.shape, region=region, image=image)
     run_state = replayed_state(job, None)
     job.store.create(run_state.layouts)
-    while run_state.current.stage == "window":
+    while run_state.current.is_search:
         phase = run_state.current
         assert summary(replayed_state(job, None)) == summary(run_state)
         for number in run_state.regions(phase):
@@ -210,12 +210,24 @@ def test_the_window_is_that_of_the_whole(dtype, shape, seed):
     with TemporaryDirectory() as folder:
         run_state = found_by(image, folder)
         assert run_state.job.windows == (intensity_window(image),)
-        assert run_state.phases == run_state.planned
+        assert run_state.phases == [phase for phase in run_state.planned if phase.stage != "contrast"]
         assert replayed_state(run_state.job, None).job.windows == run_state.job.windows
         # Counts are wanted no more when all is quantised.
         run_state.close(QUANTISE, dict.fromkeys(run_state.regions(QUANTISE), ALL))
         assert list(Path(folder, "scratch").glob("digits-*/c")) == []
         assert Path(folder, "scratch", digits_name(0), "zarr.json").exists()
+
+
+@pytest.mark.parametrize(("dtype", "passes"), [("u2", 0), ("i4", 2), ("f8", 4)])
+def test_further_passes_where_both_percentiles_are_one_value(dtype, passes):
+    image = np.full((8, 16, 16), 7, dtype)
+    image[2, 3, 4:7] = 9, 11, 120
+    with TemporaryDirectory() as folder:
+        run_state = found_by(image, folder)
+        assert run_state.job.windows == (intensity_window(image),)
+        assert sum(phase.stage == "contrast" for phase in run_state.phases) == passes
+        assert run_state.possible == run_state.planned == run_state.phases
+        assert replayed_state(run_state.job, None).job.windows == run_state.job.windows
 
 
 def test_a_constant_image_has_no_rounds():

@@ -41,7 +41,8 @@ def assert_sound(labels, inside=None):
 def masks(draw, shape):
     """Draw a mask of random voxels, planes, a box or a single voxel; boolean or numeric, perhaps coarser."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    own = shape if draw(st.booleans()) else tuple(int(rng.integers(1, n + 1)) for n in shape)
+    factors = (1, 1, 1) if draw(st.booleans()) else draw(st.tuples(*[st.integers(1, 5)] * 3))
+    own = tuple(-(-n // f) for n, f in zip(shape, factors, strict=True))
     kind = draw(st.sampled_from(["sparse", "dense", "planes", "box", "one", "all"]))
     mask = np.zeros(own, bool)
     if kind in ("sparse", "dense"):

@@ -22,6 +22,7 @@ from dseeds.seeds.cell_size import choose_step
 from dseeds.seeds.schedule import may_rest, schedule
 from tests.support import oracle
 from tests.support.paths import DATA
+from tests.support.regions import cut_by_tasks
 from tests.support.runs import (
     STAGES,
     Recorder,
@@ -47,6 +48,68 @@ def runs(draw):
     region = draw(st.none() | cuts(Lattice(shape, choose_step(shape, **size))))
     image, window = draw(voxels(shape))
     return image, {**size, "window": window}, region
+
+
+@st.composite
+def any_runs(draw):
+    """Draw a tiny volume of any kind, and any of the options that its labels depend on."""
+    shape = draw(st.tuples(*[st.integers(1, draw(st.sampled_from([4, 9, 15])))] * 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    options = {**draw(sizes(shape)), "region": draw(st.sampled_from([4, 7, 11, (5, 9, 30)]))}
+    count = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    channels, windows = zip(*(draw(voxels(shape)) for _ in range(count)), strict=True)
+    image = channels[0]
+    options["window"] = windows[0]
+    if count > 1:
+        axis = draw(st.sampled_from([0, -1]))
+        image = np.asarray(np.stack(channels, axis=axis), order=draw(st.sampled_from("CF")))
+        options |= {"channel_axis": axis, "window": draw(st.sampled_from([None, windows]))}
+        options["weights"] = draw(st.sampled_from([None, (1, 0.5, 2)[:count]]))
+    if draw(st.integers(0, 4)) == 0:
+        image = np.ma.array(image, mask=rng.random(image.shape) < 0.2)
+    options |= {
+        "percentiles": draw(st.sampled_from([(0.5, 99.5), (0, 100), (2, 90.5), "5,99.99"])),
+        "mask": draw(st.sampled_from([None, None, "auto", "given", "given", "coarser", "masked"])),
+        "bins": draw(st.sampled_from(["linear", "equalised"])),
+        "compactness": draw(st.sampled_from([0, 0, 0.3, 30])),
+        "min_size": draw(st.sampled_from([0, 0, 20])),
+        "levels": draw(st.sampled_from([0, 0, 2])),
+    }
+    if options["mask"] not in (None, "auto"):
+        factors = draw(st.tuples(*[st.integers(1, 4)] * 3)) if options["mask"] == "coarser" else (1, 1, 1)
+        inside = rng.random([-(-n // f) for n, f in zip(shape, factors, strict=True)]) < rng.choice([0.3, 0.9])
+        hidden = rng.random(inside.shape) < 0.3
+        options["mask"] = np.ma.array(inside, mask=hidden) if options["mask"] == "masked" else inside * np.uint8(3)
+    return image, options
+
+
+@pytest.mark.slow
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(any_runs(), st.sampled_from([1, 3]))
+def test_tasks_give_the_labels_of_the_whole_with_any_options(run, threads):
+    """Tiny volumes, all options, without a cluster: the tests below do the same on Dask, with fewer of both."""
+    image, options = run
+    whole = {name: value for name, value in options.items() if name != "region"}
+    with TemporaryDirectory() as folder:
+        results = [
+            result_or_error(lambda: supervoxels(image, **whole, threads=threads)),
+            result_or_error(lambda: cut_by_tasks(image, folder, **options)),
+        ]
+    if isinstance(results[1], str):
+        assert results[0] == results[1]
+        return
+    expected = results[0] if options["levels"] else (results[0], [])
+    np.testing.assert_array_equal(results[1][0], expected[0])
+    assert len(results[1][1]) == len(expected[1])
+    for parents, others in zip(results[1][1], expected[1], strict=True):
+        np.testing.assert_array_equal(parents, others)
+
+
+def result_or_error(function):
+    try:
+        return function()
+    except ValueError as error:
+        return str(error).rstrip(".")
 
 
 LARGEST = noise((80, 80, 80), dtype="uint16")

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import re
 
+import dask.array as da
 import nibabel
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dseeds.io import ResampledMask, open_image, open_mask
+from dseeds.io.alignment import coarsening_factors
 
 SHAPE = (5, 6, 7)
 WHOLE = (slice(0, 5), slice(0, 6), slice(0, 7))
@@ -71,14 +74,18 @@ lengths = st.integers(1, 40)
 
 @given(st.tuples(lengths, lengths, lengths), st.data())
 def test_a_coarser_mask_selects_the_voxels_that_it_covers(shape, data):
-    own = tuple(data.draw(st.integers(1, n)) for n in shape)
+    factors = [data.draw(st.integers(1, n)) for n in shape]
+    is_cut = data.draw(st.booleans())
+    own = tuple(n // f if is_cut else -(-n // f) for n, f in zip(shape, factors, strict=True))
     inside = truth(own)
     mask = open_mask(inside, open_image(np.broadcast_to(np.uint8(0), shape)))
     lo = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = tuple(slice(a, data.draw(st.integers(a + 1, n))) for a, n in zip(lo, shape, strict=True))
     values = mask.read(box)
-    # The mask's voxel that contains the centre of the image's.
-    along = [[(2 * i + 1) * m // (2 * n) for i in range(n)] for n, m in zip(shape, own, strict=True)]
+    found = coarsening_factors(shape, own)
+    # Few long blocks leave the factor open.
+    assert all(own_f == f or n <= f * f + f for own_f, n, f in zip(found, shape, factors, strict=True))
+    along = [[min(i // f, m - 1) for i in range(n)] for n, m, f in zip(shape, own, found, strict=True)]
     np.testing.assert_array_equal(values, inside[np.ix_(*along)][box])
     # A copy works as well, and only the needed voxels are read.
     copied = mask.through(Copy(inside))
@@ -113,10 +120,32 @@ def test_only_the_needed_voxels_are_read(tmp_path):
     assert boxes == [(slice(1, 4), slice(1, 2), slice(2, 9))]
 
 
-@pytest.mark.parametrize("shape", [(5, 6, 8), (6, 1, 1), (10, 12, 14)])
-def test_finer_masks_are_refused(shape):
-    with pytest.raises(ValueError, match=r"the mask array has shape .* image has shape \(5, 6, 7\): a mask may"):
-        open_mask(truth(shape), IMAGE)
+@pytest.mark.parametrize(
+    ("image", "own"),
+    [
+        (SHAPE, (5, 6, 8)),
+        (SHAPE, (6, 1, 1)),
+        (SHAPE, (10, 12, 14)),
+        ((40, 48, 56), (39, 48, 56)),
+        ((40, 48, 56), (40, 48, 55)),
+        ((40, 48, 56), (31, 48, 5)),
+        ((40, 48, 56), (20, 24, 27)),
+        ((40, 48, 56), (56, 48, 40)),
+        # A last block that is left out along one axis, and kept along another.
+        ((41, 41, 41), (20, 21, 21)),
+    ],
+)
+def test_masks_of_other_shapes_are_refused(image, own):
+    message = rf"the mask array has shape {re.escape(str(own))} and .* {re.escape(str(image))}: a mask may be coarser"
+    with pytest.raises(ValueError, match=message):
+        open_mask(truth(own), open_image(np.broadcast_to(np.uint8(0), image)))
+
+
+def test_what_is_masked_in_a_mask_is_outside():
+    inside, hidden = truth(), truth(seed=1)
+    given = np.ma.array(inside, mask=hidden)
+    np.testing.assert_array_equal(open_mask(given, IMAGE).read(WHOLE), inside & ~hidden)
+    np.testing.assert_array_equal(open_mask(da.from_array(given, chunks=3), IMAGE).read(WHOLE), inside & ~hidden)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,21 @@ def test_the_tutorial(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(np.asarray(names["nibabel"].load("labels.nii.gz").dataobj).T, names["labels"])
 
 
+def test_the_examples_for_people_of_other_packages():
+    parts = blocks("docs/coming_from.md", "python")
+    assert len(parts) == 3
+    for part in parts:
+        names = {}
+        exec(compile(part, "coming_from.md", "exec"), names)
+        assert names["labels"].dtype == np.uint32
+        if "inside" in names:
+            assert names["within"].max() > 250
+            np.testing.assert_array_equal(names["hidden"] > 0, names["inside"])
+            assert names["plane_table"].num_rows == names["plane"].max()
+        if "classes" in names:
+            np.testing.assert_array_equal(names["segmentation"][0], names["classes"][names["labels"]])
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_python_is_python(page):
     for part in blocks(page, "python"):

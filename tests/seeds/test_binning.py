@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from dseeds.seeds import histograms
 from dseeds.seeds.binning import check_dtype, quantise_box, quantise_window
+from dseeds.seeds.contrast import new_counts
 from dseeds.seeds.histograms import GREY_LEVELS, count_grey_levels, equalised_bins, otsu_threshold
 from dseeds.seeds.kernels.layout import new_window, unpack_box
 from dseeds.seeds.kernels.voxels import MASKED
@@ -72,7 +73,10 @@ def test_bins_follow_the_formula(image, data):
 @given(cases())
 def test_bins_follow_the_rules(case):
     values, windows, options = case
-    bins, remaining = bins_of(values, windows, **options)
+    counts = new_counts(len(values))
+    bins, remaining = bins_of(values, windows, **options, counts=counts)
+    for own, channel in zip(counts, bins, strict=True):
+        np.testing.assert_array_equal(own, np.bincount(channel.ravel(), minlength=256))
     expected, expected_remaining = bins_one_by_one(values, windows, **options)
     np.testing.assert_array_equal(bins, expected)
     assert remaining == expected_remaining

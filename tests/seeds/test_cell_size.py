@@ -8,7 +8,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dseeds.core.geometry import Lattice
+from dseeds.core.mask_blocks import MaskBlocks
 from dseeds.seeds.cell_size import choose_step
+from tests.support import oracle
 
 sides = st.integers(1, 300)
 shapes = st.tuples(sides, sides, sides)
@@ -167,6 +169,91 @@ def test_cells_for_a_number_are_isotropic_in_millimetres(shape, spacing, data):
 def test_flat_volumes_get_their_number_too(shape, target, spacing):
     step = choose_step(shape, n_segments=target, spacing=spacing)
     assert abs(cells(shape, np.array(step)) / target - 1) <= 0.05
+
+
+thick = st.tuples(st.sampled_from([1, 1, 2, 3, 5, 10, 26, 40]), st.just(1), st.sampled_from([1, 1, 1.3]))
+plausible = st.tuples(*[st.one_of(st.integers(1, 8), st.integers(3, 60), st.integers(40, 300))] * 3)
+
+
+@settings(max_examples=400)
+@given(plausible, thick, st.sampled_from([1, 0.335, 0.05]), st.floats(0, 1))
+@example((19, 45, 36), (26, 1, 1), 0.335, None)
+def test_the_number_is_met_with_thick_slices_wherever_the_lattice_can(shape, thickness, pixel, share):
+    most = max(1, math.prod(shape) // 8)
+    target = 12 if share is None else round(math.exp(share * math.log(most)))
+    step = choose_step(shape, n_segments=target, spacing=np.multiply(thickness, pixel))
+    ratio = how_far_off(cells(shape, np.array(step)), target)
+    # The best of all steps, one for each number of cells.
+    axes = [np.arange(min(2, n), n + 1) for n in shape]
+    counts = [np.unique((2 * n + steps) // (2 * steps)) for n, steps in zip(shape, axes, strict=True)]
+    products = np.unique(np.outer(np.unique(np.outer(counts[0], counts[1])), counts[2]))
+    assert ratio <= max(1.5, how_far_off(products, target).min())
+
+
+def how_far_off(counts, target):
+    return np.maximum(counts / target, target / counts)
+
+
+# Inside a mask.
+
+
+def blocks_of(inside, factors=(1, 1, 1), shape=None):
+    own, shape = inside.shape, shape or tuple(np.multiply(inside.shape, factors).tolist())
+    return MaskBlocks.of(lambda: ((z, inside[z : z + 3]) for z in range(0, own[0], 3)), own, factors, shape)
+
+
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 20)] * 3), st.tuples(*[st.integers(1, 3)] * 3), st.data())
+def test_cells_inside_a_mask_are_counted_exactly(seed, own, factors, data):
+    rng = np.random.default_rng(seed)
+    inside = rng.random(own) < rng.choice([0.01, 0.1, 0.9])
+    shape = tuple(n * f - data.draw(st.integers(0, f - 1)) for n, f in zip(own, factors, strict=True))
+    blocks = blocks_of(inside, factors, shape)
+    if not inside.any():
+        assert blocks is None
+        return
+    # Cells at least as long as the mask's voxels.
+    step = tuple(data.draw(st.integers(f, max(f, n))) for f, n in zip(factors, shape, strict=True))
+    fine = inside.repeat(factors[0], 0).repeat(factors[1], 1).repeat(factors[2], 2)[tuple(map(slice, shape))]
+    along = [np.array(oracle.cells_along(n, s)) for n, s in zip(shape, step, strict=True)]
+    touched = {tuple(axis[i] for axis, i in zip(along, voxel, strict=True)) for voxel in np.argwhere(fine)}
+    if factors == (1, 1, 1):
+        assert blocks.count_cells(step) == len(touched)
+        assert blocks.inside == inside.sum()
+    else:
+        # A voxel of the mask that lies in several cells counts in one of them.
+        assert blocks.count_cells(step) <= len(touched)
+
+
+@pytest.mark.parametrize("target", [1, 3, 20, 150, 900])
+@pytest.mark.parametrize("radius", [9, 16])
+def test_a_number_of_supervoxels_is_one_inside_the_mask(target, radius):
+    z, y, x = np.indices((40, 44, 48))
+    inside = (z - 18) ** 2 + (y - 20) ** 2 + (x - 30) ** 2 < radius**2
+    blocks = blocks_of(inside)
+    if target > inside.sum() / 27:
+        return
+    for spacing in (None, (2, 1, 1)):
+        step = choose_step(inside.shape, n_segments=target, spacing=spacing, mask=blocks)
+        assert how_far_off(blocks.count_cells(step), target) <= 1.35
+    whole = np.ones(inside.shape, bool)
+    plain = choose_step(inside.shape, n_segments=target)
+    around = choose_step(inside.shape, n_segments=target, mask=blocks_of(whole))
+    assert how_far_off(cells(inside.shape, np.array(around)), target) <= how_far_off(
+        cells(inside.shape, np.array(plain)), target
+    )
+
+
+def test_a_large_mask_is_counted_in_blocks():
+    inside = np.zeros((8, 700, 900), bool)
+    inside[2:7, 100:600, 50:850] = True
+    blocks = blocks_of(inside)
+    assert max(blocks.filled.shape) <= 128
+    step = choose_step(inside.shape, n_segments=1000, mask=blocks)
+    along = [np.array(oracle.cells_along(n, s)) for n, s in zip(inside.shape, step, strict=True)]
+    touched = np.prod(
+        [len(set(axis[lo:hi])) for axis, (lo, hi) in zip(along, [(2, 7), (100, 600), (50, 850)], strict=True)]
+    )
+    assert how_far_off(touched, 1000) <= 1.15
 
 
 # What is refused.

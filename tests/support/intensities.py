@@ -44,7 +44,7 @@ def windows_of(draw, values):
     """Draw for each channel a window that contains much of it or nothing, is as wide as possible, or empty."""
     windows = []
     for channel in values:
-        some = [float(v) for v in channel.flat if math.isfinite(v)] or [0.0]
+        some = [exact(v) for v in channel.flat if math.isfinite(v)] or [0.0]
         ends = st.one_of(st.sampled_from(some), st.floats(-300, 300), st.sampled_from([-1.7e308, 1.7e308]))
         windows.append(tuple(sorted((draw(ends), draw(ends)))))
     return windows
@@ -62,8 +62,22 @@ def window_by_sorting(image, inside=None, percentiles=(5_000, 995_000)):
     values = np.sort(values)
     last = len(values) - 1
     low, high = last * percentiles[0] // 10**6, -(-last * percentiles[1] // 10**6)
-    low, high, least, greatest = (float(values[rank]) for rank in (low, high, 0, last))
-    return (low, high) if low < high else (least, greatest)
+    if values[low] < values[high] or values[0] == values[-1]:
+        return exact(values[low]), exact(values[high])
+    # Of all other values, what lies within Tukey's fences.
+    common, others = values[low], values[values != values[low]]
+    rank = (len(others) - 1) // 4
+    lower, upper = others[rank].item(), others[-1 - rank].item()
+    reach = 3 * (upper - lower) // 2 if image.dtype.kind != "f" else 1.5 * (upper - lower)
+    low = min(common.item(), max(values[0].item(), lower - reach))
+    high = max(common.item(), min(values[-1].item(), upper + reach))
+    return exact(low), exact(high)
+
+
+def exact(number):
+    """Return a number as a float, or as an integer if floats may not hold it."""
+    number = number.item() if hasattr(number, "item") else number
+    return number if isinstance(number, int) and abs(number) >= 2**53 else float(number)
 
 
 def has_values(image, inside=None):

@@ -7,6 +7,7 @@ except in the one place where the rules demand float32.
 
 import math
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from functools import cache
 from itertools import pairwise, product
 from math import prod
@@ -117,8 +118,15 @@ def voxel_scores(histogram, lambda_per_cent):
 
 
 def to_bins(image, window, parts=64):
-    lo, hi = map(float, window)
     bins = np.zeros(image.shape, int)
+    if image.dtype.kind in "iu" and 2**53 < max(-window[0], window[1]) < 2**65:
+        # Integers that floats do not hold.
+        lo, hi = map(Fraction, window)
+        for index in np.ndindex(image.shape):
+            place = float(int(image[index]) - lo) / float(hi - lo) * parts if lo < hi else 0
+            bins[index] = min(parts - 1, max(0, int(place)))
+        return bins
+    lo, hi = map(float, window)
     for index in np.ndindex(image.shape):
         x = float(image[index])
         if x >= hi:

@@ -1,11 +1,18 @@
-"""Jobs and states of runs without a cluster, and by definition which of their regions rest."""
+"""Jobs, states and whole runs without a cluster, and by definition which of their regions rest."""
 
 import numpy as np
+import zarr
 
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
+from dseeds.engine.publishing import StoredLabels, begin_labels
+from dseeds.engine.run import RunOptions
 from dseeds.engine.run_state import ImageQuery, RunState
+from dseeds.engine.source_import import import_source
+from dseeds.engine.tasks import perform_task
+from dseeds.engine.validation import prepare_run
 from dseeds.io import ArraySource, Image
+from dseeds.parallel.capacity import Capacity
 from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.seeds.schedule import may_rest
 from dseeds.storage.label_group import LabelGroup
@@ -48,3 +55,19 @@ def rests(job, turn, number, has_moved):
     if turn < 0 or not may_rest(job.schedule, turn) or (turn + 1 == len(job.schedule) and job.exchange.label_reach):
         return False
     return not any(has_moved(before, n) for before in (turn - 2, turn - 1) for n in within(job, number, turn))
+
+
+def cut_by_tasks(source, folder, **options):
+    """Cut a volume region by region, as on a cluster but by one task after the other; return labels and parents."""
+    capacity = Capacity(1, 1, 1 << 36, 1)
+    run, _ = prepare_run(source, f"{folder}/labels.zarr", RunOptions(**options), lambda: capacity)
+    state = run.state()
+    run.create_scratch(state)
+    import_source(run, state.job, lambda: None)
+    begin_labels(run, state.job)
+    while (phase := state.current) is not None:
+        marks = {n: perform_task(state.job, phase, n, state.task_input(phase, n)).outcome for n in state.regions(phase)}
+        state.close(phase, marks)
+    labels = zarr.open_array(f"{folder}/labels.zarr/0", mode="r")[:]
+    stored = StoredLabels(run, state)
+    return labels, [stored.parents(level) for level in range(1, run.spec.parameters.levels + 1)]

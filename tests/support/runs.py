@@ -69,6 +69,7 @@ STAGES = (
     "import",
     "mask",
     "window",
+    "contrast",
     "histogram",
     "quantise",
     "sweep-blocks",

@@ -14,13 +14,15 @@ import dask.array as da
 import numpy as np
 import zarr
 from dask import config
+from dask.array.utils import meta_from_array
 from dask.base import compute, get_scheduler
 from typing_extensions import override
 
+from dseeds.core.dtypes import unmask, unmasked_dtype
 from dseeds.core.forks import cached_property
 from dseeds.core.geometry import triple
 from dseeds.io.formats.ome_zarr import open_zarr
-from dseeds.io.source import IndexBox, Shape, Source, SourceQuery, Spacing, UnchunkedSource, split_channels
+from dseeds.io.source import IndexBox, Shape, Source, SourceQuery, Spacing, UnchunkedSource, name_array, split_channels
 from dseeds.storage.location import open_location
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, Layout
 
@@ -99,9 +101,52 @@ class DaskSource(UnchunkedSource):
 def open_dask_array(array: da.Array, query: SourceQuery, spacing: Spacing | None = None) -> tuple[DaskSource, ...]:
     """Open a Dask array as `dseeds.io.open_source` opens arrays. Nothing is computed."""
     if any(math.isnan(n) for n in array.shape):
-        where = "the mask" if query.purpose == "mask" else "the array"
-        raise ValueError(f"{where} has chunks of unknown sizes: compute them with its method compute_chunk_sizes()")
-    return tuple(DaskSource(channel, spacing) for channel in split_channels(array, query))
+        raise ValueError(
+            f"{name_array(query)} has chunks of unknown sizes: compute them with its method compute_chunk_sizes()"
+        )
+    return tuple(DaskSource(channel, spacing) for channel in split_channels(_plain_blocks(array, query), query))
+
+
+def _plain_blocks(array: da.Array, query: SourceQuery) -> da.Array:
+    """Return an array whose blocks are plain and what the array declares, see `dseeds.core.dtypes.unmask`."""
+    is_masked = isinstance(meta_from_array(array), np.ma.MaskedArray)
+    dtype = unmasked_dtype(array.dtype) if is_masked and query.is_image else array.dtype
+    plain: da.Array = da.map_blocks(
+        _plain_block,
+        array,
+        declared=array.dtype,
+        chunks_along=array.chunks,
+        is_masked=is_masked,
+        is_image=query.is_image,
+        dtype=dtype,
+        meta=np.empty((0,) * array.ndim, dtype),
+    )
+    return plain
+
+
+def _plain_block(
+    block: Any,
+    declared: np.dtype,
+    chunks_along: tuple[tuple[int, ...], ...],
+    is_masked: bool,
+    is_image: bool,
+    block_id: tuple[int, ...] = (),
+) -> np.ndarray:
+    """Return a block without its mask; raise a ValueError if it is not what its array declares."""
+    values = np.asanyarray(block)
+    shape = tuple(lengths[number] for lengths, number in zip(chunks_along, block_id, strict=True))
+    if values.dtype.newbyteorder("=") != declared.newbyteorder("=") or values.shape != shape:
+        raise ValueError(
+            f"the Dask array declares {declared} and a shape of {shape} for its block {block_id}, which holds "
+            f"{values.dtype} and has {values.shape}: declare what its function returns with dtype=, chunks= and meta="
+        )
+    if isinstance(values, np.ma.MaskedArray) and not is_masked:
+        raise ValueError(
+            f"the Dask array declares plain blocks, but its block {block_id} is masked: declare it with "
+            "meta=numpy.ma.array(...), or pass the voxels inside as mask="
+        )
+    plain = unmask(values, is_image=is_image)
+    return plain.astype(unmasked_dtype(declared)) if is_masked and is_image else plain
 
 
 def store_dask_array(

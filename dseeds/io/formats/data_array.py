@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dseeds.core.dtypes import unmask
 from dseeds.core.duck_arrays import is_dask_array
 from dseeds.io.axes import axis_meaning, find_space
 from dseeds.io.ome_metadata import PER_MM
@@ -101,4 +102,5 @@ def open_data_array(image: xr.DataArray, query: SourceQuery) -> tuple[Source, ..
         from dseeds.io.formats.dask_array import open_dask_array
 
         return open_dask_array(data, inner, size)
-    return tuple(ArraySource(channel, spacing=size) for channel in split_channels(np.asarray(data), inner))
+    values = unmask(np.asanyarray(data), is_image=query.is_image)
+    return tuple(ArraySource(channel, spacing=size) for channel in split_channels(values, inner))
