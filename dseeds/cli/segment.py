@@ -128,6 +128,8 @@ def _segment_many(
         def show(result: VolumeResult) -> None:
             if result.error is not None:
                 progress.print(f"{result.source}: {result.error}")
+            for note in result.report.notes if result.report else ():
+                progress.print(f"{result.source}: note: {note}")
             progress.advance("volumes")
 
         results = segment_many(

@@ -58,4 +58,5 @@ def report_run(
         peak_memory=peaks,
         stages=reports,
         compile_seconds=round(compiled, 4),
+        notes=run.image.notes,
     )

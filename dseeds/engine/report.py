@@ -139,6 +139,8 @@ class Report(RunDocument):
         The stages in the order in which they began.
     compile_seconds : float
         The time that this process, or the worker of a local cluster with the most, spent on compiling kernels.
+    notes : tuple of str
+        What the image's owner should know of how it is read, such as which of two contradictory statements counts.
     """
 
     target: str
@@ -161,6 +163,7 @@ class Report(RunDocument):
     peak_memory: dict[str, int]
     stages: tuple[StageReport, ...]
     compile_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         rows = [
@@ -188,7 +191,7 @@ class Report(RunDocument):
         if self.peak_memory:
             who = "of a worker" if self.workers else "of this process"
             lines.append(f"peak memory {who}: {format_mebibytes(max(self.peak_memory.values()))} MiB")
-        return lines
+        return lines + [f"note: {note}" for note in self.notes]
 
     def __str__(self) -> str:
         width = max((len(stage.name) for stage in self.stages), default=0)

@@ -362,7 +362,7 @@ class Run:
                     "rounds": len(job.schedule),
                 },
                 "source": self.image.identity,
-                **affine_attributes(with_spacing(self.image.affine, options.spacing)),
+                **self._position_attributes(),
                 "versions": {
                     "dseeds": __version__,
                     "python": platform.python_version(),
@@ -371,6 +371,12 @@ class Run:
             },
             "ome": self.ome_attributes(),
         }
+
+    def _position_attributes(self) -> dict[str, Any]:
+        """Return what the labels' attributes keep of the image's position in space, beside their place in OME-Zarr."""
+        spacing, forms = self.spec.options.spacing, self.image.forms
+        forms = forms and forms.mapped(lambda form: with_spacing(form, spacing))
+        return affine_attributes(with_spacing(self.image.affine, spacing), forms)
 
     def ome_attributes(self, level: int = 0) -> dict[str, Any]:
         """Return the OME-Zarr attributes of a level of supervoxels: the labels lie where the image does."""

@@ -19,7 +19,7 @@ from typing_extensions import override
 from dseeds.io.affine import frame_matrix, voxel_sizes
 from dseeds.io.formats.ome_zarr import ZarrSource
 from dseeds.io.ome_metadata import Frame
-from dseeds.io.source import IndexBox, Kind, Shape, Source, SourceBase, Spacing, slab_ranges
+from dseeds.io.source import IndexBox, Kind, NiftiForms, Shape, Source, SourceBase, Spacing, slab_ranges
 
 # How far a corner of a volume may be from that of another with as many voxels, in voxels: files round, or store text.
 _SAME_GRID = 0.1
@@ -118,6 +118,12 @@ class TurnedSource(SourceBase):
     def affine(self) -> np.ndarray | None:
         affine = self.source.affine
         return None if affine is None else turn_affine(affine, self.source.shape, self.axes, self.flips)
+
+    @property
+    def forms(self) -> NiftiForms | None:  # type: ignore[override]
+        """The forms of the stored volume, turned."""
+        forms = self.source.forms
+        return forms and forms.mapped(lambda form: turn_affine(form, self.source.shape, self.axes, self.flips))
 
     @property
     @override
