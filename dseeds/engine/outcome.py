@@ -59,4 +59,5 @@ def report_run(
         stages=reports,
         compile_seconds=round(compiled, 4),
         notes=run.image.notes,
+        spacing=run.spacing,
     )

@@ -128,6 +128,7 @@ class _LevelGroup:
             compressors=full.compressors,
             fill_value=full.fill_value,
             dimension_names=getattr(full.metadata, "dimension_names", None),
+            chunk_key_encoding=getattr(full.metadata, "chunk_key_encoding", None),
             zarr_format=3,
         )
 

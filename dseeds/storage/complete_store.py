@@ -14,6 +14,6 @@ class CompleteStore(WrapperStore[Store]):
     @override
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         value = await super().get(key, prototype, byte_range)
-        if key.startswith("c/") and not value:
+        if not value and key != "zarr.json":
             raise LookupError(f"{key} is missing or empty")
         return value

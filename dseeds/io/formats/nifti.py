@@ -25,6 +25,7 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 from typing_extensions import override
 
+from dseeds.core.formatting import format_spacing
 from dseeds.io.affine import describe_forms, has_shear, is_affine, voxel_sizes
 from dseeds.io.formats.file_writer import (
     OURS,
@@ -548,8 +549,8 @@ def _read_space(
     sizes = voxel_sizes(affine)
     # The sizes are a part of the qform.
     notes = notes or (
-        f"its voxel sizes (pixdim, {_listed(spacing)} mm along z, y, x) contradict its affine "
-        f"({_listed(sizes)} mm): the affine is taken",
+        f"its voxel sizes (pixdim, {format_spacing(spacing)} along z, y, x) contradict its affine "
+        f"({format_spacing(sizes)}): the affine is taken",
     )
     return convert_to_mm(sizes, [1.0] * 3), affine, forms, notes
 
@@ -570,10 +571,6 @@ def _agree(spacing: Spacing, affine: np.ndarray) -> bool:
     if np.allclose(spacing, voxel_sizes(affine), rtol=_SAME_SIZE, atol=0):
         return True
     return has_shear(affine) and math.isclose(math.prod(spacing), abs(np.linalg.det(affine)), rel_tol=_SAME_SIZE)
-
-
-def _listed(sizes: Spacing) -> str:
-    return ", ".join(f"{size:.6g}" for size in sizes)
 
 
 def _read_spacing(header: SpatialHeader) -> Spacing | None:
