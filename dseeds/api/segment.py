@@ -72,8 +72,9 @@ def segment(
         Where to write the labels: a new Zarr v3 group with the labels at ``0``; or, for a NIfTI source, a local file
         whose name ends in ``.nii`` or ``.nii.gz``.
     into_image : bool or str, default False
-        Instead of a target: write the labels into the source, an OME-Zarr image of version 0.5, as an image in its
-        group ``labels``, which lists it once it is complete. Its name is ``supervoxels``, or the name given here.
+        Instead of a target: write the labels into the source, an OME-Zarr image of version 0.4 or 0.5, as an image of
+        the same version in its group ``labels``, which lists it once it is complete. Its name is ``supervoxels``, or
+        the name given here.
     step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size, channel_axis, weights
         As for `supervoxels`; the mask may be anything that a source may be, and the channel axis of an OME-Zarr image
         may be given by name. The source's own spacing serves `n_segments` and a step such as ``"12mm"``, but does not
@@ -206,7 +207,7 @@ def segment(
             keep_scratch=keep_scratch,
             progress=progress,
         )
-    for note in outcome.report.notes:
+    for note in outcome.contrast_notes:
         warnings.warn(note, ContrastWarning, stacklevel=2)
     if html is not None:
         # Here, not above: drawing libraries are needed only for the report.

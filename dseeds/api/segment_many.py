@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -32,6 +33,8 @@ from dseeds.storage.location import is_remote
 NAME_FIELD = "{name}"
 # Endings that are not part of a volume's name, the longer ones first.
 ENDINGS = (*NIFTI_ENDINGS[::-1], ".ome.zarr", ".ome.tiff", ".ome.tif", ".zarr", *FILE_ENDINGS)
+# What follows them is one of several images in a file.
+_NAME = re.compile(rf"(.*?)(?:{'|'.join(map(re.escape, ENDINGS))})(?::(.+))?", re.IGNORECASE)
 # A thread is worth so many voxels: smaller volumes are cut by one thread each, several at a time.
 VOXELS_PER_THREAD = 1 << 21
 
@@ -208,12 +211,11 @@ def _parts(source: str) -> list[str]:
 def volume_name(name: str) -> str:
     """Return the name of a volume without the ending of its format.
 
-    >>> volume_name("ct.nii.gz"), volume_name("1.2.840.1"), volume_name("a.OME.TIF")
-    ('ct', '1.2.840.1', 'a')
+    >>> volume_name("ct.nii.gz"), volume_name("1.2.840.1"), volume_name("a.OME.TIF:1")
+    ('ct', '1.2.840.1', 'a_1')
     """
-    lower = name.lower()
-    ending = next((ending for ending in ENDINGS if lower.endswith(ending)), "")
-    return name[: len(name) - len(ending)]
+    match = _NAME.fullmatch(name)
+    return name if match is None else "_".join(filter(None, match.groups()))
 
 
 def _target_ending(name: str) -> str:

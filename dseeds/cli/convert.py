@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dseeds.cli.options import (
     OUTPUT,
     ChannelAxisOption,
+    ImageOption,
     OverwriteOption,
     SpacingOption,
     ThreadsOption,
     VolumeOption,
     VoxelCounts,
+    choose_images,
     image_option,
     one_or_several,
     output_option,
@@ -40,19 +42,26 @@ EXPORT_EXAMPLES = (
 class ConversionOptions:
     """The options that imports and exports share."""
 
+    image: ImageOption = None
     volume: VolumeOption = None
     channel_axis: ChannelAxisOption = None
     spacing: SpacingOption = None
     labels: Annotated[
         bool | None,
         image_option(
-            "--labels/--image", help="Whether the voxels are labels or intensities.", show_default="from the source"
+            "--labels/--intensities",
+            help="Whether the voxels are labels or intensities.",
+            show_default="from the source",
         ),
     ] = None
     memory: Annotated[
         str | None,
         work_option(metavar="SIZE", help="Memory for the voxels held at once, such as 2GiB.", show_default="512MiB"),
     ] = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of both functions; the image is a part of the source's address."""
+        return {name: value for name, value in vars(self).items() if name != "image"}
 
 
 def import_command(
@@ -86,9 +95,9 @@ def import_command(
 
     with output.progress() as progress:
         summary = import_volume(
-            one_or_several(source),
+            one_or_several(choose_images(source, conversion.image)),
             target,
-            **vars(conversion),
+            **conversion.parameters(),
             chunks=chunks,
             shards=shards,
             pyramid=pyramid,
@@ -135,11 +144,12 @@ def export_command(
     """Convert labels or an image to a file for other programs, in little memory, keeping their place in space."""
     from dseeds.convert.export_volume import export_volume
 
+    [source] = choose_images([source], conversion.image)
     with output.progress() as progress:
         summary = export_volume(
             source,
             target,
-            **vars(conversion),
+            **conversion.parameters(),
             format=format,
             dtype=dtype,
             overwrite=overwrite,

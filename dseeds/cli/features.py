@@ -12,6 +12,7 @@ import typer
 from dseeds.cli.cluster import ClusterOptions
 from dseeds.cli.options import (
     ChannelAxisOption,
+    ImageOption,
     LabelsArgument,
     LevelOption,
     OverwriteOption,
@@ -19,6 +20,7 @@ from dseeds.cli.options import (
     TaskOptions,
     VolumeOption,
     WindowOption,
+    choose_images,
     image_option,
     one_or_several,
     output_option,
@@ -68,6 +70,7 @@ def features_command(
             show_default="0.5,99.5",
         ),
     ] = None,
+    chosen_image: ImageOption = None,
     volume: VolumeOption = None,
     level: LevelOption = None,
     channel_axis: ChannelAxisOption = None,
@@ -91,7 +94,7 @@ def features_command(
     with cluster.connect() as client, output.progress() as progress:
         measured = features(
             labels,
-            one_or_several(image) if image else None,
+            one_or_several(choose_images(image, chosen_image)) if image else None,
             folder or features_beside(address),
             spacing=spacing,
             window=window,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dseeds.cli.options import LevelOption, VolumeOption
+from dseeds.cli.options import ImageOption, LevelOption, VolumeOption, choose_images
 from dseeds.cli.output import JsonOption
 from dseeds.cli.tables import print_description
 
@@ -16,6 +16,7 @@ EXAMPLES = ("dseeds info labels.zarr", "dseeds info labels.zarr --json | jq .sup
 
 def info_command(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Labels, a phantom, or any image that dseeds reads.")],
+    image: ImageOption = None,
     volume: VolumeOption = None,
     level: LevelOption = None,
     as_json: JsonOption = False,
@@ -23,6 +24,7 @@ def info_command(
     """Describe an output or an image: its shape, its spacing, and how labels were made."""
     from dseeds.convert.describe import describe
 
+    [target] = choose_images([target], image)
     description = describe(target, volume=volume, level=level or 0)
     if as_json:
         print(json.dumps(description, indent=2))

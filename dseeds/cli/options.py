@@ -86,6 +86,15 @@ def one_or_several(sources: list[str]) -> str | list[str]:
     return sources[0] if len(sources) == 1 else sources
 
 
+def choose_images(sources: Sequence[str], image: str | None) -> list[str]:
+    """Return the addresses of an image in each of several files that hold several.
+
+    >>> choose_images(["cells.ome.tif"], "1"), choose_images(["cells.tif"], None)
+    (['cells.ome.tif:1'], ['cells.tif'])
+    """
+    return [source if image is None else f"{source}:{image}" for source in sources]
+
+
 LabelsArgument = Annotated[
     str,
     typer.Argument(metavar="LABELS", help="The supervoxels, in any format that segment reads; 0 is outside the mask."),
@@ -104,6 +113,14 @@ WindowOption = Annotated[
         "or one per channel, separated by semicolons.",
         autocompletion=complete_from("abdomen", "lung", "bone", "brain"),
         show_default="from --percentiles",
+    ),
+]
+ImageOption = Annotated[
+    str | None,
+    image_option(
+        "--image",
+        metavar="N|NAME",
+        help="Index or name of the image in a TIFF with several, or path of the dataset in HDF5: the same as SOURCE:N.",
     ),
 ]
 VolumeOption = Annotated[int | None, image_option(metavar="I", help="Index of the volume in a 4D image, from 0.")]

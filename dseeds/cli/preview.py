@@ -12,10 +12,12 @@ import typer
 from dseeds.cli.errors import print_error
 from dseeds.cli.options import (
     ChannelAxisOption,
+    ImageOption,
     LabelsArgument,
     OverwriteFileOption,
     SpacingOption,
     VolumeOption,
+    choose_images,
     image_option,
     output_option,
     parse_integers,
@@ -67,6 +69,7 @@ def preview_command(
         ),
     ] = None,
     channel: Annotated[int, image_option(metavar="I", help="Index of the channel to show, from 0.")] = 0,
+    chosen_image: ImageOption = None,
     volume: VolumeOption = None,
     channel_axis: ChannelAxisOption = None,
     spacing: SpacingOption = None,
@@ -81,6 +84,8 @@ def preview_command(
     from dseeds.viz.drawing import encode_png
     from dseeds.viz.preview import preview
 
+    if image is not None:
+        [image] = choose_images([image], chosen_image)
     path = output or default_output(labels, ".png")
     check_own_file(path, overwrite)
     with warnings.catch_warnings(record=True) as caught:

@@ -11,6 +11,7 @@ import typer
 from dseeds.cli.options import (
     OUTPUT,
     ChannelAxisOption,
+    ImageOption,
     LevelOption,
     OverwriteOption,
     RegionOption,
@@ -20,6 +21,7 @@ from dseeds.cli.options import (
     WeightsOption,
     WindowOption,
     cells_option,
+    choose_images,
     complete_from,
     image_option,
     one_or_several,
@@ -122,6 +124,7 @@ class RunArguments:
             show_default="linear",
         ),
     ] = None
+    image: ImageOption = None
     volume: VolumeOption = None
     level: LevelOption = None
     channel_axis: ChannelAxisOption = None
@@ -229,7 +232,7 @@ class RunArguments:
             if not matches:
                 raise typer.BadParameter(f"no file matches {address}", param_hint="'SOURCE'")
             volumes += matches
-        return volumes
+        return choose_images(volumes, self.image)
 
     def source_and_target(self) -> tuple[str | list[str], str]:
         """Return the source, or the list of its channels, and the target; raise a BadParameter if one is missing.
@@ -240,10 +243,11 @@ class RunArguments:
         if self.into_image:
             from dseeds.io.label_listing import DEFAULT_NAME, label_address
 
-            return one_or_several(addresses), label_address(addresses[0], self.label_name or DEFAULT_NAME)
+            sources = choose_images(addresses, self.image)
+            return one_or_several(sources), label_address(sources[0], self.label_name or DEFAULT_NAME)
         if self.label_name is not None:
             raise typer.BadParameter("needs --into-image", param_hint="'--label-name'")
         *sources, target = addresses
         if not sources:
             raise typer.BadParameter("missing: name a path for the labels, or use --into-image", param_hint="'TARGET'")
-        return one_or_several(sources), target
+        return one_or_several(choose_images(sources, self.image)), target

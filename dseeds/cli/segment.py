@@ -129,7 +129,7 @@ def _segment_many(
             if result.error is not None:
                 progress.print(f"{result.source}: {result.error}")
             for note in result.report.notes if result.report is not None else ():
-                progress.print(f"{result.source}: {note}")
+                progress.print(f"{result.source}: note: {note}")
             progress.advance("volumes")
 
         results = segment_many(

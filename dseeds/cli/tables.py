@@ -9,23 +9,20 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from dseeds.core.formatting import format_spacing
+
 if TYPE_CHECKING:
     from dseeds.api.segment_many import VolumeResult
 
 # Rows per group of a table of figures.
 MOST_ROWS = 100
-# Sizes of voxels below this, in millimetres, are shown in micrometres.
-MICROSCOPIC = 0.1
-HEADINGS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)"}
+HEADINGS = {"shape": "shape (z, y, x)", "spacing": "spacing (z, y, x)"}
 
 
 def print_description(description: Mapping[str, Any]) -> None:
     """Print a mapping such as the result of `dseeds.convert.describe.describe`, one row per item."""
     table = Table.grid(padding=(0, 2))
     for key, value in description.items():
-        if key == "spacing" and value is not None and max(value) < MICROSCOPIC:
-            table.add_row(Text("spacing (um)", style="bold"), Text(_join_sizes([f"{1e3 * v:.9g}" for v in value])))
-            continue
         table.add_row(Text(HEADINGS.get(key, key), style="bold"), Text(_format_value(key, value), overflow="fold"))
     Console().print(table)
 
@@ -33,6 +30,8 @@ def print_description(description: Mapping[str, Any]) -> None:
 def _format_value(key: str, value: Any) -> str:
     if value is None:
         return "none" if key == "shards" else "unknown"
+    if key == "spacing":
+        return format_spacing(value)
     if key in ("window", "windows"):
         return _format_window(value)
     if key == "notes":

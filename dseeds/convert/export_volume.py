@@ -189,6 +189,7 @@ def export_volume(
         given_spacing or image.spacing,
         with_spacing(image.position, given_spacing),
         labelled,
+        image.forms and image.forms.mapped(lambda form: with_spacing(form, given_spacing)),
     )
     remove_partial(path)
     if chosen.write is None:
@@ -212,7 +213,8 @@ def export_volume(
 
 def _unwritable(content: Content, kind: str) -> list[str]:
     """Return notes on what a format cannot hold of the position in space."""
-    if kind == "nifti" and content.affine is not None and has_shear(content.affine):
+    has_qform = content.forms is not None and content.forms.qform is not None
+    if kind == "nifti" and content.affine is not None and has_shear(content.affine) and not has_qform:
         return ["the axes are not at right angles (a shear), which only the sform holds: there is no qform (code 0)"]
     return []
 

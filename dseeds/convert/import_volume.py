@@ -176,6 +176,7 @@ def import_volume(
     check_apart(str(target), *image.paths)
     axes = "zyx" if image.channels == 1 else "czyx"
     affine = with_spacing(image.affine, given_spacing)
+    forms = image.forms and image.forms.mapped(lambda form: with_spacing(form, given_spacing))
     frame, size = _frame(image, given_spacing, affine), given_spacing or image.spacing
     location = open_location(target)
     with unfinished_target(location, overwrite) as run:
@@ -187,7 +188,7 @@ def import_volume(
             method = "mode" if labelled else "mean"
             levels = build_pyramid(location.address, method, coarser, executor=executor, run=run)
         ome = ome_image_attributes(**vars(frame), name=image.name, levels=levels, axes=axes, labels=labelled)
-        attributes = {"imported": image.name, "run": run, **affine_attributes(affine), "version": __version__}
+        attributes = {"imported": image.name, "run": run, **affine_attributes(affine, forms), "version": __version__}
         if image.path is not None:
             attributes["source"] = image.identity
         check_written_by(location, run)

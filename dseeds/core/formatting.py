@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
+
+# Sizes of voxels below this, in millimetres, are written in micrometres.
+_MICROSCOPIC = 0.1
+
+
+def format_spacing(spacing: Sequence[float]) -> str:
+    """Format the size of a voxel along each axis, in millimetres: as micrometres where all are below 0.1 mm.
+
+    >>> format_spacing((2.0, 0.5, 0.5)), format_spacing((0.002, 0.00065, 0.00065))
+    ('2 x 0.5 x 0.5 mm', '2 x 0.65 x 0.65 um')
+    """
+    per_unit, unit = (1e3, "um") if max(spacing) < _MICROSCOPIC else (1.0, "mm")
+    return f"{' x '.join(f'{per_unit * size:.6g}' for size in spacing)} {unit}"
+
+
+def format_length(length: float) -> str:
+    """Format a length in millimetres, as micrometres below 0.1 mm.
+
+    >>> format_length(12.5), format_length(0.0123)
+    ('12.5 mm', '12.3 um')
+    """
+    return f"{1e3 * length:.3g} um" if 0 < length < _MICROSCOPIC else f"{length:.3g} mm"
 
 
 def format_bytes(size: int) -> str:

@@ -30,6 +30,7 @@ from dseeds.engine.source_import import import_count, slab_count
 from dseeds.engine.wavefront import first_needed, has_checkpoint, is_tall, layers_ahead, needed_within
 from dseeds.io.pyramid import PYRAMID_STAGE, cut_regions
 from dseeds.seeds.schedule import schedule
+from dseeds.storage.label_group import has_metadata
 from dseeds.storage.location import is_remote
 from dseeds.storage.zarr_arrays import Layout
 
@@ -251,7 +252,7 @@ def check_disk(run: Run, in_memory: IoModel | None = None, *, threads: int = 0) 
     model = in_memory or IoModel(run, threads)
     scratch = 0 if in_memory else model.scratch
     # An older output in Zarr is removed before the new one is written.
-    is_replaced = not run.target.is_nifti and run.target.location.read("zarr.json") is not None
+    is_replaced = not run.target.is_nifti and has_metadata(run.target.location)
     sizes: dict[int, list[tuple[Path, int]]] = {}
     for address, size in ((run.scratch, scratch), (run.target.address, 0 if is_replaced else model.output)):
         if not is_remote(address):

@@ -22,6 +22,11 @@ class Outcome:
     plan: Plan
     report: Report
 
+    @property
+    def contrast_notes(self) -> tuple[str, ...]:
+        """The notes of the report on the contrast, without those on how the image is read."""
+        return self.report.notes[len(self.run.image.notes) :]
+
 
 def report_run(
     run: Run,
@@ -58,5 +63,6 @@ def report_run(
         peak_memory=peaks,
         stages=reports,
         compile_seconds=round(compiled, 4),
-        notes=state.notes,
+        notes=(*run.image.notes, *state.notes),
+        spacing=run.spacing,
     )

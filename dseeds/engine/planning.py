@@ -68,6 +68,8 @@ class Plan(RunDocument):
     resident_memory : int
         The memory of a worker that keeps the states of all its regions between rounds, in bytes; 0 without workers.
         If it may use less, states that do not fit are stored after each round and loaded again.
+    spacing : tuple of float or None
+        The size of a voxel along (z, y, x) in millimetres; None if unknown.
 
     Examples
     --------
@@ -95,6 +97,7 @@ class Plan(RunDocument):
     seconds: float | None
     stages: tuple[StagePlan, ...]
     resident_memory: int = 0
+    spacing: tuple[float, float, float] | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {self.target}", *(f"{name}: {value}" for name, value in self._figures)]
@@ -260,6 +263,7 @@ def build_local_plan(
         worker_limit=allowed_bytes(memory),
         seconds=seconds,
         stages=local_stages(model),
+        spacing=model.run.spacing,
     )
 
 
@@ -290,4 +294,5 @@ def build_plan(run: Run, capacity: Capacity, seconds: float | None) -> Plan:
         seconds=seconds,
         stages=model.stages,
         resident_memory=resident_bytes(lattice, regions.cells, shape, capacity, chunks),
+        spacing=run.spacing,
     )

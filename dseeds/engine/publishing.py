@@ -23,11 +23,13 @@ from dseeds.io import Image, Source, write_nifti_labels
 from dseeds.io.formats.file_writer import remove_partial
 from dseeds.io.label_listing import list_labels, unlist_labels
 from dseeds.io.labels import choose_tiling, open_labels
+from dseeds.io.ome_metadata import in_version_04
 from dseeds.io.pyramid import build_pyramid, pyramid_task_count
 from dseeds.parallel.executor import Executor
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.storage.label_group import (
     ATTRIBUTE,
+    ZarrFormat,
     begin_target,
     check_target,
     level_name,
@@ -201,16 +203,20 @@ def publish_zarr(run: Run, labels: FinishedLabels, state: RunState, record: Mapp
             f"dseeds segment --resume to write them again."
         )
     for level in levels:
-        _write_parents(target, level, labels.parents(level))
+        _write_parents(target, level, labels.parents(level), run.zarr_format)
     attributes = run.attributes(state)
     attributes[ATTRIBUTE].update(record)
-    publish_labels(target, attributes, [run.ome_attributes(level) for level in levels])
+    coarser: list[dict[str, Any]] = [{"ome": run.ome_attributes(level)} for level in levels]
+    if run.zarr_format == 2:
+        attributes, coarser = in_version_04(attributes), list(map(in_version_04, coarser))
+    publish_labels(target, attributes, coarser, run.zarr_format)
 
 
-def _write_parents(target: Location, level: int, parents: NDArray[Any]) -> None:
+def _write_parents(target: Location, level: int, parents: NDArray[Any], zarr_format: ZarrFormat) -> None:
     """Write the parent, at a coarser level, of each supervoxel of the level before it."""
     chunks = (min(len(parents), PARENTS_CHUNK),)
-    zarr.create_array(target.zarr(parents_name(level)), data=parents, chunks=chunks, overwrite=True)
+    store = target.zarr(parents_name(level))
+    zarr.create_array(store, data=parents, chunks=chunks, overwrite=True, zarr_format=zarr_format)
 
 
 def export_nifti(run: Run, labels: FinishedLabels, supervoxels: int, advance: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.formatting import format_mebibytes, format_shape
+from dseeds.core.formatting import format_mebibytes, format_shape, format_spacing
 from dseeds.core.geometry import Triple
 from dseeds.core.html import format_table
 
@@ -75,12 +75,14 @@ class RunDocument:
     supervoxels: int
     shape: Triple
     step: Triple
+    spacing: tuple[float, float, float] | None
 
     @property
     def title(self) -> str:
         """The run in a line."""
         step, shape = format_shape(self.step), format_shape(self.shape)
-        return f"{self.supervoxels} supervoxels at step {step} in {shape} voxels (z, y, x)"
+        sizes = "" if self.spacing is None else f" of {format_spacing(self.spacing)}"
+        return f"{self.supervoxels} supervoxels at step {step} in {shape} voxels (z, y, x){sizes}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -145,8 +147,11 @@ class Report(RunDocument):
     compile_seconds : float
         The time that this process, or the worker of a local cluster with the most, spent on compiling kernels.
     notes : tuple of str
-        What the user should know of the result: that the windows leave hardly any contrast, or a mask by a threshold
-        few voxels. Voxels that were quantised before a run was resumed, or by batch jobs, are not looked at.
+        What the user should know: which of two contradictory statements on the image's geometry counts, that the
+        windows leave hardly any contrast, or a mask by a threshold few voxels. Voxels that were quantised before a run
+        was resumed, or by batch jobs, are not looked at.
+    spacing : tuple of float or None
+        The size of a voxel along (z, y, x) in millimetres; None if unknown.
     """
 
     target: str
@@ -170,6 +175,7 @@ class Report(RunDocument):
     stages: tuple[StageReport, ...]
     compile_seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    spacing: tuple[float, float, float] | None = None
 
     def _repr_html_(self) -> str:
         rows = [

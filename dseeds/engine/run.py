@@ -26,15 +26,16 @@ from dseeds.engine.journal import Journal
 from dseeds.engine.memory_model import ChunkShapes
 from dseeds.engine.run_state import ImageQuery, RunState
 from dseeds.engine.scratch import ImportedImage, ImportedMask, source_name
-from dseeds.io import Frame, Image, Mask, ResampledMask, ome_label_attributes, open_image
+from dseeds.io import Frame, Image, Mask, ResampledMask, Spacing, ome_label_attributes, open_image
 from dseeds.io.affine import affine_attributes, with_spacing
 from dseeds.io.formats.nifti import NIFTI_ENDINGS, is_nifti
+from dseeds.io.label_listing import label_format
 from dseeds.io.ome_metadata import MILLIMETRES
 from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.in_memory import CutSettings
 from dseeds.seeds.order_statistics import WindowSearch
-from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, level_name
+from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, ZarrFormat, level_name
 from dseeds.storage.location import LocalLocation, Location, open_location
 from dseeds.storage.slabs import slab_layout
 from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout
@@ -294,6 +295,17 @@ class Run:
         """The address of the table and the graph of the supervoxels, beside the labels; None if they are not wanted."""
         return features_beside(self.target.address) if self.spec.options.features else None
 
+    @property
+    def spacing(self) -> Spacing | None:
+        """The size of a voxel along (z, y, x) in millimetres, as the user or else the image says; None if unknown."""
+        z, y, x = self.spec.options.spacing or self.image.spacing or (None, None, None)
+        return None if z is None or y is None or x is None else (float(z), float(y), float(x))
+
+    @cached_property
+    def zarr_format(self) -> ZarrFormat:
+        """The version of Zarr that the labels are in."""
+        return label_format(self.target.address) if self.spec.into_image else 3
+
     @cached_property
     def scratch(self) -> str:
         """The address of the arrays through which tasks exchange data."""
@@ -339,7 +351,7 @@ class Run:
     def _label_group(self, level: int) -> LabelGroup:
         if self.target.is_nifti:
             return LabelGroup(open_location(self.scratch), "labels")
-        return LabelGroup(self.target.location, level_name(level), run=self.identity)
+        return LabelGroup(self.target.location, level_name(level), self.identity, self.zarr_format)
 
     def attributes(self, state: RunState) -> dict[str, Any]:
         """Return the attributes of the labels: their provenance, and their place in space for readers of OME-Zarr."""
@@ -362,7 +374,7 @@ class Run:
                     "rounds": len(job.schedule),
                 },
                 "source": self.image.identity,
-                **affine_attributes(with_spacing(self.image.affine, options.spacing)),
+                **self._position_attributes(),
                 "versions": {
                     "dseeds": __version__,
                     "python": platform.python_version(),
@@ -371,6 +383,12 @@ class Run:
             },
             "ome": self.ome_attributes(),
         }
+
+    def _position_attributes(self) -> dict[str, Any]:
+        """Return what the labels' attributes keep of the image's position in space, beside their place in OME-Zarr."""
+        spacing, forms = self.spec.options.spacing, self.image.forms
+        forms = forms and forms.mapped(lambda form: with_spacing(form, spacing))
+        return affine_attributes(with_spacing(self.image.affine, spacing), forms)
 
     def ome_attributes(self, level: int = 0) -> dict[str, Any]:
         """Return the OME-Zarr attributes of a level of supervoxels: the labels lie where the image does."""

@@ -30,7 +30,7 @@ from dseeds.engine.run import (
 )
 from dseeds.engine.run_directory import RunMismatch, is_published, read_spec
 from dseeds.io import Image, Mask, ZarrSource, check_nifti_target, open_mask
-from dseeds.io.label_listing import is_label_of
+from dseeds.io.label_listing import is_label_of, label_format
 from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, extend_levels, match_levels
 from dseeds.parallel.capacity import Capacity
 from dseeds.seeds.binning import check_dtype
@@ -120,6 +120,10 @@ def _specify(
         multiple=shard_alignment(lattice, shards),
     )
     label_shard, label_chunk = choose_label_layout(lattice, region, shards, chunks)
+    if into_image and label_format(target.address) == 2:
+        if shards is not None:
+            raise ValueError("the image is in Zarr v2, which has no shards: leave out shards (--shards).")
+        label_shard = label_chunk
     method = PYRAMIDS[0] if options.pyramid is None else options.pyramid
     spec = RunSpec(
         source=image.identity,

@@ -6,16 +6,21 @@ axes, so OME-Zarr images of this program keep their affine in an attribute of th
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dseeds.io.ome_metadata import Frame
-from dseeds.io.source import Spacing
+from dseeds.io.source import NiftiForms, Shape, Spacing
 
-# The entry of the attribute ``dseeds`` of a group.
+# The entries of the attribute ``dseeds`` of a group.
 _AFFINE = "affine"
+_FORMS = "nifti"
+# How far a corner may be from that of another affine to be in the same place, in voxels.
+_SAME_CORNER = 0.1
 # How far two sizes of the same voxels may differ, as a fraction.
 _TOLERANCE = 1e-3
 # The cosine of the angle between axes at right angles, with the rounding of float32.
@@ -59,20 +64,56 @@ def with_spacing(affine: np.ndarray | None, spacing: Sequence[float] | None) -> 
     return scaled
 
 
-def affine_attributes(affine: np.ndarray | None) -> dict[str, Any]:
-    """Return the part of a group's attribute ``dseeds`` that stores an affine; empty without one."""
-    return {} if affine is None else {_AFFINE: np.asarray(affine, np.float64).tolist()}
+def affine_attributes(affine: np.ndarray | None, forms: NiftiForms | None = None) -> dict[str, Any]:
+    """Return the part of a group's attribute ``dseeds`` that stores an affine and the forms of NIfTI; may be empty."""
+    if affine is None:
+        return {}
+    attributes: dict[str, Any] = {_AFFINE: np.asarray(affine, np.float64).tolist()}
+    if forms is not None:
+        codes = {"qform_code": forms.qform_code, "sform_code": forms.sform_code}
+        matrix = {} if forms.qform is None else {"qform": np.asarray(forms.qform, np.float64).tolist()}
+        attributes[_FORMS] = {**codes, **matrix}
+    return attributes
 
 
 def affine_from_attributes(attribute: Any) -> np.ndarray | None:
     """Read an affine back; None if it is missing or makes no sense."""
     if not isinstance(attribute, Mapping):
         return None
+    return _read_matrix(attribute, _AFFINE)
+
+
+def forms_from_attributes(attribute: Any) -> NiftiForms | None:
+    """Read the forms of NIfTI back; None if they are missing or make no sense."""
     try:
-        affine = np.array(attribute[_AFFINE], np.float64)
+        forms = attribute[_FORMS]
+        codes = operator.index(forms["qform_code"]), operator.index(forms["sform_code"])
+    except (LookupError, TypeError):
+        return None
+    # NIfTI keeps codes in 16 bits.
+    return NiftiForms(*codes, _read_matrix(forms, "qform")) if 0 <= min(codes) <= max(codes) < 1 << 15 else None
+
+
+def _read_matrix(attribute: Mapping[str, Any], name: str) -> np.ndarray | None:
+    try:
+        affine = np.array(attribute[name], np.float64)
     except (KeyError, TypeError, ValueError):
         return None
     return affine if is_affine(affine) else None
+
+
+def describe_forms(affine: np.ndarray | None, forms: NiftiForms | None, shape: Shape) -> tuple[str, ...]:
+    """Return a note if a volume of a shape (z, y, x) lies elsewhere by the qform than by the affine; else nothing."""
+    if affine is None or forms is None or forms.qform is None:
+        return ()
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape[::-1]), [1]))).T
+    distance = float(np.abs((np.linalg.solve(affine, forms.qform) - np.eye(4)) @ corners).max())
+    if distance <= _SAME_CORNER:
+        return ()
+    return (
+        f"its qform and sform differ (a corner is {distance:.3g} voxels away): the sform is taken, as by nibabel; "
+        f"programs that are based on ITK may take the other",
+    )
 
 
 def translation(affine: np.ndarray | None) -> Spacing | None:

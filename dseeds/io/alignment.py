@@ -16,10 +16,11 @@ import numpy as np
 from typing_extensions import override
 
 from dseeds.core.forks import cached_property
+from dseeds.core.formatting import format_length, format_spacing
 from dseeds.io.affine import frame_matrix, voxel_sizes
 from dseeds.io.formats.ome_zarr import ZarrSource
 from dseeds.io.ome_metadata import Frame
-from dseeds.io.source import IndexBox, Kind, Shape, Source, SourceBase, Spacing, slab_ranges
+from dseeds.io.source import IndexBox, Kind, NiftiForms, Shape, Source, SourceBase, Spacing, slab_ranges
 
 # How far a corner of a volume may be from that of another with as many voxels, in voxels: files round, or store text.
 _SAME_GRID = 0.1
@@ -118,6 +119,12 @@ class TurnedSource(SourceBase):
     def affine(self) -> np.ndarray | None:
         affine = self.source.affine
         return None if affine is None else turn_affine(affine, self.source.shape, self.axes, self.flips)
+
+    @property
+    def forms(self) -> NiftiForms | None:  # type: ignore[override]
+        """The forms of the stored volume, turned."""
+        forms = self.source.forms
+        return forms and forms.mapped(lambda form: turn_affine(form, self.source.shape, self.axes, self.flips))
 
     @property
     @override
@@ -309,7 +316,7 @@ def _require_same_size(grid: Grid3D, reference: Grid3D, coarser: bool) -> None:
     if coarser or sizes[0] is None or sizes[1] is None or np.allclose(sizes[0], sizes[1], rtol=_SAME_SIZE, atol=0):
         return
     raise ValueError(
-        f"{reference.name} has voxels of {_format(sizes[1])} mm (z, y, x) and {grid.name} of {_format(sizes[0])} mm: "
+        f"{reference.name} has voxels of {format_spacing(sizes[1])} and {grid.name} of {format_spacing(sizes[0])}: "
         f"they must agree, so resample or correct one of them"
     )
 
@@ -324,10 +331,10 @@ def _describe_difference(
     if angle > _LEAST_ANGLE:
         difference = f"the axes differ by {angle:.3g} degrees"
     elif not coarser and not np.allclose(*sizes, rtol=_SAME_SIZE, atol=0):
-        difference = f"the voxels measure {_format(sizes[0])} and {_format(sizes[1])} mm (z, y, x)"
+        difference = f"the voxels measure {format_spacing(sizes[0])} and {format_spacing(sizes[1])}, along (z, y, x)"
     else:
         away = np.linalg.norm(own[:3, 3] - other[:3, 3])
-        difference = f"the first voxels are {away:.3g} mm apart"
+        difference = f"the first voxels are {format_length(float(away))} apart"
     if coarser:
         return (
             f"{grid.name} does not cover what {reference.name} covers, a corner is {distance:.3g} of its voxels away "
@@ -337,7 +344,3 @@ def _describe_difference(
         f"{reference.name} and {grid.name} lie in different places or orientations ({difference}; a corner is "
         f"{distance:.3g} voxels away): they must agree, so resample or correct one of them"
     )
-
-
-def _format(sizes: Spacing) -> str:
-    return f"({', '.join(f'{size:.6g}' for size in sizes)})"

@@ -14,7 +14,7 @@ from dseeds.io.alignment import Grid3D, align
 from dseeds.io.formats.ome_zarr import ZarrSource, frame_of
 from dseeds.io.ome_metadata import Frame
 from dseeds.io.open import open_voxels
-from dseeds.io.source import IndexBox, Kind, Shape, Source, SourceQuery, Spacing, require_channels
+from dseeds.io.source import IndexBox, Kind, NiftiForms, Shape, Source, SourceQuery, Spacing, require_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,11 @@ class Image:
     def affine(self) -> np.ndarray | None:
         """The affine of the first channel that has one; see `Source.affine`."""
         return next((part.affine for part in self.parts if part.affine is not None), None)
+
+    @property
+    def forms(self) -> NiftiForms | None:
+        """How the file that the affine is from states it in NIfTI; see `Source.forms`."""
+        return next((part.forms for part in self.parts if part.affine is not None), None)
 
     @property
     def position(self) -> np.ndarray | None:

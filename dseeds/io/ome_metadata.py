@@ -73,7 +73,7 @@ class Multiscale:
     where : str
         The path or URL of the image's group.
     version : str
-        ``"0.6"``, ``"0.5"``, or ``"0.4"`` for that version and those before it.
+        ``"0.6"``, ``"0.5"``, ``"0.4"``, or ``"0.3"`` for that version and those before it.
     axes : tuple of str
         The names of the arrays' axes.
     space : tuple of int or None
@@ -134,7 +134,7 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
         space = _find_space(names, [axis.get("type") for axis in axes], where)
         return Multiscale(
             where=where,
-            version="0.5" if "ome" in attributes else "0.4",
+            version="0.5" if "ome" in attributes else "0.4" if _has_named_axes(image) else "0.3",
             axes=names,
             space=space,
             paths=paths,
@@ -152,6 +152,13 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             f"{where} has OME metadata that cannot be read ({summarise_error(error)}): "
             f"correct 'multiscales' in its attributes, or pass an array inside it"
         ) from error
+
+
+def _has_named_axes(image: Mapping[str, Any]) -> bool:
+    """Return whether axes have types and units, and levels transformations, as from version 0.4 on."""
+    return all(isinstance(axis, Mapping) for axis in image.get("axes", "?")) and all(
+        _TRANSFORMATIONS in dataset for dataset in image["datasets"]
+    )
 
 
 def _read_coordinate_systems(image: Mapping[str, Any], where: str, labels: bool) -> Multiscale:
@@ -299,6 +306,16 @@ def ome_image_attributes(
         # Without "colors": an empty list is not allowed, and viewers have colours of their own for labels.
         attributes["image-label"] = {"version": "0.5", **({} if image is None else {"source": {"image": image}})}
     return attributes
+
+
+def in_version_04(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a group of Zarr v2, in version 0.4, from those with `ome_image_attributes`."""
+    ome = attributes["ome"]
+    described = {
+        "multiscales": [{"version": "0.4", **multiscale} for multiscale in ome["multiscales"]],
+        **({"image-label": {**ome["image-label"], "version": "0.4"}} if "image-label" in ome else {}),
+    }
+    return {**{name: value for name, value in attributes.items() if name != "ome"}, **described}
 
 
 def _describe_axes(axes: str, units: Units) -> list[dict[str, str]]:

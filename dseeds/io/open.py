@@ -59,8 +59,8 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
         - NIfTI: ``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``; other formats that nibabel reads are loaded whole;
         - a Zarr array (v2 or v3) or an OME-Zarr image; an array inside an image, as ``image.zarr/1``, is its level 1;
         - DICOM: a folder with a series, or a file of many frames that say where they lie;
-        - TIFF: a file, ``FILE.ome.tif:1`` for the second of several images in it, or a folder with a file for each
-          plane;
+        - TIFF: a file, or a folder with a file for each plane; ``FILE.ome.tif:1`` chooses the second of several images
+          in a file, which may also be chosen by its name, as ``FILE.ome.tif:NAME``;
         - NRRD (``.nrrd``, ``.nhdr``), MetaImage (``.mha``, ``.mhd``) or NumPy (``.npy``);
         - HDF5 (``.h5``, ``.hdf5``); ``FILE.h5:/path/to/dataset`` chooses one of several datasets.
 
@@ -149,6 +149,11 @@ def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
 def _open_path(path: Path, query: SourceQuery) -> Source | tuple[Source, ...]:
     file = split_image(split_dataset(path)[0])[0]
     if not file.exists():
+        address, _, chosen = str(path).rpartition(":")
+        if chosen and Path(address).exists():
+            raise ValueError(
+                f"{address} is neither TIFF nor HDF5, which may hold several images: leave out :{chosen} (--image)"
+            )
         raise FileNotFoundError(f"{file} does not exist")
     open_file = next(open_file for is_format, open_file in _FILE_FORMATS if is_format(path))
     return open_file(path, query)

@@ -141,6 +141,7 @@ class _LevelGroup:
             compressors=finer.compressors,
             fill_value=finer.fill_value,
             dimension_names=getattr(finer.metadata, "dimension_names", None),
+            chunk_key_encoding=getattr(finer.metadata, "chunk_key_encoding", None),
             zarr_format=3,
         )
 

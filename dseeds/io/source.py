@@ -22,7 +22,7 @@ import math
 import operator
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,6 +91,27 @@ class SeveralVolumes(ValueError):
         return str(self.args[0])
 
 
+@dataclass(frozen=True, eq=False)
+class NiftiForms:
+    """How a file of NIfTI states the position of its voxels: the affine is that of its sform, or else of its qform.
+
+    Attributes
+    ----------
+    qform_code, sform_code : int
+        The spaces that qform and sform lead to, as NIfTI numbers them; 0 for one that is missing.
+    qform : ndarray or None
+        The affine of the qform, from voxels (x, y, z) to millimetres, (4, 4); None if the header has none.
+    """
+
+    qform_code: int
+    sform_code: int
+    qform: np.ndarray | None = None
+
+    def mapped(self, change: Callable[[np.ndarray], np.ndarray | None]) -> NiftiForms:
+        """Return the forms of a volume that is placed differently: `change` does to an affine what became of it."""
+        return self if self.qform is None else replace(self, qform=change(self.qform))
+
+
 class Source(Protocol):
     """One 3D volume that can be read, axes (z, y, x). Every source pickles.
 
@@ -135,6 +156,10 @@ class Source(Protocol):
     @property
     def affine(self) -> np.ndarray | None:
         """From a voxel (x, y, z) to its position in millimetres, (4, 4), as in NIfTI; None if unknown."""
+
+    @property
+    def forms(self) -> NiftiForms | None:
+        """The codes of the affine in NIfTI, and a second one that the file holds; None if it has none of these."""
 
     @property
     def labelled(self) -> bool:
@@ -215,6 +240,7 @@ class SourceBase(_Interface):
     """The base of all sources: one that never changes, and is read box by box."""
 
     notes: tuple[str, ...] = ()
+    forms: NiftiForms | None = None
 
     @override
     def reopened(self) -> Source:
@@ -297,7 +323,7 @@ class ArraySource(UnchunkedSource):
     ----------
     array : ndarray, shape (z, y, x)
         The voxels, not copied.
-    name, kind, spacing, affine, labelled
+    name, kind, spacing, affine, labelled, notes, forms
         See `Source`; the spacing is in millimetres.
 
     Examples
@@ -313,6 +339,8 @@ class ArraySource(UnchunkedSource):
     spacing: Spacing | None = None
     affine: np.ndarray | None = None
     labelled: bool = False
+    notes: tuple[str, ...] = ()
+    forms: NiftiForms | None = None
     path = channels = None
 
     @property

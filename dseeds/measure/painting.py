@@ -307,9 +307,8 @@ def _paint_zarr(
         place.clear(SCRATCH)
         record = {"painted": name, "run": run, "labels": labels.name, "fill": _as_json(job.fill)}
         ome = ome_image_attributes(**vars(frame_of(labels)), name=f"{name} of {labels.name}", labels=as_labels)
-        publish_labels(
-            place, {ATTRIBUTE: {**record, **affine_attributes(labels.affine), "version": __version__}, "ome": ome}
-        )
+        record |= affine_attributes(labels.affine, labels.forms)
+        publish_labels(place, {ATTRIBUTE: {**record, "version": __version__}, "ome": ome})
     return missing
 
 

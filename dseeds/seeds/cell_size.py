@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.checks import is_whole_number
+from dseeds.core.formatting import format_spacing
 from dseeds.core.geometry import Lattice, Triple, check_spacing, triple
 from dseeds.core.mask_blocks import MaskBlocks
 
@@ -123,7 +124,7 @@ def _for_length(shape: Triple, step: str, length: float, spacing: tuple[float, f
     if spacing is None:
         raise ValueError(f"step {step!r} needs the voxels' size: give spacing=(z, y, x) in millimetres (--spacing).")
     if not math.isfinite(length) or all(length < 2 * s for s in spacing):
-        raise ValueError(f"step {step!r} is less than two voxels along every axis, whose spacing is {spacing} mm.")
+        raise ValueError(f"step {step!r} is less than two voxels, of {format_spacing(spacing)}, along every axis.")
     return _cube(shape, length, spacing)
 
 

@@ -45,6 +45,6 @@ class CompleteStore(WrapperStore[Store]):
 
 def _require(key: str, value: Buffer | None) -> Buffer | None:
     """Return a value; raise a LookupError if it is that of a chunk, and missing or empty."""
-    if key.startswith("c/") and not value:
+    if not value and key != "zarr.json":
         raise LookupError(f"{key} is missing or empty")
     return value

@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import AXES, Box
@@ -47,6 +48,10 @@ FILE_ENDINGS = (
 ATTRIBUTE = "dseeds"
 # Levels of a pyramid, including the full resolution: each halves at least one axis.
 MAX_PYRAMID_LEVELS = 64
+# The version of Zarr that a group is in: 3, or 2 for labels inside images that are.
+ZarrFormat: TypeAlias = Literal[2, 3]
+_GROUP_NAMES = ("zarr.json", ".zattrs", ".zgroup")
+_ARRAY_NAMES = ("zarr.json", ".zarray", ".zattrs")
 _COPY = re.compile(r"labels-[0-9a-f]{32}")
 _LEVEL = re.compile("|".join(f"{1 << level}x" for level in range(1, 17)))
 # A file that zarr was writing when it was killed.
@@ -59,15 +64,24 @@ class LabelGroup:
 
     `run` has to own the unfinished group before labels are written: otherwise, a late task of a run that was replaced
     would write into the output of another.
+
+    With a `zarr_format` of 2, chunks lie where Zarr v2 looks for them, and are encoded alike in both versions. Until
+    `publish_labels` describes them in that version, they are an array of Zarr v3.
     """
 
     location: Location
     name: str = "0"
     run: str = ""
+    zarr_format: ZarrFormat = 3
 
     def create(self, layout: Layout) -> None:
         """Create the array, empty, unless it exists."""
-        layout.create(self.location.zarr(self.name), dimension_names=AXES)
+        if self.zarr_format == 2:
+            # Of a run that was killed while it published.
+            self.location.delete([f"{self.name}/.zarray"])
+            layout.create(self.location.zarr(self.name), chunk_key_encoding={"name": "v2", "separator": "/"})
+        else:
+            layout.create(self.location.zarr(self.name), dimension_names=AXES)
 
     def write(self, box: Box, values: NDArray[Any]) -> None:
         """Write labels in a box of whole shards; raise a RuntimeError if the group is not this run's to write to."""
@@ -120,15 +134,25 @@ def is_our_group(target: Location) -> bool:
         return False
 
 
+def has_metadata(target: Location) -> bool:
+    """Return whether a target is a group of Zarr."""
+    return any(target.read(name) is not None for name in _GROUP_NAMES)
+
+
 def _metadata(target: Location) -> Any:
-    return json.loads(target.read("zarr.json") or b"")["attributes"]
+    """Read the attributes of a group; those of OME-Zarr as ``ome``, in either version of Zarr."""
+    text = target.read("zarr.json")
+    if text is not None:
+        return json.loads(text)["attributes"]
+    attributes = json.loads(target.read(".zattrs") or b"")
+    return {**attributes, "ome": attributes}
 
 
 def _is_our_name(name: str, levels: int) -> bool:
     """Return whether this program writes a file of this name into a group with this many pyramid levels."""
     first, *rest = name.split("/")
     if not rest:
-        return first in {"zarr.json", MARKER}
+        return first in {*_GROUP_NAMES, MARKER}
     if _PARTIAL.fullmatch(rest[-1]):
         rest[-1] = rest[-1].partition(".")[0]
     pyramid = {str(level) for level in range(levels)}
@@ -137,10 +161,11 @@ def _is_our_name(name: str, levels: int) -> bool:
         scratch = first == SCRATCH
         first, *rest = rest
         if not rest:
-            return first in {"zarr.json", "zarr"}
+            return first in {*_GROUP_NAMES, "zarr"}
         arrays = {*pyramid, "parents"} if not scratch else {first} if _COPY.fullmatch(first) else set()
-    is_chunk = rest[0] == "c" and all(part.isdecimal() for part in rest[1:])
-    return first in arrays and (rest in (["zarr.json"], ["zarr"]) or is_chunk)
+    is_chunk = all(part.isdecimal() for part in (rest[1:] if rest[0] == "c" else rest))
+    is_metadata = len(rest) == 1 and rest[0] in (*_ARRAY_NAMES, "zarr")
+    return first in arrays and (is_metadata or is_chunk)
 
 
 def _pyramid_levels(target: Location) -> int:
@@ -179,7 +204,7 @@ def check_target(target: Location, overwrite: bool) -> None:
     if isinstance(target, LocalLocation):
         exists = target.path.exists()
     else:
-        exists = target.read("zarr.json") is not None or next(target.names(), None) is not None
+        exists = has_metadata(target) or next(target.names(), None) is not None
     if exists:
         is_ours = is_our_group(target)
         stranger = _find_stranger(target) if is_ours else None
@@ -261,7 +286,7 @@ def remove_target(target: Location) -> None:
     # disk has no space for the marker, but can still be emptied.
     with suppress(OSError):
         _mark(target, "")
-    target.delete(["zarr.json"])
+    target.delete(_GROUP_NAMES)
     for name in {name.partition("/")[0] for name in target.names()}:
         if name.isdecimal() or name == SCRATCH or _LEVEL.fullmatch(name):
             target.clear(name)
@@ -271,16 +296,64 @@ def remove_target(target: Location) -> None:
             target.path.rmdir()
 
 
-def publish_labels(target: Location, attributes: Mapping[str, Any], levels: Sequence[Mapping[str, Any]] = ()) -> None:
+def publish_labels(
+    target: Location,
+    attributes: Mapping[str, Any],
+    levels: Sequence[Mapping[str, Any]] = (),
+    zarr_format: ZarrFormat = 3,
+) -> None:
     """Write the metadata that makes a target a finished group, as the last step.
 
-    `levels` is the OME-Zarr metadata of each coarser level; their groups are written first.
+    `levels` are the attributes of each coarser level; their groups are written first.
     """
-    for level, ome in enumerate(levels, 1):
-        target.write(f"{1 << level}x/zarr.json", _group({"ome": ome}))
-    target.write("zarr.json", _group(attributes))
+    groups = {**{f"{1 << level}x/": named for level, named in enumerate(levels, 1)}, "": attributes}
+    if zarr_format == 2:
+        _publish_v2(target, groups)
+    else:
+        for prefix, named in groups.items():
+            document = {"zarr_format": 3, "node_type": "group", "attributes": dict(named)}
+            target.write(f"{prefix}zarr.json", _as_json(document))
     target.delete([MARKER])
 
 
-def _group(attributes: Mapping[str, Any]) -> bytes:
-    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}, indent=2).encode()
+def _publish_v2(target: Location, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    """Describe groups, and the levels that their attributes list, in Zarr v2, and no longer in v3."""
+    arrays = [
+        f"{prefix}{dataset['path']}"
+        for prefix, attributes in groups.items()
+        for dataset in attributes["multiscales"][0]["datasets"]
+    ]
+    for name in arrays:
+        # None if an earlier attempt was killed after it had described this array.
+        text = target.read(f"{name}/zarr.json")
+        if text is not None:
+            target.write(f"{name}/.zarray", _as_json(_array_v2(json.loads(text))))
+    for prefix, attributes in groups.items():
+        target.write(f"{prefix}.zattrs", _as_json(attributes))
+        target.write(f"{prefix}.zgroup", _as_json({"zarr_format": 2}))
+    target.delete(f"{name}/zarr.json" for name in arrays)
+
+
+def _array_v2(array: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description in Zarr v2 of an array of Zarr v3 that `LabelGroup` created."""
+    [blosc] = (codec["configuration"] for codec in array["codecs"] if codec["name"] == "blosc")
+    shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[blosc["shuffle"]]
+    return {
+        "zarr_format": 2,
+        "shape": array["shape"],
+        "chunks": array["chunk_grid"]["configuration"]["chunk_shape"],
+        "dtype": np.dtype(array["data_type"]).newbyteorder("<").str,
+        "compressor": {
+            "id": "blosc",
+            **{key: blosc[key] for key in ("cname", "clevel", "blocksize")},
+            "shuffle": shuffle,
+        },
+        "fill_value": array["fill_value"],
+        "order": "C",
+        "filters": None,
+        "dimension_separator": "/",
+    }
+
+
+def _as_json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(document), indent=2).encode()

@@ -15,7 +15,7 @@ import zarr
 
 from dseeds._version import __version__
 from dseeds.convert.describe import as_mapping, describe
-from dseeds.core.formatting import format_bytes, format_duration, format_shape
+from dseeds.core.formatting import format_bytes, format_duration, format_shape, format_spacing
 from dseeds.engine.planning import Plan
 from dseeds.engine.report import Report
 from dseeds.io import Image, ZarrSource, open_image
@@ -47,7 +47,7 @@ SIZES = {
     "size_std": "standard deviation",
 }
 # Titles of parameters that say more than their keys.
-PARAMETERS = {"shape": "shape (z, y, x)", "spacing": "spacing (mm)", "dtype": "data type"}
+PARAMETERS = {"shape": "shape (z, y, x)", "spacing": "spacing (z, y, x)", "dtype": "data type"}
 
 
 def html_report(
@@ -236,6 +236,7 @@ def _embed(sheet: Sheet) -> list[list[dict[str, Any]]]:
 def _parameters(description: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return titles and values of the labels' properties and of the parameters that they were made with."""
     properties = {key: description.get(key) for key in ("format", "shape", "dtype", "spacing", "chunks", "shards")}
+    properties["spacing"] = properties["spacing"] and format_spacing(properties["spacing"])
     parameters, source, versions = (as_mapping(record.get(key)) for key in ("parameters", "source", "versions"))
     channels = source.get("channels", [source]) if source else []
     derived = {key: value for key, value in parameters.items() if key != "asked"}

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import psutil
 import pytest
+import tifffile
 import zarr
 from distributed import Client
 
@@ -218,6 +219,46 @@ def test_info_on_nifti(call, tmp_path):
         "shape": [24, 96, 128],
         "dtype": "int16",
     }
+
+
+@pytest.mark.parametrize("name", ["1", "cells"])
+def test_one_of_several_images(call, tmp_path, name):
+    """Every command takes an image of a file with several as FILE:1, and those that read one image have --image."""
+    file, labels = tmp_path / "a.ome.tif", tmp_path / "labels.zarr"
+    picture = np.random.default_rng(0).integers(0, 255, (9, 16, 20)).astype("u1")
+    with tifffile.TiffWriter(file, ome=True) as writer:
+        writer.write(picture[:5, 2:], photometric="minisblack", metadata={"axes": "ZYX"})
+        writer.write(picture, photometric="minisblack", metadata={"axes": "ZYX", "Name": "cells"})
+    for command, rest in [
+        ("info", ["--json"]),
+        ("plan", [labels, "--step", "4", "--json", "--no-calibrate"]),
+        ("segment", [labels, "--step", "4", "--json"]),
+        ("import", [tmp_path / "copy.zarr", "--json"]),
+        ("export", [tmp_path / "copy.nii", "--json"]),
+    ]:
+        code, out, err = call(command, file, *rest)
+        assert (code, out) == (1, "")
+        assert_one_sentence(err)
+        assert f"pass {file}:0" in err
+        for address, option in ((f"{file}:{name}", []), (file, ["--image", name])):
+            code, out, err = call(command, address, *rest, *option, *(["--overwrite"] * (command not in ("info",))))
+            assert code == 0, err
+            assert json.loads(out)["shape"] == [9, 16, 20]
+    for command, rest, own in [
+        ("features", ["-o", tmp_path / "features", "--overwrite"], True),
+        ("preview", ["-o", tmp_path / "a.png", "--overwrite"], True),
+        ("evaluate", [], False),
+        ("report", ["-o", tmp_path / "a.html", "--overwrite"], False),
+    ]:
+        positional = [] if own else ["--image"]
+        code, _, err = call(command, labels, *positional, f"{file}:{name}", *rest)
+        assert code == 0, err
+        if own:
+            code, _, err = call(command, labels, file, "--image", name, *rest)
+            assert code == 0, err
+    code, out, err = call("segment", f"{file}:{name}", "--into", tmp_path / "many", "--step", "4", "--json")
+    assert code == 0, err
+    assert json.loads(out)[0]["target"] == str(tmp_path / f"many/a_{name}.zarr")
 
 
 def test_evaluate(call, tmp_path):

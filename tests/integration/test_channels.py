@@ -354,7 +354,11 @@ TURNED = np.array([[0, 0.5, 0, 0], [0.5, 0, 0, 0], [0, 0, 3.25, 0], [0, 0, 0, 1]
             None,
             r"1.nii has the shape \(5, 6, 8\), but .*0.nii has \(5, 6, 7\).* must be the same",
         ),
-        (SHAPE, np.diag([0.5, 0.76, 3.25, 1]), r"1.nii lie in different places.*0.76, 0.5\) and .*0.75, 0.5\) mm"),
+        (
+            SHAPE,
+            np.diag([0.5, 0.76, 3.25, 1]),
+            r"1.nii lie in different places.*x 0.76 x 0.5 mm and .* x 0.75 x 0.5 mm",
+        ),
         (SHAPE, moved(0.1), r"0.nii and .*1.nii lie in different places or orientations"),
         (SHAPE, np.diag([-0.5, 0.75, 3.25, 1]), "lie in different places or orientations"),
         (SHAPE, moved(0.0001), None),

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from ome_zarr.format import FormatV04, FormatV05
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
-from ome_zarr_models.v05 import Image as ImageModel
-from ome_zarr_models.v05 import Labels as LabelsModel
-from ome_zarr_models.v05.image_label import ImageLabel as LabelModel
+from ome_zarr_models import v04, v05
 
 import dseeds
 from dseeds.cli import main
@@ -33,14 +31,24 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from ome_zarr.writer import write_labels, write_multiscale
 
+FORMATS = {"0.4": FormatV04(), "0.5": FormatV05()}
 PER_MM = {"micrometer": 1000, "millimeter": 1, "nanometer": 1000000, "centimeter": 0.1}
 
 
 @pytest.fixture
-def ct(ct_3mm, tmp_path):
-    """A CT written by ome-zarr as version 0.5, in three levels, in micrometres, not at the origin; and its voxels."""
+def version():
+    """The version of an image's OME-Zarr, for tests that do not take several."""
+    return "0.5"
+
+
+both_versions = pytest.mark.parametrize("version", ["0.4", "0.5"])
+
+
+@pytest.fixture
+def ct(ct_3mm, tmp_path, version):
+    """A CT written by ome-zarr, in three levels, in micrometres, not at the origin; and its voxels."""
     image = ct_3mm[0][:64, :60, :71]
-    return write(tmp_path / "ct.zarr", image, "zyx", translation=[5.0, -30.0, 7.5]), image
+    return write(tmp_path / "ct.zarr", image, "zyx", version, translation=[5.0, -30.0, 7.5]), image
 
 
 def write(path, image, axes, version="0.5", scale=3000.0, translation=None, unit="micrometer"):
@@ -62,7 +70,7 @@ def write(path, image, axes, version="0.5", scale=3000.0, translation=None, unit
             zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3),
             axes=named,
             coordinate_transformations=steps,
-            fmt=FormatV04() if version == "0.4" else FormatV05(),
+            fmt=FORMATS[version],
         )
     return path
 
@@ -183,25 +191,40 @@ def blocks_of(labels, factors):
     return out
 
 
+def ome(group):
+    """Return the metadata of OME-Zarr of a group, which is in one version of Zarr only."""
+    files = {file.name for file in Path(group.store.root, group.path).rglob("*") if not file.name.isdecimal()}
+    assert files <= ({".zattrs", ".zgroup", ".zarray"} if group.metadata.zarr_format == 2 else {"zarr.json"})
+    attributes = group.attrs.asdict()
+    return attributes.get("ome", attributes)
+
+
 def placed(group, level):
     """Return the scale and the translation of a level of labels."""
-    steps = group.attrs["ome"]["multiscales"][0]["datasets"][level]["coordinateTransformations"]
+    steps = ome(group)["multiscales"][0]["datasets"][level]["coordinateTransformations"]
     assert [step["type"] for step in steps] == ["scale", "translation"][: len(steps)]
     return steps[0]["scale"], steps[1]["translation"] if len(steps) > 1 else [0.0] * 3
 
 
 def listed(path):
-    return json.loads((path / "labels" / "zarr.json").read_text())["attributes"]["ome"]["labels"]
+    return ome(zarr.open_group(path, mode="r").get("labels"))["labels"] if has_list(path) else []
+
+
+def has_list(path):
+    return any((path / "labels" / name).exists() for name in ("zarr.json", ".zattrs", ".zgroup"))
 
 
 def validated(path):
     """Validate an image and all its labels with ome-zarr-models."""
-    ImageModel.from_zarr(zarr.open_group(path, mode="r"))
-    LabelsModel.from_zarr(zarr.open_group(path / "labels", mode="r"))
+    group = zarr.open_group(path, mode="r")
+    models = v04 if group.metadata.zarr_format == 2 else v05
+    models.Image.from_zarr(group)
+    models.Labels.from_zarr(zarr.open_group(path / "labels", mode="r"))
     for name in listed(path):
-        LabelModel.from_zarr(zarr.open_group(path / "labels" / name, mode="r"))
+        models.ImageLabel.from_zarr(zarr.open_group(path / "labels" / name, mode="r"))
 
 
+@both_versions
 def test_labels_go_into_their_image(ct, client):
     path, image = ct
     report = dseeds.segment(path, into_image=True, step=8, region=32, levels=1, client=client)
@@ -210,7 +233,7 @@ def test_labels_go_into_their_image(ct, client):
     np.testing.assert_array_equal(group["0"][:], dseeds.supervoxels(image, step=8))
     for prefix, depth in (("", 2), ("2x/", 3)):
         inner = group[prefix] if prefix else group
-        assert inner.attrs["ome"]["image-label"]["source"]["image"] == "../" * depth
+        assert ome(inner)["image-label"]["source"]["image"] == "../" * depth
         for level in (1, 2):
             before, labels = group[f"{prefix}{level - 1}"][:], group[f"{prefix}{level}"]
             np.testing.assert_array_equal(labels[:], blocks_of(before, (2, 2, 2)))
@@ -275,7 +298,7 @@ def test_labels_of_their_own_have_a_pyramid_too(tmp_path, client, ct_3mm):
     assert [group[str(level)].shape for level in range(3)] == [(16, 16, 576), (16, 16, 288), (16, 16, 144)]
     np.testing.assert_array_equal(group["1"][:], blocks_of(group["0"][:], (1, 1, 2)))
     assert placed(group, 2) == ([1.0, 1.0, 4.0], [0.0, 0.0, 1.5])
-    LabelModel.from_zarr(group)
+    v05.ImageLabel.from_zarr(group)
     assert report.stages[-1].name == planned.stages[-1].name == "pyramid"
     assert report.stages[-1].tasks == planned.stages[-1].tasks
     assert report.stages[-1].written == planned.stages[-1].written
@@ -285,12 +308,13 @@ def test_labels_of_their_own_have_a_pyramid_too(tmp_path, client, ct_3mm):
         dseeds.plan(image, target, step=16, pyramid="mean", client=client, overwrite=True)
 
 
-def test_others_labels_stay(ct, client):
+@both_versions
+def test_others_labels_stay(ct, client, version):
     path, image = ct
     theirs = (image > 0).astype(np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        write_labels(theirs, zarr.open_group(path, mode="r+"), name="organs", axes="zyx")
+        write_labels(theirs, zarr.open_group(path, mode="r+"), name="organs", axes="zyx", fmt=FORMATS[version])
     before = {file: file.read_bytes() for file in (path / "labels" / "organs").rglob("*") if file.is_file()}
     with pytest.raises(FileExistsError, match="was not written by dseeds"):
         dseeds.segment(path, into_image="organs", step=16, client=client, overwrite=True)
@@ -300,7 +324,7 @@ def test_others_labels_stay(ct, client):
     dseeds.segment(path, into_image=True, step=8, client=client, overwrite=True)
     assert sorted(listed(path)) == ["organs", "supervoxels"]
     assert all(file.read_bytes() == content for file, content in before.items())
-    LabelsModel.from_zarr(zarr.open_group(path / "labels", mode="r"))
+    validated(path)
     with pytest.raises(ValueError, match="as many levels as it has"):
         dseeds.segment(path, into_image="none", step=16, pyramid="none", client=client)
 
@@ -347,13 +371,14 @@ def stopped(monkeypatch):
     return run
 
 
+@both_versions
 def test_labels_that_are_not_whole_are_not_listed(ct, client, stopped):
     path, requested = ct[0], {"into_image": True, "client": client}
     stopped("publish_labels", path, step=16, **requested)
-    assert not (path / "labels" / "zarr.json").exists()
+    assert not has_list(path)
     # A resumed run writes the list that an interrupted one did not.
     stopped("list_labels", path, step=16, resume=True, **requested)
-    assert not (path / "labels" / "zarr.json").exists()
+    assert not has_list(path)
     report = dseeds.segment(path, step=16, resume=True, **requested)
     assert listed(path) == ["supervoxels"]
     # Labels that are being replaced are not listed.
@@ -363,6 +388,7 @@ def test_labels_that_are_not_whole_are_not_listed(ct, client, stopped):
     assert listed(path) == ["supervoxels"]
 
 
+@both_versions
 def test_batch_jobs_write_the_same_into_the_image(ct, client, capsys):
     path, _ = ct
     dseeds.segment(path, into_image="dask", step=16, region=32, client=client)
@@ -375,15 +401,18 @@ def test_batch_jobs_write_the_same_into_the_image(ct, client, capsys):
     dask, jobs = (zarr.open_group(path / "labels" / name, mode="r") for name in ("dask", "jobs"))
     for level in ("0", "1", "2"):
         np.testing.assert_array_equal(dask[level][:], jobs[level][:])
-    assert dask.attrs["ome"] == jobs.attrs["ome"]
+    assert ome(dask) == ome(jobs)
 
 
 @pytest.mark.parametrize(
     ("axes", "version", "message"),
-    [("zyx", "0.4", "version 0.4 or before"), ("xyz", "0.5", "need z, y and x in this order"), ("yx", "0.5", "need z")],
+    [("zyx", "0.3", "version 0.3 or before"), ("xyz", "0.5", "need z, y and x in this order"), ("yx", "0.5", "need z")],
 )
 def test_images_that_no_labels_fit_into(tmp_path, client, axes, version, message):
-    path = write(tmp_path / "a.zarr", np.zeros((20, 20, 20)[: len(axes)], np.uint8), axes, version)
+    path = write(tmp_path / "a.zarr", np.zeros((20, 20, 20)[: len(axes)], np.uint8), axes, max(version, "0.4"))
+    if version == "0.3":
+        group = zarr.open_group(path)
+        group.attrs["multiscales"] = [{**group.attrs["multiscales"][0], "axes": list(axes)}]
     with pytest.raises(ValueError, match=message):
         dseeds.segment(path, into_image=True, step=16, client=client)
     assert not (path / "labels").exists()

@@ -77,7 +77,7 @@ PLAIN = np.diag([-0.5, 0.5, 2.0, 1.0])
 ELSEWHERE = {
     "shifted": (moved(PLAIN, x=0.5), r"the first voxels are 0\.5 mm apart"),
     "far away": (moved(PLAIN, z=200), "the first voxels are 200 mm apart"),
-    "larger voxels": (PLAIN @ np.diag([1, 1, 1.5, 1]), r"the voxels measure \(3, 0\.5, 0\.5\) and \(2, 0\.5, 0\.5\)"),
+    "larger voxels": (PLAIN @ np.diag([1, 1, 1.5, 1]), r"the voxels measure 3 x 0\.5 x 0\.5 mm and 2 x 0\.5 x 0\.5 mm"),
     "turned": (bent(PLAIN, 7), "the axes differ by 7 degrees"),
     "flipped, but not in its place": (PLAIN @ np.diag([-1, 1, 1, 1]), "mm apart"),
 }

@@ -9,6 +9,7 @@ import warnings
 import zlib
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -47,8 +48,8 @@ def agree(source, expected, thickness=2):
     np.testing.assert_array_equal(source.read(box), expected[box])
 
 
-def refused(path, message, **options):
-    with pytest.raises(ValueError, match=message) as caught:
+def refused(path, message, error=ValueError, **options):
+    with pytest.raises(error, match=message) as caught:
         open_source(path, **options)
     assert "\n" not in str(caught.value)
     return caught.value
@@ -308,14 +309,16 @@ def test_a_missing_number_among_planes(tmp_path):
 def test_several_images_in_a_tiff(tmp_path):
     one, other = numbers((5, 16, 16), "u1"), numbers((7, 20, 22), "u2", 1)
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
-        writer.write(one, photometric="minisblack", metadata={"axes": "ZYX", "PhysicalSizeX": 1})
+        writer.write(one, photometric="minisblack", metadata={"axes": "ZYX", "PhysicalSizeX": 1, "Name": "cells"})
         sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.75, "PhysicalSizeZ": 2}
-        writer.write(other, photometric="minisblack", metadata={"axes": "ZYX", **sizes})
-    refused(
-        tmp_path / "a.ome.tif", r"holds 2 images of the shapes \(5, 16, 16\), \(7, 20, 22\): pass a\.ome\.tif:0 for"
-    )
-    refused(f"{tmp_path}/a.ome.tif:2", "has no image 2: it holds 2, numbered from 0")
-    agree(open_source(f"{tmp_path}/a.ome.tif:0"), one)
+        writer.write(other, photometric="minisblack", metadata={"axes": "ZYX", "Name": "dish/2:b", **sizes})
+    listed = r"2 images: 0 'cells' \(5 x 16 x 16\), 1 'dish/2:b' \(7 x 20 x 22\)"
+    refused(tmp_path / "a.ome.tif", rf"holds {listed}; pass {tmp_path}/a\.ome\.tif:0 for the first")
+    for missing in ("2", "", "Cells", "-1", "99999999999999999999"):
+        refused(f"{tmp_path}/a.ome.tif:{missing}", f"has no image '{missing}': it holds {listed}")
+    for first in ("0", "cells"):
+        agree(open_source(f"{tmp_path}/a.ome.tif:{first}"), one)
+    agree(open_source(f"{tmp_path}/a.ome.tif:dish/2:b"), other)
     source = open_source(f"{tmp_path}/a.ome.tif:1")
     agree(source, other)
     assert source.spacing == pytest.approx((0.002, 0.00075, 0.0005))
@@ -327,6 +330,24 @@ def test_several_images_in_a_tiff(tmp_path):
         writer.write(other, photometric="minisblack")
     refused(tmp_path / "b.tif", "holds 2 images")
     agree(open_source(f"{tmp_path}/b.tif:1"), other)
+    refused(f"{tmp_path}/missing.tif:1", "missing.tif does not exist", error=FileNotFoundError)
+    nibabel.save(nibabel.Nifti1Image(one.T, np.eye(4)), tmp_path / "c.nii")
+    refused(f"{tmp_path}/c.nii:1", r"c\.nii is neither TIFF nor HDF5, .* leave out :1")
+
+
+def test_images_of_one_name_are_chosen_by_their_numbers(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
+        for number in range(2):
+            writer.write(numbers((5, 6, 7 + number), "u1"), photometric="minisblack", metadata={"Name": "a"})
+    refused(f"{tmp_path}/a.ome.tif:a", r"has several images of the name 'a' \(2 images: .*: pass a number")
+
+
+def test_a_plane_with_a_second_image(tmp_path):
+    for z in range(3):
+        with tifffile.TiffWriter(tmp_path / f"{z}.tif") as writer:
+            for size in (16, 4):
+                writer.write(numbers((size, size), "u1"), photometric="minisblack")
+    refused(tmp_path, r"0\.tif holds 2 images, and in a folder every TIFF is one plane")
 
 
 @pytest.mark.parametrize("codec", ["lzw", "zstd", "jpeg2000", "packbits", "lzma"])
@@ -424,7 +445,8 @@ def test_hdf5(tmp_path, shape, dtype, order, chunked, seed):
 def test_datasets_of_hdf5_are_listed(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["one"], file["b/two"] = np.zeros((4, 5, 6), "u1"), np.ones((4, 5, 6), "u1")
-    refused(tmp_path / "a.h5", r"holds 2 datasets \(/b/two, /one\): pass a.h5:/b/two for the first")
+    listed = r"2 datasets: /b/two \(4 x 5 x 6\), /one \(4 x 5 x 6\)"
+    refused(tmp_path / "a.h5", rf"holds {listed}; pass {tmp_path}/a.h5:/b/two for the first")
     refused(f"{tmp_path}/a.h5:three", r"has no dataset 'three': it holds 2 datasets")
     refused(f"{tmp_path}/a.h5:b", r"has no dataset 'b'")
     assert open_source(f"{tmp_path}/a.h5:one").read(np.s_[:, :, :]).max() == 0

@@ -222,7 +222,7 @@ def test_a_qform_cannot_hold_a_shear(tmp_path):
     report = export_volume(tmp_path / "a.zarr", tmp_path / "b.nii.gz")
     written = nibabel.load(tmp_path / "b.nii.gz")
     np.testing.assert_allclose(written.affine, affine, rtol=1e-6)
-    assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (0, 1)
+    assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (0, 2)
     assert "shear" in report.notes[0]
     assert "shear" in str(report)
 

@@ -204,3 +204,89 @@ def test_a_target_inside_the_array_of_its_source(tmp_path):
         check_apart("s3://bucket/a.zarr/0/labels", "s3://bucket/a.zarr/0")
     # A folder that holds files may also hold labels.
     check_apart(str(tmp_path / "labels.zarr"), str(tmp_path))
+
+
+class Killed(Exception):
+    pass
+
+
+def labels_in_version_2(target):
+    """Write labels of 5 x 6 x 7 voxels that are not published yet, and return them with their group."""
+    begin_target(open_location(target), RUN)
+    group = LabelGroup(open_location(target), "0", RUN, zarr_format=2)
+    group.create(Layout((5, 6, 7), np.dtype("uint32"), (4, 4, 4), (4, 4, 4), "zstd", checked=False))
+    labels = np.arange(210, dtype=np.uint32).reshape(5, 6, 7)
+    group.write(Box((0, 0, 0), (4, 6, 7)), labels[:4])
+    group.write(Box((4, 0, 0), (5, 6, 7)), labels[4:])
+    return group, labels
+
+
+ATTRIBUTES_04 = {"dseeds": {"supervoxels": 5}, "multiscales": [{"version": "0.4", "datasets": [{"path": "0"}]}]}
+
+
+def test_labels_in_zarr_v2(tmp_path):
+    target = tmp_path / "labels"
+    group, labels = labels_in_version_2(target)
+    box = Box((0, 0, 0), labels.shape)
+    np.testing.assert_array_equal(group.read(box), labels)
+    publish_labels(open_location(target), ATTRIBUTES_04, zarr_format=2)
+    assert {path.name for path in target.rglob("*") if path.name.strip(".").isalpha()} == {
+        ".zattrs",
+        ".zgroup",
+        ".zarray",
+    }
+    array = zarr.open_array(target / "0", mode="r", zarr_format=2)
+    np.testing.assert_array_equal(array[:], labels)
+    assert array.chunks == (4, 4, 4)
+    assert zarr.open_group(target, mode="r", zarr_format=2).attrs.asdict() == ATTRIBUTES_04
+    assert is_our_group(open_location(target))
+    check_target(open_location(target), overwrite=True)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        check_target(open_location(target), overwrite=False)
+    (target / "0" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        check_target(open_location(target), overwrite=True)
+    (target / "0" / "notes.txt").unlink()
+    remove_target(open_location(target))
+    assert not target.exists()
+
+
+def test_a_missing_chunk_of_zarr_v2_is_noticed(tmp_path):
+    group, labels = labels_in_version_2(tmp_path / "labels")
+    (tmp_path / "labels" / "0" / "1" / "0" / "0").unlink()
+    assert not group.is_complete(Box((0, 0, 0), labels.shape))
+    assert group.is_complete(Box((0, 0, 0), (4, 6, 7)))
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_publishing_in_zarr_v2_can_be_repeated(tmp_path, monkeypatch, step):
+    """Killed before any of its steps, it leaves an unfinished output, which a resumed run can read and publish."""
+    target = tmp_path / "labels"
+    group, labels = labels_in_version_2(target)
+    kind, left = type(open_location(target)), [step]
+
+    def killed(function):
+        def run(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return function(*arguments, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "delete"):
+            patch.setattr(kind, name, killed(getattr(kind, name)))
+        if step < 5:
+            with pytest.raises(Killed):
+                publish_labels(open_location(target), ATTRIBUTES_04, zarr_format=2)
+            assert written_by(open_location(target)) == RUN
+        else:
+            publish_labels(open_location(target), ATTRIBUTES_04, zarr_format=2)
+    if step < 5:
+        group.create(Layout((5, 6, 7), np.dtype("uint32"), (4, 4, 4), (4, 4, 4), "zstd", checked=False))
+        np.testing.assert_array_equal(group.read(Box((0, 0, 0), labels.shape)), labels)
+        publish_labels(open_location(target), ATTRIBUTES_04, zarr_format=2)
+    np.testing.assert_array_equal(zarr.open_array(target / "0", mode="r")[:], labels)
+    assert not list(target.rglob("zarr.json"))
+    assert written_by(open_location(target)) is None

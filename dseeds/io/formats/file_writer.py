@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
-from dseeds.io.source import Shape, Spacing
+from dseeds.io.source import NiftiForms, Shape, Spacing
 from dseeds.storage.ownership import check_overwrite, check_parent
 
 # Slabs (dz, y, x) or (c, dz, y, x), each with the number of its first plane.
@@ -36,6 +36,7 @@ class Content:
     spacing: Spacing | None
     affine: np.ndarray | None
     labelled: bool
+    forms: NiftiForms | None = None
 
     @property
     def array_shape(self) -> tuple[int, ...]:

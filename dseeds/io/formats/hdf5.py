@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
+from dseeds.core.formatting import format_shape
 from dseeds.core.optional import import_optional
 from dseeds.io.axes import select_axes
 from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
@@ -81,13 +82,13 @@ def open_hdf5(path: Path, query: SourceQuery) -> FileSource:
         file = h5py.File(path, "r")
     with file:
         with describe_damage(str(path)):
-            names = _list_volumes(file)
-        name = name or _only(path, names)
+            shapes = _list_volumes(file)
+        name = name or _only(path, shapes)
         where = f"{path}:{name}"
         with describe_damage(where):
             dataset = file.get(name)
         if not isinstance(dataset, h5py.Dataset):
-            raise ValueError(f"{path} has no dataset {shorten(name, 80)!r}: it holds {_listed(names)}")
+            raise ValueError(f"{path} has no dataset {shorten(name, 80)!r}: it holds {_listed(shapes)}")
         require_volume(dataset.shape or (), dataset.dtype, where, query, planes=True)
         with describe_damage(where):
             chunks = dataset.chunks
@@ -144,26 +145,28 @@ def _list_nodes(file: Any) -> list[tuple[str, Any]]:
     return nodes
 
 
-def _list_volumes(file: Any) -> list[str]:
-    """List the paths of the datasets that may be volumes."""
+def _list_volumes(file: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the datasets that may be volumes, by their paths."""
     # Groups have no shape, and a dataset without values has None.
-    return [
-        name
+    return {
+        name: node.shape
         for name, node in _list_nodes(file)
         if len(getattr(node, "shape", None) or ()) >= 3 and node.dtype.kind in "iufb"
-    ]
+    }
 
 
-def _only(path: Path, names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    if not names:
+def _only(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    if not shapes:
         raise ValueError(f"{path} holds no dataset of numbers with three axes or more: supervoxels need z, y and x")
-    raise ValueError(f"{path} holds {_listed(names)}: pass {path.name}:{names[0]} for the first of them")
+    first, *more = shapes
+    if more:
+        raise ValueError(f"{path} holds {_listed(shapes)}; pass {path}:{first} for the first of them, and so on")
+    return first
 
 
-def _listed(names: list[str]) -> str:
-    return f"{len(names)} datasets ({shorten(', '.join(names), 500)})"
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    listed = ", ".join(f"{name} ({format_shape(shape)})" for name, shape in shapes.items())
+    return f"{len(shapes)} dataset{'s' * (len(shapes) != 1)}: {shorten(listed, 800)}"
 
 
 def _read_axes(dataset: Any, where: str) -> list[str] | None:

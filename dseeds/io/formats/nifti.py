@@ -11,7 +11,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -25,7 +25,8 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 from typing_extensions import override
 
-from dseeds.io.affine import has_shear, is_affine, voxel_sizes
+from dseeds.core.formatting import format_spacing
+from dseeds.io.affine import describe_forms, has_shear, is_affine, voxel_sizes
 from dseeds.io.formats.file_writer import (
     OURS,
     Content,
@@ -38,6 +39,7 @@ from dseeds.io.formats.file_writer import (
 from dseeds.io.source import (
     ArraySource,
     IndexBox,
+    NiftiForms,
     Shape,
     Source,
     SourceQuery,
@@ -70,8 +72,8 @@ _GZIP_RATIO = 1032
 # NIfTI's intent code for labels, and nibabel's names for the channels of colours.
 _LABEL_INTENT = 1002
 _COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
-# How far voxel sizes, as a fraction, and corners, in voxels, may differ between two statements of a header.
-_SAME_SIZE, _SAME_CORNER = 1e-3, 0.1
+# How far voxel sizes may differ between two statements of a header, as a fraction.
+_SAME_SIZE = 1e-3
 # NIfTI-1 keeps lengths in 16 bits.
 _LONGEST_NIFTI1 = 32767
 
@@ -86,7 +88,7 @@ class NiftiSource(UnchunkedSource):
         The file that holds the voxels.
     stored : tuple
         Where the voxels are in the file: shape (x, y, z), dtype, offset in bytes, slope and intercept.
-    name, shape, dtype, spacing, identity, kind, affine, channels, labelled, notes
+    name, shape, dtype, spacing, identity, kind, affine, channels, labelled, notes, forms
         See `Source`. Voxels are scaled by slope and intercept.
 
     Examples
@@ -113,6 +115,7 @@ class NiftiSource(UnchunkedSource):
     channels: int | None = None
     labelled: bool = False
     notes: tuple[str, ...] = ()
+    forms: NiftiForms | None = None
 
     @override
     def reopened(self) -> NiftiSource:
@@ -176,16 +179,16 @@ def _open(image: SpatialImage, header: SpatialHeader, query: SourceQuery) -> tup
     extra = _select_extra((*xyz, *shape[3:]), query, where)
     # A senseless header is no reason to warn: no voxel depends on it.
     with np.errstate(all="ignore"):
-        spacing, affine, notes = _read_space(image, header)
+        spacing, affine, forms, notes = _read_space(image, header)
     if type(voxels) is ArrayProxy and voxels.order == "F" and isinstance(voxels.file_like, str):
         volumes = _volume_numbers(shape[3:], extra)
         sources = (_open_volume(voxels, xyz, volume, name, dtype, spacing, affine) for volume in volumes)
-        return tuple(replace(source, labelled=labelled, notes=notes) for source in sources)
+        return tuple(replace(source, labelled=labelled, notes=notes, forms=forms) for source in sources)
     with describe_damage(where):
         array: np.ndarray = np.asanyarray(voxels).transpose(order).reshape(*xyz, *shape[3:])
     volume = _to_zyx(array[(*(slice(None),) * 3, *extra)])
     channels = volume if volume.ndim > 3 else (volume,)
-    return tuple(ArraySource(channel, name, "nifti", spacing, affine, labelled) for channel in channels)
+    return tuple(ArraySource(channel, name, "nifti", spacing, affine, labelled, notes, forms) for channel in channels)
 
 
 def _spatial_first(voxels: Any) -> list[int]:
@@ -449,13 +452,15 @@ def write_nifti(
 
 def write_nifti_content(path: Path, slabs: NumberedSlabs, content: Content) -> None:
     """Write a volume of any origin as NIfTI; see `dseeds.io.formats.file_writer`."""
-    shape, spacing, affine = content.shape, content.spacing, content.affine
+    shape, spacing, affine, forms = content.shape, content.spacing, content.affine, content.forms
     nifti = nibabel.Nifti1Image if max(shape) <= _LONGEST_NIFTI1 else nibabel.Nifti2Image
-    # Takes no memory, but has the position in space. Only the sform can hold a shear: code 0 is for no qform.
+    # Takes no memory, but has the position in space.
     image = nifti(np.broadcast_to(np.uint8(0), shape[::-1]), affine)
     if affine is not None:
-        image.set_qform(affine, code=int(not has_shear(affine)))
-        image.set_sform(affine, code=1)
+        # Only the sform can hold a shear: code 0 is for no qform.
+        forms = forms or NiftiForms(int(not has_shear(affine)), 1, affine)
+        image.set_qform(affine if forms.qform is None else forms.qform, code=forms.qform_code)
+        image.set_sform(affine, code=forms.sform_code)
     elif spacing is not None:
         image.header.set_zooms(spacing[::-1])
     if spacing is not None:
@@ -531,41 +536,34 @@ def _read_raw_header(image: SpatialImage) -> SpatialHeader:
 
 def _read_space(
     image: SpatialImage, header: SpatialHeader
-) -> tuple[Spacing | None, np.ndarray | None, tuple[str, ...]]:
-    """Return the size of a voxel, the affine, and notes on contradictions: the affine counts, for both."""
+) -> tuple[Spacing | None, np.ndarray | None, NiftiForms | None, tuple[str, ...]]:
+    """Return the size of a voxel, the affine, its forms, and notes on contradictions: the affine counts, for both."""
     affine, spacing = _read_affine(image, header), _read_spacing(header)
     if affine is None:
-        return spacing, None, ()
-    notes = []
-    if spacing is not None and not _agree(spacing, affine):
-        sizes = voxel_sizes(affine)
-        notes.append(
-            f"its voxel sizes (pixdim, {_listed(spacing)} mm along z, y, x) contradict its affine "
-            f"({_listed(sizes)} mm): the affine is taken"
-        )
-        spacing = convert_to_mm(sizes, [1.0] * 3)
-    distance = _qform_distance(header, image.shape)
-    if distance > _SAME_CORNER:
-        notes.append(
-            f"its qform and sform differ (a corner is {distance:.3g} voxels away): the sform is taken, as by nibabel; "
-            f"programs that are based on ITK may take the other"
-        )
-    return spacing, affine, tuple(notes)
+        return spacing, None, None, ()
+    x, y, z = (*image.shape[:3], 1)[:3]
+    forms = _read_forms(header)
+    notes = describe_forms(affine, forms, (z, y, x))
+    if spacing is None or _agree(spacing, affine):
+        return spacing, affine, forms, notes
+    sizes = voxel_sizes(affine)
+    # The sizes are a part of the qform.
+    notes = notes or (
+        f"its voxel sizes (pixdim, {format_spacing(spacing)} along z, y, x) contradict its affine "
+        f"({format_spacing(sizes)}): the affine is taken",
+    )
+    return convert_to_mm(sizes, [1.0] * 3), affine, forms, notes
 
 
-def _qform_distance(header: SpatialHeader, shape: Sequence[int]) -> float:
-    """Return how far apart, in voxels, a corner is by the qform and by the sform; 0 unless both are there."""
-    if not isinstance(header, nibabel.Nifti1Header) or not (header["qform_code"] > 0 and header["sform_code"] > 0):
-        return 0.0
-    try:
-        with np.errstate(all="ignore"):
-            forms = [np.asarray(form) for form in (header.get_qform(), header.get_sform())]
-    except Exception:  # a damaged header can raise anything, and the sform counts
-        return 0.0
-    if not all(is_affine(form) for form in forms):
-        return 0.0
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in (*shape[:3], 1)[:3]), [1]))).T
-    return float(np.abs((np.linalg.solve(forms[1], forms[0]) - np.eye(4)) @ corners).max())
+def _read_forms(header: SpatialHeader) -> NiftiForms | None:
+    """Return the codes of a header, and its qform in millimetres if there is one that makes sense."""
+    if not isinstance(header, nibabel.Nifti1Header):
+        return None
+    qform = None
+    # A damaged header can raise anything, and the sform counts.
+    with suppress(Exception), np.errstate(all="ignore"):
+        qform = _to_mm(header.get_qform(coded=True)[0], _per_mm(header))
+    return NiftiForms(0 if qform is None else int(header["qform_code"]), int(header["sform_code"]), qform)
 
 
 def _agree(spacing: Spacing, affine: np.ndarray) -> bool:
@@ -573,10 +571,6 @@ def _agree(spacing: Spacing, affine: np.ndarray) -> bool:
     if np.allclose(spacing, voxel_sizes(affine), rtol=_SAME_SIZE, atol=0):
         return True
     return has_shear(affine) and math.isclose(math.prod(spacing), abs(np.linalg.det(affine)), rel_tol=_SAME_SIZE)
-
-
-def _listed(sizes: Spacing) -> str:
-    return ", ".join(f"{size:.6g}" for size in sizes)
 
 
 def _read_spacing(header: SpatialHeader) -> Spacing | None:
@@ -596,7 +590,10 @@ def _read_affine(image: SpatialImage, header: SpatialHeader) -> np.ndarray | Non
         nifti = isinstance(header, nibabel.Nifti1Header)
         if not nifti or (header["qform_code"] == 0 and header["sform_code"] == 0):
             return None
-    per_mm, affine = _per_mm(header), image.affine
+    return _to_mm(image.affine, _per_mm(header))
+
+
+def _to_mm(affine: np.ndarray | None, per_mm: float | None) -> np.ndarray | None:
     if per_mm is None or affine is None:
         return None
     with np.errstate(all="ignore"):

@@ -31,8 +31,10 @@ def find_image_group(group: zarr.Group, where: str) -> tuple[zarr.Group, str]:
             break
         kind, paths = images
         if len(paths) > 1:
+            listed = shorten(", ".join(paths), 500)
             raise ValueError(
-                f"{where} is {kind} that holds {len(paths)} images: pass one of them, such as {where}/{paths[0]}"
+                f"{where} is {kind} that holds {len(paths)} images ({listed}): pass one of them, such as "
+                f"{where}/{paths[0]}"
             )
         inner = _member(group, paths[0])
         if inner is None:

@@ -23,7 +23,7 @@ from typing_extensions import override
 from dseeds.core.forks import cached_property
 from dseeds.core.geometry import AXES
 from dseeds.core.lazy_module import LazyModule
-from dseeds.io.affine import affine_from_attributes
+from dseeds.io.affine import affine_from_attributes, describe_forms, forms_from_attributes
 from dseeds.io.axes import SpaceAxes, select_axes
 from dseeds.io.formats.ome_collection import find_image_group
 from dseeds.io.formats.zarr_node import (
@@ -37,6 +37,7 @@ from dseeds.io.ome_metadata import MILLIMETRES, Frame, Multiscale, read_multisca
 from dseeds.io.source import (
     IndexBox,
     IndexedSource,
+    NiftiForms,
     Shape,
     Source,
     SourceQuery,
@@ -96,6 +97,7 @@ class ZarrSource(IndexedSource):
     group : zarr.Group or None
         The image's group, which is not pickled.
     affine : ndarray or None
+    forms : NiftiForms or None
         See `Source`; from this program's attribute of the group.
 
     Examples
@@ -115,6 +117,7 @@ class ZarrSource(IndexedSource):
     level: int = 0
     group: zarr.Group | None = None
     affine: np.ndarray | None = None
+    forms: NiftiForms | None = None
     kind: Literal["zarr"] = "zarr"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,6 +133,11 @@ class ZarrSource(IndexedSource):
     @override
     def spacing(self) -> Spacing | None:
         return None if self.frame is None else self.frame.spacing_in_mm
+
+    @property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """A note on a qform of NIfTI, from which the image was imported, that differs from the affine."""
+        return describe_forms(self.affine, self.forms, self.shape)
 
     @property
     @override
@@ -174,7 +182,7 @@ class ZarrSource(IndexedSource):
             raise ValueError(
                 f"level {number} of {self.multiscale.where} is empty, or does not have the axes of the others."
             )
-        return replace(self, array=array, level=number, affine=None)
+        return replace(self, array=array, level=number, affine=None, forms=None)
 
     @property
     @override
@@ -381,17 +389,19 @@ class _ImageLevel(NamedTuple):
         self, array: zarr.Array, index: tuple[int | slice, ...], name: str, channel_axis: int | None
     ) -> ZarrSource:
         """Return the source of a volume in the level's array."""
+        attribute = self.group.attrs.get("dseeds")
+        affine, forms = affine_from_attributes(attribute), forms_from_attributes(attribute)
+        if affine is None:
+            forms, placed = None, self.image.affines[self.number] if self.image.affines else None
+        else:
+            forms, placed = forms and forms.mapped(self._place), self._place(affine)
         return ZarrSource(
-            array, index, name, channel_axis, self.image.space, self.image, self.number, self.group, self._affine()
+            array, index, name, channel_axis, self.image.space, self.image, self.number, self.group, placed, forms
         )
 
-    def _affine(self) -> np.ndarray | None:
+    def _place(self, affine: np.ndarray) -> np.ndarray | None:
         """Return the level's affine, which follows from that of the full resolution."""
-        affine = affine_from_attributes(self.group.attrs.get("dseeds"))
-        if affine is None and self.image.affines:
-            placed: np.ndarray | None = self.image.affines[self.number]
-            return placed
-        if affine is None or not self.number:
+        if not self.number:
             return affine
         full, level = self.image.frames[0], self.image.frames[self.number]
         if full is None or level is None:

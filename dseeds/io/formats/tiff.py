@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
+from dseeds.core.formatting import format_shape
 from dseeds.core.geometry import AXES
 from dseeds.core.lazy_module import LazyModule
 from dseeds.core.optional import import_optional
@@ -37,7 +38,8 @@ else:
     zarr = LazyModule("zarr")
 
 _ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
-_FILE_AND_IMAGE = re.compile(r"(.+\.(?:tiff?|btf|tf8)):(\d+)", re.IGNORECASE)
+# Those of microscopes' files as well, which are known by their first bytes.
+_ENDING = re.compile(r"\.(?:tiff|tif|btf|tf8|lsm|stk|svs|scn|ndpi|qptiff)(?=:)", re.IGNORECASE)
 # No metadata file is larger, in bytes.
 _MAX_METADATA = 1 << 28
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -84,19 +86,20 @@ class PlaneVoxels(Voxels):
         return plane
 
 
-def split_image(path: Path) -> tuple[Path, int | None]:
-    """Split a path into the file and the number of the image in it; None for a path without a number.
+def split_image(path: Path) -> tuple[Path, str | None]:
+    """Split a path into the file and the number or the name of the image in it; None for a path without either.
 
     >>> split_image(Path("cells.ome.tif:1"))
-    (PosixPath('cells.ome.tif'), 1)
+    (PosixPath('cells.ome.tif'), '1')
     """
-    match = None if path.exists() else _FILE_AND_IMAGE.fullmatch(str(path))
-    return (Path(match[1]), int(match[2])) if match else (path, None)
+    match = None if path.exists() else _ENDING.search(str(path))
+    return (Path(str(path)[: match.end()]), str(path)[match.end() + 1 :]) if match else (path, None)
 
 
 def is_tiff(path: Path) -> bool:
     """Return whether a path is a TIFF, by its ending or its first bytes, or a folder that contains one."""
-    return bool(_list_files(split_image(path)[0]))
+    file, chosen = split_image(path)
+    return bool(_list_files(file)) and (chosen is None or file.is_file())
 
 
 def _list_files(path: Path) -> list[Path]:
@@ -118,8 +121,8 @@ def open_tiff(path: Path, query: SourceQuery) -> FileSource:
         # Pages that were written one by one are series of their own.
         paged = len(tiff.series) > 1 and len(tiff.series[0].shape) < 3 and not tiff.is_ome
     with describe_damage(str(path)), _open_file(str(file), paged) as tiff:
-        shapes = [tuple(series.shape) for series in tiff.series]
-    number = _choose_image(path, shapes, chosen)
+        images = [(str(series.name), tuple(series.shape)) for series in tiff.series]
+    number = _choose_image(path, images, chosen)
     with describe_damage(str(path)), _open_file(str(file), paged) as tiff:
         series = tiff.series[number]
         shape, dtype, axes = tuple(series.shape), np.dtype(series.dtype), str(series.axes)
@@ -134,21 +137,32 @@ def open_tiff(path: Path, query: SourceQuery) -> FileSource:
     with describe_damage(str(path)), _open_file(str(file), paged) as tiff, tiff.series[number].aszarr(level=0) as store:
         chunks = zarr.open_array(store, mode="r", zarr_format=2).chunks
     voxels = TiffVoxels(file=str(file), paged=paged, number=number, shape=shape, dtype=dtype, chunks=chunks)
-    dataset = str(number) if len(shapes) > 1 else None
+    dataset = str(number) if len(images) > 1 else None
     return _source(path, voxels, axes, query, spacing, names, dataset)
 
 
-def _choose_image(path: Path, shapes: Sequence[tuple[int, ...]], number: int | None) -> int:
-    """Return the number of the image to read; raise a ValueError if there are several and none was chosen."""
-    if number is not None and number >= len(shapes):
-        raise ValueError(f"{path} has no image {number}: it holds {len(shapes)}, numbered from 0")
-    if number is None and len(shapes) > 1:
-        listed = shorten(", ".join(map(str, shapes)))
-        raise ValueError(
-            f"{path} holds {len(shapes)} images of the shapes {listed}: pass {path.name}:0 for the first of them, "
-            f"{path.name}:1 for the second, and so on"
-        )
-    return number or 0
+def _choose_image(path: Path, images: Sequence[tuple[str, tuple[int, ...]]], chosen: str | None) -> int:
+    """Return the number of the image to read, of images with a name and a shape.
+
+    Raises a ValueError that lists them if there are several of which none was chosen, or not the one that was.
+    """
+    if chosen is None and len(images) == 1:
+        return 0
+    listed = ", ".join(
+        f"{number} {shorten(repr(name), 60)} ({format_shape(shape)})" for number, (name, shape) in enumerate(images)
+    )
+    listed = f"{len(images)} image{'s' * (len(images) > 1)}: {shorten(listed, 800)}"
+    if chosen is None:
+        raise ValueError(f"{path} holds {listed}; pass {path}:0 for the first of them, and so on, or its name")
+    named = [number for number, (name, _) in enumerate(images) if name == chosen]
+    # ASCII only, for int() reads the digits of all scripts.
+    if re.fullmatch("[0-9]{1,9}", chosen) and int(chosen) < len(images):
+        return int(chosen)
+    if len(named) > 1:
+        raise ValueError(f"{path} has several images of the name {shorten(chosen, 60)!r} ({listed}): pass a number")
+    if not named:
+        raise ValueError(f"{path} has no image {shorten(chosen, 60)!r}: it holds {listed}")
+    return named[0]
 
 
 def _missing_codec(series: Any) -> str | None:
@@ -293,9 +307,11 @@ def _name_axes(axes: str) -> list[str]:
 def _read_plane_header(file: Path) -> tuple[tuple[int, ...], np.dtype, str]:
     with describe_damage(str(file)), _open_file(str(file), False) as tiff:
         _require_whole(tiff, 0)
-        series = tiff.series[0]
+        count, series = len(tiff.series), tiff.series[0]
         header = tuple(series.shape), np.dtype(series.dtype), str(series.axes).lower()
         codec = _missing_codec(series)
+    if count > 1:
+        raise ValueError(f"{file} holds {count} images, and in a folder every TIFF is one plane: pass {file}:0")
     _require_codec(file, codec)
     return header
 
