@@ -21,6 +21,7 @@ from dseeds.core.geometry import Box, Lattice, Regions, Triple, triple
 from dseeds.engine.exchange import BINS, COUNTS, Exchange, label_reach
 from dseeds.engine.phases import turn_phase
 from dseeds.engine.scratch import Scratch, parse_name
+from dseeds.engine.wavefront import wave_depth
 from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
 from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.histograms import GREY_LEVELS
@@ -36,6 +37,10 @@ TASK_SHARE = 0.75
 # less on halos.
 REGION_EXTENTS = (512, 448, 384, 320, 256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2)
 SPREAD_EXTENT = 128
+# The thinnest layers along z, of which fewer voxels are in work at a time, and how many shapes are tried.
+LAYER_EXTENT, TRIED_SHAPES = 32, 8
+# What it costs to store a state after a round and to load it again, in rounds.
+RELOADING = 1.5
 # The counts of one row in a pass of the search for the intensity windows.
 DIGIT_BYTES = 8 << DIGIT_BITS
 
@@ -369,11 +374,21 @@ def choose_region_shape(
     else:
         pairs = zip(lattice.cells, read_extents("region", region) or (), lattice.step, strict=True)
         candidates = [triple([min(n, -(-e // s)) for n, e, s in pairs])]
-    needed = 0
+    needed, fits = 0, False
     for cells in candidates:
         needed = worker_bytes(task_bytes(lattice, cells, task, chunks), capacity.threads_per_worker)
         if needed <= capacity.memory:
-            return _spread_cells(lattice, cells, capacity.threads, multiple) if region is None else cells
+            fits = True
+            break
+    if fits and region is not None:
+        return cells
+    if fits:
+        spread = _Spread(lattice, task, capacity, cells, task_bytes(lattice, cells, task, chunks))
+        for better in itertools.islice(spread.candidates(multiple), TRIED_SHAPES):
+            size = task_bytes(lattice, better, task, chunks)
+            if worker_bytes(size, capacity.threads_per_worker) <= capacity.memory:
+                return better
+        return cells
     shape = format_shape(k * s for k, s in zip(candidates[-1], lattice.step, strict=True))
     raise ValueError(
         f"regions of {shape} voxels (z, y, x) need workers of {format_mebibytes(needed)} MiB, but these have "
@@ -383,27 +398,58 @@ def choose_region_shape(
     )
 
 
-def _spread_cells(lattice: Lattice, largest: Triple, threads: int, multiple: Triple) -> Triple:
-    """Return the cells per region, at most `largest`, with which the busiest thread has the least to do.
+@dataclass(frozen=True)
+class _Spread:
+    """The choice of a region shape that spreads the work well, given a shape whose tasks fit the memory."""
 
-    That is measured in voxels of windows with their halos in the last rounds, which take the most time.
-    """
-    halo = schedule(lattice)[-1].window_halo
-    extents = [extent for extent in REGION_EXTENTS if extent >= SPREAD_EXTENT]
-    candidates = [largest, *(_balanced_cells(lattice, extent, multiple) for extent in extents)]
-    choices = [
-        sorted({cells[axis] for cells in candidates if cells[axis] <= largest[axis]}, reverse=True) for axis in range(3)
-    ]
+    lattice: Lattice
+    task: TaskShape
+    capacity: Capacity
+    fitting: Triple
+    # The bytes of a task of that shape.
+    needed: int
 
-    def cost(cells: Triple) -> tuple[int, ...]:
-        counts = [-(-n // k) for n, k in zip(lattice.cells, cells, strict=True)]
-        pairs = zip(counts, cells, lattice.step, lattice.shape, strict=True)
-        window = [min(k * s, n) + min(count - 1, 2) * halo for count, k, s, n in pairs]
-        regions = math.prod(counts)
+    def candidates(self, multiple: Triple) -> list[Triple]:
+        """Return shapes whose tasks are hardly larger, the one with the least work for the busiest thread first.
+
+        Layers may be thinner than regions are wide, so that fewer regions are in work at a time.
+        """
+        wide = [_balanced_cells(self.lattice, e, multiple) for e in REGION_EXTENTS if e >= SPREAD_EXTENT]
+        thin = [_balanced_cells(self.lattice, e, multiple) for e in REGION_EXTENTS if e >= LAYER_EXTENT]
+        choices = [{self.fitting[0], *(cells[0] for cells in thin)}]
+        choices += [{self.fitting[axis], *(cells[axis] for cells in wide)} for axis in (1, 2)]
+        largest = self._window(self.fitting)
+        shapes = [cells for cells in map(triple, itertools.product(*choices)) if self._window(cells) <= largest]
         # Of several, those that are cut along z, because they are read and written in the fewest pieces.
-        return -(-regions // threads) * math.prod(window), regions, *cells
+        return sorted(shapes, key=lambda cells: (self._work(cells), self._regions(cells), *cells))
 
-    return min(map(triple, itertools.product(*choices)), key=cost)
+    def _regions(self, cells: Triple) -> int:
+        return len(Regions(self.lattice, cells))
+
+    def _window(self, cells: Triple) -> int:
+        """Return the voxels of a region with its halo in the last rounds, which take the most time."""
+        halo = schedule(self.lattice)[-1].window_halo
+        axes = zip(self.lattice.cells, cells, self.lattice.step, self.lattice.shape, strict=True)
+        return math.prod(min(k * s, n) + min(-(-c // k) - 1, 2) * halo for c, k, s, n in axes)
+
+    def _work(self, cells: Triple) -> float:
+        """Return the work of the busiest thread, in voxels; states that find no room take more of it."""
+        work = -(-self._regions(cells) // self.capacity.threads) * self._window(cells)
+        return work * (1 + RELOADING * self._homeless(cells))
+
+    def _homeless(self, cells: Triple) -> float:
+        """Return the share of the states in work at a time for which there is no room in memory."""
+        # Bins and labels, and somewhat more in rounds of blocks.
+        state = self._window(cells) * (self.task.channels + 1.5)
+        task = self.needed * self._window(cells) / self._window(self.fitting)
+        room = int(self.capacity.memory * TASK_SHARE) - WORKER_BYTES - self.capacity.threads_per_worker * task
+        room *= self.capacity.workers
+        if state * self._regions(cells) <= room:
+            return 0.0
+        exchange = Exchange(Regions(self.lattice, cells), schedule(self.lattice, self.task.channels))
+        layers, per_layer = exchange.regions.counts[0], math.prod(exchange.regions.counts[1:])
+        in_work = min(layers, wave_depth(exchange) + 1) * per_layer
+        return max(0.0, 1 - room / (in_work * state))
 
 
 def shard_alignment(lattice: Lattice, shards: Triple | None) -> Triple:

@@ -66,9 +66,9 @@ RESIDENT = Case(SHAPE, 16, LARGE, most=1.4, aim=1.15)
 CASES = {
     "resident": RESIDENT,
     "step-8": Case(SHAPE, 8, LARGE, most=1.5, aim=1.2),
-    # Memory for a third of the regions.
-    "third": Case((768, 768, 768), 16, 400 << 20, most=2.5, aim=1.6),
-    "tall": Case((8192, 256, 256), 16, 256 << 20, most=1.8, aim=1.4),
+    # Room for the states of a third of the regions.
+    "third": Case((768, 768, 768), 16, 512 << 20, most=2.5, aim=1.6),
+    "tall": Case((8192, 256, 256), 16, 512 << 20, most=1.8, aim=1.4),
     "pyramid": replace(RESIDENT, most=1.4 * 1.15, aim=1.15 * 1.08, pyramid="mode"),
     "s3": replace(RESIDENT, most=3.0, aim=2.0, is_remote=True),
 }

@@ -29,12 +29,13 @@ def test_totals_are_those_of_the_phases_to_come(tmp_path, options, dtype):
     plan = init(source, tmp_path / "labels.zarr", step=4, region=12, **options)
     for _ in range(3):
         run = reopen(plan)
-        state, expected = run.state(), expected_totals(plan)
+        # What is done in all regions is closed first.
+        state, expected = batch._advance(run)[0], expected_totals(plan)
         totals = driver._task_totals(run, state)
         assert {name: totals[name] for name in expected} == expected
         assert totals["import"] == totals["export"] == 0
         # What is done is not begun again.
-        others = {name for name, count in totals.items() if count} - expected.keys() - {"pyramid"}
+        others = {name for name, count in totals.items() if count} - expected.keys() - {"pyramid", "contrast"}
         assert others <= {phase.stage for phase in state.done} | ({"parts"} if dtype == "float32" else set())
         batch.run_step(run, Share(0, 1))
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dseeds.core.geometry import Lattice, Regions
 from dseeds.engine.driver import begin_labels
+from dseeds.engine.exchange import Exchange
 from dseeds.engine.memory_model import (
     DEFAULT_CHUNKS,
     SPREAD_EXTENT,
@@ -29,7 +30,9 @@ from dseeds.engine.run import RunOptions, chunk_shapes
 from dseeds.engine.source_import import import_source
 from dseeds.engine.tasks import perform_task
 from dseeds.engine.validation import prepare_run, task_shape
+from dseeds.engine.wavefront import wave_depth
 from dseeds.parallel.capacity import READ_AT_ONCE, Capacity, parse_memory
+from dseeds.seeds.schedule import schedule
 
 GIB = 1 << 30
 
@@ -210,12 +213,23 @@ def test_with_memory_to_spare_there_is_always_a_region(lattice, number):
 def test_a_region_of_a_large_volume_is_large():
     lattice = Lattice((4000, 4000, 4000), (16, 16, 16))
     cells = choose_region_shape(lattice, TaskShape(2), workers(16 * GIB, 8))
-    assert min(cells) * 16 >= 256
+    # Layers along z may be thin, so that few regions are in work at a time.
+    assert min(cells[1:]) * 16 >= 256
+    assert prod(cells) * 16**3 >= 256**3
     assert len(Regions(lattice, cells)) >= 8
-    small = choose_region_shape(lattice, TaskShape(2), workers(GIB, 8))
-    assert prod(small) < prod(cells)
     # Threads share their worker's memory.
     assert prod(choose_region_shape(lattice, TaskShape(2), workers(2 * GIB, 1, 8))) < prod(cells)
+
+
+def test_layers_of_a_tall_volume_are_thin_enough_to_stay_in_memory():
+    """Of those that are in work at a time, so that states are not stored and loaded again."""
+    lattice, task = Lattice((8192, 256, 256), (16, 16, 16)), TaskShape(2)
+    capacity = workers(GIB, 2)
+    cells = choose_region_shape(lattice, task, capacity)
+    exchange = Exchange(Regions(lattice, cells), schedule(lattice))
+    in_work = (wave_depth(exchange) + 1) * prod(exchange.regions.counts[1:])
+    room = room_beside_tasks(lattice, cells, task, capacity, DEFAULT_CHUNKS)
+    assert in_work * state_bytes(lattice, cells, task) <= 2 * room
 
 
 @given(lattices(200), st.data())

@@ -156,7 +156,7 @@ def test_room_for_nifti(client, tmp_path, ct_3mm, ending):
     plan = dseeds.plan(source, target, step=8, client=client, calibrate=False)
     watching = Peak(Path(plan.scratch))
     dseeds.segment(source, target, step=8, client=client, progress=watching)
-    assert watching.bytes <= plan.scratch_bytes <= 4 * watching.bytes
+    assert watching.bytes <= plan.scratch_bytes <= 6 * watching.bytes
     assert target.stat().st_size <= plan.output_bytes + 4096 <= 4 * target.stat().st_size
 
 
