@@ -46,6 +46,22 @@ _ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 # Endings of formats that can be read from local files only.
 _LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5?)", re.IGNORECASE)
 
+# What only the authors of a library understand: its names, source files, objects and temporary files.
+_INTERNALS = re.compile(
+    r"\b(?:numcodecs|imagecodecs|blosc|tifffile|h5py|h5py_|pydicom|nibabel|SimpleITK|itk|gdcm|fsspec|obstore|numpy|np|ndarray"
+    r"|dtype|memoryview|bytearray|NoneType|self|synchronously|struct|unpack|zarr\.\w+)\b"
+    r"|broadcast|reshape|0x[0-9a-f]{4}|::|[<>]|\bb['\"]|\w\(\)|\bobject at\b"
+    r"|Traceback|\.(?:py|cxx|hxx|cpp|hpp|cc|c|h|rs)\b|/tmp[a-z0-9_]{8}\b",
+    re.IGNORECASE,
+)
+# What libraries say of damaged files, in plain words; the first that fits is taken.
+_CAUSES = (
+    (re.compile(r"\bCRC|checksum|data check", re.IGNORECASE), "a checksum does not match"),
+    (re.compile(r"end-of-stream|\bEOF\b|requires a buffer|truncated|ends? early", re.IGNORECASE), "it ends too early"),
+    (re.compile(r"not a gzipped|magic string|not a TIFF|signature", re.IGNORECASE), "it does not begin as such a file"),
+    (re.compile(r"decompress|inflat|stored block", re.IGNORECASE), "its compressed data are damaged"),
+    (_INTERNALS, "its contents make no sense"),
+)
 # What HDF5 says of a file that is being written.
 _LOCKED = re.compile(r"unable to lock file|already open for write|Resource temporarily unavailable")
 
@@ -579,12 +595,16 @@ def summarise_error(error: Exception) -> str:
     'Invalid zarr_format; Expected one of 2 or 3'
     >>> summarise_error(KeyError("datasets")), summarise_error(TypeError("'int' object is not iterable"))
     ("'datasets' is missing", 'a value in it is of the wrong kind')
+    >>> summarise_error(RuntimeError("numcodecs.blosc.Blosc: error -1 at 0x7f3a2c"))
+    'its contents make no sense'
     """
     text = str(error)
     if isinstance(error, KeyError):
         text += " is missing"
     elif isinstance(error, TypeError | AttributeError | ArithmeticError | IndexError) or "convert" in text:
         text = "a value in it is of the wrong kind"
+    else:
+        text = next((cause for pattern, cause in _CAUSES if pattern.search(text)), text)
     return shorten(text).replace(". ", "; ").rstrip(".") or type(error).__name__
 
 

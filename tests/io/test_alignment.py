@@ -132,7 +132,7 @@ def test_positions_of_ome_zarr():
         open_image([first, ome((30, -20, 15))])
     # Beside an affine, OME-Zarr without one says too little.
     assert open_image([first, nibabel.Nifti1Image(np.ones((6, 5, 4), "u1"), np.diag([0.5, 0.5, 2, 1]))]).channels == 2
-    with pytest.raises(ValueError, match=r"voxels of \(2, 0\.5, 0\.5\) mm .* of \(1, 0\.5, 0\.5\) mm"):
+    with pytest.raises(ValueError, match=r"voxels of 2 x 0\.5 x 0\.5 mm .* of 1 x 0\.5 x 0\.5 mm"):
         open_image([first, nibabel.Nifti1Image(np.ones((6, 5, 4), "u1"), np.diag([0.5, 0.5, 1, 1]))])
 
 

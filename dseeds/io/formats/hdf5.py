@@ -188,9 +188,12 @@ def _read_axes(dataset: Any, where: str) -> list[str] | None:
 
 
 def _read_spacing(attributes: Any) -> Spacing | None:
+    # Values of any length, which these are not, have addresses: libhdf5 itself crashes where one is damaged.
+    if _SIZE not in attributes or attributes.get_id(_SIZE).dtype.kind not in "iuf":
+        return None
     try:
         sizes = [float(size) for size in attributes[_SIZE]]
-    except (KeyError, TypeError, ValueError):
+    except (TypeError, ValueError):
         return None
     return convert_to_mm(sizes, [1e3] * len(sizes))
 

@@ -71,4 +71,6 @@ def summarise_itk_error(error: Exception) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1].rpartition("): ")[2] if lines else type(error).__name__
-    return shorten(re.sub(r"^(\[\w+\] )?(\w+: )*", "", last)).rstrip(".")
+    cause = shorten(re.sub(r"^(\[\w+\] )?(\w+: )*", "", last)).rstrip(".")
+    # MetaIO only prints what it finds wrong.
+    return "its header makes no sense" if cause == "Success" else cause

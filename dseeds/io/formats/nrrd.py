@@ -233,6 +233,10 @@ def _describe_nrrd(path: Path, header: dict[str, str], end: int) -> tuple[_Store
 
 def _describe_meta(path: Path, header: dict[str, str], end: int) -> tuple[_StoredArray, _Run | None]:
     itk = _itk()
+    # MetaIO itself writes to the screen what is missing.
+    missing = next((key for key in ("NDims", "DimSize", "ElementType") if key.lower() not in header), None)
+    if missing is not None:
+        raise ValueError(f"{path} cannot be opened (its header has no {missing}): it is damaged, so export it again")
     reader = _read_information(itk, path, "MetaImageIO")
     sizes, values = [int(size) for size in reader.GetSize()[::-1]], int(reader.GetNumberOfComponents())
     names = ["more"] * (len(sizes) - 3) + list("zyx")[-len(sizes) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import re
 import struct
@@ -40,6 +41,7 @@ else:
 _ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
 # Those of microscopes' files as well, which are known by their first bytes.
 _ENDING = re.compile(r"\.(?:tiff|tif|btf|tf8|lsm|stk|svs|scn|ndpi|qptiff)(?=:)", re.IGNORECASE)
+_SILENCE = logging.NullHandler()
 # No metadata file is larger, in bytes.
 _MAX_METADATA = 1 << 28
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -413,4 +415,6 @@ def _open_file(file: str, paged: bool) -> Iterator[Any]:
 
 
 def _tifffile() -> Any:
+    # It logs, to the screen if nobody listens, what it makes of damaged files.
+    logging.getLogger("tifffile").addHandler(_SILENCE)
     return import_optional("tifffile", "TIFF", "dseeds[formats]")
