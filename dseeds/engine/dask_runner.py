@@ -22,13 +22,11 @@ from dseeds.engine.residents import residents
 from dseeds.engine.stage_timer import StageTimer
 from dseeds.engine.tasks import perform_pickled_task
 from dseeds.parallel.cluster import print_stall
-from dseeds.parallel.executor import RETRIES, ClusterTasks, run_bounded
+from dseeds.parallel.executor import LOOK_SECONDS, RETRIES, ClusterTasks, run_bounded
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
 # Tasks in flight for each thread of the cluster: enough that no thread waits, whatever the number of regions.
 REGIONS_PER_THREAD = 8
-# How often the runner looks which workers there are.
-LOOK_SECONDS = 0.5
 SETTLE_SECONDS = 10
 # Errors of the operating system that a retry does not help.
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}

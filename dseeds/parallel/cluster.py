@@ -24,7 +24,7 @@ from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
 from dseeds.parallel.local_cluster import worker_processes
 
 # How long a cluster may be without a worker that takes tasks, and how often it is looked for one.
-WORKERS_TIMEOUT, LOOK_SECONDS = 120, 0.1
+WORKERS_TIMEOUT, WAIT_SECONDS = 120, 0.1
 # The events of workers that begin to compile kernels.
 COMPILING = "dseeds-compiling"
 
@@ -89,13 +89,20 @@ def _wait_for_worker(client: Client) -> None:
         while not client.run_on_scheduler(count_running):
             waited = time.monotonic() - begin
             if waited > WORKERS_TIMEOUT and not _expects_workers(client):
-                raise TimeoutError(f"the cluster has had no worker for {WORKERS_TIMEOUT} s: {explain_stall(client)}.")
+                raise TimeoutError(_refusal(client))
             if waited > last_notice + STALL_SECONDS:
                 last_notice = waited
                 print_stall(client, waited)
-            time.sleep(LOOK_SECONDS)
+            time.sleep(WAIT_SECONDS)
     finally:
         client.cancel([task], force=True)
+
+
+def _refusal(client: Client) -> str:
+    """Return in a sentence why a cluster cannot be used, none of whose workers takes tasks."""
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        return f"the cluster has had no worker for {WORKERS_TIMEOUT} s: start some, or see why its jobs do not start."
+    return f"the cluster has begun no task for {WORKERS_TIMEOUT} s: {explain_stall(client)}."
 
 
 def _expects_workers(client: Client) -> bool:

@@ -27,6 +27,8 @@ RETRIES = 2
 TASKS_PER_THREAD = 4
 # How often it is looked whether a task has ended.
 LONGEST_WAIT = 0.1
+# How often it is looked which workers there are.
+LOOK_SECONDS = 0.5
 
 
 class TaskPool(ABC):
@@ -115,12 +117,19 @@ class ClusterTasks(TaskPool):
     # Called with the seconds since a task ended, every `STALL_SECONDS` in which none does.
     on_stall: Callable[[float], None] = lambda _: None
     limit: int = field(init=False)
+    _seen: float = field(default=float("-inf"), init=False)
 
     def __post_init__(self) -> None:
         from distributed import as_completed
 
-        self.limit = self.per_thread * max(1, sum(self.client.nthreads().values()))
+        self.look()
         self._completed = as_completed(loop=self.client.loop)
+
+    def look(self) -> None:
+        """Adapt the limit to the workers that the cluster has now; an adaptive one gets more for what it is sent."""
+        if time.monotonic() > self._seen + LOOK_SECONDS:
+            self.limit = self.per_thread * max(1, sum(self.client.nthreads().values()))
+            self._seen = time.monotonic()
 
     @override
     def submit(self, tasks: list[Any]) -> list[Any]:
@@ -211,7 +220,12 @@ class Executor:
             arguments=lambda arguments: arguments,
             on_stall=partial(print_stall, client),
         )
-        yield from run_bounded(tasks, take, lambda _, futures: list(client.gather(futures)))
+
+        def settle(_: list[Any], futures: list[Any]) -> list[Any]:
+            tasks.look()
+            return list(client.gather(futures))
+
+        yield from run_bounded(tasks, take, settle)
 
 
 @contextmanager
