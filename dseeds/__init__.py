@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dseeds.measure.features import Features, features
     from dseeds.measure.painting import Painted, paint
     from dseeds.measure.region_graph import AdjacencyGraph, load_graph
+    from dseeds.measure.votes import Votes, vote
     from dseeds.quality.evaluation import evaluate
     from dseeds.viz.html_report import html_report
     from dseeds.viz.preview import preview
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "Report",
     "VolumeResult",
+    "Votes",
     "__version__",
     "agglomerate",
     "evaluate",
@@ -43,6 +45,7 @@ __all__ = [
     "segment",
     "segment_many",
     "supervoxels",
+    "vote",
 ]
 
 # Numba and Dask take a second to import, which the command line's help need not wait for.
@@ -54,6 +57,7 @@ _HOMES = {
     "Plan": "engine.planning",
     "Report": "engine.report",
     "VolumeResult": "api.segment_many",
+    "Votes": "measure.votes",
     "agglomerate": "measure.agglomeration",
     "evaluate": "quality.evaluation",
     "export_volume": "convert.export_volume",
@@ -67,6 +71,7 @@ _HOMES = {
     "segment": "api.segment",
     "segment_many": "api.segment_many",
     "supervoxels": "api.supervoxels",
+    "vote": "measure.votes",
 }
 
 

@@ -31,6 +31,7 @@ from dseeds.cli import (
     report,
     segment,
     view,
+    vote,
 )
 from dseeds.cli.registration import add_command
 
@@ -64,6 +65,7 @@ COMMANDS: dict[str, tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...]
     ),
     "What comes after": (
         ("features", features.features_command, features.EXAMPLES),
+        ("vote", vote.vote_command, vote.EXAMPLES),
         ("agglomerate", agglomerate.agglomerate_command, agglomerate.EXAMPLES),
         ("map", map.map_command, map.EXAMPLES),
         ("evaluate", evaluate.evaluate_command, evaluate.EXAMPLES),

@@ -6,10 +6,8 @@ to columns, one range of labels after the other.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,20 +40,20 @@ from dseeds.measure.columns import (
 )
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
+from dseeds.measure.region_tables import SupervoxelTables, count_regions, new_dataset, write_parts
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.seeds.intensity_windows import Limits, check_percentiles, read_windows
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.storage.label_records import RANGE, BatchIndex, LabelRange, LabelRecords, label_ranges
-from dseeds.storage.location import Location, open_location
-from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
+from dseeds.storage.location import Location
+from dseeds.storage.parquet_dataset import EDGES, FEATURES, TABLE, Dataset
 
 if TYPE_CHECKING:
     from distributed import Client
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(SupervoxelTables):
     """The table of supervoxels and their region adjacency graph.
 
     Attributes
@@ -74,39 +72,17 @@ class Features:
     (2, 1, [1, 2])
     """
 
-    address: str | None
-    _tables: tuple[pa.Table, pa.Table] | None = field(default=None, repr=False)
-
-    @property
-    def table(self) -> pa.Table:
-        """The table of supervoxels, read whole."""
-        return self._read(0)
+    kind = FEATURES
 
     @property
     def edges(self) -> pa.Table:
         """The edges of the graph, read whole."""
-        return self._read(1)
-
-    @property
-    def supervoxels(self) -> int:
-        """The number of supervoxels."""
-        return self._count("supervoxels", 0)
+        return self._read(EDGES)
 
     @property
     def contacts(self) -> int:
         """The number of pairs of supervoxels that touch."""
-        return self._count("contacts", 1)
-
-    def _read(self, which: int) -> pa.Table:
-        if self.address is None:
-            assert self._tables is not None
-            return self._tables[which]
-        return Dataset(open_location(self.address)).read_table((TABLE, EDGES)[which])
-
-    def _count(self, name: str, which: int) -> int:
-        if self.address is None:
-            return int(self._read(which).num_rows)
-        return int(Dataset(open_location(self.address)).note()[name])
+        return self._count("contacts", EDGES)
 
 
 @dataclass(frozen=True)
@@ -250,8 +226,6 @@ def features(
     >>> features.edges.select(["source", "target", "num_faces", "intensity_gradient"]).to_pylist()
     [{'source': 1, 'target': 2, 'num_faces': 1, 'intensity_gradient': 30.0}]
     """
-    if target is None and client is not None:
-        raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
     label_source = open_labels(labels)
     image = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0)
     image, shape = align_image(image, label_source), label_source.shape
@@ -260,52 +234,34 @@ def features(
     search = _begin_search(label_source, image, window, percentiles)
     lengths = check_spacing(spacing) if spacing is not None else image.spacing or label_source.spacing
     affine = next((one for one in (image.affine, label_source.affine) if one is not None), image.position)
-    with ExitStack() as stack:
-        if target is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))
-        unwritten = Dataset(open_location(Path(folder, "features") if target is None else target))
-        unwritten.check(overwrite)
-        executor = stack.enter_context(open_executor(check_threads(threads), client, progress=progress))
-        dataset = unwritten.begin()
-        try:
-            job = FeatureJob(
-                materialise(label_source, dataset.scratch, "labels", anywhere=client is not None),
-                _materialise_image(image, dataset.scratch, anywhere=client is not None),
-                Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(image), task_bytes, extents)),
-                space_of(image, affine, lengths, ((0.0, 1.0),) * image.channels),
-                dataset,
-            )
-            job = replace(job, space=replace(job.space, windows=_find_windows(job, search, executor)))
-            measure_features(job, executor, {"labels": label_source.name, "image": image.name})
-        except BaseException:
-            dataset.abandon()
-            raise
-        written = Features(dataset.address)
-        return written if target is not None else Features(None, (written.table, written.edges))
+    with (
+        new_dataset(target, FEATURES, overwrite=overwrite, client=client) as dataset,
+        open_executor(check_threads(threads), client, progress=progress) as executor,
+    ):
+        job = FeatureJob(
+            materialise(label_source, dataset.scratch, "labels", anywhere=client is not None),
+            _materialise_image(image, dataset.scratch, anywhere=client is not None),
+            Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(image), task_bytes, extents)),
+            space_of(image, affine, lengths, ((0.0, 1.0),) * image.channels),
+            dataset,
+        )
+        job = replace(job, space=replace(job.space, windows=_find_windows(job, search, executor)))
+        measure_features(job, executor, {"labels": label_source.name, "image": image.name})
+        return Features.of(dataset, target)
 
 
 def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, str]) -> None:
     """Measure all regions, build the tables, and publish them with the `names` of what they were made from."""
-    regions = [(job, number) for number in range(len(job.tiling))]
-    voxels: dict[int, BatchIndex] = {}
-    contacts: dict[int, BatchIndex] = {}
-    for number, *indices in executor.map_unordered("measure", measure_feature_region, regions, len(regions)):
-        for batches, index in zip((voxels, contacts), indices, strict=True):
-            if len(index):
-                batches[number] = index
-    ranges = list(label_ranges(voxels))
-    if not ranges:
-        raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
-    tables = ((job, number, part) for number, part in enumerate(ranges))
-    counted = dict(executor.map_unordered("table", write_table, tables, len(ranges)))
-    ends = [counted[number][1:] for number in range(len(ranges))]
+    voxels, contacts = count_regions(executor, "measure", measure_feature_region, job)
+    counted = write_parts(executor, "table", write_table, job, list(label_ranges(voxels)))
+    ends = [(first, last) for _, first, last in counted]
     # Without contacts, there is a table without rows.
     edge_ranges = list(label_ranges(contacts)) or [LabelRange(1, 1, ())]
     edges = ((job, number, part, ends) for number, part in enumerate(edge_ranges))
     edge_count = sum(executor.map_unordered("edges", write_edges, edges, len(edge_ranges)))
     job.dataset.publish(
         {
-            "supervoxels": sum(rows for rows, *_ in counted.values()),
+            "supervoxels": sum(rows for rows, *_ in counted),
             "contacts": edge_count,
             **names,
             "spacing": job.space.spacing,
@@ -315,17 +271,17 @@ def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, st
     )
 
 
-def measure_feature_region(job: FeatureJob, number: int) -> tuple[int, BatchIndex, BatchIndex]:
+def measure_feature_region(job: FeatureJob, number: int) -> tuple[int, tuple[BatchIndex, BatchIndex]]:
     """Measure a region, and write the rows of its supervoxels and contacts to scratch."""
     box, window = job.tiling.box(number), job.tiling.above(number)
     labels = read_labels(job.labels, window, narrow=True)
     if not labels.any():
         no_rows = np.zeros((0, 6), np.int64)
-        return number, no_rows, no_rows
+        return number, (no_rows, no_rows)
     voxels, contacts = count_features(labels, job.image.read(window.slices), box, job.space)
     # A task of an abandoned run may arrive late.
     job.dataset.check_own()
-    return number, job.voxels.write(number, voxels), job.contacts.write(number, contacts)
+    return number, (job.voxels.write(number, voxels), job.contacts.write(number, contacts))
 
 
 def write_table(job: FeatureJob, number: int, part: LabelRange) -> tuple[int, tuple[int, int, int]]:

@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 
 from dseeds.cli import app
-from tests.support.paths import ROOT
+from tests.support.paths import DATA, ROOT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
@@ -47,6 +47,21 @@ def test_the_tutorial(tmp_path, monkeypatch, capsys):
     with Image.open("supervoxels.png") as picture:
         assert picture.size == (640, 480)
     np.testing.assert_array_equal(np.asarray(names["nibabel"].load("labels.nii.gz").dataobj).T, names["labels"])
+
+
+def test_the_analyses(tmp_path, monkeypatch, capsys):
+    if not (DATA / "hippocampus").is_dir():
+        pytest.skip("the hippocampus is missing")
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("brain", "image"), ("hippocampus", "label")):
+        (tmp_path / f"{name}.nii.gz").symlink_to(DATA / "hippocampus" / f"{source}_001.nii.gz")
+    names = {}
+    for part in blocks("docs/how_to/analyse.md", "python"):
+        exec(compile(part, "analyse.md", "exec"), names)
+    # As the page says.
+    assert capsys.readouterr().out.startswith("765 of 1053 have votes\n")
+    assert len(names["conflicts"]) == 34
+    assert names["segments"].shape == names["truth"].shape
 
 
 @pytest.mark.parametrize("page", PAGES)
