@@ -59,9 +59,12 @@ def test_the_analyses(tmp_path, monkeypatch, capsys):
     for part in blocks("docs/how_to/analyse.md", "python"):
         exec(compile(part, "analyse.md", "exec"), names)
     # As the page says.
-    assert capsys.readouterr().out.startswith("765 of 1053 have votes\n")
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "765 of 1053 have votes"
     assert len(names["conflicts"]) == 34
     assert names["segments"].shape == names["truth"].shape
+    assert (names["seam"]["axis"], names["seam"]["plane"]) == ("x", names["middle"])
+    assert names["seam"]["excess"] > 1
 
 
 @pytest.mark.parametrize("page", PAGES)
