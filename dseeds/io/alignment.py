@@ -273,7 +273,7 @@ def _require_same_shape(grid: Grid3D, reference: Grid3D, coarser: bool) -> None:
     if coarser and any(m > n for m, n in zip(grid.shape, reference.shape, strict=True)):
         raise ValueError(
             f"{grid.name} has shape {grid.shape} and {reference.name} has shape {reference.shape}: "
-            f"a mask may be coarser than the image but not finer, so resample it"
+            f"{grid.name} may be coarser than {reference.name} but not finer, so resample it"
         )
     if not coarser and grid.shape != reference.shape:
         raise ValueError(

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from dseeds._version import __version__
 from dseeds.core.checks import check_threads, read_extents
-from dseeds.core.dtypes import native_dtype
 from dseeds.core.geometry import Tiling, check_spacing
 from dseeds.core.progress import Progress
 from dseeds.io import Image, Source, open_image
@@ -25,8 +24,8 @@ from dseeds.io.labels import (
     TASK_BYTES,
     align_image,
     choose_tiling,
-    label_parameters,
     materialise,
+    materialise_image,
     open_labels,
     read_labels,
 )
@@ -41,12 +40,11 @@ from dseeds.measure.columns import (
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.measure.region_tables import SupervoxelTables, count_regions, new_dataset, write_parts
+from dseeds.measure.windows import begin_search, find_windows
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.executor import Executor, open_executor
-from dseeds.seeds.intensity_windows import Limits, check_percentiles, read_windows
-from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
+from dseeds.seeds.intensity_windows import Limits
 from dseeds.storage.label_records import RANGE, BatchIndex, LabelRange, LabelRecords, label_ranges
-from dseeds.storage.location import Location
 from dseeds.storage.parquet_dataset import EDGES, FEATURES, TABLE, Dataset
 
 if TYPE_CHECKING:
@@ -231,7 +229,7 @@ def features(
     image, shape = align_image(image, label_source), label_source.shape
     extents = read_extents("region", region)
     task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
-    search = _begin_search(label_source, image, window, percentiles)
+    search = begin_search(label_source, image, window, percentiles)
     lengths = check_spacing(spacing) if spacing is not None else image.spacing or label_source.spacing
     affine = next((one for one in (image.affine, label_source.affine) if one is not None), image.position)
     with (
@@ -240,12 +238,12 @@ def features(
     ):
         job = FeatureJob(
             materialise(label_source, dataset.scratch, "labels", anywhere=client is not None),
-            _materialise_image(image, dataset.scratch, anywhere=client is not None),
+            materialise_image(image, dataset.scratch, anywhere=client is not None),
             Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(image), task_bytes, extents)),
             space_of(image, affine, lengths, ((0.0, 1.0),) * image.channels),
             dataset,
         )
-        job = replace(job, space=replace(job.space, windows=_find_windows(job, search, executor)))
+        job = replace(job, space=replace(job.space, windows=find_windows(job, search, executor)))
         measure_features(job, executor, {"labels": label_source.name, "image": image.name})
         return Features.of(dataset, target)
 
@@ -324,47 +322,3 @@ def space_of(
         windows,
         are_small_integers(image.dtypes),
     )
-
-
-def _begin_search(labels: Source, image: Image, window: Any, percentiles: Sequence[float] | None) -> WindowSearch:
-    """Return the search for the intensity windows, which is done if they are given or stored in the labels."""
-    given = read_windows(window, image.channels)
-    if window is None and percentiles is None:
-        given = _stored_windows(labels, image.channels) or given
-    return WindowSearch(tuple(map(native_dtype, image.dtypes)), given, check_percentiles(percentiles or (0.5, 99.5)))
-
-
-def _stored_windows(labels: Source, channels: int) -> tuple[Limits, ...] | None:
-    """Return the windows stored in labels that `segment` wrote, if they have one for each channel."""
-    try:
-        windows = tuple((float(low), float(high)) for low, high in label_parameters(labels)["windows"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return windows if len(windows) == channels else None
-
-
-def _find_windows(job: FeatureJob, search: WindowSearch, executor: Executor) -> tuple[Limits, ...]:
-    """Search for the windows of the intensities where there are labels."""
-    count = len(job.tiling)
-    try:
-        while not search.done:
-            calls = ((job, number, search) for number in range(count))
-            search.narrow(
-                sum(executor.map_unordered("window", count_region_digits, calls, count), np.zeros(1, np.int64))
-            )
-        return search.windows()
-    except NoFiniteValues:
-        raise ValueError(
-            "labels has no supervoxel with a finite intensity: check that labels and image belong together."
-        ) from None
-
-
-def count_region_digits(job: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:
-    """Count a region's digits for the search for windows, where there are labels."""
-    box = job.tiling.box(number)
-    return search.count(job.image.read(box.slices), read_labels(job.labels, box) != 0)
-
-
-def _materialise_image(image: Image, scratch: Location, *, anywhere: bool) -> Image:
-    parts = enumerate(image.parts)
-    return Image(tuple(materialise(part, scratch, f"image-{i}", anywhere=anywhere) for i, part in parts))

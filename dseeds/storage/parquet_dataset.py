@@ -41,7 +41,9 @@ class DatasetKind:
 
 FEATURES = DatasetKind("features", (TABLE, EDGES))
 VOTES = DatasetKind("vote", (TABLE, COUNTS))
-KINDS = (FEATURES, VOTES)
+POOLS = DatasetKind("pool", (TABLE,))
+TEXTURES = DatasetKind("textures", (TABLE,))
+KINDS = (FEATURES, VOTES, POOLS, TEXTURES)
 
 
 @dataclass(frozen=True)
