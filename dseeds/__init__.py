@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from dseeds.engine.planning import Plan, plan
     from dseeds.engine.report import Report
     from dseeds.measure.agglomeration import MergeTree, agglomerate
+    from dseeds.measure.explanations import feature_mask, fill_features, perturb
     from dseeds.measure.features import Features, features
     from dseeds.measure.painting import Painted, paint
+    from dseeds.measure.pooling import Pooled, pool
     from dseeds.measure.region_graph import AdjacencyGraph, load_graph
+    from dseeds.measure.textures import Textures, textures
+    from dseeds.measure.votes import Votes, vote
     from dseeds.quality.evaluation import evaluate
     from dseeds.viz.html_report import html_report
     from dseeds.viz.preview import preview
@@ -30,22 +34,31 @@ __all__ = [
     "MergeTree",
     "Painted",
     "Plan",
+    "Pooled",
     "Report",
+    "Textures",
     "VolumeResult",
+    "Votes",
     "__version__",
     "agglomerate",
     "evaluate",
     "export_volume",
+    "feature_mask",
     "features",
+    "fill_features",
     "html_report",
     "import_volume",
     "load_graph",
     "paint",
+    "perturb",
     "plan",
+    "pool",
     "preview",
     "segment",
     "segment_many",
     "supervoxels",
+    "textures",
+    "vote",
 ]
 
 # Numba and Dask take a second to import, which the command line's help need not wait for.
@@ -55,21 +68,30 @@ _HOMES = {
     "MergeTree": "measure.agglomeration",
     "Painted": "measure.painting",
     "Plan": "engine.planning",
+    "Pooled": "measure.pooling",
     "Report": "engine.report",
+    "Textures": "measure.textures",
     "VolumeResult": "api.segment_many",
+    "Votes": "measure.votes",
     "agglomerate": "measure.agglomeration",
     "evaluate": "quality.evaluation",
     "export_volume": "convert.export_volume",
+    "feature_mask": "measure.explanations",
     "features": "measure.features",
+    "fill_features": "measure.explanations",
     "html_report": "viz.html_report",
     "import_volume": "convert.import_volume",
     "load_graph": "measure.region_graph",
     "paint": "measure.painting",
+    "perturb": "measure.explanations",
     "plan": "engine.planning",
+    "pool": "measure.pooling",
     "preview": "viz.preview",
     "segment": "api.segment",
     "segment_many": "api.segment_many",
     "supervoxels": "api.supervoxels",
+    "textures": "measure.textures",
+    "vote": "measure.votes",
 }
 
 

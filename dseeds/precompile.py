@@ -57,6 +57,10 @@ def _call_all_kernels() -> None:
         take_means(image.astype(dtype), (2, 2, 2), np.empty((16, 16, 16), dtype))
     for dtype in ("uint8", "float64"):
         dseeds.features(labels, image.astype(dtype))
+    dseeds.vote(labels, truth)
+    for dtype, factor in (("float32", 1), ("float64", 2)):
+        dseeds.pool(labels, image[::factor, ::factor, ::factor].astype(dtype))
+    dseeds.textures(labels, volume)
     histograms = {"histogram": np.ones((2, 64), np.int64)}
     graph = dseeds.AdjacencyGraph(np.array([1, 2]), np.array([[0, 1]]), histograms, {})
     dseeds.agglomerate(graph).cut(n_segments=1)

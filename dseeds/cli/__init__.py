@@ -27,10 +27,13 @@ from dseeds.cli import (
     map,
     phantom,
     plan,
+    pool,
     preview,
     report,
     segment,
+    textures,
     view,
+    vote,
 )
 from dseeds.cli.registration import add_command
 
@@ -64,6 +67,9 @@ COMMANDS: dict[str, tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...]
     ),
     "What comes after": (
         ("features", features.features_command, features.EXAMPLES),
+        ("vote", vote.vote_command, vote.EXAMPLES),
+        ("pool", pool.pool_command, pool.EXAMPLES),
+        ("textures", textures.textures_command, textures.EXAMPLES),
         ("agglomerate", agglomerate.agglomerate_command, agglomerate.EXAMPLES),
         ("map", map.map_command, map.EXAMPLES),
         ("evaluate", evaluate.evaluate_command, evaluate.EXAMPLES),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,7 +55,8 @@ def evaluate_command(
     chunks: Annotated[
         VoxelCounts | None,
         voxels_option(
-            CELLS, "Measure seams: whether there are more boundaries on the planes of a grid of chunks of this size."
+            CELLS,
+            "Measure seams: whether and where there are more boundaries on planes of a grid of chunks of this size.",
         ),
     ] = None,
     step: Annotated[
@@ -99,4 +101,16 @@ def evaluate_command(
             scratch=scratch,
             progress=progress,
         )
-    output.print_result(json.dumps(figures, indent=2), partial(print_figures, figures))
+    output.print_result(json.dumps(figures, indent=2), partial(_print_all, figures, labels, image))
+
+
+def _print_all(figures: dict[str, Any], labels: str, image: str | None) -> None:
+    """Print the figures, and the worst seams with a command to look at each."""
+    worst = figures.get("worst_seams", [])
+    print_figures({name: value for name, value in figures.items() if name != "worst_seams"})
+    for seam in worst:
+        excess, there = (
+            "unknown" if value is None else f"{value:.2f}" for value in (seam["excess"], seam["excess_there"])
+        )
+        words = ["dseeds", "preview", labels, *([image] if image else []), "--at", ",".join(map(str, seam["at"]))]
+        print(f"seam at {seam['axis']} = {seam['plane']}, excess {excess}, at worst {there}: {shlex.join(words)}")

@@ -23,10 +23,9 @@ from dseeds.cli.options import (
     choose_images,
     image_option,
     one_or_several,
-    output_option,
     parse_numbers,
 )
-from dseeds.cli.output import OutputOptions
+from dseeds.cli.output import OutputOptions, choose_folder, folder_option
 
 EXAMPLES = (
     "dseeds features labels.zarr embryo.zarr",
@@ -49,16 +48,7 @@ def features_command(
             "places, shapes and contacts.",
         ),
     ] = None,
-    folder: Annotated[
-        str | None,
-        output_option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="A new folder for the table and the graph.",
-            show_default="next to the labels, with the suffix .features",
-        ),
-    ] = None,
+    folder: Annotated[str | None, folder_option(".features")] = None,
     spacing: SpacingOption = None,
     window: WindowOption = None,
     percentiles: Annotated[
@@ -81,21 +71,14 @@ def features_command(
     The table holds each supervoxel's size, position, shape and intensities, the graph each contact's area and contrast.
     Sums are exact, so no number depends on how the volume is divided into regions.
     """
-    from dseeds.engine.run import features_beside
     from dseeds.measure.features import features
-    from dseeds.storage.location import open_location
 
-    address = open_location(labels).address
-    if folder is None and ".zarr/" in address:
-        raise typer.BadParameter(
-            f"required, because the folder next to {labels} would lie inside another Zarr group",
-            param_hint="'--output'",
-        )
+    address = choose_folder(labels, folder, ".features")
     with cluster.connect() as client, output.progress() as progress:
         measured = features(
             labels,
             one_or_several(choose_images(image, chosen_image)) if image else None,
-            folder or features_beside(address),
+            address,
             spacing=spacing,
             window=window,
             percentiles=percentiles,

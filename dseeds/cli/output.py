@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
 from dseeds.cli.options import output_option
@@ -17,6 +18,31 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, output_option("--json", help="Print JSON on standard output, and nothing else.")]
 QuietOption = Annotated[bool, output_option("--quiet", "-q", help="Show no progress and no summary.")]
+
+
+def folder_option(suffix: str) -> Any:
+    """Return the option `--output` for a folder of tables, which is that of `choose_folder` if it is not given."""
+    return output_option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="A new folder for the tables.",
+        show_default=f"next to the labels, with the suffix {suffix}",
+    )
+
+
+def choose_folder(labels: str, folder: str | None, suffix: str) -> str:
+    """Return the folder of tables that was given, or the address of one next to the labels."""
+    from dseeds.engine.run import folder_beside
+    from dseeds.storage.location import open_location
+
+    address = open_location(labels).address
+    if folder is None and ".zarr/" in address:
+        raise typer.BadParameter(
+            f"required, because the folder next to {labels} would lie inside another Zarr group",
+            param_hint="'--output'",
+        )
+    return folder or folder_beside(address, suffix)
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,19 @@ BASE = float(1 << BITS)
 LOWEST = -42
 # The value of each digit's place, its inverse, and the size from which a number has a digit at the next place.
 _UNITS = np.array([math.ldexp(1.0, BITS * (LOWEST + place)) for place in range(85)])
-_INVERSES = 1 / _UNITS
-_LIMITS = np.append(_UNITS[1:], np.inf)
+INVERSES = 1 / _UNITS
+LIMITS = np.append(_UNITS[1:], np.inf)
 
 
 @jit
 def add_number(rows: NDArray[np.int64], i: int, begin: int, number: float) -> None:
     """Add a finite number to the sum that begins at `begin` in row `i`; all zeros are the empty sum."""
     place = rows[i, begin]
-    if abs(number) >= _LIMITS[place]:
-        while abs(number) >= _LIMITS[place]:
+    if abs(number) >= LIMITS[place]:
+        while abs(number) >= LIMITS[place]:
             place += 1
-        _raise(rows, i, begin, place)
-    rest = number * _INVERSES[place]
+        raise_place(rows, i, begin, place)
+    rest = number * INVERSES[place]
     for digit in range(begin + 1, begin + WIDTH):
         whole = np.int64(rest)
         rows[i, digit] += whole
@@ -51,14 +51,14 @@ def add_number(rows: NDArray[np.int64], i: int, begin: int, number: float) -> No
 def add_sum(rows: NDArray[np.int64], i: int, begin: int, more: NDArray[np.int64], j: int) -> None:
     """Add the sum that begins at `begin` in row `j` of `more` to the one in row `i`."""
     if more[j, begin] > rows[i, begin]:
-        _raise(rows, i, begin, more[j, begin])
+        raise_place(rows, i, begin, more[j, begin])
     below = rows[i, begin] - more[j, begin]
     for digit in range(begin + 1, begin + WIDTH - below):
         rows[i, digit + below] += more[j, digit]
 
 
 @jit
-def _raise(rows: NDArray[np.int64], i: int, begin: int, place: int) -> None:
+def raise_place(rows: NDArray[np.int64], i: int, begin: int, place: int) -> None:
     """Make room for numbers whose first digit is at a higher place."""
     by = place - rows[i, begin]
     rows[i, begin] = place

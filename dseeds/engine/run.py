@@ -293,7 +293,7 @@ class Run:
     @property
     def features(self) -> str | None:
         """The address of the table and the graph of the supervoxels, beside the labels; None if they are not wanted."""
-        return features_beside(self.target.address) if self.spec.options.features else None
+        return folder_beside(self.target.address, ".features") if self.spec.options.features else None
 
     @property
     def spacing(self) -> Spacing | None:
@@ -439,15 +439,15 @@ def open_run_image(source: Any, options: RunOptions) -> Image:
     return open_image(source, volume=options.volume, channel_axis=options.channel_axis, level=options.level or 0)
 
 
-def features_beside(target: str) -> str:
-    """Return the address of the features of the labels at a path or URL.
+def folder_beside(labels: str, suffix: str) -> str:
+    """Return the address of a folder of tables next to the labels at a path or URL.
 
-    >>> features_beside("/data/labels.nii.gz"), features_beside("s3://lab/labels.zarr")
-    ('/data/labels.features', 's3://lab/labels.features')
+    >>> folder_beside("/data/labels.nii.gz", ".features"), folder_beside("s3://lab/labels.zarr", ".vote")
+    ('/data/labels.features', 's3://lab/labels.vote')
     """
     for ending in (*NIFTI_ENDINGS, ".ome.zarr", ".zarr"):
-        target = target.removesuffix(ending)
-    return f"{target}.features"
+        labels = labels.removesuffix(ending)
+    return f"{labels}{suffix}"
 
 
 def run_identity(document: Mapping[str, Any]) -> str:

@@ -301,8 +301,8 @@ def coarsening_factors(shape: Shape, coarser: Shape) -> Shape | None:
 def _require_same_shape(grid: Grid3D, reference: Grid3D, coarser: bool) -> None:
     if coarser and coarsening_factors(reference.shape, grid.shape) is None:
         raise ValueError(
-            f"{grid.name} has shape {grid.shape} and {reference.name} has shape {reference.shape}: a mask may be "
-            f"coarser than the image but not finer, by one whole factor along each axis, so resample it"
+            f"{grid.name} has shape {grid.shape} and {reference.name} has shape {reference.shape}: {grid.name} may be "
+            f"coarser than {reference.name} but not finer, by one whole factor along each axis, so resample it"
         )
     if not coarser and grid.shape != reference.shape:
         raise ValueError(

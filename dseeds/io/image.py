@@ -19,7 +19,7 @@ from dseeds.io.source import IndexBox, Kind, NiftiForms, Shape, Source, SourceQu
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """An image of 1 to 16 channels that can be read, axes (z, y, x). Every image pickles.
+    """An image of one or several channels that can be read, axes (z, y, x). Every image pickles.
 
     Attributes
     ----------
@@ -213,12 +213,18 @@ def open_channels(source: object, query: SourceQuery) -> Image:
     sources = source if isinstance(source, list | tuple) else [source]
     if not sources:
         raise ValueError("the list of sources is empty: name one for each channel")
-    parts = [part for one in sources for part in open_voxels(one, query)]
-    require_channels(Image(tuple(parts)).channels, Image(tuple(parts)).name)
-    for number, part in enumerate(parts):
+    parts: list[Source] = []
+    firsts: list[tuple[int, Source]] = []
+    for one in sources:
+        # The channels of one source lie in one place.
+        group = list(open_voxels(one, query))
         # Each of those before, for the first may know less of its position.
-        for before, other in enumerate(parts[:number]):
-            parts[number] = align(parts[number], _describe(part, number), Grid3D.of(other, _describe(other, before)))
+        for number, other in firsts:
+            reference = Grid3D.of(other, _describe(other, number))
+            group = [align(part, _describe(part, len(parts) + i), reference) for i, part in enumerate(group)]
+        firsts.append((len(parts), group[0]))
+        parts += group
+    require_channels(Image(tuple(parts)).channels, Image(tuple(parts)).name, query.most_channels)
     return Image(tuple(parts))
 
 

@@ -63,17 +63,17 @@ def align_sources(labels: Source, others: Mapping[str, Source]) -> dict[str, Sou
     return {name: _align(source, name, labels) for name, source in others.items()}
 
 
-def align_image(image: Image, labels: Source) -> Image:
-    """Return an image on the grid of its labels; see `dseeds.io.alignment.align`."""
-    return Image(tuple(_align(part, "image", labels) for part in image.parts))
+def align_image(image: Image, labels: Source, *, coarser: bool = False) -> Image:
+    """Return an image on the grid of its labels, or on a coarser one; see `dseeds.io.alignment.align`."""
+    return Image(tuple(_align(part, "image", labels, coarser=coarser) for part in image.parts))
 
 
-def _align(source: Source, name: str, labels: Source) -> Source:
+def _align(source: Source, name: str, labels: Source, *, coarser: bool = False) -> Source:
     grid = Grid3D.of(labels, "labels")
     if source.path is not None and source.path in recorded_paths(labels):
         # The labels may have been made with a spacing that corrects that of their image.
         grid = grid._replace(spacing=None, affine=None, frame=None)
-    return align(source, name, grid)
+    return align(source, name, grid, coarser=coarser)
 
 
 def recorded_paths(labels: Source) -> list[str]:
@@ -100,6 +100,12 @@ def materialise(source: Source, scratch: Location, name: str, *, anywhere: bool)
         box = Box((begin, 0, 0), (begin + len(slab), *source.shape[1:]))
         write_array(scratch, name, box, slab.astype(layout.dtype, copy=False))
     return open_labels(f"{scratch.address}/{name}")
+
+
+def materialise_image(image: Image, scratch: Location, *, anywhere: bool) -> Image:
+    """Return an image that tasks can read; see `materialise`."""
+    parts = enumerate(image.parts)
+    return Image(tuple(materialise(part, scratch, f"image-{i}", anywhere=anywhere) for i, part in parts))
 
 
 def read_labels(source: Source, box: Box, name: str = "labels", *, narrow: bool = False) -> NDArray[Any]:

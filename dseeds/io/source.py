@@ -79,6 +79,7 @@ class SourceQuery:
     purpose: Literal["volume", "image", "mask", "labels", "copy"] = "volume"
     level: int = 0
     planes: bool = False
+    most_channels: int = MAX_CHANNELS
 
     @property
     def is_image(self) -> bool:
@@ -427,11 +428,11 @@ def require_intensities(where: str, query: SourceQuery) -> None:
         raise ValueError(f"{where} holds labels, not intensities: pass the image that they belong to")
 
 
-def require_channels(count: int, where: str) -> None:
-    """Raise a ValueError if there are more channels than an image may have."""
-    if count > MAX_CHANNELS:
+def require_channels(count: int, where: str, most: int) -> None:
+    """Raise a ValueError if there are more channels than can be taken together."""
+    if count > most:
         raise ValueError(
-            f"{where} has {count} channels, and no more than {MAX_CHANNELS} can be taken together: "
+            f"{where} has {count} channels, and no more than {most} can be taken together: "
             f"store those that you want on their own"
         )
 
@@ -467,7 +468,7 @@ def select_volume(shape: Sequence[int], query: SourceQuery, where: str) -> tuple
             f"so leave out channel_axis (--channel-axis)"
         )
     if channels is not None:
-        require_channels(shape[channels], where)
+        require_channels(shape[channels], where, query.most_channels)
     while len(axes) > 3 and shape[axes[-1]] == 1:
         axes.pop()
     positions = choose_volume({f"axis {axis}": shape[axis] for axis in axes[:-3]}, query, where)
@@ -500,7 +501,7 @@ def select_named_volume(
             f"pass channel_axis= (--channel-axis) as another, or leave it out"
         )
     if channels is not None:
-        require_channels(shape[channels], where)
+        require_channels(shape[channels], where, query.most_channels)
     extra = {name: shape[n] for n, name in enumerate(axes) if n not in space and n != channels}
     positions = dict(zip(extra, choose_volume(extra, query, where), strict=True))
     return tuple(positions.get(name, slice(None)) for name in axes), channels

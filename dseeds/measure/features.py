@@ -6,10 +6,8 @@ to columns, one range of labels after the other.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dseeds._version import __version__
-from dseeds.core.checks import check_threads, read_extents
-from dseeds.core.dtypes import native_dtype
+from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Tiling, check_spacing
 from dseeds.core.progress import Progress
 from dseeds.io import Image, Source, open_image
@@ -27,8 +24,8 @@ from dseeds.io.labels import (
     TASK_BYTES,
     align_image,
     choose_tiling,
-    label_parameters,
     materialise,
+    materialise_image,
     open_labels,
     read_labels,
 )
@@ -42,21 +39,19 @@ from dseeds.measure.columns import (
 )
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
+from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, write_parts
+from dseeds.measure.windows import begin_search, find_windows
 from dseeds.parallel.capacity import parse_memory
-from dseeds.parallel.clients import open_client
-from dseeds.parallel.executor import Executor, open_executor
-from dseeds.seeds.intensity_windows import Limits, check_percentiles, exact_number, read_windows
-from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
+from dseeds.parallel.executor import Executor
+from dseeds.seeds.intensity_windows import Limits
 from dseeds.storage.label_records import RANGE, BatchIndex, LabelRange, LabelRecords, label_ranges
-from dseeds.storage.location import Location, open_location
-from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
+from dseeds.storage.parquet_dataset import EDGES, FEATURES, TABLE, Dataset
 
 if TYPE_CHECKING:
     from dseeds.parallel.clients import ClientLike
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(SupervoxelTables):
     """The table of supervoxels and their region adjacency graph.
 
     Attributes
@@ -75,39 +70,17 @@ class Features:
     (2, 1, [1, 2])
     """
 
-    address: str | None
-    _tables: tuple[pa.Table, pa.Table] | None = field(default=None, repr=False)
-
-    @property
-    def table(self) -> pa.Table:
-        """The table of supervoxels, read whole."""
-        return self._read(0)
+    kind = FEATURES
 
     @property
     def edges(self) -> pa.Table:
         """The edges of the graph, read whole."""
-        return self._read(1)
-
-    @property
-    def supervoxels(self) -> int:
-        """The number of supervoxels."""
-        return self._count("supervoxels", 0)
+        return self._read(EDGES)
 
     @property
     def contacts(self) -> int:
         """The number of pairs of supervoxels that touch."""
-        return self._count("contacts", 1)
-
-    def _read(self, which: int) -> pa.Table:
-        if self.address is None:
-            assert self._tables is not None
-            return self._tables[which]
-        return Dataset(open_location(self.address)).read_table((TABLE, EDGES)[which])
-
-    def _count(self, name: str, which: int) -> int:
-        if self.address is None:
-            return int(self._read(which).num_rows)
-        return int(Dataset(open_location(self.address)).note()[name])
+        return self._count("contacts", EDGES)
 
 
 @dataclass(frozen=True)
@@ -254,8 +227,6 @@ def features(
     >>> features.edges.select(["source", "target", "num_faces", "intensity_gradient"]).to_pylist()
     [{'source': 1, 'target': 2, 'num_faces': 1, 'intensity_gradient': 30.0}]
     """
-    if target is None and client is not None:
-        raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
     label_source = open_labels(labels)
     opened = None
     if image is not None:
@@ -266,59 +237,39 @@ def features(
     shape = label_source.shape
     extents = read_extents("region", region)
     task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
-    search = _begin_search(label_source, opened, window, percentiles)
+    search = begin_search(label_source, opened, window, percentiles)
     known = label_source.spacing if opened is None else opened.spacing or label_source.spacing
     lengths = known if spacing is None else check_spacing(spacing)
     places = (label_source.affine,) if opened is None else (opened.affine, label_source.affine, opened.position)
     affine = next((one for one in places if one is not None), None)
-    with ExitStack() as stack:
-        if target is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-"))
-        unwritten = Dataset(open_location(Path(folder, "features") if target is None else target))
-        unwritten.check(overwrite)
-        connected = stack.enter_context(open_client(client, may_use_current=target is not None and threads is None))
-        executor = stack.enter_context(open_executor(check_threads(threads), connected, progress=progress))
-        dataset = unwritten.begin()
-        try:
-            job = FeatureJob(
-                materialise(label_source, dataset.scratch, "labels", anywhere=connected is not None),
-                None if opened is None else _materialise_image(opened, dataset.scratch, anywhere=connected is not None),
-                Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(opened), task_bytes, extents)),
-                space_of(opened, affine, lengths, ((0.0, 1.0),) * len(search.dtypes)),
-                dataset,
-            )
-            job = replace(job, space=replace(job.space, windows=_find_windows(job, search, executor)))
-            names = {} if opened is None else {"image": opened.name}
-            measure_features(job, executor, {"labels": label_source.name, **names})
-        except BaseException:
-            dataset.abandon()
-            raise
-        written = Features(dataset.address)
-        return written if target is not None else Features(None, (written.table, written.edges))
+    with begin_measurement(
+        target, FEATURES, overwrite=overwrite, client=client, threads=threads, progress=progress
+    ) as (dataset, executor, anywhere):
+        job = FeatureJob(
+            materialise(label_source, dataset.scratch, "labels", anywhere=anywhere),
+            None if opened is None else materialise_image(opened, dataset.scratch, anywhere=anywhere),
+            Tiling(shape, choose_tiling(shape, label_source.chunks, voxel_bytes(opened), task_bytes, extents)),
+            space_of(opened, affine, lengths, ((0.0, 1.0),) * len(search.dtypes)),
+            dataset,
+        )
+        job = replace(job, space=replace(job.space, windows=find_windows(job, search, executor)))
+        names = {} if opened is None else {"image": opened.name}
+        measure_features(job, executor, {"labels": label_source.name, **names})
+        return Features.of(dataset, target)
 
 
 def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, str]) -> None:
     """Measure all regions, build the tables, and publish them with the `names` of what they were made from."""
-    regions = [(job, number) for number in range(len(job.tiling))]
-    voxels: dict[int, BatchIndex] = {}
-    contacts: dict[int, BatchIndex] = {}
-    for number, *indices in executor.map_unordered("measure", measure_feature_region, regions, len(regions)):
-        for batches, index in zip((voxels, contacts), indices, strict=True):
-            if len(index):
-                batches[number] = index
-    ranges = list(label_ranges(voxels))
-    if not ranges:
-        raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
-    tables = ((job, number, part) for number, part in enumerate(ranges))
-    counted = dict(executor.map_unordered("table", write_table, tables, len(ranges)))
-    ends = [counted[number][1:] for number in range(len(ranges))]
+    voxels, contacts = count_regions(executor, "measure", measure_feature_region, job)
+    counted = write_parts(executor, "table", write_table, job, list(label_ranges(voxels)))
+    ends = [(first, last) for _, first, last in counted]
     # Without contacts, there is a table without rows.
     edge_ranges = list(label_ranges(contacts)) or [LabelRange(1, 1, ())]
     edges = ((job, number, part, ends) for number, part in enumerate(edge_ranges))
     edge_count = sum(executor.map_unordered("edges", write_edges, edges, len(edge_ranges)))
     job.dataset.publish(
         {
-            "supervoxels": sum(rows for rows, *_ in counted.values()),
+            "supervoxels": sum(rows for rows, *_ in counted),
             "contacts": edge_count,
             **names,
             "spacing": job.space.spacing,
@@ -328,18 +279,18 @@ def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, st
     )
 
 
-def measure_feature_region(job: FeatureJob, number: int) -> tuple[int, BatchIndex, BatchIndex]:
+def measure_feature_region(job: FeatureJob, number: int) -> tuple[int, tuple[BatchIndex, BatchIndex]]:
     """Measure a region, and write the rows of its supervoxels and contacts to scratch."""
     box, window = job.tiling.box(number), job.tiling.above(number)
     labels = read_labels(job.labels, window, narrow=True)
     if not labels.any():
         no_rows = np.zeros((0, 6), np.int64)
-        return number, no_rows, no_rows
+        return number, (no_rows, no_rows)
     values = () if job.image is None else job.image.read(window.slices)
     voxels, contacts = count_features(labels, values, box, job.space)
     # A task of an abandoned run may arrive late.
     job.dataset.check_own()
-    return number, job.voxels.write(number, voxels), job.contacts.write(number, contacts)
+    return number, (job.voxels.write(number, voxels), job.contacts.write(number, contacts))
 
 
 def write_table(job: FeatureJob, number: int, part: LabelRange) -> tuple[int, tuple[int, int, int]]:
@@ -385,52 +336,3 @@ def space_of(
         windows,
         image is None or are_small_integers(image.dtypes),
     )
-
-
-def _begin_search(
-    labels: Source, image: Image | None, window: Any, percentiles: Sequence[float] | None
-) -> WindowSearch:
-    """Return the search for the intensity windows, which is done if they are given or stored in the labels."""
-    if image is None:
-        return WindowSearch((), ())
-    given = read_windows(window, image.channels)
-    if window is None and percentiles is None:
-        given = _stored_windows(labels, image.channels) or given
-    return WindowSearch(tuple(map(native_dtype, image.dtypes)), given, check_percentiles(percentiles or (0.5, 99.5)))
-
-
-def _stored_windows(labels: Source, channels: int) -> tuple[Limits, ...] | None:
-    """Return the windows stored in labels that `segment` wrote, if they have one for each channel."""
-    try:
-        windows = tuple((exact_number(low), exact_number(high)) for low, high in label_parameters(labels)["windows"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return windows if len(windows) == channels else None
-
-
-def _find_windows(job: FeatureJob, search: WindowSearch, executor: Executor) -> tuple[Limits, ...]:
-    """Search for the windows of the intensities where there are labels."""
-    count = len(job.tiling)
-    try:
-        while not search.done:
-            calls = ((job, number, search) for number in range(count))
-            search.narrow(
-                sum(executor.map_unordered("window", count_region_digits, calls, count), np.zeros(1, np.int64))
-            )
-        return search.windows()
-    except NoFiniteValues:
-        raise ValueError(
-            "labels has no supervoxel with a finite intensity: check that labels and image belong together."
-        ) from None
-
-
-def count_region_digits(job: FeatureJob, number: int, search: WindowSearch) -> NDArray[np.int64]:
-    """Count a region's digits for the search for windows, where there are labels."""
-    box = job.tiling.box(number)
-    assert job.image is not None
-    return search.count(job.image.read(box.slices), read_labels(job.labels, box) != 0)
-
-
-def _materialise_image(image: Image, scratch: Location, *, anywhere: bool) -> Image:
-    parts = enumerate(image.parts)
-    return Image(tuple(materialise(part, scratch, f"image-{i}", anywhere=anywhere) for i, part in parts))

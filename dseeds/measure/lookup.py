@@ -25,8 +25,7 @@ from typing_extensions import override
 from dseeds.io.source import shorten, summarise_error
 from dseeds.measure.kernels.painting import labels_of_runs
 from dseeds.storage.location import LocalLocation, Location, open_location, open_parent
-from dseeds.storage.ownership import MARKER
-from dseeds.storage.parquet_dataset import NOTE, TABLE, Dataset
+from dseeds.storage.parquet_dataset import TABLE, Dataset, stored_kind
 
 # Tables of up to this many rows, of 16 bytes each, are held in memory.
 MAX_HELD_ROWS = 1 << 24
@@ -239,12 +238,12 @@ def _is_polars_series(table: Any) -> bool:
 
 
 def _list_files(address: str) -> Iterator[tuple[Location, str]]:
-    """Yield the files of a table: the file itself, the Parquet files of a folder, or the parts of features."""
+    """Yield the files of a table: the file itself, the Parquet files of a folder, or the parts of a measured table."""
     location = open_location(address)
     names = sorted(location.names(), key=lambda name: (len(name), name))
-    if {NOTE, MARKER} & set(names):
-        # Raises if the features are unfinished.
-        Dataset(location).note()
+    if (kind := stored_kind(location, names)) is not None:
+        # Raises if the folder is unfinished.
+        Dataset(location, kind).note()
         names = [name for name in names if name.startswith(f"{TABLE}/")]
     parts = [name for name in names if name.lower().endswith(PARQUET_ENDINGS)]
     if parts:

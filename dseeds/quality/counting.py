@@ -22,6 +22,7 @@ from dseeds.io import Source
 from dseeds.io.labels import read_labels
 from dseeds.quality import kernels as kernel
 from dseeds.quality.metrics import Rows, Tally, count_supervoxels
+from dseeds.seeds.kernels.pair_counts import count_pairs
 from dseeds.storage.label_records import BatchIndex, LabelRange, LabelRecords
 from dseeds.storage.location import open_location
 
@@ -112,9 +113,7 @@ def count_quality_region(job: QualityJob, number: int) -> tuple[int, RegionCount
     boundaries, squares, overlaps = (0, 0), np.zeros((1, WIDTH), np.int64), np.zeros((0, 3), np.int64)
     if job.truth is not None:
         truth = read_labels(job.truth, window, "truth")
-        keys, common = kernel.count_overlaps(truth, inside.lo, numbers, nodes)
-        used = keys[:, 0] != 0
-        overlaps = np.column_stack([names[keys[used, 0] - 1], keys[used, 1], common[used]])
+        overlaps = count_pairs(labels[inside.slices], truth[inside.slices])
         boundaries = kernel.recall_boundaries(labels, truth, inside.lo, box.shape, job.nearby)
     if job.image is not None and job.scale:
         image = _intensities(job, box)

@@ -31,7 +31,7 @@ from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.quality import kernels as kernel
-from dseeds.quality import metrics
+from dseeds.quality import metrics, seams
 from dseeds.quality.counting import ROUNDING, QualityJob, add_region, count_part, count_quality_region
 from dseeds.seeds.cell_size import choose_step, millimetres
 from dseeds.storage.label_records import label_ranges
@@ -69,7 +69,7 @@ def evaluate(
 
     The supervoxels may be those of any program, and volumes of any size: they are measured region by region. All
     figures are exact, and bit-identical however the volume is cut and wherever the tasks run. The functions of
-    `dseeds.quality.metrics` named like the figures have their formulas and sources.
+    `dseeds.quality.metrics` and `dseeds.quality.seams` named like the figures have their formulas and sources.
 
     Parameters
     ----------
@@ -139,6 +139,10 @@ def evaluate(
         ``seam_excess``, ``seam_excess_per_axis``, ``seam_step``
             Only with `chunks`: how many more boundaries there are on the planes of chunks, 0 for no seams; and the step
             of the lattice that was taken into account.
+        ``worst_seams``
+            Only with `chunks`: up to 5 planes of chunks with most boundaries more than expected, the worst first, as
+            dicts: ``axis`` and ``plane``, the voxel above the plane; the plane's ``excess``; ``at``, a voxel (z, y, x)
+            amid the boundaries of the worst chunk on it, for ``preview(labels, at=...)``; and ``excess_there``.
 
     Raises
     ------
@@ -242,8 +246,11 @@ def measure_quality(
     if size_bins is not None:
         figures["size_histogram"] = metrics.size_histogram(tally.sizes, size_bins)
     if chunks is not None:
-        figures |= metrics.seam_excess([rows[:-1] for rows in planes], chunks, step)
+        between = [rows[:-1] for rows in planes]
+        figures |= seams.seam_excess(between, chunks, step)
         figures["seam_step"] = None if step is None else list(step)
+        worst = seams.find_worst_planes(between, chunks, step)
+        figures["worst_seams"] = seams.locate_seams(job, worst, chunks, executor)
     return figures
 
 

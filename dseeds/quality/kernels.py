@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from dseeds.core.exact_sum import WIDTH, add_number, add_sum
 from dseeds.core.geometry import Triple
 from dseeds.core.jit import jit
-from dseeds.seeds.kernels.contacts import FIRST_SLOTS, double_table, find_slot
 from dseeds.seeds.kernels.mask_components import unite_roots
 
 # Columns of a plane between voxels: the pairs of labelled voxels on its two sides, and how many of these differ.
@@ -171,41 +170,6 @@ def count_faces(
                 counts[number, 0] += 1
                 counts[number, 1] += inner
     return planes
-
-
-@jit
-def count_overlaps(
-    truth: NDArray[Any], lo: Triple, numbers: NDArray[np.int64], nodes: NDArray[np.int32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count the voxels of a box that a label and a true segment have in common; see `count_faces`.
-
-    Returns
-    -------
-    keys, counts : ndarray of int64, shapes (n, 2) and (n, 1)
-        Numbers of labels, from 1, with true segments, and the common voxels. Rows whose first number is 0 are unused.
-    """
-    nz, ny, nx = nodes.shape
-    keys, counts = np.zeros((FIRST_SLOTS, 2), np.int64), np.zeros((FIRST_SLOTS, 1), np.int64)
-    used = 0
-    for z in range(nz):
-        for y in range(ny):
-            # The most that a row can add.
-            while 2 * (used + nx) > len(keys):
-                keys, counts = double_table(keys, counts)
-            x = 0
-            while x < nx:
-                node, segment, first = nodes[z, y, x], truth[lo[0] + z, lo[1] + y, lo[2] + x], x
-                while x < nx and nodes[z, y, x] == node and truth[lo[0] + z, lo[1] + y, lo[2] + x] == segment:
-                    x += 1
-                if node < 0:
-                    continue
-                number = numbers[node] + 1
-                slot = find_slot(keys, number, np.int64(segment))
-                if keys[slot, 0] == 0:
-                    keys[slot, 0], keys[slot, 1] = number, segment
-                    used += 1
-                counts[slot, 0] += x - first
-    return keys, counts
 
 
 @jit

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.exact_sum import WIDTH, totals
-from dseeds.core.geometry import AXES, Lattice, Triple, triple
-from dseeds.quality.kernels import CHANGES, PAIRS, add_numbers, combine_sums
+from dseeds.quality.kernels import add_numbers, combine_sums
 
 Rows = NDArray[np.int64]
 # The columns of `Tally.segments`, and the rows of `Tally.sums`.
@@ -264,55 +262,3 @@ def size_histogram(sizes: Rows, bins: int) -> dict[str, list[int]]:
     places = np.searchsorted(edges, values, side="right") - 1
     sums = [sum(counts[i] for i in np.flatnonzero(places == place).tolist()) for place in range(bins)]
     return {"edges": [*edges, values[-1]], "counts": sums}
-
-
-def seam_excess(planes: Sequence[Rows], chunks: Triple, step: Triple | None = None) -> dict[str, Any]:
-    """Return how many more boundaries there are on the planes of a grid of chunks than elsewhere.
-
-    Where chunks of a volume were segmented on their own, boundaries cover their planes: seams. A plane lies between two
-    voxels; its density is the share of its faces between labelled voxels whose two sides have different labels. If
-    seams were as dense as other planes of their axis, ``expected = sum over seams of faces * density of the others``
-    faces would be boundaries; the excess is ``boundaries / expected - 1``.
-
-    Supervoxels that grew from a lattice of seeds have more boundaries on the planes of the lattice anyway, and chunks
-    usually end there. So if the `step` is known, planes are compared with others at the same place in their cells.
-
-    Parameters
-    ----------
-    planes : sequence of three ndarray of int64, shape (planes, 2)
-        For each axis the `PAIRS` and `CHANGES` of its planes, from that between the first two voxels on.
-    chunks, step : tuple of int
-        Voxels along (z, y, x) of a chunk, and of a cell of the lattice.
-
-    Returns
-    -------
-    dict
-        ``seam_excess``, of all seams, and ``seam_excess_per_axis``: 0 means no seams; None where there is no seam, or
-        nothing to compare it with.
-
-    Examples
-    --------
-    >>> planes = [np.zeros((0, 2), int), np.zeros((0, 2), int), np.array([[8, 2], [8, 6], [8, 2]])]
-    >>> seam_excess(planes, chunks=(2, 2, 2))
-    {'seam_excess': 2.0, 'seam_excess_per_axis': {'z': None, 'y': None, 'x': 2.0}}
-    """
-    lattice = None if step is None else Lattice(triple(len(rows) + 1 for rows in planes), step)
-    # The boundaries and their expected number, for each axis.
-    sums = np.zeros((3, 2))
-    for axis, rows in enumerate(planes):
-        positions = np.arange(1, len(rows) + 1)
-        offsets = np.zeros(len(rows), np.int64)
-        if lattice is not None:
-            offsets = positions - lattice.grids[-1].cells[axis][positions] * lattice.step[axis]
-        seams = positions % chunks[axis] == 0
-        for offset in np.unique(offsets[seams]):
-            others = rows[~seams & (offsets == offset)].sum(axis=0)
-            if others[PAIRS]:
-                own = rows[seams & (offsets == offset)].sum(axis=0)
-                sums[axis] += own[CHANGES], own[PAIRS] * others[CHANGES] / others[PAIRS]
-
-    def excess(changes: float, expected: float) -> float | None:
-        return float(changes / expected) - 1 if expected else None
-
-    per_axis = {axis: excess(*pair) for axis, pair in zip(AXES, sums, strict=True)}
-    return {"seam_excess": excess(*sums.sum(axis=0)), "seam_excess_per_axis": per_axis}

@@ -19,6 +19,8 @@ from dseeds.storage.location import Location
 
 # Rows in a batch, and the approximate number of rows in a range.
 BATCH, RANGE = 512, 1 << 16
+# The most bytes of a batch, and of a range, where rows are long.
+BATCH_BYTES, RANGE_BYTES = 1 << 20, 1 << 26
 # The columns of an index, which has a row for each batch: its first and last label, its number of rows, its first byte
 # and the one after its last, and its checksum.
 FIRST, LAST, ROWS, BEGIN, END, CHECKSUM = range(6)
@@ -35,8 +37,9 @@ class LabelRecords:
     def write(self, number: int, rows: NDArray[np.int64]) -> BatchIndex:
         """Write the rows of a region, sorted by label, and return their index."""
         index, pieces, begin = [], [], 0
-        for first in range(0, len(rows), BATCH):
-            batch = rows[first : first + BATCH]
+        length = max(1, min(BATCH, BATCH_BYTES // (8 * self.width)))
+        for first in range(0, len(rows), length):
+            batch = rows[first : first + length]
             # Values of one column resemble each other, so they compress better side by side.
             content = np.ascontiguousarray(batch.T).tobytes()
             piece = pa.compress(content, codec="zstd", asbytes=True)

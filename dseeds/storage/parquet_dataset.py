@@ -1,4 +1,4 @@
-"""A folder that holds the feature table and the region adjacency graph of supervoxels as Parquet files.
+"""A folder that holds tables of supervoxels, such as their features and region adjacency graph, as Parquet files.
 
 A note that is written last makes the folder complete. Files that this program did not write are never touched.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -22,9 +22,28 @@ from numpy.typing import NDArray
 from dseeds.storage.location import LocalLocation, Location
 from dseeds.storage.ownership import MARKER, SCRATCH, check_folder, check_overwrite
 
-NOTE = "dseeds-features.json"
-TABLE, EDGES = "table.parquet", "edges.parquet"
+TABLE, EDGES, COUNTS = "table.parquet", "edges.parquet", "counts.parquet"
 _PART = re.compile(r"part-(\d{5,})\.parquet")
+
+
+@dataclass(frozen=True)
+class DatasetKind:
+    """A kind of folder, named like the command that writes it, and the tables in it."""
+
+    name: str
+    tables: tuple[str, ...]
+
+    @property
+    def note(self) -> str:
+        """The name of the file that makes a folder complete."""
+        return f"dseeds-{self.name}.json"
+
+
+FEATURES = DatasetKind("features", (TABLE, EDGES))
+VOTES = DatasetKind("vote", (TABLE, COUNTS))
+POOLS = DatasetKind("pool", (TABLE,))
+TEXTURES = DatasetKind("textures", (TABLE,))
+KINDS = (FEATURES, VOTES, POOLS, TEXTURES)
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,7 @@ class Dataset:
     """
 
     location: Location
+    kind: DatasetKind = FEATURES
     run: str = ""
 
     @property
@@ -49,27 +69,31 @@ class Dataset:
 
     def note(self) -> dict[str, Any]:
         """Return the note of a complete folder; raise a FileNotFoundError if there is none."""
-        content = self.location.read(NOTE)
+        content = self.location.read(self.kind.note)
         if content is None:
             raise FileNotFoundError(
-                f"{self.address} holds no features of supervoxels, or not all of them: make them with dseeds features."
+                f"{self.address} holds no tables of dseeds {self.kind.name}, or not all of them: run that command."
             )
         return dict(json.loads(content))
 
     def check(self, overwrite: bool) -> None:
         """Raise a FileExistsError or FileNotFoundError unless the folder may be written."""
-        check_folder(self.location, "features")
+        check_folder(self.location, self.kind.name)
         names = list(self.location.names())
-        if names:
-            stranger = next((name for name in names if not _is_our_name(name)), None)
-            if not {NOTE, MARKER} & set(names):
-                stranger = stranger or names[0]
-            check_overwrite(self.address, overwrite or MARKER in names, is_ours=True, stranger=stranger)
+        if not names:
+            return
+        stored = stored_kind(self.location, names)
+        stranger = next((name for name in names if not _is_our_name(name, stored or self.kind)), None)
+        if stored is None:
+            stranger = stranger or names[0]
+        elif stored != self.kind:
+            check_overwrite(self.address, overwrite, is_ours=False, kind=f"the output of dseeds {self.kind.name}")
+        check_overwrite(self.address, overwrite or MARKER in names, is_ours=True, stranger=stranger)
 
     def begin(self) -> Dataset:
         """Replace an older dataset by an incomplete one of a new run, and return it for writing."""
         run = uuid.uuid4().hex
-        self.location.write(MARKER, json.dumps({"run": run}).encode())
+        self.location.write(MARKER, json.dumps({"run": run, "kind": self.kind.name}).encode())
         self._clear()
         return replace(self, run=run)
 
@@ -85,7 +109,7 @@ class Dataset:
         """Write the note that makes the folder complete."""
         self.check_own()
         self.location.clear(SCRATCH)
-        self.location.write(NOTE, json.dumps(note, indent=2).encode())
+        self.location.write(self.kind.note, json.dumps(note, indent=2).encode())
         self.location.delete([MARKER])
 
     def abandon(self) -> None:
@@ -100,8 +124,8 @@ class Dataset:
 
     def _clear(self) -> None:
         # The note goes first: without it, the folder does not pass for complete.
-        self.location.delete([NOTE])
-        for name in (TABLE, EDGES, SCRATCH):
+        self.location.delete([self.kind.note])
+        for name in (*self.kind.tables, SCRATCH):
             self.location.clear(name)
 
     def write(self, name: str, part: int, table: pa.Table) -> None:
@@ -129,7 +153,7 @@ class Dataset:
         content = self.location.read(key)
         if content is None:
             raise FileNotFoundError(
-                f"{self.address} lacks part {part} of its {name}: make it again with dseeds features."
+                f"{self.address} lacks part {part} of its {name}: make it again with dseeds {self.kind.name}."
             )
         return pq.ParquetFile(BytesIO(content))
 
@@ -159,8 +183,21 @@ class Dataset:
             yield table.take(pa.array(rows))
 
 
-def _is_our_name(name: str) -> bool:
+def stored_kind(location: Location, names: Collection[str]) -> DatasetKind | None:
+    """Return the kind of a folder, complete or not, with files of these names; None if it is none of ours."""
+    for kind in KINDS:
+        if kind.note in names:
+            return kind
+    if MARKER not in names:
+        return None
+    with suppress(ValueError, AttributeError):
+        name = json.loads(location.read(MARKER) or b"{}").get("kind")
+        return next((kind for kind in KINDS if kind.name == name), FEATURES)
+    return FEATURES
+
+
+def _is_our_name(name: str, kind: DatasetKind) -> bool:
     first, _, rest = name.partition("/")
-    if first in (TABLE, EDGES):
+    if first in kind.tables:
         return _PART.fullmatch(rest) is not None
-    return first == SCRATCH or name in (NOTE, MARKER)
+    return first == SCRATCH or name in (kind.note, MARKER)

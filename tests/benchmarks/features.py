@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -22,16 +23,18 @@ from dseeds.seeds import rounds
 from dseeds.seeds.schedule import Round
 
 
-def voxel_round(image: np.ndarray, step: int, repeats: int) -> tuple[float, np.ndarray]:
+def voxel_round(
+    image: np.ndarray, step: int, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, np.ndarray]:
     """Return the mean seconds of a voxel round, the fastest of several repeats of each, and the labels."""
     seconds: list[float] = []
     sweep = rounds.sweep_window
 
     def timed(round_: Round, *arguments: object, **options: object) -> object:
-        start = time.perf_counter()
+        start = clock()
         result = sweep(round_, *arguments, **options)
         if round_.weight is not None:
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         return result
 
     rounds.sweep_window = timed

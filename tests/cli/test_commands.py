@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -270,7 +271,7 @@ def test_evaluate(call, tmp_path):
     options = "--image", names[2], "--tolerance", "2mm", "--chunks", "16", "--step", "8", "--spacing", "1,1,1"
     code, out, err = call("evaluate", *names[:2], *options, "--region", "20,16,32", "--json")
     assert code == 0
-    assert [line.split(":")[0] for line in err.splitlines()] == ["range", "measure", "count"]
+    assert [line.split(":")[0] for line in err.splitlines()] == ["range", "measure", "count", "seams"]
     expected = dseeds.evaluate(labels, truth, image=picture, tolerance="2mm", chunks=16, step=8, spacing=(1, 1, 1))
     assert json.loads(out) == json.loads(json.dumps(expected))
     code, out, err = call("evaluate", *names[:2], "--chunks", "16", "--quiet")
@@ -279,6 +280,7 @@ def test_evaluate(call, tmp_path):
     assert code == 0
     assert all(figure in out for figure in ("undersegmentation error", "seam excess of axis z", "dice of structure 3"))
     assert "explained variation" not in out
+    assert re.search(rf"seam at [zyx] = (16|32|48), excess .*: dseeds preview {names[0]} --at \d+,\d+,\d+\n", out)
     code, out, err = call("evaluate", names[0], "--tolerance", "2mm")
     assert (code, out) == (1, "")
     assert_one_sentence(err)

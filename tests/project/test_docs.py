@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 
 from dseeds.cli import app
-from tests.support.paths import ROOT
+from tests.support.paths import DATA, ROOT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
@@ -62,6 +62,27 @@ def test_the_examples_for_people_of_other_packages():
             assert names["plane_table"].num_rows == names["plane"].max()
         if "classes" in names:
             np.testing.assert_array_equal(names["segmentation"][0], names["classes"][names["labels"]])
+
+
+def test_the_analyses(tmp_path, monkeypatch, capsys):
+    if not (DATA / "hippocampus").is_dir():
+        pytest.skip("the hippocampus is missing")
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("brain", "image"), ("hippocampus", "label")):
+        (tmp_path / f"{name}.nii.gz").symlink_to(DATA / "hippocampus" / f"{source}_001.nii.gz")
+    names = {}
+    for part in blocks("docs/how_to/analyse.md", "python"):
+        exec(compile(part, "analyse.md", "exec"), names)
+    # As the page says.
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "765 of 1053 have votes"
+    assert len(names["conflicts"]) == 34
+    assert names["segments"].shape == names["truth"].shape
+    assert (names["seam"]["axis"], names["seam"]["plane"]) == ("x", names["middle"])
+    assert names["seam"]["excess"] > 1
+    assert names["vectors"].shape == (len(names["dataset"]["label"]), 2)
+    assert names["textures"]["entropy"].between(0, np.log(64 * 64)).all()
+    assert names["relevance"].shape == names["image"].shape
 
 
 @pytest.mark.parametrize("page", PAGES)

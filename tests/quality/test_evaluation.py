@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +19,7 @@ import dseeds
 from dseeds.io import ArraySource
 from dseeds.phantom import phantom
 from dseeds.quality.evaluation import Tiling
-from dseeds.quality.metrics import seam_excess
+from dseeds.quality.seams import seam_excess
 from tests.support.clusters import in_process
 
 quick = settings(max_examples=25)
@@ -367,6 +368,52 @@ def test_labels_that_were_cut_as_a_whole_have_no_seams_and_others_have(ct_3mm):
         found = dseeds.evaluate(cut_up(image, 32, cut), chunks=32, step=step)
         assert found["seam_excess"] > seams
         assert all(value > seams for value in found["seam_excess_per_axis"].values())
+        assert {(seam["axis"], seam["plane"]) for seam in found["worst_seams"]} <= set(product("zyx", (32, 64)))
+
+
+@quick
+@given(
+    hnp.array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=12), st.tuples(*[st.integers(2, 5)] * 3), st.data()
+)
+def test_the_worst_seams_are_those_of_counting_chunk_by_chunk(shape, chunks, data):
+    labels = data.draw(volumes(shape, 0, 4))
+    assume(labels.any())
+    found = dseeds.evaluate(labels, chunks=chunks, region=data.draw(regions))["worst_seams"]
+    expected = []
+    for axis in range(3):
+        pairs, changes = (np.zeros(shape, bool) for _ in range(2))
+        below, above = (
+            tuple(side if a == axis else slice(None) for a in range(3)) for side in (slice(-1), slice(1, None))
+        )
+        pairs[above] = (labels[below] != 0) & (labels[above] != 0)
+        changes[above] = pairs[above] & (labels[below] != labels[above])
+        planes = np.arange(shape[axis]) % chunks[axis] == 0
+        others = np.flatnonzero(~planes)
+        faces, ends = (np.take(volume, others, axis).sum() for volume in (pairs, changes))
+        for plane in np.flatnonzero(planes)[1:]:
+            own, boundary = (volume.take([plane], axis) for volume in (pairs, changes))
+            if faces and boundary.sum() > own.sum() * ends / faces:
+                expected.append(
+                    (boundary.sum() - own.sum() * ends / faces, "zyx"[axis], plane, own, boundary, ends / faces)
+                )
+    expected.sort(key=lambda seam: -seam[0])
+    assert len(found) == min(5, len(expected))
+    for seam, (surplus, *_) in zip(found, expected, strict=False):
+        [match] = [other for other in expected if other[1:3] == (seam["axis"], seam["plane"])]
+        _, name, plane, own, boundary, density = match
+        assert match[0] == pytest.approx(surplus)
+        axis = "zyx".index(name)
+        assert seam["at"][axis] == plane
+        assert seam["excess"] == (pytest.approx(boundary.sum() / (own.sum() * density) - 1) if density else None)
+        surpluses = {}
+        for corner in product(
+            *(range(0, n, c) for a, (n, c) in enumerate(zip(shape, chunks, strict=True)) if a != axis)
+        ):
+            box = [slice(begin, begin + c) for begin, c in zip(corner, np.delete(chunks, axis), strict=True)]
+            box.insert(axis, slice(None))
+            surpluses[corner] = boundary[tuple(box)].sum() - own[tuple(box)].sum() * density
+        place = tuple(int(i - i % c) for i, c in zip(np.delete(seam["at"], axis), np.delete(chunks, axis), strict=True))
+        assert surpluses[place] == pytest.approx(max(surpluses.values()))
 
 
 def test_the_step_is_what_the_labels_say(tmp_path):
@@ -411,6 +458,7 @@ def test_one_supervoxel_over_all():
         "seam_excess": None,
         "seam_excess_per_axis": {"z": None, "y": None, "x": None},
         "seam_step": None,
+        "worst_seams": [],
     }
 
 
@@ -418,7 +466,7 @@ def test_figures_are_plain_numbers_for_json():
     image = np.array([[[1, 2, 3]]], np.float32)
     figures = dseeds.evaluate([[[1, 1, 2]]], np.array([[[0, 1, 1]]], bool), image=image, chunks=1)
     assert json.loads(json.dumps(figures)) == {**figures, "achievable_dice_per_structure": {"1": 2 / 3}}
-    assert {type(value) for value in figures.values()} <= {int, float, dict, type(None)}
+    assert {type(value) for value in figures.values()} <= {int, float, dict, list, type(None)}
 
 
 def test_figures_that_need_something_are_left_out():

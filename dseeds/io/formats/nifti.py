@@ -211,7 +211,7 @@ def _select_extra(shape: Sequence[int], query: SourceQuery, where: str) -> tuple
             f"pass channel_axis= (--channel-axis) as one of those before, if there are any"
         )
     if channels is not None:
-        require_channels(shape[channels], where)
+        require_channels(shape[channels], where, query.most_channels)
     others = [axis for axis in range(3, len(shape)) if axis != channels]
     positions = dict(zip(others, choose_volume({f"axis {n}": shape[n] for n in others}, query, where), strict=True))
     return tuple(positions.get(axis, slice(None)) for axis in range(3, len(shape)))

@@ -180,7 +180,7 @@ def _choose(
     if len(volumes) == 1 or isinstance(query.channel_axis, str) or operator.index(query.channel_axis) not in (0, -4):
         axis = "no axis of channels" if len(volumes) == 1 else "no axis of channels but 0, that of its volumes"
         raise ValueError(f"{path} has {axis}: leave out channel_axis (--channel-axis)")
-    require_channels(len(volumes), str(path))
+    require_channels(len(volumes), str(path), query.most_channels)
     channels = [sort_planes(path, volume) for volume in volumes]
     if not all(_is_same_grid(channels[0], channel) for channel in channels):
         raise ValueError(

@@ -1,0 +1,161 @@
+"""Tables of supervoxels that are counted region by region, and added up one range of labels after the other.
+
+A region writes rows of integers, sorted by label. The rows of a range of labels, from all regions, become a part of
+each table. So no number depends on how the volume is cut, and no task holds more than a region or a range.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+
+import pyarrow as pa
+
+from dseeds.core.checks import check_threads
+from dseeds.core.geometry import Tiling
+from dseeds.core.progress import Progress
+from dseeds.parallel.clients import open_client
+from dseeds.parallel.executor import Executor, open_executor
+from dseeds.storage.label_records import BatchIndex
+from dseeds.storage.location import open_location
+from dseeds.storage.parquet_dataset import TABLE, Dataset, DatasetKind
+
+if TYPE_CHECKING:
+    from dseeds.parallel.clients import ClientLike
+
+
+@dataclass(frozen=True)
+class SupervoxelTables:
+    """Tables of supervoxels, in a folder or in memory.
+
+    Attributes
+    ----------
+    address : str or None
+        The folder with the Parquet tables; None if they are only in memory.
+    table : pyarrow.Table
+        A row for each supervoxel, sorted by label.
+    """
+
+    address: str | None
+    _tables: tuple[pa.Table, ...] | None = field(default=None, repr=False)
+
+    kind: ClassVar[DatasetKind]
+
+    @classmethod
+    def of(cls, dataset: Dataset, target: str | Path | None) -> Self:
+        """Return the tables of a complete dataset, which are read into memory if there is no target."""
+        tables = None if target is not None else tuple(map(dataset.read_table, cls.kind.tables))
+        return cls(None if target is None else dataset.address, tables)
+
+    @property
+    def table(self) -> pa.Table:
+        """The table of supervoxels, read whole."""
+        return self._read(TABLE)
+
+    @property
+    def supervoxels(self) -> int:
+        """The number of supervoxels."""
+        return self._count("supervoxels", TABLE)
+
+    def _read(self, name: str) -> pa.Table:
+        if self.address is None:
+            assert self._tables is not None
+            return self._tables[self.kind.tables.index(name)]
+        return Dataset(open_location(self.address), self.kind).read_table(name)
+
+    def _parts(self, name: str) -> Iterator[pa.Table]:
+        """Read a table part by part, so that it may be larger than memory."""
+        if self.address is None:
+            yield self._read(name)
+            return
+        dataset = Dataset(open_location(self.address), self.kind)
+        dataset.note()
+        for part in dataset.parts(name):
+            yield dataset.read(name, part)
+
+    def _count(self, item: str, name: str) -> int:
+        """Return a number that the note of a folder states, which is that of the rows of a table."""
+        return int(self._read(name).num_rows) if self.address is None else int(self._note()[item])
+
+    def _note(self) -> dict[str, Any]:
+        assert self.address is not None
+        return Dataset(open_location(self.address), self.kind).note()
+
+
+class RegionJob(Protocol):
+    """What the tasks of a measurement have in common."""
+
+    @property
+    def tiling(self) -> Tiling:
+        """The regions."""
+
+
+class Measurement(NamedTuple):
+    """What a measurement writes to, and what runs its tasks."""
+
+    dataset: Dataset
+    executor: Executor
+    # Whether tasks run in other processes, maybe on other machines.
+    anywhere: bool
+
+
+@contextmanager
+def begin_measurement(
+    target: str | Path | None,
+    kind: DatasetKind,
+    *,
+    overwrite: bool,
+    client: ClientLike | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Iterator[Measurement]:
+    """Begin a dataset at a target, or in a temporary folder; if the block fails, nothing is left of it."""
+    if target is None and client is not None:
+        raise ValueError("a cluster needs target=, a folder or URL that all its workers see.")
+    with ExitStack() as stack:
+        may_use_current = target is not None and threads is None
+        if target is None:
+            target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dseeds-")), kind.name)
+        unwritten = Dataset(open_location(target), kind)
+        unwritten.check(overwrite)
+        connected = stack.enter_context(open_client(client, may_use_current=may_use_current))
+        executor = stack.enter_context(open_executor(check_threads(threads), connected, progress=progress))
+        dataset = unwritten.begin()
+        try:
+            yield Measurement(dataset, executor, connected is not None)
+        except BaseException:
+            dataset.abandon()
+            raise
+
+
+def count_regions(
+    executor: Executor, stage: str, function: Callable[..., tuple[int, Sequence[BatchIndex]]], job: RegionJob
+) -> list[dict[int, BatchIndex]]:
+    """Call a function with the job and each region's number, and return the indices of the rows that it has written.
+
+    The function returns the region's number and an index for each kind of rows.
+    """
+    regions = [(job, number) for number in range(len(job.tiling))]
+    results: list[dict[int, BatchIndex]] = []
+    for number, indices in executor.map_unordered(stage, function, regions, len(regions)):
+        results = results or [{} for _ in indices]
+        for batches, index in zip(results, indices, strict=True):
+            if len(index):
+                batches[number] = index
+    if not results[0]:
+        raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
+    return results
+
+
+def write_parts(executor: Executor, stage: str, function: Callable[..., Any], job: Any, parts: Sequence[Any]) -> list:
+    """Call a function with the job, the number of each part and the part, and return the results in their order.
+
+    The function returns the part's number and its result.
+    """
+    calls = ((job, number, part) for number, part in enumerate(parts))
+    results = dict(executor.map_unordered(stage, function, calls, len(parts)))
+    return [results[number] for number in range(len(parts))]
