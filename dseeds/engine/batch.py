@@ -442,7 +442,7 @@ def run_status(run: Run) -> dict[str, Any]:
         done = tasks if phase in state.done else tasks - len(remaining) if phase == current else 0
         if phase not in state.done and phase != current and phase.is_round:
             # Regions on Dask need not wait for all others.
-            done = len(state.marks(phase))
+            done = len(state.noted(phase))
         phases.append({"name": str(phase), "done": done, "tasks": tasks})
     unfinished = [phase["name"] for phase in phases if phase["done"] < tasks]
     failure, sources = run_directory.read_failure(run.folder), run.spec.sources

@@ -234,6 +234,10 @@ class RunState:
         if not phase.publishes_messages:
             return self.job.journal.marks(phase)
         self.take_messages()
+        return self.noted(phase)
+
+    def noted(self, phase: Phase) -> dict[int, str]:
+        """Return the outcomes of quantising, or of a round, by region, as far as they have been noted."""
         row = self._outcomes[phase.turn + 1]
         return {int(number): OUTCOMES[row[number]] for number in np.flatnonzero(row)}
 
