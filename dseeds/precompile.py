@@ -52,6 +52,7 @@ def _call_all_kernels() -> None:
                 dseeds.segment(volume, Path(folder, f"{dtype}-{name}"), client=client, **options)
         for step in (4, 8, 16):
             dseeds.supervoxels(np.stack([volume, volume]), step=step, channel_axis=0)
+        dseeds.supervoxels(volume, step=8, boundaries="image")
     dseeds.evaluate(labels, truth, image=volume, region=16)
     for dtype in COMPILED_DTYPES:
         take_means(image.astype(dtype), (2, 2, 2), np.empty((16, 16, 16), dtype))

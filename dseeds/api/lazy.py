@@ -47,6 +47,8 @@ def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
             "levels of supervoxels cannot be lazy: write them with segment(), whose target has a table for each, "
             "or compute the image first."
         )
+    if options.boundaries is not None:
+        raise ValueError("boundaries need an image in memory: compute the Dask array first, or leave out boundaries.")
     sources = open_dask_array(image, SourceQuery(channel_axis=options.channel_axis, purpose="image"))
     for source in sources:
         check_dtype(source.dtype)

@@ -11,6 +11,7 @@ import numpy as np
 
 from dseeds.core.geometry import Lattice, Triple
 from dseeds.seeds.cell_size import Step, choose_step
+from dseeds.seeds.flood import OWN_MAP, check_boundaries
 from dseeds.seeds.hierarchy import check_levels
 from dseeds.seeds.in_memory import CutSettings
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
@@ -35,6 +36,7 @@ class SupervoxelOptions:
     compactness: float
     min_size: int
     levels: int
+    boundaries: Any
     channel_axis: int | str | None
     weights: Sequence[float] | None
     threads: int | None
@@ -66,13 +68,16 @@ class SupervoxelOptions:
 
     def settings(self, channels: int) -> CutSettings:
         """Return the checked parameters for this number of channels; raise a ValueError if one is out of range."""
+        compactness = check_compactness(self.compactness)
+        boundaries = check_boundaries(self.boundaries, compactness)
         return CutSettings(
-            windows=read_windows(self.window, channels),
+            windows=(*read_windows(self.window, channels), *([None] if boundaries == OWN_MAP else [])),
             percentiles=check_percentiles(self.percentiles),
             equalises=check_bins(self.bins) == "equalised",
             auto_mask=self._is_mask_auto,
             weights=check_weights(self.weights, channels),
-            compactness=check_compactness(self.compactness),
+            compactness=compactness,
             min_size=check_min_size(self.min_size),
             levels=check_levels(self.levels),
+            boundaries=boundaries,
         )

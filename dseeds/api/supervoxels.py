@@ -19,6 +19,7 @@ from dseeds.core.geometry import Box, check_shape
 from dseeds.seeds.binning import check_dtype
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.contrast import ContrastWarning, describe_contrast
+from dseeds.seeds.flood import OWN_MAP
 from dseeds.seeds.in_memory import LabelArray, cut_in_memory
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class _Options(TypedDict, total=False):
     bins: str
     compactness: float
     min_size: int
+    boundaries: Any
     channel_axis: int | None
     weights: Sequence[float] | None
     threads: int | None
@@ -65,6 +67,7 @@ def supervoxels(
     compactness: float = 0.0,
     min_size: int = 0,
     levels: int = 0,
+    boundaries: Any = None,
     channel_axis: int | None = None,
     weights: Sequence[float] | None = None,
     threads: int | None = None,
@@ -114,6 +117,12 @@ def supervoxels(
     levels : int, default 0
         The number of coarser levels of supervoxels, each of about twice the step of the level before it. Their
         supervoxels are unions of supervoxels of the level before.
+    boundaries : array_like, path, ``"image"``, ``"dark"`` or ``"gradient"``, optional
+        Cut along boundaries such as membranes instead of differences in intensity. A map of the image's shape, of any
+        integer or float dtype, high on boundaries: a stain, or the probabilities of a network. Its range between the
+        `percentiles` counts, and its NaN as outside the mask. Or a map made from the image: ``"image"`` for bright
+        boundaries, ``"dark"`` for dark ones, ``"gradient"`` for steep changes. Needs an image in memory, and no
+        `compactness`.
     channel_axis : int, optional
         The axis of channels, of which there may be up to 16. Default: the image has none.
     weights : sequence of float, optional
@@ -193,6 +202,7 @@ def supervoxels(
         compactness=compactness,
         min_size=min_size,
         levels=levels,
+        boundaries=boundaries,
         channel_axis=channel_axis,
         weights=weights,
         threads=threads,
@@ -228,12 +238,15 @@ def _cut(image: Any, options: SupervoxelOptions) -> Any:
         )
     settings, threads = options.settings(len(values)), check_threads(options.threads)
     inside = None if mask is None else mask.read(Box((0, 0, 0), shape).slices)
+    if settings.boundaries == OWN_MAP:
+        values = (*values, _read_map(options.boundaries, values[0].shape))
     result = cut_in_memory(values, lattice, settings, inside=inside, threads=threads)
-    notes = describe_contrast(
-        result.windows, result.counts, math.prod(shape), has_threshold=result.thresholds is not None
-    )
-    for note in notes:
-        warnings.warn(note, ContrastWarning, stacklevel=3)
+    # With a map of the user's, intensities do not matter.
+    if settings.boundaries != OWN_MAP:
+        has_threshold = result.thresholds is not None
+        notes = describe_contrast(result.windows, result.counts, math.prod(shape), has_threshold=has_threshold)
+        for note in notes:
+            warnings.warn(note, ContrastWarning, stacklevel=3)
     return (result.labels, result.parents) if settings.levels else result.labels
 
 
@@ -250,6 +263,23 @@ def _channels(image: Any, axis: int | str | None) -> tuple[tuple[NDArray[Any], .
 
     opened = open_image(image, channel_axis=axis)
     return opened.read((slice(None), slice(None), slice(None))), opened if has_place else None
+
+
+def _read_map(boundaries: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return the values of a boundary map; raise an error unless it has one channel, of the image's shape."""
+    from dseeds.io import open_image
+
+    source = np.asarray(boundaries) if isinstance(boundaries, list | tuple) else boundaries
+    if isinstance(source, np.ndarray) and source.dtype.kind == "b":
+        source = source.view(np.uint8)
+    opened = open_image(source)
+    if opened.channels != 1 or opened.shape != shape:
+        raise ValueError(
+            f"the boundary map has {opened.channels} channels of {opened.shape} voxels (z, y, x), but the image has "
+            f"{shape}: give a map of one channel on the image's grid."
+        )
+    check_dtype(opened.dtypes[0])
+    return opened.read((slice(None), slice(None), slice(None)))[0]
 
 
 def _without_short_axes(image: NDArray[Any]) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from dseeds.engine.in_process_model import allowed_bytes, local_stages, needed_b
 from dseeds.engine.io_model import IoModel, StagePlan
 from dseeds.engine.memory_model import resident_bytes, task_bytes, worker_bytes
 from dseeds.engine.report import RunDocument
-from dseeds.engine.run import Run, RunOptions, chunk_shapes
+from dseeds.engine.run import Run, RunOptions, chunk_shapes, refuse_boundaries
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.io.label_listing import resolve_target
 from dseeds.parallel.capacity import Capacity
@@ -159,6 +159,7 @@ def plan(
     compactness: float | None = None,
     min_size: int | None = None,
     levels: int | None = None,
+    boundaries: Any = None,
     pyramid: str | None = None,
     features: bool | None = None,
     volume: int | None = None,
@@ -181,7 +182,7 @@ def plan(
     ----------
     source, target, into_image, step, n_segments, spacing, mask, window, percentiles, bins, compactness, min_size
         As for `segment`.
-    levels, pyramid, features, volume, level
+    levels, boundaries, pyramid, features, volume, level
         As for `segment`.
     channel_axis, weights, region, chunks, shards, memory, workers, client, overwrite, scratch
         As for `segment`.
@@ -205,6 +206,7 @@ def plan(
     >>> plan.supervoxels, plan.rounds
     (64, 13)
     """
+    refuse_boundaries(boundaries)
     target = resolve_target(source, target, into_image)
     options = RunOptions(
         step=step,

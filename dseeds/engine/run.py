@@ -90,6 +90,12 @@ class RunOptions:
         return {name: _plain(value) for name, value in options.items()}
 
 
+def refuse_boundaries(boundaries: Any) -> None:
+    """Raise a ValueError if a run is to stop at boundaries, which only an image in memory can."""
+    if boundaries is not None:
+        raise ValueError("boundaries need an image in memory: cut it with supervoxels(), or leave out boundaries.")
+
+
 @dataclass(frozen=True)
 class LabelParameters:
     """The checked parameters of the labels, except for the step."""

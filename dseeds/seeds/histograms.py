@@ -140,6 +140,11 @@ def otsu_threshold(counts: NDArray[np.int64]) -> int:
     return threshold
 
 
+def foreground_thresholds(counts: NDArray[np.int64], channels: int) -> tuple[int, ...]:
+    """Return the threshold of each channel of an image; what follows these in the counts has no foreground."""
+    return tuple(otsu_threshold(c) if k < channels else GREY_LEVELS for k, c in enumerate(counts))
+
+
 def equalised_bins(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Assign grey levels to 64 bins that hold about equally many voxels, in ascending order.
 

@@ -16,8 +16,9 @@ from dseeds.seeds.binning import quantise_window
 from dseeds.seeds.block_histograms import hide_outside, stored_histograms
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
 from dseeds.seeds.contrast import new_counts
+from dseeds.seeds.flood import OWN_MAP, boundary_map, check_map_window, flood_volume
 from dseeds.seeds.hierarchy import coarser_level
-from dseeds.seeds.histograms import count_grey_levels, equalised_bins, otsu_threshold
+from dseeds.seeds.histograms import count_grey_levels, equalised_bins, foreground_thresholds
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels, write_global_labels
 from dseeds.seeds.kernels.layout import new_window, unpack_box
@@ -35,7 +36,9 @@ class CutSettings:
     """The checked parameters of a run.
 
     `windows` are None for the percentiles, which are in millionths of the voxels; `equalises` is for bins that hold
-    equally many voxels, `auto_mask` for a background masked out by Otsu's threshold.
+    equally many voxels, `auto_mask` for a background masked out by Otsu's threshold. `boundaries` is a key of
+    `flood.KINDS`; a map of its own follows the image's channels, without a window or weight. It is None for supervoxels
+    that follow the intensities alone.
     """
 
     windows: tuple[Limits | None, ...]
@@ -46,6 +49,7 @@ class CutSettings:
     compactness: float
     min_size: int
     levels: int
+    boundaries: str | None = None
 
 
 class CutResult(NamedTuple):
@@ -83,18 +87,24 @@ def cut_in_memory(
     bins, windows, thresholds, masked = _quantise(values, settings, inside, counts)
     # In a constant image no move improves anything.
     has_contrast = any(low < high for low, high in windows)
-    codes = run_rounds(
-        lattice,
-        bins,
-        schedule(lattice, len(values)) if has_contrast else (),
-        compactness=settings.compactness,
-        threads=threads,
-        weights=settings.weights,
-        masked=masked,
-        on_round=on_round,
-    )
+    if settings.boundaries is not None and has_contrast:
+        codes = flood_volume(boundary_map(settings.boundaries, settings.weights), lattice, bins, threads=threads)
+        on_round()
+    else:
+        codes = run_rounds(
+            lattice,
+            bins,
+            schedule(lattice, len(values)) if has_contrast else (),
+            compactness=settings.compactness,
+            threads=threads,
+            weights=settings.weights,
+            masked=masked,
+            on_round=on_round,
+        )
     needs_graph = settings.min_size > 1 or settings.levels > 0
-    unpacked = np.stack([_unpacked(window, lattice.shape) for window in bins]) if needs_graph else None
+    channels = bins[: len(settings.weights)]
+    unpacked = np.stack([_unpacked(window, lattice.shape) for window in channels]) if needs_graph else None
+    del channels
     del bins
     labels, cells = _number(lattice, codes, masked)
     if unpacked is None:
@@ -115,11 +125,14 @@ def _quantise(
     if inside is not None and not inside.any():
         raise NoFiniteValues
     windows = find_windows(values, settings.windows, settings.percentiles, inside)
+    if settings.boundaries == OWN_MAP:
+        check_map_window(windows[-1])
     tables = thresholds = None
     if settings.equalises or settings.auto_mask:
         counts = count_grey_levels(values, windows, inside)
         tables = [equalised_bins(channel) for channel in counts] if settings.equalises else None
-        thresholds = tuple(otsu_threshold(channel) for channel in counts) if settings.auto_mask else None
+        if settings.auto_mask:
+            thresholds = foreground_thresholds(counts, len(settings.weights))
     bins = new_window(values[0].shape, 0, channels=len(values))
     remaining = quantise_window(
         values, windows, bins, inside=inside, tables=tables, thresholds=thresholds, counts=bin_counts

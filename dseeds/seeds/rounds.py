@@ -26,20 +26,13 @@ from dseeds.seeds.kernels.blocks import (
     sweep_blocks,
 )
 from dseeds.seeds.kernels.connectivity import connectivity_table
-from dseeds.seeds.kernels.layout import Turn, WindowGeometry, new_window
+from dseeds.seeds.kernels.layout import Turn, WindowGeometry, new_window, window_geometry
 from dseeds.seeds.kernels.simd import BLOCK_BINS
 from dseeds.seeds.kernels.voxels import count_voxels, sweep_voxels
 from dseeds.seeds.schedule import BLOCK_GAINS, COLOURS, Round
 
 # Planes that a colour does in one go, and the fewest that a thread gets.
 WAVE, THINNEST = 16, 8
-
-
-def window_geometry(window: Window) -> WindowGeometry:
-    """Describe a window to the kernels."""
-    core = window.core.relative_to(window.box.lo)
-    homes = window.grid.homes_of(window.box)
-    return WindowGeometry(core.lo, core.hi, window.box.lo, homes, window.cells.lo, window.cells.shape)
 
 
 def sweep_window(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from dseeds.core.geometry import Lattice
+from dseeds.seeds.kernels.flood import LEVELS, POSITION
 from dseeds.seeds.kernels.simd import BLOCK_BINS
 from dseeds.seeds.kernels.voxels import BINS
 
@@ -17,6 +20,8 @@ VOXEL_SWEEPS = 3
 # The weight of a voxel's neighbours in each round: from smooth to sharp, and a little smoother at the end. It is
 # constant within a round, so that a voxel whose neighbours have not changed needs no second visit.
 VOXEL_WEIGHTS = ((60, 100), (20, 100), (10, 100), (20, 100))
+# The sweeps of a flood after which the next level opens, and those of one round out of core.
+SWEEPS_PER_LEVEL, FLOOD_SWEEPS = 6, 14
 
 # Rounds from one checkpoint to the next.
 CHECKPOINT_ROUNDS = 3
@@ -56,6 +61,58 @@ class Round:
     def bins(self) -> int:
         """The number of bins of the statistics in this round."""
         return self.channels * (BLOCK_BINS if self.weight is None else BINS)
+
+
+@dataclass(frozen=True)
+class FloodRound(Round):
+    """Sweeps of a flood of a boundary map, of which each reaches one voxel far.
+
+    `first` is the number of the first sweep; rounds in which every level is open are equal, except for the last.
+    """
+
+    first: int = 1
+    is_last: bool = False
+
+    @property
+    def halo(self) -> int:
+        """The number of voxels around a region on which its result depends: one for each sweep."""
+        return self.sweeps
+
+    @property
+    def bins(self) -> int:
+        """The number of columns of the table of seeds, which stands in for the statistics."""
+        return POSITION + self.channels
+
+    def highest(self, number: int) -> int:
+        """Return the highest level that is open in a sweep."""
+        return min((number - 1) // SWEEPS_PER_LEVEL, LEVELS - 1)
+
+
+def flood_schedule(lattice: Lattice, channels: int = 1) -> tuple[FloodRound, ...]:
+    """Return the rounds of a flood, in order.
+
+    Once all levels are open, every sweep labels at least the voxels beside labelled ones of the same cell, so the flood
+    ends when it may have crossed the largest cell from corner to corner.
+
+    Examples
+    --------
+    >>> [round.first for round in flood_schedule(Lattice((16, 16, 16), (4, 4, 4)))]
+    [1, 15, 29, 43, 57, 67]
+    """
+    levels = len(lattice.grids) - 1
+    all_open = SWEEPS_PER_LEVEL * (LEVELS - 1) + 1
+    crossing = sum(int(np.bincount(cells).max()) - 1 for cells in lattice.grids[-1].cells)
+    count = max(1, -(-(all_open - 1 + crossing) // FLOOD_SWEEPS))
+    return tuple(
+        FloodRound(levels, FLOOD_SWEEPS, (0, 1), channels, min(1 + turn * FLOOD_SWEEPS, all_open), turn == count - 1)
+        for turn in range(count)
+    )
+
+
+def whole_flood(lattice: Lattice, channels: int = 1) -> FloodRound:
+    """Return the sweeps of all rounds of a flood as one round, for a volume in memory."""
+    rounds = flood_schedule(lattice, channels)
+    return replace(rounds[-1], sweeps=sum(round_.sweeps for round_ in rounds), first=1)
 
 
 def schedule(lattice: Lattice, channels: int = 1) -> tuple[Round, ...]:

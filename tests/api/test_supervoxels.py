@@ -41,6 +41,49 @@ def check_supervoxels(labels, shape, step):
 # The partition.
 
 
+@settings(max_examples=25)
+@given(oracle.cases(longest=40, voxels=6000), st.sampled_from(["image", "dark", "gradient", "map"]))
+def test_every_cell_keeps_one_connected_supervoxel_with_boundaries(case, kind):
+    image, step, window = case
+    rank = np.argsort(image, axis=None).reshape(image.shape)
+    boundaries = rank if kind == "map" and image.size > 1 else "image" if kind == "map" else kind
+    check_supervoxels(supervoxels(image, step=step, window=window, boundaries=boundaries), image.shape, step)
+
+
+@settings(max_examples=20)
+@given(oracle.volumes(longest=30, voxels=8000), st.sampled_from([0, 5]))
+def test_parts_cut_off_by_a_mask_are_supervoxels_with_boundaries(volume, min_size):
+    channels, step, weights, inside = volume
+    if inside is None or not inside.any():
+        return
+    options = {"window": (0, 63), "channel_axis": 0, "weights": weights, "mask": inside}
+    labels = supervoxels(channels, step=step, boundaries="image", min_size=min_size, **options)
+    np.testing.assert_array_equal(labels > 0, inside)
+    count = int(labels.max())
+    assert np.unique(labels[inside]).tolist() == list(range(1, count + 1))
+    pieces = connected_components(labels.astype(np.int64), connectivity=1, background=0)
+    assert pieces.max() == count
+
+
+def test_a_boundary_map_may_be_of_any_type_or_a_file(tmp_path):
+    """The image is as good a map as "image", NaN is outside, and boundaries are stated in any unit."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 64, (12, 14, 16)).astype(np.uint8)
+    expected = supervoxels(image, step=5, boundaries="image")
+    np.save(tmp_path / "map.npy", image)
+    for boundaries in (image, image.astype(">i4") * 100 - 3000, image / 64, tmp_path / "map.npy", image.tolist()):
+        np.testing.assert_array_equal(supervoxels(image, step=5, boundaries=boundaries), expected)
+    assert (expected != supervoxels(image, step=5)).any()
+    holes = np.where(image < 5, np.nan, image.astype(float))
+    labels = supervoxels(image, step=5, boundaries=holes, mask="auto")
+    assert not labels[image < 5].any()
+    np.testing.assert_array_equal(labels, supervoxels(image, step=5, boundaries=holes, mask="auto", threads=1))
+    walls = np.zeros(image.shape, bool)
+    walls[:, :, 6] = True
+    labels = supervoxels(np.zeros_like(image), step=8, boundaries=walls, percentiles=(0, 100))
+    assert not np.intersect1d(labels[..., :6], labels[..., 7:]).size
+
+
 @settings(max_examples=150)
 @given(oracle.cases(longest=40, voxels=12000))
 def test_every_cell_keeps_one_connected_supervoxel(case):
@@ -336,6 +379,9 @@ def test_an_image_that_cannot_be_cut_is_refused(image, error, message):
         ({"step": 4, "compactness": 31}, "got 31"),
         ({"step": 4, "compactness": np.nan}, "got nan"),
         ({"step": 4, "compactness": "round"}, "got 'round'"),
+        ({"step": 4, "boundaries": GOOD[:4]}, "(4, 9, 10) voxels (z, y, x), but the image has (8, 9, 10)"),
+        ({"step": 4, "boundaries": np.ones(GOOD.shape)}, "is 1 at both percentiles"),
+        ({"step": 4, "boundaries": "image", "compactness": 1}, "leave out compactness or boundaries"),
         ({"step": 4, "threads": 0}, "at least 1, got 0"),
         ({"step": 4, "threads": 1.5}, "whole number"),
         ({"step": 4, "threads": True}, "whole number"),

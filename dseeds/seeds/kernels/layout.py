@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dseeds.core.geometry import AxisArrays, Triple
+from dseeds.core.geometry import AxisArrays, Triple, Window
 from dseeds.core.jit import jit
 
 # Bytes in a vector register of most machines.
@@ -44,6 +44,13 @@ class WindowGeometry(NamedTuple):
     homes: AxisArrays
     first_cell: Triple
     cells: Triple
+
+
+def window_geometry(window: Window) -> WindowGeometry:
+    """Describe a window to the kernels."""
+    core = window.core.relative_to(window.box.lo)
+    homes = window.grid.homes_of(window.box)
+    return WindowGeometry(core.lo, core.hi, window.box.lo, homes, window.cells.lo, window.cells.shape)
 
 
 class Turn(NamedTuple):

@@ -25,6 +25,8 @@ from dseeds.seeds.kernels.layout import FACES, LANES
 NOTHING = 64
 # A bit of a unit's state: it is due for a visit.
 OPEN = 1
+# A bit of a unit's label in a flood: it was taken in this sweep or the one before.
+TAKEN = 128
 BYTE_VECTOR = ir.VectorType(ir.IntType(8), LANES)
 BLOCK_BINS = 32
 SHARE_VECTOR = ir.VectorType(ir.IntType(16), BLOCK_BINS)
@@ -132,6 +134,33 @@ def take_marked(marks: NDArray[np.uint8], unit: np.uint64, count: int) -> np.uin
         open_lanes |= marked << lane
         marks[unit + lane] *= np.uint8(marked ^ np.uint64(OPEN))
     return open_lanes
+
+
+@intrinsic
+def flood_lanes(typingctx: Any, labels: Any, unit: Any, distances: Any, highest: Any, offset: Any, bit: Any) -> Any:
+    """Return which units may take a label in a sweep of a flood, and which took theirs in the sweep before.
+
+    A unit may if its level is at most `highest` and a face neighbour had a label before the sweep; see
+    `kernels.flood`. A byte is such a label if `bit` is clear once `offset` is added. The lower half of the result is a
+    bit mask of the units that may, the upper half of those that took.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        write = _Writer(context, builder, signature, arguments)
+        labels, unit, distances, highest, offset, bit = write.arguments
+        highest, offset, bit = (_broadcast(write, number, BYTE_VECTOR) for number in (highest, offset, bit))
+        own = write.load(labels, unit, BYTE_VECTOR)
+        faces = [write.load(labels, u, BYTE_VECTOR) for u in write.neighbours(unit, distances, FACES)]
+        without = reduce(builder.and_, [builder.add(face, offset) for face in faces])
+        has_label = builder.icmp_unsigned("==", builder.and_(without, bit), write.all_lanes(0))
+        level = builder.sub(own, write.all_lanes(NOTHING + 1))
+        may_take = builder.and_(has_label, builder.icmp_unsigned("<=", level, highest))
+        # Labels that were taken have their highest bit set; of these, the ones of this sweep are not there yet.
+        took = builder.icmp_unsigned(">=", own, write.all_lanes(TAKEN))
+        upper = builder.shl(write.mask(took), ir.Constant(INDEX_TYPE, LANES))
+        return builder.or_(write.mask(may_take), upper)
+
+    return types.uint64(labels, unit, distances, types.uint8, types.uint8, types.uint8), code
 
 
 @intrinsic
