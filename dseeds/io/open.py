@@ -150,7 +150,7 @@ def _open_path(path: Path, query: SourceQuery) -> Source | tuple[Source, ...]:
     file = split_image(split_dataset(path)[0])[0]
     if not file.exists():
         address, _, chosen = str(path).rpartition(":")
-        if chosen and Path(address).exists():
+        if address and chosen and Path(address).exists():
             raise ValueError(
                 f"{address} is neither TIFF nor HDF5, which may hold several images: leave out :{chosen} (--image)"
             )

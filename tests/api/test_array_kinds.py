@@ -104,6 +104,19 @@ def planned(image, labels, folder, **options):
     return (np.array([*plan.shape, *plan.step, plan.supervoxels]),)
 
 
+def pooled(image, labels, folder, **options):
+    table = dseeds.pool(labels, image, statistics=("mean", "max"), **options).table
+    return [np.array(column.to_pylist()) for column in table.columns]
+
+
+def textured(image, labels, folder, **options):
+    return [np.array(column) for column in dseeds.textures(labels, image, **options).table.columns]
+
+
+def perturbed(image, labels, folder):
+    return (dseeds.perturb(image, labels, np.arange(LABELS.max() + 1) % 2 == 0),)
+
+
 FUNCTIONS = {
     "supervoxels": lambda image, labels, folder, **o: (dseeds.supervoxels(image, step=5, **o),),
     "segment": segmented,
@@ -115,8 +128,14 @@ FUNCTIONS = {
     "export_volume": exported,
     "import_volume": imported,
     "html_report": reported,
+    "vote": lambda image, labels, folder: [np.array(column) for column in dseeds.vote(labels, labels).table.columns],
+    "pool": pooled,
+    "textures": textured,
+    "feature_mask": lambda image, labels, folder: dseeds.feature_mask(labels),
+    "perturb": perturbed,
+    "fill_features": lambda image, labels, folder: (dseeds.fill_features(image, labels),),
 }
-WITH_CHANNELS = ("supervoxels", "segment", "plan", "features", "import_volume")
+WITH_CHANNELS = ("supervoxels", "segment", "plan", "features", "import_volume", "pool", "textures")
 # These take addresses, tables and graphs.
 OTHERS = {"segment_many", "agglomerate", "load_graph"}
 
