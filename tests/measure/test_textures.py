@@ -86,7 +86,7 @@ def test_levels_are_the_bins_of_the_window(ct_3mm):
     labels = dseeds.supervoxels(image, step=8, window=(-160, 240), mask=organs > 0)
     levels = np.clip(np.floor((image.astype(float) + 160) / 400 * 64), 0, 63).astype(np.uint8)
     table = dseeds.textures(labels, image, window=(-160, 240), region=24).table
-    for row in table.slice(0, 12).to_pylist():
+    for row in [row for row in table.to_pylist() if row["num_pairs"]][:12]:
         expected = properties_of(matrix_of(levels, labels == row["label"]))
         assert [row[name] for name in COLUMNS] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
