@@ -87,9 +87,9 @@ def seed_table(
         np.searchsorted(cells, np.arange(lo, hi + 1)) - origin
         for cells, lo, hi, origin in zip(window.grid.cells, own.lo, own.hi, window.box.lo, strict=True)
     )
-    found = np.zeros((*own.shape, seeds.shape[3]), np.uint32)
-    find_seeds(bins, boundaries, edges, window.box.lo, _distance_units(lattice), found)
-    seeds[own.relative_to(window.cells.lo).slices] = found
+    table = np.zeros((*own.shape, seeds.shape[3]), np.uint32)
+    find_seeds(bins, boundaries, edges, window.box.lo, _distance_units(lattice), table)
+    seeds[own.relative_to(window.cells.lo).slices] = table
     return seeds.reshape(-1, seeds.shape[3])
 
 

@@ -245,7 +245,7 @@ def sweep_flood(
                 begin, end = (begin_x + 2 - parity) >> 1, ((end_x - parity) >> 1) + 1
                 for i in range(begin, end, LANES):
                     first = np.uint64(row + i)
-                    lanes = flood_lanes(flat, first, beside, highest, offset, bit)
+                    lanes: np.uint64 = flood_lanes(flat, first, beside, highest, offset, bit)
                     if lanes == 0:
                         continue
                     if not has_home:
