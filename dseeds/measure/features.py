@@ -40,7 +40,7 @@ from dseeds.measure.columns import (
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, write_parts
-from dseeds.measure.windows import begin_search, find_windows
+from dseeds.measure.windows import begin_search, search_windows
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.executor import Executor
 from dseeds.seeds.intensity_windows import Limits
@@ -252,7 +252,7 @@ def features(
             space_of(opened, affine, lengths, ((0.0, 1.0),) * len(search.dtypes)),
             dataset,
         )
-        job = replace(job, space=replace(job.space, windows=find_windows(job, search, executor)))
+        job = replace(job, space=replace(job.space, windows=search_windows(job, search, executor)))
         names = {} if opened is None else {"image": opened.name}
         measure_features(job, executor, {"labels": label_source.name, **names})
         return Features.of(dataset, target)

@@ -281,15 +281,15 @@ def pool_rows(
     for c, channel in enumerate(channels):
         begin = kernel.CHANNELS + c * kernel.CHANNEL_WIDTH
         rows.view(np.float64)[:, begin + kernel.SMALLEST : begin + kernel.CHANNEL_WIDTH] = np.inf, -np.inf
-        values = np.ascontiguousarray(channel, stored_dtype([channel.dtype])).reshape(-1)
+        values = np.ascontiguousarray(channel, channel_dtype([channel.dtype])).reshape(-1)
         kernel.pool_channel(values, runs, rows, begin)
     return rows[np.argsort(names)]
 
 
-def stored_dtype(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+def channel_dtype(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
     """Return float32 if it holds every value of some dtypes, else float64.
 
-    >>> stored_dtype([np.dtype("float16"), np.dtype("uint16")]), stored_dtype([np.dtype("int32")])
+    >>> channel_dtype([np.dtype("float16"), np.dtype("uint16")]), channel_dtype([np.dtype("int32")])
     (dtype('float32'), dtype('float64'))
     """
     return np.result_type(np.float32, *map(native_dtype, dtypes))
@@ -312,7 +312,7 @@ def build_pooled_table(rows: NDArray[np.int64], statistics: Sequence[str], dtype
         matrices[name][rows[:, begins + kernel.MEASURED] == 0] = np.nan
     columns: dict[str, Any] = {"label": rows[:, 0], "num_pixels": rows[:, kernel.SIZE]}
     for name in statistics:
-        values = pa.array(matrices[name].astype(stored_dtype(dtypes)).reshape(-1))
+        values = pa.array(matrices[name].astype(channel_dtype(dtypes)).reshape(-1))
         columns[name] = pa.FixedSizeListArray.from_arrays(values, len(dtypes))
     return pa.table(columns)
 

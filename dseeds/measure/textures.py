@@ -32,7 +32,7 @@ from dseeds.measure.kernels import textures as kernel
 from dseeds.measure.kernels.numbering import number_labels
 from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, write_parts
 from dseeds.measure.votes import add_up_pairs
-from dseeds.measure.windows import begin_search, find_windows
+from dseeds.measure.windows import begin_search, search_windows
 from dseeds.parallel.capacity import parse_memory
 from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.intensity_windows import Limits
@@ -188,7 +188,7 @@ def textures(
             Tiling(shape, tile),
             dataset,
         )
-        job = replace(job, windows=find_windows(job, search, executor))
+        job = replace(job, windows=search_windows(job, search, executor))
         [indices] = count_regions(executor, "count", count_texture_region, job)
         sizes = write_parts(executor, "table", write_textures, job, list(label_ranges(indices)))
         names = {"labels": label_source.name, "image": image.name, "windows": job.windows}

@@ -52,7 +52,7 @@ def _stored_windows(labels: Source, channels: int) -> tuple[Limits, ...] | None:
     return windows if len(windows) == channels else None
 
 
-def find_windows(job: WindowJob, search: WindowSearch, executor: Executor) -> tuple[Limits, ...]:
+def search_windows(job: WindowJob, search: WindowSearch, executor: Executor) -> tuple[Limits, ...]:
     """Search for the windows of the intensities where there are labels."""
     count = len(job.tiling)
     try:

@@ -136,7 +136,9 @@ def test_only_the_needed_voxels_are_read(tmp_path):
     ],
 )
 def test_masks_of_other_shapes_are_refused(image, own):
-    message = rf"the mask array has shape {re.escape(str(own))} and .* {re.escape(str(image))}: the mask array may be coarser"
+    message = (
+        rf"the mask array has shape {re.escape(str(own))} and .* {re.escape(str(image))}: the mask array may be coarser"
+    )
     with pytest.raises(ValueError, match=message):
         open_mask(truth(own), open_image(np.broadcast_to(np.uint8(0), image)))
 

@@ -183,7 +183,7 @@ def test_the_command(folder, tmp_path, call):
 def test_what_does_not_match_is_refused(folder, tmp_path):
     labels = zarr.open_array(folder / "labels.zarr")[:]
     for image, options, words in (
-        (np.zeros((5, 6, 6)), {}, "must be whole multiples of the second"),
+        (np.zeros((5, 6, 6)), {}, "by one whole factor along each axis"),
         (np.zeros((24, 12, 12)), {}, "may be coarser than labels but not finer"),
         (np.zeros((40, 6, 6, 6)), {}, "channel_axis"),
         (np.zeros((6, 6, 6)), {"statistics": ["median"]}, "not 'median'"),
