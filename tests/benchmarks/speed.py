@@ -25,7 +25,7 @@ from cases import REPEATS, Case, Method, best, methods
 import dseeds
 from dseeds.core.process import peak_memory
 from dseeds.phantom import phantom
-from dseeds.seeds.order_statistics import search_windows
+from dseeds.seeds.order_statistics import find_windows
 
 PEERS = ("SLIC 0.1", "SimpleITK SLIC 30", "3D SEEDS 2")
 WINDOW = (0.0, 3000.0)
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 def timed_phases(image: np.ndarray, step: int) -> dict[str, float]:
     """Run once in one thread; return the seconds of every phase."""
     start = time.perf_counter()
-    window = search_windows([image], [None])[0]
+    window = find_windows([image], [None])[0]
     middle = time.perf_counter()
     dseeds.supervoxels(image, step=step, window=window, threads=1)
     return {"window": middle - start, "labels": time.perf_counter() - middle}
