@@ -212,7 +212,7 @@ def test_an_option_that_does_not_suit_the_cluster_is_refused(call, cluster, tmp_
 
 
 def test_a_scheduler_that_does_not_answer(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr("dseeds.parallel.clients.CONNECT_SECONDS", 1)
     save(tmp_path / "image.zarr", image())
     code, out, err = call(
         "segment", tmp_path / "image.zarr", tmp_path / "labels.zarr", "--scheduler", "tcp://127.0.0.1:1"

@@ -154,7 +154,7 @@ def test_the_command(here, capsys, monkeypatch):
     assert report["findings"][-1]["name"] == "self test"
     assert list(here.iterdir()) == []
     # No scheduler answers, and one failure is enough.
-    monkeypatch.setattr(cli.cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr("dseeds.parallel.clients.CONNECT_SECONDS", 1)
     assert cli.main(["doctor", "--no-self-test", "--scheduler", "tcp://127.0.0.1:1"]) == 1
     out, err = capsys.readouterr()
     assert ("failed" in out, err) == (True, "")

@@ -23,8 +23,8 @@ from cryptography.x509.oid import NameOID
 from dask import config as configuration
 
 import dseeds
-from dseeds.cli.cluster import CONNECT_SECONDS
 from dseeds.parallel.capacity import Capacity
+from dseeds.parallel.clients import CONNECT_SECONDS
 from dseeds.parallel.cluster import connect
 from tests.support.waiting import wait_until
 

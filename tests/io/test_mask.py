@@ -136,9 +136,7 @@ def test_only_the_needed_voxels_are_read(tmp_path):
     ],
 )
 def test_masks_of_other_shapes_are_refused(image, own):
-    message = (
-        rf"the mask array has shape {re.escape(str(own))} and .* {re.escape(str(image))}: the mask array may be coarser"
-    )
+    shapes = rf"the mask array has shape {re.escape(str(own))} and .* {re.escape(str(image))}"
     with pytest.raises(ValueError, match=f"{shapes}: the mask array may be coarser"):
         open_mask(truth(own), open_image(np.broadcast_to(np.uint8(0), image)))
 
