@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -269,6 +270,8 @@ def _read_map(boundaries: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """Return the values of a boundary map; raise an error unless it has one channel, of the image's shape."""
     from dseeds.io import open_image
 
+    if isinstance(boundaries, str) and boundaries.isidentifier() and not Path(boundaries).exists():
+        raise ValueError(f'boundaries is {boundaries!r}: choose "image", "dark" or "gradient", or pass a map.')
     source = np.asarray(boundaries) if isinstance(boundaries, list | tuple) else boundaries
     if isinstance(source, np.ndarray) and source.dtype.kind == "b":
         source = source.view(np.uint8)

@@ -62,7 +62,7 @@ def vote_command(
     ] = 10,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Give each supervoxel the class of most of its annotated voxels, and list conflicts, out of core.
+    """Assign each supervoxel the class of most of its annotated voxels, and list conflicts, out of core.
 
     The tables hold the votes for each class, the majority, its share of the votes (purity), and the share of the voxels
     that are annotated (coverage). Of classes with equally many votes, the smallest is taken.

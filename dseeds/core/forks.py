@@ -97,9 +97,13 @@ def _prepare_fork() -> None:
 
 
 def _are_others_importing() -> bool:
-    """Return whether other threads import modules: a child process would wait for them for ever."""
-    locks = [reference() for reference in list(getattr(_bootstrap, "_module_locks", {}).values())]
-    importing = {lock.owner for lock in locks if lock is not None} - {None}
+    """Return whether other threads import modules of this package: a child process would wait for them for ever.
+
+    The modules of libraries that they import in turn are included, those that the user imports are not.
+    """
+    references = list(getattr(_bootstrap, "_module_locks", {}).items())
+    locks = [reference() for name, reference in references if str(name).partition(".")[0] == "dseeds"]
+    importing = {getattr(lock, "owner", None) for lock in locks} - {None}
     # They may wait for this thread, if that imports as well.
     return bool(importing) and threading.get_ident() not in importing
 

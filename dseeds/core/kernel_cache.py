@@ -251,5 +251,9 @@ def _remove_unused(parent: Path) -> None:
 
 
 # A child process could not go on with half of a kernel.
-for _lock in (global_compiler_lock, ffi.lib._lock):
-    hold_at_fork(_lock._lock)
+for _owner in (global_compiler_lock, ffi.lib):
+    # They are private, so another version may have none: llvmlite's is a lock in a lock.
+    _lock = getattr(_owner, "_lock", None)
+    _lock = getattr(_lock, "_lock", _lock)
+    if _lock is not None:
+        hold_at_fork(_lock)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -211,10 +210,21 @@ def _begin_target(run: Run, state: RunState) -> None:
     """Create the arrays of the labels in the target. A single job does it, and others wait."""
     if run.target.is_nifti:
         return
-    while written_by(run.target.location) != run.identity:
-        with suppress(RunInUse), hold_lease(run.folder):
-            begin_labels(run, state.job)
-    for labels in state.job.labels:
+    while run_directory.is_current(run) and written_by(run.target.location) != run.identity:
+        try:
+            with hold_lease(run.folder):
+                # Others may have done all labels and published them, while this job was late.
+                if run_directory.is_current(run):
+                    begin_labels(run, state.job)
+        except RunInUse:
+            time.sleep(POLL_SECONDS[0])
+    if run_directory.is_current(run):
+        _create_labels(run, state)
+
+
+def _create_labels(run: Run, state: RunState) -> None:
+    """Create the arrays of the labels, unless they exist."""
+    for labels in () if run.target.is_nifti else state.job.labels:
         labels.create(run.labels_layout)
 
 
@@ -277,7 +287,7 @@ class _Waiting:
         self._since = time.monotonic()
 
     def hear(self, numbers: Iterable[int]) -> None:
-        """Take note that regions have gone on."""
+        """Record that regions have gone on."""
         self._heard.update(dict.fromkeys(map(self.share.owner, numbers), time.monotonic()))
 
     @property
@@ -373,7 +383,7 @@ def _take_task(pipeline: Pipeline, waiting: _Waiting) -> RegionTask | None:
 
 
 def _look_around(state: RunState, pipeline: Pipeline, waiting: _Waiting) -> bool:
-    """Find out whether other regions have gone on."""
+    """Return whether other regions have gone on."""
     if not pipeline.has_own or waiting.seconds > waiting.patience / 2:
         found = pipeline.observe_all()
     else:
@@ -391,7 +401,7 @@ def _look_around(state: RunState, pipeline: Pipeline, waiting: _Waiting) -> bool
 
 
 def _find(state: RunState, pipeline: Pipeline, number: int) -> bool:
-    """Find out whether a region has done what it had to do last, as far as was known."""
+    """Return whether a region has done what it had to do last, as far as was known."""
     turn = pipeline.next_turn(number)
     if turn >= len(state.job.schedule):
         return False
@@ -469,6 +479,8 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
             count = len(set(state.regions(current)) - marks.keys())
             if current != LABEL or count:
                 raise NotYet(f"the run is not complete: {count} regions of {current} remain; see dseeds status.")
+            # Publishing that was interrupted may have described them as finished.
+            _create_labels(run, state)
             for number in marks:
                 _run_region(run, state, LABEL, number, marked=True)
             build_pyramids(run, state.job, Executor(1))

@@ -45,7 +45,7 @@ class TaskSource(Protocol):
         """
 
     def finish(self, task: RegionTask, result: TaskResult, worker: str) -> None:
-        """Take note of a task that is done, and of the worker that did it."""
+        """Record a task that is done, and the worker that did it."""
 
 
 @dataclass
@@ -206,7 +206,7 @@ class _WorkerPlaces:
         return free
 
     def enter(self, task: RegionTask, worker: str) -> None:
-        """Give a place of a worker to a task."""
+        """Assign a place of a worker to a task."""
         self._chosen[task] = worker
 
     def leave(self, task: RegionTask) -> None:
@@ -287,7 +287,7 @@ class PhaseTasks:
         return [((self.phase, number), self.holders.get(number, "")) for number in islice(self.numbers, count)]
 
     def finish(self, task: RegionTask, result: TaskResult, worker: str) -> None:
-        """Take note of a task that is done, and where."""
+        """Record a task that is done, and where."""
         self.marks[task[1]], self.holders[task[1]] = result.outcome, worker
 
 

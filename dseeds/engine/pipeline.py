@@ -40,11 +40,11 @@ def balance_holders(holders: dict[int, str], threads: Mapping[str, int]) -> None
     What it holds before the first round is no more than their images, and it would be the slowest in all rounds.
     """
     total = max(1, sum(threads.values()))
-    left = {worker: -(-len(holders) * count // total) for worker, count in threads.items()}
+    shares = {worker: -(-len(holders) * count // total) for worker, count in threads.items()}
     for number in sorted(holders):
         worker = holders[number]
-        left[worker] = left.get(worker, 0) - 1
-        if left[worker] < 0:
+        shares[worker] = shares.get(worker, 0) - 1
+        if shares[worker] < 0:
             del holders[number]
 
 
@@ -129,7 +129,7 @@ class Pipeline:
             self._labelled = set(self.state.marks(LABEL))
 
     def _pass_done(self, number: int) -> list[int]:
-        """Go on with a region to its first task that is not done, and return the turns of those that are."""
+        """Advance a region to its first task that is not done, and return the turns of those that are."""
         turns = []
         while (turn := int(self._turns[number])) <= self._last and self._is_done(turn, number):
             if (phase := self.phase(turn)) not in self.state.done:
@@ -304,7 +304,7 @@ class Pipeline:
         return phase == LABEL and number in self._labelled
 
     def finish(self, task: RegionTask, result: TaskResult, worker: str) -> None:
-        """Take note of a task that is done, and where."""
+        """Record a task that is done, and where."""
         phase, number = task
         turn = int(self._turns[number])
         self.holders[number] = worker
@@ -358,7 +358,7 @@ class Pipeline:
                     yield missed
 
     def observe(self, numbers: Iterable[int]) -> None:
-        """Go on with what has become known of regions."""
+        """Apply what has become known of regions."""
         self._consider(numbers)
         self._close()
 
@@ -369,14 +369,14 @@ class Pipeline:
                 yield int(number)
 
     def observe_all(self) -> list[int]:
-        """Find out from listings how far all regions are, and return those that have gone on."""
+        """Read from listings how far all regions are, and return those that have gone on."""
         before = self._turns.copy()
         self.state.take_messages()
         self.observe_labels()
         return [int(number) for number in np.flatnonzero(self._turns != before)]
 
     def observe_labels(self) -> None:
-        """Find out from a listing which regions are labelled."""
+        """Read from a listing which regions are labelled."""
         self._take_labels()
         self.observe(range(len(self._turns)))
 

@@ -76,12 +76,16 @@ class Residents:
             return True
 
     def _makes_room(self, key: tuple[str, int], resident: Resident, room: int) -> bool:
-        needed = resident.nbytes - (self._held[key].nbytes if key in self._held else 0)
-        if self._size + needed > room:
+        if self._excess(key, resident, room) > 0:
             self._drop_idle()
         if resident.turn != RegionImage.turn:
-            self._drop_images(self._size + needed - room, key)
-        return self._size + needed <= room
+            self._drop_images(self._excess(key, resident, room), key)
+        return self._excess(key, resident, room) <= 0
+
+    def _excess(self, key: tuple[str, int], resident: Resident, room: int) -> int:
+        """Return the bytes that are missing to keep a resident in the place of an older one."""
+        replaced = self._held[key].nbytes if key in self._held else 0
+        return self._size - replaced + resident.nbytes - room
 
     def _drop(self, key: tuple[str, int]) -> None:
         # In a child process one may be missing, if it was forked meanwhile.

@@ -242,7 +242,7 @@ class RunState:
         return {int(number): OUTCOMES[row[number]] for number in np.flatnonzero(row)}
 
     def take_messages(self) -> None:
-        """Take note of all messages of phases that are not closed, from listings.
+        """Record all messages of phases that are not closed, from listings.
 
         The last message of a region says what came of all rounds before it, whose messages may have been removed.
         """
@@ -252,7 +252,7 @@ class RunState:
                     self._outcomes[: len(trail), number] = np.frombuffer(read_trail(trail), np.uint8)
 
     def note(self, phase: Phase, marks: Marks) -> None:
-        """Take note of what came of quantising, or of a round, in some regions, before it is closed."""
+        """Record what came of quantising, or of a round, in some regions, before it is closed."""
         row = self._outcomes[phase.turn + 1]
         row[list(marks)] = [OUTCOME_CODES[outcome] for outcome in marks.values()]
 

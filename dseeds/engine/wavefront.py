@@ -1,8 +1,8 @@
 """How far regions are apart while a run goes through a volume, and which of their messages may still be needed.
 
 A region does a round when those within its reach have done the one before. So when a region has done a round, all
-regions that may read its messages have come almost as far, whoever does them, and whatever else is known of them: what
-they no longer need can be removed on the spot.
+regions that may read its messages have come almost as far. What they no longer need can be removed at once, without
+asking how far they are.
 """
 
 from __future__ import annotations

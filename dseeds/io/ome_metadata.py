@@ -1,4 +1,7 @@
-"""The metadata of OME-Zarr, as OME-NGFF defines it: versions 0.1 to 0.6 are read, 0.5 is written."""
+"""The metadata of OME-Zarr, as OME-NGFF defines it.
+
+Versions 0.1 to 0.6 are read. 0.5 is written, and 0.4 for labels of an image of version 0.4.
+"""
 
 from __future__ import annotations
 

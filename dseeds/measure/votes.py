@@ -121,7 +121,7 @@ def vote(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Votes:
-    """Give each supervoxel the class of most of its annotated voxels, out of core: scribbles or a full segmentation.
+    """Assign each supervoxel the class of most of its annotated voxels, out of core: scribbles or a full segmentation.
 
     Parameters
     ----------

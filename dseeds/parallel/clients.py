@@ -93,7 +93,7 @@ def connect_to_scheduler(address: str, tls_files: dict[str, str] | None = None) 
 
 @contextmanager
 def thread_given_back(client: Client) -> Iterator[None]:
-    """Give this thread's place to other tasks in the meantime if it runs a task of the client's own cluster.
+    """Release this thread's place for other tasks in the meantime if it runs a task of the client's own cluster.
 
     The task would otherwise wait for ever for others that have no thread.
     """

@@ -64,8 +64,8 @@ def check_map_window(limits: Limits) -> None:
     low, high = limits
     if not low < high:
         raise ValueError(
-            f"the boundary map is {low:g} at both percentiles, so it shows no boundary: give percentiles=(0, 100) if "
-            "its boundaries are that few, or another map."
+            f"the boundary map is {low:g} everywhere, or everywhere inside the mask, so it shows no boundary: pass "
+            "another map."
         )
 
 

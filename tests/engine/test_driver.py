@@ -36,7 +36,7 @@ def test_totals_are_those_of_the_phases_to_come(tmp_path, options, dtype):
         assert totals["import"] == totals["export"] == 0
         # What is done is not begun again, and parts are only needed with a mask.
         others = {name for name, count in totals.items() if count} - expected.keys() - {"pyramid", "contrast"}
-        assert others <= {"window", "quantise", "parts"}
+        assert others <= {"window", "histogram", "quantise", "parts"}
         batch.run_step(run, Share(0, 1))
 
 

@@ -17,6 +17,7 @@ PHASES = [
     MASK,
     Phase("window", 0),
     Phase("window", 3),
+    Phase("contrast", 2),
     HISTOGRAM,
     *(turn_phase(ROUNDS, turn) for turn in range(-1, len(ROUNDS))),
     PARTS,

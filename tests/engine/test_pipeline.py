@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dseeds.engine.history import ALL, MOVED, NOTHING_INSIDE, PART, RESTED, STILL
 from dseeds.engine.messages import MessageLog
 from dseeds.engine.phases import HELD, LABEL, QUANTISE
-from dseeds.engine.pipeline import DISCARDED, Pipeline
+from dseeds.engine.pipeline import DISCARDED, Pipeline, balance_holders
 from dseeds.engine.report import TaskResult
 from dseeds.engine.run_state import ImageQuery
 from dseeds.engine.stage_timer import StageTimer
@@ -346,3 +346,13 @@ def test_a_tall_volume_is_done_in_a_wave(log, workers, across):
         kept = max(turn - first_needed(job.exchange, turn - 1) + 1 for turn in range(len(job.schedule)))
         assert older <= (spread + 2 * job.exchange.farthest) * across * (1 + kept) + DISCARDED
         assert older < len(job.regions) * len(job.schedule) / 2
+
+
+def test_a_worker_begins_with_no_more_than_its_share_of_the_images():
+    holders = dict.fromkeys(range(7), "fast") | {7: "slow"}
+    balance_holders(holders, {"fast": 1, "slow": 1})
+    assert holders == dict.fromkeys(range(4), "fast") | {7: "slow"}
+    balance_holders(holders, {"slow": 1})
+    assert holders == {7: "slow"}
+    balance_holders(holders, {})
+    assert holders == {}

@@ -18,8 +18,13 @@ from dseeds.engine.batch import NotYet
 from dseeds.engine.job_array import Share
 from dseeds.engine.run import SUFFIX
 from dseeds.engine.source_import import IMPORT
+from dseeds.io.label_listing import resolve_target
+from dseeds.io.ome_metadata import in_version_04, ome_image_attributes
 from dseeds.seeds.cell_size import choose_step
 from dseeds.storage.label_group import remove_target
+from dseeds.storage.location import LocalLocation
+from dseeds.storage.ownership import MARKER
+from dseeds.storage.zarr_arrays import open_arrays
 from tests.support.batches import (
     IMAGE,
     LONG,
@@ -236,3 +241,49 @@ def test_jobs_of_an_image_that_may_hold_nan(tmp_path):
             batch.run_step(reopen(plan), Share(0, 1), phase=phase["name"])
         batch.finalize_run(reopen(plan))
         np.testing.assert_array_equal(labels_in(tmp_path / f"labels-{number}.zarr"), supervoxels(image, step=4))
+
+
+def test_a_late_job_leaves_published_labels_alone(tmp_path):
+    """Others took its regions over and published, while it was at its first labels."""
+    source, target = as_zarr(tmp_path / "image.zarr", IMAGE, 8), tmp_path / "labels.zarr"
+    plan = init(source, target)
+    step_all(plan)
+    batch.finalize_run(reopen(plan))
+    plan = init(source, target, overwrite=True)
+    step_all(plan, end="label")
+    late = reopen(plan)
+    state = late.state()
+    step_all(plan)
+    batch.finalize_run(reopen(plan))
+    published = snapshot(target)
+    batch._begin_target(late, state)
+    assert snapshot(target) == published
+    assert not tmp_path.joinpath(f"labels.zarr{SUFFIX}").exists()
+
+
+def test_finalizing_is_repeated_after_a_kill_before_the_marker_is_removed(tmp_path, monkeypatch):
+    """Labels in an image of OME-Zarr 0.4 are described as such last, so that they no longer look unfinished."""
+    group = zarr.open_group(tmp_path / "image.zarr", mode="w", zarr_format=2)
+    encoding = {"name": "v2", "separator": "/"}
+    array = group.create_array("0", shape=IMAGE.shape, chunks=(8, 8, 8), dtype=IMAGE.dtype, chunk_key_encoding=encoding)
+    array[:] = IMAGE
+    group.attrs.update(in_version_04({"ome": ome_image_attributes(spacing=(1, 1, 1), name="image")}))
+    target = resolve_target(str(tmp_path / "image.zarr"), None, True)
+    plan = init(str(tmp_path / "image.zarr"), target)
+    step_all(plan)
+
+    def killed(location, names):
+        names = list(names)
+        if names == [MARKER]:
+            raise KeyboardInterrupt
+        delete(location, names)
+
+    delete = LocalLocation.delete
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLocation, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            batch.finalize_run(reopen(plan))
+    # As in another process.
+    open_arrays.cache_clear()
+    batch.finalize_run(reopen(plan))
+    np.testing.assert_array_equal(zarr.open_array(f"{target}/0", mode="r")[:], supervoxels(IMAGE, step=3))
