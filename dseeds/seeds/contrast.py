@@ -44,8 +44,9 @@ def describe_contrast(
     There is another if a mask by a threshold leaves few of the volume's voxels. A constant channel has no contrast to
     lose.
 
-    >>> describe_contrast([(0.0, 9.0)], np.array([[997, 3]]), 1000, has_threshold=False)
-    ('99.7 % of the voxels share one of the 64 intensity bins of the window 0 to 9, so that the supervoxels ...')
+    >>> [sentence] = describe_contrast([(0.0, 9.0)], np.array([[997, 3]]), 1000, has_threshold=False)
+    >>> sentence.partition(",")[0]
+    '99.7 % of the voxels share one of the 64 intensity bins of the window 0 to 9'
     """
     inside = int(counts[0, :BINS].sum())
     if has_threshold and inside * FEWEST_INSIDE < voxels:
