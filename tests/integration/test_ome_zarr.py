@@ -193,9 +193,10 @@ def blocks_of(labels, factors):
 
 def ome(group):
     """Return the metadata of OME-Zarr of a group, which is in one version of Zarr only."""
-    files = {file.name for file in Path(group.store.root, group.path).rglob("*") if not file.name.isdecimal()}
-    assert files <= ({".zattrs", ".zgroup", ".zarray"} if group.metadata.zarr_format == 2 else {"zarr.json"})
-    attributes = group.attrs.asdict()
+    names = {path.name for path in Path(group.store.root, group.path).iterdir()}
+    one, other = {".zattrs", ".zgroup", ".zarray"}, {"zarr.json"}
+    assert not names & (other if group.metadata.zarr_format == 2 else one)
+    attributes = {name: value for name, value in group.attrs.items() if name != "dseeds"}
     return attributes.get("ome", attributes)
 
 
@@ -324,7 +325,9 @@ def test_others_labels_stay(ct, client, version):
     dseeds.segment(path, into_image=True, step=8, client=client, overwrite=True)
     assert sorted(listed(path)) == ["organs", "supervoxels"]
     assert all(file.read_bytes() == content for file, content in before.items())
-    validated(path)
+    # Theirs have more levels than the image.
+    models = v04 if version == "0.4" else v05
+    models.ImageLabel.from_zarr(zarr.open_group(path / "labels" / "supervoxels", mode="r"))
     with pytest.raises(ValueError, match="as many levels as it has"):
         dseeds.segment(path, into_image="none", step=16, pyramid="none", client=client)
 
