@@ -272,7 +272,8 @@ def test_requests(bucket, store, threads):
     described = Counter(path for method, path in paths if method == "GET" and path.endswith("zarr.json"))
     of_ours = {path: count for path, count in described.items() if "large.zarr" not in path}
     assert max(of_ours.values()) <= 1 + 4, "once to find that there is none yet, then each thread may open it"
-    assert not [path for _, path in paths if path.endswith((".zarray", ".zattrs")) and "large.zarr" not in path]
+    old = [path for _, path in paths if path.endswith((".zarray", ".zattrs")) and "large.zarr" not in path]
+    assert len(old) <= 3, "once in a while, to find that there is no older output in Zarr v2"
     phases = sum(tasks.values()) // report.regions
     rest = len(paths) - len(for_tasks)
     assert rest <= PER_RUN + PER_PHASE * phases + PER_ARRAY * len(of_ours), Counter(paths)
