@@ -192,7 +192,8 @@ def test_workers_with_less_memory_get_smaller_regions(tmp_path, workers_with):
             report = segment(image, target, step=16, client=client, memory=memory)
         shapes.append(report.region_shape)
         assert zarr.open_array(target / "0", mode="r")[-1, -1, -1] == report.supervoxels == 8 * 8 * 32
-    assert shapes[0] == (128, 128, 128)
+    # Thin layers, where tasks fit but not all states.
+    assert shapes[0][1:] == (128, 128)
     assert all(prod(shape) < 128**3 for shape in shapes[1:])
     assert shapes[1] == shapes[2]
 
