@@ -243,9 +243,7 @@ def test_paused_workers(tmp_path, monkeypatch):
 
         while client.run_on_scheduler(running):
             time.sleep(0.05)
-        advice = (
-            r"all 2 workers are paused, because they use .* MiB of their 2.0 GiB, more than 1%: .*pause, which is 0.01"
-        )
+        advice = r"all 2 workers are paused, because they use .* of their 2.0 GiB, more than 1%: .*pause, which is 0.01"
         with pytest.raises(TimeoutError, match=advice) as caught:
             cut(tmp_path / "a.zarr", client=client)
         assert_sentence(caught.value)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dseeds.core.geometry import Lattice, Regions, Window
 from dseeds.seeds.flood import KINDS, begin_flood, boundary_map, flood_volume, flood_window, seed_table
-from dseeds.seeds.kernels.layout import new_window, pack_planes, unpack_box
+from dseeds.seeds.kernels.layout import new_window, pack_box, unpack_box
 from dseeds.seeds.kernels.simd import NOTHING
 from dseeds.seeds.kernels.voxels import MASKED
 from dseeds.seeds.schedule import flood_schedule
@@ -28,7 +28,7 @@ def masked_bins(volume, kind):
 def packed(bins):
     windows = new_window(bins.shape[1:], 0, len(bins))
     for channel, window in zip(bins, windows, strict=True):
-        pack_planes(channel, 0, window)
+        pack_box(channel, (0, 0, 0), window)
     return windows
 
 
@@ -55,7 +55,7 @@ def flooded_in_regions(bins, weights, step, kind, cells_per_region):
             window = Window.around(lattice, grid, regions.box(number), round_.halo)
             around, table = packed(bins[:, *window.box.slices]), seeds[window.cells.slices].reshape(-1, seeds.shape[3])
             labels = new_window(window.box.shape, NOTHING)
-            pack_planes(np.ascontiguousarray(codes[window.box.slices]), 0, labels)
+            pack_box(np.ascontiguousarray(codes[window.box.slices]), (0, 0, 0), labels)
             if round_ is rounds[0]:
                 begin_flood(boundaries, window, around, labels, table)
             flood_window(round_, boundaries, lattice, window, around, labels, table)

@@ -1,6 +1,6 @@
 """What tests of `deploy/` share."""
 
-from dseeds.parallel.cluster import KEPT_BYTES
+from dseeds.parallel.local_cluster import KEPT_BYTES
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
