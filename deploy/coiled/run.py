@@ -9,7 +9,7 @@ import sys
 from coiled import Cluster
 
 import dseeds
-from dseeds.parallel.cluster import KEPT_BYTES
+from dseeds.parallel.local_cluster import KEPT_BYTES
 
 MACHINES = 8
 # Per machine; its threads share the memory.

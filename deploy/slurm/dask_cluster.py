@@ -10,7 +10,7 @@ from pathlib import Path
 from dask_jobqueue import SLURMCluster
 
 import dseeds
-from dseeds.parallel.cluster import KEPT_BYTES
+from dseeds.parallel.local_cluster import KEPT_BYTES
 
 # To edit: the number and size of jobs, and where they may run.
 JOBS = 10
