@@ -20,6 +20,7 @@ from distributed.client import _get_global_client
 import dseeds
 from dseeds.parallel import cluster as parallel
 from tests.support.clusters import FREE_PORT, in_process, replace_local_clusters
+from tests.support.leaks import reset_scheduler
 from tests.support.runs import assert_sentence, labels_in, noise
 
 IMAGE = noise((24, 20, 22), dtype="uint8")
@@ -122,6 +123,8 @@ def test_where_the_current_client_is_not_meant(tmp_path, current, capsys, monkey
     current.close()
     assert cut(tmp_path / "c.zarr") == 0
     assert capsys.readouterr().err == ""
+    # A client that is closed within its context leaves this in Dask's configuration, whatever happens meanwhile.
+    reset_scheduler()
 
 
 def test_a_task_that_waits_for_others_gives_its_thread_back(tmp_path, current):
