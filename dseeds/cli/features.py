@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -16,14 +15,13 @@ from dseeds.cli.options import (
     LabelsArgument,
     LevelOption,
     OverwriteOption,
+    PercentilesOption,
     SpacingOption,
     TaskOptions,
     VolumeOption,
     WindowOption,
     choose_images,
-    image_option,
     one_or_several,
-    parse_numbers,
 )
 from dseeds.cli.output import OutputOptions, choose_folder, folder_option
 
@@ -51,15 +49,7 @@ def features_command(
     folder: Annotated[str | None, folder_option(".features")] = None,
     spacing: SpacingOption = None,
     window: WindowOption = None,
-    percentiles: Annotated[
-        Sequence[float] | None,
-        image_option(
-            metavar="LOW,HIGH",
-            parser=parse_numbers,
-            help="Percentiles of the intensities that limit the window.",
-            show_default="0.5,99.5",
-        ),
-    ] = None,
+    percentiles: PercentilesOption = None,
     chosen_image: ImageOption = None,
     volume: VolumeOption = None,
     level: LevelOption = None,

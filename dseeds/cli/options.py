@@ -115,6 +115,15 @@ WindowOption = Annotated[
         show_default="from --percentiles",
     ),
 ]
+PercentilesOption = Annotated[
+    Sequence[float] | None,
+    image_option(
+        metavar="LOW,HIGH",
+        parser=parse_numbers,
+        help="Percentiles of the intensities that limit the window.",
+        show_default="0.5,99.5",
+    ),
+]
 ImageOption = Annotated[
     str | None,
     image_option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -15,12 +14,11 @@ from dseeds.cli.options import (
     LabelsArgument,
     LevelOption,
     OverwriteOption,
+    PercentilesOption,
     TaskOptions,
     VolumeOption,
     WindowOption,
-    image_option,
     one_or_several,
-    parse_numbers,
 )
 from dseeds.cli.output import OutputOptions, choose_folder, folder_option
 
@@ -42,15 +40,7 @@ def textures_command(
     tasks: TaskOptions,
     folder: Annotated[str | None, folder_option(".textures")] = None,
     window: WindowOption = None,
-    percentiles: Annotated[
-        Sequence[float] | None,
-        image_option(
-            metavar="LOW,HIGH",
-            parser=parse_numbers,
-            help="Percentiles of the intensities that limit the window.",
-            show_default="0.5,99.5",
-        ),
-    ] = None,
+    percentiles: PercentilesOption = None,
     volume: VolumeOption = None,
     level: LevelOption = None,
     channel_axis: ChannelAxisOption = None,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.checks import read_extents
+from dseeds.core.forks import cached_property
 from dseeds.core.formatting import format_mebibytes, format_shape
 from dseeds.core.geometry import Box, Lattice, Regions, Triple, triple
 from dseeds.engine.exchange import BINS, COUNTS, Exchange, label_reach
@@ -26,7 +27,7 @@ from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
 from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.histograms import GREY_LEVELS
 from dseeds.seeds.order_statistics import COPY_BYTES, DIGIT_BITS
-from dseeds.seeds.schedule import schedule
+from dseeds.seeds.schedule import Round, schedule
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout, chunk_length, region_units
 
 # The memory of a worker before its first task: the interpreter, the libraries, the compiled kernels.
@@ -374,21 +375,14 @@ def choose_region_shape(
     else:
         pairs = zip(lattice.cells, read_extents("region", region) or (), lattice.step, strict=True)
         candidates = [triple([min(n, -(-e // s)) for n, e, s in pairs])]
-    needed, fits = 0, False
+    needed = 0
     for cells in candidates:
-        needed = worker_bytes(task_bytes(lattice, cells, task, chunks), capacity.threads_per_worker)
+        size = task_bytes(lattice, cells, task, chunks)
+        needed = worker_bytes(size, capacity.threads_per_worker)
         if needed <= capacity.memory:
-            fits = True
-            break
-    if fits and region is not None:
-        return cells
-    if fits:
-        spread = _Spread(lattice, task, capacity, cells, task_bytes(lattice, cells, task, chunks))
-        for better in itertools.islice(spread.candidates(multiple), TRIED_SHAPES):
-            size = task_bytes(lattice, better, task, chunks)
-            if worker_bytes(size, capacity.threads_per_worker) <= capacity.memory:
-                return better
-        return cells
+            return (
+                cells if region is not None else _Spread(lattice, task, capacity, cells, size).choose(chunks, multiple)
+            )
     shape = format_shape(k * s for k, s in zip(candidates[-1], lattice.step, strict=True))
     raise ValueError(
         f"regions of {shape} voxels (z, y, x) need workers of {format_mebibytes(needed)} MiB, but these have "
@@ -409,7 +403,15 @@ class _Spread:
     # The bytes of a task of that shape.
     needed: int
 
-    def candidates(self, multiple: Triple) -> list[Triple]:
+    def choose(self, chunks: ChunkShapes, multiple: Triple) -> Triple:
+        """Return the shape with the least work for the busiest thread of those whose tasks fit the memory as well."""
+        threads = self.capacity.threads_per_worker
+        for cells in itertools.islice(self._candidates(multiple), TRIED_SHAPES):
+            if worker_bytes(task_bytes(self.lattice, cells, self.task, chunks), threads) <= self.capacity.memory:
+                return cells
+        return self.fitting
+
+    def _candidates(self, multiple: Triple) -> list[Triple]:
         """Return shapes whose tasks are hardly larger, the one with the least work for the busiest thread first.
 
         Layers may be thinner than regions are wide, so that fewer regions are in work at a time.
@@ -423,12 +425,16 @@ class _Spread:
         # Of several, those that are cut along z, because they are read and written in the fewest pieces.
         return sorted(shapes, key=lambda cells: (self._work(cells), self._regions(cells), *cells))
 
+    @cached_property
+    def _rounds(self) -> tuple[Round, ...]:
+        return schedule(self.lattice, self.task.channels)
+
     def _regions(self, cells: Triple) -> int:
         return len(Regions(self.lattice, cells))
 
     def _window(self, cells: Triple) -> int:
         """Return the voxels of a region with its halo in the last rounds, which take the most time."""
-        halo = schedule(self.lattice)[-1].window_halo
+        halo = self._rounds[-1].window_halo
         axes = zip(self.lattice.cells, cells, self.lattice.step, self.lattice.shape, strict=True)
         return math.prod(min(k * s, n) + min(-(-c // k) - 1, 2) * halo for c, k, s, n in axes)
 
@@ -446,7 +452,7 @@ class _Spread:
         room *= self.capacity.workers
         if state * self._regions(cells) <= room:
             return 0.0
-        exchange = Exchange(Regions(self.lattice, cells), schedule(self.lattice, self.task.channels))
+        exchange = Exchange(Regions(self.lattice, cells), self._rounds)
         layers, per_layer = exchange.regions.counts[0], math.prod(exchange.regions.counts[1:])
         in_work = min(layers, wave_depth(exchange) + 1) * per_layer
         return max(0.0, 1 - room / (in_work * state))

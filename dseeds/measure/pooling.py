@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.dtypes import native_dtype
 from dseeds.core.geometry import Box, Tiling, Triple, triple
@@ -36,7 +35,7 @@ from dseeds.io.labels import (
 from dseeds.io.source import SourceQuery
 from dseeds.measure.kernels import pooling as kernel
 from dseeds.measure.kernels.numbering import LabelRuns, find_lines, find_runs, number_labels
-from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, write_parts
+from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, publish_supervoxels
 from dseeds.parallel.capacity import parse_memory
 from dseeds.storage.label_records import RANGE, RANGE_BYTES, BatchIndex, LabelRange, LabelRecords, label_ranges
 from dseeds.storage.parquet_dataset import POOLS, TABLE, Dataset
@@ -242,9 +241,8 @@ def pool(
         )
         [indices] = count_regions(executor, "pool", pool_region, job)
         rows = max(1, min(RANGE, RANGE_BYTES // (8 * job.records.width)))
-        sizes = write_parts(executor, "table", write_pooled, job, list(label_ranges(indices, rows)))
         names = {"labels": label_source.name, "image": image.name, "channels": image.channels}
-        dataset.publish({"supervoxels": sum(sizes), **names, "version": __version__})
+        publish_supervoxels(executor, write_pooled, job, list(label_ranges(indices, rows)), names)
         return Pooled.of(dataset, target)
 
 

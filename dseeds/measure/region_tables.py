@@ -7,7 +7,7 @@ each table. So no number depends on how the volume is cut, and no task holds mor
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import pyarrow as pa
 
+from dseeds._version import __version__
 from dseeds.core.checks import check_threads
 from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
-from dseeds.storage.label_records import BatchIndex
+from dseeds.storage.label_records import BatchIndex, LabelRange
 from dseeds.storage.location import open_location
 from dseeds.storage.parquet_dataset import TABLE, Dataset, DatasetKind
 
@@ -93,6 +94,10 @@ class RegionJob(Protocol):
     def tiling(self) -> Tiling:
         """The regions."""
 
+    @property
+    def dataset(self) -> Dataset:
+        """The tables."""
+
 
 class Measurement(NamedTuple):
     """What a measurement writes to, and what runs its tasks."""
@@ -159,3 +164,18 @@ def write_parts(executor: Executor, stage: str, function: Callable[..., Any], jo
     calls = ((job, number, part) for number, part in enumerate(parts))
     results = dict(executor.map_unordered(stage, function, calls, len(parts)))
     return [results[number] for number in range(len(parts))]
+
+
+def publish_supervoxels(
+    executor: Executor,
+    function: Callable[..., tuple[int, int]],
+    job: RegionJob,
+    parts: Sequence[LabelRange],
+    names: Mapping[str, Any],
+) -> None:
+    """Write the tables of all ranges of labels, and publish them with the `names` of what they were made from.
+
+    The function returns the part's number and the number of its supervoxels.
+    """
+    sizes = write_parts(executor, "table", function, job, parts)
+    job.dataset.publish({"supervoxels": sum(sizes), **names, "version": __version__})

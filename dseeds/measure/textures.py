@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Box, Tiling
 from dseeds.core.progress import Progress
@@ -30,7 +29,7 @@ from dseeds.io.labels import (
 )
 from dseeds.measure.kernels import textures as kernel
 from dseeds.measure.kernels.numbering import number_labels
-from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, write_parts
+from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, publish_supervoxels
 from dseeds.measure.votes import add_up_pairs
 from dseeds.measure.windows import begin_search, search_windows
 from dseeds.parallel.capacity import parse_memory
@@ -190,9 +189,8 @@ def textures(
         )
         job = replace(job, windows=search_windows(job, search, executor))
         [indices] = count_regions(executor, "count", count_texture_region, job)
-        sizes = write_parts(executor, "table", write_textures, job, list(label_ranges(indices)))
         names = {"labels": label_source.name, "image": image.name, "windows": job.windows}
-        dataset.publish({"supervoxels": sum(sizes), **names, "version": __version__})
+        publish_supervoxels(executor, write_textures, job, list(label_ranges(indices)), names)
         return Textures.of(dataset, target)
 
 

@@ -16,13 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
 from dseeds.io import Source
 from dseeds.io.labels import TASK_BYTES, align_sources, choose_tiling, materialise, open_labels, read_labels
-from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, write_parts
+from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, publish_supervoxels
 from dseeds.parallel.capacity import parse_memory
 from dseeds.seeds.kernels.pair_counts import count_pairs
 from dseeds.storage.label_records import BatchIndex, LabelRange, LabelRecords, label_ranges
@@ -207,9 +206,8 @@ def vote(
         }
         job = VoteJob(**copies, tiling=Tiling(label_source.shape, tile), dataset=dataset, ignore=ignore)
         [indices] = count_regions(executor, "count", count_vote_region, job)
-        sizes = write_parts(executor, "table", write_votes, job, list(label_ranges(indices)))
         names = {"labels": label_source.name, "annotation": sources["annotation"].name, "ignore": ignore}
-        dataset.publish({"supervoxels": sum(sizes), **names, "version": __version__})
+        publish_supervoxels(executor, write_votes, job, list(label_ranges(indices)), names)
         return Votes.of(dataset, target)
 
 
