@@ -49,6 +49,7 @@ from dseeds.parallel.capacity import Capacity
 from dseeds.parallel.cluster import connect
 from dseeds.parallel.executor import Executor
 from dseeds.parallel.notebook_progress import default_progress
+from dseeds.seeds.flood import ConstantMap
 from dseeds.seeds.order_statistics import NoFiniteValues
 from dseeds.storage.lease import LeaseLost, RunInUse, hold_lease
 from dseeds.storage.zarr_arrays import ScratchCorrupted
@@ -92,7 +93,7 @@ def run_on_dask(
                     with stages.timed(PYRAMID_STAGE) as advance:
                         build_pyramids(run, state.job, Executor(0, connected), advance)
                 labels, executor = StoredLabels(run, state), Executor(0, connected, follower)
-                measure_labels(run, labels, state.job.windows, executor, thread_budget(capacity))
+                measure_labels(run, labels, state.job.image_windows, executor, thread_budget(capacity))
             peaks = dict(connected.run(peak_memory, on_error="ignore"))
             # The workers of a cluster of the user's may have compiled in earlier runs.
             compiled = (
@@ -210,7 +211,7 @@ def _resumable(run: Run) -> Iterator[None]:
         yield
     except (RunInUse, LeaseLost):
         raise
-    except (NoFiniteValues, SourceDamaged):
+    except (NoFiniteValues, ConstantMap, SourceDamaged):
         run_directory.abandon_run(run)
         raise
     except BaseException as error:

@@ -106,7 +106,7 @@ def run_in_process(
             _publish(run, labels, state, stages, threads, lease, record)
         # After the labels: a run that fails before this leaves older ones with their own features.
         executor, task_bytes = Executor(threads, None, follower), feature_task_bytes(run, threads)
-        measure_labels(run, labels, state.job.windows, executor, task_bytes)
+        measure_labels(run, labels, state.job.image_windows, executor, task_bytes)
         final = report()
     return Outcome(run, plan, final)
 
@@ -118,14 +118,14 @@ def _cut(run: Run, stages: StageTimer, threads: int) -> MemoryLabels:
         values, inside = _read(run, advance)
     with stages.timed(CUT_STAGE) as advance:
         result = cut_in_memory(values, lattice, settings, inside=inside, threads=threads, on_round=advance)
-    image = run.image if run.features is None else Image(tuple(map(ArraySource, values)))
+    image = run.image if run.features is None else Image(tuple(map(ArraySource, values[: run.image.channels])))
     return MemoryLabels(image, result, lattice.label_dtype)
 
 
 def _read(run: Run, advance: Callable[[], object]) -> tuple[tuple[NDArray[Any], ...], NDArray[np.bool_] | None]:
     """Read the channels, and the voxels inside the mask if there is one."""
     everything = Box((0, 0, 0), run.spec.shape).slices
-    image, mask = run.image, run.mask
+    image, mask = run.volume, run.mask
     try:
         if image.readable_by_workers or all(isinstance(part, ArraySource) for part in image.parts):
             values = image.read(everything)

@@ -22,7 +22,6 @@ from dseeds.io.source import IndexedSource
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.machine import cpu_count, free_memory
 from dseeds.parallel.resources import Resources
-from dseeds.seeds.schedule import schedule
 from dseeds.storage.slabs import SOURCE_SLAB_BYTES
 
 READ_STAGE, CUT_STAGE, WRITE_STAGE = "read", "cut", "write"
@@ -75,7 +74,7 @@ def feature_task_bytes(run: Run, threads: int) -> int:
 
 def _reading_bytes(run: Run) -> int:
     """Project the memory while the image and then the mask are read."""
-    image, mask, voxels = run.image, run.mask, prod(run.spec.shape)
+    image, mask, voxels = run.volume, run.mask, prod(run.spec.shape)
     held = voxels * image.itemsize
     # Values in the byte order of another machine are copied.
     swapped = voxels * sum(dtype.itemsize for dtype in image.dtypes if not dtype.isnative)
@@ -114,17 +113,17 @@ def _decoding_bytes(source: Image | Source, voxels: int) -> int:
 
 
 def _cutting_bytes(run: Run, threads: int) -> int:
-    return peak_bytes(run.spec.lattice, task_shape(run.image, run.spec.parameters), threads)
+    return peak_bytes(run.spec.lattice, task_shape(run.volume, run.spec.parameters), threads)
 
 
 def peak_bytes(lattice: Lattice, task: TaskShape, threads: int) -> int:
     """Project the peak memory of cutting a volume in memory."""
     voxels, window = prod(lattice.shape), padded_bytes(lattice.shape)
     held = voxels * (task.itemsize + task.masked) + task.channels * window
-    rounds = schedule(lattice, task.channels)
+    rounds = task.schedule(lattice)
     counts = lattice.size * max((round_.bins for round_ in rounds), default=0) * 4
     # Blocks of 2 voxels have none; those of 4 have 32 counts of a byte or two, and the coarser ones little.
-    histograms = task.channels * voxels if len(lattice.grids) > 2 else 0
+    histograms = task.channels * voxels if any(round_.level < len(lattice.grids) - 2 for round_ in rounds) else 0
     # Each thread has the changes of its own.
     sweeping = 2 * window + histograms + int((threads + 2.5) * counts)
     labelling = window + (LABEL_BYTES + task.masked) * voxels

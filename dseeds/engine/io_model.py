@@ -29,7 +29,6 @@ from dseeds.engine.scratch import digits_name, source_name
 from dseeds.engine.source_import import import_count, slab_count
 from dseeds.engine.wavefront import first_needed, has_checkpoint, is_tall, layers_ahead, needed_within
 from dseeds.io.pyramid import PYRAMID_STAGE, cut_regions
-from dseeds.seeds.schedule import schedule
 from dseeds.storage.label_group import has_metadata
 from dseeds.storage.location import is_remote
 from dseeds.storage.zarr_arrays import Layout
@@ -69,11 +68,11 @@ class IoModel:
         self.state = run.initial_state()
         self.job = self.state.job
         self.lattice, self.regions = self.job.lattice, self.job.regions
-        self.rounds = schedule(self.lattice, self.job.channels)
+        self.rounds = self.job.planned_schedule
         # The windows are not known yet, so that there seem to be no rounds.
         reach = label_reach(masked=self.job.may_be_masked, has_joins=self.job.has_joins)
         self.exchange = Exchange(self.regions, self.rounds, self.job.channels, reach)
-        self.image_bytes = math.prod(run.image.shape) * run.image.itemsize
+        self.image_bytes = math.prod(run.volume.shape) * run.volume.itemsize
         self.label_bytes = run.labels_layout.nbytes * len(self.job.labels)
 
     # Tasks and their uncompressed bytes
@@ -88,7 +87,7 @@ class IoModel:
             plans[stage] = StagePlan(stage, before.tasks + tasks, before.read + read, before.written + written)
 
         if imported := import_count(self.run):
-            size = 0 if self.run.image.readable_by_workers else self.image_bytes
+            size = 0 if self.run.volume.readable_by_workers else self.image_bytes
             if self.run.mask is not None and not self.run.mask.readable_by_workers:
                 size += math.prod(self.run.mask.own)
             add("import", imported, size, size)

@@ -20,8 +20,11 @@ from dseeds.engine.journal import Journal
 from dseeds.engine.messages import MessageLog
 from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch
 from dseeds.io import Image, Mask, ResampledMask
+from dseeds.seeds.flood import boundary_map
+from dseeds.seeds.intensity_windows import Limits
+from dseeds.seeds.kernels.flood import BoundaryMap
 from dseeds.seeds.order_statistics import WindowSearch
-from dseeds.seeds.schedule import Round, schedule
+from dseeds.seeds.schedule import OWN_MAP, Round, schedule
 from dseeds.storage.label_group import LabelGroup
 from dseeds.storage.zarr_arrays import count_bytes
 
@@ -60,7 +63,7 @@ class Job:
     # The labels, and after them those of each coarser level.
     labels: tuple[LabelGroup, ...]
     # The intensity window of each channel, with equal ends if it is constant; empty until they are found.
-    windows: tuple[tuple[float, float], ...] = ()
+    windows: tuple[Limits, ...] = ()
     compactness: float = 0.0
     weights: tuple[int, ...] = (1,)
     mask: Mask | ResampledMask | None = None
@@ -74,6 +77,9 @@ class Job:
     masked: bool = False
     may_be_masked: bool = False
     min_size: int = 0
+    # The kind of a boundary map, a key of `dseeds.seeds.flood.KINDS`; None without one. A map of its own is the last
+    # channel of the source.
+    boundaries: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Without cached properties, which grow with the volume and would travel with every task.
@@ -81,8 +87,19 @@ class Job:
 
     @property
     def channels(self) -> int:
-        """The number of channels of the volume."""
-        return len(self.weights)
+        """The number of channels of the source: those of the image, and a boundary map of its own."""
+        return len(self.weights) + (self.boundaries == OWN_MAP)
+
+    @property
+    def image_windows(self) -> tuple[Limits, ...]:
+        """The intensity windows of the image's channels."""
+        return self.windows[: len(self.weights)]
+
+    @cached_property
+    def boundary_map(self) -> BoundaryMap:
+        """What floods the volume; only with a boundary map."""
+        assert self.boundaries is not None
+        return boundary_map(self.boundaries, self.weights)
 
     @property
     def has_joins(self) -> bool:
@@ -105,11 +122,14 @@ class Job:
         return Scratch(self.scratch, self.regions)
 
     @cached_property
+    def planned_schedule(self) -> tuple[Round, ...]:
+        """The rounds of an image that is not constant."""
+        return schedule(self.lattice, self.channels, self.boundaries)
+
+    @cached_property
     def schedule(self) -> tuple[Round, ...]:
         """The rounds; empty for a constant image, in which nothing can move."""
-        if all(lo >= hi for lo, hi in self.windows):
-            return ()
-        return schedule(self.lattice, self.channels)
+        return () if all(lo >= hi for lo, hi in self.windows) else self.planned_schedule
 
     @cached_property
     def exchange(self) -> Exchange:

@@ -47,7 +47,9 @@ def write_graph(job: Job, number: int, _turn: int, task_input: RegionInput) -> s
     codes, values = _load_codes_and_bins(job, number, task_input)
     # A face between two regions is counted by the lower one.
     window = Box(box.lo, box.grow(1, within=job.shape).hi)
-    graph = build_contact_graph(_numbers(job, codes, window), box.relative_to(box.lo), values)
+    # Without a boundary map of its own.
+    channels = values[: len(job.weights)]
+    graph = build_contact_graph(_numbers(job, codes, window), box.relative_to(box.lo), channels)
     content = graph.to_bytes()
     job.store.place.write(f"graph/{number}", content)
     count_bytes(written=len(content))

@@ -59,6 +59,12 @@ class TaskShape:
     counted: bool = False
     # Whether supervoxels are joined to others.
     has_joins: bool = False
+    # The kind of a boundary map; see `dseeds.engine.job.Job`.
+    boundaries: str | None = None
+
+    def schedule(self, lattice: Lattice) -> tuple[Round, ...]:
+        """Return the rounds."""
+        return schedule(lattice, self.channels, self.boundaries)
 
 
 class ChunkShapes(NamedTuple):
@@ -148,7 +154,7 @@ class _MemoryModel:
 
     def __init__(self, regions: Regions, task: TaskShape, source: Layout, labels: Layout) -> None:
         self.regions, self.lattice, self.task = regions, regions.lattice, task
-        self.rounds = schedule(self.lattice, task.channels)
+        self.rounds = task.schedule(self.lattice)
         reach = label_reach(masked=task.masked, has_joins=task.has_joins)
         self.exchange = Exchange(regions, self.rounds, task.channels, reach)
         self.extent = region_units(regions, self.lattice.grids[-1])
@@ -427,7 +433,7 @@ class _Spread:
 
     @cached_property
     def _rounds(self) -> tuple[Round, ...]:
-        return schedule(self.lattice, self.task.channels)
+        return self.task.schedule(self.lattice)
 
     def _regions(self, cells: Triple) -> int:
         return len(Regions(self.lattice, cells))

@@ -185,12 +185,13 @@ def finish_labels(
 
 
 def check_inputs(run: Run) -> None:
-    """Raise `SourceChanged` if the source or the mask is no longer what it was when the run started."""
-    is_same = run.image.reopened().identity == run.spec.source
-    if not is_same or (run.mask is not None and run.mask.reopened().identity != run.spec.parameters.mask):
+    """Raise `SourceChanged` if an input is no longer what it was when the run started."""
+    parameters = run.spec.parameters
+    inputs = (run.image, run.spec.source), (run.mask, parameters.mask), (run.boundaries, parameters.boundaries)
+    if any(one is not None and one.reopened().identity != identity for one, identity in inputs):
         raise SourceChanged(
-            "the source or mask changed after the run started, so its labels would not match: start again with "
-            "overwrite=True (--overwrite)."
+            "the source, the mask or the boundary map changed after the run started, so its labels would not match: "
+            "start again with overwrite=True (--overwrite)."
         )
 
 
