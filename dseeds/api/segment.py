@@ -98,7 +98,7 @@ def segment(
         The resolution level of an OME-Zarr image to cut; 0 is the full resolution.
     features : bool, default False
         Write the table of supervoxels and their region adjacency graph as well, see `features`: into a folder beside
-        the target with the same name and the ending ``.features``.
+        the target with the same name and the ending ``.features``. A boundary map is measured as the last channel.
     region : int or sequence of int, optional
         Voxels along (z, y, x) of one task's region, rounded up to whole cells. Default: as large as the memory allows.
     chunks, shards : int or sequence of int, optional

@@ -485,7 +485,7 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
                 _run_region(run, state, LABEL, number, marked=True)
             build_pyramids(run, state.job, Executor(1))
             labels = StoredLabels(run, state)
-            measure_labels(run, labels, state.job.image_windows, Executor(1), TASK_BYTES)
+            measure_labels(run, labels, state.job.windows, Executor(1), TASK_BYTES)
             _repairer(run, state).protect(partial(finish_labels, run, labels, state, lambda: None))
     if not keep_scratch:
         run_directory.forget_run(run)

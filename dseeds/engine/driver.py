@@ -93,7 +93,7 @@ def run_on_dask(
                     with stages.timed(PYRAMID_STAGE) as advance:
                         build_pyramids(run, state.job, Executor(0, connected), advance)
                 labels, executor = StoredLabels(run, state), Executor(0, connected, follower)
-                measure_labels(run, labels, state.job.image_windows, executor, thread_budget(capacity))
+                measure_labels(run, labels, state.job.windows, executor, thread_budget(capacity))
             peaks = dict(connected.run(peak_memory, on_error="ignore"))
             # The workers of a cluster of the user's may have compiled in earlier runs.
             compiled = (
@@ -237,6 +237,6 @@ def _task_totals(run: Run, state: RunState) -> dict[str, int]:
     possible = Counter(phase.stage for phase in state.planned)
     for stage, count in possible.items():
         totals.setdefault(stage, count * len(job.regions))
-    totals[PYRAMID_STAGE] = pyramid_count(run)
+    totals[PYRAMID_STAGE] = pyramid_count(run, run.region_levels)
     totals["export"] = slab_count(job.shape, job.lattice.label_dtype.itemsize) if run.target.is_nifti else 0
     return dict(totals)

@@ -67,7 +67,7 @@ def feature_task_bytes(run: Run, threads: int) -> int:
     # Here, not above: Arrow takes its time to import.
     from dseeds.measure.features import voxel_bytes
 
-    smallest = int(prod(min(n, TILING_EXTENTS[-1]) for n in run.spec.shape) * voxel_bytes(run.image))
+    smallest = int(prod(min(n, TILING_EXTENTS[-1]) for n in run.spec.shape) * voxel_bytes(run.volume))
     free = _cutting_bytes(run, threads) - _finished_bytes(run)
     return max(smallest, min(TASK_BYTES, free // threads))
 
@@ -135,7 +135,7 @@ def peak_bytes(lattice: Lattice, task: TaskShape, threads: int) -> int:
 
 def _finished_bytes(run: Run) -> int:
     """Project the memory of finished labels, and of the image if features are measured on it."""
-    image = 0 if run.features is None else run.image.itemsize
+    image = 0 if run.features is None else run.volume.itemsize
     return prod(run.spec.shape) * (LABEL_BYTES + image)
 
 
@@ -155,5 +155,5 @@ def local_stages(model: IoModel) -> tuple[StagePlan, ...]:
     if not run.target.is_nifti:
         stages.append(StagePlan(WRITE_STAGE, levels, 0, model.label_bytes))
     # Labels in memory are not read.
-    finals = (replace(stage, read=0) if stage.name == EXPORT_STAGE else stage for stage in model.final_stages)
+    finals = (replace(stage, read=0) if stage.name == EXPORT_STAGE else stage for stage in model.final_stages())
     return (*stages, *finals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.forks import cached_property
-from dseeds.core.geometry import Box, Lattice, Regions, Triple
+from dseeds.core.geometry import Box, Lattice, Regions, Triple, triple
 from dseeds.engine.exchange import Exchange, label_reach
 from dseeds.engine.history import History
 from dseeds.engine.journal import Journal
 from dseeds.engine.messages import MessageLog
 from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch
 from dseeds.io import Image, Mask, ResampledMask
+from dseeds.io.pyramid_levels import PyramidLevel
 from dseeds.seeds.flood import boundary_map
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.flood import BoundaryMap
@@ -80,6 +82,10 @@ class Job:
     # The kind of a boundary map, a key of `dseeds.seeds.flood.KINDS`; None without one. A map of its own is the last
     # channel of the source.
     boundaries: str | None = None
+    # The first levels of the labels' pyramids, as far as regions consist of whole blocks and shards of them, and how
+    # blocks are reduced.
+    pyramid: tuple[PyramidLevel, ...] = ()
+    pyramid_method: str = "mode"
 
     def __getstate__(self) -> dict[str, Any]:
         # Without cached properties, which grow with the volume and would travel with every task.
@@ -184,10 +190,25 @@ class Job:
         dtype = self.store.layouts[name].dtype
         return self._read_by_region(partial(self.store.read, name), dtype, box, box, lambda cells: cells)
 
-    def read_labels(self, box: Box, level: int = 0) -> NDArray[Any]:
-        """Read the labels of a level in a box of voxels, with zeros for regions outside the mask."""
-        grid, dtype = self.lattice.grids[-1], self.lattice.label_dtype
-        return self._read_by_region(self.labels[level].read, dtype, box, grid.cells_of(box), grid.units_of)
+    def read_labels(self, box: Box, level: int = 0, coarser: int = 0) -> NDArray[Any]:
+        """Read the labels of a level in a box of voxels, with zeros for regions outside the mask.
+
+        They may be those of a coarser level of their pyramid that regions have written.
+        """
+        grid, pyramid, full = self.lattice.grids[-1], self.pyramid[:coarser], box
+        for part in pyramid[::-1]:
+            lo, hi = (triple(map(operator.mul, corner, part.factors)) for corner in (full.lo, full.hi))
+            full = Box(lo, hi)
+        full = full.intersection(Box((0, 0, 0), self.shape))
+
+        def units_of(cells: Box) -> Box:
+            voxels = grid.units_of(cells)
+            for part in pyramid:
+                voxels = part.coarsen(voxels)
+            return voxels
+
+        read = self.labels[level].coarser(coarser).read
+        return self._read_by_region(read, self.lattice.label_dtype, box, grid.cells_of(full), units_of)
 
     def _read_by_region(
         self,
@@ -204,7 +225,9 @@ class Job:
         out = np.zeros(box.shape, dtype)
         for number in itertools.filterfalse(self.is_outside, numbers):
             piece = box.intersection(units_of(self.regions.box(number)))
-            out[piece.relative_to(box.lo).slices] = read(piece)
+            # A region may reach no further into a coarser level than into a block of another.
+            if min(piece.shape) > 0:
+                out[piece.relative_to(box.lo).slices] = read(piece)
         return out
 
     def look_up(self, name: str, ids: NDArray[Any]) -> NDArray[Any]:

@@ -313,6 +313,8 @@ class _MemoryModel:
             yield "graph", numbers + (3 * channels + 10) * size
             yield "label", around.size + 2 * size * label
         yield "label", around.size + size * label + self._writing("labels", size)
+        # The first coarser level, at most half as large, which is made of them.
+        yield "label", around.size + 1.5 * size * label + self._writing("labels", size // 2)
 
     def _reading(self, name: str, box: Box) -> float:
         """Return the bytes that reading a box takes, with its values."""

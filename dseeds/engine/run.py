@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.forks import cached_property
-from dseeds.core.geometry import Lattice, Triple, triple
+from dseeds.core.geometry import Lattice, Regions, Triple, triple
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
 from dseeds.engine.memory_model import ChunkShapes
@@ -31,6 +31,7 @@ from dseeds.io.affine import affine_attributes, with_spacing
 from dseeds.io.formats.nifti import NIFTI_ENDINGS, is_nifti
 from dseeds.io.label_listing import label_format
 from dseeds.io.ome_metadata import MILLIMETRES
+from dseeds.io.pyramid import count_region_levels, cut_regions
 from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.in_memory import CutSettings
@@ -39,7 +40,7 @@ from dseeds.seeds.schedule import OWN_MAP
 from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, ZarrFormat, level_name
 from dseeds.storage.location import LocalLocation, Location, open_location
 from dseeds.storage.slabs import slab_layout
-from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout
+from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout, region_units
 
 SUFFIX = ".dseeds"
 # The format of the specification as it is stored.
@@ -375,6 +376,8 @@ class Run:
             mask=mask,
             min_size=parameters.min_size,
             boundaries=parameters.boundary_kind,
+            pyramid=spec.pyramid[: self.region_levels],
+            pyramid_method=spec.pyramid_method,
         )
 
     def _label_group(self, level: int) -> LabelGroup:
@@ -455,6 +458,23 @@ class Run:
     def create_scratch(self, state: RunState) -> None:
         """Create all arrays in scratch, empty."""
         state.job.store.create({**state.layouts, **self.layouts})
+
+    @cached_property
+    def region_levels(self) -> int:
+        """How many levels of the labels' pyramid regions write themselves."""
+        spec, layout = self.spec, self.labels_layout
+        region = region_units(Regions(spec.lattice, spec.region), spec.lattice.grids[-1])
+        return count_region_levels(spec.shape, triple(layout.chunk), triple(layout.shard), spec.pyramid, region)
+
+    @cached_property
+    def pyramid_layouts(self) -> tuple[Layout, ...]:
+        """The layouts of the coarser levels of the labels' pyramid."""
+        finer, layouts = self.labels_layout, []
+        for level in self.spec.pyramid:
+            chunk, shard = cut_regions(level.shape, finer.chunk, finer.shard, level.factors)
+            finer = replace(finer, shape=level.shape, shard=shard, chunk=chunk)
+            layouts.append(finer)
+        return tuple(layouts)
 
     @property
     def labels_layout(self) -> Layout:
