@@ -379,7 +379,10 @@ def test_an_image_that_cannot_be_cut_is_refused(image, error, message):
         ({"step": 4, "compactness": 31}, "got 31"),
         ({"step": 4, "compactness": np.nan}, "got nan"),
         ({"step": 4, "compactness": "round"}, "got 'round'"),
-        ({"step": 4, "boundaries": GOOD[:4]}, "(4, 9, 10) voxels (z, y, x), but the image has (8, 9, 10)"),
+        (
+            {"step": 4, "boundaries": GOOD[:4]},
+            "the boundary map has the shape (4, 9, 10), but the image has (8, 9, 10)",
+        ),
         ({"step": 4, "boundaries": np.ones(GOOD.shape)}, "is 1 everywhere"),
         ({"step": 4, "boundaries": "image", "compactness": 1}, "leave out compactness or boundaries"),
         ({"step": 4, "threads": 0}, "at least 1, got 0"),
