@@ -23,7 +23,14 @@ from dseeds.engine.io_model import check_disk
 from dseeds.engine.job_array import Share
 from dseeds.engine.phases import GRAPH, LABEL, PARTS, QUANTISE, Phase, RegionTask
 from dseeds.engine.pipeline import Pipeline
-from dseeds.engine.publishing import StoredLabels, begin_labels, build_pyramids, finish_labels, measure_labels
+from dseeds.engine.publishing import (
+    StoredLabels,
+    begin_labels,
+    build_pyramids,
+    create_labels,
+    finish_labels,
+    measure_labels,
+)
 from dseeds.engine.repair import RegionFailed, Repairer, RetryPolicy
 from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
@@ -219,13 +226,7 @@ def _begin_target(run: Run, state: RunState) -> None:
         except RunInUse:
             time.sleep(POLL_SECONDS[0])
     if run_directory.is_current(run):
-        _create_labels(run, state)
-
-
-def _create_labels(run: Run, state: RunState) -> None:
-    """Create the arrays of the labels, unless they exist."""
-    for labels in () if run.target.is_nifti else state.job.labels:
-        labels.create(run.labels_layout)
+        create_labels(run, state.job)
 
 
 def _run_regions(run: Run, state: RunState, phase: Phase, numbers: list[int]) -> int:
@@ -479,8 +480,9 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
             count = len(set(state.regions(current)) - marks.keys())
             if current != LABEL or count:
                 raise NotYet(f"the run is not complete: {count} regions of {current} remain; see dseeds status.")
-            # Publishing that was interrupted may have described them as finished.
-            _create_labels(run, state)
+            if not run.target.is_nifti:
+                # Publishing that was interrupted may have described them as finished.
+                create_labels(run, state.job)
             for number in marks:
                 _run_region(run, state, LABEL, number, marked=True)
             build_pyramids(run, state.job, Executor(1))

@@ -111,6 +111,11 @@ def begin_labels(run: Run, job: Job) -> None:
             check_target(target.location, spec.overwrite)
             unlist_labels(target.address)
         begin_target(target.location, run.identity, spec.overwrite)
+    create_labels(run, job)
+
+
+def create_labels(run: Run, job: Job) -> None:
+    """Create the arrays that regions write labels to, in the target or in scratch, unless they exist."""
     for labels in job.labels:
         for number, layout in enumerate((run.labels_layout, *run.pyramid_layouts[: len(job.pyramid)])):
             labels.coarser(number).create(layout)
