@@ -17,13 +17,15 @@ from dseeds.core.dtypes import unmask
 from dseeds.core.duck_arrays import is_dask_array, is_data_array, is_itk_image
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.formats.dicom import is_dicom, open_dicom
-from dseeds.io.formats.hdf5 import is_hdf5, open_hdf5, split_dataset
+from dseeds.io.formats.hdf5 import is_hdf5, open_hdf5, split_source
+from dseeds.io.formats.imaris import is_imaris, open_imaris
 from dseeds.io.formats.itk import open_itk_image
 from dseeds.io.formats.nifti import open_nifti_file, open_nifti_image
 from dseeds.io.formats.npy import is_npy, open_npy
 from dseeds.io.formats.nrrd import is_nrrd, open_nrrd
 from dseeds.io.formats.ome_zarr import open_zarr, open_zarr_node
 from dseeds.io.formats.tiff import is_tiff, open_tiff, split_image
+from dseeds.io.formats.unreadable import is_unreadable, refuse_unreadable
 from dseeds.io.source import ArraySource, Source, SourceQuery, is_zarr, resolve_address, split_channels
 
 if TYPE_CHECKING:
@@ -36,11 +38,13 @@ _Opener: TypeAlias = Callable[[Path, SourceQuery], Source | tuple[Source, ...]]
 # The formats of files and folders: how to recognise one, and how to open it. The first that fits is taken.
 _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], _Opener], ...] = (
     (is_zarr, open_zarr),
+    (is_imaris, open_imaris),
     (is_hdf5, open_hdf5),
     (is_nrrd, open_nrrd),
     (is_npy, open_npy),
     (is_dicom, open_dicom),
     (is_tiff, open_tiff),
+    (is_unreadable, refuse_unreadable),
     # Explains what a folder has to hold.
     (Path.is_dir, open_zarr),
     # NIfTI, and everything else that nibabel reads.
@@ -62,7 +66,8 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
         - TIFF: a file, or a folder with a file for each plane; ``FILE.ome.tif:1`` chooses the second of several images
           in a file, which may also be chosen by its name, as ``FILE.ome.tif:NAME``;
         - NRRD (``.nrrd``, ``.nhdr``), MetaImage (``.mha``, ``.mhd``) or NumPy (``.npy``);
-        - HDF5 (``.h5``, ``.hdf5``); ``FILE.h5:/path/to/dataset`` chooses one of several datasets.
+        - HDF5 (``.h5``, ``.hdf5``); ``FILE.h5:/path/to/dataset`` chooses one of several datasets;
+        - Imaris (``.ims``).
 
         Zarr may also be at a URL: ``s3://``, ``gs://`` and ``az://``, see `dseeds.storage.location`, or another that
         fsspec knows. A Dask array is computed once, block by block, into Dask's ``temporary-directory``.
@@ -147,7 +152,7 @@ def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
 
 
 def _open_path(path: Path, query: SourceQuery) -> Source | tuple[Source, ...]:
-    file = split_image(split_dataset(path)[0])[0]
+    file = split_image(split_source(path)[0])[0]
     if not file.exists():
         address, _, chosen = str(path).rpartition(":")
         if address and chosen and Path(address).exists():

@@ -644,6 +644,8 @@ def describe_damage(where: str) -> Iterator[None]:
         # The disk or the network is at fault, not the file.
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
             raise
+        if isinstance(error, FileNotFoundError) and error.filename:
+            raise missing_file(where, error) from error
         if _LOCKED.search(str(error)):
             raise ValueError(
                 f"{where} is open in another program, which has locked it: close it there, or read a copy"
@@ -652,6 +654,13 @@ def describe_damage(where: str) -> Iterator[None]:
             f"{where} cannot be read ({summarise_error(error)}): the file is damaged or incomplete, so copy or export "
             f"it again"
         ) from error
+
+
+def missing_file(where: str, error: FileNotFoundError) -> ValueError:
+    """Return the error for a file that lacks another one, such as that of its voxels."""
+    name = Path(str(error.filename)).name
+    lack = "" if Path(where).name == name else f" cannot be read: the file {shorten(name)}"
+    return ValueError(f"{where}{lack} is missing, so copy it too, to the same folder")
 
 
 def name_array(query: SourceQuery) -> str:

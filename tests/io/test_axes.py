@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import struct
 
 import h5py
 import nibabel
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from dseeds.io import open_image, open_source
 from dseeds.io.axes import find_space
+from dseeds.io.formats import hdf5
 
 WHOLE = np.s_[:, :, :]
 SIZES = {"z": 4, "y": 5, "x": 6, "c": 3, "t": 2}
@@ -64,6 +66,13 @@ def test_named_axes_in_any_order(tmp_path_factory, how, axes):
     path = stored_as_named(tmp_path_factory.mktemp("axes"), how, axes, stored)
     if "z" not in axes:
         expected = expected[..., None, :, :]
+    with pytest.MonkeyPatch.context() as patch:
+        # A process for each file would take its time.
+        patch.setattr(hdf5, "_read_apart", lambda *_: None)
+        check_named_axes(path, axes, expected)
+
+
+def check_named_axes(path, axes, expected):
     if "c" in axes:
         with pytest.raises(ValueError, match="holds 3 channels: pass channel_axis='c'"):
             open_image(path)
@@ -103,9 +112,43 @@ def test_names_that_are_not_certain(names):
         find_space(names, [4] * len(names), "a")
 
 
+@pytest.mark.parametrize("how", ["axistags", "labels", "scales"])
+def test_names_of_any_length_are_read_in_another_process(tmp_path, how, monkeypatch):
+    stored, expected = values("xzcy")
+    path = stored_as_named(tmp_path, how, "xzcy", stored)
+    np.testing.assert_array_equal(np.stack(open_image(path, channel_axis="c").read(WHOLE)), expected)
+    monkeypatch.setattr(hdf5, "_read_apart", hdf5._read_apart.__wrapped__)
+    # A program that cannot start.
+    monkeypatch.setattr(hdf5, "_SCRIPT", tmp_path / "missing.py")
+    with monkeypatch.context() as patch:
+        patch.setattr(hdf5, "_NO_PROGRAM", 2)
+        assert open_image(path, channel_axis="c").shape == (4, 5, 6)
+    # One that hangs, as libhdf5 may.
+    (tmp_path / "missing.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(hdf5, "_PATIENCE", 0.2)
+    with pytest.raises(ValueError, match=r"a\.h5:/\w+ cannot be read \(the names of its axes are damaged\)"):
+        open_source(path)
+    # One that crashes, as libhdf5 does.
+    (tmp_path / "missing.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(hdf5, "_PATIENCE", 60)
+    with pytest.raises(ValueError, match=r"a\.h5:/\w+ cannot be read \(the names of its axes are damaged\)"):
+        open_source(path)
+
+
+def test_damaged_names_of_any_length(tmp_path):
+    path = stored_as_named(tmp_path, "labels", "zyx", values("zyx")[0])
+    content = bytearray(path.read_bytes())
+    # Read by libhdf5 in this process, this would end it.
+    address = content.index(struct.pack("<Q", content.index(b"GCOL")))
+    content[address : address + 3] = b"AAA"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read \(the names of its axes are damaged\)"):
+        open_source(path)
+
+
 def test_axistags_that_do_not_fit(tmp_path):
     for tags, message in (
-        ("[", "cannot be read"),
+        ("[", "has axistags that cannot be read"),
         ('{"axes": [{"key": "z"}]}', "names 1 axes in axistags for an array"),
     ):
         with h5py.File(tmp_path / "a.h5", "w") as file:
