@@ -13,6 +13,7 @@ from typing import Any
 from dseeds.core.geometry import AXES
 from dseeds.io.axes import SpaceAxes
 from dseeds.io.coordinate_systems import NoAffine, SystemTransformations
+from dseeds.io.image_choice import choose_image
 from dseeds.io.source import Spacing, convert_to_mm, shorten, summarise_error
 
 # Units of length in a millimetre: their names in OME-NGFF, and short forms that other software writes.
@@ -107,8 +108,10 @@ class Multiscale:
     affines: tuple[Any, ...] = ()
 
 
-def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
+def read_multiscale(attributes: Mapping[str, Any], where: str, chosen: str | None = None) -> Multiscale:
     """Read the attributes of a group; raise a ValueError if it is no image, or its metadata are damaged.
+
+    One of several images in the group is `chosen` by its number or name.
 
     >>> scale = {"type": "scale", "scale": [0.5, 0.5, 2.0]}
     >>> axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "xyz"]
@@ -123,8 +126,12 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             f"{where} is a Zarr group without an OME-Zarr image (no 'multiscales' in its attributes): "
             f"pass an array inside it, as {where}/NAME"
         )
+    images = ome["multiscales"]
+    number = 0
+    if isinstance(images, list) and (len(images) > 1 or chosen is not None):
+        number = choose_image(where, [(_image_name(image), "") for image in images], chosen)
     try:
-        image = ome["multiscales"][0]
+        image = images[number]
         if "coordinateSystems" in image:
             return _read_coordinate_systems(image, where, "image-label" in ome)
         datasets = image["datasets"]
@@ -155,6 +162,10 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             f"{where} has OME metadata that cannot be read ({summarise_error(error)}): "
             f"correct 'multiscales' in its attributes, or pass an array inside it"
         ) from error
+
+
+def _image_name(image: Any) -> str:
+    return str(image.get("name", "")) if isinstance(image, Mapping) else ""
 
 
 def _has_named_axes(image: Mapping[str, Any]) -> bool:

@@ -333,7 +333,7 @@ def test_several_images_in_a_tiff(tmp_path):
     agree(open_source(f"{tmp_path}/b.tif:1"), other)
     refused(f"{tmp_path}/missing.tif:1", "missing.tif does not exist", error=FileNotFoundError)
     nibabel.save(nibabel.Nifti1Image(one.T, np.eye(4)), tmp_path / "c.nii")
-    refused(f"{tmp_path}/c.nii:1", r"c\.nii is neither TIFF nor HDF5, .* leave out :1")
+    refused(f"{tmp_path}/c.nii:1", r"c\.nii is none of TIFF, HDF5 and OME-Zarr, .* leave out :1")
 
 
 def test_images_of_one_name_are_chosen_by_their_numbers(tmp_path):

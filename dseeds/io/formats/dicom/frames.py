@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +17,7 @@ from dseeds.io.formats.dicom.files import (
     describe_dicom_damage,
     import_pydicom,
 )
+from dseeds.io.formats.dicom.mosaics import Mosaic, read_mosaic
 from dseeds.io.formats.dicom.objects import read_count, require_planes, require_voxels, stored_dtype
 
 Vector: TypeAlias = tuple[float, ...]
@@ -97,7 +98,7 @@ class DicomFrame:
     file, syntax : str
         The file, and the UID of its transfer syntax.
     number : int
-        The frame in the file, from 0.
+        The frame in the file, from 0; the tile in a mosaic.
     stored, dtype : numpy.dtype
         The type of the stored voxels, and of those that are scaled by `slope` and `intercept`.
     size : tuple of int
@@ -116,6 +117,8 @@ class DicomFrame:
         The place in which the frame was sent: that of its file, then that in it.
     parts : int
         How many files the object is made of; 0 if that is not known.
+    across : int
+        How many tiles lie side by side in the plane that holds them; 1 unless the file is a mosaic.
     keys : dict
         What may tell volumes apart; values by name.
     """
@@ -139,6 +142,7 @@ class DicomFrame:
     grouped: bool = False
     order: tuple[int, int] = (0, 0)
     parts: int = 0
+    across: int = 1
     keys: dict[str, Hashable] = field(default_factory=dict)
 
     @property
@@ -175,7 +179,9 @@ class _Reader:
 
     def frames(self) -> Iterator[DicomFrame]:
         dataset, uid = self._dataset, str(self._header.object_uid)
-        if "PerFrameFunctionalGroupsSequence" in dataset or "SharedFunctionalGroupsSequence" in dataset:
+        if mosaic := read_mosaic(self._header):
+            yield from self._by_tiles(mosaic)
+        elif "PerFrameFunctionalGroupsSequence" in dataset or "SharedFunctionalGroupsSequence" in dataset:
             yield from self._by_groups()
         elif self._count == 1:
             position, orientation = self._vector(dataset, "ImagePositionPatient"), self._orientation(dataset)
@@ -221,6 +227,14 @@ class _Reader:
                 grouped=True,
                 keys=keys,
             )
+
+    def _by_tiles(self, mosaic: Mosaic) -> Iterator[DicomFrame]:
+        orientation, keys = self._orientation(self._dataset), self._series_keys()
+        for number in range(mosaic.tiles):
+            place = tuple(mosaic.origin + number * mosaic.step)
+            tile = self._frame(number, self._dataset, position=place, orientation=orientation, keys=keys)
+            size = (mosaic.rows, mosaic.columns, tile.size[2])
+            yield replace(tile, size=size, across=mosaic.across)
 
     def _by_offsets(self) -> Iterator[DicomFrame]:
         """Place the frames of a dose, whose first offset is 0, or the position along z itself."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 
@@ -32,8 +30,6 @@ _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422",
 _BITS = (8, 16, 32, 64)
 # How many bytes a byte of the file may become: deflated, in run lengths; JPEG has no limit.
 _EXPANSION = 1100
-# Siemens and United Imaging note the number of tiles of a mosaic in private elements.
-_MOSAIC_COUNTS = (("SIEMENS MR HEADER", 0x0019, 0x0A), ("Image Private Header", 0x0065, 0x50))
 
 
 def is_image(header: DicomHeader) -> bool:
@@ -67,8 +63,6 @@ def require_planes(header: DicomHeader) -> None:
         what, advice = _REFUSED[uid]
     elif "TotalPixelMatrixColumns" in header.dataset:
         what, advice = "an image of tiles", "convert it to OME-Zarr or TIFF"
-    elif _is_mosaic(header):
-        what, advice = "a mosaic, which has all slices in one plane", _TO_NIFTI
     elif header.syntax not in {*PLAIN, *JPEG, DEFLATED, RUN_LENGTHS}:
         what, advice = f"compressed in a way that is not read ({shorten(header.syntax, 70)})", "decompress it"
     else:
@@ -131,33 +125,3 @@ def _require_length(header: DicomHeader, size: tuple[int, int, int], frames: int
     surplus = header.pixel_bytes - needed
     if surplus > 1 and (surplus >= plane or header.read_last_pixel_bytes(surplus).strip(b"\0")):
         raise damaged(file, f"its header promises {needed} bytes of voxels, and it holds {header.pixel_bytes}")
-
-
-def _is_mosaic(header: DicomHeader) -> bool:
-    dataset = header.dataset
-    names = _as_list(dataset.get("ImageType"))
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in _as_list(dataset.get(groups))[:1]:
-            for kind in _as_list(group.get("MRImageFrameTypeSequence")):
-                names = [*names, *_as_list(kind.get("FrameType"))]
-    if "MOSAIC" in [str(name).strip().upper() for name in names]:
-        return True
-    for creator, group, element in _MOSAIC_COUNTS:
-        try:
-            value = dataset.private_block(group, creator)[element].value
-        except KeyError:
-            continue
-        if value not in (None, b"", "", 0, 1):
-            return True
-    try:
-        # Siemens' own header. The package of its reader warns on import.
-        csareader = import_module("nibabel.nicom.csareader")
-        csa = dataset.private_block(0x0029, "SIEMENS CSA HEADER")[0x10].value
-        return bool(csareader.get_n_mosaic(csareader.read(csa)))
-    except Exception:
-        # Without one that can be read, there is no mosaic either.
-        return False
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -52,6 +53,10 @@ class FrameDecoder:
     def planes(self, frames: Sequence[DicomFrame], dtype: np.dtype) -> Iterator[np.ndarray]:
         """Yield the planes (y, x), or (y, x, values), of frames of one file, scaled, of a type."""
         file = Path(frames[0].file)
+        if frames[0].across > 1:
+            [mosaic] = self.planes([_whole_mosaic(frames[0])], dtype)
+            yield from (_cut_tile(mosaic, frame) for frame in frames)
+            return
         with ExitStack() as stack:
             with describe_dicom_damage(file):
                 stream = stack.enter_context(open_dicom_file(file))
@@ -98,6 +103,17 @@ class FrameDecoder:
                 raise damaged(file, "its compressed voxels are damaged or of an unusual kind") from error
         plane: np.ndarray = itk.GetArrayFromImage(image)[0]
         return plane
+
+
+def _whole_mosaic(tile: DicomFrame) -> DicomFrame:
+    """Return the plane that holds the tiles of a mosaic as a frame."""
+    rows, columns, values = tile.size
+    return replace(tile, number=0, size=(rows * tile.across, columns * tile.across, values), across=1)
+
+
+def _cut_tile(plane: np.ndarray, tile: DicomFrame) -> np.ndarray:
+    (row, column), (rows, columns, _) = divmod(tile.number, tile.across), tile.size
+    return plane[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
 
 
 def import_simpleitk() -> Any:
