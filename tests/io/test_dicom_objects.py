@@ -554,6 +554,32 @@ def test_mosaics_whose_places_are_not_certain(tmp_path, csa):
     refused(path, "is a mosaic, with all slices in one plane, and does not say for certain where these lie")
 
 
+@pytest.mark.parametrize(("bits", "first"), [(8, 0), (16, 0), (16, 3)])
+def test_colours_of_a_palette(tmp_path, bits, first):
+    volume = np.random.default_rng(0).integers(0, 8, (5, 6, 7)).astype("u1")
+    tables = np.random.default_rng(1).integers(0, 2**bits, (3, 8)).astype(f"u{bits // 8}")
+    for z, plane in enumerate(volume):
+        dataset = new_slice(plane, z, PhotometricInterpretation="PALETTE COLOR")
+        for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+            setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [8, first, bits])
+            setattr(dataset, f"{name}PaletteColorLookupTableData", table.tobytes())
+        if z % 2:
+            dataset.compress(RLELossless, generate_instance_uid=False)
+        save(dataset, tmp_path / f"{z}.dcm")
+    image = open_image(tmp_path)
+    assert (image.channels, image.dtypes[0], image.spacing) == (3, tables.dtype, (3, 0.8, 0.9))
+    expected = tables[:, np.clip(volume.astype(int) - first, 0, 7)]
+    np.testing.assert_array_equal(np.stack(image.read(WHOLE)), expected)
+    pixels = pydicom.dcmread(tmp_path / "2.dcm")
+    np.testing.assert_array_equal(
+        pydicom.pixels.apply_color_lut(pixels.pixel_array, pixels), np.moveaxis(expected[:, 2], 0, -1)
+    )
+    for change in ({"RescaleSlope": 2, "RescaleIntercept": 0}, {"BluePaletteColorLookupTableDescriptor": [8, 0, 12]}):
+        for name, value in change.items():
+            setattr(pixels, name, value)
+        refused(save(pixels, tmp_path / "z.dcm"), r"has a palette \(PALETTE COLOR\) that is incomplete or unusual")
+
+
 def test_objects_without_images_are_named(tmp_path):
     for uid, message in [
         (files.REPORT, "holds no image but a Comprehensive SR"),

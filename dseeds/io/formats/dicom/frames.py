@@ -18,7 +18,14 @@ from dseeds.io.formats.dicom.files import (
     import_pydicom,
 )
 from dseeds.io.formats.dicom.mosaics import Mosaic, read_mosaic
-from dseeds.io.formats.dicom.objects import read_count, require_planes, require_voxels, stored_dtype
+from dseeds.io.formats.dicom.objects import (
+    has_palette,
+    palette_dtype,
+    read_count,
+    require_planes,
+    require_voxels,
+    stored_dtype,
+)
 
 Vector: TypeAlias = tuple[float, ...]
 
@@ -117,6 +124,8 @@ class DicomFrame:
         The place in which the frame was sent: that of its file, then that in it.
     parts : int
         How many files the object is made of; 0 if that is not known.
+    palette : bool
+        Whether the stored voxels are numbers of colours in the file's palette; `size` and `dtype` are of the colours.
     across : int
         How many tiles lie side by side in the plane that holds them; 1 unless the file is a mosaic.
     keys : dict
@@ -142,6 +151,7 @@ class DicomFrame:
     grouped: bool = False
     order: tuple[int, int] = (0, 0)
     parts: int = 0
+    palette: bool = False
     across: int = 1
     keys: dict[str, Hashable] = field(default_factory=dict)
 
@@ -289,13 +299,16 @@ class _Reader:
         rows, columns, samples = (read_count(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
         spacing = self._vector(measures, "PixelSpacing")
         instance = _optional(dataset, "InstanceNumber")
+        dtype = scaled_dtype(self._stored, int(dataset.get("BitsStored") or 0), slope, intercept)
+        palette = has_palette(header)
         return DicomFrame(
             file=str(self._file),
             syntax=header.syntax,
             number=number,
             stored=self._stored,
-            dtype=scaled_dtype(self._stored, int(dataset.get("BitsStored") or 0), slope, intercept),
-            size=(rows, columns, samples),
+            dtype=palette_dtype(header) if palette else dtype,
+            size=(rows, columns, 3 if palette else samples),
+            palette=palette,
             slope=slope,
             intercept=intercept,
             spacing=spacing if len(spacing) == 2 and min(spacing) > 0 else (),

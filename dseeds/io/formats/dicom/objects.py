@@ -27,6 +27,8 @@ _REFUSED = {
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _TO_NIFTI = "convert it to NIfTI with dcm2niix"
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+_PALETTE = "PALETTE COLOR"
+_COLOURS = ("Red", "Green", "Blue")
 _BITS = (8, 16, 32, 64)
 # How many bytes a byte of the file may become: deflated, in run lengths; JPEG has no limit.
 _EXPANSION = 1100
@@ -89,7 +91,9 @@ def require_voxels(header: DicomHeader, frames: int) -> None:
     dataset, file = header.dataset, header.file
     rows, columns, samples = (read_count(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
     photometric = shorten(str(dataset.get("PhotometricInterpretation", "")), 40)
-    if photometric not in _PHOTOMETRIC or (samples == 1) != photometric.startswith("MONOCHROME"):
+    if has_palette(header):
+        _require_palette(header, samples)
+    elif photometric not in _PHOTOMETRIC or (samples == 1) != photometric.startswith("MONOCHROME"):
         raise UnusableDicomError(
             f"{file} has colours of a kind that is not read ({photometric or 'not named'}, {samples} per voxel): "
             f"convert it to shades of grey or RGB"
@@ -97,6 +101,29 @@ def require_voxels(header: DicomHeader, frames: int) -> None:
     if "ModalityLUTSequence" in dataset:
         raise UnusableDicomError(f"{file} has a table of the values of its voxels, which is not read: {_TO_NIFTI}")
     _require_length(header, (rows, columns, samples), frames, photometric)
+
+
+def has_palette(header: DicomHeader) -> bool:
+    """Return whether voxels are numbers of colours in a palette."""
+    return header.text("PhotometricInterpretation") == _PALETTE
+
+
+def palette_dtype(header: DicomHeader) -> np.dtype:
+    """Return the type of the colours in a palette, as pydicom has it."""
+    bits = {int(header.dataset[f"{name}PaletteColorLookupTableDescriptor"].value[2]) for name in _COLOURS}
+    return np.dtype("u1" if bits == {8} else "u2")
+
+
+def _require_palette(header: DicomHeader, samples: int) -> None:
+    """Raise a ValueError unless a palette has all colours, of 8 or of 16 bits, and voxels are their plain numbers."""
+    dataset = header.dataset
+    tables = [dataset.get(f"{name}PaletteColorLookupTableDescriptor") for name in _COLOURS]
+    is_complete = all(table is not None and len(table) == 3 and table[2] == tables[0][2] for table in tables)
+    is_scaled = (dataset.get("RescaleSlope") or 1, dataset.get("RescaleIntercept") or 0) != (1, 0)
+    if not is_complete or tables[0][2] not in (8, 16) or samples != 1 or is_scaled:
+        raise UnusableDicomError(
+            f"{header.file} has a palette (PALETTE COLOR) that is incomplete or unusual: convert it to RGB"
+        )
 
 
 def read_count(header: DicomHeader, name: str) -> int:
