@@ -209,6 +209,37 @@ def test_two_components_are_channels_and_a_time_is_not(tmp_path):
     np.testing.assert_array_equal(open_source(path, volume=1).read(WHOLE), expected[1])
 
 
+def test_an_axis_of_nrrd_without_kind_and_spacing(tmp_path):
+    stored, expected = values("zyxc")
+    path = write_nrrd(tmp_path / "a.nrrd", "zyxc", stored, directions=False)
+    content = path.read_bytes().replace(b"kinds", b"spacings: nan 0.5 0.75 2\nkinds")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(np.stack(open_image(path, channel_axis="c").read(WHOLE)), expected)
+    path.write_bytes(content.replace(b"kinds: vector", b"kinds: ???"))
+    with pytest.raises(ValueError, match="has an axis with neither kind nor spacing"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_space_of_nrrd_without_a_name_is_that_of_itk(tmp_path, count):
+    image = sitk.GetImageFromArray(np.zeros((2, 4, 5, 6)[-count:], "i2"), isVector=False)
+    image.SetSpacing((0.5, 0.75, 2.0, 1.0)[:count])
+    image.SetOrigin((1.0, 2.0, 3.0, 0.0)[:count])
+    sitk.WriteImage(image, tmp_path / "a.nrrd")
+    content = (tmp_path / "a.nrrd").read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(content.replace(b"space: left-posterior-superior", b"space dimension: 3"))
+    affine = open_source(tmp_path / "a.nrrd", volume=0).affine
+    np.testing.assert_allclose(affine, [[-0.5, 0, 0, -1], [0, -0.75, 0, -2], [0, 0, 2, 3], [0, 0, 0, 1]])
+
+
+def test_a_header_whose_file_of_voxels_is_missing(tmp_path):
+    for name in ("a.nhdr", "a.mhd"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), "i2")), tmp_path / name)
+        (tmp_path / "a.raw").unlink()
+        with pytest.raises(ValueError, match=rf"{name} cannot be read: the file a\.raw is missing, so copy it too"):
+            open_source(tmp_path / name)
+
+
 @pytest.mark.parametrize("ending", ["nrrd", "mha"])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_vectors_of_a_plane(tmp_path, ending, count):

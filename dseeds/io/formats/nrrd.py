@@ -7,6 +7,7 @@ which a few lines of the header locate; it is read here. All other files are rea
 from __future__ import annotations
 
 import bz2
+import errno
 import math
 import re
 import zlib
@@ -32,6 +33,7 @@ from dseeds.io.source import (
     Spacing,
     convert_to_mm,
     describe_damage,
+    missing_file,
     require_file_length,
     require_volume,
 )
@@ -241,6 +243,7 @@ def open_nrrd(path: Path, query: SourceQuery) -> FileSource:
 
 def _describe_nrrd(path: Path, header: dict[str, str], end: int) -> tuple[_StoredArray, _Run | None]:
     itk = _itk()
+    _require_data_file(path, header.get("data file", header.get("datafile", "")))
     run = _find_nrrd_run(path, header, end)
     if run is None:
         if header.get("encoding", "").lower() in ("bzip2", "bz2"):
@@ -257,6 +260,8 @@ def _describe_nrrd(path: Path, header: dict[str, str], end: int) -> tuple[_Store
         sizes = [int(size) for size in header["sizes"].split()]
         if len(sizes) != int(header["dimension"]) or min(sizes) < 1:
             raise ValueError("its sizes do not fit its dimension")
+    _require_kinds(path, header)
+    with describe_damage(str(path)):
         names, are_colours = _name_nrrd_axes(header, sizes)
         spacing, affine = _read_nrrd_space(header, names)
     return _StoredArray(tuple(names[::-1]), tuple(sizes[::-1]), dtype, are_colours, spacing, affine), run
@@ -268,6 +273,7 @@ def _describe_meta(path: Path, header: dict[str, str], end: int) -> tuple[_Store
     missing = next((key for key in ("NDims", "DimSize", "ElementType") if key.lower() not in header), None)
     if missing is not None:
         raise ValueError(f"{path} cannot be opened (its header has no {missing}): it is damaged, so export it again")
+    _require_data_file(path, header.get("elementdatafile", ""))
     reader = _read_information(itk, path, "MetaImageIO")
     sizes, values = [int(size) for size in reader.GetSize()[::-1]], int(reader.GetNumberOfComponents())
     names = ["more"] * (len(sizes) - 3) + list("zyx")[-len(sizes) :]
@@ -288,6 +294,18 @@ def _read_information(itk: Any, path: Path, image_io: str) -> Any:
             f"{path} cannot be opened ({summarise_itk_error(error)}): it is damaged or not an image, so export it again"
         ) from error
     return reader
+
+
+def _require_kinds(path: Path, header: dict[str, str]) -> None:
+    """Raise a ValueError for an axis with neither a kind nor a spacing: of space, or not, it may be either."""
+    kinds, spacings = header.get("kinds", "").split(), header.get("spacings", "").lower().split()
+    if "space directions" not in header and any(
+        spacing == "nan" and (kinds[n : n + 1] or ["???"])[0] in ("???", "none") for n, spacing in enumerate(spacings)
+    ):
+        raise ValueError(
+            f"{path} has an axis with neither kind nor spacing, which may be one of space or hold a voxel's values: "
+            f"add its kind to the header"
+        )
 
 
 def _name_nrrd_axes(header: dict[str, str], sizes: Sequence[int]) -> tuple[list[str], bool]:
@@ -340,17 +358,23 @@ def _read_nrrd_space(header: dict[str, str], names: Sequence[str]) -> tuple[Spac
         # A single plane is taken to be as thick as its pixels are wide.
         sizes, per_mm = [*sizes, min(sizes)], [*per_mm, per_mm[int(np.argmin(sizes))]]
     spacing = convert_to_mm(sizes[::-1], per_mm[::-1])
-    if spacing is None or len(steps) == 2 or "space" not in header or "space directions" not in header:
+    is_placed = "space directions" in header and bool({"space", "space dimension"} & set(header))
+    if spacing is None or len(steps) == 2 or not is_placed:
         return spacing, None
     matrix = np.stack([step[:3] for step in steps], axis=1)
     unit = per_mm[0]
-    if matrix.shape != (3, 3) or unit is None or any(other != unit for other in per_mm):
+    if (
+        "space directions" not in header
+        or matrix.shape != (3, 3)
+        or unit is None
+        or any(other != unit for other in per_mm)
+    ):
         return spacing, None
     origin = _vector(header["space origin"])[:3] if "space origin" in header else np.zeros(3)
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = matrix / unit, origin / unit
-    # As in ITK, a space that is not of a patient counts as LPS.
-    name = header["space"].lower().removesuffix("-time").removesuffix("t")
+    # As in ITK, a space that is not of a patient, or has no name, counts as LPS.
+    name = header.get("space", "").lower().removesuffix("-time").removesuffix("t")
     for axis in _REVERSED.get(name, (0, 1)):
         affine[axis] = 0 - affine[axis]
     return spacing, affine if is_affine(affine) else None
@@ -419,6 +443,17 @@ def _find_meta_run(path: Path, header: dict[str, str], end: int) -> _Run | None:
     big_endian = header.get("elementbyteordermsb", header.get("binarydatabyteordermsb", "")).lower() == "true"
     deflated = header.get("compresseddata", "").lower() == "true"
     return _Run(path if local else path.parent / file, end if local else 0, "gzip" if deflated else None, big_endian)
+
+
+def _require_data_file(path: Path, file: str) -> None:
+    """Raise a ValueError if the one file of voxels that a header names is missing; others name lists and patterns."""
+    if (
+        file
+        and "%" not in file
+        and not file.upper().startswith(("LIST", "LOCAL"))
+        and not (path.parent / file).exists()
+    ):
+        raise missing_file(str(path), FileNotFoundError(errno.ENOENT, "", file))
 
 
 def _is_single_file(path: Path, file: str) -> bool:
