@@ -149,10 +149,7 @@ def read_multiscale(attributes: Mapping[str, Any], where: str, chosen: str | Non
             space=space,
             paths=paths,
             # The transformations of a level come before those of the whole image.
-            frames=tuple(
-                _compose_frame(axes, space, (*dataset.get(_TRANSFORMATIONS, ()), *image.get(_TRANSFORMATIONS, ())))
-                for dataset in datasets
-            ),
+            frames=tuple(_compose_frame(axes, space, _list_steps(dataset, image, where)) for dataset in datasets),
             labels="image-label" in ome,
         )
     except (_NoVolume, NoAffine):
@@ -211,6 +208,23 @@ def _find_space(names: Sequence[str], kinds: Sequence[str | None], where: str) -
         z, y, x = (next((n for n in space if names[n] == axis), None) for axis in AXES)
         return z, y, x
     return (space[0], space[1], space[2]) if len(space) == 3 else (None, space[0], space[1])
+
+
+def _list_steps(dataset: Mapping[str, Any], image: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    """Return the transformations of a level; raise a ValueError for any but scales and translations."""
+    steps = [*dataset.get(_TRANSFORMATIONS, ()), *image.get(_TRANSFORMATIONS, ())]
+    for step in steps:
+        kind = str(step["type"])
+        if kind not in ("scale", "translation", "identity"):
+            raise NoAffine(
+                f"{where} has a transformation of type {shorten(kind, 40)!r}, which is read in version 0.6 only: write "
+                f"its metadata in that version, or resample the image"
+            )
+        if "path" in step:
+            raise NoAffine(
+                f"{where} keeps the values of a {kind} in an array, which is not read: write them into its OME metadata"
+            )
+    return steps
 
 
 def _compose_frame(

@@ -105,6 +105,31 @@ def test_one_of_several_images_in_a_group_is_chosen(tmp_path, zarr_format):
     assert open_source(target).spacing[0] == 3
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"type": "rotation", "rotation": [[0, 1, 0], [1, 0, 0], [0, 0, 1]]}, "of type 'rotation', which is read in"),
+        ({"type": "affine", "affine": [[1, 0, 0, 0]] * 3}, "of type 'affine', which is read in version 0.6 only"),
+        ({"type": "scale", "path": "scales"}, "keeps the values of a scale in an array, which is not read"),
+    ],
+)
+def test_transformations_that_the_version_does_not_know(tmp_path, step, message):
+    group = zarr.open_group(image(tmp_path / "a.zarr"))
+    ome = dict(group.attrs["ome"])
+    ome["multiscales"][0]["datasets"][0]["coordinateTransformations"].append(step)
+    group.attrs["ome"] = ome
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path / "a.zarr")
+
+
+def test_arrays_of_a_group_without_images_are_listed(tmp_path):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    for name in ("ct", "x"):
+        group.create_array(name, data=VOXELS)
+    with pytest.raises(ValueError, match=r"pass one of its arrays \(ct, x\), such as .*a\.zarr/ct$"):
+        open_source(tmp_path / "a.zarr")
+
+
 # Translations, in a space whose axes are those of NIfTI
 
 

@@ -362,6 +362,7 @@ def open_zarr_node(node: zarr.Array | zarr.Group, query: SourceQuery, chosen: st
     name = _last_part(where)
     if isinstance(node, zarr.Group):
         node, where = find_image_group(node, where)
+        _require_image(node, where)
         image = read_multiscale(node.attrs.asdict(), where, chosen)
         count = len(image.paths)
         if not 0 <= query.level < count:
@@ -403,6 +404,22 @@ def array_axes(array: zarr.Array) -> list[str] | None:
     if not isinstance(names, list | tuple) or len(names) != array.ndim:
         return None
     return [name if isinstance(name, str) else "" for name in names]
+
+
+def _require_image(group: zarr.Group, where: str) -> None:
+    """Raise a ValueError that lists the arrays in a group without images."""
+    attributes = group.attrs.asdict()
+    if "multiscales" in attributes or "ome" in attributes:
+        return
+    names: list[str] = []
+    # Not all stores can list, and what they list may be anything.
+    with suppress(Exception):
+        names = sorted(group.array_keys())
+    if names:
+        raise ValueError(
+            f"{where} is a Zarr group without an OME-Zarr image (no 'multiscales' in its attributes): pass one of its "
+            f"arrays ({shorten(', '.join(names), 500)}), such as {where}/{names[0]}"
+        )
 
 
 class _ImageLevel(NamedTuple):
