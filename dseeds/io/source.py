@@ -44,7 +44,7 @@ Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "tiff", "nrrd", "metaimage",
 MAX_CHANNELS = 16
 _ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 # Endings of formats that can be read from local files only.
-_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5?)", re.IGNORECASE)
+_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|npz|h5|hdf5?|ims|nc|mat|dcm)", re.IGNORECASE)
 
 # What only the authors of a library understand: its names, source files, objects and temporary files.
 _INTERNALS = re.compile(

@@ -499,6 +499,9 @@ def test_imaris(tmp_path):
     assert source.spacing == pytest.approx((0.002, 0.0005, 0.001))
     # The centre of the first voxel.
     np.testing.assert_allclose(source.affine[:3, 3], [0.0105, -0.01975, 0.031])
+    dseeds.import_volume(path, tmp_path / "a.zarr")
+    dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(nibabel.load(tmp_path / "a.nii.gz").affine, source.affine, rtol=1e-6)
     write_imaris(path, data[:1])
     image = open_image(path, channel_axis="c")
     np.testing.assert_array_equal(np.stack(image.read(np.s_[1:4, :, 2:5])), data[0, :, 1:4, :, 2:5])
@@ -524,6 +527,11 @@ def test_known_formats_that_are_not_read(tmp_path):
     for name, advice in (("a.zip", "unpack it"), ("b.npz", "save the array"), ("a.czi", "convert it to OME-Zarr")):
         (tmp_path / name).write_bytes(b"nothing")
         refused(tmp_path / name, advice)
+    for name, message in (("attributes.json", "N5"), ("info", "precomputed format"), ("1.png", "folder of pictures")):
+        folder = tmp_path / message
+        folder.mkdir()
+        (folder / name).write_bytes(b"{}")
+        refused(folder, rf"is a {message}|is a folder of .*{message}, which is not read: ")
 
 
 def test_a_header_without_its_voxels(tmp_path):
