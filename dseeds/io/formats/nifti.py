@@ -552,9 +552,10 @@ def _read_space(
     if spacing is None or _agree(spacing, affine):
         return spacing, affine, forms, notes
     sizes = voxel_sizes(affine)
+    field = "pixdim, " if isinstance(header, AnalyzeHeader) else ""
     # The sizes are a part of the qform.
     notes = notes or (
-        f"its voxel sizes (pixdim, {format_spacing(spacing)} along z, y, x) contradict its affine "
+        f"its voxel sizes ({field}{format_spacing(spacing)} along z, y, x) contradict its affine "
         f"({format_spacing(sizes)}): the affine is taken",
     )
     return convert_to_mm(sizes, [1.0] * 3), affine, forms, notes
