@@ -534,12 +534,6 @@ def test_known_formats_that_are_not_read(tmp_path):
         refused(folder, rf"is a {message}|is a folder of .*{message}, which is not read: ")
 
 
-def test_a_header_without_its_voxels(tmp_path):
-    nibabel.save(nibabel.Nifti1Pair(np.zeros((3, 4, 5), "i2"), np.eye(4)), tmp_path / "a.hdr")
-    (tmp_path / "a.img").unlink()
-    refused(tmp_path / "a.hdr", r"a\.img is missing, so copy it too")
-
-
 def test_long_chunks_are_read_once(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("a", (4, 600, 600), "u1", chunks=(1, 600, 600))
