@@ -659,8 +659,9 @@ def describe_damage(where: str) -> Iterator[None]:
 def missing_file(where: str, error: FileNotFoundError) -> ValueError:
     """Return the error for a file that lacks another one, such as that of its voxels."""
     name = Path(str(error.filename)).name
-    lack = "" if Path(where).name == name else f" cannot be read: the file {shorten(name)}"
-    return ValueError(f"{where}{lack} is missing, so copy it too, to the same folder")
+    if Path(where).name == name:
+        return ValueError(f"{where} is missing: put it back, or copy it to the folder of its header")
+    return ValueError(f"{where} cannot be read: the file {shorten(name)} is missing, so copy it to the same folder")
 
 
 def name_array(query: SourceQuery) -> str:

@@ -236,7 +236,7 @@ def test_a_header_whose_file_of_voxels_is_missing(tmp_path):
     for name in ("a.nhdr", "a.mhd"):
         sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), "i2")), tmp_path / name)
         (tmp_path / "a.raw").unlink()
-        with pytest.raises(ValueError, match=rf"{name} cannot be read: the file a\.raw is missing, so copy it too"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read: the file a\.raw is missing, so copy it to"):
             open_source(tmp_path / name)
 
 
