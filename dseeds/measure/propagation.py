@@ -293,8 +293,9 @@ def propagate(
         How strongly a difference keeps the random walker from crossing a contact; with 0 only contacts count.
     columns : sequence of str, optional
         What supervoxels are compared by: columns of their table, lists of numbers too, and for the random walker also
-        columns of the edges that are differences already, such as ``"histogram_distance"``. Default: the mean
-        intensities for the random walker, all numbers but positions for a classifier.
+        columns of the edges that are differences already, such as ``"histogram_distance"``; a name that both have is
+        that of the supervoxels. Default: the mean intensities for the random walker, all numbers but positions for a
+        classifier.
     weight : str, optional
         The column of edges with the size of a contact, by default the area in mm^2; None if all are equal.
     threads : int, optional
