@@ -1,12 +1,15 @@
 """Settings and real volumes for all tests."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests.support.leaks import LeakGuard
 from tests.support.paths import DATA, ROOT
@@ -15,9 +18,16 @@ from tests.support.volumes import read_volume
 # Scripts, which import each other by their own names.
 collect_ignore = ["benchmarks"]
 
-# No deadline: the first example of a test waits for Numba to compile.
-settings.register_profile("dseeds", deadline=None)
+# No deadline: the first example of a test waits for Numba to compile. To explain a failure takes longer than tests may.
+settings.register_profile("dseeds", deadline=None, phases=set(Phase) - {Phase.explain})
 settings.load_profile("dseeds")
+
+
+# Temporary files are many and small, and flushed: in memory, tests take two thirds of the time.
+SHARED_MEMORY, NEEDED = Path("/dev/shm"), 8 << 30
+if "TMPDIR" not in os.environ and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > NEEDED:
+    os.environ["TMPDIR"] = str(SHARED_MEMORY)
+    tempfile.tempdir = None
 
 
 def pytest_configure(config):

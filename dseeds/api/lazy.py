@@ -23,13 +23,14 @@ from dseeds.core.checks import check_threads
 from dseeds.core.duck_arrays import is_dask_array
 from dseeds.core.forks import ForkSafeLock
 from dseeds.core.geometry import check_shape
-from dseeds.io import ArraySource, Image, open_mask
+from dseeds.io import ArraySource, Image, open_boundary_map, open_mask
 from dseeds.io.formats.dask_array import BlockFolder, DaskSource, open_dask_array, store_dask_array
 from dseeds.io.source import SourceQuery
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.clients import thread_given_back
 from dseeds.parallel.local_cluster import worker_threads
 from dseeds.seeds.binning import check_dtype
+from dseeds.seeds.schedule import OWN_MAP
 from dseeds.storage.location import is_remote, open_location
 
 # The share of the machine's memory for a cluster within this process, which is the user's own.
@@ -47,14 +48,12 @@ def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
             "levels of supervoxels cannot be lazy: write them with segment(), whose target has a table for each, "
             "or compute the image first."
         )
-    if options.boundaries is not None:
-        raise ValueError("boundaries need an image in memory: compute the Dask array first, or leave out boundaries.")
     sources = open_dask_array(image, SourceQuery(channel_axis=options.channel_axis, purpose="image"))
     for source in sources:
         check_dtype(source.dtype)
     lattice = options.lattice(check_shape(sources[0].shape))
     # Refused now rather than when the labels are computed.
-    options.settings(len(sources))
+    settings = options.settings(len(sources))
     check_threads(options.threads)
     if options.memory is not None:
         parse_memory(options.memory)
@@ -65,9 +64,14 @@ def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
         opened = open_mask(options.given_mask, Image(sources)).source
         if isinstance(opened, ArraySource | DaskSource):
             mask = da.asarray(opened.array)
+    boundaries = options.boundaries
+    if settings.boundaries == OWN_MAP:
+        [part] = open_boundary_map(boundaries, Image(sources)).parts
+        if isinstance(part, ArraySource | DaskSource):
+            boundaries = da.asarray(part.array)
     channels = [source.array for source in sources]
     token, dtype = uuid.uuid4().hex, lattice.label_dtype
-    address = delayed(LazyCut(channels, mask, options), pure=False)(dask_key_name=f"supervoxels-{token}")
+    address = delayed(LazyCut(channels, mask, boundaries, options), pure=False)(dask_key_name=f"supervoxels-{token}")
     labels: da.Array = da.map_blocks(
         read_block,
         chunks=channels[0].chunks,
@@ -84,12 +88,13 @@ class LazyCut:
     """A cut of an image into labels in a folder of its own, which happens once.
 
     It is called within a Dask task and returns the address of the labels. Its arrays are not dependencies of the task,
-    so that computing more chunks later does not compute the image again. The mask is a Dask array, or anything else
-    that `segment` takes.
+    so that computing more chunks later does not compute the image again. The mask and the boundary map are Dask arrays,
+    or anything else that `segment` takes.
     """
 
-    def __init__(self, channels: list[da.Array], mask: Any, options: SupervoxelOptions) -> None:
-        self.channels, self.mask, self.options = channels, mask, replace(options, mask=None)
+    def __init__(self, channels: list[da.Array], mask: Any, boundaries: Any, options: SupervoxelOptions) -> None:
+        self.channels, self.inputs = channels, {"mask": mask, "boundaries": boundaries}
+        self.options = replace(options, mask=None, boundaries=None)
         self.folder = BlockFolder.new(options.scratch)
         self._lock = ForkSafeLock()
 
@@ -113,21 +118,19 @@ class LazyCut:
 
     def _cut(self, address: str) -> None:
         arrays = {f"channel-{number}": channel for number, channel in enumerate(self.channels)}
-        if is_dask_array(self.mask):
-            arrays["mask"] = self.mask
+        arrays.update((name, value) for name, value in self.inputs.items() if is_dask_array(value))
         if not is_remote(address):
             Path(address).mkdir(parents=True)
         options = self.options
         with borrowed_client(options.threads) as (client, scheduler, memory):
             stored = store_dask_array(arrays, f"{address}/source", **scheduler)
-            mask = stored.pop("mask", self.mask)
+            inputs = {name: stored.pop(name, value) for name, value in self.inputs.items()}
             segment(
                 list(stored.values()),
                 f"{address}/labels.zarr",
                 step=options.step,
                 n_segments=options.n_segments,
                 spacing=options.spacing,
-                mask=mask,
                 window=options.window,
                 percentiles=options.percentiles,
                 bins=options.bins,
@@ -136,6 +139,7 @@ class LazyCut:
                 weights=options.weights,
                 memory=options.memory or memory,
                 client=client,
+                **inputs,
             )
         open_location(address).clear("source")
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from dseeds.core.geometry import Lattice, Triple
 from dseeds.seeds.cell_size import Step, choose_step
-from dseeds.seeds.flood import OWN_MAP, check_boundaries
+from dseeds.seeds.flood import check_boundaries
 from dseeds.seeds.hierarchy import check_levels
 from dseeds.seeds.in_memory import CutSettings
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
 from dseeds.seeds.min_size import check_min_size
+from dseeds.seeds.schedule import OWN_MAP
 from dseeds.seeds.scores import check_compactness
 
 if TYPE_CHECKING:

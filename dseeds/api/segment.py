@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dseeds.core.progress import Progress
 from dseeds.engine.report import Report
-from dseeds.engine.run import RunOptions, refuse_boundaries
+from dseeds.engine.run import RunOptions
 from dseeds.engine.segmentation import run_segmentation
 from dseeds.io.label_listing import resolve_target
 from dseeds.parallel.clients import open_client
@@ -85,8 +85,8 @@ def segment(
         The number of coarser levels of supervoxels to write as well, for targets in Zarr: groups ``2x``, ``4x`` and so
         on, each with the labels at ``0`` and a table ``parents``, see `supervoxels`. This process holds the region
         adjacency graph: some 500 bytes for each supervoxel.
-    boundaries : None
-        Not yet: `supervoxels` has it, for an image in memory.
+    boundaries : source, ``"image"``, ``"dark"`` or ``"gradient"``, optional
+        As for `supervoxels`; a map may be anything that a source may be, of one channel on the image's grid.
     pyramid : {"mode", "nearest", "none"}, default "mode"
         How to downsample the label images, for targets in Zarr: to the most frequent label of each block of voxels,
         where ties go to the smallest label and 0 counts like any other; to the block's first voxel; or not at all. The
@@ -98,7 +98,7 @@ def segment(
         The resolution level of an OME-Zarr image to cut; 0 is the full resolution.
     features : bool, default False
         Write the table of supervoxels and their region adjacency graph as well, see `features`: into a folder beside
-        the target with the same name and the ending ``.features``.
+        the target with the same name and the ending ``.features``. A boundary map is measured as the last channel.
     region : int or sequence of int, optional
         Voxels along (z, y, x) of one task's region, rounded up to whole cells. Default: as large as the memory allows.
     chunks, shards : int or sequence of int, optional
@@ -174,7 +174,6 @@ def segment(
     True
     >>> folder.cleanup()
     """
-    refuse_boundaries(boundaries)
     target = resolve_target(source, target, into_image)
     options = RunOptions(
         step=step,
@@ -188,6 +187,7 @@ def segment(
         channel_axis=channel_axis,
         weights=weights,
         mask=mask,
+        boundaries=boundaries,
         min_size=min_size,
         levels=levels,
         level=level,

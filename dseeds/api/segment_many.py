@@ -26,6 +26,7 @@ from dseeds.parallel.clients import open_client
 from dseeds.parallel.machine import cpu_count
 from dseeds.parallel.resources import Resources
 from dseeds.parallel.unguarded_script import end_importing_worker
+from dseeds.seeds.flood import DERIVED_KINDS
 from dseeds.storage.label_group import FILE_ENDINGS
 from dseeds.storage.location import is_remote
 
@@ -99,7 +100,7 @@ def segment_many(
         same: 1 for ``p1_ct.nii.gz`` from ``p1/ct.nii.gz``.
     mask : str, optional
         ``"auto"``, or the address of the masks, in which ``{name}`` stands for the name of a volume: that of its labels
-        without the ending.
+        without the ending. It does so in `boundaries` as well.
     memory : int or str, optional
         The memory that volumes may take together, such as ``"8GiB"``. Default: most of what the machine has free.
     threads : int, optional
@@ -113,8 +114,8 @@ def segment_many(
         Called with the `VolumeResult` of every volume as soon as it is known.
     **options
         Other options of `segment`, for all volumes: `step`, `n_segments`, `spacing`, `window`, `percentiles`, `bins`,
-        `compactness`, `min_size`, `levels`, `pyramid`, `features`, `volume`, `level`, `channel_axis`, `weights`,
-        `chunks`, `shards`.
+        `compactness`, `min_size`, `levels`, `boundaries`, `pyramid`, `features`, `volume`, `level`, `channel_axis`,
+        `weights`, `chunks`, `shards`.
 
     Returns
     -------
@@ -142,10 +143,14 @@ def segment_many(
     """
     end_importing_worker()
     targets = name_targets([os.fspath(source) for source in sources], os.fspath(folder), name_folders)
-    if mask is not None and mask != AUTO_MASK and NAME_FIELD not in mask and len(targets) > 1:
-        raise ValueError(f"{mask} cannot be the mask of several volumes: write {NAME_FIELD} where their names differ")
+    run_options = RunOptions(**options, mask=mask)
+    for what, address, words in (("mask", mask, (AUTO_MASK,)), ("boundary map", run_options.boundaries, DERIVED_KINDS)):
+        if address is not None and address not in words and NAME_FIELD not in address and len(targets) > 1:
+            raise ValueError(
+                f"{address} cannot be the {what} of several volumes: write {NAME_FIELD} where their names differ"
+            )
     threads = cpu_count() if threads is None else check_threads(threads)
-    volumes = _Volumes(RunOptions(**options), mask, _Budget(allowed_bytes(memory), threads), overwrite, resume)
+    volumes = _Volumes(run_options, _Budget(allowed_bytes(memory), threads), overwrite, resume)
     if not is_remote(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
     results: dict[str, VolumeResult] = {}
@@ -262,7 +267,6 @@ class _Volumes:
     """What is common to all volumes."""
 
     options: RunOptions
-    mask: str | None
     budget: _Budget
     overwrite: bool
     resume: bool
@@ -310,9 +314,12 @@ class _Volumes:
         return run
 
     def _own_options(self, source: str, target: str) -> RunOptions:
-        if self.mask is None or self.mask == AUTO_MASK:
-            return replace(self.options, mask=self.mask)
-        return replace(self.options, mask=self.mask.replace(NAME_FIELD, volume_name(target.rpartition("/")[2])))
+        name = volume_name(target.rpartition("/")[2])
+        mask, boundaries = (
+            address.replace(NAME_FIELD, name) if isinstance(address, str) else address
+            for address in (self.options.mask, self.options.boundaries)
+        )
+        return replace(self.options, mask=mask, boundaries=boundaries)
 
 
 def _describe(error: Exception) -> str:

@@ -6,7 +6,6 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -20,8 +19,8 @@ from dseeds.core.geometry import Box, check_shape
 from dseeds.seeds.binning import check_dtype
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.contrast import ContrastWarning, describe_contrast
-from dseeds.seeds.flood import OWN_MAP
 from dseeds.seeds.in_memory import LabelArray, cut_in_memory
+from dseeds.seeds.schedule import OWN_MAP
 
 if TYPE_CHECKING:
     from dseeds.io import Image, Mask
@@ -122,8 +121,7 @@ def supervoxels(
         Cut along boundaries such as membranes instead of differences in intensity. A map of the image's shape, of any
         integer or float dtype, high on boundaries: a stain, or the probabilities of a network. Its range between the
         `percentiles` counts, and its NaN as outside the mask. Or a map made from the image: ``"image"`` for bright
-        boundaries, ``"dark"`` for dark ones, ``"gradient"`` for steep changes. Needs an image in memory, and no
-        `compactness`.
+        boundaries, ``"dark"`` for dark ones, ``"gradient"`` for steep changes. Leaves no choice of `compactness`.
     channel_axis : int, optional
         The axis of channels, of which there may be up to 16. Default: the image has none.
     weights : sequence of float, optional
@@ -231,7 +229,7 @@ def _cut(image: Any, options: SupervoxelOptions) -> Any:
     for channel in values:
         check_dtype(channel.dtype)
     shape = check_shape(values[0].shape)
-    mask = _open_mask(options.given_mask, values[0] if opened is None else opened)
+    mask = _open_mask(options.given_mask, values[0], opened)
     lattice = options.lattice(shape, mask, None if opened is None else opened.spacing)
     if lattice.size >= 2**31:
         raise ValueError(
@@ -240,14 +238,13 @@ def _cut(image: Any, options: SupervoxelOptions) -> Any:
     settings, threads = options.settings(len(values)), check_threads(options.threads)
     inside = None if mask is None else mask.read(Box((0, 0, 0), shape).slices)
     if settings.boundaries == OWN_MAP:
-        values = (*values, _read_map(options.boundaries, values[0].shape))
+        values = (*values, _read_map(options.boundaries, values[0], opened))
     result = cut_in_memory(values, lattice, settings, inside=inside, threads=threads)
-    # With a map of the user's, intensities do not matter.
-    if settings.boundaries != OWN_MAP:
-        has_threshold = result.thresholds is not None
-        notes = describe_contrast(result.windows, result.counts, math.prod(shape), has_threshold=has_threshold)
-        for note in notes:
-            warnings.warn(note, ContrastWarning, stacklevel=3)
+    has_threshold, has_map = result.thresholds is not None, settings.boundaries == OWN_MAP
+    for note in describe_contrast(
+        result.windows, result.counts, math.prod(shape), has_threshold=has_threshold, has_map=has_map
+    ):
+        warnings.warn(note, ContrastWarning, stacklevel=3)
     return (result.labels, result.parents) if settings.levels else result.labels
 
 
@@ -266,25 +263,6 @@ def _channels(image: Any, axis: int | str | None) -> tuple[tuple[NDArray[Any], .
     return opened.read((slice(None), slice(None), slice(None))), opened if has_place else None
 
 
-def _read_map(boundaries: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return the values of a boundary map; raise an error unless it has one channel, of the image's shape."""
-    from dseeds.io import open_image
-
-    if isinstance(boundaries, str) and boundaries.isidentifier() and not Path(boundaries).exists():
-        raise ValueError(f'boundaries is {boundaries!r}: choose "image", "dark" or "gradient", or pass a map.')
-    source = np.asarray(boundaries) if isinstance(boundaries, list | tuple) else boundaries
-    if isinstance(source, np.ndarray) and source.dtype.kind == "b":
-        source = source.view(np.uint8)
-    opened = open_image(source)
-    if opened.channels != 1 or opened.shape != shape:
-        raise ValueError(
-            f"the boundary map has {opened.channels} channels of {opened.shape} voxels (z, y, x), but the image has "
-            f"{shape}: give a map of one channel on the image's grid."
-        )
-    check_dtype(opened.dtypes[0])
-    return opened.read((slice(None), slice(None), slice(None)))[0]
-
-
 def _without_short_axes(image: NDArray[Any]) -> NDArray[Any]:
     """Return an array of more than three axes without those of length 1, trailing ones first, as files are read."""
     while image.ndim > 3 and image.shape[-1] == 1:
@@ -294,10 +272,26 @@ def _without_short_axes(image: NDArray[Any]) -> NDArray[Any]:
     return image
 
 
-def _open_mask(mask: Any, image: NDArray[Any] | Image) -> Mask | None:
-    """Open the mask of an image, or of one that has the shape of an array; None if everything is inside."""
+def _open_mask(mask: Any, values: NDArray[Any], opened: Image | None) -> Mask | None:
+    """Open the mask of an image that has the shape of an array; None if everything is inside."""
     if mask is None:
         return None
-    from dseeds.io import ArraySource, Image, open_mask
+    from dseeds.io import open_mask
 
-    return open_mask(mask, image if isinstance(image, Image) else Image((ArraySource(image),)))
+    return open_mask(mask, _placed(values, opened))
+
+
+def _read_map(boundaries: Any, values: NDArray[Any], opened: Image | None) -> NDArray[Any]:
+    """Return the values of a boundary map of an image that has the shape of an array."""
+    from dseeds.io import open_boundary_map
+
+    opened_map = open_boundary_map(boundaries, _placed(values, opened))
+    check_dtype(opened_map.dtypes[0])
+    return opened_map.read((slice(None), slice(None), slice(None)))[0]
+
+
+def _placed(values: NDArray[Any], opened: Image | None) -> Image:
+    """Return an image in its place, or an array as an image that has none."""
+    from dseeds.io import ArraySource, Image
+
+    return Image((ArraySource(values),)) if opened is None else opened

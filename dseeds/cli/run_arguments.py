@@ -108,6 +108,15 @@ class RunArguments:
             "distinguishes it.",
         ),
     ] = None
+    boundaries: Annotated[
+        str | None,
+        cells_option(
+            metavar="FILE|image|dark|gradient",
+            help="Cut along boundaries such as membranes instead of differences in intensity: where this image, such "
+            "as a stain or a network's probabilities, is high; or where the image itself is bright (image), dark or "
+            "steep (gradient).",
+        ),
+    ] = None
     window: WindowOption = None
     percentiles: Annotated[
         str | None,
@@ -199,6 +208,7 @@ class RunArguments:
             channel_axis=self.channel_axis,
             weights=self.weights,
             mask=self.mask,
+            boundaries=self.boundaries,
             min_size=self.min_size,
             levels=self.levels,
             level=self.level,

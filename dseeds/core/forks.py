@@ -7,11 +7,13 @@ imports and for the compilation of kernels, and other locks are replaced in the 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from importlib import _bootstrap
+from types import FrameType
 from typing import Any, Generic, Self, TypeVar, overload
 
 # How long a fork waits for other threads, and how often it looks whether they import modules.
@@ -97,15 +99,31 @@ def _prepare_fork() -> None:
 
 
 def _are_others_importing() -> bool:
-    """Return whether other threads import modules of this package: a child process would wait for them for ever.
+    """Return whether other threads import modules for this package: a child process would wait for them for ever.
 
-    The modules of libraries that they import in turn are included, those that the user imports are not.
+    The modules that libraries import only when they are called are included, those that the user imports are not.
     """
-    references = list(getattr(_bootstrap, "_module_locks", {}).items())
-    locks = [reference() for name, reference in references if str(name).partition(".")[0] == "dseeds"]
-    importing = {getattr(lock, "owner", None) for lock in locks} - {None}
+    owners: dict[int, list[str]] = {}
+    for name, reference in list(getattr(_bootstrap, "_module_locks", {}).items()):
+        owner = getattr(reference(), "owner", None)
+        if owner is not None:
+            owners.setdefault(owner, []).append(str(name))
     # They may wait for this thread, if that imports as well.
-    return bool(importing) and threading.get_ident() not in importing
+    if not owners or threading.get_ident() in owners:
+        return False
+    frames = sys._current_frames()
+    return any(any(map(_is_ours, names)) or _is_called(frames.get(owner)) for owner, names in owners.items())
+
+
+def _is_called(frame: FrameType | None) -> bool:
+    """Return whether a thread is inside a function of this package."""
+    while frame is not None and not _is_ours(frame.f_globals.get("__name__")):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_ours(module: Any) -> bool:
+    return str(module).partition(".")[0] == "dseeds"
 
 
 def _release() -> None:

@@ -72,8 +72,8 @@ def begin_batch(
     With `overwrite`, an older output of this program is removed at once, and so is an unfinished run.
     """
     run, _ = prepare_run(source, target, options, partial(Capacity, 1, 1, memory, 1), overwrite=overwrite)
-    if run.spec.sources is None or (run.mask is not None and run.spec.mask_address is None):
-        raise ValueError("jobs open the source and the mask themselves: give each as a path or URL.")
+    if not run.is_reopenable:
+        raise ValueError("jobs open the source, the mask and the boundary map themselves: give each as a path or URL.")
     check_disk(run)
     run_directory.begin_run(run, resume=False)
     try:

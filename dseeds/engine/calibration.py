@@ -48,7 +48,7 @@ def estimate_local_seconds(run: Run, threads: int) -> float:
         cut_in_memory(part, lattice, settings, threads=threads)
         seconds = time.perf_counter() - start
     voxels = prod(run.spec.shape)
-    seconds = seconds * voxels / prod(shape) + read_rate * voxels * run.image.itemsize
+    seconds = seconds * voxels / prod(shape) + read_rate * voxels * run.volume.itemsize
     return float(f"{seconds:.3g}")
 
 
@@ -81,11 +81,13 @@ class Trial:
         """Do all stages on a part of the volume, and return the seconds per voxel of each phase, per byte of others."""
         start = time.perf_counter()
         shape, sources = part[0].shape, [folder / f"image-{number}.zarr" for number in range(len(part))]
-        chunks = triple(map(min, self.run.image.chunks or shape, shape))
+        chunks = triple(map(min, self.run.volume.chunks or shape, shape))
         for path, channel in zip(sources, part, strict=True):
             zarr.create_array(path, data=channel, chunks=chunks)
         rates = {"import": (time.perf_counter() - start) / sum(channel.nbytes for channel in part) / 2}
-        run, _ = prepare_run(sources, folder / "labels.zarr", self._options(), lambda: capacity)
+        channels = self.run.image.channels
+        options = self._options(*sources[channels:])
+        run, _ = prepare_run(sources[:channels], folder / "labels.zarr", options, lambda: capacity)
         state = run.state()
         run.create_scratch(state)
         import_source(run, state.job, lambda: None)
@@ -102,15 +104,17 @@ class Trial:
             rates["export"] = (time.perf_counter() - start) / labels.nbytes / 2
         return rates
 
-    def _options(self) -> RunOptions:
+    def _options(self, boundaries: Path | None = None) -> RunOptions:
+        """Return the options of a trial, with a boundary map of its own if there is one."""
         parameters, job = self.run.spec.parameters, self.model.job
         return RunOptions(
             step=job.step,
-            window=parameters.windows,
+            window=parameters.windows[: len(parameters.weights)],
             bins=parameters.bins,
             compactness=job.compactness,
             # A mask with everything inside, so that no region is skipped.
             mask=np.ones((1, 1, 1), np.uint8) if parameters.mask else None,
+            boundaries=boundaries or parameters.boundaries,
             min_size=parameters.min_size,
             levels=parameters.levels,
             region=region_units(job.regions, job.lattice.grids[-1]),
@@ -119,7 +123,7 @@ class Trial:
 
 def _read_part(run: Run) -> tuple[list[NDArray[Any]], float]:
     """Return some whole cells from the middle, channel by channel, and the seconds per byte that reading took."""
-    image, lattice = run.image, run.spec.lattice
+    image, lattice = run.volume, run.spec.lattice
     half = prod(image.shape) * image.itemsize / 2
     extent = [min(n, max(1, TRIAL_EXTENT // s)) for n, s in zip(lattice.cells, lattice.step, strict=True)]
     lo = triple([(n - k) // 2 for n, k in zip(lattice.cells, extent, strict=True)])

@@ -49,6 +49,7 @@ from dseeds.parallel.capacity import Capacity
 from dseeds.parallel.cluster import connect
 from dseeds.parallel.executor import Executor
 from dseeds.parallel.notebook_progress import default_progress
+from dseeds.seeds.flood import ConstantMap
 from dseeds.seeds.order_statistics import NoFiniteValues
 from dseeds.storage.lease import LeaseLost, RunInUse, hold_lease
 from dseeds.storage.zarr_arrays import ScratchCorrupted
@@ -210,7 +211,7 @@ def _resumable(run: Run) -> Iterator[None]:
         yield
     except (RunInUse, LeaseLost):
         raise
-    except (NoFiniteValues, SourceDamaged):
+    except (NoFiniteValues, ConstantMap, SourceDamaged):
         run_directory.abandon_run(run)
         raise
     except BaseException as error:
@@ -236,6 +237,6 @@ def _task_totals(run: Run, state: RunState) -> dict[str, int]:
     possible = Counter(phase.stage for phase in state.planned)
     for stage, count in possible.items():
         totals.setdefault(stage, count * len(job.regions))
-    totals[PYRAMID_STAGE] = pyramid_count(run)
+    totals[PYRAMID_STAGE] = pyramid_count(run, run.region_levels)
     totals["export"] = slab_count(job.shape, job.lattice.label_dtype.itemsize) if run.target.is_nifti else 0
     return dict(totals)

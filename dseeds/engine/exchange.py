@@ -147,7 +147,7 @@ class Exchange:
             cells = cells.grow(1, within=self.lattice.cells)
             if wanted := self.wanted_units(reader, turn):
                 yield CODES, self.window(number, turn).core, wanted, 1
-        if turn + 1 < len(self.schedule):
+        if turn + 1 < len(self.schedule) and (turn < 0 or self.schedule[turn].changes_statistics):
             yield COUNTS, cells, self.window(reader, turn + 1).cells, self._cell_bytes(turn + 1)
 
     def checkpoint(self, number: int, turn: int) -> Iterator[Extract]:

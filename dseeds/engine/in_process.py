@@ -57,7 +57,7 @@ from dseeds.storage.zarr_arrays import count_bytes
 class MemoryLabels:
     """The labels of a run in this process, with the image that they were cut from if features are measured on it."""
 
-    image: Image
+    volume: Image
     result: CutResult
     dtype: np.dtype[Any]
 
@@ -118,14 +118,14 @@ def _cut(run: Run, stages: StageTimer, threads: int) -> MemoryLabels:
         values, inside = _read(run, advance)
     with stages.timed(CUT_STAGE) as advance:
         result = cut_in_memory(values, lattice, settings, inside=inside, threads=threads, on_round=advance)
-    image = run.image if run.features is None else Image(tuple(map(ArraySource, values)))
-    return MemoryLabels(image, result, lattice.label_dtype)
+    volume = run.volume if run.features is None else Image(tuple(map(ArraySource, values)))
+    return MemoryLabels(volume, result, lattice.label_dtype)
 
 
 def _read(run: Run, advance: Callable[[], object]) -> tuple[tuple[NDArray[Any], ...], NDArray[np.bool_] | None]:
     """Read the channels, and the voxels inside the mask if there is one."""
     everything = Box((0, 0, 0), run.spec.shape).slices
-    image, mask = run.image, run.mask
+    image, mask = run.volume, run.mask
     try:
         if image.readable_by_workers or all(isinstance(part, ArraySource) for part in image.parts):
             values = image.read(everything)
@@ -174,7 +174,8 @@ def _publish(
 ) -> None:
     """Write the labels and their pyramids, beside the target where that is possible, and publish them."""
     staged = _staged(run)
-    job = staged.job()
+    # The whole is written at once, and its pyramids by all threads.
+    job = replace(staged.job(), pyramid=())
     lease.confirm()
     if staged is not run:
         staged.target.path.parent.mkdir(exist_ok=True)

@@ -22,7 +22,6 @@ from dseeds.io.source import IndexedSource
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.machine import cpu_count, free_memory
 from dseeds.parallel.resources import Resources
-from dseeds.seeds.schedule import schedule
 from dseeds.storage.slabs import SOURCE_SLAB_BYTES
 
 READ_STAGE, CUT_STAGE, WRITE_STAGE = "read", "cut", "write"
@@ -68,14 +67,14 @@ def feature_task_bytes(run: Run, threads: int) -> int:
     # Here, not above: Arrow takes its time to import.
     from dseeds.measure.features import voxel_bytes
 
-    smallest = int(prod(min(n, TILING_EXTENTS[-1]) for n in run.spec.shape) * voxel_bytes(run.image))
+    smallest = int(prod(min(n, TILING_EXTENTS[-1]) for n in run.spec.shape) * voxel_bytes(run.volume))
     free = _cutting_bytes(run, threads) - _finished_bytes(run)
     return max(smallest, min(TASK_BYTES, free // threads))
 
 
 def _reading_bytes(run: Run) -> int:
     """Project the memory while the image and then the mask are read."""
-    image, mask, voxels = run.image, run.mask, prod(run.spec.shape)
+    image, mask, voxels = run.volume, run.mask, prod(run.spec.shape)
     held = voxels * image.itemsize
     # Values in the byte order of another machine are copied.
     swapped = voxels * sum(dtype.itemsize for dtype in image.dtypes if not dtype.isnative)
@@ -114,17 +113,17 @@ def _decoding_bytes(source: Image | Source, voxels: int) -> int:
 
 
 def _cutting_bytes(run: Run, threads: int) -> int:
-    return peak_bytes(run.spec.lattice, task_shape(run.image, run.spec.parameters), threads)
+    return peak_bytes(run.spec.lattice, task_shape(run.volume, run.spec.parameters), threads)
 
 
 def peak_bytes(lattice: Lattice, task: TaskShape, threads: int) -> int:
     """Project the peak memory of cutting a volume in memory."""
     voxels, window = prod(lattice.shape), padded_bytes(lattice.shape)
     held = voxels * (task.itemsize + task.masked) + task.channels * window
-    rounds = schedule(lattice, task.channels)
+    rounds = task.schedule(lattice)
     counts = lattice.size * max((round_.bins for round_ in rounds), default=0) * 4
     # Blocks of 2 voxels have none; those of 4 have 32 counts of a byte or two, and the coarser ones little.
-    histograms = task.channels * voxels if len(lattice.grids) > 2 else 0
+    histograms = task.channels * voxels if any(round_.level < len(lattice.grids) - 2 for round_ in rounds) else 0
     # Each thread has the changes of its own.
     sweeping = 2 * window + histograms + int((threads + 2.5) * counts)
     labelling = window + (LABEL_BYTES + task.masked) * voxels
@@ -136,7 +135,7 @@ def peak_bytes(lattice: Lattice, task: TaskShape, threads: int) -> int:
 
 def _finished_bytes(run: Run) -> int:
     """Project the memory of finished labels, and of the image if features are measured on it."""
-    image = 0 if run.features is None else run.image.itemsize
+    image = 0 if run.features is None else run.volume.itemsize
     return prod(run.spec.shape) * (LABEL_BYTES + image)
 
 
@@ -156,5 +155,5 @@ def local_stages(model: IoModel) -> tuple[StagePlan, ...]:
     if not run.target.is_nifti:
         stages.append(StagePlan(WRITE_STAGE, levels, 0, model.label_bytes))
     # Labels in memory are not read.
-    finals = (replace(stage, read=0) if stage.name == EXPORT_STAGE else stage for stage in model.final_stages)
+    finals = (replace(stage, read=0) if stage.name == EXPORT_STAGE else stage for stage in model.final_stages())
     return (*stages, *finals)

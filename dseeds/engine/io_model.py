@@ -11,7 +11,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from dseeds.core.forks import cached_property
@@ -28,8 +28,7 @@ from dseeds.engine.run_directory import DOCUMENT
 from dseeds.engine.scratch import digits_name, source_name
 from dseeds.engine.source_import import import_count, slab_count
 from dseeds.engine.wavefront import first_needed, has_checkpoint, is_tall, layers_ahead, needed_within
-from dseeds.io.pyramid import PYRAMID_STAGE, cut_regions
-from dseeds.seeds.schedule import schedule
+from dseeds.io.pyramid import PYRAMID_STAGE
 from dseeds.storage.label_group import has_metadata
 from dseeds.storage.location import is_remote
 from dseeds.storage.zarr_arrays import Layout
@@ -69,11 +68,11 @@ class IoModel:
         self.state = run.initial_state()
         self.job = self.state.job
         self.lattice, self.regions = self.job.lattice, self.job.regions
-        self.rounds = schedule(self.lattice, self.job.channels)
+        self.rounds = self.job.planned_schedule
         # The windows are not known yet, so that there seem to be no rounds.
         reach = label_reach(masked=self.job.may_be_masked, has_joins=self.job.has_joins)
         self.exchange = Exchange(self.regions, self.rounds, self.job.channels, reach)
-        self.image_bytes = math.prod(run.image.shape) * run.image.itemsize
+        self.image_bytes = math.prod(run.volume.shape) * run.volume.itemsize
         self.label_bytes = run.labels_layout.nbytes * len(self.job.labels)
 
     # Tasks and their uncompressed bytes
@@ -88,21 +87,24 @@ class IoModel:
             plans[stage] = StagePlan(stage, before.tasks + tasks, before.read + read, before.written + written)
 
         if imported := import_count(self.run):
-            size = 0 if self.run.image.readable_by_workers else self.image_bytes
+            size = 0 if self.run.volume.readable_by_workers else self.image_bytes
             if self.run.mask is not None and not self.run.mask.readable_by_workers:
                 size += math.prod(self.run.mask.own)
             add("import", imported, size, size)
         for phase in self.state.phases:
             add(phase.stage, len(self.regions), *self._phase_bytes(phase))
-        return (*plans.values(), *self.final_stages)
+        return (*plans.values(), *self.final_stages(self.run.region_levels))
 
-    @property
-    def final_stages(self) -> tuple[StagePlan, ...]:
-        """The stages after the labels are all written, or in memory: their pyramids, and the export."""
+    def final_stages(self, region_levels: int = 0) -> tuple[StagePlan, ...]:
+        """Return the stages after the labels are all written, or in memory: the rest of the pyramids, and the export.
+
+        Regions have written so many levels of the pyramids.
+        """
         stages = []
         if self.run.spec.pyramid:
-            sizes = [layout.nbytes * len(self.job.labels) for layout in (self.run.labels_layout, *self._coarser)]
-            stages.append(StagePlan(PYRAMID_STAGE, pyramid_count(self.run), sum(sizes[:-1]), sum(sizes[1:])))
+            sizes = self._pyramid_bytes[region_levels:]
+            tasks = pyramid_count(self.run, region_levels)
+            stages.append(StagePlan(PYRAMID_STAGE, tasks, sum(sizes[:-1]), sum(sizes[1:])))
         if self.run.target.is_nifti:
             slabs = slab_count(self.job.shape, self.lattice.label_dtype.itemsize)
             stages.append(StagePlan(EXPORT_STAGE, slabs, self.label_bytes, self.label_bytes))
@@ -132,7 +134,13 @@ class IoModel:
             return read, self.job.store.layouts["parts"].nbytes
         if PARTS in self.state.phases:
             read += self.exchange.total_bytes(lambda number, _: [Extract("offsets", self._owners(number), 8)]).total()
-        return read, 0 if phase == GRAPH else self.label_bytes
+        return read, 0 if phase == GRAPH else sum(self._pyramid_bytes[: self.run.region_levels + 1])
+
+    @property
+    def _pyramid_bytes(self) -> list[int]:
+        """The bytes of the labels, and of each coarser level of their pyramids."""
+        layouts = self.run.labels_layout, *self.run.pyramid_layouts
+        return [layout.nbytes * len(self.job.labels) for layout in layouts]
 
     def _owners(self, number: int) -> Box:
         """Return the cells that may own voxels of a region."""
@@ -206,22 +214,12 @@ class IoModel:
         """The largest size of the labels in bytes."""
         if not self.run.target.is_nifti:
             # With the metadata of the array and its group.
-            layouts = self.run.labels_layout, *self._coarser
+            layouts = self.run.labels_layout, *self.run.pyramid_layouts
             level = sum(self._size_of("labels", layout) for layout in layouts) + 2 * DISK_BLOCK
             return len(self.job.labels) * level + RECORD_BYTES
         # Gzip cannot make use of the slices above.
         share = min(1.0, 2 * encoded_share("labels", self.lattice)) if self.run.target.address.endswith("gz") else 1
         return int(self.label_bytes * share)
-
-    @property
-    def _coarser(self) -> list[Layout]:
-        """The layouts of the coarser levels of the labels' pyramid."""
-        finer, layouts = self.run.labels_layout, []
-        for level in self.run.spec.pyramid:
-            chunk, shard = cut_regions(level.shape, finer.chunk, finer.shard, level.factors)
-            finer = replace(finer, shape=level.shape, shard=shard, chunk=chunk)
-            layouts.append(finer)
-        return layouts
 
     @cached_property
     def _layouts(self) -> dict[str, Layout]:

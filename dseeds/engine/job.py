@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -13,15 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.forks import cached_property
-from dseeds.core.geometry import Box, Lattice, Regions, Triple
+from dseeds.core.geometry import Box, Lattice, Regions, Triple, triple
 from dseeds.engine.exchange import Exchange, label_reach
 from dseeds.engine.history import History
 from dseeds.engine.journal import Journal
 from dseeds.engine.messages import MessageLog
 from dseeds.engine.scratch import ID_BLOCK, ImportedImage, Scratch
 from dseeds.io import Image, Mask, ResampledMask
+from dseeds.io.pyramid_levels import PyramidLevel
+from dseeds.seeds.flood import boundary_map
+from dseeds.seeds.intensity_windows import Limits
+from dseeds.seeds.kernels.flood import BoundaryMap
 from dseeds.seeds.order_statistics import WindowSearch
-from dseeds.seeds.schedule import Round, schedule
+from dseeds.seeds.schedule import OWN_MAP, Round, schedule
 from dseeds.storage.label_group import LabelGroup
 from dseeds.storage.zarr_arrays import count_bytes
 
@@ -60,7 +65,7 @@ class Job:
     # The labels, and after them those of each coarser level.
     labels: tuple[LabelGroup, ...]
     # The intensity window of each channel, with equal ends if it is constant; empty until they are found.
-    windows: tuple[tuple[float, float], ...] = ()
+    windows: tuple[Limits, ...] = ()
     compactness: float = 0.0
     weights: tuple[int, ...] = (1,)
     mask: Mask | ResampledMask | None = None
@@ -74,6 +79,13 @@ class Job:
     masked: bool = False
     may_be_masked: bool = False
     min_size: int = 0
+    # The kind of a boundary map, a key of `dseeds.seeds.flood.KINDS`; None without one. A map of its own is the last
+    # channel of the source.
+    boundaries: str | None = None
+    # The first levels of the labels' pyramids, as far as regions consist of whole blocks and shards of them, and how
+    # blocks are reduced.
+    pyramid: tuple[PyramidLevel, ...] = ()
+    pyramid_method: str = "mode"
 
     def __getstate__(self) -> dict[str, Any]:
         # Without cached properties, which grow with the volume and would travel with every task.
@@ -81,8 +93,19 @@ class Job:
 
     @property
     def channels(self) -> int:
-        """The number of channels of the volume."""
-        return len(self.weights)
+        """The number of channels of the source: those of the image, and a boundary map of its own."""
+        return len(self.weights) + (self.boundaries == OWN_MAP)
+
+    @property
+    def image_windows(self) -> tuple[Limits, ...]:
+        """The intensity windows of the image's channels."""
+        return self.windows[: len(self.weights)]
+
+    @cached_property
+    def boundary_map(self) -> BoundaryMap:
+        """What floods the volume; only with a boundary map."""
+        assert self.boundaries is not None
+        return boundary_map(self.boundaries, self.weights)
 
     @property
     def has_joins(self) -> bool:
@@ -105,11 +128,14 @@ class Job:
         return Scratch(self.scratch, self.regions)
 
     @cached_property
+    def planned_schedule(self) -> tuple[Round, ...]:
+        """The rounds of an image that is not constant."""
+        return schedule(self.lattice, self.channels, self.boundaries)
+
+    @cached_property
     def schedule(self) -> tuple[Round, ...]:
         """The rounds; empty for a constant image, in which nothing can move."""
-        if all(lo >= hi for lo, hi in self.windows):
-            return ()
-        return schedule(self.lattice, self.channels)
+        return () if all(lo >= hi for lo, hi in self.windows) else self.planned_schedule
 
     @cached_property
     def exchange(self) -> Exchange:
@@ -164,10 +190,25 @@ class Job:
         dtype = self.store.layouts[name].dtype
         return self._read_by_region(partial(self.store.read, name), dtype, box, box, lambda cells: cells)
 
-    def read_labels(self, box: Box, level: int = 0) -> NDArray[Any]:
-        """Read the labels of a level in a box of voxels, with zeros for regions outside the mask."""
-        grid, dtype = self.lattice.grids[-1], self.lattice.label_dtype
-        return self._read_by_region(self.labels[level].read, dtype, box, grid.cells_of(box), grid.units_of)
+    def read_labels(self, box: Box, level: int = 0, coarser: int = 0) -> NDArray[Any]:
+        """Read the labels of a level in a box of voxels, with zeros for regions outside the mask.
+
+        They may be those of a coarser level of their pyramid that regions have written.
+        """
+        grid, pyramid, full = self.lattice.grids[-1], self.pyramid[:coarser], box
+        for part in pyramid[::-1]:
+            lo, hi = (triple(map(operator.mul, corner, part.factors)) for corner in (full.lo, full.hi))
+            full = Box(lo, hi)
+        full = full.intersection(Box((0, 0, 0), self.shape))
+
+        def units_of(cells: Box) -> Box:
+            voxels = grid.units_of(cells)
+            for part in pyramid:
+                voxels = part.coarsen(voxels)
+            return voxels
+
+        read = self.labels[level].coarser(coarser).read
+        return self._read_by_region(read, self.lattice.label_dtype, box, grid.cells_of(full), units_of)
 
     def _read_by_region(
         self,
@@ -184,7 +225,9 @@ class Job:
         out = np.zeros(box.shape, dtype)
         for number in itertools.filterfalse(self.is_outside, numbers):
             piece = box.intersection(units_of(self.regions.box(number)))
-            out[piece.relative_to(box.lo).slices] = read(piece)
+            # A region may reach no further into a coarser level than into a block of another.
+            if min(piece.shape) > 0:
+                out[piece.relative_to(box.lo).slices] = read(piece)
         return out
 
     def look_up(self, name: str, ids: NDArray[Any]) -> NDArray[Any]:

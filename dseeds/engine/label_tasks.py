@@ -21,12 +21,14 @@ from dseeds.engine.messages import Part
 from dseeds.engine.region_state import RegionState, add_halo, load_state, quantise_region, region_bins, region_codes
 from dseeds.engine.residents import residents
 from dseeds.engine.scratch import table_name
+from dseeds.io.pyramid import reduce_voxels
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
 from dseeds.seeds.kernels.label_codes import pack_labels, seed_labels, write_global_labels
 from dseeds.seeds.kernels.layout import unpack_box
 from dseeds.seeds.kernels.mask_components import count_components, number_components
 from dseeds.seeds.kernels.simd import NOTHING
 from dseeds.seeds.kernels.voxels import MASKED
+from dseeds.storage.label_group import LabelGroup
 from dseeds.storage.zarr_arrays import ScratchCorrupted, count_bytes
 
 
@@ -47,7 +49,9 @@ def write_graph(job: Job, number: int, _turn: int, task_input: RegionInput) -> s
     codes, values = _load_codes_and_bins(job, number, task_input)
     # A face between two regions is counted by the lower one.
     window = Box(box.lo, box.grow(1, within=job.shape).hi)
-    graph = build_contact_graph(_numbers(job, codes, window), box.relative_to(box.lo), values)
+    # Without a boundary map of its own.
+    channels = values[: len(job.weights)]
+    graph = build_contact_graph(_numbers(job, codes, window), box.relative_to(box.lo), channels)
     content = graph.to_bytes()
     job.store.place.write(f"graph/{number}", content)
     count_bytes(written=len(content))
@@ -72,13 +76,37 @@ def label_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> 
     box = job.voxel_box(number)
     codes = _load_codes(job, number, task_input, is_last=True)
     labels = _numbers(job, codes, box)
-    if not job.has_joins:
-        job.labels[0].write(box, labels)
-        return "labelled"
-    for level, target in enumerate(job.labels):
-        labels = job.look_up(table_name(level), labels)
-        target.write(box, labels)
+    for level in range(len(job.labels)):
+        if job.has_joins:
+            labels = job.look_up(table_name(level), labels)
+        _write_labels(job, level, box, labels)
     return "labelled"
+
+
+def _write_labels(job: Job, level: int, box: Box, labels: NDArray[Any]) -> None:
+    """Write a region's labels on a level, and the first levels of their pyramid."""
+    for number, (target, own) in enumerate(_targets(job, level, box)):
+        if number:
+            finer, labels = labels, np.empty(own.shape, labels.dtype)
+            reduce_voxels(finer, job.pyramid[number - 1].factors, job.pyramid_method, labels)
+        target.write(own, labels)
+
+
+def has_labels(job: Job, number: int) -> bool:
+    """Return whether a region's labels on all levels, and those of their pyramids, exist and can be read."""
+    levels, box = range(len(job.labels)), job.voxel_box(number)
+    return all(target.is_complete(own) for level in levels for target, own in _targets(job, level, box))
+
+
+def _targets(job: Job, level: int, box: Box) -> Iterator[tuple[LabelGroup, Box]]:
+    """Yield the arrays into which a region writes its labels on a level, the finest first, and its box in each."""
+    yield job.labels[level], box
+    for number, coarser in enumerate(job.pyramid, 1):
+        box = coarser.coarsen(box)
+        # The last block may be left out where it is not whole.
+        if not box.size:
+            return
+        yield job.labels[level].coarser(number), box
 
 
 @contextmanager

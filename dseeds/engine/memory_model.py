@@ -59,6 +59,12 @@ class TaskShape:
     counted: bool = False
     # Whether supervoxels are joined to others.
     has_joins: bool = False
+    # The kind of a boundary map; see `dseeds.engine.job.Job`.
+    boundaries: str | None = None
+
+    def schedule(self, lattice: Lattice) -> tuple[Round, ...]:
+        """Return the rounds."""
+        return schedule(lattice, self.channels, self.boundaries)
 
 
 class ChunkShapes(NamedTuple):
@@ -148,7 +154,7 @@ class _MemoryModel:
 
     def __init__(self, regions: Regions, task: TaskShape, source: Layout, labels: Layout) -> None:
         self.regions, self.lattice, self.task = regions, regions.lattice, task
-        self.rounds = schedule(self.lattice, task.channels)
+        self.rounds = task.schedule(self.lattice)
         reach = label_reach(masked=task.masked, has_joins=task.has_joins)
         self.exchange = Exchange(regions, self.rounds, task.channels, reach)
         self.extent = region_units(regions, self.lattice.grids[-1])
@@ -307,6 +313,8 @@ class _MemoryModel:
             yield "graph", numbers + (3 * channels + 10) * size
             yield "label", around.size + 2 * size * label
         yield "label", around.size + size * label + self._writing("labels", size)
+        # The first coarser level, at most half as large, which is made of them.
+        yield "label", around.size + 1.5 * size * label + self._writing("labels", size // 2)
 
     def _reading(self, name: str, box: Box) -> float:
         """Return the bytes that reading a box takes, with its values."""
@@ -427,7 +435,7 @@ class _Spread:
 
     @cached_property
     def _rounds(self) -> tuple[Round, ...]:
-        return schedule(self.lattice, self.task.channels)
+        return self.task.schedule(self.lattice)
 
     def _regions(self, cells: Triple) -> int:
         return len(Regions(self.lattice, cells))

@@ -48,7 +48,7 @@ def report_run(
         shape=job.shape,
         step=job.step,
         cells=job.lattice.cells,
-        windows=job.windows,
+        windows=job.image_windows,
         supervoxels=state.supervoxels,
         coarser=tuple(state.counts[1:]),
         regions=len(job.regions) if workers else 1,

@@ -16,7 +16,7 @@ from dseeds.engine.in_process_model import allowed_bytes, local_stages, needed_b
 from dseeds.engine.io_model import IoModel, StagePlan
 from dseeds.engine.memory_model import resident_bytes, task_bytes, worker_bytes
 from dseeds.engine.report import RunDocument
-from dseeds.engine.run import Run, RunOptions, chunk_shapes, refuse_boundaries
+from dseeds.engine.run import Run, RunOptions, chunk_shapes
 from dseeds.engine.validation import prepare_run, task_shape
 from dseeds.io.label_listing import resolve_target
 from dseeds.parallel.capacity import Capacity
@@ -206,7 +206,6 @@ def plan(
     >>> plan.supervoxels, plan.rounds
     (64, 13)
     """
-    refuse_boundaries(boundaries)
     target = resolve_target(source, target, into_image)
     options = RunOptions(
         step=step,
@@ -220,6 +219,7 @@ def plan(
         channel_axis=channel_axis,
         weights=weights,
         mask=mask,
+        boundaries=boundaries,
         min_size=min_size,
         levels=levels,
         level=level,
@@ -273,8 +273,8 @@ def build_plan(run: Run, capacity: Capacity, seconds: float | None) -> Plan:
     """Return the plan of a run that has been checked."""
     model = IoModel(run, capacity.threads)
     job, lattice, regions = model.job, model.lattice, model.regions
-    chunks = chunk_shapes(run.image, triple(run.labels_layout.chunk))
-    shape = task_shape(run.image, run.spec.parameters)
+    chunks = chunk_shapes(run.volume, triple(run.labels_layout.chunk))
+    shape = task_shape(run.volume, run.spec.parameters)
     task = task_bytes(lattice, regions.cells, shape, chunks)
     return Plan(
         target=run.target.address,

@@ -58,8 +58,8 @@ class FinishedLabels(Protocol):
     """The labels of a run that are all written, or in memory, but not published yet."""
 
     @property
-    def image(self) -> Image:
-        """The image, which tasks can read."""
+    def volume(self) -> Image:
+        """The image, with a boundary map of its own, which tasks can read."""
 
     def opened(self) -> Source:
         """Return the labels as a source that tasks can read."""
@@ -79,12 +79,12 @@ class StoredLabels:
     state: RunState
 
     @property
-    def image(self) -> Image:
-        """The image, or its copy in scratch."""
-        image, store = self.run.image, self.state.job.store
-        if image.readable_by_workers:
-            return image
-        copies = (store.place.at(source_name(channel)).address for channel in range(image.channels))
+    def volume(self) -> Image:
+        """The volume that was cut, or its copy in scratch."""
+        volume, store = self.run.volume, self.state.job.store
+        if volume.readable_by_workers:
+            return volume
+        copies = (store.place.at(source_name(channel)).address for channel in range(volume.channels))
         return Image(tuple(map(open_labels, copies)))
 
     def opened(self) -> Source:
@@ -112,11 +112,13 @@ def begin_labels(run: Run, job: Job) -> None:
             unlist_labels(target.address)
         begin_target(target.location, run.identity, spec.overwrite)
     for labels in job.labels:
-        labels.create(run.labels_layout)
+        for number, layout in enumerate((run.labels_layout, *run.pyramid_layouts[: len(job.pyramid)])):
+            labels.coarser(number).create(layout)
 
 
 def build_pyramids(run: Run, job: Job, executor: Executor, advance: Callable[[], object] = lambda: None) -> None:
-    """Build the pyramids of the labels once these are all written, replacing what exists of them."""
+    """Build what regions have not written of the pyramids of the labels once these are all written, replacing it."""
+    written = len(job.pyramid)
     for level in range(len(job.labels) if run.spec.pyramid else 0):
         build_pyramid(
             run.target.address,
@@ -125,16 +127,17 @@ def build_pyramids(run: Run, job: Job, executor: Executor, advance: Callable[[],
             within=level_name(level).rpartition("/")[0],
             executor=executor,
             run=run.identity,
+            first=written + 1,
             # Nothing is stored for regions outside the mask.
-            read_full=partial(job.read_labels, level=level) if job.outside else None,
+            read_before=partial(job.read_labels, level=level, coarser=written) if job.outside else None,
             advance=advance,
         )
 
 
-def pyramid_count(run: Run) -> int:
-    """Count the tasks that build the pyramids of the labels."""
-    layout, spec = run.labels_layout, run.spec
-    count = pyramid_task_count(layout.shape, layout.chunk, layout.shard, spec.pyramid)
+def pyramid_count(run: Run, written: int) -> int:
+    """Count the tasks that build the pyramids of the labels, of which regions have written some levels."""
+    layout, spec = (run.labels_layout, *run.pyramid_layouts)[written], run.spec
+    count = pyramid_task_count(layout.shape, layout.chunk, layout.shard, spec.pyramid[written:])
     return (spec.parameters.levels + 1) * count
 
 
@@ -148,12 +151,12 @@ def measure_labels(
     from dseeds.measure.features import FeatureJob, measure_features, space_of, voxel_bytes
     from dseeds.storage.parquet_dataset import Dataset
 
-    image, source = labels.image, labels.opened()
+    volume, source = labels.volume, labels.opened()
     feature_job = FeatureJob(
         source,
-        image,
-        Tiling(run.spec.shape, choose_tiling(run.spec.shape, source.chunks, voxel_bytes(image), task_bytes)),
-        space_of(image, run.image.affine, run.spec.options.spacing or run.image.spacing, windows),
+        volume,
+        Tiling(run.spec.shape, choose_tiling(run.spec.shape, source.chunks, voxel_bytes(volume), task_bytes)),
+        space_of(volume, run.image.affine, run.spec.options.spacing or run.image.spacing, windows),
         Dataset(open_location(run.features)).begin(),
     )
     names = {"labels": Path(run.target.address).name, "image": run.image.name, "product": run.spec.product}
@@ -185,12 +188,13 @@ def finish_labels(
 
 
 def check_inputs(run: Run) -> None:
-    """Raise `SourceChanged` if the source or the mask is no longer what it was when the run started."""
-    is_same = run.image.reopened().identity == run.spec.source
-    if not is_same or (run.mask is not None and run.mask.reopened().identity != run.spec.parameters.mask):
+    """Raise `SourceChanged` if an input is no longer what it was when the run started."""
+    parameters = run.spec.parameters
+    inputs = (run.image, run.spec.source), (run.mask, parameters.mask), (run.boundaries, parameters.boundaries)
+    if any(one is not None and one.reopened().identity != identity for one, identity in inputs):
         raise SourceChanged(
-            "the source or mask changed after the run started, so its labels would not match: start again with "
-            "overwrite=True (--overwrite)."
+            "the source, the mask or the boundary map changed after the run started, so its labels would not match: "
+            "start again with overwrite=True (--overwrite)."
         )
 
 

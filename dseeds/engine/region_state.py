@@ -23,10 +23,12 @@ from dseeds.engine.phases import HELD, turn_phase
 from dseeds.seeds import rounds
 from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.block_histograms import hide_outside, histogram_dtype, stored_histograms
+from dseeds.seeds.flood import begin_flood, flood_window, seed_table
 from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels
 from dseeds.seeds.kernels.layout import new_window, pack_box, unpack_box
 from dseeds.seeds.kernels.simd import NOTHING, OPEN
 from dseeds.seeds.kernels.voxels import MASKED
+from dseeds.seeds.schedule import FloodRound
 
 _T = TypeVar("_T")
 
@@ -149,13 +151,16 @@ def _add_histograms(job: Job, state: RegionState, values: NDArray[np.uint8], fir
 
 
 def _begin_counts(job: Job, state: RegionState, values: NDArray[Any], extent: str) -> None:
-    """Add the statistics of a region's cells to its state, when each has its own voxels."""
+    """Add the statistics of a region's cells to its state, when each has its own voxels; or the seeds of a flood."""
     first, region = job.schedule[0], job.regions.box(state.number)
     window = Window.around(job.lattice, job.lattice.grids[first.level], region, 0)
-    labels = seed_labels(window.grid.homes_of(window.box))
-    if extent != ALL:
-        hide_outside(first.level, job.lattice, window.box, values, labels)
-    counts = rounds.count_statistics(first, job.lattice, window, values, labels)
+    if isinstance(first, FloodRound):
+        counts = seed_table(job.boundary_map, job.lattice, window, values)
+    else:
+        labels = seed_labels(window.grid.homes_of(window.box))
+        if extent != ALL:
+            hide_outside(first.level, job.lattice, window.box, values, labels)
+        counts = rounds.count_statistics(first, job.lattice, window, values, labels)
     own = counts.reshape(*window.cells.shape, first.bins)[region.relative_to(window.cells.lo).slices]
     cells = job.exchange.window(state.number, 0).cells
     state.counts = np.zeros((*cells.shape, first.bins), COUNT_DTYPE)
@@ -237,6 +242,8 @@ def advance(job: Job, state: RegionState, turn: int, history: History) -> RoundR
     round_, window = job.schedule[turn], job.exchange.window(state.number, turn)
     counts = _take_counts(job, state, turn, window)
     begins_level = _enter_neighbours(job, state, turn, window, counts, history)
+    if isinstance(round_, FloodRound):
+        return _flood(job, state, round_, window, counts)
     values = _values(job, state, round_.level, window.box)
     if begins_level and history.is_masked:
         hide_outside(round_.level, job.lattice, window.box, values, _given(state.labels))
@@ -260,6 +267,18 @@ def advance(job: Job, state: RegionState, turn: int, history: History) -> RoundR
     return RoundResult(MOVED if moves else STILL, contribution)
 
 
+def _flood(job: Job, state: RegionState, round_: FloodRound, window: Window, seeds: NDArray[np.uint32]) -> RoundResult:
+    """Do the sweeps of a round of a flood in a region."""
+    table, labels = seeds.reshape(-1, round_.bins), _given(state.labels)
+    if state.turn < 0:
+        begin_flood(job.boundary_map, window, state.bins, labels, table)
+    taken = flood_window(round_, job.boundary_map, job.lattice, window, state.bins, labels, table)
+    state.turn += 1
+    # Seeds stay as they are.
+    state.counts = seeds if state.turn + 1 < len(job.schedule) else None
+    return RoundResult(MOVED if taken else STILL, None)
+
+
 def _take_counts(job: Job, state: RegionState, turn: int, window: Window) -> NDArray[np.uint32]:
     """Return the statistics of a window's cells, still without what its neighbours contributed last."""
     held, counts = job.exchange.window(state.number, state.turn + 1).cells, _given(state.counts)
@@ -280,8 +299,8 @@ def _enter_neighbours(
     elif is_refined:
         state.labels, wanted, parents = _blocks_of(job, state, turn)
     is_voxels = job.schedule[turn].weight is not None
-    # All voxels are due in every round.
-    if is_first or is_refined or is_voxels:
+    # All voxels are due in every round, but in a flood those without a label.
+    if (is_first or is_refined or is_voxels) and not isinstance(job.schedule[turn], FloodRound):
         state.marks = new_window(window.box.shape, OPEN)
     neighbours = [] if is_first else job.exchange.neighbours(state.number, turn)
     has_marks = not is_voxels and not is_refined

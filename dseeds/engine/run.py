@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from dseeds._version import __version__
 from dseeds.core.checks import read_extents
 from dseeds.core.forks import cached_property
-from dseeds.core.geometry import Lattice, Triple, triple
+from dseeds.core.geometry import Lattice, Regions, Triple, triple
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
 from dseeds.engine.memory_model import ChunkShapes
@@ -31,24 +31,26 @@ from dseeds.io.affine import affine_attributes, with_spacing
 from dseeds.io.formats.nifti import NIFTI_ENDINGS, is_nifti
 from dseeds.io.label_listing import label_format
 from dseeds.io.ome_metadata import MILLIMETRES
+from dseeds.io.pyramid import count_region_levels, cut_regions
 from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.in_memory import CutSettings
 from dseeds.seeds.order_statistics import WindowSearch
+from dseeds.seeds.schedule import OWN_MAP
 from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, ZarrFormat, level_name
 from dseeds.storage.location import LocalLocation, Location, open_location
 from dseeds.storage.slabs import slab_layout
-from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout
+from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout, region_units
 
 SUFFIX = ".dseeds"
 # The format of the specification as it is stored.
-FORMAT = 5
+FORMAT = 6
 # The mask that a threshold of the image yields.
 AUTO_MASK = "auto"
 # The options that the labels do not depend on.
 LAYOUT_OPTIONS = {"pyramid", "features", "region", "chunks", "shards", "scratch"}
 # Entries of a stored specification that neither the labels nor the scratch depend on.
-UNHASHED_KEYS = ("asked", "scratch", "overwrite", "given", "given_mask", "memory")
+UNHASHED_KEYS = ("asked", "scratch", "overwrite", "given", "given_mask", "given_boundaries", "memory")
 # Entries that are chosen for the memory of a machine.
 CHOSEN_KEYS = ("region", "labels")
 
@@ -68,6 +70,7 @@ class RunOptions:
     channel_axis: int | str | None = None
     weights: Sequence[float] | None = None
     mask: Any = None
+    boundaries: Any = None
     min_size: int | None = None
     levels: int | None = None
     level: int | None = None
@@ -83,17 +86,12 @@ class RunOptions:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options that are given as plain values, without a mask that has no name."""
+        """Return the options that are given as plain values, without a mask and a boundary map that have no name."""
         options = self.given()
-        if not isinstance(self.mask, str | Path):
-            options.pop("mask", None)
+        for name in ("mask", "boundaries"):
+            if not isinstance(options.get(name), str | Path):
+                options.pop(name, None)
         return {name: _plain(value) for name, value in options.items()}
-
-
-def refuse_boundaries(boundaries: Any) -> None:
-    """Raise a ValueError if a run is to stop at boundaries, which only an image in memory can."""
-    if boundaries is not None:
-        raise ValueError("boundaries need an image in memory: cut it with supervoxels(), or leave out boundaries.")
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,16 @@ class LabelParameters:
     weights: tuple[int, ...]
     # The mask's identity, "auto" or None.
     mask: Any
+    # The identity of a boundary map of its own, the kind of another, or None.
+    boundaries: Any
     compactness: float
     min_size: int
     levels: int
+
+    @property
+    def boundary_kind(self) -> str | None:
+        """The kind of the boundary map, a key of `dseeds.seeds.flood.KINDS`; None without one."""
+        return self.boundaries if self.boundaries is None or isinstance(self.boundaries, str) else OWN_MAP
 
     def image_query(self, dtypes: Sequence[np.dtype[Any]]) -> ImageQuery:
         """Return what has to be determined from an image with channels of these dtypes."""
@@ -132,6 +137,7 @@ class LabelParameters:
             compactness=self.compactness,
             min_size=self.min_size,
             levels=self.levels,
+            boundaries=self.boundary_kind,
         )
 
     @classmethod
@@ -161,9 +167,10 @@ class RunSpec:
     options: RunOptions
     # The address of the user's scratch folder.
     scratch: str | None
-    # The addresses of the sources and of the mask; None for what is in the memory of a process.
+    # The addresses of the sources, the mask and the boundary map; None for what is in the memory of a process.
     sources: list[str] | None
     mask_address: str | None
+    boundaries_address: str | None
     overwrite: bool
     # The memory of a worker or job, in bytes.
     memory: int
@@ -189,6 +196,7 @@ class RunSpec:
             "scratch": self.scratch,
             "given": self.sources,
             "given_mask": self.mask_address,
+            "given_boundaries": self.boundaries_address,
             "overwrite": self.overwrite,
             "memory": self.memory,
         }
@@ -213,6 +221,7 @@ class RunSpec:
             scratch=document["scratch"],
             sources=document["given"],
             mask_address=document["given_mask"],
+            boundaries_address=document["given_boundaries"],
             overwrite=document["overwrite"],
             memory=document["memory"],
         )
@@ -283,8 +292,15 @@ class Run:
     target: ResolvedTarget
     image: Image
     mask: Mask | None = None
+    # A boundary map of its own.
+    boundaries: Image | None = None
     # The source as it was given, or the first of several: NIfTI labels take its header.
     template: Any = None
+
+    @cached_property
+    def volume(self) -> Image:
+        """What is cut: the image and, as the last channel, a boundary map of its own."""
+        return self.image if self.boundaries is None else Image((*self.image.parts, *self.boundaries.parts))
 
     @property
     def folder(self) -> Location:
@@ -295,6 +311,13 @@ class Run:
     def identity(self) -> str:
         """A hash of everything that the labels and the scratch depend on."""
         return self.spec.identity
+
+    @property
+    def is_reopenable(self) -> bool:
+        """Whether other processes can open all inputs by their addresses."""
+        spec = self.spec
+        inputs = (self.image, spec.sources), (self.mask, spec.mask_address), (self.boundaries, spec.boundaries_address)
+        return all(one is None or address is not None for one, address in inputs)
 
     @property
     def features(self) -> str | None:
@@ -334,14 +357,14 @@ class Run:
     def job(self) -> Job:
         """Return the description of the run that travels with its tasks."""
         spec, parameters = self.spec, self.spec.parameters
-        image: Image | ImportedImage = self.image
+        volume: Image | ImportedImage = self.volume
         mask: Mask | ResampledMask | None = self.mask
-        if not self.image.readable_by_workers:
-            image = ImportedImage(self.scratch, self.image.channels)
+        if not self.volume.readable_by_workers:
+            volume = ImportedImage(self.scratch, self.volume.channels)
         if self.mask is not None and not self.mask.readable_by_workers:
             mask = self.mask.through(ImportedMask(self.scratch))
         return Job(
-            image,
+            volume,
             spec.shape,
             spec.step,
             spec.region,
@@ -352,6 +375,9 @@ class Run:
             weights=parameters.weights,
             mask=mask,
             min_size=parameters.min_size,
+            boundaries=parameters.boundary_kind,
+            pyramid=spec.pyramid[: self.region_levels],
+            pyramid_method=spec.pyramid_method,
         )
 
     def _label_group(self, level: int) -> LabelGroup:
@@ -371,12 +397,13 @@ class Run:
                     "asked": {name: value for name, value in options.to_dict().items() if name not in LAYOUT_OPTIONS},
                     "step": job.step,
                     "cells": job.lattice.cells,
-                    "windows": job.windows,
+                    "windows": job.image_windows,
                     "bins": self.spec.parameters.bins,
                     "weights": job.weights,
                     "thresholds": job.thresholds,
                     "compactness": job.compactness,
                     "min_size": job.min_size,
+                    "boundaries": self.spec.parameters.boundaries,
                     "rounds": len(job.schedule),
                 },
                 "source": self.image.identity,
@@ -417,10 +444,10 @@ class Run:
     def layouts(self) -> dict[str, Layout]:
         """The arrays in scratch that the source and the target of this run need, by name."""
         layouts = {}
-        if not self.image.readable_by_workers:
+        if not self.volume.readable_by_workers:
             layouts = {
-                source_name(channel): slab_layout(self.image.shape, dtype)
-                for channel, dtype in enumerate(self.image.dtypes)
+                source_name(channel): slab_layout(self.volume.shape, dtype)
+                for channel, dtype in enumerate(self.volume.dtypes)
             }
         if self.mask is not None and not self.mask.readable_by_workers:
             layouts["mask"] = slab_layout(self.mask.own, np.dtype(np.uint8))
@@ -431,6 +458,23 @@ class Run:
     def create_scratch(self, state: RunState) -> None:
         """Create all arrays in scratch, empty."""
         state.job.store.create({**state.layouts, **self.layouts})
+
+    @cached_property
+    def region_levels(self) -> int:
+        """How many levels of the labels' pyramid regions write themselves."""
+        spec, layout = self.spec, self.labels_layout
+        region = region_units(Regions(spec.lattice, spec.region), spec.lattice.grids[-1])
+        return count_region_levels(spec.shape, triple(layout.chunk), triple(layout.shard), spec.pyramid, region)
+
+    @cached_property
+    def pyramid_layouts(self) -> tuple[Layout, ...]:
+        """The layouts of the coarser levels of the labels' pyramid."""
+        finer, layouts = self.labels_layout, []
+        for level in self.spec.pyramid:
+            chunk, shard = cut_regions(level.shape, finer.chunk, finer.shard, level.factors)
+            finer = replace(finer, shape=level.shape, shard=shard, chunk=chunk)
+            layouts.append(finer)
+        return tuple(layouts)
 
     @property
     def labels_layout(self) -> Layout:

@@ -26,7 +26,8 @@ from dseeds.engine.run import (
     run_identity,
     scratch_elsewhere,
 )
-from dseeds.io import ArraySource, Image, nifti_run, open_mask
+from dseeds.io import ArraySource, Image, nifti_run, open_boundary_map, open_mask
+from dseeds.seeds.schedule import OWN_MAP
 from dseeds.storage.label_group import check_target, published_by, published_product, remove_target, written_by
 from dseeds.storage.lease import LEASE_FOLDER as LEASE
 from dseeds.storage.lease import Lease, LeaseLost, check_free, hold_lease
@@ -77,16 +78,26 @@ def load_run(folder: str, *, with_source: bool = True) -> Run:
         raise FileNotFoundError(f"there is no unfinished run at {folder}.")
     target, sources = ResolvedTarget.at(folder.removesuffix(SUFFIX)), spec.sources
     if not with_source:
-        channels = (np.broadcast_to(np.zeros((), dtype), spec.shape) for dtype in spec.dtypes)
-        return Run(spec, target, Image(tuple(map(ArraySource, channels))))
+        channels = [ArraySource(np.broadcast_to(np.zeros((), dtype), spec.shape)) for dtype in spec.dtypes]
+        count = len(spec.parameters.weights)
+        boundaries = Image(tuple(channels[count:])) if channels[count:] else None
+        return Run(spec, target, Image(tuple(channels[:count])), boundaries=boundaries)
     if sources is None:
-        raise ValueError(f"the source of the run at {folder} was in the memory of the process that started it.")
-    image, mask = open_run_image(sources, spec.options), None
+        raise _was_in_memory("source", folder)
+    image, mask, boundaries = open_run_image(sources, spec.options), None, None
     if spec.parameters.mask not in (None, AUTO_MASK):
         if spec.mask_address is None:
-            raise ValueError(f"the mask of the run at {folder} was in the memory of the process that started it.")
+            raise _was_in_memory("mask", folder)
         mask = open_mask(spec.mask_address, image)
-    return Run(spec, target, image, mask, sources[0])
+    if spec.parameters.boundary_kind == OWN_MAP:
+        if spec.boundaries_address is None:
+            raise _was_in_memory("boundary map", folder)
+        boundaries = open_boundary_map(spec.boundaries_address, image)
+    return Run(spec, target, image, mask, boundaries, sources[0])
+
+
+def _was_in_memory(name: str, folder: str) -> ValueError:
+    return ValueError(f"the {name} of the run at {folder} was in the memory of the process that started it.")
 
 
 def is_unfinished(run: Run) -> bool:

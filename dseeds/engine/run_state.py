@@ -38,9 +38,10 @@ from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, PARTS, QUANTISE, Phase, turn_phase
 from dseeds.engine.scratch import digits_name, parse_name
 from dseeds.seeds.contrast import describe_contrast, new_counts
-from dseeds.seeds.histograms import GREY_LEVELS, equalised_bins, otsu_threshold
+from dseeds.seeds.flood import check_map_window
+from dseeds.seeds.histograms import GREY_LEVELS, equalised_tables, foreground_thresholds
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
-from dseeds.seeds.schedule import Round, first_replayed, may_rest, schedule
+from dseeds.seeds.schedule import OWN_MAP, Round, first_replayed, may_rest
 from dseeds.storage.zarr_arrays import Layout
 
 # The outcomes of a phase's finished tasks, by region.
@@ -92,8 +93,9 @@ class RunState:
 
     def __post_init__(self) -> None:
         self.job = replace(self.job, may_be_masked=self.query.may_be_masked)
-        rounds = schedule(self.job.lattice, self.job.channels)
-        self._outcomes = np.full((1 + len(rounds), len(self.job.regions)), OUTCOME_CODES[NOT_DONE], np.uint8)
+        self._outcomes = np.full(
+            (1 + len(self.job.planned_schedule), len(self.job.regions)), OUTCOME_CODES[NOT_DONE], np.uint8
+        )
         self.bin_counts = new_counts(self.job.channels)
         self._is_counted = np.zeros(len(self.job.regions), np.bool_)
         self._take_windows()
@@ -111,8 +113,7 @@ class RunState:
     @property
     def planned(self) -> list[Phase]:
         """All phases that could be needed, before anything is known of the image."""
-        rounds = schedule(self.job.lattice, self.job.channels)
-        return self._phases(rounds, self.search.most_further_passes, masked=self.query.may_be_masked)
+        return self._phases(self.job.planned_schedule, self.search.most_further_passes, masked=self.query.may_be_masked)
 
     @property
     def phases(self) -> list[Phase]:
@@ -134,7 +135,7 @@ class RunState:
 
     @property
     def _rounds(self) -> Sequence[Round]:
-        return self.job.schedule if self.search.done else schedule(self.job.lattice, self.job.channels)
+        return self.job.schedule if self.search.done else self.job.planned_schedule
 
     def _is_masked(self, expected: bool) -> bool:
         return self.job.masked if self._is_quantised else expected
@@ -178,7 +179,11 @@ class RunState:
             return ()
         job = self.job
         return describe_contrast(
-            job.windows, self.bin_counts, math.prod(job.shape), has_threshold=self.query.foreground
+            job.windows,
+            self.bin_counts,
+            math.prod(job.shape),
+            has_threshold=self.query.foreground,
+            has_map=job.boundaries == OWN_MAP,
         )
 
     # Arrays in scratch
@@ -303,10 +308,10 @@ class RunState:
 
     def _histogram_record(self) -> dict[str, Any]:
         """Derive the bins and the thresholds from the histograms of the channels."""
-        counts, query = self._total("intensities"), self.query
+        counts, query, channels = self._total("intensities"), self.query, len(self.job.weights)
         return {
-            "tables": [equalised_bins(channel).tolist() for channel in counts] if query.equalised else None,
-            "thresholds": [int(otsu_threshold(channel)) for channel in counts] if query.foreground else None,
+            "tables": [table.tolist() for table in equalised_tables(counts, channels)] if query.equalised else None,
+            "thresholds": list(foreground_thresholds(counts, channels)) if query.foreground else None,
         }
 
     def _total(self, name: str) -> NDArray[np.int64]:
@@ -362,6 +367,8 @@ class RunState:
     def _take_windows(self) -> None:
         if self.search.done:
             self.job = replace(self.job, windows=self.search.windows())
+            if self.job.boundaries == OWN_MAP:
+                check_map_window(self.job.windows[-1])
 
     # Regions at rest
 

@@ -34,7 +34,7 @@ def slab_count(shape: Triple, itemsize: int) -> int:
 
 def import_count(run: Run) -> int:
     """Count the slabs of the volume and of the mask that workers cannot read."""
-    image, mask, count = run.image, run.mask, 0
+    image, mask, count = run.volume, run.mask, 0
     if not image.readable_by_workers:
         count += slab_count(image.shape, _largest_itemsize(image))
     if mask is not None and not mask.readable_by_workers:
@@ -69,7 +69,7 @@ def _largest_itemsize(image: Image) -> int:
 
 
 def _read_slabs(run: Run) -> Iterator[SourceSlab]:
-    image, mask = run.image, run.mask
+    image, mask = run.volume, run.mask
     try:
         if not image.readable_by_workers:
             for begin, channels in image.slabs(slab_thickness(image.shape, _largest_itemsize(image))):

@@ -51,7 +51,7 @@ def perform_task(job: Job, phase: Phase, number: int, task_input: Any = None, is
     token = byte_counter.set(counter)
     start = time.perf_counter()
     try:
-        if is_marked and phase == LABEL and all(labels.is_complete(job.voxel_box(number)) for labels in job.labels):
+        if is_marked and phase == LABEL and label_tasks.has_labels(job, number):
             outcome, counts = "labelled", None
         else:
             result = _TASKS[phase.stage](job, number, phase.turn, task_input)

@@ -29,15 +29,17 @@ from dseeds.engine.run import (
     open_run_image,
 )
 from dseeds.engine.run_directory import RunMismatch, is_published, read_spec
-from dseeds.io import Image, Mask, ZarrSource, check_nifti_target, open_mask
+from dseeds.io import Image, Mask, ZarrSource, check_nifti_target, open_boundary_map, open_mask
 from dseeds.io.label_listing import is_label_of, label_format
 from dseeds.io.pyramid_levels import PyramidLevel, choose_levels, extend_levels, match_levels
 from dseeds.parallel.capacity import Capacity
 from dseeds.seeds.binning import check_dtype
 from dseeds.seeds.cell_size import choose_step
+from dseeds.seeds.flood import check_boundaries
 from dseeds.seeds.hierarchy import check_levels
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
 from dseeds.seeds.min_size import check_min_size
+from dseeds.seeds.schedule import OWN_MAP
 from dseeds.seeds.scores import check_compactness
 from dseeds.storage.label_group import check_target, written_by
 from dseeds.storage.location import is_remote, open_location
@@ -68,12 +70,13 @@ def prepare_run(
     for dtype in image.dtypes:
         check_dtype(dtype)
     mask = None if options.mask is None or is_auto(options.mask) else open_mask(options.mask, image)
-    spec, resources = _specify(source, image, mask, destination, options, overwrite, capacity)
+    boundaries = _open_boundaries(options, image)
+    spec, resources = _specify(source, image, mask, boundaries, destination, options, overwrite, capacity)
     if earlier is not None:
         check_resumable(earlier, spec, destination.address)
         spec = earlier
     first = source[0] if isinstance(source, list | tuple) else source
-    run = Run(spec, destination, image, mask, image.path or first)
+    run = Run(spec, destination, image, mask, boundaries, image.path or first)
     check_destination(run)
     if run.features:
         # Here, not above: Arrow takes its time to import.
@@ -84,10 +87,20 @@ def prepare_run(
     return run, resources
 
 
+def _open_boundaries(options: RunOptions, image: Image) -> Image | None:
+    """Open a boundary map of its own; None if there is none."""
+    if check_boundaries(options.boundaries, options.compactness or 0.0) != OWN_MAP:
+        return None
+    boundaries = open_boundary_map(options.boundaries, image)
+    check_dtype(boundaries.dtypes[0])
+    return boundaries
+
+
 def _specify(
     source: Any,
     image: Image,
     mask: Mask | None,
+    boundaries: Image | None,
     target: ResolvedTarget,
     options: RunOptions,
     overwrite: bool,
@@ -103,9 +116,10 @@ def _specify(
         known_spacing=image.spacing,
         mask=None if mask is None or options.n_segments is None else mask.blocks(),
     )
-    parameters = _check_parameters(options, image, mask)
+    parameters = _check_parameters(options, image, mask, boundaries)
+    volume = image if boundaries is None else Image((*image.parts, *boundaries.parts))
     lattice = Lattice(shape, step)
-    check_apart(target.address, *image.paths, None if mask is None else mask.path)
+    check_apart(target.address, *volume.paths, None if mask is None else mask.path)
     into_image = is_label_of(image, target.address)
     if target.is_nifti:
         _check_nifti(target, image, parameters.levels)
@@ -113,10 +127,10 @@ def _specify(
     shards, chunks = read_extents("shards", options.shards), read_extents("chunks", options.chunks)
     region = choose_region_shape(
         lattice,
-        task_shape(image, parameters),
+        task_shape(volume, parameters),
         resources,
         region=options.region,
-        chunks=chunk_shapes(image, chunks),
+        chunks=chunk_shapes(volume, chunks),
         multiple=shard_alignment(lattice, shards),
     )
     label_shard, label_chunk = choose_label_layout(lattice, region, shards, chunks)
@@ -127,7 +141,7 @@ def _specify(
     method = PYRAMIDS[0] if options.pyramid is None else options.pyramid
     spec = RunSpec(
         source=image.identity,
-        dtypes=tuple(dtype.newbyteorder("=").str for dtype in image.dtypes),
+        dtypes=tuple(dtype.newbyteorder("=").str for dtype in volume.dtypes),
         shape=shape,
         step=step,
         parameters=parameters,
@@ -141,6 +155,7 @@ def _specify(
         scratch=None if options.scratch is None else open_location(options.scratch).address,
         sources=_source_addresses(source, image),
         mask_address=None if mask is None else _address(options.mask) or mask.path,
+        boundaries_address=None if boundaries is None else _address(options.boundaries) or boundaries.path,
         overwrite=overwrite,
         memory=resources.memory,
     )
@@ -148,13 +163,16 @@ def _specify(
     return RunSpec.from_document(json.loads(json.dumps(spec.to_document()))), resources
 
 
-def _check_parameters(options: RunOptions, image: Image, mask: Mask | None) -> LabelParameters:
+def _check_parameters(
+    options: RunOptions, image: Image, mask: Mask | None, boundaries: Image | None
+) -> LabelParameters:
     return LabelParameters(
-        windows=read_windows(options.window, image.channels),
+        windows=(*read_windows(options.window, image.channels), *([] if boundaries is None else [None])),
         percentiles=check_percentiles((0.5, 99.5) if options.percentiles is None else options.percentiles),
         bins=check_bins("linear" if options.bins is None else options.bins),
         weights=check_weights(options.weights, image.channels),
         mask=AUTO_MASK if is_auto(options.mask) else None if mask is None else mask.identity,
+        boundaries=options.boundaries if boundaries is None else boundaries.identity,
         compactness=check_compactness(options.compactness or 0.0),
         min_size=check_min_size(0 if options.min_size is None else options.min_size),
         levels=check_levels(0 if options.levels is None else options.levels),
@@ -180,22 +198,23 @@ def _choose_pyramid(
     return levels or choose_levels(image.shape, spacing or image.spacing)
 
 
-def task_shape(image: Image, parameters: LabelParameters) -> TaskShape:
+def task_shape(volume: Image, parameters: LabelParameters) -> TaskShape:
     """Return what the memory of a run's tasks depends on, besides the lattice."""
-    query = parameters.image_query(image.dtypes)
+    query = parameters.image_query(volume.dtypes)
     return TaskShape(
-        image.itemsize,
-        image.channels,
+        volume.itemsize,
+        volume.channels,
         masked=query.may_be_masked,
         counted=query.needs_histogram,
         has_joins=parameters.min_size > 1 or parameters.levels > 0,
+        boundaries=parameters.boundary_kind,
     )
 
 
 def resident_room(run: Run, capacity: Capacity) -> int:
     """Return the bytes that states of regions may take in each worker between tasks."""
-    chunks = chunk_shapes(run.image, triple(run.labels_layout.chunk))
-    task = task_shape(run.image, run.spec.parameters)
+    chunks = chunk_shapes(run.volume, triple(run.labels_layout.chunk))
+    task = task_shape(run.volume, run.spec.parameters)
     return room_beside_tasks(run.spec.lattice, run.spec.region, task, capacity, chunks)
 
 
@@ -227,9 +246,11 @@ def _address(source: Any) -> str | None:
 def _complete_options(options: RunOptions, earlier: RunSpec) -> RunOptions:
     """Fill in the options of the run that is resumed."""
     before, changes = earlier.options.given(), options.given()
+    # Unlike the options, addresses do not depend on the working directory.
     if earlier.mask_address is not None:
-        # Unlike the option, it does not depend on the working directory.
         before["mask"] = earlier.mask_address
+    if earlier.boundaries_address is not None:
+        before["boundaries"] = earlier.boundaries_address
     if changes.keys() & {"step", "n_segments"}:
         before = {name: value for name, value in before.items() if name not in ("step", "n_segments")}
     # The regions stay what they are, even if they were chosen by the run.

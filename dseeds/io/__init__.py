@@ -4,13 +4,14 @@ No arithmetic on voxels happens here, except for pyramids: voxels are passed on 
 by slab. A new format starts in `dseeds.io.source`.
 
 - `source`, `open`: the interface of a volume, and the table of formats; `formats` implements them.
-- `image`, `mask`, `labels`: what a volume is read as.
+- `image`, `mask`, `boundary_map`, `labels`: what a volume is read as.
 - `affine`, `ome_metadata`: its position in space, and the metadata of OME-Zarr.
 - `resolution_levels`: the stored levels of an image, to be read.
 - `pyramid`, `pyramid_levels`, `pyramid_kernels`: coarser levels, to be written.
 - `label_listing`: labels inside the OME-Zarr image that they belong to.
 """
 
+from dseeds.io.boundary_map import open_boundary_map
 from dseeds.io.formats.dicom import DicomSource
 from dseeds.io.formats.file_source import FileSource
 from dseeds.io.formats.nifti import NiftiSource, check_nifti_target, nifti_run, write_nifti, write_nifti_labels
@@ -45,6 +46,7 @@ __all__ = [
     "nifti_run",
     "ome_image_attributes",
     "ome_label_attributes",
+    "open_boundary_map",
     "open_image",
     "open_mask",
     "open_source",

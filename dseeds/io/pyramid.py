@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.dtypes import native_dtype, native_values
-from dseeds.core.geometry import Box, Triple
+from dseeds.core.geometry import Box, Triple, triple
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.ome_metadata import Resolution
 from dseeds.io.pyramid_kernels import take_means, take_modes
@@ -48,7 +48,8 @@ def build_pyramid(
     within: str = "",
     executor: Executor | None = None,
     run: str = "",
-    read_full: Callable[[Box], NDArray[Any]] | None = None,
+    first: int = 1,
+    read_before: Callable[[Box], NDArray[Any]] | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[Resolution, ...]:
     """Write the coarser levels of the array ``0`` of a group: ``1``, ``2`` and so on, but not the group's attributes.
@@ -73,22 +74,25 @@ def build_pyramid(
     run : str, optional
         The run whose unfinished output the group has to be, or a RuntimeError is raised; a chunk that is missing is
         damage then.
-    read_full : callable, optional
-        Returns the voxels of the array ``0`` in a box, where not all of its chunks are stored.
+    first : int, default 1
+        The first level to write; those before it are there.
+    read_before : callable, optional
+        Returns the voxels of the level before that in a box, where not all of its chunks are stored.
     advance : callable
         Called after every task.
     """
     # Each process caches the arrays of a run.
     group = _LevelGroup(
-        open_location(address), f"{within}/" if within else "", run or uuid.uuid4().hex, bool(run), read_full
+        open_location(address), f"{within}/" if within else "", run or uuid.uuid4().hex, bool(run), first, read_before
     )
-    finer = full = group.array(0)
+    full, finer = group.array(0), group.array(first - 1)
     _check_method(full, method)
     executor = executor or Executor(1)
     progress, silent = executor.progress, replace(executor, progress=None)
     if progress:
-        progress.begin(PYRAMID_STAGE, pyramid_task_count(full.shape, full.chunks, full.shards or full.chunks, levels))
-    for number, level in enumerate(levels, 1):
+        cut = finer.shape, finer.chunks, finer.shards or finer.chunks
+        progress.begin(PYRAMID_STAGE, pyramid_task_count(*cut, levels[first - 1 :]))
+    for number, level in enumerate(levels[first - 1 :], first):
         finer = array = group.create(finer, number, level)
         total = math.prod(_region_counts(array.shape, array.shards or array.chunks))
         calls = ((group, number, method, level.factors, task) for task in range(total))
@@ -110,7 +114,8 @@ class _LevelGroup:
     prefix: str
     run: str
     checked: bool
-    read_full: Callable[[Box], NDArray[Any]] | None = None
+    first: int = 1
+    read_before: Callable[[Box], NDArray[Any]] | None = None
 
     def array(self, level: int, *, complete: bool = False) -> zarr.Array:
         """Open a level for writing or, if it is `complete`, for reading, where a missing chunk is an error."""
@@ -119,9 +124,9 @@ class _LevelGroup:
 
     def read(self, level: int, piece: _Slices) -> NDArray[Any]:
         """Return a part of a level; raise an error if it is damaged."""
-        if level == 0 and self.read_full is not None:
+        if level == self.first - 1 and self.read_before is not None:
             z, y, x = piece
-            return self.read_full(Box((z.start, y.start, x.start), (z.stop, y.stop, x.stop)))
+            return self.read_before(Box((z.start, y.start, x.start), (z.stop, y.stop, x.stop)))
         # Arrays of other programs may lack chunks that hold only the fill value.
         return np.asarray(self.array(level, complete=self.checked)[piece])
 
@@ -221,6 +226,25 @@ def cut_regions(
     return smaller, tuple(within)
 
 
+def count_region_levels(
+    shape: Triple, chunk: Triple, shard: Triple, levels: Sequence[PyramidLevel], region: Triple
+) -> int:
+    """Return how many of the levels of an array consist, in each region of it, of whole blocks and whole shards.
+
+    >>> halves = [PyramidLevel((n, n, n), (2, 2, 2)) for n in (256, 128, 64)]
+    >>> count_region_levels((512,) * 3, (64,) * 3, (256,) * 3, halves, (256, 256, 512))
+    2
+    """
+    for count, level in enumerate(levels):
+        chunk, shard = map(triple, cut_regions(level.shape, chunk, shard, level.factors))
+        for extent, n, f, s in zip(region, shape, level.factors, shard, strict=True):
+            if extent < n and (extent % f or extent // f % s):
+                return count
+        axes = zip(region, shape, level.factors, level.shape, strict=True)
+        region, shape = triple([m if e >= n else e // f for e, n, f, m in axes]), level.shape
+    return len(levels)
+
+
 def _region_shape(shards: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of a region, which is whole shards, or chunks without shards."""
     return tuple(s * max(1, _MIN_EXTENT // s) if axis >= len(shards) - 3 else s for axis, s in enumerate(shards))
@@ -264,9 +288,14 @@ def _reduce(group: _LevelGroup, finer: int, piece: _Slices, method: str, factors
             f"was written, so resume with resume=True (--resume), or write it again."
         ) from error
     volume, coarse = native_values(values.reshape(values.shape[-3:])), out.reshape(out.shape[-3:])
+    reduce_voxels(volume, factors, method, coarse)
+    return values.nbytes
+
+
+def reduce_voxels(values: NDArray[Any], factors: Triple, method: str, out: NDArray[Any]) -> None:
+    """Write the value of each block of `factors` voxels, of native byte order, into `out`; see `build_pyramid`."""
     if method == "nearest":
         dz, dy, dx = factors
-        coarse[:] = volume[::dz, ::dy, ::dx]
+        out[:] = values[::dz, ::dy, ::dx][: out.shape[0], : out.shape[1], : out.shape[2]]
     else:
-        (take_modes if method == "mode" else take_means)(volume, factors, coarse)
-    return values.nbytes
+        (take_modes if method == "mode" else take_means)(values, factors, out)

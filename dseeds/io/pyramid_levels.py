@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dseeds.core.geometry import Triple, triple
+from dseeds.core.geometry import Box, Triple, triple
 from dseeds.io.ome_metadata import Resolution
 
 # The coarsest level is no longer than `TOP_EXTENT` along any axis. Axes of up to `THIN_EXTENT` are not halved while
@@ -23,6 +23,16 @@ class PyramidLevel:
 
     shape: Triple
     factors: Triple
+
+    def coarsen(self, box: Box) -> Box:
+        """Return the voxels of this level that begin in a box of the level before it, which consists of whole blocks.
+
+        >>> PyramidLevel((2, 4, 5), (1, 2, 2)).coarsen(Box((0, 2, 4), (1, 8, 9)))
+        Box(lo=(0, 1, 2), hi=(1, 4, 5))
+        """
+        lo = triple([begin // f for begin, f in zip(box.lo, self.factors, strict=True)])
+        hi = triple([min(-(-end // f), n) for end, f, n in zip(box.hi, self.factors, self.shape, strict=True)])
+        return Box(lo, hi)
 
 
 def choose_levels(shape: Triple, spacing: Sequence[float] | None = None) -> tuple[PyramidLevel, ...]:

@@ -225,6 +225,7 @@ def build_edge_table(rows: CountRows, supervoxels: pa.Table, space: Space) -> pa
         mean = supervoxels[space.mean_name(channel)].to_numpy()[pairs]
         begin = kernel.STEP_CHANNELS + channel * kernel.STEP_CHANNEL_WIDTH
         steps = rows[:, begin : begin + kernel.STEP_CHANNEL_WIDTH]
+        columns[space.column_name("intensity_mean", channel)] = _contact_means(steps, space, channel)
         columns[space.column_name("intensity_difference", channel)] = np.abs(mean[:, 0] - mean[:, 1])
         columns[space.column_name("intensity_gradient", channel)] = _gradient(steps, space, space.scales[channel])
         column = supervoxels[space.column_name("histogram", channel)].combine_chunks()
@@ -233,11 +234,20 @@ def build_edge_table(rows: CountRows, supervoxels: pa.Table, space: Space) -> pa
     return pa.table(columns)
 
 
+def _contact_means(steps: CountRows, space: Space, channel: int) -> Floats:
+    """Return the mean intensity on both sides of each contact's faces."""
+    measured = steps[:, kernel.STEPS_MEASURED].astype(np.float64)
+    measured[measured == 0] = np.nan
+    total = steps[:, kernel.SIDES_SUM] / 2 / space.scales[channel] + totals(steps, kernel.FAR_MEAN_SUM)
+    means: Floats = total / measured + space.pivots[channel] + float(space.origins[channel])
+    return means
+
+
 def _gradient(steps: CountRows, space: Space, scale: float) -> Floats:
     """Return the mean step in intensity across each contact, per millimetre."""
     measured = steps[:, kernel.STEPS_MEASURED]
     inverses = [1 / (scale * length) for length in space.spacing]
-    sums = steps[:, kernel.STEP_SUMS : kernel.FAR_STEP_SUM]
+    sums = steps[:, kernel.STEP_SUMS : kernel.SIDES_SUM]
     total = _weighted_sum(sums, inverses) + totals(steps, kernel.FAR_STEP_SUM)
     gradient: Floats = np.divide(total, measured, out=np.full(len(steps), np.nan), where=measured > 0)
     return gradient

@@ -208,6 +208,8 @@ def features(
         The two labels, the lower one first.
     ``num_faces``, ``area``
         The contact in voxel faces and in mm^2.
+    ``intensity_mean``
+        Of the voxels on both sides of the contact's faces: that of a boundary map says how much of a boundary it is.
     ``intensity_difference``
         Between the means of the two.
     ``intensity_gradient``

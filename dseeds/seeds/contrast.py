@@ -37,12 +37,12 @@ def new_counts(channels: int) -> NDArray[np.int64]:
 
 
 def describe_contrast(
-    windows: Sequence[Limits], counts: NDArray[np.int64], voxels: int, *, has_threshold: bool
+    windows: Sequence[Limits], counts: NDArray[np.int64], voxels: int, *, has_threshold: bool, has_map: bool = False
 ) -> tuple[str, ...]:
     """Return a sentence for each channel whose voxels inside the mask nearly all share a bin, as `counts` say.
 
     There is another if a mask by a threshold leaves few of the volume's voxels. A constant channel has no contrast to
-    lose.
+    lose, and with a boundary map of the user's, intensities hardly matter.
 
     >>> [sentence] = describe_contrast([(0.0, 9.0)], np.array([[997, 3]]), 1000, has_threshold=False)
     >>> sentence.partition(",")[0]
@@ -54,6 +54,8 @@ def describe_contrast(
             f'mask="auto" leaves {inside} of {voxels} voxels, those above a threshold within the window: pass a window '
             "around the intensities of interest, or a mask of your own.",
         )
+    if has_map:
+        return ()
     sentences = []
     for channel, ((low, high), own) in enumerate(zip(windows, counts[:, :BINS].tolist(), strict=True)):
         most = max(own)

@@ -6,7 +6,7 @@ each sweep. See docs/algorithm.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -34,13 +34,18 @@ from dseeds.seeds.kernels.flood import (
 )
 from dseeds.seeds.kernels.layout import WindowGeometry, new_window, window_geometry
 from dseeds.seeds.kernels.simd import NOTHING
-from dseeds.seeds.schedule import FloodRound, whole_flood
+from dseeds.seeds.schedule import OWN_MAP, FloodRound, flood_schedule
 
-# A map of its own, as the last channel of the bins; other kinds are derived from the image.
-OWN_MAP = "map"
+# The kinds of boundary maps, and what the kernels call them.
 KINDS = {OWN_MAP: MAP, "image": BRIGHT, "dark": DARK, "gradient": GRADIENT}
+# Those that are made from the image.
+DERIVED_KINDS = tuple(kind for kind in KINDS if kind != OWN_MAP)
 # Planes that a sweep does in one go.
 WAVE = 16
+
+
+class ConstantMap(ValueError):
+    """A boundary map shows no boundary."""
 
 
 def check_boundaries(boundaries: Any, compactness: float) -> str | None:
@@ -55,15 +60,14 @@ def check_boundaries(boundaries: Any, compactness: float) -> str | None:
             f"compactness is {compactness}, but supervoxels that stop at boundaries have none: leave out compactness "
             "or boundaries."
         )
-    is_derived = isinstance(boundaries, str) and boundaries in KINDS and boundaries != OWN_MAP
-    return boundaries if is_derived else OWN_MAP
+    return boundaries if isinstance(boundaries, str) and boundaries in DERIVED_KINDS else OWN_MAP
 
 
 def check_map_window(limits: Limits) -> None:
-    """Raise a ValueError if the percentiles of a boundary map leave nothing of it."""
+    """Raise a `ConstantMap` if the percentiles of a boundary map leave nothing of it."""
     low, high = limits
     if not low < high:
-        raise ValueError(
+        raise ConstantMap(
             f"the boundary map is {low:g} everywhere, or everywhere inside the mask, so it shows no boundary: pass "
             "another map."
         )
@@ -161,13 +165,22 @@ def _shares(sweep: FloodSweep, count: int) -> list[FloodSweep]:
 
 
 def flood_volume(
-    boundaries: BoundaryMap, lattice: Lattice, bins: NDArray[np.uint8], *, threads: int = 1
+    boundaries: BoundaryMap,
+    lattice: Lattice,
+    bins: NDArray[np.uint8],
+    *,
+    threads: int = 1,
+    on_round: Callable[[], object] = lambda: None,
 ) -> NDArray[np.uint8]:
-    """Flood a volume in memory, and return the label codes, a window of `kernels.layout`; so is each channel's bins."""
-    round_ = whole_flood(lattice, len(boundaries.weights))
+    """Flood a volume in memory, and return the label codes, a window of `kernels.layout`; so is each channel's bins.
+
+    `on_round` is called after every round.
+    """
     window = Window.around(lattice, lattice.grids[-1], Box((0, 0, 0), lattice.cells), 0)
     labels = new_window(lattice.shape, NOTHING)
     seeds = seed_table(boundaries, lattice, window, bins)
     begin_flood(boundaries, window, bins, labels, seeds)
-    flood_window(round_, boundaries, lattice, window, bins, labels, seeds, threads=threads)
+    for round_ in flood_schedule(lattice, len(boundaries.weights)):
+        flood_window(round_, boundaries, lattice, window, bins, labels, seeds, threads=threads)
+        on_round()
     return labels

@@ -145,6 +145,15 @@ def foreground_thresholds(counts: NDArray[np.int64], channels: int) -> tuple[int
     return tuple(otsu_threshold(c) if k < channels else GREY_LEVELS for k, c in enumerate(counts))
 
 
+def equalised_tables(counts: NDArray[np.int64], channels: int) -> list[NDArray[np.uint8]]:
+    """Return the bin of each grey level of each channel of an image.
+
+    Bins of what follows these channels in the counts have equal widths.
+    """
+    linear = (np.arange(GREY_LEVELS) // (GREY_LEVELS // BINS)).astype(np.uint8)
+    return [equalised_bins(c) if k < channels else linear for k, c in enumerate(counts)]
+
+
 def equalised_bins(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Assign grey levels to 64 bins that hold about equally many voxels, in ascending order.
 

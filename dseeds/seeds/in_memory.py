@@ -16,9 +16,9 @@ from dseeds.seeds.binning import quantise_window
 from dseeds.seeds.block_histograms import hide_outside, stored_histograms
 from dseeds.seeds.contact_graph import ContactGraph, build_contact_graph
 from dseeds.seeds.contrast import new_counts
-from dseeds.seeds.flood import OWN_MAP, boundary_map, check_map_window, flood_volume
+from dseeds.seeds.flood import boundary_map, check_map_window, flood_volume
 from dseeds.seeds.hierarchy import coarser_level
-from dseeds.seeds.histograms import count_grey_levels, equalised_bins, foreground_thresholds
+from dseeds.seeds.histograms import count_grey_levels, equalised_tables, foreground_thresholds
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.label_codes import refine_labels, seed_labels, write_global_labels
 from dseeds.seeds.kernels.layout import new_window, unpack_box
@@ -26,7 +26,7 @@ from dseeds.seeds.kernels.mask_components import count_components, number_compon
 from dseeds.seeds.kernels.simd import OPEN
 from dseeds.seeds.min_size import join_small_supervoxels
 from dseeds.seeds.order_statistics import NoFiniteValues, find_windows
-from dseeds.seeds.schedule import Round, schedule
+from dseeds.seeds.schedule import OWN_MAP, Round, schedule
 
 LabelArray = NDArray[np.uint32]
 
@@ -88,8 +88,8 @@ def cut_in_memory(
     # In a constant image no move improves anything.
     has_contrast = any(low < high for low, high in windows)
     if settings.boundaries is not None and has_contrast:
-        codes = flood_volume(boundary_map(settings.boundaries, settings.weights), lattice, bins, threads=threads)
-        on_round()
+        boundaries = boundary_map(settings.boundaries, settings.weights)
+        codes = flood_volume(boundaries, lattice, bins, threads=threads, on_round=on_round)
     else:
         codes = run_rounds(
             lattice,
@@ -130,7 +130,7 @@ def _quantise(
     tables = thresholds = None
     if settings.equalises or settings.auto_mask:
         counts = count_grey_levels(values, windows, inside)
-        tables = [equalised_bins(channel) for channel in counts] if settings.equalises else None
+        tables = equalised_tables(counts, len(settings.weights)) if settings.equalises else None
         if settings.auto_mask:
             thresholds = foreground_thresholds(counts, len(settings.weights))
     bins = new_window(values[0].shape, 0, channels=len(values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +20,8 @@ VOXEL_SWEEPS = 3
 # The weight of a voxel's neighbours in each round: from smooth to sharp, and a little smoother at the end. It is
 # constant within a round, so that a voxel whose neighbours have not changed needs no second visit.
 VOXEL_WEIGHTS = ((60, 100), (20, 100), (10, 100), (20, 100))
+# The kind of boundary map that is one of its own, as the last channel of the bins; others are made from the image.
+OWN_MAP = "map"
 # The sweeps of a flood after which the next level opens, and those of one round out of core.
 SWEEPS_PER_LEVEL, FLOOD_SWEEPS = 6, 14
 
@@ -62,6 +64,11 @@ class Round:
         """The number of bins of the statistics in this round."""
         return self.channels * (BLOCK_BINS if self.weight is None else BINS)
 
+    @property
+    def changes_statistics(self) -> bool:
+        """Whether units that move change the statistics."""
+        return True
+
 
 @dataclass(frozen=True)
 class FloodRound(Round):
@@ -82,6 +89,11 @@ class FloodRound(Round):
     def bins(self) -> int:
         """The number of columns of the table of seeds, which stands in for the statistics."""
         return POSITION + self.channels
+
+    @property
+    def changes_statistics(self) -> bool:
+        """Whether voxels that take labels change the seeds: they do not."""
+        return False
 
     def highest(self, number: int) -> int:
         """Return the highest level that is open in a sweep."""
@@ -109,20 +121,18 @@ def flood_schedule(lattice: Lattice, channels: int = 1) -> tuple[FloodRound, ...
     )
 
 
-def whole_flood(lattice: Lattice, channels: int = 1) -> FloodRound:
-    """Return the sweeps of all rounds of a flood as one round, for a volume in memory."""
-    rounds = flood_schedule(lattice, channels)
-    return replace(rounds[-1], sweeps=sum(round_.sweeps for round_ in rounds), first=1)
+def schedule(lattice: Lattice, channels: int = 1, boundaries: str | None = None) -> tuple[Round, ...]:
+    """Return the rounds of a run, in order: those of a flood if there is a boundary map, of the given kind.
 
-
-def schedule(lattice: Lattice, channels: int = 1) -> tuple[Round, ...]:
-    """Return the rounds of a run, in order.
+    A map of its own is one of the channels.
 
     Examples
     --------
     >>> [round.level for round in schedule(Lattice((64, 64, 64), (16, 16, 16)))]
     [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
     """
+    if boundaries is not None:
+        return flood_schedule(lattice, channels - (boundaries == OWN_MAP))
     levels = len(lattice.grids) - 1
     share, remainder = divmod(BLOCK_ROUNDS, levels) if levels else (0, 0)
     block_levels = [level for level in range(levels) for _ in range(max(1, share + (level < remainder)))]

@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -73,6 +73,10 @@ class LabelGroup:
     name: str = "0"
     run: str = ""
     zarr_format: ZarrFormat = 3
+
+    def coarser(self, number: int) -> LabelGroup:
+        """Return the array of a coarser level of the pyramid of these labels, or this one for 0."""
+        return replace(self, name=self.name.removesuffix("0") + str(number)) if number else self
 
     def create(self, layout: Layout) -> None:
         """Create the array, empty, unless it exists."""

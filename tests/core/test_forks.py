@@ -64,11 +64,28 @@ def work():
 IMPORT = """
 import builtins
 builtins.linger = linger
-sys.path.insert(0, {folder!r})
+dseeds.__path__.append({folder!r})
 
 def work():
+    import dseeds.slow_module
+    assert dseeds.slow_module.VALUE == 7
+"""
+
+# As if a library that the package calls imported something on its own first call.
+CALLED = """
+import builtins
+builtins.linger = linger
+sys.path.insert(0, {folder!r})
+
+caller = {"__name__": "dseeds.caller"}
+exec("def call(function): return function()", caller)
+
+def library():
     import slow_module
-    assert slow_module.VALUE == 7
+    return slow_module.VALUE
+
+def work():
+    assert caller["call"](library) == 7
 """
 
 # As while a kernel is compiled, for which some modules are imported.
@@ -102,7 +119,10 @@ def run(state, moments, environment):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("state", [CACHED, LOCK, IMPORT, COMPILER], ids=["cached", "lock", "import", "compiler"])
+STATES = {"cached": CACHED, "lock": LOCK, "import": IMPORT, "called": CALLED, "compiler": COMPILER}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
 def test_a_child_does_not_wait_for_threads_that_it_does_not_have(tmp_path, state, environment):
     (tmp_path / "slow_module.py").write_text("linger()\nVALUE = 7\n")
     run(state.replace("{folder!r}", repr(str(tmp_path))), 1, environment)

@@ -154,7 +154,7 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
     assert largest <= max(projected.values()) + (1 << 18) <= 2 * largest, (peaks, projected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(lattices(), st.sampled_from([1, 2, 8]), st.integers(1, 64), st.integers(1, 16), st.data())
 def test_regions_fit_the_workers(lattice, itemsize, number, threads, data):
     memory = data.draw(st.integers(1, 64)) * GIB // 4
@@ -167,10 +167,13 @@ def test_regions_fit_the_workers(lattice, itemsize, number, threads, data):
         return
     assert min(cells) >= 1
     assert worker_bytes(task_bytes(lattice, cells, TaskShape(itemsize)), threads) <= memory
-    # With more memory, the busiest thread never has more to do, unless only memory makes regions so small.
+    # With more memory, the busiest thread never has more to do, unless only memory makes regions so small, or so that
+    # fewer states find no room.
     richer = choose_region_shape(lattice, TaskShape(itemsize), workers(4 * memory, number, threads))
     is_small = min(k * s for k, s in zip(cells, lattice.step, strict=True)) < SPREAD_EXTENT
-    assert is_small or busiest(lattice, richer, number * threads) <= busiest(lattice, cells, number * threads)
+    has_room = resident_bytes(lattice, cells, TaskShape(itemsize), has, DEFAULT_CHUNKS) <= memory
+    is_less = busiest(lattice, richer, number * threads) <= busiest(lattice, cells, number * threads)
+    assert is_small or not has_room or is_less
 
 
 @settings(max_examples=20)

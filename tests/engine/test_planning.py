@@ -50,7 +50,7 @@ def cases(draw):
     return shape, step, region
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
 @given(
     cases(),
     st.sampled_from(["zarr", "array", "nifti"]),

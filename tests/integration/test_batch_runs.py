@@ -68,7 +68,7 @@ def small_runs(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @example((np.full((8, 9, 10), 7, np.uint8), {"step": 4}, (4, 8, 8)), 2, 0)
 @example((np.zeros((1, 1, 1), np.float32), {"step": 2}, None), 3, 0)
 @given(small_runs(), st.integers(1, 4), st.integers(0, 2**32))

@@ -103,7 +103,7 @@ def stored_as(kind, folder, image):
 
 
 @pytest.mark.slow
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @example((noise((30, 40, 35)), "array", ALL_OPTIONS, 3))
 @example((noise((20, 23, 26)), "levels", {**ALL_OPTIONS, "level": 1, "mask": "coarse", "shards": 12, "chunks": 4}, 2))
 @example((noise((20, 23, 26)), "nifti", {**ALL_OPTIONS, "mask": "nifti", "percentiles": (2, 90.5)}, 1))

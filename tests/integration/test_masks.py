@@ -84,7 +84,7 @@ def runs(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(runs(), st.sampled_from(["array", 7]))
 def test_any_cut_gives_the_labels_of_the_whole(clients, run, stored):
     client, (images, parameters, region) = clients[1], run
@@ -131,7 +131,7 @@ def found_or_refused(function):
 # Masks
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.data())
 def test_labels_are_where_the_mask_is(data):
     shape = data.draw(st.tuples(*[st.integers(4, 20)] * 3))
@@ -278,7 +278,7 @@ def test_a_mask_that_will_not_do(tmp_path, client, mask, message):
 # Minimum size
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.integers(2, 200), st.booleans())
 def test_no_supervoxel_is_smaller_than_the_minimum(min_size, masked):
     """Except isolated ones."""

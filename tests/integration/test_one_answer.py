@@ -47,7 +47,10 @@ def runs(draw):
     size = draw(sizes(shape))
     region = draw(st.none() | cuts(Lattice(shape, choose_step(shape, **size))))
     image, window = draw(voxels(shape))
-    return image, {**size, "window": window}, region
+    boundaries = draw(st.sampled_from([None, None, None, "gradient", "map"]))
+    if boundaries == "map":
+        boundaries, _ = draw(voxels(shape))
+    return image, {**size, "window": window, "boundaries": boundaries}, region
 
 
 @st.composite
@@ -75,6 +78,9 @@ def any_runs(draw):
         "min_size": draw(st.sampled_from([0, 0, 20])),
         "levels": draw(st.sampled_from([0, 0, 2])),
     }
+    boundaries = draw(st.sampled_from([None, None, "image", "dark", "gradient", "map", "map"]))
+    if boundaries is not None:
+        options |= {"compactness": 0, "boundaries": draw(voxels(shape))[0] if boundaries == "map" else boundaries}
     if options["mask"] not in (None, "auto"):
         factors = draw(st.tuples(*[st.integers(1, 4)] * 3)) if options["mask"] == "coarser" else (1, 1, 1)
         inside = rng.random([-(-n // f) for n, f in zip(shape, factors, strict=True)]) < rng.choice([0.3, 0.9])
@@ -131,7 +137,9 @@ def test_any_cut_gives_the_labels_of_the_whole(clients, run, stored, threads):
         np.testing.assert_array_equal(labels_in(report.target), expected)
         assert set(names_in(folder)) <= {"labels.zarr", "image.zarr"}
     assert report.supervoxels == expected.max()
-    if not np.isnan(image.astype(float)).any():
+    if not any(
+        np.isnan(array).any() for array in (image, parameters.get("boundaries")) if isinstance(array, np.ndarray)
+    ):
         assert report.supervoxels == prod(report.cells)
     if region is not None:
         cells = [-(-e // s) for e, s in zip(region, report.step, strict=True)]

@@ -54,6 +54,7 @@ def test_the_output_describes_itself(tmp_path, client):
         "thresholds": None,
         "compactness": 0,
         "min_size": 0,
+        "boundaries": None,
         "rounds": report.rounds,
     }
     assert Path(ours["source"]["path"]) == source

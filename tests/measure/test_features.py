@@ -145,6 +145,11 @@ def test_each_contact_is_measured_as_by_itself(volume, region):
                 along = [abs(x[a] - x[b]) / spacing[axis] for axis, a, b in faces]
             along = [value for value in along if np.isfinite(value)]
             expected = np.mean(along) if along else np.nan
+            both = [x[a] / 2 + x[b] / 2 for _, a, b in faces if np.isfinite(abs(x[a] - x[b]))]
+            near = float(np.mean(np.array(both, np.longdouble))) if both else np.nan
+            largest = max(map(abs, both), default=0)
+            found = row[f"intensity_mean{name}"]
+            assert found == pytest.approx(near, rel=1e-9, abs=UNIT + 1e-9 * largest, nan_ok=True)
             # Of two voxels, half a millimetre apart.
             tolerance = 2 * UNIT
             assert row[f"intensity_gradient{name}"] == pytest.approx(expected, rel=1e-9, abs=tolerance, nan_ok=True)

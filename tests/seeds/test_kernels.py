@@ -23,7 +23,7 @@ from tests.support.kernels import climbed, owners
 from tests.support.oracle import oracle_labels, oracle_supervoxels
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(oracle.cases(), st.sampled_from([0, 0, 0.3, 7, 30]))
 def test_labels_are_the_oracles(case, compactness):
     image, step, window = case
@@ -165,7 +165,7 @@ def test_a_round_reports_its_moves(case):
     np.testing.assert_array_equal(counts + change, rounds.count_statistics(round_, lattice, voxels, bins, labels))
 
 
-@settings(max_examples=120)
+@settings(max_examples=50)
 @given(oracle.volumes(), st.sampled_from([0, 0, 0.3, 7]))
 def test_labels_are_the_oracles_with_channels_and_a_mask(volume, compactness):
     channels, step, weights, inside = volume

@@ -135,7 +135,7 @@ def quantised(image, window):
     return bins
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(oracle.cases(longest=40, voxels=12000), st.tuples(*[st.integers(1, 5)] * 3), st.sampled_from([0, 2]))
 def test_a_volume_in_regions_gets_the_labels_of_the_whole(case, cells_per_region, compactness):
     image, step, window = case
@@ -145,7 +145,7 @@ def test_a_volume_in_regions_gets_the_labels_of_the_whole(case, cells_per_region
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(oracle.volumes(longest=40, voxels=12000), st.tuples(*[st.integers(1, 5)] * 3), st.sampled_from([0, 2]))
 def test_a_volume_in_regions_gets_the_labels_of_the_whole_with_channels_and_a_mask(
     volume, cells_per_region, compactness

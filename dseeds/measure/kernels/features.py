@@ -7,8 +7,9 @@ intensities without units and of their squares, in the format of `dseeds.core.ex
 lowest and the highest intensity, as the bits of a float64; and the histogram.
 
 A contact's row holds the two labels, the lower one first, and the number of voxel faces along z, y and x. Then for each
-channel: at how many faces the step in intensity was measured; the sums of the steps in units along z, y and x; and the
-sum of the steps without units per unit of length, in the format of `dseeds.core.exact_sum`.
+channel: at how many faces the step in intensity was measured; the sums of the steps in units along z, y and x, and that
+of the units on both sides; and the sums of the steps without units, per unit of length, and of the means of both sides,
+relative to the pivot, in the format of `dseeds.core.exact_sum`.
 
 Intensities are rounded to units, which add up as integers. Those too far from the window to have a unit are added up as
 they are. Which of the two applies depends on the intensity alone.
@@ -37,8 +38,9 @@ MAXIMUM, BIN_COUNTS = MINIMUM + 1, MINIMUM + 2
 CHANNEL_WIDTH = BIN_COUNTS + BINS
 # The same for a contact's row, after its two labels.
 FACES, STEP_CHANNELS = 2, 5
-STEPS_MEASURED, STEP_SUMS, FAR_STEP_SUM = 0, 1, 4
-STEP_CHANNEL_WIDTH = FAR_STEP_SUM + WIDTH
+STEPS_MEASURED, STEP_SUMS, SIDES_SUM, FAR_STEP_SUM = 0, 1, 4, 5
+FAR_MEAN_SUM = FAR_STEP_SUM + WIDTH
+STEP_CHANNEL_WIDTH = FAR_MEAN_SUM + WIDTH
 # Bounds on units and on the length of a run of voxels: the squares of a run's units add up within 63 bits.
 UNIT_BOUND, LONGEST_RUN = 1 << 27, 1 << 9
 NO_UNIT = -(1 << 31)
@@ -343,19 +345,23 @@ def _add_steps(
 ) -> None:
     """Add a channel's steps in intensity from a stretch of voxels to their neighbours."""
     units, values, stride, offset = window.units, window.values, window.strides[axis], np.uint64(channel) * window.size
-    column, measured, total = STEP_CHANNELS + channel * STEP_CHANNEL_WIDTH, 0, np.int64(0)
+    column, measured, total, sides = STEP_CHANNELS + channel * STEP_CHANNEL_WIDTH, 0, np.int64(0), np.int64(0)
     for k in range(offset + begin, offset + end):
         here, there = np.int64(units[k]), np.int64(units[k + stride])
         if here != NO_UNIT and there != NO_UNIT:
             total += abs(here - there)
+            sides += here + there
             measured += 1
             continue
         step = abs(values[k] - values[k + stride]) / window.lengths[axis]
         if math.isfinite(step):
             add_number(contacts, j, column + FAR_STEP_SUM, step)
+            mean = (values[k] / 2 + values[k + stride] / 2) - window.pivots[channel]
+            add_number(contacts, j, column + FAR_MEAN_SUM, max(-LARGEST_FLOAT, min(LARGEST_FLOAT, mean)))
             measured += 1
     contacts[j, column + STEPS_MEASURED] += measured
     contacts[j, column + STEP_SUMS + axis] += total
+    contacts[j, column + SIDES_SUM] += sides
 
 
 @jit
@@ -405,4 +411,5 @@ def combine_contacts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
             for column in range(begin, begin + FAR_STEP_SUM):
                 out[i, column] += rows[j, column]
             add_sum(out, i, begin + FAR_STEP_SUM, rows, j)
+            add_sum(out, i, begin + FAR_MEAN_SUM, rows, j)
     return out[:used]
