@@ -82,8 +82,9 @@ def test_the_analyses(tmp_path, monkeypatch, capsys):
     result, better = names["result"], names["better"]
     assert (np.count_nonzero(result.annotated), np.count_nonzero(better.annotated)) == (765, 770)
     majority = dseeds.vote(names["labels"], names["truth"] + 1).table["majority"].to_numpy()
-    for spread, share in ((result, 0.9), (better, 0.9), (names["forest"], 0.8)):
-        assert (spread.assigned == majority)[~result.annotated].mean() > share
+    right = [np.count_nonzero((spread.assigned == majority)[~result.annotated]) for spread in (result, better)]
+    assert right == [281, 284]
+    assert (names["forest"].assigned == majority)[~result.annotated].mean() > 0.9
     assert names["organs"].shape == names["sure"].shape == names["truth"].shape
     assert (names["seam"]["axis"], names["seam"]["plane"]) == ("x", names["middle"])
     assert names["seam"]["excess"] > 1
