@@ -137,7 +137,7 @@ FUNCTIONS = {
 }
 WITH_CHANNELS = ("supervoxels", "segment", "plan", "features", "import_volume", "pool", "textures")
 # These take addresses, tables and graphs.
-OTHERS = {"segment_many", "agglomerate", "load_graph"}
+OTHERS = {"segment_many", "agglomerate", "load_graph", "propagate"}
 
 
 def test_every_function_is_here():
