@@ -438,3 +438,14 @@ def test_integers_beyond_2_53_keep_their_differences(tmp_path, client, dtype, of
         for column in ("intensity_gradient", "histogram_distance"):
             np.testing.assert_allclose(own.edges[column], other.edges[column], rtol=1e-6)
         np.testing.assert_allclose(own.edges["intensity_difference"], other.edges["intensity_difference"], atol=1e-5)
+def test_a_mask_that_leaves_few_voxels_is_noticed_beside_a_map_of_boundaries():
+    """Which is followed instead of the intensities, so that these may lie beside their window."""
+    image = sparse("uint16")
+    options = {"step": 4, "window": (0, 65535), "boundaries": np.random.default_rng(0).random(image.shape)}
+    with pytest.warns(ContrastWarning, match='^mask="auto" leaves 2 of 24576 voxels'):
+        dseeds.supervoxels(image, mask="auto", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dseeds.supervoxels(image, **options)
+
+
