@@ -29,10 +29,10 @@ NEWEST_PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 $$(ls -d
 NEWEST := .venv-newest
 # A file with the versions to stay at or below; without one, the newest that there are.
 NEWEST_LIMITS ?=
-# Labels of all kinds against hashes, Zarr in scratch and in outputs, the user's Dask, forks, and the command line.
+# Forks, Zarr in scratch and in outputs, labels of all kinds against hashes, and the user's Dask: what depends on Python,
+# NumPy, Numba, Zarr and Dask, of which `make test` may have older ones.
 NEWEST_TESTS := tests/core/test_forks.py tests/storage/test_zarr_arrays.py tests/storage/test_label_group.py \
-	tests/api/test_golden_labels.py tests/api/test_lazy.py tests/integration/test_users_dask.py \
-	tests/cli/test_help.py
+	tests/api/test_golden_labels.py tests/api/test_lazy.py tests/integration/test_users_dask.py
 
 .DELETE_ON_ERROR:
 .PHONY: demo check test newest newest-python kernels lint docs serve-docs dist picture figures clean
