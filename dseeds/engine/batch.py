@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -29,6 +30,7 @@ from dseeds.engine.publishing import (
     build_pyramids,
     create_labels,
     finish_labels,
+    gather_bin_counts,
     measure_labels,
 )
 from dseeds.engine.repair import RegionFailed, Repairer, RetryPolicy
@@ -442,7 +444,7 @@ def run_status(run: Run) -> dict[str, Any]:
 
     Returns a dict of ``target`` and ``source``, a list if there are several; ``phases``, a list of ``name``, ``done``
     and ``tasks``; ``current``, the current phase; ``complete``, whether `finalize_run` can publish; ``failure``, of a
-    region that is still to be done, or None.
+    region that is still to be done, or None; ``notes`` on the contrast, once all regions are quantised.
     """
     state, current, marks = _load_progress(run)
     # Regions at rest have no task, but count as done.
@@ -457,6 +459,9 @@ def run_status(run: Run) -> dict[str, Any]:
         phases.append({"name": str(phase), "done": done, "tasks": tasks})
     unfinished = [phase["name"] for phase in phases if phase["done"] < tasks]
     failure, sources = run_directory.read_failure(run.folder), run.spec.sources
+    if QUANTISE in state.done or (current == QUANTISE and not remaining):
+        with suppress(ScratchCorrupted, FileNotFoundError):
+            state.read_bin_counts()
     is_pending = failure and failure["phase"] == str(current) and failure["region"] in remaining
     return {
         "target": run.target.address,
@@ -465,6 +470,7 @@ def run_status(run: Run) -> dict[str, Any]:
         "current": unfinished[0] if unfinished else None,
         "complete": not unfinished,
         "failure": failure if is_pending else None,
+        "notes": list(state.notes),
     }
 
 
@@ -474,12 +480,16 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
     Raises `NotYet` if regions remain, and `SourceChanged` if the source has changed since the run started.
     """
     state, marks = _advance(run)
+    repairer = _repairer(run, state)
     with hold_lease(run.folder):
-        if not run_directory.is_published(run):
+        is_published = run_directory.is_published(run)
+        if not is_published:
             current = state.current or LABEL
             count = len(set(state.regions(current)) - marks.keys())
             if current != LABEL or count:
                 raise NotYet(f"the run is not complete: {count} regions of {current} remain; see dseeds status.")
+        gather_bin_counts(run, state, repairer.protect)
+        if not is_published:
             if not run.target.is_nifti:
                 # Publishing that was interrupted may have described them as finished.
                 create_labels(run, state.job)
@@ -488,7 +498,7 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
             build_pyramids(run, state.job, Executor(1))
             labels = StoredLabels(run, state)
             measure_labels(run, labels, state.job.windows, Executor(1), TASK_BYTES)
-            _repairer(run, state).protect(partial(finish_labels, run, labels, state, lambda: None))
+            repairer.protect(partial(finish_labels, run, labels, state, lambda: None))
     if not keep_scratch:
         run_directory.forget_run(run)
     return state

@@ -283,6 +283,7 @@ def ome_image_attributes(
     axes: str = "zyx",
     labels: bool = False,
     image: str | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Return the attribute ``ome`` of a Zarr v3 group: an image (OME-NGFF 0.5) of the arrays ``0``, ``1`` and so on.
 
@@ -304,6 +305,8 @@ def ome_image_attributes(
         Whether it is a label image.
     image : str, optional
         For a label image: the path of the image that it belongs to, relative to the group.
+    names : dict of int to str, optional
+        For a label image: the names of labels.
 
     Returns
     -------
@@ -333,6 +336,9 @@ def ome_image_attributes(
     if labels:
         # Without "colors": an empty list is not allowed, and viewers have colours of their own for labels.
         attributes["image-label"] = {"version": "0.5", **({} if image is None else {"source": {"image": image}})}
+        if names:
+            properties = [{"label-value": value, "name": name} for value, name in names.items()]
+            attributes["image-label"]["properties"] = properties
     return attributes
 
 

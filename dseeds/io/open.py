@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from nibabel.spatialimages import SpatialImage
@@ -126,7 +126,8 @@ def open_voxels(source: object, query: SourceQuery) -> tuple[Source, ...]:
 def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
     match source:
         case np.ndarray():
-            values = unmask(source, is_image=query.is_image)
+            # As plain arrays: those of np.matrix have always two axes.
+            values = np.asarray(unmask(source, is_image=query.is_image))
             return tuple(map(ArraySource, split_channels(values, query)))
         case str() | os.PathLike():
             address = resolve_address(str(os.fspath(source)))
@@ -146,10 +147,20 @@ def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
             return open_data_array(source, query)
         case zarr.Array() | zarr.Group():
             return open_zarr_node(source, query)
+        case _ if isinstance(source, list | tuple) or hasattr(source, "__array__"):
+            return _open(_to_array(source), query)
     raise TypeError(
-        f"a source is a path or URL, an array of numpy, dask or xarray, a zarr array or group, or an image of nibabel "
-        f"or SimpleITK, not {type(source).__module__}.{type(source).__qualname__}"
+        f"a source is a path or URL, an array of numpy, dask or xarray or one that NumPy converts, a zarr array or "
+        f"group, or an image of nibabel or SimpleITK, not {type(source).__module__}.{type(source).__qualname__}"
     )
+
+
+def _to_array(source: Any) -> np.ndarray:
+    """Convert lists and arrays of other libraries, which may refuse it in words of their own."""
+    try:
+        return np.asarray(source)
+    except ValueError as error:
+        raise ValueError("the lists are not of equal length, so that they are no volume.") from error
 
 
 def _open_path(path: Path, query: SourceQuery) -> Source | tuple[Source, ...]:

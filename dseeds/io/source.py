@@ -412,6 +412,8 @@ def require_volume(
         raise ValueError(f"{where} has shape {shape}: supervoxels need three axes, z, y and x")
     if min(shape) < 1:
         raise ValueError(f"{where} has shape {shape}: an axis is empty, there is nothing to cut into supervoxels")
+    if query.purpose == "image" and dtype.kind == "f" and dtype.itemsize > 8:
+        raise TypeError(f"{where} holds values of type {dtype}; intensities have at most 64 bits: pass float64")
     if dtype.kind in ("iufb" if query.purpose in ("mask", "labels", "copy") else "iuf"):
         return
     problem, advice = {
@@ -419,7 +421,8 @@ def require_volume(
         "c": ("is complex", "pass its magnitude"),
         "V": (f"holds records of {len(dtype.names or ())} values", "pass one number per voxel"),
     }.get(dtype.kind, (f"holds values of type {dtype}", "pass integers or floating-point numbers"))
-    raise ValueError(f"{where} {problem}; supervoxels need intensities: {advice}")
+    needed = "; supervoxels need intensities" if query.is_image else ""
+    raise ValueError(f"{where} {problem}{needed}: {advice}")
 
 
 def require_intensities(where: str, query: SourceQuery) -> None:
