@@ -76,7 +76,7 @@ def _group_nodes(
     """Return the group of each node, two pairs that are strongly connected, and the number of groups."""
     pairs, count = kernel.pair_nodes(begins, neighbours, weights, np.zeros(len(begins) - 1))
     paired_begins, paired_neighbours, entries = kernel.coarsen_rows(begins, neighbours, pairs, count)
-    masses = add_by_group(pairs, kernel.sum_rows(begins, weights, np.zeros(len(begins) - 1)), count)
+    masses = add_by_group(pairs, kernel.sum_weights(begins, weights, np.zeros(len(begins) - 1)), count)
     paired = add_by_group(entries, weights, len(paired_neighbours))
     pairs_of_pairs, count = kernel.pair_nodes(paired_begins, paired_neighbours, paired, masses)
     return pairs_of_pairs[pairs], count
@@ -85,7 +85,7 @@ def _group_nodes(
 def add_by_group(groups: NDArray[np.int32], values: Floats, count: int) -> Floats:
     """Return the sums of values by group; those of group -1 belong to none."""
     totals = np.empty(count)
-    kernel.add_up(groups, values, totals)
+    kernel.add_to_groups(groups, values, totals)
     return totals
 
 
@@ -100,7 +100,7 @@ class LaplacianSolver:
         weights, outflow = kernel.hold_nodes(finest.begins, finest.neighbours, weights, held)
         self._levels: list[MatrixLevel] = []
         for level, coarser in zip(levels, [*levels[1:], None], strict=True):
-            diagonal, factor = kernel.sum_rows(level.begins, weights, outflow), None
+            diagonal, factor = kernel.sum_weights(level.begins, weights, outflow), None
             if coarser is None and len(level.neighbours):
                 factor = kernel.factorise(level.begins, level.neighbours, weights, diagonal)
             self._levels.append(MatrixLevel(level, weights, diagonal, factor))

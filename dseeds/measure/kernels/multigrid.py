@@ -136,7 +136,7 @@ def _list_members(groups: Nodes, count: int) -> tuple[Nodes, Offsets]:
 
 
 @jit
-def add_up(groups: Nodes, values: Floats, totals: Floats) -> None:
+def add_to_groups(groups: Nodes, values: Floats, totals: Floats) -> None:
     """Set `totals` to the sums of values by group; values of group -1 belong to none."""
     totals[:] = 0.0
     for item in range(len(groups)):
@@ -168,7 +168,7 @@ def hold_nodes(begins: Offsets, neighbours: Nodes, weights: Floats, held: NDArra
 
 
 @jit
-def sum_rows(begins: Offsets, weights: Floats, outflow: Floats) -> Floats:
+def sum_weights(begins: Offsets, weights: Floats, outflow: Floats) -> Floats:
     """Return the diagonal: by node the sum of its weights and its outflow."""
     diagonal = outflow.copy()
     for node in range(len(diagonal)):
