@@ -27,12 +27,15 @@ PYENVS := $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9].*/bin/python3
 NEWEST_PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 $$(ls -d $(PYENVS) 2> /dev/null | sort -rV) \
 	$(PYTHON); do "$$python" -c pass 2> /dev/null && echo "$$python" && break; done)
 NEWEST := .venv-newest
-# Labels of all kinds against hashes, Zarr in scratch and in outputs, and the user's Dask.
-NEWEST_TESTS := tests/core tests/storage/test_zarr_arrays.py tests/storage/test_label_group.py \
+# A file with the versions to stay at or below; without one, the newest that there are.
+NEWEST_LIMITS ?=
+# Forks, Zarr in scratch and in outputs, labels of all kinds against hashes, and the user's Dask: what depends on Python,
+# NumPy, Numba, Zarr and Dask, of which `make test` may have older ones.
+NEWEST_TESTS := tests/core/test_forks.py tests/storage/test_zarr_arrays.py tests/storage/test_label_group.py \
 	tests/api/test_golden_labels.py tests/api/test_lazy.py tests/integration/test_users_dask.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test newest kernels lint docs serve-docs dist picture figures clean
+.PHONY: demo check test newest newest-python kernels lint docs serve-docs dist picture figures clean
 
 demo: demo/image.nii.gz
 	@echo 'A brain in MR, in this process:'
@@ -71,6 +74,11 @@ newest: $(NEWEST)/.test
 	@$(NEWEST)/bin/python -c 'import dask, numba, numpy, sys, zarr; print("Python", sys.version.split()[0], \
 		*(f"{module.__name__} {module.__version__}" for module in (numpy, numba, zarr, dask)), sep=", ")'
 	@$(NEWEST)/bin/python -m pytest $(PYTEST) -m "not slow" $(NEWEST_TESTS)
+
+# Fails unless there is a newer Python than that of `make test`.
+newest-python:
+	@$(NEWEST_PYTHON) -c 'import sys; sys.exit(sys.argv[1] == "%d.%d" % sys.version_info[:2])' \
+		"$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" && echo $(NEWEST_PYTHON)
 
 kernels: $(VENV)/.dev
 	@$(BIN)/dseeds compile
@@ -130,5 +138,6 @@ $(NEWEST)/.test: pyproject.toml
 	@echo 'Setting up $(NEWEST) with $(NEWEST_PYTHON) ...'
 	@$(NEWEST_PYTHON) -m venv --clear $(NEWEST)
 	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable . --group newest
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable . --group newest \
+		$(NEWEST_LIMITS:%=--constraint %)
 	@touch $@

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dseeds.measure.features import Features, features
     from dseeds.measure.painting import Painted, paint
     from dseeds.measure.pooling import Pooled, pool
+    from dseeds.measure.propagation import Propagated, RandomWalker, propagate
     from dseeds.measure.region_graph import AdjacencyGraph, load_graph
     from dseeds.measure.textures import Textures, textures
     from dseeds.measure.votes import Votes, vote
@@ -35,6 +36,8 @@ __all__ = [
     "Painted",
     "Plan",
     "Pooled",
+    "Propagated",
+    "RandomWalker",
     "Report",
     "Textures",
     "VolumeResult",
@@ -54,6 +57,7 @@ __all__ = [
     "plan",
     "pool",
     "preview",
+    "propagate",
     "segment",
     "segment_many",
     "supervoxels",
@@ -69,6 +73,8 @@ _HOMES = {
     "Painted": "measure.painting",
     "Plan": "engine.planning",
     "Pooled": "measure.pooling",
+    "Propagated": "measure.propagation",
+    "RandomWalker": "measure.propagation",
     "Report": "engine.report",
     "Textures": "measure.textures",
     "VolumeResult": "api.segment_many",
@@ -87,6 +93,7 @@ _HOMES = {
     "plan": "engine.planning",
     "pool": "measure.pooling",
     "preview": "viz.preview",
+    "propagate": "measure.propagation",
     "segment": "api.segment",
     "segment_many": "api.segment_many",
     "supervoxels": "api.supervoxels",

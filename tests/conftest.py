@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(items):
         # The first of them may compile all kernels.
         if "compiled" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(900))
+    # First, so that no process is left with one of them in the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_report_header():

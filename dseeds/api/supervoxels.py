@@ -250,6 +250,8 @@ def _cut(image: Any, options: SupervoxelOptions) -> Any:
 
 def _channels(image: Any, axis: int | str | None) -> tuple[tuple[NDArray[Any], ...], Image | None]:
     """Return an image's channels, (z, y, x) each, and the image itself if it has a place in space."""
+    if isinstance(image, str | os.PathLike):
+        raise TypeError(f"an image is an array, not an address: use segment for {os.fspath(image)}, or read it first.")
     has_place = is_nibabel_image(image) or is_itk_image(image)
     if not has_place:
         image = unmask(np.asanyarray(image), is_image=True)

@@ -117,17 +117,22 @@ def status_command(plan: PlanArgument, as_json: JsonOption = False) -> None:
     if failure := status["failure"]:
         line = f"{failure['phase']} of region {failure['region']} has failed: {failure['reason']}"
         console.print(line, highlight=False, soft_wrap=True)
+    for note in status["notes"]:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     console.print("complete: publish with dseeds finalize" if status["complete"] else f"at {status['current']}")
 
 
 def finalize_command(plan: PlanArgument, keep_scratch: KeepScratchOption = False, quiet: QuietOption = False) -> None:
     """Publish the labels after all phases, and remove the run's folder."""
     from dseeds.engine import batch
+    from dseeds.engine.outcome import describe_run
 
     run = batch.open_batch_run(plan)
     state = batch.finalize_run(run, keep_scratch=keep_scratch)
     if not quiet:
         print(f"{state.supervoxels} supervoxels: {run.target.address}")
+        for note in describe_run(run, state):
+            print(f"note: {note}")
 
 
 def debug_region_command(

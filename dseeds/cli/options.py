@@ -129,7 +129,7 @@ ImageOption = Annotated[
     image_option(
         "--image",
         metavar="N|NAME",
-        help="Index or name of the image in a TIFF with several, or path of the dataset in HDF5: the same as SOURCE:N.",
+        help="Index or name of the image in a TIFF or OME-Zarr with several, or path of the dataset in HDF5: SOURCE:N.",
     ),
 ]
 VolumeOption = Annotated[int | None, image_option(metavar="I", help="Index of the volume in a 4D image, from 0.")]

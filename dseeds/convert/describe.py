@@ -13,8 +13,9 @@ import zarr
 from dseeds import phantom
 from dseeds.io import Source, ZarrSource, frame_of, open_source
 from dseeds.io.formats.nifti import is_written_by_us
+from dseeds.io.formats.ome_zarr import split_group
 from dseeds.io.image import open_channels
-from dseeds.io.source import SeveralVolumes, SourceQuery
+from dseeds.io.source import SeveralVolumes, SourceQuery, resolve_address
 from dseeds.storage.label_group import ATTRIBUTE
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.ownership import MARKER
@@ -108,7 +109,8 @@ def _describe_output(target: str | os.PathLike[str], location: Location | None, 
 
 def _open_location(target: str | os.PathLike[str]) -> Location | None:
     try:
-        return open_location(target)
+        group, chosen = split_group(resolve_address(os.fspath(target)))
+        return open_location(target if chosen is None else group)
     except ValueError:
         return None
 

@@ -46,6 +46,19 @@ def unmasked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
 
 
+def above_origin(values: NDArray[Any], origin: int) -> NDArray[Any]:
+    """Return by how much values exceed an integer, which is subtracted from integers as such; as they are for 0."""
+    if not origin:
+        return values
+    if values.dtype.kind == "f" or not np.iinfo(values.dtype).min <= origin <= np.iinfo(values.dtype).max:
+        return np.subtract(values.astype(np.float64), float(origin))
+    own = values.dtype.type(origin)
+    # Differences wrap around where they are negative, and fit 64 bits.
+    above, below = (values - own).astype(np.uint64), (own - values).astype(np.uint64)
+    difference: NDArray[np.float64] = np.where(values >= own, above.astype(np.float64), -below.astype(np.float64))
+    return difference
+
+
 def native_values(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array, contiguous and in native byte order, with float16 as float32; copied only if needed."""
     return np.ascontiguousarray(array, dtype=native_dtype(array.dtype))

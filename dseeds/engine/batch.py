@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -23,7 +24,15 @@ from dseeds.engine.io_model import check_disk
 from dseeds.engine.job_array import Share
 from dseeds.engine.phases import GRAPH, LABEL, PARTS, QUANTISE, Phase, RegionTask
 from dseeds.engine.pipeline import Pipeline
-from dseeds.engine.publishing import StoredLabels, begin_labels, build_pyramids, finish_labels, measure_labels
+from dseeds.engine.publishing import (
+    StoredLabels,
+    begin_labels,
+    build_pyramids,
+    create_labels,
+    finish_labels,
+    gather_bin_counts,
+    measure_labels,
+)
 from dseeds.engine.repair import RegionFailed, Repairer, RetryPolicy
 from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
@@ -219,13 +228,7 @@ def _begin_target(run: Run, state: RunState) -> None:
         except RunInUse:
             time.sleep(POLL_SECONDS[0])
     if run_directory.is_current(run):
-        _create_labels(run, state)
-
-
-def _create_labels(run: Run, state: RunState) -> None:
-    """Create the arrays of the labels, unless they exist."""
-    for labels in () if run.target.is_nifti else state.job.labels:
-        labels.create(run.labels_layout)
+        create_labels(run, state.job)
 
 
 def _run_regions(run: Run, state: RunState, phase: Phase, numbers: list[int]) -> int:
@@ -441,7 +444,7 @@ def run_status(run: Run) -> dict[str, Any]:
 
     Returns a dict of ``target`` and ``source``, a list if there are several; ``phases``, a list of ``name``, ``done``
     and ``tasks``; ``current``, the current phase; ``complete``, whether `finalize_run` can publish; ``failure``, of a
-    region that is still to be done, or None.
+    region that is still to be done, or None; ``notes`` on the contrast, once all regions are quantised.
     """
     state, current, marks = _load_progress(run)
     # Regions at rest have no task, but count as done.
@@ -456,6 +459,9 @@ def run_status(run: Run) -> dict[str, Any]:
         phases.append({"name": str(phase), "done": done, "tasks": tasks})
     unfinished = [phase["name"] for phase in phases if phase["done"] < tasks]
     failure, sources = run_directory.read_failure(run.folder), run.spec.sources
+    if QUANTISE in state.done or (current == QUANTISE and not remaining):
+        with suppress(ScratchCorrupted, FileNotFoundError):
+            state.read_bin_counts()
     is_pending = failure and failure["phase"] == str(current) and failure["region"] in remaining
     return {
         "target": run.target.address,
@@ -464,6 +470,7 @@ def run_status(run: Run) -> dict[str, Any]:
         "current": unfinished[0] if unfinished else None,
         "complete": not unfinished,
         "failure": failure if is_pending else None,
+        "notes": list(state.notes),
     }
 
 
@@ -473,20 +480,25 @@ def finalize_run(run: Run, *, keep_scratch: bool = False) -> RunState:
     Raises `NotYet` if regions remain, and `SourceChanged` if the source has changed since the run started.
     """
     state, marks = _advance(run)
+    repairer = _repairer(run, state)
     with hold_lease(run.folder):
-        if not run_directory.is_published(run):
+        is_published = run_directory.is_published(run)
+        if not is_published:
             current = state.current or LABEL
             count = len(set(state.regions(current)) - marks.keys())
             if current != LABEL or count:
                 raise NotYet(f"the run is not complete: {count} regions of {current} remain; see dseeds status.")
-            # Publishing that was interrupted may have described them as finished.
-            _create_labels(run, state)
+        gather_bin_counts(run, state, repairer.protect)
+        if not is_published:
+            if not run.target.is_nifti:
+                # Publishing that was interrupted may have described them as finished.
+                create_labels(run, state.job)
             for number in marks:
                 _run_region(run, state, LABEL, number, marked=True)
             build_pyramids(run, state.job, Executor(1))
             labels = StoredLabels(run, state)
             measure_labels(run, labels, state.job.windows, Executor(1), TASK_BYTES)
-            _repairer(run, state).protect(partial(finish_labels, run, labels, state, lambda: None))
+            repairer.protect(partial(finish_labels, run, labels, state, lambda: None))
     if not keep_scratch:
         run_directory.forget_run(run)
     return state

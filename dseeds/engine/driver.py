@@ -35,6 +35,7 @@ from dseeds.engine.publishing import (
     begin_labels,
     build_pyramids,
     finish_labels,
+    gather_bin_counts,
     measure_labels,
     pyramid_count,
 )
@@ -92,6 +93,7 @@ def run_on_dask(
                 if run.spec.pyramid:
                     with stages.timed(PYRAMID_STAGE) as advance:
                         build_pyramids(run, state.job, Executor(0, connected), advance)
+                gather_bin_counts(run, state, _repairer(run, state, stages).protect)
                 labels, executor = StoredLabels(run, state), Executor(0, connected, follower)
                 measure_labels(run, labels, state.job.windows, executor, thread_budget(capacity))
             peaks = dict(connected.run(peak_memory, on_error="ignore"))

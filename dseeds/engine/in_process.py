@@ -157,9 +157,7 @@ def _finished_state(run: Run, labels: MemoryLabels) -> RunState:
     state = run.initial_state()
     state.job = replace(state.job, windows=labels.result.windows, thresholds=labels.result.thresholds)
     state.counts = labels.counts()
-    # The volume is quantised as a whole.
-    for number in range(len(state.job.regions)):
-        state.add_counts(number, labels.result.counts * (number == 0))
+    state.bin_counts = labels.result.counts
     return state
 
 

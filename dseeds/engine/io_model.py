@@ -25,7 +25,7 @@ from dseeds.engine.publishing import pyramid_count
 from dseeds.engine.report import format_traffic
 from dseeds.engine.run import Run
 from dseeds.engine.run_directory import DOCUMENT
-from dseeds.engine.scratch import digits_name, source_name
+from dseeds.engine.scratch import BIN_COUNTS, digits_name, source_name
 from dseeds.engine.source_import import import_count, slab_count
 from dseeds.engine.wavefront import first_needed, has_checkpoint, is_tall, layers_ahead, needed_within
 from dseeds.io.pyramid import PYRAMID_STAGE
@@ -121,7 +121,7 @@ class IoModel:
             name = digits_name(phase.turn) if phase.is_search else "intensities"
             return image, self.state.count_layouts[name].nbytes
         if phase == QUANTISE:
-            return image, self.exchange.published_bytes(-1).total()
+            return image, self.exchange.published_bytes(-1).total() + self.state.layouts[BIN_COUNTS].nbytes
         if phase.is_round:
             written = self.exchange.published_bytes(phase.turn) + self._checkpoints(phase.turn)
             return self.exchange.published_bytes(phase.turn - 1).total(), written.total()
@@ -162,7 +162,9 @@ class IoModel:
     def scratch(self) -> int:
         """The largest size of scratch in bytes."""
         counts = self._encoded_bytes(*self.state.count_layouts)
-        permanent = self._encoded_bytes(*map(source_name, range(self.job.channels)), "mask", "parts", "offsets")
+        permanent = self._encoded_bytes(
+            *map(source_name, range(self.job.channels)), "mask", "parts", "offsets", BIN_COUNTS
+        )
         messages = [self._message_bytes(turn) for turn in range(-1, len(self.rounds))]
         kept = (sum(messages[first + 1 : last + 2]) for first, last in self._kept_rounds())
         # Those that are finished keep the last one. In work, the bins of states find no room in memory at the worst.

@@ -28,6 +28,11 @@ class Outcome:
         return self.report.notes[len(self.run.image.notes) :]
 
 
+def describe_run(run: Run, state: RunState) -> tuple[str, ...]:
+    """Return what the user should know of how the image is read, and of its contrast."""
+    return (*run.image.notes, *state.notes)
+
+
 def report_run(
     run: Run,
     state: RunState,
@@ -63,6 +68,6 @@ def report_run(
         peak_memory=peaks,
         stages=reports,
         compile_seconds=round(compiled, 4),
-        notes=(*run.image.notes, *state.notes),
+        notes=describe_run(run, state),
         spacing=run.spacing,
     )

@@ -310,8 +310,6 @@ class Pipeline:
         self.holders[number] = worker
         if phase != LABEL:
             self.state.note(phase, {number: result.outcome})
-        if result.counts is not None:
-            self.state.add_counts(number, result.counts)
         self._count(number)
         self._consider(self._affected(turn, number))
         self._close()

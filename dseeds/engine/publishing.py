@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from dseeds.storage.label_group import (
 )
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.slabs import slab_thickness
-from dseeds.storage.zarr_arrays import count_bytes
+from dseeds.storage.zarr_arrays import ScratchCorrupted, count_bytes
 
 if TYPE_CHECKING:
     import zarr
@@ -111,6 +112,11 @@ def begin_labels(run: Run, job: Job) -> None:
             check_target(target.location, spec.overwrite)
             unlist_labels(target.address)
         begin_target(target.location, run.identity, spec.overwrite)
+    create_labels(run, job)
+
+
+def create_labels(run: Run, job: Job) -> None:
+    """Create the arrays that regions write labels to, in the target or in scratch, unless they exist."""
     for labels in job.labels:
         for number, layout in enumerate((run.labels_layout, *run.pyramid_layouts[: len(job.pyramid)])):
             labels.coarser(number).create(layout)
@@ -161,6 +167,16 @@ def measure_labels(
     )
     names = {"labels": Path(run.target.address).name, "image": run.image.name, "product": run.spec.product}
     measure_features(feature_job, executor, names)
+
+
+def gather_bin_counts(run: Run, state: RunState, protect: Callable[[Callable[[], None]], None]) -> None:
+    """Add up the voxels in each bin, from which the contrast is told; `protect` repairs what is damaged."""
+    if not run_directory.is_published(run):
+        protect(state.read_bin_counts)
+        return
+    # Scratch may be gone already, with the process that was removing it.
+    with suppress(ScratchCorrupted, FileNotFoundError):
+        state.read_bin_counts()
 
 
 def finish_labels(

@@ -15,7 +15,7 @@ from dseeds.engine.messages import MessageDamaged
 from dseeds.engine.phases import GRAPH, Phase, RegionTask
 from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
-from dseeds.engine.scratch import parse_name
+from dseeds.engine.scratch import BIN_COUNTS, parse_name
 from dseeds.engine.source_import import import_source
 from dseeds.parallel.executor import RETRIES
 from dseeds.storage.zarr_arrays import ScratchCorrupted
@@ -23,7 +23,7 @@ from dseeds.storage.zarr_arrays import ScratchCorrupted
 # Damage that is found while damage is repaired, and so on: of older rounds, messages are gone.
 DEEPEST = 3
 # What has one piece per region.
-PIECES = ("digits", "intensities", "graph")
+PIECES = ("digits", "intensities", BIN_COUNTS, "graph")
 # Damages that are repaired, one after the other, before a task is given up.
 MOST_DAMAGES = 100
 
@@ -96,7 +96,7 @@ class Repairer:
 
     def protect(self, action: Callable[[], None]) -> None:
         """Perform an action that reads scratch in this process, and repeat it after repairing what is damaged."""
-        for _ in range(RETRIES):
+        for _ in range(MOST_DAMAGES):
             try:
                 return action()
             except ScratchCorrupted as damage:

@@ -11,9 +11,6 @@ from itertools import repeat
 from types import UnionType
 from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dseeds.core.formatting import format_mebibytes, format_shape, format_spacing
 from dseeds.core.geometry import Triple
 from dseeds.core.html import format_table
@@ -30,8 +27,6 @@ class TaskResult(NamedTuple):
     written: int
     # The peak resident memory of its process so far, in bytes.
     peak_memory: int
-    # Of quantising: the voxels in each bin, see `dseeds.seeds.contrast`.
-    counts: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,8 +143,7 @@ class Report(RunDocument):
         The time that this process, or the worker of a local cluster with the most, spent on compiling kernels.
     notes : tuple of str
         What the user should know: which of two contradictory statements on the image's geometry counts, that the
-        windows leave hardly any contrast, or a mask by a threshold few voxels. Voxels that were quantised before a run
-        was resumed, or by batch jobs, are not looked at.
+        windows leave hardly any contrast, or a mask by a threshold few voxels.
     spacing : tuple of float or None
         The size of a voxel along (z, y, x) in millimetres; None if unknown.
     """

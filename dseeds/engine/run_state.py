@@ -36,10 +36,11 @@ from dseeds.engine.history import (
 from dseeds.engine.job import AnalysisInput, Job, RegionInput, pack_flags, unpack_flags
 from dseeds.engine.label_tables import write_offsets, write_tables
 from dseeds.engine.phases import GRAPH, HISTOGRAM, LABEL, MASK, PARTS, QUANTISE, Phase, turn_phase
-from dseeds.engine.scratch import digits_name, parse_name
-from dseeds.seeds.contrast import describe_contrast, new_counts
+from dseeds.engine.scratch import BIN_COUNTS, digits_name, parse_name
+from dseeds.seeds.contrast import describe_contrast
 from dseeds.seeds.flood import check_map_window
 from dseeds.seeds.histograms import GREY_LEVELS, equalised_tables, foreground_thresholds
+from dseeds.seeds.kernels.voxels import BINS
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.seeds.schedule import OWN_MAP, Round, first_replayed, may_rest
 from dseeds.storage.zarr_arrays import Layout
@@ -85,9 +86,8 @@ class RunState:
     _is_quantised: bool = False
     # The bytes that images and states of regions may take in the memory of each process that does tasks.
     room: int = 0
-    # The voxels in each bin, and in which regions they have been counted.
-    bin_counts: NDArray[np.int64] = field(init=False)
-    _is_counted: Flags = field(init=False)
+    # The voxels in each bin, once they have been added up; see `dseeds.seeds.contrast`.
+    bin_counts: NDArray[np.int64] | None = None
     # The code of the outcome of quantising, and of each round, in each region.
     _outcomes: NDArray[np.uint8] = field(init=False)
 
@@ -96,8 +96,6 @@ class RunState:
         self._outcomes = np.full(
             (1 + len(self.job.planned_schedule), len(self.job.regions)), OUTCOME_CODES[NOT_DONE], np.uint8
         )
-        self.bin_counts = new_counts(self.job.channels)
-        self._is_counted = np.zeros(len(self.job.regions), np.bool_)
         self._take_windows()
 
     def replay(self) -> None:
@@ -166,16 +164,14 @@ class RunState:
 
     # Contrast
 
-    def add_counts(self, number: int, counts: NDArray[np.int64]) -> None:
-        """Add a region's voxels in each bin."""
-        if not self._is_counted[number]:
-            self._is_counted[number] = True
-            self.bin_counts = self.bin_counts + counts
+    def read_bin_counts(self) -> None:
+        """Add up the voxels in each bin of all regions, once these are quantised."""
+        self.bin_counts = self._total(BIN_COUNTS)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the contrast; nothing while voxels of some regions have not been counted."""
-        if not (self._is_counted | self.job.outside_regions).all():
+        """What the user should know of the contrast; nothing before the voxels in each bin have been added up."""
+        if self.bin_counts is None:
             return ()
         job = self.job
         return describe_contrast(
@@ -192,7 +188,10 @@ class RunState:
     def layouts(self) -> dict[str, Layout]:
         """The arrays in scratch, except those for the source and the target; see `Run.layouts`."""
         parts = self.job.store.layouts if self.query.may_be_masked else {}
-        return {**parts, **self.count_layouts}
+        counts = self.job.regions.counts
+        shape = self.job.channels, BINS
+        bins = Layout.cut((*counts, *shape), np.int64, (1, 1, 1, *shape), 1)
+        return {**parts, **self.count_layouts, BIN_COUNTS: bins}
 
     @property
     def count_layouts(self) -> dict[str, Layout]:
@@ -207,7 +206,8 @@ class RunState:
     def writer(self, name: str) -> Phase:
         """Return the phase that writes an array."""
         kind, turn = parse_name(name)
-        phases = {"intensities": HISTOGRAM, "labels": LABEL, "graph": GRAPH, "table": GRAPH, "parts": PARTS}
+        phases = {"intensities": HISTOGRAM, BIN_COUNTS: QUANTISE, "labels": LABEL}
+        phases |= {"graph": GRAPH, "table": GRAPH, "parts": PARTS}
         if kind == "digits":
             return Phase("window" if turn < self.search.passes else "contrast", turn)
         return phases[kind]
@@ -277,11 +277,8 @@ class RunState:
             search = copy(self.search)
             search.narrow(self._total(digits_name(phase.turn)))
             return search.state()
-        if phase == MASK:
+        if phase in (MASK, QUANTISE):
             return self._mask_record(marks)
-        if phase == QUANTISE:
-            counted = bool((self._is_counted | self.job.outside_regions).all())
-            return {**self._mask_record(marks), "counts": self.bin_counts.tolist() if counted else None}
         if phase == HISTOGRAM:
             return self._histogram_record()
         if phase.is_round:
@@ -317,7 +314,7 @@ class RunState:
     def _total(self, name: str) -> NDArray[np.int64]:
         """Sum the counts of all regions, a row of regions at a time."""
         regions = self.job.regions
-        total = np.zeros(self.count_layouts[name].shape[3:], np.int64)
+        total = np.zeros(self.layouts[name].shape[3:], np.int64)
         for z, y in itertools.product(range(regions.counts[0]), range(regions.counts[1])):
             for x in range(0, regions.counts[2], ROW):
                 row = Box((z, y, x), (z + 1, y + 1, min(x + ROW, regions.counts[2])))
@@ -341,9 +338,6 @@ class RunState:
             self.job = replace(self.job, outside=packed, masked=record["masked"])
             self._outcomes[0, self._unpack(record["part"])] = OUTCOME_CODES[PART]
             if phase == QUANTISE:
-                if record["counts"] is not None:
-                    self.bin_counts = np.array(record["counts"], np.int64)
-                    self._is_counted[:] = True
                 self._outcomes[0, self._outcomes[0] == OUTCOME_CODES[NOT_DONE]] = OUTCOME_CODES[ALL]
             self._outcomes[0, outside] = OUTCOME_CODES[NOTHING_INSIDE]
         elif phase == HISTOGRAM:

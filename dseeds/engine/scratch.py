@@ -18,6 +18,8 @@ from dseeds.storage.zarr_arrays import ZSTD_CODEC, Layout, read_array, write_arr
 CELL_CHUNK = 8
 # Ids in a block of a table, and blocks in a shard. A task reads only the blocks with its region's ids.
 ID_BLOCK, TABLE_SHARD = 1024, 256
+# The voxels in each bin, shape (z, y, x, channels, 64) with (z, y, x) in regions; see `dseeds.seeds.contrast`.
+BIN_COUNTS = "bincounts"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dseeds.core.process import peak_memory
 from dseeds.engine import label_tasks
@@ -34,10 +33,11 @@ from dseeds.engine.region_state import (
 )
 from dseeds.engine.report import TaskResult
 from dseeds.engine.residents import residents
-from dseeds.engine.scratch import digits_name
+from dseeds.engine.scratch import BIN_COUNTS, digits_name
 from dseeds.engine.wavefront import has_checkpoint, obsolete_turns
 from dseeds.seeds.contrast import new_counts
 from dseeds.seeds.histograms import count_grey_levels
+from dseeds.seeds.kernels.voxels import BINS
 from dseeds.storage.zarr_arrays import ByteCounter, byte_counter
 
 
@@ -52,17 +52,16 @@ def perform_task(job: Job, phase: Phase, number: int, task_input: Any = None, is
     start = time.perf_counter()
     try:
         if is_marked and phase == LABEL and label_tasks.has_labels(job, number):
-            outcome, counts = "labelled", None
+            outcome = "labelled"
         else:
-            result = _TASKS[phase.stage](job, number, phase.turn, task_input)
-            outcome, counts = result if isinstance(result, tuple) else (result, None)
+            outcome = _TASKS[phase.stage](job, number, phase.turn, task_input)
     finally:
         byte_counter.reset(token)
     seconds = time.perf_counter() - start
     # Messages are marks themselves.
     if not phase.publishes_messages:
         job.journal.mark(phase, number, outcome)
-    return TaskResult(number, outcome, seconds, counter.read, counter.written, peak_memory(), counts)
+    return TaskResult(number, outcome, seconds, counter.read, counter.written, peak_memory())
 
 
 def perform_pickled_task(pickled: bytes, phase: Phase, number: int, task_input: Any, is_marked: bool) -> TaskResult:
@@ -107,19 +106,19 @@ def _load_image(job: Job, number: int) -> RegionImage:
     return residents.take_image(job.key, number) or read_region(job, number)
 
 
-def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> tuple[str, NDArray[np.int64]]:
-    """Quantise a region, and publish what its neighbours need of its bins, histograms and statistics.
+def begin_region(job: Job, number: int, _turn: int, task_input: RegionInput) -> str:
+    """Quantise a region, count its voxels in each bin, and publish what its neighbours need of it.
 
-    Returns whether ``"all"``, ``"part"`` or ``"nothing"`` of the region lies inside the mask, and the number of its
-    voxels in each bin.
+    Returns whether ``"all"``, ``"part"`` or ``"nothing"`` of the region lies inside the mask.
     """
     counts = new_counts(job.channels)
     state, extent = quantise_region(job, number, image=residents.take_image(job.key, number), counts=counts)
+    job.store.write(BIN_COUNTS, job.regions.around(number, 0), counts[None, None, None, :, :BINS])
     pieces = {} if state is None else begin_pieces(job, state)
     job.messages.publish(QUANTISE, number, extent[0], pieces)
     if state is not None:
         residents.keep(job.key, state, task_input.room)
-    return extent, counts
+    return extent
 
 
 def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> str:
@@ -147,7 +146,7 @@ def sweep_region(job: Job, number: int, turn: int, task_input: RegionInput) -> s
     return result.outcome
 
 
-_TASKS: dict[str, Callable[..., str | tuple[str, NDArray[np.int64]]]] = {
+_TASKS: dict[str, Callable[..., str]] = {
     "mask": check_mask,
     "window": count_digits,
     "contrast": count_digits,

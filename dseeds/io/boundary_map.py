@@ -49,4 +49,6 @@ def open_boundary_map(source: object, image: Image) -> Image:
     if opened.channels != 1:
         raise ValueError(f"the boundary map has {opened.channels} channels, but a map is of one: pass one of them.")
     [part] = opened.parts
-    return Image((align(part, f"the boundary map {part.path or part.name}", image.grid),))
+    return Image(
+        (align(part, "the boundary map" if part.path is None else f"the boundary map {part.path}", image.grid),)
+    )

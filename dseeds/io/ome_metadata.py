@@ -13,6 +13,7 @@ from typing import Any
 from dseeds.core.geometry import AXES
 from dseeds.io.axes import SpaceAxes
 from dseeds.io.coordinate_systems import NoAffine, SystemTransformations
+from dseeds.io.image_choice import choose_image
 from dseeds.io.source import Spacing, convert_to_mm, shorten, summarise_error
 
 # Units of length in a millimetre: their names in OME-NGFF, and short forms that other software writes.
@@ -107,8 +108,10 @@ class Multiscale:
     affines: tuple[Any, ...] = ()
 
 
-def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
+def read_multiscale(attributes: Mapping[str, Any], where: str, chosen: str | None = None) -> Multiscale:
     """Read the attributes of a group; raise a ValueError if it is no image, or its metadata are damaged.
+
+    One of several images in the group is `chosen` by its number or name.
 
     >>> scale = {"type": "scale", "scale": [0.5, 0.5, 2.0]}
     >>> axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "xyz"]
@@ -123,8 +126,12 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             f"{where} is a Zarr group without an OME-Zarr image (no 'multiscales' in its attributes): "
             f"pass an array inside it, as {where}/NAME"
         )
+    images = ome["multiscales"]
+    number = 0
+    if isinstance(images, list) and (len(images) > 1 or chosen is not None):
+        number = choose_image(where, [(_image_name(image), "") for image in images], chosen)
     try:
-        image = ome["multiscales"][0]
+        image = images[number]
         if "coordinateSystems" in image:
             return _read_coordinate_systems(image, where, "image-label" in ome)
         datasets = image["datasets"]
@@ -142,10 +149,7 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             space=space,
             paths=paths,
             # The transformations of a level come before those of the whole image.
-            frames=tuple(
-                _compose_frame(axes, space, (*dataset.get(_TRANSFORMATIONS, ()), *image.get(_TRANSFORMATIONS, ())))
-                for dataset in datasets
-            ),
+            frames=tuple(_compose_frame(axes, space, _list_steps(dataset, image, where)) for dataset in datasets),
             labels="image-label" in ome,
         )
     except (_NoVolume, NoAffine):
@@ -155,6 +159,10 @@ def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale:
             f"{where} has OME metadata that cannot be read ({summarise_error(error)}): "
             f"correct 'multiscales' in its attributes, or pass an array inside it"
         ) from error
+
+
+def _image_name(image: Any) -> str:
+    return str(image.get("name", "")) if isinstance(image, Mapping) else ""
 
 
 def _has_named_axes(image: Mapping[str, Any]) -> bool:
@@ -200,6 +208,23 @@ def _find_space(names: Sequence[str], kinds: Sequence[str | None], where: str) -
         z, y, x = (next((n for n in space if names[n] == axis), None) for axis in AXES)
         return z, y, x
     return (space[0], space[1], space[2]) if len(space) == 3 else (None, space[0], space[1])
+
+
+def _list_steps(dataset: Mapping[str, Any], image: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    """Return the transformations of a level; raise a ValueError for any but scales and translations."""
+    steps = [*dataset.get(_TRANSFORMATIONS, ()), *image.get(_TRANSFORMATIONS, ())]
+    for step in steps:
+        kind = str(step["type"])
+        if kind not in ("scale", "translation", "identity"):
+            raise NoAffine(
+                f"{where} has a transformation of type {shorten(kind, 40)!r}, which is read in version 0.6 only: write "
+                f"its metadata in that version, or resample the image"
+            )
+        if "path" in step:
+            raise NoAffine(
+                f"{where} keeps the values of a {kind} in an array, which is not read: write them into its OME metadata"
+            )
+    return steps
 
 
 def _compose_frame(
@@ -258,6 +283,7 @@ def ome_image_attributes(
     axes: str = "zyx",
     labels: bool = False,
     image: str | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Return the attribute ``ome`` of a Zarr v3 group: an image (OME-NGFF 0.5) of the arrays ``0``, ``1`` and so on.
 
@@ -279,6 +305,8 @@ def ome_image_attributes(
         Whether it is a label image.
     image : str, optional
         For a label image: the path of the image that it belongs to, relative to the group.
+    names : dict of int to str, optional
+        For a label image: the names of labels.
 
     Returns
     -------
@@ -308,6 +336,9 @@ def ome_image_attributes(
     if labels:
         # Without "colors": an empty list is not allowed, and viewers have colours of their own for labels.
         attributes["image-label"] = {"version": "0.5", **({} if image is None else {"source": {"image": image}})}
+        if names:
+            properties = [{"label-value": value, "name": name} for value, name in names.items()]
+            attributes["image-label"]["properties"] = properties
     return attributes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from nibabel.spatialimages import SpatialImage
@@ -17,14 +17,16 @@ from dseeds.core.dtypes import unmask
 from dseeds.core.duck_arrays import is_dask_array, is_data_array, is_itk_image
 from dseeds.core.lazy_module import LazyModule
 from dseeds.io.formats.dicom import is_dicom, open_dicom
-from dseeds.io.formats.hdf5 import is_hdf5, open_hdf5, split_dataset
+from dseeds.io.formats.hdf5 import is_hdf5, open_hdf5, split_source
+from dseeds.io.formats.imaris import is_imaris, open_imaris
 from dseeds.io.formats.itk import open_itk_image
 from dseeds.io.formats.nifti import open_nifti_file, open_nifti_image
 from dseeds.io.formats.npy import is_npy, open_npy
 from dseeds.io.formats.nrrd import is_nrrd, open_nrrd
-from dseeds.io.formats.ome_zarr import open_zarr, open_zarr_node
+from dseeds.io.formats.ome_zarr import is_zarr_image, open_zarr, open_zarr_node
 from dseeds.io.formats.tiff import is_tiff, open_tiff, split_image
-from dseeds.io.source import ArraySource, Source, SourceQuery, is_zarr, resolve_address, split_channels
+from dseeds.io.formats.unreadable import is_unreadable, refuse_unreadable
+from dseeds.io.source import ArraySource, Source, SourceQuery, resolve_address, split_channels
 
 if TYPE_CHECKING:
     import zarr
@@ -35,12 +37,14 @@ _Opener: TypeAlias = Callable[[Path, SourceQuery], Source | tuple[Source, ...]]
 
 # The formats of files and folders: how to recognise one, and how to open it. The first that fits is taken.
 _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], _Opener], ...] = (
-    (is_zarr, open_zarr),
+    (is_zarr_image, open_zarr),
+    (is_imaris, open_imaris),
     (is_hdf5, open_hdf5),
     (is_nrrd, open_nrrd),
     (is_npy, open_npy),
     (is_dicom, open_dicom),
     (is_tiff, open_tiff),
+    (is_unreadable, refuse_unreadable),
     # Explains what a folder has to hold.
     (Path.is_dir, open_zarr),
     # NIfTI, and everything else that nibabel reads.
@@ -58,11 +62,13 @@ def open_source(source: object, *, volume: int | None = None, level: int = 0) ->
 
         - NIfTI: ``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``; other formats that nibabel reads are loaded whole;
         - a Zarr array (v2 or v3) or an OME-Zarr image; an array inside an image, as ``image.zarr/1``, is its level 1;
+          ``image.zarr:1`` chooses the second of several images in a group;
         - DICOM: a folder with a series, or a file of many frames that say where they lie;
         - TIFF: a file, or a folder with a file for each plane; ``FILE.ome.tif:1`` chooses the second of several images
           in a file, which may also be chosen by its name, as ``FILE.ome.tif:NAME``;
         - NRRD (``.nrrd``, ``.nhdr``), MetaImage (``.mha``, ``.mhd``) or NumPy (``.npy``);
-        - HDF5 (``.h5``, ``.hdf5``); ``FILE.h5:/path/to/dataset`` chooses one of several datasets.
+        - HDF5 (``.h5``, ``.hdf5``); ``FILE.h5:/path/to/dataset`` chooses one of several datasets;
+        - Imaris (``.ims``).
 
         Zarr may also be at a URL: ``s3://``, ``gs://`` and ``az://``, see `dseeds.storage.location`, or another that
         fsspec knows. A Dask array is computed once, block by block, into Dask's ``temporary-directory``.
@@ -120,7 +126,8 @@ def open_voxels(source: object, query: SourceQuery) -> tuple[Source, ...]:
 def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
     match source:
         case np.ndarray():
-            values = unmask(source, is_image=query.is_image)
+            # As plain arrays: those of np.matrix have always two axes.
+            values = np.asarray(unmask(source, is_image=query.is_image))
             return tuple(map(ArraySource, split_channels(values, query)))
         case str() | os.PathLike():
             address = resolve_address(str(os.fspath(source)))
@@ -140,19 +147,30 @@ def _open(source: object, query: SourceQuery) -> Source | tuple[Source, ...]:
             return open_data_array(source, query)
         case zarr.Array() | zarr.Group():
             return open_zarr_node(source, query)
+        case _ if isinstance(source, list | tuple) or hasattr(source, "__array__"):
+            return _open(_to_array(source), query)
     raise TypeError(
-        f"a source is a path or URL, an array of numpy, dask or xarray, a zarr array or group, or an image of nibabel "
-        f"or SimpleITK, not {type(source).__module__}.{type(source).__qualname__}"
+        f"a source is a path or URL, an array of numpy, dask or xarray or one that NumPy converts, a zarr array or "
+        f"group, or an image of nibabel or SimpleITK, not {type(source).__module__}.{type(source).__qualname__}"
     )
 
 
+def _to_array(source: Any) -> np.ndarray:
+    """Convert lists and arrays of other libraries, which may refuse it in words of their own."""
+    try:
+        return np.asarray(source)
+    except ValueError as error:
+        raise ValueError("the lists are not of equal length, so that they are no volume.") from error
+
+
 def _open_path(path: Path, query: SourceQuery) -> Source | tuple[Source, ...]:
-    file = split_image(split_dataset(path)[0])[0]
-    if not file.exists():
+    file = split_image(split_source(path)[0])[0]
+    if not file.exists() and not is_zarr_image(path):
         address, _, chosen = str(path).rpartition(":")
         if address and chosen and Path(address).exists():
             raise ValueError(
-                f"{address} is neither TIFF nor HDF5, which may hold several images: leave out :{chosen} (--image)"
+                f"{address} is none of TIFF, HDF5 and OME-Zarr, which may hold several images: "
+                f"leave out :{chosen} (--image)"
             )
         raise FileNotFoundError(f"{file} does not exist")
     open_file = next(open_file for is_format, open_file in _FILE_FORMATS if is_format(path))

@@ -44,7 +44,7 @@ Kind: TypeAlias = Literal["nifti", "zarr", "dicom", "tiff", "nrrd", "metaimage",
 MAX_CHANNELS = 16
 _ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 # Endings of formats that can be read from local files only.
-_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|h5|hdf5?)", re.IGNORECASE)
+_LOCAL_ONLY = re.compile(r"\.(nii|nii\.gz|tiff?|nrrd|nhdr|mha|mhd|npy|npz|h5|hdf5?|ims|nc|mat|dcm)", re.IGNORECASE)
 
 # What only the authors of a library understand: its names, source files, objects and temporary files.
 _INTERNALS = re.compile(
@@ -412,6 +412,8 @@ def require_volume(
         raise ValueError(f"{where} has shape {shape}: supervoxels need three axes, z, y and x")
     if min(shape) < 1:
         raise ValueError(f"{where} has shape {shape}: an axis is empty, there is nothing to cut into supervoxels")
+    if query.purpose == "image" and dtype.kind == "f" and dtype.itemsize > 8:
+        raise TypeError(f"{where} holds values of type {dtype}; intensities have at most 64 bits: pass float64")
     if dtype.kind in ("iufb" if query.purpose in ("mask", "labels", "copy") else "iuf"):
         return
     problem, advice = {
@@ -419,7 +421,8 @@ def require_volume(
         "c": ("is complex", "pass its magnitude"),
         "V": (f"holds records of {len(dtype.names or ())} values", "pass one number per voxel"),
     }.get(dtype.kind, (f"holds values of type {dtype}", "pass integers or floating-point numbers"))
-    raise ValueError(f"{where} {problem}; supervoxels need intensities: {advice}")
+    needed = "; supervoxels need intensities" if query.is_image else ""
+    raise ValueError(f"{where} {problem}{needed}: {advice}")
 
 
 def require_intensities(where: str, query: SourceQuery) -> None:
@@ -644,6 +647,8 @@ def describe_damage(where: str) -> Iterator[None]:
         # The disk or the network is at fault, not the file.
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
             raise
+        if isinstance(error, FileNotFoundError) and error.filename:
+            raise missing_file(where, error) from error
         if _LOCKED.search(str(error)):
             raise ValueError(
                 f"{where} is open in another program, which has locked it: close it there, or read a copy"
@@ -652,6 +657,14 @@ def describe_damage(where: str) -> Iterator[None]:
             f"{where} cannot be read ({summarise_error(error)}): the file is damaged or incomplete, so copy or export "
             f"it again"
         ) from error
+
+
+def missing_file(where: str, error: FileNotFoundError) -> ValueError:
+    """Return the error for a file that lacks another one, such as that of its voxels."""
+    name = Path(str(error.filename)).name
+    if Path(where).name == name:
+        return ValueError(f"{where} is missing: put it back, or copy it to the folder of its header")
+    return ValueError(f"{where} cannot be read: the file {shorten(name)} is missing, so copy it to the same folder")
 
 
 def name_array(query: SourceQuery) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dseeds.core.dtypes import native_values
+from dseeds.core.dtypes import above_origin, native_values
 from dseeds.core.exact_sum import BITS, totals
 from dseeds.core.geometry import Box, Triple
 from dseeds.measure.kernels import features as kernel
@@ -110,19 +110,6 @@ def count_features(
         labels, box.shape, box.lo, reals, units, space.pivots, bins, np.array(space.spacing)
     )
     return voxels[np.argsort(voxels[:, 0])], sort_contacts(contacts)
-
-
-def above_origin(values: NDArray[Any], origin: int) -> NDArray[Any]:
-    """Return by how much values exceed an integer, which is subtracted from integers as such; as they are for 0."""
-    if not origin:
-        return values
-    if values.dtype.kind == "f" or not np.iinfo(values.dtype).min <= origin <= np.iinfo(values.dtype).max:
-        return np.subtract(values.astype(np.float64), float(origin))
-    own = values.dtype.type(origin)
-    # Differences wrap around where they are negative, and fit 64 bits.
-    above, below = (values - own).astype(np.uint64), (own - values).astype(np.uint64)
-    difference: Floats = np.where(values >= own, above.astype(np.float64), -below.astype(np.float64))
-    return difference
 
 
 def sort_contacts(contacts: CountRows) -> CountRows:

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 from pyarrow import csv
 from pyarrow.compute import add
-from typing_extensions import override
 
 from dseeds.io.source import shorten, summarise_error
 from dseeds.measure.kernels.painting import labels_of_runs
@@ -36,11 +35,15 @@ PARQUET_ENDINGS = (".parquet", ".pq")
 
 
 class ColumnPair(NamedTuple):
-    """Two columns of a table, as they are stored: labels, values, and which values are not missing."""
+    """Two columns of a table, as they are stored: labels, values, and which values are not missing.
+
+    `categories` are the names of the values from 1, if these number categories.
+    """
 
     labels: NDArray[np.int64]
     values: NDArray[Any]
     valid: NDArray[np.bool_]
+    categories: tuple[str, ...] = ()
 
 
 class LookupTable(Protocol):
@@ -54,6 +57,10 @@ class LookupTable(Protocol):
     def extremes(self) -> tuple[Any, Any]:
         """The smallest and the largest value."""
 
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The names of the values from 1, if these number categories."""
+
     def astype(self, dtype: DTypeLike) -> LookupTable:
         """Return the same table with values of another dtype."""
 
@@ -62,28 +69,29 @@ class LookupTable(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class HeldValues(LookupTable):
+class HeldValues:
     """Values in memory, for labels that are sorted and unique."""
 
     labels: NDArray[np.int64]
     values: NDArray[Any]
+    categories: tuple[str, ...] = ()
 
     @property
-    @override
     def dtype(self) -> np.dtype[Any]:
+        """The dtype of the values."""
         return self.values.dtype
 
     @property
-    @override
     def extremes(self) -> tuple[Any, Any]:
+        """The smallest and the largest value."""
         return (self.values.min().item(), self.values.max().item()) if self.values.size else (0, 0)
 
-    @override
     def astype(self, dtype: DTypeLike) -> HeldValues:
+        """Return the same table with values of another dtype."""
         return replace(self, values=_cast(self.values, dtype))
 
-    @override
     def select(self, labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return all labels and their values."""
         return self.labels, self.values
 
 
@@ -95,6 +103,8 @@ class PartedValues:
     ends: NDArray[np.int64]
     dtype: np.dtype[Any]
     extremes: tuple[Any, Any]
+    # Files do not number categories.
+    categories: tuple[str, ...] = ()
 
     def astype(self, dtype: DTypeLike) -> PartedValues:
         """Return the same table with values of another dtype."""
@@ -180,7 +190,7 @@ class TablePart:
 @lru_cache(maxsize=CACHED_PARTS)
 def _read_cached(part: TablePart) -> HeldValues:
     """Read a part's rows with a value. Neighbouring regions often have labels of the same part."""
-    labels, values, valid = part.read()
+    labels, values, valid, _ = part.read()
     return HeldValues(labels[valid], values[valid])
 
 
@@ -196,12 +206,18 @@ def open_values(table: Any, column: str | None, label: str = "label") -> LookupT
     if by_label is not None:
         label, column = "label", "value"
         return _hold([_extract_columns(by_label, label, column, "the table")])
-    if column is None:
-        raise ValueError("the table has columns: say with column= (--column) which one holds the values.")
     # Features have an address, or a table in memory.
     address = table if isinstance(table, str | os.PathLike) else getattr(table, "address", None)
+    table = getattr(table, "table", table)
+    if address is None and not _has_columns(table):
+        raise TypeError(
+            f"a table is a path or URL, features, a pandas, polars or Arrow table, a Series, a vector by label or a "
+            f"dict, not {type(table).__module__}.{type(table).__qualname__}"
+        )
+    if column is None:
+        raise ValueError("the table has columns: say with column= (--column) which one holds the values.")
     if address is None:
-        columns = _to_arrow(getattr(table, "table", table), label, column)
+        columns = _to_arrow(table, label, column)
         return _hold([_extract_columns(columns, label, column, "the table")])
     files, token = _list_files(str(os.fspath(address))), uuid.uuid4().hex
     parts = [TablePart(location, key, label, column, token) for location, key in files]
@@ -224,13 +240,23 @@ def _read_by_label(table: Any, column: str | None) -> pa.Table | None:
     elif hasattr(table, "index") and hasattr(table, "to_frame") and not hasattr(table, "columns"):
         # A Series of pandas.
         labels = table.index.to_numpy()
-    elif isinstance(table, list | tuple | np.ndarray | pa.Array | pa.ChunkedArray) or _is_polars_series(table):
-        if isinstance(table, np.ndarray) and table.ndim != 1:
-            raise ValueError(f"a vector of values by label has one axis, but this array has shape {table.shape}.")
+    elif isinstance(table, list | tuple | pa.Array | pa.ChunkedArray) or _is_polars_series(table):
         labels = np.arange(len(table))
+    elif hasattr(table, "__array__") and not _has_columns(table):
+        values = np.asarray(table)
+        if values.ndim != 1:
+            raise ValueError(f"a vector of values by label has one axis, but this array has shape {values.shape}.")
+        labels = np.arange(len(values))
     else:
         return None
     return pa.table({"label": _to_array(labels, "label"), "value": _to_array(values, "value")})
+
+
+def _has_columns(table: Any) -> bool:
+    """Return whether a value is a table in memory."""
+    # The first of these is that of pandas: arrays of xarray have the other methods of its tables.
+    is_table = hasattr(table, "iterrows") or hasattr(table, "__arrow_c_stream__")
+    return is_table or isinstance(table, Mapping | pa.RecordBatch)
 
 
 def _is_polars_series(table: Any) -> bool:
@@ -265,7 +291,7 @@ def _scan_parts(parts: Sequence[TablePart]) -> PartedValues | None:
     ends: list[tuple[int, int]] = []
     extremes, dtypes, filled = [], [], []
     for part in parts:
-        labels, values, valid = part.read()
+        labels, values, valid, _ = part.read()
         if not len(labels):
             continue
         if (labels[1:] <= labels[:-1]).any() or (ends and ends[-1][1] >= labels[0]):
@@ -280,7 +306,7 @@ def _scan_parts(parts: Sequence[TablePart]) -> PartedValues | None:
 
 
 def _hold(pairs: Sequence[ColumnPair]) -> HeldValues:
-    labels, values, valid = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+    labels, values, valid = (np.concatenate(arrays) for arrays in zip(*(pair[:3] for pair in pairs), strict=True))
     if not len(labels):
         raise ValueError("the table has no rows.")
     order = np.argsort(labels, kind="stable")
@@ -288,7 +314,7 @@ def _hold(pairs: Sequence[ColumnPair]) -> HeldValues:
     repeated = np.flatnonzero(labels[1:] == labels[:-1])
     if len(repeated):
         raise ValueError(f"the table has more than one row for label {labels[repeated[0]]}: keep one for each label.")
-    return HeldValues(labels[valid], values[valid])
+    return HeldValues(labels[valid], values[valid], pairs[0].categories)
 
 
 def _to_arrow(table: Any, label: str, column: str) -> pa.Table:
@@ -300,11 +326,6 @@ def _to_arrow(table: Any, label: str, column: str) -> pa.Table:
     if isinstance(table, Mapping):
         names = _check_columns(list(table), label, column, "the table")
         return pa.table({name: _to_array(table[name], name) for name in names})
-    if not hasattr(table, "__arrow_c_stream__") and not isinstance(table, pa.RecordBatch):
-        raise TypeError(
-            f"a table is a path or URL, features, a pandas, polars or Arrow table, a Series, a vector by label or a "
-            f"dict, not {type(table).__module__}.{type(table).__qualname__}"
-        )
     arrow = pa.table(table)
     return arrow.select(_check_columns(arrow.column_names, label, column, "the table"))
 
@@ -314,7 +335,7 @@ def _to_array(items: Any, name: str) -> Any:
         if isinstance(items, pa.ChunkedArray):
             return items
         return items.to_arrow() if _is_polars_series(items) else pa.array(items)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise ValueError(f"the table holds more than numbers of 64 bits in its column {name!r}: {error}") from error
 
 
@@ -348,8 +369,9 @@ def _extract_columns(table: pa.Table, label: str, column: str, where: str) -> Co
         ids = np.array([-1])
     if ids.min() < 0:
         raise ValueError(f"{where} has labels in its column {label!r} that are not integers from 0 to 2^63 - 1.")
+    categories: tuple[str, ...] = ()
     if pa.types.is_dictionary(values.type):
-        values = _number_categories(values, column, where)
+        values, categories = _number_categories(values, column, where)
     kind = values.type
     if pa.types.is_boolean(kind) or kind == pa.float16():
         values = values.cast(pa.uint8() if pa.types.is_boolean(kind) else pa.float32())
@@ -360,13 +382,14 @@ def _extract_columns(table: pa.Table, label: str, column: str, where: str) -> Co
         )
     valid = np.asarray(values.is_valid())
     numbers = values.fill_null(0).to_numpy()
-    return ColumnPair(ids, numbers, valid & ~np.isnan(numbers) if numbers.dtype.kind == "f" else valid)
+    valid = valid & ~np.isnan(numbers) if numbers.dtype.kind == "f" else valid
+    return ColumnPair(ids, numbers, valid, categories)
 
 
-def _number_categories(values: Any, column: str, where: str) -> Any:
-    """Return categories that are numbers as these; number all others from 1, in the order of the categories."""
+def _number_categories(values: Any, column: str, where: str) -> tuple[Any, tuple[str, ...]]:
+    """Return categories that are numbers as these; number all others from 1, in their order, and return their names."""
     if is_numeric(values.type.value_type) or pa.types.is_boolean(values.type.value_type):
-        return values.cast(values.type.value_type)
+        return values.cast(values.type.value_type), ()
     if where != "the table":
         # Each part of a table in files may number them in another way.
         raise ValueError(
@@ -375,7 +398,7 @@ def _number_categories(values: Any, column: str, where: str) -> Any:
         )
     unified = values.unify_dictionaries() if isinstance(values, pa.ChunkedArray) else values
     codes = unified.combine_chunks() if isinstance(unified, pa.ChunkedArray) else unified
-    return add(codes.indices.cast(pa.int64()), 1)
+    return add(codes.indices.cast(pa.int64()), 1), tuple(map(str, codes.dictionary.to_pylist()))
 
 
 def _cast(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

@@ -28,6 +28,7 @@ from dseeds.io.formats.dask_array import DaskSource
 from dseeds.io.formats.file_writer import remove_partial
 from dseeds.io.formats.nifti import is_nifti
 from dseeds.io.labels import TASK_BYTES, choose_tiling, materialise, open_labels, read_labels
+from dseeds.io.source import shorten
 from dseeds.measure.kernels.painting import paint_voxels
 from dseeds.measure.lookup import LookupTable, open_values
 from dseeds.parallel.capacity import local_capacity, parse_memory
@@ -71,6 +72,8 @@ class Painted:
         The number of voxels.
     without_value : int
         The number of voxels whose label is not 0 and has no value.
+    categories : tuple of str
+        The names of the values 1, 2 and so on, if these number categories; OME-Zarr has them in its metadata, too.
 
     Examples
     --------
@@ -86,10 +89,12 @@ class Painted:
     fill: int | float
     voxels: int
     without_value: int
+    categories: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         missing = f"; {self.without_value} without a value are {self.fill}" if self.without_value else ""
-        return f"{self.column} as {self.dtype} in {self.voxels} voxels{missing}: {self.target}"
+        names = "; from 1: " + shorten(", ".join(self.categories), 200) if self.categories else ""
+        return f"{self.column} as {self.dtype} in {self.voxels} voxels{missing}{names}: {self.target}"
 
     def to_json(self) -> str:
         """Return all fields as JSON."""
@@ -171,7 +176,8 @@ def paint(
         The new volume: an OME-Zarr group, or ``.nii`` or ``.nii.gz`` if the labels are NIfTI. Default: a lazy array.
     column : str, optional
         The column with the values: numbers, booleans or categories. Required for tables. Categories that are not
-        numbers are numbered from 1, in their order, so that 0 remains what has none.
+        numbers are numbered from 1, in their order, so that 0 remains what has none; OME-Zarr and the result have their
+        names.
     label_column : str, default "label"
         The column with the labels; in pandas it may be the index.
     fill : int or float, optional
@@ -265,7 +271,7 @@ def paint(
             open_executor(count, connected, local, progress) as executor,
         ):
             missing = _paint_zarr(job, str(target), name, layout, tiling, executor, as_labels, overwrite)
-    return Painted(str(target), name, job.dtype.name, job.fill, prod(source.shape), missing)
+    return Painted(str(target), name, job.dtype.name, job.fill, prod(source.shape), missing, job.values.categories)
 
 
 def paint_block(labels: NDArray[Any], values: LookupTable, fill: float) -> NDArray[Any]:
@@ -305,8 +311,12 @@ def _paint_zarr(
         missing: int = sum(executor.map_unordered("paint", paint_region, calls, len(tiling)))
         check_written_by(place, run)
         place.clear(SCRATCH)
-        record = {"painted": name, "run": run, "labels": labels.name, "fill": _as_json(job.fill)}
-        ome = ome_image_attributes(**vars(frame_of(labels)), name=f"{name} of {labels.name}", labels=as_labels)
+        record: dict[str, Any] = {"painted": name, "run": run, "labels": labels.name, "fill": _as_json(job.fill)}
+        names = dict(enumerate(job.values.categories, 1))
+        if names:
+            record["categories"] = names
+        title = f"{name} of {labels.name}"
+        ome = ome_image_attributes(**vars(frame_of(labels)), name=title, labels=as_labels, names=names)
         record |= affine_attributes(labels.affine, labels.forms)
         publish_labels(place, {ATTRIBUTE: {**record, "version": __version__}, "ome": ome})
     return missing

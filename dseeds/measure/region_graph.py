@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 HISTOGRAM = "histogram"
 CENTROID = ("centroid-0", "centroid-1", "centroid-2")
 # Columns with positions, which do not describe what a supervoxel is like.
-POSITIONS = ("centroid", "bbox")
+POSITIONS = ("centroid", "bbox", "centroid_world", "bbox_world")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,7 +117,7 @@ class AdjacencyGraph:
             If the column is not loaded.
         """
         sparse = import_optional("scipy.sparse", "a sparse matrix", "scipy")
-        weights = np.ones(len(self.pairs)) if weight is None else _column(self.edges, weight, "edges")
+        weights = np.ones(len(self.pairs)) if weight is None else self.edge_column(weight)
         index, order = self._directed_edges()
         values = np.tile(np.asarray(weights, np.float64), 2)[order]
         return sparse.csr_array((values, (index[0], index[1])), shape=(len(self.labels),) * 2)
@@ -182,9 +182,9 @@ class AdjacencyGraph:
             If a column is not loaded.
         """
         if columns is None:
-            columns = [name for name in self.nodes if name.partition("-")[0] not in POSITIONS]
+            columns = [name for name in self.nodes if not is_position(name)]
         index, order = self._directed_edges()
-        features = _matrix(self.nodes, columns, "supervoxels", len(self.labels))
+        features = self.matrix(columns)
         attributes = _matrix(self.edges, edge_columns, "edges", len(self.pairs))
         arrays: dict[str, NDArray[Any]] = {
             "x": features,
@@ -192,8 +192,35 @@ class AdjacencyGraph:
             "edge_attr": np.tile(attributes, (2, 1))[order],
         }
         if set(CENTROID) <= set(self.nodes):
-            arrays["pos"] = _matrix(self.nodes, CENTROID, "supervoxels", len(self.labels))
+            arrays["pos"] = self.matrix(CENTROID)
         return arrays
+
+    def matrix(self, columns: Iterable[str] | None = None) -> NDArray[np.float32]:
+        """Return columns of the supervoxels side by side, for classifiers and networks.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            One column of the matrix each, and one for each bin of a histogram; all by default.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, columns)
+
+        Raises
+        ------
+        ValueError
+            If a column is not loaded.
+        """
+        return _matrix(self.nodes, columns, "supervoxels", len(self.labels))
+
+    def node_column(self, name: str) -> NDArray[Any]:
+        """Return a column of the supervoxels; raise a ValueError if it is not loaded."""
+        return _column(self.nodes, name, "supervoxels")
+
+    def edge_column(self, name: str) -> NDArray[Any]:
+        """Return a column of the edges; raise a ValueError if it is not loaded."""
+        return _column(self.edges, name, "edges")
 
     def _directed_edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return every edge in both directions (2, 2 m), sorted, and the order that sorts them.
@@ -269,6 +296,11 @@ def load_graph(
 def column_names(features: str | os.PathLike[str] | Features, table: str = TABLE) -> list[str]:
     """Return the columns of a table in a folder of features; raise a FileNotFoundError if there is no such table."""
     return list(next(_parts(features, table)).schema_arrow.names)
+
+
+def is_position(column: str) -> bool:
+    """Return whether a column of supervoxels says where they are, not what they are like."""
+    return column.partition("-")[0] in POSITIONS
 
 
 def _load(

@@ -89,6 +89,9 @@ def _wait_for_worker(client: Client) -> None:
         while not client.run_on_scheduler(count_running):
             waited = time.monotonic() - begin
             if waited > WORKERS_TIMEOUT and not _expects_workers(client):
+                # The first worker may have come since.
+                if client.run_on_scheduler(count_running):
+                    break
                 raise TimeoutError(_refusal(client))
             if waited > last_notice + STALL_SECONDS:
                 last_notice = waited

@@ -281,8 +281,8 @@ def _write_arrays(
 
 def _write_metadata(root: zarr.Group, spacing: Point, names: list[str], signature: dict[str, Any]) -> None:
     """Write the attributes that make images of the groups, the root's last."""
-    labels = ome_image_attributes(spacing=spacing, name="organs", labels=True, image="../../")
-    labels["image-label"]["properties"] = [{"label-value": label, "name": name} for label, name in enumerate(names)]
+    by_label = dict(enumerate(names))
+    labels = ome_image_attributes(spacing=spacing, name="organs", labels=True, image="../../", names=by_label)
     root.require_group(_LABEL_GROUP).attrs["ome"] = labels
     root.require_group("labels").attrs["ome"] = {"version": "0.5", "labels": ["organs"]}
     root.update_attributes({"ome": ome_image_attributes(spacing=spacing, name="phantom"), "dseeds": signature})

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.dtypes import above_origin
 from dseeds.core.exact_sum import WIDTH
 from dseeds.core.forks import cached_property
 from dseeds.core.geometry import Box, Tiling, Triple
@@ -41,8 +42,8 @@ class QualityJob:
     """What the tasks of an evaluation have in common.
 
     A boundary may be off by `reach`, in voxels along (z, y, x), but no further than `distance`, in millimetres, if
-    there is one; `spacing` is 1 where it does not matter. `centre` and `scale` are half of the mean intensity, and half
-    of the range.
+    there is one; `spacing` is 1 where it does not matter. Intensities are measured from `origin`: 0, unless they are
+    integers that float64 does not hold. `centre` and `scale` are half of their mean, and half of the range.
     """
 
     labels: Source
@@ -53,6 +54,7 @@ class QualityJob:
     reach: Triple
     distance: float | None
     spacing: tuple[float, float, float]
+    origin: int = 0
     centre: float = 0.0
     scale: float = 0.0
 
@@ -95,6 +97,14 @@ def add_region(job: QualityJob, number: int) -> tuple[Rows, int, int, float, flo
     if not labels.any():
         return sums, 0, 0, math.inf, -math.inf
     return sums, *kernel.add_intensities(labels, _intensities(job, box), sums)
+
+
+def lowest_integer(job: QualityJob, number: int) -> int | None:
+    """Return the lowest of a region's intensities where there are labels, which are integers; None without labels."""
+    assert job.image is not None
+    box = job.tiling.box(number)
+    values = job.image.read(box.slices)[read_labels(job.labels, box) != 0]
+    return int(values.min()) if values.size else None
 
 
 def count_quality_region(job: QualityJob, number: int) -> tuple[int, RegionCounts | None]:
@@ -180,4 +190,4 @@ def count_part(job: QualityJob, part: LabelRange) -> Tally:
 
 def _intensities(job: QualityJob, box: Box) -> NDArray[np.float64]:
     assert job.image is not None
-    return np.ascontiguousarray(job.image.read(box.slices), np.float64)
+    return np.ascontiguousarray(above_origin(job.image.read(box.slices), job.origin), np.float64)

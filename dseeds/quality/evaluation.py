@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.checks import check_threads, read_extents
+from dseeds.core.dtypes import LARGEST_EXACT
 from dseeds.core.exact_sum import totals
 from dseeds.core.geometry import Tiling, Triple, check_spacing, triple
 from dseeds.core.progress import Progress
@@ -32,7 +33,7 @@ from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.quality import kernels as kernel
 from dseeds.quality import metrics, seams
-from dseeds.quality.counting import ROUNDING, QualityJob, add_region, count_part, count_quality_region
+from dseeds.quality.counting import ROUNDING, QualityJob, add_region, count_part, count_quality_region, lowest_integer
 from dseeds.seeds.cell_size import choose_step, millimetres
 from dseeds.storage.label_records import label_ranges
 from dseeds.storage.location import open_location
@@ -164,11 +165,11 @@ def evaluate(
     >>> dseeds.evaluate(truth + 1, truth)["achievable_dice_per_structure"]
     {7: 1.0}
     """
-    label_source = open_labels(_as_array(labels))
-    true_source = None if truth is None else open_labels(_as_array(truth))
+    label_source = open_labels(labels)
+    true_source = None if truth is None else open_labels(truth)
     image_source = None
     if image is not None:
-        [image_source] = open_voxels(_as_array(image), SourceQuery(volume, level=level or 0, planes=True))
+        [image_source] = open_voxels(image, SourceQuery(volume, level=level or 0, planes=True))
     named = {"truth": true_source, "image": image_source}
     others = align_sources(label_source, {name: source for name, source in named.items() if source is not None})
     sources, shape = {"labels": label_source, **others}, label_source.shape
@@ -255,9 +256,20 @@ def measure_quality(
 
 
 def with_intensity_range(job: QualityJob, executor: Executor) -> QualityJob:
-    """Return the job with the centre and the scale of its intensities."""
+    """Return the job with the origin, the centre and the scale of its intensities."""
     if job.image is None:
         return job
+    mean, low, high = _intensity_range(job, executor)
+    if job.image.dtype.kind in "iu" and max(-low, high) > LARGEST_EXACT:
+        regions = [(job, number) for number in range(len(job.tiling))]
+        lowest = executor.map_unordered("range", lowest_integer, regions, len(regions))
+        job = replace(job, origin=min(value for value in lowest if value is not None))
+        mean, low, high = _intensity_range(job, executor)
+    return job if low >= high else replace(job, centre=mean / 2, scale=high / 2 - low / 2)
+
+
+def _intensity_range(job: QualityJob, executor: Executor) -> tuple[float, float, float]:
+    """Return the mean, the lowest and the highest intensity above the origin, where there are labels."""
     regions = [(job, number) for number in range(len(job.tiling))]
     sums, sizes, infinite, lows, highs = zip(
         *executor.map_unordered("range", add_region, regions, len(regions)), strict=True
@@ -265,19 +277,12 @@ def with_intensity_range(job: QualityJob, executor: Executor) -> QualityJob:
     if any(infinite):
         raise ValueError("image has NaN or infinite values at labelled voxels: mask them out with label 0.")
     low, high = min(lows), max(highs)
-    if low >= high:
-        return job
-    mean = min(max(_exact_total(sums) / sum(sizes), low), high)
-    return replace(job, centre=mean / 2, scale=high / 2 - low / 2)
+    return (min(max(_exact_total(sums) / sum(sizes), low), high) if low < high else low), low, high
 
 
 def _exact_total(sums: Sequence[NDArray[np.int64]]) -> float:
     """Add up sums in the format of `dseeds.core.exact_sum`."""
     return float(totals(kernel.combine_sums(np.concatenate(sums), np.zeros(len(sums), np.int64), 1), 0)[0])
-
-
-def _as_array(source: Any) -> Any:
-    return np.asarray(source) if isinstance(source, list | tuple) else source
 
 
 def _read_tolerance(

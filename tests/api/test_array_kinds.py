@@ -1,6 +1,7 @@
 """Arrays as people have them: every function takes every memory order, byte order and kind, with the right values."""
 
 import inspect
+import json
 import warnings
 from functools import partial
 
@@ -12,7 +13,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import SimpleITK as sitk
+import xarray as xr
 import zarr
+from ome_zarr_models import v05
 
 import dseeds
 from dseeds.seeds.contrast import ContrastWarning
@@ -44,6 +47,16 @@ def mapped(array, folder):
     return np.load(folder / "mapped.npy", mmap_mode="r")
 
 
+class Tensor:
+    """An array of a library that NumPy converts, such as a tensor of PyTorch."""
+
+    def __init__(self, array):
+        self.values, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values if dtype is None else self.values.astype(dtype)
+
+
 KINDS = {
     "Fortran": lambda array, folder: np.asfortranarray(array),
     "swapped": lambda array, folder: np.swapaxes(np.ascontiguousarray(np.swapaxes(array, -1, -2)), -1, -2),
@@ -53,6 +66,7 @@ KINDS = {
     "mapped": mapped,
     "big-endian": lambda array, folder: array.astype(array.dtype.newbyteorder(">")),
     "masked nowhere": lambda array, folder: np.ma.array(array),
+    "converted": lambda array, folder: Tensor(array),
 }
 
 
@@ -78,7 +92,7 @@ def nested(column):
 
 
 def evaluated(image, labels, folder):
-    figures = dseeds.evaluate(labels, labels > 9, image=image)
+    figures = dseeds.evaluate(labels, np.asarray(labels) > 9, image=image)
     return [np.array(value) for value in figures.values() if not isinstance(value, dict)]
 
 
@@ -137,7 +151,7 @@ FUNCTIONS = {
 }
 WITH_CHANNELS = ("supervoxels", "segment", "plan", "features", "import_volume", "pool", "textures")
 # These take addresses, tables and graphs.
-OTHERS = {"segment_many", "agglomerate", "load_graph"}
+OTHERS = {"segment_many", "agglomerate", "load_graph", "propagate"}
 
 
 def test_every_function_is_here():
@@ -284,6 +298,28 @@ def test_the_components_of_simpleitk_are_channels():
     np.testing.assert_array_equal(dseeds.supervoxels(vectors, step=5), expected)
 
 
+@pytest.mark.parametrize("function", ["features", "evaluate", "vote", "pool", "textures", "perturb", "feature_mask"])
+def test_labels_may_be_lists(tmp_path, function):
+    call = FUNCTIONS[function]
+    assert_equal(call(IMAGE, LABELS.tolist(), tmp_path), call(IMAGE, LABELS, tmp_path), function)
+
+
+def test_an_array_on_another_device_says_so_itself():
+    class OnDevice(Tensor):
+        def __array__(self, dtype=None, copy=None):
+            raise TypeError("use .get() to construct a NumPy array")
+
+    for function in ("supervoxels", "features", "evaluate"):
+        with pytest.raises(TypeError, match=r"^use \.get\(\)"):
+            FUNCTIONS[function](OnDevice(IMAGE), LABELS, None)
+
+
+@pytest.mark.parametrize("function", ["segment", "plan", "features", "pool", "textures"])
+def test_floats_of_more_than_64_bits_are_refused(tmp_path, function):
+    with pytest.raises(TypeError, match="at most 64 bits"):
+        FUNCTIONS[function](IMAGE.astype(np.longdouble), LABELS, tmp_path)
+
+
 def test_several_volumes_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"choose one volume of it, such as image\[0\], or pass channel_axis"):
         dseeds.supervoxels(np.stack([IMAGE, IMAGE]), step=5)
@@ -301,7 +337,7 @@ def test_labels_of_two_axes_are_one_plane():
     assert figures == dseeds.evaluate(labels[None], labels[None] > 9, image=image[None])
     assert dseeds.preview(labels, image).size == dseeds.preview(labels[None], image[None]).size
     values = np.arange(LABELS.max() + 1)
-    for given in (labels, da.from_array(labels, chunks=6)):
+    for given in (labels, da.from_array(labels, chunks=6), xr.DataArray(labels, dims=("y", "x"))):
         np.testing.assert_array_equal(dseeds.paint(given, values).compute(), labels)
     with pytest.raises(ValueError, match="the mask has shape"):
         dseeds.supervoxels(IMAGE, step=5, mask=labels > 0)
@@ -329,12 +365,13 @@ IDS = np.arange(1, LABELS.max() + 1)
     [
         VECTOR,
         list(VECTOR),
+        Tensor(VECTOR),
         pl.Series(VECTOR),
         pa.array(VECTOR),
         pd.Series(VECTOR),
         pd.Series(VECTOR[IDS][::-1], IDS[::-1]),
     ],
-    ids=["array", "list", "polars", "arrow", "pandas", "pandas, reversed"],
+    ids=["array", "list", "converted", "polars", "arrow", "pandas", "pandas, reversed"],
 )
 def test_values_by_label_are_painted(table):
     np.testing.assert_array_equal(dseeds.paint(LABELS, table).compute(), VECTOR[LABELS])
@@ -356,6 +393,32 @@ def test_categories_are_numbered_from_1(table):
     order = ["liver", "kidney", "spleen"] if isinstance(table, pa.Table) else sorted(set(NAMES))
     expected = np.array([order.index(name) + 1 for name in NAMES])[LABELS - 1]
     np.testing.assert_array_equal(painted, expected)
+
+
+@pytest.mark.parametrize(
+    "table", [5, None, {1, 2}, np.arange(LABELS.max() + 1) * 1j, np.zeros((3, 2)), IDS.astype("g")]
+)
+def test_what_is_no_table_is_refused(table):
+    message = "a table is a path or URL|more than numbers of 64 bits|has one axis"
+    with pytest.raises((TypeError, ValueError), match=message):
+        dseeds.paint(LABELS, table)
+
+
+@pytest.mark.parametrize("as_labels", [True, False])
+def test_names_of_categories_are_kept(tmp_path, as_labels):
+    table = pd.Series(pd.Categorical(NAMES, ["spleen", "liver", "kidney", "none"]), IDS)
+    painted = dseeds.paint(LABELS, table, tmp_path / "organs.zarr", as_labels=as_labels)
+    assert painted.categories == ("spleen", "liver", "kidney", "none")
+    assert json.loads(painted.to_json())["categories"] == list(painted.categories)
+    assert "from 1: spleen, liver, kidney, none" in str(painted)
+    group = zarr.open_group(painted.target, mode="r")
+    organs = labels_in(painted.target)
+    names = {int(value): name for value, name in group.attrs["dseeds"]["categories"].items()}
+    assert [names[value] for value in organs[LABELS == 1]] == [NAMES[0]] * np.count_nonzero(LABELS == 1)
+    if as_labels:
+        spleen, *_ = group.attrs["ome"]["image-label"]["properties"]
+        assert spleen == {"label-value": 1, "name": "spleen"}
+        v05.ImageLabel.from_zarr(group)
 
 
 def test_categories_that_are_numbers_are_these():
@@ -409,6 +472,17 @@ def test_a_window_beside_the_intensities_is_noticed(call, tmp_path, image, optio
     code, out, _ = call(*arguments, *(["--mask", "auto"] if "mask" in options else []))
     assert code == 0
     assert "note: " in out
+
+
+def test_a_mask_that_leaves_few_voxels_is_noticed_beside_a_map_of_boundaries():
+    """Which is followed instead of the intensities, so that these may lie beside their window."""
+    image = sparse("uint16")
+    options = {"step": 4, "window": (0, 65535), "boundaries": np.random.default_rng(0).random(image.shape)}
+    with pytest.warns(ContrastWarning, match='^mask="auto" leaves 2 of 24576 voxels'):
+        dseeds.supervoxels(image, mask="auto", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dseeds.supervoxels(image, **options)
 
 
 def test_contrast_is_no_news():

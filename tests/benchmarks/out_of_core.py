@@ -57,6 +57,7 @@ class Case:
     most: float
     aim: float
     pyramid: str = "none"
+    boundaries: str | None = None
     # Whether scratch and target are in an object store.
     is_remote: bool = False
 
@@ -70,6 +71,7 @@ CASES = {
     "third": Case((768, 768, 768), 16, 512 << 20, most=2.5, aim=1.6),
     "tall": Case((8192, 256, 256), 16, 512 << 20, most=1.8, aim=1.4),
     "pyramid": replace(RESIDENT, most=1.4 * 1.15, aim=1.15 * 1.08, pyramid="mode"),
+    "boundaries": replace(RESIDENT, most=1.5, aim=1.2, boundaries="gradient"),
     "s3": replace(RESIDENT, most=3.0, aim=2.0, is_remote=True),
 }
 
@@ -152,8 +154,8 @@ def run_out_of_core(case: Case, source: str, target: str, client: Client, repeat
     reports = []
 
     def cut() -> None:
-        report = dseeds.segment(source, target, step=case.step, client=client, pyramid=case.pyramid, overwrite=True)
-        reports.append(report)
+        options = {"step": case.step, "pyramid": case.pyramid, "boundaries": case.boundaries}
+        reports.append(dseeds.segment(source, target, client=client, overwrite=True, **options))
 
     client.run(lambda dask_worker: setattr(dask_worker, "message_bytes", 0))
     seconds = best(repeats, cut)
@@ -166,12 +168,14 @@ def measure(case: Case, folder: str, repeats: int) -> dict[str, Any]:
     """Cut a volume in memory and out of core, compare all voxels, and return the figures."""
     image, source = save_phantom(folder, case.shape)
     small = image[:96, :96, :96].copy()
-    dseeds.supervoxels(small, step=case.step)
-    expected = dseeds.supervoxels(image, step=case.step, threads=WORKERS)
-    in_memory = best(repeats, partial(dseeds.supervoxels, image, step=case.step, threads=WORKERS))
+    cut = partial(dseeds.supervoxels, step=case.step, boundaries=case.boundaries, threads=WORKERS)
+    cut(small)
+    expected = cut(image)
+    in_memory = best(repeats, partial(cut, image))
     del image
     with output_folder(case.is_remote, folder) as outputs, workers(case.memory) as client:
-        dseeds.segment(small, f"{outputs}/small.zarr", step=case.step, region=32, client=client, overwrite=True)
+        options = {"step": case.step, "region": 32, "boundaries": case.boundaries}
+        dseeds.segment(small, f"{outputs}/small.zarr", client=client, overwrite=True, **options)
         target = f"{outputs}/labels.zarr"
         out_of_core, message_bytes = run_out_of_core(case, source, target, client, repeats)
         labels = zarr.open_array(open_location(target).zarr("0"), mode="r")[:]

@@ -307,6 +307,8 @@ def test_names_that_the_terminal_cannot_encode(tmp_path, monkeypatch):
         ("report", labels, "-o", folder / "ñ.html"),
         ("map", labels, folder / "étiquettes.features", folder / "wert-ß.zarr", "--column", "num_pixels"),
         ("agglomerate", folder / "étiquettes.features", folder / "ast-ä.parquet", "--n-segments", 2),
+        ("vote", labels, labels, "-o", folder / "wahl-ß"),
+        ("propagate", folder / "étiquettes.features", folder / "wahl-ß", folder / "класс.parquet"),
         ("export", labels, folder / "ø.npy"),
         ("import", source, folder / "å.zarr"),
         ("init", source, folder / "stück.zarr", "--step", 4),

@@ -10,12 +10,14 @@ from dseeds import segment, supervoxels
 from dseeds.engine.journal import seal, unseal
 from dseeds.engine.publishing import SourceChanged
 from dseeds.engine.run_directory import RunMismatch
+from dseeds.seeds.contrast import ContrastWarning
 from tests.support.clusters import in_process
 from tests.support.faults import ASKED, IMAGE, as_nifti, assert_labels, interrupt_run, resume_run, run_folder
 from tests.support.runs import (
     as_zarr,
     assert_no_image,
     assert_sentence,
+    interrupt,
     snapshot,
     when,
 )
@@ -59,6 +61,22 @@ def test_notes_in_the_margin_of_a_source_do_not_matter(tmp_path, out, client):
     segment(source, out / "labels.zarr", client=client, progress=progress, **ASKED)
     assert progress.happened
     assert_labels(out / "labels.zarr")
+
+
+def test_contrast_of_a_run_that_was_interrupted(tmp_path, client):
+    image = np.where(np.indices(IMAGE.shape).sum(axis=0) % 200, IMAGE, 30000)
+    options = {**ASKED, "window": (29000, 30000)}
+    message = r"^99\..* % of the voxels share one of"
+    with pytest.warns(ContrastWarning, match=message) as whole:
+        segment(image, tmp_path / "whole.zarr", client=client, **options)
+    source = as_zarr(tmp_path / "a.zarr", image, 16)
+    progress = when("advance", "quantise", 3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        segment(source, tmp_path / "labels.zarr", client=client, progress=progress, **options)
+    with pytest.warns(ContrastWarning, match=message) as resumed:
+        report = segment(source, tmp_path / "labels.zarr", client=client, resume=True)
+    assert report.resumed
+    assert [str(one.message) for one in resumed] == [str(one.message) for one in whole] == list(report.notes)
 
 
 @pytest.mark.parametrize("change", [rewrite, touch], ids=["zarr", "nifti"])

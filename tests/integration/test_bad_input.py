@@ -55,7 +55,7 @@ def make(image):
 BAD = {
     "missing": (lambda folder: folder / "none.zarr", {}, FileNotFoundError, "none.zarr does not exist"),
     "missing nifti": (lambda folder: folder / "none.nii.gz", {}, FileNotFoundError, "none.nii.gz does not exist"),
-    "boundaries": (make(GOOD), {"boundaries": "image"}, ValueError, "boundaries need an image in memory"),
+    "boundaries": (make(GOOD), {"boundaries": "drak"}, ValueError, "choose .image., .dark. or .gradient."),
     "truncated": (truncated, {}, ValueError, "a.nii.gz cannot be read"),
     "no gzip": (no_gzip, {}, ValueError, "a.nii.gz cannot be opened as an image"),
     "empty folder": (empty_folder, {}, ValueError, "without Zarr metadata"),

@@ -16,12 +16,14 @@ from dseeds.engine.job_array import ARRAYS, Share
 from dseeds.engine.phases import LABEL
 from dseeds.engine.publishing import SourceChanged
 from dseeds.engine.run import SUFFIX
+from dseeds.engine.scratch import BIN_COUNTS
 from tests.support.batches import (
     ASKED,
     IMAGE,
     assert_only_labels,
     init,
     reopen,
+    scratch_files,
     status,
     step_all,
 )
@@ -70,6 +72,25 @@ def test_a_failed_region_is_reported_and_can_be_tried_alone(tmp_path, plan, sour
 def test_a_region_that_cannot_be_tried_alone(plan, phase, region, message):
     with pytest.raises(ValueError, match=message):
         batch.debug_region_task(reopen(plan), phase, region)
+
+
+def test_contrast_is_told_by_status_and_finalize(tmp_path, source, capsys):
+    """Once all regions are quantised, also if what they have counted is damaged."""
+    plan = init(source, tmp_path / "labels.zarr", window=(9000, 9999))
+    note = "all of the voxels share one of the 64 intensity bins of the window 9000 to 9999"
+    step_all(plan, end="sweep-00")
+    assert status(plan)["notes"][0].startswith(note)
+    step_all(plan)
+    assert main(["status", plan]) == 0
+    assert f"note: {note}" in capsys.readouterr().out
+    for number, path in enumerate(scratch_files(reopen(plan), BIN_COUNTS)):
+        if number % 2:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-5])
+    assert status(plan)["notes"] == []
+    assert main(["finalize", plan]) == 0
+    assert f"\nnote: {note}" in capsys.readouterr().out
 
 
 def test_status_as_a_table_and_as_json(plan, source, tmp_path, capsys):

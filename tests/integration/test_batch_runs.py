@@ -20,6 +20,8 @@ from dseeds.engine.run import SUFFIX
 from dseeds.engine.source_import import IMPORT
 from dseeds.io.label_listing import resolve_target
 from dseeds.io.ome_metadata import in_version_04, ome_image_attributes
+from dseeds.io.pyramid_kernels import take_modes
+from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.seeds.cell_size import choose_step
 from dseeds.storage.label_group import remove_target
 from dseeds.storage.location import LocalLocation
@@ -265,11 +267,15 @@ def test_finalizing_is_repeated_after_a_kill_before_the_marker_is_removed(tmp_pa
     """Labels in an image of OME-Zarr 0.4 are described as such last, so that they no longer look unfinished."""
     group = zarr.open_group(tmp_path / "image.zarr", mode="w", zarr_format=2)
     encoding = {"name": "v2", "separator": "/"}
-    array = group.create_array("0", shape=IMAGE.shape, chunks=(8, 8, 8), dtype=IMAGE.dtype, chunk_key_encoding=encoding)
-    array[:] = IMAGE
-    group.attrs.update(in_version_04({"ome": ome_image_attributes(spacing=(1, 1, 1), name="image")}))
+    for name, values in (("0", IMAGE), ("1", IMAGE[::2, ::2, ::2])):
+        group.create_array(name, data=values, chunks=(8, 8, 8), chunk_key_encoding=encoding)
+    half = PyramidLevel((10, 12, 20), (2, 2, 2))
+    attributes = ome_image_attributes(spacing=(1, 1, 1), name="image", levels=compute_resolutions([half], "mean"))
+    group.attrs.update(in_version_04({"ome": attributes}))
     target = resolve_target(str(tmp_path / "image.zarr"), None, True)
-    plan = init(str(tmp_path / "image.zarr"), target)
+    # Regions write the coarser level as well.
+    plan = init(str(tmp_path / "image.zarr"), target, chunks=6)
+    assert reopen(plan).region_levels == 1
     step_all(plan)
 
     def killed(location, names):
@@ -286,4 +292,8 @@ def test_finalizing_is_repeated_after_a_kill_before_the_marker_is_removed(tmp_pa
     # As in another process.
     open_arrays.cache_clear()
     batch.finalize_run(reopen(plan))
-    np.testing.assert_array_equal(zarr.open_array(f"{target}/0", mode="r")[:], supervoxels(IMAGE, step=3))
+    labels, coarser = (zarr.open_array(f"{target}/{level}", mode="r", zarr_format=2)[:] for level in range(2))
+    np.testing.assert_array_equal(labels, supervoxels(IMAGE, step=3))
+    expected = np.empty_like(coarser)
+    take_modes(labels, half.factors, expected)
+    np.testing.assert_array_equal(coarser, expected)

@@ -1,7 +1,9 @@
 """Axes by the names that files give them: NRRD's kinds, axistags, dimension names, and planes without z."""
 
+import bz2
 import gzip
 import json
+import struct
 
 import h5py
 import nibabel
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from dseeds.io import open_image, open_source
 from dseeds.io.axes import find_space
+from dseeds.io.formats import hdf5
 
 WHOLE = np.s_[:, :, :]
 SIZES = {"z": 4, "y": 5, "x": 6, "c": 3, "t": 2}
@@ -64,6 +67,13 @@ def test_named_axes_in_any_order(tmp_path_factory, how, axes):
     path = stored_as_named(tmp_path_factory.mktemp("axes"), how, axes, stored)
     if "z" not in axes:
         expected = expected[..., None, :, :]
+    with pytest.MonkeyPatch.context() as patch:
+        # A process for each file would take its time.
+        patch.setattr(hdf5, "_read_apart", lambda *_: None)
+        check_named_axes(path, axes, expected)
+
+
+def check_named_axes(path, axes, expected):
     if "c" in axes:
         with pytest.raises(ValueError, match="holds 3 channels: pass channel_axis='c'"):
             open_image(path)
@@ -103,9 +113,43 @@ def test_names_that_are_not_certain(names):
         find_space(names, [4] * len(names), "a")
 
 
+@pytest.mark.parametrize("how", ["axistags", "labels", "scales"])
+def test_names_of_any_length_are_read_in_another_process(tmp_path, how, monkeypatch):
+    stored, expected = values("xzcy")
+    path = stored_as_named(tmp_path, how, "xzcy", stored)
+    np.testing.assert_array_equal(np.stack(open_image(path, channel_axis="c").read(WHOLE)), expected)
+    monkeypatch.setattr(hdf5, "_read_apart", hdf5._read_apart.__wrapped__)
+    # A program that cannot start.
+    monkeypatch.setattr(hdf5, "_SCRIPT", tmp_path / "missing.py")
+    with monkeypatch.context() as patch:
+        patch.setattr(hdf5, "_NO_PROGRAM", 2)
+        assert open_image(path, channel_axis="c").shape == (4, 5, 6)
+    # One that hangs, as libhdf5 may.
+    (tmp_path / "missing.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(hdf5, "_PATIENCE", 0.2)
+    with pytest.raises(ValueError, match=r"a\.h5:/\w+ cannot be read \(the names of its axes are damaged\)"):
+        open_source(path)
+    # One that crashes, as libhdf5 does.
+    (tmp_path / "missing.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(hdf5, "_PATIENCE", 60)
+    with pytest.raises(ValueError, match=r"a\.h5:/\w+ cannot be read \(the names of its axes are damaged\)"):
+        open_source(path)
+
+
+def test_damaged_names_of_any_length(tmp_path):
+    path = stored_as_named(tmp_path, "labels", "zyx", values("zyx")[0])
+    content = bytearray(path.read_bytes())
+    # Read by libhdf5 in this process, this would end it.
+    address = content.index(struct.pack("<Q", content.index(b"GCOL")))
+    content[address : address + 3] = b"AAA"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read \(the names of its axes are damaged\)"):
+        open_source(path)
+
+
 def test_axistags_that_do_not_fit(tmp_path):
     for tags, message in (
-        ("[", "cannot be read"),
+        ("[", "has axistags that cannot be read"),
         ('{"axes": [{"key": "z"}]}', "names 1 axes in axistags for an array"),
     ):
         with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -130,12 +174,13 @@ def write_nrrd(path, axes, array, *, kind="vector", encoding="raw", directions=T
     data = np.ascontiguousarray(array, "<i2" if endian == "little" else ">i2").tobytes()
     if encoding == "ascii":
         data = " ".join(map(str, array.ravel())).encode()
-    path.write_bytes("\n".join(fields).encode() + (gzip.compress(data) if encoding == "gzip" else data))
+    compress = {"gzip": gzip.compress, "bzip2": bz2.compress}.get(encoding, bytes)
+    path.write_bytes("\n".join(fields).encode() + compress(data))
     return path
 
 
 @pytest.mark.parametrize("axes", ["czyx", "zyxc", "zcyx", "zyc" + "x"])
-@pytest.mark.parametrize("encoding", ["raw", "gzip", "ascii"])
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2", "ascii"])
 @pytest.mark.parametrize("kind", KINDS["c"])
 def test_nrrd_says_which_axis_holds_the_values(tmp_path, axes, encoding, kind):
     stored, expected = values(axes)
@@ -145,8 +190,9 @@ def test_nrrd_says_which_axis_holds_the_values(tmp_path, axes, encoding, kind):
     np.testing.assert_array_equal(np.stack(image.read(WHOLE)), expected)
     np.testing.assert_array_equal(np.concatenate([np.stack(s) for _, s in image.slabs(3)], 1), expected)
     np.testing.assert_array_equal(np.stack(image.read(np.s_[1:3, 2:4, 1:5])), expected[:, 1:3, 2:4, 1:5])
-    # SimpleITK moves the values to the end.
-    itk = sitk.GetArrayFromImage(sitk.ReadImage(path))
+    # SimpleITK, which has no bzip2, moves the values to the end.
+    same = write_nrrd(tmp_path / "b.nrrd", axes, stored, kind=kind) if encoding == "bzip2" else path
+    itk = sitk.GetArrayFromImage(sitk.ReadImage(same))
     np.testing.assert_array_equal(np.moveaxis(itk, -1, 0), expected)
     assert image.spacing == (2, 0.75, 0.5)
     assert open_image(path, channel_axis=axes.index("c")).identity == image.identity
@@ -163,6 +209,37 @@ def test_two_components_are_channels_and_a_time_is_not(tmp_path):
     np.testing.assert_array_equal(open_source(path, volume=1).read(WHOLE), expected[1])
 
 
+def test_an_axis_of_nrrd_without_kind_and_spacing(tmp_path):
+    stored, expected = values("zyxc")
+    path = write_nrrd(tmp_path / "a.nrrd", "zyxc", stored, directions=False)
+    content = path.read_bytes().replace(b"kinds", b"spacings: nan 0.5 0.75 2\nkinds")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(np.stack(open_image(path, channel_axis="c").read(WHOLE)), expected)
+    path.write_bytes(content.replace(b"kinds: vector", b"kinds: ???"))
+    with pytest.raises(ValueError, match="has an axis with neither kind nor spacing"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_space_of_nrrd_without_a_name_is_that_of_itk(tmp_path, count):
+    image = sitk.GetImageFromArray(np.zeros((2, 4, 5, 6)[-count:], "i2"), isVector=False)
+    image.SetSpacing((0.5, 0.75, 2.0, 1.0)[:count])
+    image.SetOrigin((1.0, 2.0, 3.0, 0.0)[:count])
+    sitk.WriteImage(image, tmp_path / "a.nrrd")
+    content = (tmp_path / "a.nrrd").read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(content.replace(b"space: left-posterior-superior", b"space dimension: 3"))
+    affine = open_source(tmp_path / "a.nrrd", volume=0).affine
+    np.testing.assert_allclose(affine, [[-0.5, 0, 0, -1], [0, -0.75, 0, -2], [0, 0, 2, 3], [0, 0, 0, 1]])
+
+
+def test_a_header_whose_file_of_voxels_is_missing(tmp_path):
+    for name in ("a.nhdr", "a.mhd"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), "i2")), tmp_path / name)
+        (tmp_path / "a.raw").unlink()
+        with pytest.raises(ValueError, match=rf"{name} cannot be read: the file a\.raw is missing, so copy it to"):
+            open_source(tmp_path / name)
+
+
 @pytest.mark.parametrize("ending", ["nrrd", "mha"])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_vectors_of_a_plane(tmp_path, ending, count):
@@ -175,13 +252,17 @@ def test_vectors_of_a_plane(tmp_path, ending, count):
     np.testing.assert_array_equal(np.stack(image.read(WHOLE), -1)[0], data)
 
 
-@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2"])
 def test_more_voxels_than_the_header_says(tmp_path, encoding):
     stored, _ = values("zyx")
     path = write_nrrd(tmp_path / "a.nrrd", "zyx", stored, encoding=encoding)
     path.write_bytes(path.read_bytes().replace(b"sizes: 6 5 4", b"sizes: 6 5 3"))
-    with pytest.raises(ValueError, match=r"more (voxels )?than its header describes"):
+    with pytest.raises(ValueError, match=r"(more voxels|longer) than its header describes"):
         list(open_source(path).slabs(2))
+    # The end of a line is no voxel.
+    path = write_nrrd(tmp_path / "a.nrrd", "zyx", stored, encoding=encoding)
+    path.write_bytes(path.read_bytes() + b"\n")
+    np.testing.assert_array_equal(open_source(path).read(WHOLE), stored)
 
 
 # MINC, of nibabel's own tests

@@ -3,7 +3,9 @@
 The right voxels are those from which a file was made, the right places those of highdicom and SimpleITK.
 """
 
+import importlib
 import re
+import warnings
 
 import highdicom
 import numpy as np
@@ -495,7 +497,7 @@ def test_special_objects_are_refused_by_name(tmp_path):
         "is a whole slide image, whose frames are tiles": new_enhanced(volume, enhanced, uid=files.WHOLE_SLIDE),
         "is an image of tiles": new_enhanced(volume, enhanced, TotalPixelMatrixColumns=70),
         r"\(Ultrasound Multi-frame Image\) does not say where": files.new_image(files.ULTRASOUND_FRAMES, volume),
-        "is a mosaic, which has all slices in one plane": new_slice(
+        "is a mosaic, with all slices in one plane": new_slice(
             volume[0], 0, ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
         ),
         "PALETTE COLOR": files.new_image(files.CT, volume[0], PhotometricInterpretation="PALETTE COLOR"),
@@ -520,6 +522,62 @@ def test_mosaics_without_a_name(tmp_path):
     kind = {"FrameType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}
     dataset = new_enhanced(voxels(1)[0, :1], [groups_of(0, MRImageFrameTypeSequence=kind)])
     refused(save(dataset, tmp_path / "a.dcm"), "is a mosaic")
+
+
+@pytest.mark.parametrize("axes", [files.STRAIGHT, files.OBLIQUE])
+@pytest.mark.parametrize("normal", [1, -1])
+@pytest.mark.parametrize("depth", [4, 5])
+def test_mosaics_lie_where_siemens_says(tmp_path, axes, normal, depth):
+    volume = voxels(1, depth)[0]
+    path = save(files.new_mosaic(volume, axes, normal=normal), tmp_path / "a.dcm")
+    with warnings.catch_warnings(action="ignore"):
+        nicom = importlib.import_module("nibabel.nicom.dicomwrappers")
+    dataset = pydicom.dcmread(path)
+    csa = nicom.csar.read(dataset.private_block(0x0029, "SIEMENS CSA HEADER")[0x10].value)
+    wrapper = nicom.MosaicWrapper(dataset, csa)
+    # nibabel's axes are (row, column, slice); ours are sorted along the normal.
+    expected, affine = np.moveaxis(wrapper.get_data(), -1, 0), np.diag([-1, -1, 1, 1]) @ wrapper.affine[:, [1, 0, 2, 3]]
+    if normal < 0:
+        expected, affine = expected[::-1], affine @ [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, depth - 1], [0, 0, 0, 1]]
+    agree(open_source(path), expected, affine)
+    np.testing.assert_array_equal(expected, volume[::normal])
+    save(files.new_mosaic(volume + 1, axes, normal=normal, moment=1), tmp_path / "b.dcm")
+    refused(tmp_path, "holds 2 volumes")
+    agree(open_source(tmp_path, volume=1), expected + 1, affine)
+
+
+@pytest.mark.parametrize(
+    "csa", [{"ProtocolSliceNumber": 3}, {"SliceNormalVector": None}, {"NumberOfImagesInMosaic": 30}, {"gap": 0}]
+)
+def test_mosaics_whose_places_are_not_certain(tmp_path, csa):
+    path = save(files.new_mosaic(voxels(1, 4)[0], **csa), tmp_path / "a.dcm")
+    refused(path, "is a mosaic, with all slices in one plane, and does not say for certain where these lie")
+
+
+@pytest.mark.parametrize(("bits", "first"), [(8, 0), (16, 0), (16, 3)])
+def test_colours_of_a_palette(tmp_path, bits, first):
+    volume = np.random.default_rng(0).integers(0, 8, (5, 6, 7)).astype("u1")
+    tables = np.random.default_rng(1).integers(0, 2**bits, (3, 8)).astype(f"u{bits // 8}")
+    for z, plane in enumerate(volume):
+        dataset = new_slice(plane, z, PhotometricInterpretation="PALETTE COLOR")
+        for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+            setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [8, first, bits])
+            setattr(dataset, f"{name}PaletteColorLookupTableData", table.tobytes())
+        if z % 2:
+            dataset.compress(RLELossless, generate_instance_uid=False)
+        save(dataset, tmp_path / f"{z}.dcm")
+    image = open_image(tmp_path)
+    assert (image.channels, image.dtypes[0], image.spacing) == (3, tables.dtype, (3, 0.8, 0.9))
+    expected = tables[:, np.clip(volume.astype(int) - first, 0, 7)]
+    np.testing.assert_array_equal(np.stack(image.read(WHOLE)), expected)
+    pixels = pydicom.dcmread(tmp_path / "2.dcm")
+    np.testing.assert_array_equal(
+        pydicom.pixels.apply_color_lut(pixels.pixel_array, pixels), np.moveaxis(expected[:, 2], 0, -1)
+    )
+    for change in ({"RescaleSlope": 2, "RescaleIntercept": 0}, {"BluePaletteColorLookupTableDescriptor": [8, 0, 12]}):
+        for name, value in change.items():
+            setattr(pixels, name, value)
+        refused(save(pixels, tmp_path / "z.dcm"), r"has a palette \(PALETTE COLOR\) that is incomplete or unusual")
 
 
 def test_objects_without_images_are_named(tmp_path):

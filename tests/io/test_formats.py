@@ -1,6 +1,7 @@
 """TIFF, NRRD, MetaImage, NumPy and HDF5: files of other programs are read as these do, or refused."""
 
 import gzip
+import itertools
 import json
 import pickle
 import subprocess
@@ -332,7 +333,7 @@ def test_several_images_in_a_tiff(tmp_path):
     agree(open_source(f"{tmp_path}/b.tif:1"), other)
     refused(f"{tmp_path}/missing.tif:1", "missing.tif does not exist", error=FileNotFoundError)
     nibabel.save(nibabel.Nifti1Image(one.T, np.eye(4)), tmp_path / "c.nii")
-    refused(f"{tmp_path}/c.nii:1", r"c\.nii is neither TIFF nor HDF5, .* leave out :1")
+    refused(f"{tmp_path}/c.nii:1", r"c\.nii is none of TIFF, HDF5 and OME-Zarr, .* leave out :1")
 
 
 def test_images_of_one_name_are_chosen_by_their_numbers(tmp_path):
@@ -455,6 +456,82 @@ def test_datasets_of_hdf5_are_listed(tmp_path):
     refused(tmp_path / "b.h5", "holds no dataset of numbers with three axes")
     with pytest.raises(FileNotFoundError, match=r"c\.h5 does not exist"):
         open_source(f"{tmp_path}/c.h5:one")
+
+
+@pytest.mark.parametrize("name", ["a.nc", "a.mat", "a.data"])
+def test_hdf5_with_the_ending_of_another_program(tmp_path, name):
+    data = numbers((4, 5, 6), "u2")
+    with h5py.File(tmp_path / name, "w", userblock_size=512 if name == "a.mat" else 0) as file:
+        file["a"] = data
+        file["b"] = data[::-1]
+    listed = refused(tmp_path / name, "holds 2 datasets")
+    assert f"pass {tmp_path / name}:/a for the first" in str(listed)
+    if name != "a.data":
+        agree(open_source(f"{tmp_path / name}:/b"), data[::-1])
+
+
+# Imaris: attributes are arrays of letters, and arrays are filled up to whole chunks.
+
+
+def write_imaris(path, data, edges=((10, 17), (-20, -17), (30, 40)), unit="um"):
+    """Write voxels (t, c, z, y, x) as Imaris does, with the edges of the image along x, y and z."""
+
+    def note(group, **texts):
+        for key, text in texts.items():
+            group.attrs[key] = np.frombuffer(str(text).encode(), "S1")
+
+    with h5py.File(path, "w") as file:
+        for level, (t, c) in itertools.product(range(2), np.ndindex(data.shape[:2])):
+            group = file.create_group(f"DataSet/ResolutionLevel {level}/TimePoint {t}/Channel {c}")
+            note(group, **{f"ImageSize{axis}": n for axis, n in zip("ZYX", data.shape[2:], strict=True)})
+            full = np.pad(data[t, c], [(0, -n % 4) for n in data.shape[2:]], constant_values=99)
+            group.create_dataset("Data", data=full[:: level + 1], chunks=(2, 4, 4), compression="gzip")
+        space = file.create_group("DataSetInfo/Image")
+        note(space, Unit=unit, **{f"ExtMin{n}": low for n, (low, _) in enumerate(edges)})
+        note(space, **{f"ExtMax{n}": high for n, (_, high) in enumerate(edges)})
+
+
+def test_imaris(tmp_path):
+    path, data = tmp_path / "a.ims", numbers((2, 3, 5, 6, 7), "u2")
+    write_imaris(path, data[:1, :1])
+    source = open_source(path)
+    agree(source, data[0, 0])
+    assert source.spacing == pytest.approx((0.002, 0.0005, 0.001))
+    # The centre of the first voxel.
+    np.testing.assert_allclose(source.affine[:3, 3], [0.0105, -0.01975, 0.031])
+    dseeds.import_volume(path, tmp_path / "a.zarr")
+    dseeds.export_volume(tmp_path / "a.zarr", tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(nibabel.load(tmp_path / "a.nii.gz").affine, source.affine, rtol=1e-6)
+    write_imaris(path, data[:1])
+    image = open_image(path, channel_axis="c")
+    np.testing.assert_array_equal(np.stack(image.read(np.s_[1:4, :, 2:5])), data[0, :, 1:4, :, 2:5])
+    with pytest.raises(ValueError, match="holds 3 channels: pass channel_axis='c'"):
+        open_image(path)
+    write_imaris(path, data[:, :1], unit="mm")
+    agree(open_source(path, volume=1), data[1, 0])
+    assert open_source(path, volume=1).spacing == pytest.approx((2, 0.5, 1))
+    with h5py.File(path, "r+") as file:
+        del file["DataSet/ResolutionLevel 0/TimePoint 1/Channel 0"]
+        del file["DataSetInfo/Image"].attrs["ExtMax1"]
+    source = open_source(path, volume=1)
+    assert source.spacing is source.affine is None
+    with pytest.raises(ValueError, match=r"a\.ims cannot be read"):
+        source.read(np.s_[:, :, :])
+
+
+def test_known_formats_that_are_not_read(tmp_path):
+    np.savez(tmp_path / "a.npz", one=np.zeros(3), two=np.zeros(3))
+    refused(
+        tmp_path / "a.npz", r"an archive of NumPy's arrays \(one, two\), which is not read: load it with numpy\.load"
+    )
+    for name, advice in (("a.zip", "unpack it"), ("b.npz", "save the array"), ("a.czi", "convert it to OME-Zarr")):
+        (tmp_path / name).write_bytes(b"nothing")
+        refused(tmp_path / name, advice)
+    for name, message in (("attributes.json", "N5"), ("info", "precomputed format"), ("1.png", "folder of pictures")):
+        folder = tmp_path / message
+        folder.mkdir()
+        (folder / name).write_bytes(b"{}")
+        refused(folder, rf"is a {message}|is a folder of .*{message}, which is not read: ")
 
 
 def test_long_chunks_are_read_once(tmp_path):

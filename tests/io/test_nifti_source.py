@@ -44,7 +44,7 @@ def test_a_volume_of_a_series(name, index):
 
 @pytest.mark.parametrize("name", ["analyze.hdr", "nifti1.hdr", "nifti2.hdr"])
 def test_a_header_without_its_voxels_is_refused(name):
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"\.img is missing: put it back, or copy it to the folder of its header"):
         open_source(NIBABEL / name)
 
 
@@ -375,7 +375,7 @@ def test_a_file_that_vanishes(tmp_path):
     path = save_nifti(tmp_path / "a.nii.gz", volume().T)
     source = open_source(path)
     path.unlink()
-    with pytest.raises(ValueError, match=r"cannot be read .*No such file"):
+    with pytest.raises(ValueError, match=r"a\.nii\.gz is missing: put it back"):
         next(source.slabs(1))
 
 

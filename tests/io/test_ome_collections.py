@@ -7,6 +7,8 @@ import SimpleITK as sitk
 import zarr
 
 import dseeds
+from dseeds import cli
+from dseeds.convert.describe import describe
 from dseeds.convert.export_volume import export_volume
 from dseeds.io import multiscale_of, ome_image_attributes, open_source
 
@@ -69,6 +71,63 @@ def test_plates_and_wells(tmp_path):
     zarr.open_group(tmp_path / "b.zarr", mode="w", attributes={"bioformats2raw.layout": 3})
     with pytest.raises(ValueError, match="without an OME-Zarr image"):
         open_source(tmp_path / "b.zarr")
+
+
+# Several images in one group
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_one_of_several_images_in_a_group_is_chosen(tmp_path, zarr_format):
+    path = image(tmp_path / "a.zarr", zarr_format=zarr_format)
+    group = zarr.open_group(path)
+    other = ome_image_attributes(spacing=(3.0, 1.0, 1.0), name="b")["multiscales"][0]
+    other["datasets"][0]["path"] = "second/0"
+    group.create_array("second/0", data=VOXELS + 1)
+    ome = {"multiscales": [ome_image_attributes(spacing=(2.0, 0.5, 0.5), name="a")["multiscales"][0], other]}
+    group.attrs.update({"ome": ome} if zarr_format == 3 else ome)
+    for source in (path, str(path), zarr.open_group(path, mode="r")):
+        with pytest.raises(ValueError, match=r"a\.zarr holds 2 images: 0 'a', 1 'b'; pass .*a\.zarr:0 for the first"):
+            open_source(source)
+    for address, spacing, add in ((f"{path}:0", 2, 0), (f"{path}:a", 2, 0), (f"{path}:1", 3, 1), (f"{path}:b", 3, 1)):
+        source = open_source(address)
+        np.testing.assert_array_equal(source.read(WHOLE), VOXELS + add)
+        assert source.spacing[0] == spacing
+        assert describe(address)["spacing"][0] == spacing
+        assert multiscale_of(address).frames[0].spacing[0] == spacing
+    # The arrays of each image have the size of its voxels.
+    assert [open_source(path / name).spacing[0] for name in ("0", "second/0")] == [2, 3]
+    with pytest.raises(ValueError, match=r"has no image '2': it holds 2 images"):
+        open_source(f"{path}:2")
+    with pytest.raises(ValueError, match=r"is a Zarr array, not a group of images: leave out :1 \(--image\)"):
+        open_source(f"{path}/0:1")
+    target = tmp_path / "labels.zarr"
+    assert cli.main(["segment", str(path), str(target), "--image", "1", "--step", "2", "--quiet"]) == 0
+    assert open_source(target).spacing[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"type": "rotation", "rotation": [[0, 1, 0], [1, 0, 0], [0, 0, 1]]}, "of type 'rotation', which is read in"),
+        ({"type": "affine", "affine": [[1, 0, 0, 0]] * 3}, "of type 'affine', which is read in version 0.6 only"),
+        ({"type": "scale", "path": "scales"}, "keeps the values of a scale in an array, which is not read"),
+    ],
+)
+def test_transformations_that_the_version_does_not_know(tmp_path, step, message):
+    group = zarr.open_group(image(tmp_path / "a.zarr"))
+    ome = dict(group.attrs["ome"])
+    ome["multiscales"][0]["datasets"][0]["coordinateTransformations"].append(step)
+    group.attrs["ome"] = ome
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path / "a.zarr")
+
+
+def test_arrays_of_a_group_without_images_are_listed(tmp_path):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    for name in ("ct", "x"):
+        group.create_array(name, data=VOXELS)
+    with pytest.raises(ValueError, match=r"pass one of its arrays \(ct, x\), such as .*a\.zarr/ct$"):
+        open_source(tmp_path / "a.zarr")
 
 
 # Translations, in a space whose axes are those of NIfTI

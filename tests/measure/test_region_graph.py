@@ -113,6 +113,12 @@ def test_torch_geometric_takes_histograms_bin_by_bin(folder):
     assert arrays["edge_attr"].shape == (8, 0)
 
 
+def test_positions_are_no_features():
+    nodes = {f"{name}-0": np.ones(1) for name in ("centroid", "bbox", "centroid_world", "bbox_world", "intensity_mean")}
+    graph = AdjacencyGraph(np.array([1]), np.empty((0, 2), np.int64), nodes, {})
+    assert graph.to_torch_geometric()["x"].shape == (1, 1)
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_without_edges(tmp_path, count):
     histograms = np.ones((count, 1, 64), int)

@@ -13,6 +13,7 @@ import pytest
 import typer
 from PIL import Image
 
+import dseeds
 from dseeds.cli import app
 from tests.support.paths import DATA, ROOT
 
@@ -78,6 +79,13 @@ def test_the_analyses(tmp_path, monkeypatch, capsys):
     assert first == "765 of 1053 have votes"
     assert len(names["conflicts"]) == 34
     assert names["segments"].shape == names["truth"].shape
+    result, better = names["result"], names["better"]
+    assert (np.count_nonzero(result.annotated), np.count_nonzero(better.annotated)) == (765, 770)
+    majority = dseeds.vote(names["labels"], names["truth"] + 1).table["majority"].to_numpy()
+    right = [np.count_nonzero((spread.assigned == majority)[~result.annotated]) for spread in (result, better)]
+    assert right == [281, 284]
+    assert (names["forest"].assigned == majority)[~result.annotated].mean() > 0.9
+    assert names["organs"].shape == names["sure"].shape == names["truth"].shape
     assert (names["seam"]["axis"], names["seam"]["plane"]) == ("x", names["middle"])
     assert names["seam"]["excess"] > 1
     assert names["vectors"].shape == (len(names["dataset"]["label"]), 2)

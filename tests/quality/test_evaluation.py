@@ -489,6 +489,16 @@ def test_explained_variation_does_not_depend_on_the_unit(scale, offset):
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(("dtype", "offset"), [("i8", 2**60), ("i8", -(2**63)), (">u8", 2**64 - 9)])
+def test_variation_of_integers_beyond_2_to_the_53_is_explained_as_of_small_ones(dtype, offset):
+    rng = np.random.default_rng(0)
+    labels, image = rng.integers(0, 9, (6, 7, 8)), rng.integers(0, 9, (6, 7, 8))
+    # Outside, where nothing counts, the difference of two values may take more than 64 bits.
+    large = np.where(labels > 0, image.astype(object) + offset, 0).astype(dtype)
+    expected = dseeds.evaluate(labels, image=image)["explained_variation"]
+    assert dseeds.evaluate(labels, image=large, region=5)["explained_variation"] == expected
+
+
 def test_arrays_may_be_read_only():
     labels = np.ones((2, 3, 4), np.int32)
     labels.flags.writeable = False

@@ -160,11 +160,31 @@ def affine_of(axes=STRAIGHT, gap=3.0, spacing=(0.8, 0.9), origin=ORIGIN):
     return np.diag([-1.0, -1, 1, 1]) @ affine
 
 
-def csa_header(**numbers):
-    """Return a header of Siemens' own with some numbers."""
-    header = b"SV10\4\3\2\1" + struct.pack("<2I", len(numbers), 77)
-    for name, number in numbers.items():
-        text = b"%-8d\0\0\0\0" % number
-        header += struct.pack("<64si4s3i", name.encode(), 1, b"US", 6, 1, 77)
-        header += struct.pack("<4i", len(text), len(text), 77, len(text)) + text
+def csa_header(**values):
+    """Return a header of Siemens' own with some numbers, or lists of numbers."""
+    header = b"SV10\4\3\2\1" + struct.pack("<2I", len(values), 77)
+    for name, value in values.items():
+        numbers = np.atleast_1d(value)
+        code = b"US" if numbers.dtype.kind == "i" else b"FD"
+        header += struct.pack("<64si4s3i", name.encode(), len(numbers), code, 6, len(numbers), 77)
+        for number in numbers.tolist():
+            text = str(number).encode().ljust(24, b"\0")
+            header += struct.pack("<4i", len(text), len(text), 77, len(text)) + text
     return header
+
+
+def new_mosaic(volume, axes=STRAIGHT, *, normal=1, gap=3.0, moment=0, **csa):
+    """Return a mosaic of Siemens' whose slices follow each other along the normal, or against it."""
+    depth, rows, columns = volume.shape
+    across = int(np.ceil(np.sqrt(depth)))
+    plane = np.zeros((across * rows, across * columns), volume.dtype)
+    for z, tile in enumerate(volume):
+        y, x = z // across * rows, z % across * columns
+        plane[y : y + rows, x : x + columns] = tile
+    shift = (plane.shape[1] - columns) / 2 * 0.9 * axes[0] + (plane.shape[0] - rows) / 2 * 0.8 * axes[1]
+    dataset = new_slice(plane, moment, axes, ImagePositionPatient=(ORIGIN - shift).tolist(), SpacingBetweenSlices=gap)
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    numbers = {"NumberOfImagesInMosaic": depth, "ProtocolSliceNumber": 0, "SliceNormalVector": normal * axes[2], **csa}
+    block = dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    block.add_new(0x10, "OB", csa_header(**{name: value for name, value in numbers.items() if value is not None}))
+    return dataset

@@ -94,6 +94,9 @@ def wrap_like(image: xr.DataArray, space: tuple[str, ...], values: Any, name: st
 
 def open_data_array(image: xr.DataArray, query: SourceQuery) -> tuple[Source, ...]:
     """Open a `DataArray` as `dseeds.io.open_source` opens arrays, with the spacing of its coordinates."""
+    if query.planes and image.ndim == 2:
+        missing = next(name for name in "zyx" if name not in image.dims)
+        image = image.expand_dims(missing)
     data, space, has_channels = extract_array(image, query.channel_axis)
     spacing = read_spacing(image, space)
     size = None if isinstance(spacing, str) else spacing

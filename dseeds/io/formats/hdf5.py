@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +27,29 @@ from dseeds.io.source import (
     Spacing,
     convert_to_mm,
     describe_damage,
+    hash_files,
     require_volume,
     shorten,
 )
 
 _FILE_AND_DATASET = re.compile(r"(.+\.(?:h5|hdf5?)):(.+)", re.IGNORECASE)
+# Those of programs that keep HDF5 under a name of their own: Imaris, netCDF and MATLAB.
+_FOREIGN_FILE_AND_DATASET = re.compile(r"(.+\.(?:ims|nc4?|mat)):(.+)", re.IGNORECASE)
 _ENDINGS = (".h5", ".hdf5", ".hdf")
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Where a file may begin with something else, as those of MATLAB do.
+_USER_BLOCK = 512
 # The attribute in which ilastik and Fiji's HDF5 plug-in keep the size of a voxel along z, y, x in micrometres.
 _SIZE = "element_size_um"
 # The attribute in which ilastik and vigra name the axes.
 _AXISTAGS = "axistags"
+# Where HDF5 itself keeps labels and scales of dimensions.
+_DIMENSIONS = ("DIMENSION_LABELS", "DIMENSION_LIST")
+_SCRIPT = Path(__file__).with_name("hdf5_axis_names.py")
+# In seconds; reading the names of axes takes less than one.
+_PATIENCE = 60
+# Python's exit code for a program that cannot start.
+_NO_PROGRAM = 1
 _SOFTWARE = "software"
 # With longer chunks, each box would decode far more than it needs.
 _LONGEST_CHUNK = 512
@@ -69,15 +86,35 @@ def split_dataset(path: Path) -> tuple[Path, str | None]:
     return path, "" if path.suffix.lower() in _ENDINGS and not path.is_dir() else None
 
 
+def split_source(path: Path) -> tuple[Path, str | None]:
+    """Split the path of a source as `split_dataset` does, also if its file has the ending of another program."""
+    match = None if path.exists() else _FOREIGN_FILE_AND_DATASET.fullmatch(str(path))
+    if match and has_signature(Path(match[1])):
+        return Path(match[1]), match[2]
+    path, name = split_dataset(path)
+    # Those of MINC are images of nibabel's.
+    is_other = name is None and path.suffix.lower() != ".mnc" and has_signature(path)
+    return path, "" if is_other else name
+
+
+def has_signature(path: Path) -> bool:
+    """Return whether a path is a file that begins as HDF5 does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        start = stream.read(_USER_BLOCK + len(_SIGNATURE))
+    return start.startswith(_SIGNATURE) or start[_USER_BLOCK:] == _SIGNATURE
+
+
 def is_hdf5(path: Path) -> bool:
-    """Return whether a path names a file of HDF5, or a dataset in one, by the file's ending."""
-    return split_dataset(path)[1] is not None
+    """Return whether a path names a file of HDF5, or a dataset in one, by the file's ending or its first bytes."""
+    return split_source(path)[1] is not None
 
 
 def open_hdf5(path: Path, query: SourceQuery) -> FileSource:
     """Open a dataset in a file of HDF5; raises as `dseeds.io.open_source`."""
     h5py = _h5py()
-    path, name = split_dataset(path)
+    path, name = split_source(path)
     with describe_damage(str(path)):
         file = h5py.File(path, "r")
     with file:
@@ -100,7 +137,8 @@ def open_hdf5(path: Path, query: SourceQuery) -> FileSource:
                 chunks=chunks,
                 at_random=chunks is None or max(chunks) <= _LONGEST_CHUNK,
             )
-            spacing, axes = _read_spacing(dataset.attrs), _read_axes(dataset, where)
+            spacing, names = _read_spacing(dataset.attrs), _read_names(dataset)
+    axes = _choose_names(names, len(voxels.shape), where)
     selection = select_axes(axes, voxels.shape, query, where)
     return FileSource.from_voxels(path, "hdf5", voxels, selection, spacing=spacing, dataset=voxels.dataset)
 
@@ -110,14 +148,16 @@ def is_our_hdf5(path: Path) -> bool:
     h5py = _h5py()
     with describe_damage(str(path)), h5py.File(path, "r") as file:
         datasets = [node for _, node in _list_nodes(file) if isinstance(node, h5py.Dataset)]
-        return len(datasets) == 1 and bool(file.attrs.get(_SOFTWARE) == OURS)
+        # Read only in the length that this program writes, as in `_read_spacing`.
+        is_text = _SOFTWARE in file.attrs and file.attrs.get_id(_SOFTWARE).dtype.kind == "S"
+        return len(datasets) == 1 and is_text and bytes(file.attrs[_SOFTWARE]) == OURS.encode()
 
 
 def write_hdf5(path: Path, slabs: NumberedSlabs, content: Content, dataset: str = "") -> None:
     """Write a volume as a dataset, (z, y, x) or (c, z, y, x), of a new file of HDF5; by default ``volume``."""
     array, depth = None, 0
     with _h5py().File(path, "x") as file:
-        file.attrs[_SOFTWARE] = OURS
+        file.attrs[_SOFTWARE] = np.bytes_(OURS)
         for slab in content.in_order(slabs):
             if array is None:
                 # Chunks are as deep as the slabs, so that each is written once.
@@ -169,22 +209,57 @@ def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"{len(shapes)} dataset{'s' * (len(shapes) != 1)}: {shorten(listed, 800)}"
 
 
-def _read_axes(dataset: Any, where: str) -> list[str] | None:
-    """Return the names of axes: ilastik's and vigra's ``axistags``, or HDF5's own labels and scales of dimensions."""
-    if _AXISTAGS in dataset.attrs:
-        try:
-            names = [str(axis["key"]) for axis in json.loads(dataset.attrs[_AXISTAGS])["axes"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where} has axistags that cannot be read: correct or remove this attribute") from error
-        if len(names) != len(dataset.shape):
-            raise ValueError(
-                f"{where} names {len(names)} axes in axistags for an array of {len(dataset.shape)}: "
-                f"correct or remove this attribute"
-            )
-        return names
-    labels = [dimension.label or "" for dimension in dataset.dims]
-    scales = [next((str(key).rpartition("/")[2] for key in dimension), "") for dimension in dataset.dims]
-    return labels if any(labels) else scales if any(scales) else None
+def _read_names(dataset: Any) -> Mapping[str, Any]:
+    """Return the names of a dataset's axes as `read_axis_names` does; none if it has none."""
+    if _AXISTAGS in dataset.attrs and dataset.attrs.get_id(_AXISTAGS).dtype.kind == "S":
+        return {"tags": bytes(dataset.attrs[_AXISTAGS]).decode(errors="replace")}
+    if not any(name in dataset.attrs for name in (_AXISTAGS, *_DIMENSIONS)):
+        return {}
+    file = dataset.file.filename
+    names = _read_apart(file, dataset.name, hash_files([file]))
+    if names is None:
+        from dseeds.io.formats.hdf5_axis_names import read_axis_names
+
+        return read_axis_names(dataset)
+    return names
+
+
+@lru_cache(maxsize=64)
+def _read_apart(file: str, dataset: str, _state: str) -> Mapping[str, Any] | None:
+    """Read names of any length in a process of their own: libhdf5 may crash or hang where their address is damaged.
+
+    Return None if such a process cannot be started here.
+    """
+    command = [sys.executable, "-P", str(_SCRIPT), file, dataset]
+    imports = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        result = subprocess.run(
+            command, env=imports, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=True
+        )
+        names: dict[str, Any] = json.loads(result.stdout)
+    except subprocess.CalledProcessError as error:
+        if error.returncode == _NO_PROGRAM:
+            return None
+        raise ValueError("the names of its axes are damaged") from error
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        raise ValueError("the names of its axes are damaged") from error
+    return names
+
+
+def _choose_names(names: Mapping[str, Any], count: int, where: str) -> list[str] | None:
+    """Return the names in ``axistags``, or else labels or scales of dimensions; None without any."""
+    tags, labels, scales = names.get("tags"), names.get("labels", ()), names.get("scales", ())
+    if tags is None:
+        return labels if any(labels) else scales if any(scales) else None
+    try:
+        keys = [str(axis["key"]) for axis in json.loads(tags)["axes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} has axistags that cannot be read: correct or remove this attribute") from error
+    if len(keys) != count:
+        raise ValueError(
+            f"{where} names {len(keys)} axes in axistags for an array of {count}: correct or remove this attribute"
+        )
+    return keys
 
 
 def _read_spacing(attributes: Any) -> Spacing | None:

@@ -72,5 +72,5 @@ def summarise_itk_error(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1].rpartition("): ")[2] if lines else type(error).__name__
     cause = shorten(re.sub(r"^(\[\w+\] )?(\w+: )*", "", last)).rstrip(".")
-    # MetaIO only prints what it finds wrong.
-    return "its header makes no sense" if cause == "Success" else cause
+    # MetaIO only prints what it finds wrong, and the NRRD library names C's functions.
+    return "its header makes no sense" if cause == "Success" or re.search(r"\w\(", cause) else cause

@@ -48,6 +48,7 @@ from dseeds.io.source import (
     choose_volume,
     convert_to_mm,
     describe_damage,
+    missing_file,
     require_channels,
     require_file_length,
     require_intensities,
@@ -72,6 +73,8 @@ _GZIP_RATIO = 1032
 # NIfTI's intent code for labels, and nibabel's names for the channels of colours.
 _LABEL_INTENT = 1002
 _COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
+# What nibabel reads that is not a volume.
+_OTHER_IMAGES = {"GiftiImage": "a surface (GIFTI)", "Cifti2Image": "a matrix (CIFTI)"}
 # How far voxel sizes may differ between two statements of a header, as a fraction.
 _SAME_SIZE = 1e-3
 # NIfTI-1 keeps lengths in 16 bits.
@@ -510,7 +513,9 @@ def _load(path: Path) -> SpatialImage:
         with np.errstate(all="ignore"):
             image = nibabel.load(path.absolute())
         if not isinstance(image, SpatialImage):
-            raise ValueError(f"it holds a {type(image).__name__}")
+            raise ValueError(f"it holds {_OTHER_IMAGES.get(type(image).__name__, 'something else')}, not a volume")
+    except FileNotFoundError as error:
+        raise missing_file(str(path), error) from error
     except ImageFileError as error:
         raise ValueError(
             f"{path} cannot be opened as an image: it is of no format that is read, or its header is damaged, "
@@ -547,9 +552,10 @@ def _read_space(
     if spacing is None or _agree(spacing, affine):
         return spacing, affine, forms, notes
     sizes = voxel_sizes(affine)
+    field = "pixdim, " if isinstance(header, AnalyzeHeader) else ""
     # The sizes are a part of the qform.
     notes = notes or (
-        f"its voxel sizes (pixdim, {format_spacing(spacing)} along z, y, x) contradict its affine "
+        f"its voxel sizes ({field}{format_spacing(spacing)} along z, y, x) contradict its affine "
         f"({format_spacing(sizes)}): the affine is taken",
     )
     return convert_to_mm(sizes, [1.0] * 3), affine, forms, notes

@@ -6,6 +6,8 @@ which a few lines of the header locate; it is read here. All other files are rea
 
 from __future__ import annotations
 
+import bz2
+import errno
 import math
 import re
 import zlib
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from typing_extensions import override
@@ -31,10 +33,12 @@ from dseeds.io.source import (
     Spacing,
     convert_to_mm,
     describe_damage,
+    missing_file,
     require_file_length,
     require_volume,
 )
 
+_Compression: TypeAlias = Literal["gzip", "bzip2"]
 _ENDINGS: dict[str, Kind] = {".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
 # No header is longer, though its comments may be long.
 _MAX_HEADER = 1 << 20
@@ -64,6 +68,12 @@ _VALUES = (
     *("quaternion", "2d-symmetric-matrix", "2d-masked-symmetric-matrix", "2d-matrix", "2d-masked-matrix"),
     *("3d-symmetric-matrix", "3d-masked-symmetric-matrix", "3d-matrix", "3d-masked-matrix"),
 )
+# The encodings of NRRD whose bytes are read here.
+_COMPRESSIONS: dict[str, _Compression | None] = {
+    **dict.fromkeys(("raw",), None),
+    **dict.fromkeys(("gzip", "gz"), "gzip"),
+    **dict.fromkeys(("bzip2", "bz2"), "bzip2"),
+}
 # Accepts the header of gzip and that of zlib.
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -83,27 +93,28 @@ class _StoredArray(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """The one run of bytes that holds all voxels."""
+    """The one run of bytes that holds all voxels, as they are or compressed."""
 
     file: Path
     offset: int
-    deflated: bool
+    compression: _Compression | None
     big_endian: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeflatedVoxels(Voxels):
-    """An array that gzip or zlib has deflated in one run, from the byte `offset` on."""
+    """An array that gzip, zlib or bzip2 has compressed in one run, from the byte `offset` on."""
 
     file: str
     offset: int
+    compression: _Compression = "gzip"
 
     @contextmanager
     @override
     def opened(self) -> Iterator[Callable[[ArrayIndex], np.ndarray]]:
         # Reading forwards is fast, reading backwards starts again.
         with Path(self.file).open("rb") as stream:
-            inflated = _InflatedStream(stream, self.offset)
+            inflated = (_Bzip2Stream if self.compression == "bzip2" else _InflatedStream)(stream, self.offset)
             yield lambda index: self._read(inflated, index)
 
     def _read(self, inflated: _InflatedStream, index: ArrayIndex) -> np.ndarray:
@@ -134,8 +145,16 @@ class _InflatedStream:
 
     def _rewind(self) -> None:
         self._stream.seek(self._offset)
-        self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._inflate: Any = self._decompressor()
         self.position = 0
+
+    def _decompressor(self) -> Any:
+        return zlib.decompressobj(_GZIP_OR_ZLIB)
+
+    def _decompress(self, limit: int) -> tuple[bytes, bool]:
+        """Return up to `limit` further bytes, and whether there was anything to decompress."""
+        deflated = self._inflate.unconsumed_tail or self._stream.read(_BLOCK)
+        return self._inflate.decompress(deflated, limit), bool(deflated)
 
     def read(self, begin: int, count: int) -> bytearray:
         if begin < self.position:
@@ -157,12 +176,24 @@ class _InflatedStream:
             raise EOFError("it ends early")
 
     def _next(self, limit: int) -> bytes:
-        deflated = self._inflate.unconsumed_tail or self._stream.read(_BLOCK)
-        data = b"" if self._inflate.eof else self._inflate.decompress(deflated, limit)
-        if not data and (self._inflate.eof or not deflated):
+        data, has_input = (b"", False) if self._inflate.eof else self._decompress(limit)
+        if not data and not has_input:
             raise EOFError("it ends early")
         self.position += len(data)
         return data
+
+
+class _Bzip2Stream(_InflatedStream):
+    """The same for bzip2, which keeps what it has not decompressed yet."""
+
+    @override
+    def _decompressor(self) -> Any:
+        return bz2.BZ2Decompressor()
+
+    @override
+    def _decompress(self, limit: int) -> tuple[bytes, bool]:
+        compressed = self._stream.read(_BLOCK) if self._inflate.needs_input else b""
+        return self._inflate.decompress(compressed, limit), bool(compressed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +243,11 @@ def open_nrrd(path: Path, query: SourceQuery) -> FileSource:
 
 def _describe_nrrd(path: Path, header: dict[str, str], end: int) -> tuple[_StoredArray, _Run | None]:
     itk = _itk()
+    _require_data_file(path, header.get("data file", header.get("datafile", "")))
     run = _find_nrrd_run(path, header, end)
     if run is None:
+        if header.get("encoding", "").lower() in ("bzip2", "bz2"):
+            raise ValueError(f"{path} has several parts of bzip2 data, which are not read: store it raw")
         _read_information(itk, path, "NrrdImageIO")
     if not header.get("nrrd", "").isdecimal():
         raise ValueError(
@@ -226,6 +260,8 @@ def _describe_nrrd(path: Path, header: dict[str, str], end: int) -> tuple[_Store
         sizes = [int(size) for size in header["sizes"].split()]
         if len(sizes) != int(header["dimension"]) or min(sizes) < 1:
             raise ValueError("its sizes do not fit its dimension")
+    _require_kinds(path, header)
+    with describe_damage(str(path)):
         names, are_colours = _name_nrrd_axes(header, sizes)
         spacing, affine = _read_nrrd_space(header, names)
     return _StoredArray(tuple(names[::-1]), tuple(sizes[::-1]), dtype, are_colours, spacing, affine), run
@@ -237,6 +273,7 @@ def _describe_meta(path: Path, header: dict[str, str], end: int) -> tuple[_Store
     missing = next((key for key in ("NDims", "DimSize", "ElementType") if key.lower() not in header), None)
     if missing is not None:
         raise ValueError(f"{path} cannot be opened (its header has no {missing}): it is damaged, so export it again")
+    _require_data_file(path, header.get("elementdatafile", ""))
     reader = _read_information(itk, path, "MetaImageIO")
     sizes, values = [int(size) for size in reader.GetSize()[::-1]], int(reader.GetNumberOfComponents())
     names = ["more"] * (len(sizes) - 3) + list("zyx")[-len(sizes) :]
@@ -257,6 +294,18 @@ def _read_information(itk: Any, path: Path, image_io: str) -> Any:
             f"{path} cannot be opened ({summarise_itk_error(error)}): it is damaged or not an image, so export it again"
         ) from error
     return reader
+
+
+def _require_kinds(path: Path, header: dict[str, str]) -> None:
+    """Raise a ValueError for an axis with neither a kind nor a spacing: of space, or not, it may be either."""
+    kinds, spacings = header.get("kinds", "").split(), header.get("spacings", "").lower().split()
+    if "space directions" not in header and any(
+        spacing == "nan" and (kinds[n : n + 1] or ["???"])[0] in ("???", "none") for n, spacing in enumerate(spacings)
+    ):
+        raise ValueError(
+            f"{path} has an axis with neither kind nor spacing, which may be one of space or hold a voxel's values: "
+            f"add its kind to the header"
+        )
 
 
 def _name_nrrd_axes(header: dict[str, str], sizes: Sequence[int]) -> tuple[list[str], bool]:
@@ -309,17 +358,23 @@ def _read_nrrd_space(header: dict[str, str], names: Sequence[str]) -> tuple[Spac
         # A single plane is taken to be as thick as its pixels are wide.
         sizes, per_mm = [*sizes, min(sizes)], [*per_mm, per_mm[int(np.argmin(sizes))]]
     spacing = convert_to_mm(sizes[::-1], per_mm[::-1])
-    if spacing is None or len(steps) == 2 or "space" not in header or "space directions" not in header:
+    is_placed = "space directions" in header and bool({"space", "space dimension"} & set(header))
+    if spacing is None or len(steps) == 2 or not is_placed:
         return spacing, None
     matrix = np.stack([step[:3] for step in steps], axis=1)
     unit = per_mm[0]
-    if matrix.shape != (3, 3) or unit is None or any(other != unit for other in per_mm):
+    if (
+        "space directions" not in header
+        or matrix.shape != (3, 3)
+        or unit is None
+        or any(other != unit for other in per_mm)
+    ):
         return spacing, None
     origin = _vector(header["space origin"])[:3] if "space origin" in header else np.zeros(3)
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = matrix / unit, origin / unit
-    # As in ITK, a space that is not of a patient counts as LPS.
-    name = header["space"].lower().removesuffix("-time").removesuffix("t")
+    # As in ITK, a space that is not of a patient, or has no name, counts as LPS.
+    name = header.get("space", "").lower().removesuffix("-time").removesuffix("t")
     for axis in _REVERSED.get(name, (0, 1)):
         affine[axis] = 0 - affine[axis]
     return spacing, affine if is_affine(affine) else None
@@ -336,14 +391,16 @@ def _units_per_mm(header: dict[str, str], names: Sequence[str], count: int) -> l
 def _voxels(run: _Run, stored: _StoredArray) -> Voxels:
     shape = stored.sizes
     dtype = stored.dtype.newbyteorder(">" if run.big_endian else "<")
-    if run.deflated:
-        return DeflatedVoxels(file=str(run.file), offset=run.offset, shape=shape, dtype=dtype)
+    if run.compression:
+        file = str(run.file)
+        return DeflatedVoxels(file=file, offset=run.offset, shape=shape, dtype=dtype, compression=run.compression)
     needed = run.offset + math.prod(shape) * dtype.itemsize
     require_file_length(run.file, needed)
-    if run.file.stat().st_size > needed:
+    # Less than a voxel, such as the end of a line, comes of no wrong size.
+    if (surplus := run.file.stat().st_size - needed) >= dtype.itemsize:
         raise ValueError(
-            f"{run.file} holds {run.file.stat().st_size - needed} bytes more than its header describes: its sizes or "
-            f"its type are wrong, so correct the header or export it again"
+            f"{run.file} is {surplus} bytes longer than its header describes: its sizes or its type are wrong, so "
+            f"correct the header or export it again"
         )
     return MappedVoxels(file=str(run.file), offset=run.offset, shape=shape, dtype=dtype)
 
@@ -369,12 +426,12 @@ def _find_nrrd_run(path: Path, header: dict[str, str], end: int) -> _Run | None:
     file = header.get("data file", header.get("datafile"))
     encoding = header.get("encoding", "").lower()
     skips = {header.get(name, "0") for name in ("line skip", "lineskip", "byte skip", "byteskip")}
-    if skips != {"0"} or encoding not in ("raw", "gzip", "gz"):
+    if skips != {"0"} or encoding not in _COMPRESSIONS:
         return None
     if file and not _is_single_file(path, file):
         return None
     big_endian = header.get("endian", "little").lower() == "big"
-    return _Run(path.parent / file if file else path, 0 if file else end, encoding != "raw", big_endian)
+    return _Run(path.parent / file if file else path, 0 if file else end, _COMPRESSIONS[encoding], big_endian)
 
 
 def _find_meta_run(path: Path, header: dict[str, str], end: int) -> _Run | None:
@@ -385,7 +442,18 @@ def _find_meta_run(path: Path, header: dict[str, str], end: int) -> _Run | None:
         return None
     big_endian = header.get("elementbyteordermsb", header.get("binarydatabyteordermsb", "")).lower() == "true"
     deflated = header.get("compresseddata", "").lower() == "true"
-    return _Run(path if local else path.parent / file, end if local else 0, deflated, big_endian)
+    return _Run(path if local else path.parent / file, end if local else 0, "gzip" if deflated else None, big_endian)
+
+
+def _require_data_file(path: Path, file: str) -> None:
+    """Raise a ValueError if the one file of voxels that a header names is missing; others name lists and patterns."""
+    if (
+        file
+        and "%" not in file
+        and not file.upper().startswith(("LIST", "LOCAL"))
+        and not (path.parent / file).exists()
+    ):
+        raise missing_file(str(path), FileNotFoundError(errno.ENOENT, "", file))
 
 
 def _is_single_file(path: Path, file: str) -> bool:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -72,6 +73,7 @@ _CODEC_ERRORS = (
 )
 # Zarr divides by the length of a chunk in floating point, which is wrong for longer axes.
 _LONGEST_AXIS = 2**53
+_GROUP_AND_IMAGE = re.compile(r"(\w[\w+.-]*:.*\.zarr(?:/[^:]*)?):([^/:]+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,8 +312,9 @@ def multiscale_of(source: Any) -> Multiscale | None:
     >>> multiscale_of(group).frames[0].spacing
     (2.0, 0.5, 0.5)
     """
+    chosen = None
     if isinstance(source, str | os.PathLike):
-        address = resolve_address(str(os.fspath(source)))
+        address, chosen = split_group(resolve_address(str(os.fspath(source))))
         if isinstance(address, Path) and not is_zarr(address):
             return None
         source = open_node(address)
@@ -320,29 +323,54 @@ def multiscale_of(source: Any) -> Multiscale | None:
     node = with_absolute_path(source)
     if isinstance(node, zarr.Group):
         group, where = find_image_group(node, node_address(node))
-        return read_multiscale(group.attrs.asdict(), where)
+        return read_multiscale(group.attrs.asdict(), where, chosen)
     level = _find_image(node, node_address(node))
     return level.image if level else None
 
 
+def split_group(address: Path | str) -> tuple[Path | str, str | None]:
+    """Split an address into that of a group and the number or name of an image in it; None without either.
+
+    >>> split_group("s3://bucket/a.zarr:1"), split_group("s3://bucket/a.zarr")
+    (('s3://bucket/a.zarr', '1'), ('s3://bucket/a.zarr', None))
+    """
+    if isinstance(address, str):
+        match = _GROUP_AND_IMAGE.fullmatch(address)
+        return (match[1], match[2]) if match else (address, None)
+    group, _, chosen = str(address).rpartition(":")
+    return (Path(group), chosen) if group and not address.exists() and is_zarr(Path(group)) else (address, None)
+
+
+def is_zarr_image(path: Path) -> bool:
+    """Return whether a path names a Zarr array or group, or an image in a group."""
+    return is_zarr(path) or split_group(path)[1] is not None
+
+
 def open_zarr(address: Path | str, query: SourceQuery) -> ZarrSource:
     """Open a Zarr array or an OME-Zarr image at a path or URL; raises as `dseeds.io.open_source`."""
-    return open_zarr_node(open_node(address), query)
+    address, chosen = split_group(address)
+    return open_zarr_node(open_node(address), query, chosen)
 
 
-def open_zarr_node(node: zarr.Array | zarr.Group, query: SourceQuery) -> ZarrSource:
-    """Open a Zarr array or the group of an OME-Zarr image; raises as `dseeds.io.open_source`."""
+def open_zarr_node(node: zarr.Array | zarr.Group, query: SourceQuery, chosen: str | None = None) -> ZarrSource:
+    """Open a Zarr array or the group of an OME-Zarr image; raises as `dseeds.io.open_source`.
+
+    One of several images in the group is `chosen` by its number or name.
+    """
     node = with_absolute_path(node)
     where = node_address(node)
     name = _last_part(where)
     if isinstance(node, zarr.Group):
         node, where = find_image_group(node, where)
-        image = read_multiscale(node.attrs.asdict(), where)
+        _require_image(node, where)
+        image = read_multiscale(node.attrs.asdict(), where, chosen)
         count = len(image.paths)
         if not 0 <= query.level < count:
             raise ValueError(f"{where} has no level {query.level}: it has {count}, numbered from 0")
         array = _open_member(node, image.paths[query.level], where)
         return _open_level(array, _ImageLevel(node, image, query.level), name, query)
+    if chosen is not None:
+        raise ValueError(f"{where} is a Zarr array, not a group of images: leave out :{shorten(chosen, 60)} (--image)")
     level = _find_image(node, where)
     if level:
         return _open_level(node, level, f"{_last_part(level.image.where)}/{name}", query)
@@ -376,6 +404,22 @@ def array_axes(array: zarr.Array) -> list[str] | None:
     if not isinstance(names, list | tuple) or len(names) != array.ndim:
         return None
     return [name if isinstance(name, str) else "" for name in names]
+
+
+def _require_image(group: zarr.Group, where: str) -> None:
+    """Raise a ValueError that lists the arrays in a group without images."""
+    attributes = group.attrs.asdict()
+    if "multiscales" in attributes or "ome" in attributes:
+        return
+    names: list[str] = []
+    # Not all stores can list, and what they list may be anything.
+    with suppress(Exception):
+        names = sorted(group.array_keys())
+    if names:
+        raise ValueError(
+            f"{where} is a Zarr group without an OME-Zarr image (no 'multiscales' in its attributes): pass one of its "
+            f"arrays ({shorten(', '.join(names), 500)}), such as {where}/{names[0]}"
+        )
 
 
 class _ImageLevel(NamedTuple):
@@ -445,10 +489,19 @@ def _find_image(array: zarr.Array, where: str) -> _ImageLevel | None:
             elif is_remote(above):
                 store = open_location(above).zarr()
             group = zarr.open_group(store, path=path, mode="r", zarr_format=version)
-            image = read_multiscale(group.attrs.asdict(), above)
-            if len(image.axes) == array.ndim:
-                return _ImageLevel(group, image, image.paths.index("/".join(inner)))
+            level = _find_level(group, above, "/".join(inner))
+            if len(level.image.axes) == array.ndim:
+                return level
     return None
+
+
+def _find_level(group: zarr.Group, where: str, path: str) -> _ImageLevel:
+    """Find the level that is stored at a path among those of the images in a group; raise an error if there is none."""
+    attributes = group.attrs.asdict()
+    ome: Any = attributes.get("ome", attributes)
+    images = [read_multiscale(attributes, where, str(number)) for number in range(len(ome["multiscales"]))]
+    image = next(image for image in images if path in image.paths)
+    return _ImageLevel(group, image, image.paths.index(path))
 
 
 def _open_member(group: zarr.Group, path: str, where: str) -> zarr.Array:

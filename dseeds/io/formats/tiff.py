@@ -23,6 +23,7 @@ from dseeds.core.optional import import_optional
 from dseeds.io.axes import select_axes
 from dseeds.io.formats.file_source import ArrayIndex, FileSource, Voxels
 from dseeds.io.formats.file_writer import OURS, Content, NumberedSlabs
+from dseeds.io.image_choice import choose_image
 from dseeds.io.ome_metadata import PER_MM
 from dseeds.io.source import (
     SourceQuery,
@@ -30,7 +31,6 @@ from dseeds.io.source import (
     convert_to_mm,
     describe_damage,
     require_volume,
-    shorten,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def open_tiff(path: Path, query: SourceQuery) -> FileSource:
         paged = len(tiff.series) > 1 and len(tiff.series[0].shape) < 3 and not tiff.is_ome
     with describe_damage(str(path)), _open_file(str(file), paged) as tiff:
         images = [(str(series.name), tuple(series.shape)) for series in tiff.series]
-    number = _choose_image(path, images, chosen)
+    number = choose_image(str(path), [(name, format_shape(shape)) for name, shape in images], chosen)
     with describe_damage(str(path)), _open_file(str(file), paged) as tiff:
         series = tiff.series[number]
         shape, dtype, axes = tuple(series.shape), np.dtype(series.dtype), str(series.axes)
@@ -141,30 +141,6 @@ def open_tiff(path: Path, query: SourceQuery) -> FileSource:
     voxels = TiffVoxels(file=str(file), paged=paged, number=number, shape=shape, dtype=dtype, chunks=chunks)
     dataset = str(number) if len(images) > 1 else None
     return _source(path, voxels, axes, query, spacing, names, dataset)
-
-
-def _choose_image(path: Path, images: Sequence[tuple[str, tuple[int, ...]]], chosen: str | None) -> int:
-    """Return the number of the image to read, of images with a name and a shape.
-
-    Raises a ValueError that lists them if there are several of which none was chosen, or not the one that was.
-    """
-    if chosen is None and len(images) == 1:
-        return 0
-    listed = ", ".join(
-        f"{number} {shorten(repr(name), 60)} ({format_shape(shape)})" for number, (name, shape) in enumerate(images)
-    )
-    listed = f"{len(images)} image{'s' * (len(images) > 1)}: {shorten(listed, 800)}"
-    if chosen is None:
-        raise ValueError(f"{path} holds {listed}; pass {path}:0 for the first of them, and so on, or its name")
-    named = [number for number, (name, _) in enumerate(images) if name == chosen]
-    # ASCII only, for int() reads the digits of all scripts.
-    if re.fullmatch("[0-9]{1,9}", chosen) and int(chosen) < len(images):
-        return int(chosen)
-    if len(named) > 1:
-        raise ValueError(f"{path} has several images of the name {shorten(chosen, 60)!r} ({listed}): pass a number")
-    if not named:
-        raise ValueError(f"{path} has no image {shorten(chosen, 60)!r}: it holds {listed}")
-    return named[0]
 
 
 def _missing_codec(series: Any) -> str | None:

@@ -246,10 +246,10 @@ def test_the_command_line(bucket, store, processes, dseeds):
 
 
 # For a region with three neighbours: reads of each, writes, and the mark. A message is its own mark; in the first round
-# a region reads what its neighbours have quantised.
+# a region reads what its neighbours have quantised. The voxels in each bin are read in the end.
 PER_TASK = {
     "window": 1 + 1 + 1,
-    "quantise": 1 + 1,
+    "quantise": 1 + 1 + 1 + 1,
     "sweep-voxels": 3 + 1,
     "label": 1 + 1 + 1,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,15 @@ from dseeds.io.formats.dicom.files import (
     describe_dicom_damage,
     import_pydicom,
 )
-from dseeds.io.formats.dicom.objects import read_count, require_planes, require_voxels, stored_dtype
+from dseeds.io.formats.dicom.mosaics import Mosaic, read_mosaic
+from dseeds.io.formats.dicom.objects import (
+    has_palette,
+    palette_dtype,
+    read_count,
+    require_planes,
+    require_voxels,
+    stored_dtype,
+)
 
 Vector: TypeAlias = tuple[float, ...]
 
@@ -97,7 +105,7 @@ class DicomFrame:
     file, syntax : str
         The file, and the UID of its transfer syntax.
     number : int
-        The frame in the file, from 0.
+        The frame in the file, from 0; the tile in a mosaic.
     stored, dtype : numpy.dtype
         The type of the stored voxels, and of those that are scaled by `slope` and `intercept`.
     size : tuple of int
@@ -116,6 +124,10 @@ class DicomFrame:
         The place in which the frame was sent: that of its file, then that in it.
     parts : int
         How many files the object is made of; 0 if that is not known.
+    palette : bool
+        Whether the stored voxels are numbers of colours in the file's palette; `size` and `dtype` are of the colours.
+    across : int
+        How many tiles lie side by side in the plane that holds them; 1 unless the file is a mosaic.
     keys : dict
         What may tell volumes apart; values by name.
     """
@@ -139,6 +151,8 @@ class DicomFrame:
     grouped: bool = False
     order: tuple[int, int] = (0, 0)
     parts: int = 0
+    palette: bool = False
+    across: int = 1
     keys: dict[str, Hashable] = field(default_factory=dict)
 
     @property
@@ -175,7 +189,9 @@ class _Reader:
 
     def frames(self) -> Iterator[DicomFrame]:
         dataset, uid = self._dataset, str(self._header.object_uid)
-        if "PerFrameFunctionalGroupsSequence" in dataset or "SharedFunctionalGroupsSequence" in dataset:
+        if mosaic := read_mosaic(self._header):
+            yield from self._by_tiles(mosaic)
+        elif "PerFrameFunctionalGroupsSequence" in dataset or "SharedFunctionalGroupsSequence" in dataset:
             yield from self._by_groups()
         elif self._count == 1:
             position, orientation = self._vector(dataset, "ImagePositionPatient"), self._orientation(dataset)
@@ -221,6 +237,14 @@ class _Reader:
                 grouped=True,
                 keys=keys,
             )
+
+    def _by_tiles(self, mosaic: Mosaic) -> Iterator[DicomFrame]:
+        orientation, keys = self._orientation(self._dataset), self._series_keys()
+        for number in range(mosaic.tiles):
+            place = tuple(mosaic.origin + number * mosaic.step)
+            tile = self._frame(number, self._dataset, position=place, orientation=orientation, keys=keys)
+            size = (mosaic.rows, mosaic.columns, tile.size[2])
+            yield replace(tile, size=size, across=mosaic.across)
 
     def _by_offsets(self) -> Iterator[DicomFrame]:
         """Place the frames of a dose, whose first offset is 0, or the position along z itself."""
@@ -275,13 +299,16 @@ class _Reader:
         rows, columns, samples = (read_count(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
         spacing = self._vector(measures, "PixelSpacing")
         instance = _optional(dataset, "InstanceNumber")
+        dtype = scaled_dtype(self._stored, int(dataset.get("BitsStored") or 0), slope, intercept)
+        palette = has_palette(header)
         return DicomFrame(
             file=str(self._file),
             syntax=header.syntax,
             number=number,
             stored=self._stored,
-            dtype=scaled_dtype(self._stored, int(dataset.get("BitsStored") or 0), slope, intercept),
-            size=(rows, columns, samples),
+            dtype=palette_dtype(header) if palette else dtype,
+            size=(rows, columns, 3 if palette else samples),
+            palette=palette,
             slope=slope,
             intercept=intercept,
             spacing=spacing if len(spacing) == 2 and min(spacing) > 0 else (),

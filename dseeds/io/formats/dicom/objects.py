@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 
@@ -29,11 +27,11 @@ _REFUSED = {
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _TO_NIFTI = "convert it to NIfTI with dcm2niix"
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+_PALETTE = "PALETTE COLOR"
+_COLOURS = ("Red", "Green", "Blue")
 _BITS = (8, 16, 32, 64)
 # How many bytes a byte of the file may become: deflated, in run lengths; JPEG has no limit.
 _EXPANSION = 1100
-# Siemens and United Imaging note the number of tiles of a mosaic in private elements.
-_MOSAIC_COUNTS = (("SIEMENS MR HEADER", 0x0019, 0x0A), ("Image Private Header", 0x0065, 0x50))
 
 
 def is_image(header: DicomHeader) -> bool:
@@ -67,8 +65,6 @@ def require_planes(header: DicomHeader) -> None:
         what, advice = _REFUSED[uid]
     elif "TotalPixelMatrixColumns" in header.dataset:
         what, advice = "an image of tiles", "convert it to OME-Zarr or TIFF"
-    elif _is_mosaic(header):
-        what, advice = "a mosaic, which has all slices in one plane", _TO_NIFTI
     elif header.syntax not in {*PLAIN, *JPEG, DEFLATED, RUN_LENGTHS}:
         what, advice = f"compressed in a way that is not read ({shorten(header.syntax, 70)})", "decompress it"
     else:
@@ -95,7 +91,9 @@ def require_voxels(header: DicomHeader, frames: int) -> None:
     dataset, file = header.dataset, header.file
     rows, columns, samples = (read_count(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
     photometric = shorten(str(dataset.get("PhotometricInterpretation", "")), 40)
-    if photometric not in _PHOTOMETRIC or (samples == 1) != photometric.startswith("MONOCHROME"):
+    if has_palette(header):
+        _require_palette(header, samples)
+    elif photometric not in _PHOTOMETRIC or (samples == 1) != photometric.startswith("MONOCHROME"):
         raise UnusableDicomError(
             f"{file} has colours of a kind that is not read ({photometric or 'not named'}, {samples} per voxel): "
             f"convert it to shades of grey or RGB"
@@ -103,6 +101,29 @@ def require_voxels(header: DicomHeader, frames: int) -> None:
     if "ModalityLUTSequence" in dataset:
         raise UnusableDicomError(f"{file} has a table of the values of its voxels, which is not read: {_TO_NIFTI}")
     _require_length(header, (rows, columns, samples), frames, photometric)
+
+
+def has_palette(header: DicomHeader) -> bool:
+    """Return whether voxels are numbers of colours in a palette."""
+    return header.text("PhotometricInterpretation") == _PALETTE
+
+
+def palette_dtype(header: DicomHeader) -> np.dtype:
+    """Return the type of the colours in a palette, as pydicom has it."""
+    bits = {int(header.dataset[f"{name}PaletteColorLookupTableDescriptor"].value[2]) for name in _COLOURS}
+    return np.dtype("u1" if bits == {8} else "u2")
+
+
+def _require_palette(header: DicomHeader, samples: int) -> None:
+    """Raise a ValueError unless a palette has all colours, of 8 or of 16 bits, and voxels are their plain numbers."""
+    dataset = header.dataset
+    tables = [dataset.get(f"{name}PaletteColorLookupTableDescriptor") for name in _COLOURS]
+    is_complete = all(table is not None and len(table) == 3 and table[2] == tables[0][2] for table in tables)
+    is_scaled = (dataset.get("RescaleSlope") or 1, dataset.get("RescaleIntercept") or 0) != (1, 0)
+    if not is_complete or tables[0][2] not in (8, 16) or samples != 1 or is_scaled:
+        raise UnusableDicomError(
+            f"{header.file} has a palette (PALETTE COLOR) that is incomplete or unusual: convert it to RGB"
+        )
 
 
 def read_count(header: DicomHeader, name: str) -> int:
@@ -131,33 +152,3 @@ def _require_length(header: DicomHeader, size: tuple[int, int, int], frames: int
     surplus = header.pixel_bytes - needed
     if surplus > 1 and (surplus >= plane or header.read_last_pixel_bytes(surplus).strip(b"\0")):
         raise damaged(file, f"its header promises {needed} bytes of voxels, and it holds {header.pixel_bytes}")
-
-
-def _is_mosaic(header: DicomHeader) -> bool:
-    dataset = header.dataset
-    names = _as_list(dataset.get("ImageType"))
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in _as_list(dataset.get(groups))[:1]:
-            for kind in _as_list(group.get("MRImageFrameTypeSequence")):
-                names = [*names, *_as_list(kind.get("FrameType"))]
-    if "MOSAIC" in [str(name).strip().upper() for name in names]:
-        return True
-    for creator, group, element in _MOSAIC_COUNTS:
-        try:
-            value = dataset.private_block(group, creator)[element].value
-        except KeyError:
-            continue
-        if value not in (None, b"", "", 0, 1):
-            return True
-    try:
-        # Siemens' own header. The package of its reader warns on import.
-        csareader = import_module("nibabel.nicom.csareader")
-        csa = dataset.private_block(0x0029, "SIEMENS CSA HEADER")[0x10].value
-        return bool(csareader.get_n_mosaic(csareader.read(csa)))
-    except Exception:
-        # Without one that can be read, there is no mosaic either.
-        return False
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -52,14 +53,23 @@ class FrameDecoder:
     def planes(self, frames: Sequence[DicomFrame], dtype: np.dtype) -> Iterator[np.ndarray]:
         """Yield the planes (y, x), or (y, x, values), of frames of one file, scaled, of a type."""
         file = Path(frames[0].file)
+        if frames[0].across > 1:
+            [mosaic] = self.planes([_whole_mosaic(frames[0])], dtype)
+            yield from (_cut_tile(mosaic, frame) for frame in frames)
+            return
         with ExitStack() as stack:
             with describe_dicom_damage(file):
                 stream = stack.enter_context(open_dicom_file(file))
                 # Closed before the file is.
                 stored = stack.enter_context(closing(self._decode(file, stream, frames)))
+                palette = _read_palette(file) if frames[0].palette else None
             for frame in frames:
                 with describe_dicom_damage(file):
-                    plane = _scale(file, _require_unchanged(file, next(stored), frame), frame, dtype)
+                    plane = _require_unchanged(file, next(stored), frame)
+                    if palette is None:
+                        plane = _scale(file, plane, frame, dtype)
+                    else:
+                        plane = _colour(file, plane, frame, palette).astype(dtype, copy=False)
                 yield plane
 
     def _decode(self, file: Path, stream: BinaryIO, frames: Sequence[DicomFrame]) -> Generator[np.ndarray, None, None]:
@@ -86,7 +96,7 @@ class FrameDecoder:
         code = self._codes[frame.number]
         if _read_code_size(code) != frame.size[:2]:
             raise damaged(file, "its compressed voxels are damaged, or not of the size that its header says")
-        size = int(np.prod(frame.size)) * frame.stored.itemsize
+        size = int(np.prod(frame.size[: 2 if frame.palette else 3])) * frame.stored.itemsize
         if size > _LARGE and size > _MAX_RATIO * len(code):
             raise damaged(file, f"its header promises {size} bytes of voxels, more than the file can hold")
         with TemporaryDirectory(prefix="dseeds-") as folder:
@@ -100,6 +110,17 @@ class FrameDecoder:
         return plane
 
 
+def _whole_mosaic(tile: DicomFrame) -> DicomFrame:
+    """Return the plane that holds the tiles of a mosaic as a frame."""
+    rows, columns, values = tile.size
+    return replace(tile, number=0, size=(rows * tile.across, columns * tile.across, values), across=1)
+
+
+def _cut_tile(plane: np.ndarray, tile: DicomFrame) -> np.ndarray:
+    (row, column), (rows, columns, _) = divmod(tile.number, tile.across), tile.size
+    return plane[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+
+
 def import_simpleitk() -> Any:
     """Return SimpleITK; raise `MissingDependency` without it."""
     return import_optional("SimpleITK", "DICOM", "dseeds[dicom]")
@@ -107,7 +128,7 @@ def import_simpleitk() -> Any:
 
 def _require_unchanged(file: Path, plane: np.ndarray, frame: DicomFrame) -> np.ndarray:
     """Return a plane as it was decoded, if it has the size and type of its header."""
-    size = frame.size[:2] if frame.size[2] == 1 else frame.size
+    size = frame.size[:2] if frame.size[2] == 1 or frame.palette else frame.size
     if plane.shape != size or plane.dtype.newbyteorder("=") != frame.stored:
         raise damaged(file, "it has changed since it was opened, or its header does not fit its voxels")
     return plane
@@ -156,6 +177,20 @@ def _write_frame(path: Path, dataset: Any, syntax: str, code: bytes) -> None:
     frame["PixelData"].VR = "OB"
     frame.file_meta = meta
     frame.save_as(path, enforce_file_format=True)
+
+
+def _read_palette(file: Path) -> Any:
+    """Return a header with the tables of its colours."""
+    with open_dicom_file(file) as stream:
+        return import_pydicom().dcmread(stream, force=True, stop_before_pixels=True)
+
+
+def _colour(file: Path, plane: np.ndarray, frame: DicomFrame, palette: Any) -> np.ndarray:
+    """Replace the numbers of colours in a plane by these, (y, x, 3)."""
+    coloured: np.ndarray = import_pydicom("pydicom.pixels").apply_color_lut(plane, palette)
+    if coloured.shape != frame.size or coloured.dtype != frame.dtype:
+        raise damaged(file, "its palette does not fit its header")
+    return coloured
 
 
 def _scale(file: Path, plane: np.ndarray, frame: DicomFrame, dtype: np.dtype) -> np.ndarray:

@@ -136,7 +136,7 @@ def _require_one_series(path: Path, frames: Frames) -> None:
             f"{path} holds {files} of the {max(frame.parts for frame in frames)} files of an object: "
             f"pass a folder with all of them"
         )
-    several = [frame for frame in frames if not frame.grouped and frame.number > 0]
+    several = [frame for frame in frames if not frame.grouped and frame.number > 0 and frame.across == 1]
     if several and any(frame.file != several[0].file for frame in frames):
         raise UnusableDicomError(f"{path} holds {files} files that are volumes of their own: pass one of them")
     if len(frames) > 1:
