@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dseeds.benchmark.cases import Case, Window, load_case, read_rows, resolve_address
+from dseeds.benchmark.cases import Case, Window, load_case, read_rows, case_address
 from dseeds.io import Spacing
 
 DATA = Path(os.environ.get("DSEEDS_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -54,10 +54,7 @@ def read_pairs(file: Path) -> list[Pair]:
     Paths are relative to the file's folder.
     """
     pairs = [Pair(**row) for row in read_rows(file, ("image", "truth"), ("name", "task", "window"))]
-    return [
-        replace(pair, image=resolve_address(file, pair.image), truth=resolve_address(file, pair.truth))
-        for pair in pairs
-    ]
+    return [replace(pair, image=case_address(file, pair.image), truth=case_address(file, pair.truth)) for pair in pairs]
 
 
 def read_decathlon(folder: Path) -> list[Pair]:

@@ -188,10 +188,10 @@ def read_rows(file: Path, needed: Sequence[str], optional: Sequence[str]) -> lis
     return result
 
 
-def resolve_address(file: Path, address: str) -> str:
+def case_address(file: Path, address: str) -> str:
     """Return an address, or a path that is relative to the folder of a file.
 
-    >>> resolve_address(Path("/data/cases.csv"), "s3://lab/a.zarr")
+    >>> case_address(Path("/data/cases.csv"), "s3://lab/a.zarr")
     's3://lab/a.zarr'
     """
     return address if "://" in address else str(file.parent / address)
@@ -206,10 +206,10 @@ def _read_case(file: Path, row: dict[str, Any]) -> ListedCase:
     texts = {key: str(row[key]) for key in ("name", "kind")}
     return ListedCase(
         **texts,
-        image=resolve_address(file, str(row["image"])),
-        truth=resolve_address(file, str(row["truth"])),
+        image=case_address(file, str(row["image"])),
+        truth=case_address(file, str(row["truth"])),
         steps=_read_steps(row["steps"], texts["name"]),
-        boundaries=boundaries if boundaries in (None, *DERIVED_KINDS) else resolve_address(file, str(boundaries)),
+        boundaries=boundaries if boundaries in (None, *DERIVED_KINDS) else case_address(file, str(boundaries)),
         window=row.get("window"),
     )
 

@@ -222,8 +222,10 @@ def test_reading(tmp_path):
     image, truth = phantom(SHAPE, dtype="float32")
     image[0, 0, 0] = np.nan
     organ = np.where(truth == truth.max(), truth, 0)
+    spacing = (3, 1, 1)
     pair = Pair(
-        write(tmp_path / "i.nii", image, spacing=(3, 1, 1)), write(tmp_path / "t.nii", organ.astype(np.float32))
+        write(tmp_path / "i.nii", image, spacing=spacing),
+        write(tmp_path / "t.nii", organ.astype(np.float32), spacing=spacing),
     )
     case, spacing = read_case(pair)
     assert spacing == (3, 1, 1)
