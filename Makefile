@@ -11,7 +11,7 @@ PYTHON ?= python3
 JOBS ?= 2
 # A process that has run out of tests takes over some of another's.
 PYTEST ?= -q --durations=10 -n $(JOBS) --dist worksteal
-UNITS := core seeds io storage parallel measure quality engine api cli phantom viz convert
+UNITS := core seeds io storage parallel measure quality engine api cli phantom viz convert benchmark
 
 VENV := .venv
 BIN := $(VENV)/bin

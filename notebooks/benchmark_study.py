@@ -26,11 +26,13 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np
-from curves import QUALITY, Row, plot, summary, table
+from curves import QUALITY, STYLES, Row, plot, summary, table
 from pairs import DATA, Pair, available_pairs, name_pairs, parse_pair, read_case, read_decathlon, read_pairs
-from peers import REPEATS, Case, Method, Window, best, methods
 
 import dseeds
+from dseeds.benchmark.cases import Case, Window
+from dseeds.benchmark.methods import Method, choose_methods
+from dseeds.benchmark.timing import REPEATS, best_time
 from dseeds.seeds.cell_size import choose_step
 
 __all__ = ["Pair", "available_pairs", "plot", "read_decathlon", "read_pairs", "study", "summary", "table"]
@@ -44,6 +46,14 @@ COLUMNS = (
     *("task", "case", "method", "peer", "setting", "asked", "made", "voxels", "channels"),
     *(*QUALITY, "seconds", "mvoxel_per_second", "error"),
 )
+
+
+def methods() -> list[Method]:
+    """Return the installed methods of the study, dseeds first, and say which peers are left out."""
+    installed, left_out = choose_methods(STYLES)
+    for peer, package in left_out.items():
+        print(f"{package} is not installed; {peer} is left out.")
+    return installed
 
 
 def study(
@@ -125,7 +135,7 @@ def measure(method: Method, case: Case, repeats: int = REPEATS) -> Row:
     # Clipping and scaling the image is not part of the timing.
     channels = case.scaled.reshape(-1, *case.shape)
     # CPU time excludes other work on the machine, and would include a second thread.
-    seconds = best(cut, repeats, time.process_time)
+    seconds = best_time(cut, repeats, time.process_time)
     figures = dseeds.evaluate(labels, case.truth)
     variations = [dseeds.evaluate(labels, image=channel)["explained_variation"] for channel in channels]
     figures["explained_variation"] = float(np.mean(variations))

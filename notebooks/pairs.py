@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -10,12 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from peers import Case, Window
-
-from dseeds.io import Image, Spacing, open_image, open_source
-from dseeds.seeds.intensity_windows import read_windows
-from dseeds.seeds.order_statistics import find_windows
+from dseeds.benchmark.cases import Case, Window, load_case, read_rows, case_address
+from dseeds.io import Spacing
 
 DATA = Path(os.environ.get("DSEEDS_DATA") or Path(__file__).parents[2] / "shared" / "data")
 SOFT_TISSUE = -150.0, 250.0
@@ -58,22 +53,8 @@ def read_pairs(file: Path) -> list[Pair]:
 
     Paths are relative to the file's folder.
     """
-    try:
-        with file.open(newline="") as stream:
-            rows = json.load(stream) if file.suffix == ".json" else list(csv.DictReader(stream))
-        pairs = [Pair(**{key: value for key, value in row.items() if value}) for row in rows]
-    except (TypeError, AttributeError, ValueError):
-        raise ValueError(
-            f"{file} must be a CSV with a header, or a JSON list of objects, that name image and truth of every pair, "
-            f"optionally name, task and window, and nothing else."
-        ) from None
-    if not pairs:
-        raise ValueError(f"{file} names no pairs.")
-    return [replace(pair, image=_resolve(file, pair.image), truth=_resolve(file, pair.truth)) for pair in pairs]
-
-
-def _resolve(file: Path, address: str) -> str:
-    return address if "://" in address else str(file.parent / address)
+    pairs = [Pair(**row) for row in read_rows(file, ("image", "truth"), ("name", "task", "window"))]
+    return [replace(pair, image=case_address(file, pair.image), truth=case_address(file, pair.truth)) for pair in pairs]
 
 
 def read_decathlon(folder: Path) -> list[Pair]:
@@ -117,48 +98,5 @@ def available_pairs(folder: Path = DATA) -> list[Pair]:
 
 
 def read_case(pair: Pair, window: str | Window | None = None, crop: int | None = None) -> tuple[Case, Spacing | None]:
-    """Read a pair as a case of one cell, and the voxel size along (z, y, x) in mm if the image has one.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, the truth is not of whole numbers or has no structure, or the image is constant.
-    """
-    source = _open(pair.image)
-    truth = np.concatenate([slab for _, slab in open_source(pair.truth).slabs(64)])
-    image = np.concatenate([np.stack(slab) for _, slab in source.slabs(64)], axis=1)
-    if truth.shape != source.shape:
-        raise ValueError(f"the image has shape {source.shape} and the truth {truth.shape}: they must lie on one grid.")
-    if truth.dtype.kind == "f":
-        if not np.array_equal(truth, np.rint(truth)):
-            raise ValueError("the truth must contain whole numbers, one for each structure.")
-        truth = truth.astype(np.int32)
-    if not truth.any():
-        raise ValueError("the truth has no structure: it is 0 everywhere.")
-    if crop is not None:
-        box = tuple(_extent(truth, axis, crop) for axis in range(3))
-        truth, image = np.ascontiguousarray(truth[box]), np.ascontiguousarray(image[:, *box])
-    windows = find_windows(image, read_windows(pair.window or window, len(image)))
-    if any(lo == hi for lo, hi in windows):
-        raise ValueError("the image is constant: it shows no structure.")
-    if image.dtype.kind == "f":
-        # dseeds masks voxels that are not finite; the peers cannot.
-        for channel, (lo, _) in zip(image, windows, strict=True):
-            channel[~np.isfinite(channel)] = lo
-    return Case(pair.name, truth.shape, image if len(image) > 1 else image[0], truth, windows), source.spacing
-
-
-def _open(address: str) -> Image:
-    try:
-        return open_image(address)
-    except ValueError as error:
-        try:
-            return open_image(address, channel_axis=0)
-        except ValueError:
-            raise error from None
-
-
-def _extent(truth: np.ndarray, axis: int, margin: int) -> slice:
-    """Return the range of the structures along an axis, with a margin."""
-    planes = np.flatnonzero(truth.any(axis=tuple({0, 1, 2} - {axis})))
-    return slice(max(0, planes[0] - margin), planes[-1] + 1 + margin)
+    """Read a pair as a case of one cell, and the voxel size along (z, y, x) in mm if the image has one."""
+    return load_case(pair.name, pair.image, pair.truth, window=pair.window or window, margin=crop)

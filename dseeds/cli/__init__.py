@@ -17,6 +17,7 @@ from dseeds._version import __version__
 from dseeds.cli import (
     agglomerate,
     batch,
+    benchmark,
     compile,
     convert,
     doctor,
@@ -75,6 +76,7 @@ COMMANDS: dict[str, tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...]
         ("propagate", propagate.propagate_command, propagate.EXAMPLES),
         ("map", map.map_command, map.EXAMPLES),
         ("evaluate", evaluate.evaluate_command, evaluate.EXAMPLES),
+        ("benchmark", benchmark.benchmark_command, benchmark.EXAMPLES),
     ),
     "Files": (
         ("import", convert.import_command, convert.IMPORT_EXAMPLES),

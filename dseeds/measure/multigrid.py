@@ -139,7 +139,7 @@ class LaplacianSolver:
         level.smooth(b, x, forward=True)
         if number + 1 < len(self._levels):
             coarse = add_by_group(level.graph.groups, level.residual(x, b), len(self._levels[number + 1].diagonal))
-            kernel.spread(level.graph.groups, self._correct(number + 1, coarse), level.diagonal, x)
+            kernel.prolong(level.graph.groups, self._correct(number + 1, coarse), level.diagonal, x)
             level.smooth(b, x, forward=False)
         return x
 

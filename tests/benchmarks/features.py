@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from cases import best
 
 import dseeds
+from dseeds.benchmark.timing import best_time
 from dseeds.core.geometry import Box, triple
 from dseeds.measure.columns import Space, are_small_integers, count_features
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
@@ -68,7 +68,7 @@ def main() -> None:
             sweep, labels = voxel_round(volume, step, arguments.repeats)
             # Compile the kernels.
             tabulate(labels, volume, space)
-            features = best(partial(tabulate, labels, volume, space), arguments.repeats)
+            features = best_time(partial(tabulate, labels, volume, space), arguments.repeats)
             sweep_ns, features_ns = (seconds * 1e9 / image.size for seconds in (sweep, features))
             print(f"{np.dtype(dtype).name:<10}{step:>5}{sweep_ns:>8.1f}{features_ns:>17.1f}{features / sweep:>7.2f}")
 

@@ -20,9 +20,11 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np
-from cases import REPEATS, Case, Method, best, methods
 
 import dseeds
+from dseeds.benchmark.cases import Case
+from dseeds.benchmark.methods import Method, choose_methods
+from dseeds.benchmark.timing import REPEATS, best_time
 from dseeds.core.process import peak_memory
 from dseeds.phantom import phantom
 from dseeds.seeds.order_statistics import find_windows
@@ -62,7 +64,7 @@ def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Metho
         return {"volume": name, "step": step, "of": of, "speed": speed, "ratio": ratio, "memory": None}
 
     timed_phases(image[:64, :64, :64], step)
-    ours = best(lambda: dseeds.supervoxels(image, step=step, threads=1))
+    ours = best_time(lambda: dseeds.supervoxels(image, step=step, threads=1))
     phases = min((timed_phases(image, step) for _ in range(REPEATS)), key=lambda times: sum(times.values()))
     rows = [row("dseeds", ours), *(row(f"  {phase}", seconds) for phase, seconds in phases.items())]
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -70,14 +72,14 @@ def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Metho
         np.save(file, image)
         rows[0]["memory"] = pool.apply(bytes_per_voxel, (file, step))
     if threads:
-        seconds = best(lambda: dseeds.supervoxels(image, step=step, threads=threads))
+        seconds = best_time(lambda: dseeds.supervoxels(image, step=step, threads=threads))
         rows.append(row(f"  {threads} threads", seconds, ours / seconds))
     if peers:
         case = Case(name, (step,) * 3, image, None, (WINDOW,))
         # Scale the image before the timing.
         _ = case.scaled
         for peer in peers:
-            seconds = best(lambda peer=peer: peer.cut(case))
+            seconds = best_time(lambda peer=peer: peer.cut(case))
             rows.append(row(peer.name, seconds, seconds / ours))
     return rows
 
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="also time dseeds with this number of threads")
     parser.add_argument("--peers-up-to", type=int, default=256, metavar="SIZE", help="the largest size for the peers")
     arguments = parser.parse_args()
-    peers = [method for method in methods() if method.name in PEERS]
+    peers = choose_methods(("dseeds", *PEERS))[0][1:]
     rows: list[Row] = []
     print(line("volume", "step", "", "Mvoxel/s", "ratio", "bytes/voxel"))
     for size in map(int, arguments.sizes.split(",")):

@@ -17,7 +17,9 @@ COMMANDS = typer.main.get_command(app).commands
 LAYOUT = {
     "Supervoxels": ("segment", "plan", "info"),
     "Pictures": ("preview", "view", "report"),
-    "What comes after": ("features", "vote", "pool", "textures", "agglomerate", "propagate", "map", "evaluate"),
+    "What comes after": (
+        *("features", "vote", "pool", "textures", "agglomerate", "propagate", "map", "evaluate", "benchmark"),
+    ),
     "Files": ("import", "export", "phantom"),
     "This machine": ("doctor", "compile"),
     "Batch jobs": ("init", "step", "status", "finalize", "debug-region"),

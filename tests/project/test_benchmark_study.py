@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 import dseeds
+from dseeds.benchmark.methods import Method
 from dseeds.phantom import phantom
 from tests.support.paths import ROOT
 
 sys.path.append(str(ROOT / "notebooks"))
 
-from benchmark_study import COLUMNS, main, study
+from benchmark_study import COLUMNS, main, methods, study
 from curves import comparable, plot, summary, table
 from pairs import Pair, parse_pair, read_case, read_decathlon, read_pairs
-from peers import Method, methods
 
 OURS = methods()[0]
 SCRIPT = ROOT / "notebooks" / "benchmark_study.py"
@@ -112,7 +112,7 @@ def test_files_of_pairs(tmp_path):
 def test_files_without_pairs_are_refused(tmp_path, name, text):
     file = tmp_path / name
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"that name image and truth of every pair|names no pairs"):
+    with pytest.raises(ValueError, match=r"that name image and truth in every row|has no rows"):
         read_pairs(file)
 
 
@@ -222,8 +222,10 @@ def test_reading(tmp_path):
     image, truth = phantom(SHAPE, dtype="float32")
     image[0, 0, 0] = np.nan
     organ = np.where(truth == truth.max(), truth, 0)
+    spacing = (3, 1, 1)
     pair = Pair(
-        write(tmp_path / "i.nii", image, spacing=(3, 1, 1)), write(tmp_path / "t.nii", organ.astype(np.float32))
+        write(tmp_path / "i.nii", image, spacing=spacing),
+        write(tmp_path / "t.nii", organ.astype(np.float32), spacing=spacing),
     )
     case, spacing = read_case(pair)
     assert spacing == (3, 1, 1)

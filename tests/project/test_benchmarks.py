@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from dseeds.benchmark.cases import load_case, read_cases
 from tests.benchmarks.scheduler import measure
 from tests.support.paths import ROOT
 
@@ -21,19 +22,15 @@ def run(name, *arguments):
     return json.loads(target.read_text()), done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("hippocampus")
-def test_quality(tmp_path):
-    rows, output = run("quality.py", "--only", "hippocampus 001", "--json", tmp_path / "quality.json")
-    assert {row["step"] for row in rows} == {"4x4x4", "6x6x6"}
-    assert {"dseeds", "SLIC 0.03", "SLIC 0.1", "SLIC 0.3"} <= {row["method"] for row in rows}
-    for row in rows:
-        names = ["aDice", "ASA", "UE", "recall", "EV", "compact", "pieces", "count"]
-        assert list(row) == ["case", "step", "peer", "method", *names]
-        assert all(row[name] >= 0 for name in names)
-    ours = [row for row in rows if row["method"] == "dseeds"]
-    assert [(row["count"], row["pieces"]) for row in ours] == [(8 * 12 * 8, 1), (5 * 8 * 5, 1)]
-    assert "dseeds is ahead of the best setting of SLIC in aDice" in output
+def test_real_cases(tmp_path):
+    command = [sys.executable, BENCHMARKS / "real_cases.py", tmp_path, "--limit", "1", "--crop", "24"]
+    subprocess.run(command, capture_output=True, timeout=300, check=True)
+    cases = read_cases(tmp_path / "cases.csv")
+    assert len({case.kind for case in cases}) == len(cases) > 1
+    for case in cases:
+        volume, _ = load_case(case.name, case.image, case.truth, window=case.window, boundaries=case.boundaries)
+        assert max(volume.shape) <= 24
 
 
 @pytest.mark.slow
@@ -73,7 +70,11 @@ def test_agglomeration(tmp_path):
 def test_missing_data_are_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("DSEEDS_DATA", str(tmp_path / "nowhere"))
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / "quality.py"], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, BENCHMARKS / "real_cases.py", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 1
     assert done.stderr == f"the real volumes are not at {tmp_path / 'nowhere'}; set DSEEDS_DATA to their folder.\n"

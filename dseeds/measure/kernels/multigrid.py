@@ -145,7 +145,7 @@ def add_to_groups(groups: Nodes, values: Floats, totals: Floats) -> None:
 
 
 @jit
-def spread(groups: Nodes, values: Floats, diagonal: Floats, totals: Floats) -> None:
+def prolong(groups: Nodes, values: Floats, diagonal: Floats, totals: Floats) -> None:
     """Add the value of its group to each node that is an unknown."""
     for node in range(len(groups)):
         if diagonal[node] != 0:
