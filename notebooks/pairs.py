@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dseeds.benchmark.cases import Case, Window, load_case, read_rows, case_address
+from dseeds.benchmark.cases import Case, Window, case_address, load_case, read_rows
 from dseeds.io import Spacing
 
 DATA = Path(os.environ.get("DSEEDS_DATA") or Path(__file__).parents[2] / "shared" / "data")
