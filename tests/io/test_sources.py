@@ -127,7 +127,7 @@ def test_urls_that_do_not_exist():
         open_source("https://example.org/a.nii.gz")
 
 
-@pytest.mark.parametrize("address", [None, 3, [[1]], b"a.nii"])
+@pytest.mark.parametrize("address", [None, 3, {1: 2}, b"a.nii"])
 def test_objects_that_are_no_sources(address):
     with pytest.raises(TypeError, match="a source is a path or URL, an array of numpy"):
         open_source(address)
