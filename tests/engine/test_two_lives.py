@@ -44,6 +44,7 @@ def test_both_publish_the_same(case, seed):
     (shape, step), chance = case, np.random.default_rng(seed)
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         state = replayed_state(job_in(folder, shape, step, (2, 2, 4), image=noise(shape, seed % 7)), WINDOW)
+        state.job.store.create(state.layouts)
         first, done, lacks_checkpoint = Residents(), [], False
         while (phase := state.current).publishes_messages:
             marks = {}

@@ -69,7 +69,7 @@ BAD = {
     "boolean": (make(GOOD > 0), {}, (TypeError, ValueError), "boolean"),
     "complex": (make(GOOD.astype("c8")), {}, (TypeError, ValueError), "complex"),
     "longdouble": (make(GOOD.astype(np.longdouble)), {}, TypeError, "at most 64 bits"),
-    "a list": (make([[[1, 2]]]), {}, TypeError, "a source is a path or URL"),
+    "a list": (make([[[1, 2]]]), {}, ValueError, "need three axes, z, y and x"),
     "step 1": (make(GOOD), {"step": 1}, ValueError, "step must be at least 2"),
     "step -8": (make(GOOD), {"step": (8, -8, 8)}, ValueError, "step must be at least 2"),
     "two steps": (make(GOOD), {"step": (8, 8)}, ValueError, "step must be"),
