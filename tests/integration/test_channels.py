@@ -334,7 +334,7 @@ def test_too_many_or_no_files():
         open_image([np.zeros(SHAPE)] * 17)
     assert open_image([np.zeros(SHAPE)] * 16).channels == 16
     with pytest.raises(TypeError, match="a source is a path"):
-        open_image([[1]])
+        open_image([{}])
 
 
 def moved(by):
