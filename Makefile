@@ -35,7 +35,7 @@ NEWEST_TESTS := tests/core/test_forks.py tests/storage/test_zarr_arrays.py tests
 	tests/api/test_golden_labels.py tests/api/test_lazy.py tests/integration/test_users_dask.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test newest newest-python kernels lint docs serve-docs dist picture figures clean
+.PHONY: demo check test newest kernels lint docs serve-docs dist picture figures clean
 
 demo: demo/image.nii.gz
 	@echo 'A brain in MR, in this process:'
@@ -74,11 +74,6 @@ newest: $(NEWEST)/.test
 	@$(NEWEST)/bin/python -c 'import dask, numba, numpy, sys, zarr; print("Python", sys.version.split()[0], \
 		*(f"{module.__name__} {module.__version__}" for module in (numpy, numba, zarr, dask)), sep=", ")'
 	@$(NEWEST)/bin/python -m pytest $(PYTEST) -m "not slow" $(NEWEST_TESTS)
-
-# Fails unless there is a newer Python than that of `make test`.
-newest-python:
-	@$(NEWEST_PYTHON) -c 'import sys; sys.exit(sys.argv[1] == "%d.%d" % sys.version_info[:2])' \
-		"$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" && echo $(NEWEST_PYTHON)
 
 kernels: $(VENV)/.dev
 	@$(BIN)/dseeds compile

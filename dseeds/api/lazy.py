@@ -23,7 +23,7 @@ from dseeds.core.checks import check_threads
 from dseeds.core.duck_arrays import is_dask_array
 from dseeds.core.forks import ForkSafeLock
 from dseeds.core.geometry import check_shape
-from dseeds.io import ArraySource, Image, open_boundary_map, open_mask
+from dseeds.io import ArraySource, Image, Source, open_boundary_map, open_mask
 from dseeds.io.formats.dask_array import BlockFolder, DaskSource, open_dask_array, store_dask_array
 from dseeds.io.source import SourceQuery
 from dseeds.parallel.capacity import parse_memory
@@ -61,14 +61,11 @@ def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
         raise FileNotFoundError(f"the scratch folder {options.scratch} does not exist.")
     mask = options.mask
     if options.given_mask is not None:
-        opened = open_mask(options.given_mask, Image(sources)).source
-        if isinstance(opened, ArraySource | DaskSource):
-            mask = da.asarray(opened.array)
+        mask = _in_dask(open_mask(options.given_mask, Image(sources)).source, mask)
     boundaries = options.boundaries
     if settings.boundaries == OWN_MAP:
         [part] = open_boundary_map(boundaries, Image(sources)).parts
-        if isinstance(part, ArraySource | DaskSource):
-            boundaries = da.asarray(part.array)
+        boundaries = _in_dask(part, boundaries)
     channels = [source.array for source in sources]
     token, dtype = uuid.uuid4().hex, lattice.label_dtype
     address = delayed(LazyCut(channels, mask, boundaries, options), pure=False)(dask_key_name=f"supervoxels-{token}")
@@ -82,6 +79,11 @@ def lazy_supervoxels(image: da.Array, options: SupervoxelOptions) -> da.Array:
         name=f"labels-{token}",
     )
     return labels
+
+
+def _in_dask(source: Source, given: Any) -> Any:
+    """Return what is in memory or of Dask as a Dask array, and anything else as it was given."""
+    return da.asarray(source.array) if isinstance(source, ArraySource | DaskSource) else given
 
 
 class LazyCut:

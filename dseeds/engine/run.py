@@ -299,8 +299,8 @@ class Run:
 
     @cached_property
     def volume(self) -> Image:
-        """What is cut: the image and, as the last channel, a boundary map of its own."""
-        return self.image if self.boundaries is None else Image((*self.image.parts, *self.boundaries.parts))
+        """What is cut; see `join_boundaries`."""
+        return join_boundaries(self.image, self.boundaries)
 
     @property
     def folder(self) -> Location:
@@ -462,9 +462,9 @@ class Run:
     @cached_property
     def region_levels(self) -> int:
         """How many levels of the labels' pyramid regions write themselves."""
-        spec, layout = self.spec, self.labels_layout
+        spec, shards = self.spec, [layout.shard for layout in self.pyramid_layouts]
         region = region_units(Regions(spec.lattice, spec.region), spec.lattice.grids[-1])
-        return count_region_levels(spec.shape, triple(layout.chunk), triple(layout.shard), spec.pyramid, region)
+        return count_region_levels(spec.shape, spec.pyramid, shards, region)
 
     @cached_property
     def pyramid_layouts(self) -> tuple[Layout, ...]:
@@ -487,6 +487,11 @@ class Run:
 def open_run_image(source: Any, options: RunOptions) -> Image:
     """Open the image of a run as its options say."""
     return open_image(source, volume=options.volume, channel_axis=options.channel_axis, level=options.level or 0)
+
+
+def join_boundaries(image: Image, boundaries: Image | None) -> Image:
+    """Return what is cut: an image and, as the last channel, a boundary map of its own."""
+    return image if boundaries is None else Image((*image.parts, *boundaries.parts))
 
 
 def folder_beside(labels: str, suffix: str) -> str:

@@ -26,6 +26,7 @@ from dseeds.engine.run import (
     RunOptions,
     RunSpec,
     chunk_shapes,
+    join_boundaries,
     open_run_image,
 )
 from dseeds.engine.run_directory import RunMismatch, is_published, read_spec
@@ -117,7 +118,7 @@ def _specify(
         mask=None if mask is None or options.n_segments is None else mask.blocks(),
     )
     parameters = _check_parameters(options, image, mask, boundaries)
-    volume = image if boundaries is None else Image((*image.parts, *boundaries.parts))
+    volume = join_boundaries(image, boundaries)
     lattice = Lattice(shape, step)
     check_apart(target.address, *volume.paths, None if mask is None else mask.path)
     into_image = is_label_of(image, target.address)

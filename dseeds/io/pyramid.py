@@ -227,16 +227,15 @@ def cut_regions(
 
 
 def count_region_levels(
-    shape: Triple, chunk: Triple, shard: Triple, levels: Sequence[PyramidLevel], region: Triple
+    shape: Triple, levels: Sequence[PyramidLevel], shards: Sequence[Sequence[int]], region: Triple
 ) -> int:
-    """Return how many of the levels of an array consist, in each region of it, of whole blocks and whole shards.
+    """Return how many of the levels of an array, with these shards, are whole blocks and shards in each region of it.
 
     >>> halves = [PyramidLevel((n, n, n), (2, 2, 2)) for n in (256, 128, 64)]
-    >>> count_region_levels((512,) * 3, (64,) * 3, (256,) * 3, halves, (256, 256, 512))
+    >>> count_region_levels((512,) * 3, halves, [(128,) * 3, (64,) * 3, (64,) * 3], (256, 256, 512))
     2
     """
-    for count, level in enumerate(levels):
-        chunk, shard = map(triple, cut_regions(level.shape, chunk, shard, level.factors))
+    for count, (level, shard) in enumerate(zip(levels, shards, strict=True)):
         for extent, n, f, s in zip(region, shape, level.factors, shard, strict=True):
             if extent < n and (extent % f or extent // f % s):
                 return count

@@ -16,7 +16,6 @@ import math
 import os
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
 import dseeds
+from dseeds.benchmark.timing import best_time
 from dseeds.engine.messages import FOLDER
 from dseeds.phantom import phantom
 from dseeds.storage.location import LocalLocation, RemoteLocation, open_location
@@ -100,16 +100,6 @@ class MessageBytes(WorkerPlugin):
             kind.read_part = counted(kind.read_part, lambda data, *_: len(data))
 
 
-def best(repeats: int, action: Callable[[], Any]) -> float:
-    """Return the shortest of several durations in seconds."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 def save_phantom(folder: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
     """Make a phantom, several times one another along the axes if it is larger than 512 voxels, and save it as Zarr."""
     path = f"{folder}/{'-'.join(map(str, shape))}.zarr"
@@ -158,7 +148,7 @@ def run_out_of_core(case: Case, source: str, target: str, client: Client, repeat
         reports.append(dseeds.segment(source, target, client=client, overwrite=True, **options))
 
     client.run(lambda dask_worker: setattr(dask_worker, "message_bytes", 0))
-    seconds = best(repeats, cut)
+    seconds = best_time(cut, repeats)
     print(min(reports, key=lambda report: report.seconds))
     total = sum(client.run(lambda dask_worker: dask_worker.message_bytes).values())
     return seconds, total / repeats / math.prod(case.shape)
@@ -171,7 +161,7 @@ def measure(case: Case, folder: str, repeats: int) -> dict[str, Any]:
     cut = partial(dseeds.supervoxels, step=case.step, boundaries=case.boundaries, threads=WORKERS)
     cut(small)
     expected = cut(image)
-    in_memory = best(repeats, partial(cut, image))
+    in_memory = best_time(partial(cut, image), repeats)
     del image
     with output_folder(case.is_remote, folder) as outputs, workers(case.memory) as client:
         options = {"step": case.step, "region": 32, "boundaries": case.boundaries}
