@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +72,7 @@ def clients():
     """Clients of clusters within this process, of 1 and of 2 x 2 threads; none is Dask's default."""
     from tests.support.clusters import in_process
 
-    # At the very end of the tests, the loop of one may have been closed before its client.
-    with suppress(RuntimeError), in_process(1, 1) as single, in_process(2, 2) as four:
+    with in_process(1, 1) as single, in_process(2, 2) as four:
         yield {1: single, 4: four}
 
 

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from functools import partial
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 from hypothesis import example, given, settings
@@ -167,7 +168,7 @@ def test_an_array_of_another_number_of_jobs_goes_on(case, before, count, share, 
 def test_a_job_that_does_not_come_is_named(capsys, monkeypatch):
     """Only one of whose regions nothing has been heard for long, not those that wait for it themselves."""
     now = 0.0
-    monkeypatch.setattr(batch.time, "monotonic", lambda: now)
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=lambda: now))
     waiting = batch._Waiting(Share(0, 4), 10.0, set())
     waiting.begin()
     now = 6.0
@@ -189,8 +190,7 @@ def test_a_job_that_does_not_come_is_named(capsys, monkeypatch):
 
 def test_the_wait_grows(monkeypatch):
     times, pauses = iter([0.0, 0.0, 5.0, 1000.0]), []
-    monkeypatch.setattr(batch.time, "monotonic", lambda: next(times))
-    monkeypatch.setattr(batch.time, "sleep", pauses.append)
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=lambda: next(times), sleep=pauses.append))
     waiting = batch._Waiting(Share(0, 1), 10.0, set())
     waiting.begin()
     for _ in range(3):
