@@ -7,13 +7,15 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
-from distributed import Client, KilledWorker, get_worker
+from distributed import Client, KilledWorker, WorkerPlugin, get_worker
+from distributed.core import Status
+from tornado.ioloop import PeriodicCallback
 
 from dseeds.engine.phases import Phase, RegionTask
 from dseeds.engine.repair import RetryPolicy
@@ -28,6 +30,8 @@ from dseeds.storage.zarr_arrays import ScratchCorrupted
 # Tasks in flight for each thread of the cluster: enough that no thread waits, whatever the number of regions.
 REGIONS_PER_THREAD = 8
 SETTLE_SECONDS = 10
+# The events of workers that give up the states of their regions, and how often they look whether they must.
+GIVEN_UP, GIVE_UP_SECONDS = "dseeds-given-up", 0.2
 # Errors of the operating system that a retry does not help.
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -133,11 +137,16 @@ class StageRunner(StageTimer):
                     raise
         return None
 
-    def release(self, key: str) -> None:
-        """Free the memory that the states of a run's regions take in the workers."""
-        if self.client.status == "running":
-            with suppress(Exception):
-                self.client.run(_release, key, on_error="ignore")
+    @contextmanager
+    def states_of(self, key: str) -> Iterator[None]:
+        """Let the states of a run's regions stay in the workers' memory while there is enough; free it at the end."""
+        self.client.register_plugin(GiveUpStates(key))
+        try:
+            yield
+        finally:
+            if self.client.status == "running":
+                with suppress(Exception):
+                    self.client.unregister_worker_plugin(GiveUpStates(key).name)
 
     def _results(self, futures: list[Any]) -> list[Any]:
         """Fetch the results, or the errors, of tasks that are done."""
@@ -291,6 +300,31 @@ class PhaseTasks:
         self.marks[task[1]], self.holders[task[1]] = result.outcome, worker
 
 
+class GiveUpStates(WorkerPlugin):
+    """Has a worker that Dask pauses, since its memory is nearly full, give up the states of a run's regions.
+
+    They can be made again from the log. A worker whose memory others use as well would else stay paused for ever.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key, self.name = key, f"dseeds-states-{key}"
+
+    def setup(self, worker: Any) -> None:
+        """Look from time to time whether the worker is paused."""
+
+        def look() -> None:
+            if worker.status == Status.paused and (dropped := residents.give_up(self.key)):
+                worker.log_event(GIVEN_UP, {"worker": worker.address, "bytes": dropped})
+
+        self._timer = PeriodicCallback(look, GIVE_UP_SECONDS * 1000)
+        self._timer.start()
+
+    def teardown(self, worker: Any) -> None:
+        """Free the memory of all states, at the end of the run."""
+        self._timer.stop()
+        residents.release(self.key)
+
+
 def perform_on_worker(*arguments: Any) -> tuple[TaskResult, str]:
     """Perform a task on a worker of Dask, and return its result with the worker's address."""
     return perform_pickled_task(*arguments), str(get_worker().address)
@@ -301,8 +335,3 @@ def _is_hopeless(error: BaseException) -> bool:
     if isinstance(error, PermissionError | ConnectionError):
         return True
     return isinstance(error, OSError) and error.errno in HOPELESS
-
-
-def _release(key: str) -> None:
-    # A bound method would take a copy of the states with it.
-    residents.release(key)

@@ -86,10 +86,8 @@ def run_on_dask(
                 confirm=held.confirm,
             )
             if not run_directory.is_published(run):
-                try:
+                with stages.states_of(state.job.key):
                     run_phases(run, state, stages)
-                finally:
-                    stages.release(state.job.key)
                 if run.spec.pyramid:
                     with stages.timed(PYRAMID_STAGE) as advance:
                         build_pyramids(run, state.job, Executor(0, connected), advance)

@@ -34,6 +34,8 @@ class Residents:
     def __init__(self) -> None:
         self._held: dict[tuple[str, int], Resident] = {}
         self._last_use: dict[tuple[str, int], int] = {}
+        # By run, the bytes that its residents may take at most, if they have taken more memory than there is.
+        self._limits: dict[str, int] = {}
         self._clock = 0
         # Tasks of several threads.
         self._lock = ForkSafeLock()
@@ -85,6 +87,7 @@ class Residents:
     def _excess(self, key: tuple[str, int], resident: Resident, room: int) -> int:
         """Return the bytes that are missing to keep a resident in the place of an older one."""
         replaced = self._held[key].nbytes if key in self._held else 0
+        room = min(room, self._limits.get(key[0], room))
         return self._size - replaced + resident.nbytes - room
 
     def _drop(self, key: tuple[str, int]) -> None:
@@ -111,11 +114,26 @@ class Residents:
                 excess -= self._held[key].nbytes
                 self._drop(key)
 
-    def release(self, run: str) -> None:
-        """Drop all that is held of a run."""
+    def give_up(self, run: str) -> int:
+        """Drop all that is held of a run, keep at most half as much of it from now on, and return the bytes dropped."""
         with self._lock:
-            for key in [key for key in self._held if key[0] == run]:
-                self._drop(key)
+            dropped = self._release(run)
+            if dropped:
+                self._limits[run] = dropped // 2
+            return dropped
+
+    def release(self, run: str) -> None:
+        """Drop all that is held of a run that has ended."""
+        with self._lock:
+            self._release(run)
+            self._limits.pop(run, None)
+
+    def _release(self, run: str) -> int:
+        keys = [key for key in self._held if key[0] == run]
+        dropped = sum(self._held[key].nbytes for key in keys)
+        for key in keys:
+            self._drop(key)
+        return dropped
 
 
 residents = Residents()

@@ -39,6 +39,19 @@ def test_states_that_do_not_fit_are_not_kept(residents):
     assert not residents.has_room("run", state(11), ROOM)
 
 
+def test_states_that_take_more_memory_than_there_is_are_given_up(residents):
+    """Half as many are kept from then on, until the run ends; those of another run stay."""
+    for number in range(6):
+        residents.keep("run", state(number), ROOM)
+    residents.keep("another", state(6), ROOM)
+    assert (residents.give_up("run"), residents.give_up("run")) == (60, 0)
+    assert residents.take("run", 0, 0) is None
+    assert [residents.keep("run", state(number), ROOM) for number in range(4)] == [True, True, False, False]
+    assert residents.keep("another", state(7), ROOM)
+    residents.release("run")
+    assert all(residents.keep("run", state(number), ROOM) for number in range(5))
+
+
 def test_an_older_state_does_not_replace_a_newer_one(residents):
     """Of a task that was repeated elsewhere."""
     newer = state(3, turn=5)

@@ -17,7 +17,7 @@ from dask.utils import key_split
 import dseeds
 from dseeds import segment, supervoxels
 from dseeds.core.geometry import Lattice
-from dseeds.engine.dask_runner import REGIONS_PER_THREAD
+from dseeds.engine.dask_runner import GIVEN_UP, REGIONS_PER_THREAD
 from dseeds.engine.job import Job
 from dseeds.engine.journal import Journal
 from dseeds.engine.memory_model import TaskShape, state_bytes, task_bytes, worker_bytes
@@ -215,6 +215,32 @@ def test_states_that_find_no_room_are_stored_and_loaded_again(tmp_path):
     assert max(report.peak_memory.values()) <= limit
     planned, written = ({s.name: s.written for s in stages} for stages in (plan.stages, report.stages))
     assert written["sweep-voxels"] > 1.2 * planned["sweep-voxels"]
+
+
+@pytest.mark.slow
+def test_a_paused_worker_gives_up_states(tmp_path):
+    """Others have taken memory that the plan counts on: the worker goes on with what is left."""
+    image = noise((96, 288, 288))
+    source, target = as_zarr(tmp_path / "image.zarr", image, 64), tmp_path / "labels.zarr"
+    cut = {"step": 12, "region": 96, "overwrite": True}
+
+    def leave(megabytes):
+        def set_limit(dask_worker):
+            used = psutil.Process().memory_info().rss
+            manager = dask_worker.memory_manager
+            manager.memory_pause_fraction = (used + (megabytes << 20)) / manager.memory_limit
+
+        return set_limit
+
+    with worker_process_client(workers=1, memory="2GiB") as client:
+        # Its kernels are loaded.
+        segment(image[:64, :64, :64], target, client=client, **cut)
+        client.run(leave(24))
+        segment(source, target, client=client, **cut)
+        events = [event for _, event in client.get_events(GIVEN_UP)]
+    np.testing.assert_array_equal(labels_in(target), supervoxels(image, step=12))
+    assert events
+    assert all(event["bytes"] > 0 for event in events)
 
 
 def test_memory_that_is_more_than_the_workers_have_helps_nothing(tmp_path, workers_with):
