@@ -9,7 +9,6 @@ import sys
 from coiled import Cluster
 
 import dseeds
-from dseeds.parallel.local_cluster import KEPT_BYTES
 
 MACHINES = 8
 # Per machine; its threads share the memory.
@@ -32,11 +31,7 @@ def run(source: str, target: str, step: str) -> None:
                 "lifetime_stagger": "30 minutes",
                 "lifetime_restart": True,
             },
-            environ={
-                "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
-                "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
-                "OMP_NUM_THREADS": "1",
-            },
+            environ={"OMP_NUM_THREADS": "1"},
             spot_policy="spot_with_fallback",
             idle_timeout="20 minutes",
         ) as cluster,

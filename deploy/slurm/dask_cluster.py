@@ -10,7 +10,6 @@ from pathlib import Path
 from dask_jobqueue import SLURMCluster
 
 import dseeds
-from dseeds.parallel.local_cluster import KEPT_BYTES
 
 # To edit: the number and size of jobs, and where they may run.
 JOBS = 10
@@ -44,10 +43,7 @@ def create_cluster(folder: Path) -> SLURMCluster:
         job_mem=f"{int(CORES * (WORKER_GIB + NANNY_GIB) * 1024)}M",
         walltime=f"{WALLTIME_MINUTES // 60:02d}:{WALLTIME_MINUTES % 60:02d}:00",
         worker_extra_args=["--lifetime", f"{lifetime}m", "--lifetime-stagger", f"{STAGGER_MINUTES}m", "--no-dashboard"],
-        job_script_prologue=[
-            f"export MALLOC_TRIM_THRESHOLD_={KEPT_BYTES} MALLOC_MMAP_THRESHOLD_={KEPT_BYTES}",
-            "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 BLOSC_NTHREADS=1",
-        ],
+        job_script_prologue=["export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 BLOSC_NTHREADS=1"],
         job_name="dseeds",
         log_directory=str(folder),
         # On the node's own disk, because workers spill there.

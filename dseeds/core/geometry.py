@@ -70,10 +70,9 @@ class Box:
 
     def grow(self, by: int, within: Triple) -> Box:
         """Return the box extended by `by` on every side, clipped to an array of shape `within`."""
-        return Box(
-            triple(max(0, a - by) for a in self.lo),
-            triple(min(n, h + by) for h, n in zip(self.hi, within, strict=True)),
-        )
+        (z, y, x), (z_end, y_end, x_end), (nz, ny, nx) = self.lo, self.hi, within
+        lo = max(0, z - by), max(0, y - by), max(0, x - by)
+        return Box(lo, (min(nz, z_end + by), min(ny, y_end + by), min(nx, x_end + by)))
 
     def intersection(self, other: Box) -> Box:
         """Return the intersection of two boxes; meaningless if they are disjoint."""
@@ -94,7 +93,10 @@ class Box:
 
     def bounding(self, other: Box) -> Box:
         """Return the bounding box of two boxes."""
-        return Box(triple(map(min, self.lo, other.lo)), triple(map(max, self.hi, other.hi)))
+        (z, y, x), (z_other, y_other, x_other) = self.lo, other.lo
+        lo = min(z, z_other), min(y, y_other), min(x, x_other)
+        (z, y, x), (z_other, y_other, x_other) = self.hi, other.hi
+        return Box(lo, (max(z, z_other), max(y, y_other), max(x, x_other)))
 
     def relative_to(self, origin: Triple) -> Box:
         """Return the box in coordinates relative to `origin`."""
@@ -113,8 +115,8 @@ def per_axis(arrays: Iterable[NDArray[np.int64]]) -> AxisArrays:
 
 def triple(values: Iterable[SupportsInt]) -> Triple:
     """Return numbers as a tuple (z, y, x) of plain integers."""
-    z, y, x = (int(v) for v in values)
-    return z, y, x
+    z, y, x = values
+    return int(z), int(y), int(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,11 +287,14 @@ class Regions:
 
     def index(self, number: int) -> Triple:
         """Return the index (z, y, x) of a region."""
-        return triple(np.unravel_index(number, self.counts))
+        _, ny, nx = self.counts
+        layer, x = divmod(number, nx)
+        return layer // ny, layer % ny, x
 
     def number(self, index: Triple) -> int:
         """Return the number of the region at an index (z, y, x)."""
-        return int(np.ravel_multi_index(index, self.counts))
+        (z, y, x), (_, ny, nx) = index, self.counts
+        return (z * ny + y) * nx + x
 
     def box(self, number: int) -> Box:
         """Return a region's cells."""
@@ -297,9 +302,8 @@ class Regions:
 
     def box_at(self, index: Triple) -> Box:
         """Return the cells of the region at an index (z, y, x)."""
-        lo = triple(i * k for i, k in zip(index, self.cells, strict=True))
-        hi = triple(min(n, a + k) for a, k, n in zip(lo, self.cells, self.lattice.cells, strict=True))
-        return Box(lo, hi)
+        (i, j, k), (z, y, x), (nz, ny, nx) = index, self.cells, self.lattice.cells
+        return Box((i * z, j * y, k * x), (min(nz, i * z + z), min(ny, j * y + y), min(nx, k * x + x)))
 
     def around(self, number: int, reach: int) -> Box:
         """Return the box of the regions within a distance of a region, in regions."""

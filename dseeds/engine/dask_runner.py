@@ -25,6 +25,7 @@ from dseeds.engine.stage_timer import StageTimer
 from dseeds.engine.tasks import perform_pickled_task
 from dseeds.parallel.cluster import print_stall
 from dseeds.parallel.executor import LOOK_SECONDS, RETRIES, ClusterTasks, run_bounded
+from dseeds.parallel.worker_settings import return_freed_memory
 from dseeds.storage.zarr_arrays import ScratchCorrupted
 
 # Tasks in flight for each thread of the cluster: enough that no thread waits, whatever the number of regions.
@@ -313,8 +314,11 @@ class GiveUpStates(WorkerPlugin):
         """Look from time to time whether the worker is paused."""
 
         def look() -> None:
-            if worker.status == Status.paused and (dropped := residents.give_up(self.key)):
+            if worker.status != Status.paused:
+                return
+            if dropped := residents.give_up(self.key):
                 worker.log_event(GIVEN_UP, {"worker": worker.address, "bytes": dropped})
+            return_freed_memory()
 
         self._timer = PeriodicCallback(look, GIVE_UP_SECONDS * 1000)
         self._timer.start()

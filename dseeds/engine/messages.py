@@ -13,10 +13,11 @@ import re
 import struct
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numcodecs.blosc import Blosc
@@ -26,12 +27,17 @@ from dseeds.core.forks import cached_property
 from dseeds.core.geometry import Box, Triple, triple
 from dseeds.engine.exchange import BINS
 from dseeds.engine.phases import Phase, RegionTask
-from dseeds.storage.location import Location, open_location
+from dseeds.storage.location import Location, is_remote, open_location
 from dseeds.storage.zarr_arrays import ScratchCorrupted, count_bytes
 
 FOLDER = "messages"
 # The bytes that are read at first: the index and, of most messages, the small pieces, which come first.
 HEAD_BYTES = 1 << 15
+# Of a large piece in an object store, so many times its size are read at first, at most so many bytes: all that come
+# before it, compressed, are hardly more, and take less time than another request.
+HEAD_PIECES, LONGEST_HEAD_BYTES = 5, 1 << 22
+# The pieces that are read at a time from an object store, which takes its time to answer.
+PIECES_AT_ONCE = 8
 # The length of the title, the number of pieces, the checksum of title and index, and that of these three numbers:
 # damage must not make a reader ask for gigabytes.
 _PREFIX = struct.Struct("<IIII")
@@ -66,6 +72,7 @@ class Part(NamedTuple):
 
 # The arrays of a piece by name.
 Piece = dict[str, Part]
+_Read = TypeVar("_Read")
 
 
 class MessageDamaged(ScratchCorrupted):
@@ -103,28 +110,53 @@ class MessageLog:
         self.place.write(_name(phase, number, trail), content, durable=number in pieces)
         count_bytes(written=sum(part.values.nbytes for piece in pieces.values() for part in piece.values()))
 
+    def read_pieces(
+        self, messages: Sequence[tuple[Phase, int, str]], reader: int, sizes: Sequence[int]
+    ) -> Iterator[Piece | MessageDamaged | None]:
+        """Yield the pieces of messages for a reader as `read` returns them, or the error that it raises.
+
+        The sizes are those of the pieces, uncompressed.
+        """
+
+        def read(message: tuple[Phase, int, str], size: int) -> Piece | MessageDamaged | None:
+            try:
+                return self._read(*message, reader, size)
+            except MessageDamaged as damage:
+                return damage
+
+        if not is_remote(self.address):
+            yield from map(_counted, map(read, messages, sizes))
+            return
+        with ThreadPoolExecutor(PIECES_AT_ONCE) as pool:
+            # Few at a time, so that few are in memory.
+            for begin in range(0, len(messages), PIECES_AT_ONCE):
+                few = slice(begin, begin + PIECES_AT_ONCE)
+                yield from map(_counted, pool.map(read, messages[few], sizes[few]))
+
     def read(self, phase: Phase, number: int, trail: str, reader: int) -> Piece | None:
         """Read the piece of a message for a reader, None if it has none; raise `MessageDamaged` if it is damaged."""
+        return _counted(self._read(phase, number, trail, reader))
+
+    def _read(self, phase: Phase, number: int, trail: str, reader: int, size: int = 0) -> Piece | None:
         name, place = _name(phase, number, trail), self.place
+        first = max(HEAD_BYTES, min(HEAD_PIECES * size, LONGEST_HEAD_BYTES) if is_remote(self.address) else 0)
         try:
-            head = place.read_part(name, 0, HEAD_BYTES)
-            size = _index_size(head)
-            if size > len(head):
-                head = place.read_part(name, 0, size)
-            entry = _find_entry(_decode_index(head[:size], f"{self.run} {phase} {number}"), reader)
+            head = place.read_part(name, 0, first)
+            start = _index_size(head)
+            if start > len(head):
+                head = place.read_part(name, 0, start)
+            entry = _find_entry(_decode_index(head[:start], f"{self.run} {phase} {number}"), reader)
             if entry is None:
                 return None
-            begin = size + int(entry["begin"])
+            begin = start + int(entry["begin"])
             end = begin + int(entry["length"])
             content = head[begin:end] if end <= len(head) else place.read_part(name, begin, end)
             if len(content) < end - begin or zlib.crc32(content) != entry["checksum"]:
                 raise ValueError("the checksum does not match")
-            piece = _decode_piece(content)
+            return _decode_piece(content)
         except (ValueError, FileNotFoundError, RuntimeError) as error:
             reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
             raise MessageDamaged([(phase, number)], reason) from error
-        count_bytes(read=sum(part.values.nbytes for part in piece.values()))
-        return piece
 
     def exists(self, phase: Phase, number: int, trail: str) -> bool:
         """Return whether a region has published a message."""
@@ -189,6 +221,13 @@ def encode_message(title: str, pieces: Mapping[int, Piece]) -> bytes:
     numbers = _PREFIX.pack(len(text), len(index), zlib.crc32(table), 0)[:-4]
     prefix = numbers + zlib.crc32(numbers).to_bytes(4, "little")
     return b"".join([prefix, table, *(contents[reader] for reader in order)])
+
+
+def _counted(piece: _Read) -> _Read:
+    """Return what was read, and count its bytes in the thread of the task."""
+    if isinstance(piece, dict):
+        count_bytes(read=sum(part.values.nbytes for part in piece.values()))
+    return piece
 
 
 def _index_size(head: bytes) -> int:

@@ -337,18 +337,16 @@ def _pieces(job: Job, reader: int, history: History, turn: int, numbers: list[in
     Raises `MessageDamaged` at the end if any is damaged.
     """
     damages: list[MessageDamaged] = []
-    for number in numbers:
-        if history.is_outside(number):
-            continue
-        last = history.last_turn(number, turn + 1)
-        phase, trail = turn_phase(job.schedule, last), history.trail(last, number)
-        try:
-            piece = job.messages.read(phase, number, trail, reader)
-        except MessageDamaged as damage:
-            damages.append(damage)
-            continue
-        if piece is not None:
-            yield last, piece
+    inside = [number for number in numbers if not history.is_outside(number)]
+    turns = [history.last_turn(number, turn + 1) for number in inside]
+    last = list(zip(inside, turns, strict=True))
+    messages = [(turn_phase(job.schedule, t), number, history.trail(t, number)) for number, t in last]
+    sizes = [sum(extract.nbytes for extract in job.exchange.published(number, reader, t)) for number, t in last]
+    for t, piece in zip(turns, job.messages.read_pieces(messages, reader, sizes), strict=True):
+        if isinstance(piece, MessageDamaged):
+            damages.append(piece)
+        elif piece is not None:
+            yield t, piece
     if damages:
         raise MessageDamaged([task for damage in damages for task in damage.tasks], damages[0].reason) from damages[0]
 

@@ -12,7 +12,7 @@ from dseeds.engine.history import RESTED
 from dseeds.seeds.schedule import first_replayed, keeps_checkpoint
 
 # Regions that are begun ahead of those that the slowest region needs, so that no thread waits, for each task in flight.
-BEGUN_PER_PLACE = 4
+BEGUN_PER_PLACE = 2
 
 
 def wave_depth(exchange: Exchange) -> int:

@@ -9,19 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import parent_process
-from typing import Any, ClassVar
+from typing import Any
 
-import zarr
 from distributed import Client, SchedulerPlugin, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from dseeds._version import __version__
-from dseeds.core.forks import ForkSafeLock
 from dseeds.core.formatting import format_bytes, format_duration
 from dseeds.core.kernel_cache import compile_timer
 from dseeds.core.progress import STALL_SECONDS, Progress
-from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
+from dseeds.parallel.capacity import Capacity
 from dseeds.parallel.local_cluster import worker_processes
+from dseeds.parallel.worker_settings import KeptMemory, ZarrSettings
 
 # How long a cluster may be without a worker that takes tasks, and how often it is looked for one.
 WORKERS_TIMEOUT, WAIT_SECONDS = 120, 0.1
@@ -160,35 +159,6 @@ def explain_stall(client: Client) -> str:
     )
 
 
-class ZarrSettings(WorkerPlugin):
-    """Keeps zarr's own concurrency low on workers, where Dask's threads already share the cores."""
-
-    # Several workers, of several runs, may live in one process: the first sets, the last restores.
-    _lock = ForkSafeLock()
-    _users = 0
-    _before: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self) -> None:
-        # A name per run: another run on the same cluster may end before this one.
-        self.name = f"dseeds-zarr-settings-{uuid.uuid4().hex}"
-
-    def setup(self, worker: Any) -> None:
-        """Lower the concurrency."""
-        low = {"async.concurrency": READ_AT_ONCE, "threading.max_workers": 2}
-        with ZarrSettings._lock:
-            if ZarrSettings._users == 0:
-                ZarrSettings._before = {key: zarr.config.get(key) for key in low}
-                zarr.config.set(low)
-            ZarrSettings._users += 1
-
-    def teardown(self, worker: Any) -> None:
-        """Restore the settings: a worker may live in the user's own process."""
-        with ZarrSettings._lock:
-            ZarrSettings._users -= 1
-            if ZarrSettings._users == 0:
-                zarr.config.set(ZarrSettings._before)
-
-
 class LooseRestrictions(SchedulerPlugin):
     """Lets tasks go to any worker if the one that they ask for is gone, as they allow.
 
@@ -196,7 +166,7 @@ class LooseRestrictions(SchedulerPlugin):
     """
 
     def __init__(self) -> None:
-        # A name per run, as above.
+        # A name per run: another run on the same cluster may end before this one.
         self.name = f"dseeds-restrictions-{uuid.uuid4().hex}"
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
@@ -240,12 +210,13 @@ def connect(client: Client | None, capacity: Capacity, progress: Progress | None
 
 @contextmanager
 def _plugins(client: Client) -> Iterator[None]:
-    settings, restrictions = ZarrSettings(), LooseRestrictions()
-    client.register_plugin(settings)
-    client.register_plugin(restrictions)
+    settings, restrictions = (ZarrSettings(), KeptMemory()), LooseRestrictions()
+    for plugin in (*settings, restrictions):
+        client.register_plugin(plugin)
     try:
         yield
     finally:
         if client.status == "running":
-            client.unregister_worker_plugin(settings.name)
+            for plugin in settings:
+                client.unregister_worker_plugin(plugin.name)
             client.unregister_scheduler_plugin(restrictions.name)

@@ -27,8 +27,6 @@ from dseeds.parallel.unguarded_script import SCRIPT_STATUS, WORKER_VARIABLE
 
 # How many more workers Dask itself gives a task that took one down: none, as we retry such a task by itself.
 ALLOWED_FAILURES = 0
-# Freed memory that the allocator of a worker process keeps for the next task.
-KEPT_BYTES = 256 << 20
 # Dask's settings for a worker process. Our tasks leave almost nothing in a worker, so a pause would not empty it, and a
 # worker paused without a task would stay paused. A worker that exceeds its limit is killed, and its task is retried.
 _NEVER_PAUSED = {"distributed.worker.memory.pause": False}
@@ -105,14 +103,8 @@ def worker_threads(threads: int) -> Iterator[Client]:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return the environment variables, besides those for its memory limit, of a worker process.
-
-    By default Dask makes workers return every freed page at once. All of a task's windows, megabytes each, would then
-    be new pages that the kernel clears first: half of the time for reading and writing. What a worker keeps instead is
-    at most what its tasks need, which is planned for.
-    """
-    kept = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(KEPT_BYTES))
-    return {**kept, WORKER_VARIABLE: "yes"}
+    """Return the environment variables, besides those for its memory limit, of a worker process."""
+    return {WORKER_VARIABLE: "yes"}
 
 
 class _OwnNanny(Nanny):

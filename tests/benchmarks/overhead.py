@@ -45,7 +45,7 @@ TIMED: tuple[tuple[Any, str, str], ...] = (
     (block_histograms, "coarsen_level", "kernel"),
     (region_state, "quantise_box", "kernel"),
     (label_tasks, "write_global_labels", "kernel"),
-    (MessageLog, "read", "read"),
+    (MessageLog, "_read", "read"),
     (MessageLog, "publish", "write"),
     (Job, "read_image", "volumes"),
     (LabelGroup, "write", "volumes"),

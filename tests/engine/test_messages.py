@@ -160,6 +160,35 @@ def test_a_damage_travels_between_processes():
     assert str(damage) == "the message of region 7 after sweep-04 is damaged: it is missing"
 
 
+def test_a_large_piece_in_an_object_store_takes_one_request(log, monkeypatch):
+    """And its bytes are counted, though other threads read them."""
+    monkeypatch.setattr(messages, "is_remote", lambda address: True)
+    chance = np.random.default_rng(0)
+    sizes = [200, 20_000, 200_000, 200_000, 200_000]
+    pieces = {
+        reader: {"bins": Part((0, 0, 0), chance.integers(0, 255, (n, 1, 1), "u1"))} for reader, n in enumerate(sizes)
+    }
+    for number in range(20):
+        log.publish(PHASE, number, TRAIL, pieces)
+    requests, read_part = [], type(log.place).read_part
+
+    def counted(self, key, begin, end):
+        requests.append(key)
+        return read_part(self, key, begin, end)
+
+    monkeypatch.setattr(type(log.place), "read_part", counted)
+    for reader, size in enumerate(sizes):
+        requests.clear()
+        counter = ByteCounter()
+        token = byte_counter.set(counter)
+        found = list(log.read_pieces([(PHASE, number, TRAIL) for number in range(20)], reader, [size] * 20))
+        byte_counter.reset(token)
+        assert len(requests) == 20
+        assert counter.read == 20 * size
+        for piece in found:
+            assert_same(piece, pieces[reader])
+
+
 def test_the_messages_of_a_phase_are_listed_and_removed(log):
     """Files that a process left half-written, or that the system keeps for itself, are no messages."""
     later = Phase("sweep-blocks", 5)

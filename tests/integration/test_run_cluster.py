@@ -220,7 +220,7 @@ def test_states_that_find_no_room_are_stored_and_loaded_again(tmp_path):
 @pytest.mark.slow
 def test_a_paused_worker_gives_up_states(tmp_path):
     """Others have taken memory that the plan counts on: the worker goes on with what is left."""
-    image = noise((96, 288, 288))
+    image = noise((96, 384, 384))
     source, target = as_zarr(tmp_path / "image.zarr", image, 64), tmp_path / "labels.zarr"
     cut = {"step": 12, "region": 96, "overwrite": True}
 
@@ -235,7 +235,7 @@ def test_a_paused_worker_gives_up_states(tmp_path):
     with worker_process_client(workers=1, memory="2GiB") as client:
         # Its kernels are loaded.
         segment(image[:64, :64, :64], target, client=client, **cut)
-        client.run(leave(24))
+        client.run(leave(60))
         segment(source, target, client=client, **cut)
         events = [event for _, event in client.get_events(GIVEN_UP)]
     np.testing.assert_array_equal(labels_in(target), supervoxels(image, step=12))

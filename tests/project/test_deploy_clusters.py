@@ -21,7 +21,7 @@ from distributed import LocalCluster, Worker
 
 from dseeds import supervoxels
 from dseeds.storage.location import open_location
-from tests.support.deployment import ALLOCATOR, DEPLOY
+from tests.support.deployment import DEPLOY
 from tests.support.faulty_store import s3
 from tests.support.runs import as_zarr, labels_in
 from tests.support.waiting import wait_until
@@ -82,7 +82,7 @@ class Composed:
         own = {key: self.translated(value, volumes) for key, value in service.get("environment", {}).items()}
         kept = {key: value for key, value in self.environment.items() if not key.startswith(("AWS_", "DASK_"))}
         line = [sys.executable, *PROGRAMS[program], *(self.translated(word, volumes) for word in words)]
-        return line, {**kept, **ALLOCATOR, **own}
+        return line, {**kept, **own}
 
     def run(self, name, command=None):
         """Run a service to its end; return its output."""
@@ -245,7 +245,6 @@ def test_slurm_jobs_as_workers(tmp_path, environment):
     # In MB, which SLURM reads as MiB: more than the worker's 2 GiB.
     assert "#SBATCH --mem=2560M\n" in asks
     assert "--memory-limit 2.00GiB" in asks
-    assert all(f"{name}={value}" in asks for name, value in ALLOCATOR.items())
     hours, minutes = map(int, re.search(r"#SBATCH -t (\d+):(\d+):00", asks).groups())
     lifetime, stagger = map(int, re.search(r"--lifetime (\d+)m --lifetime-stagger (\d+)m", asks).groups())
     assert lifetime + stagger < 60 * hours + minutes
@@ -273,6 +272,5 @@ def test_coiled(tmp_path, monkeypatch):
     source, target = as_zarr(tmp_path / "body.zarr", IMAGE, 8), tmp_path / "labels.zarr"
     runpy.run_path(str(DEPLOY / "coiled" / "run.py"))["run"](str(source), str(target), "2")
     np.testing.assert_array_equal(labels_in(target), LABELS)
-    assert ALLOCATOR.items() <= asked["environ"].items()
     assert asked["worker_options"].keys() <= inspect.signature(Worker.__init__).parameters.keys()
     json.dumps(asked)

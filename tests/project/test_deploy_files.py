@@ -21,7 +21,7 @@ from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
 
 from dseeds.cli import app
-from tests.support.deployment import ALLOCATOR, DEPLOY
+from tests.support.deployment import DEPLOY
 
 TLS = {
     "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION",
@@ -86,27 +86,12 @@ def test_the_images():
     assert origin == result["build"][0] == "python:${PYTHON}-slim"
     assert not any("apt" in rest or "pip" in rest for word, rest in instructions if word == "RUN")
     assert [rest for word, rest in instructions if word == "USER"] == ["1000:1000"]
-    environment = dict(pair.split("=", 1) for word, rest in instructions if word == "ENV" for pair in rest.split())
-    assert ALLOCATOR.items() <= environment.items()
     version = next(rest for word, rest in instructions if word == "ARG" and rest.startswith("VERSION="))
     assert version == f"VERSION={importlib.metadata.version('dseeds')}"
     # Everything that is copied passes the context's filter.
     kept = {line[1:] for line in read("..", ".dockerignore").splitlines() if line.startswith("!")}
     copied = [rest.split()[:-1] for word, rest in result["build"][1] if word == "COPY"]
     assert {name for names in copied for name in names} == kept
-
-
-def test_freed_memory_is_kept_everywhere():
-    """The image's variables, or the container's own."""
-    for path in (*DEPLOY.glob("slurm/job.sh"), *DEPLOY.glob("pbs/step.sh")):
-        assert all(f"{name}={value}" in path.read_text(encoding="utf-8") for name, value in ALLOCATOR.items()), path
-    job = json.loads(read("aws", "job.json"))["containerProperties"]
-    assert ALLOCATOR.items() <= {entry["name"]: entry["value"] for entry in job["environment"]}.items()
-    for name in ("cluster.yaml", "job.yaml"):
-        (worker,) = pods(name)["worker"]["containers"]
-        assert ALLOCATOR.items() <= {entry["name"]: entry["value"] for entry in worker["env"]}.items()
-    services = compose("compose.yml")["services"]
-    assert not any(name in service.get("environment", {}) for name in ALLOCATOR for service in services.values())
 
 
 def workers():

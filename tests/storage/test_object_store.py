@@ -15,7 +15,7 @@ import zarr
 from dseeds.io import open_source
 from dseeds.storage import object_store
 from dseeds.storage.location import RemoteLocation, open_location
-from dseeds.storage.object_store import describe_store_error
+from dseeds.storage.object_store import PATIENCE, describe_store_error
 from tests.support.faulty_store import Faults, FaultyStore, environment, s3
 
 FAULTS = {
@@ -312,6 +312,7 @@ def test_a_dead_store_is_given_up(object_store, monkeypatch):
         FaultyStore(object_store) as broken,
     ):
         bucket = silent.make_bucket()
+        monkeypatch.setenv(PATIENCE, "8")
         silent.faults = Faults(slow_every=1, delay=300)
         broken.faults = Faults(error_every=1)
         urls = [refusing.url, silent.url, broken.url]
@@ -338,7 +339,7 @@ def test_a_dead_store_is_given_up(object_store, monkeypatch):
             obstore.get(store, "a")
 
         with ThreadPoolExecutor(3) as threads:
-            assert max(threads.map(ask, locations)) < 70
+            assert max(threads.map(ask, locations)) < 40
 
 
 def test_locations_follow_the_environment(faulty_store, object_store, monkeypatch):

@@ -1,0 +1,109 @@
+"""Settings of worker processes during a run: Zarr's concurrency, and the memory that the allocator keeps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import uuid
+from multiprocessing import parent_process
+from typing import Any, ClassVar
+
+import zarr
+from distributed import WorkerPlugin
+from distributed.system import MEMORY_LIMIT
+
+from dseeds.core.forks import ForkSafeLock
+from dseeds.parallel.capacity import READ_AT_ONCE
+
+# Freed memory that the allocator of a worker keeps for the next task: a part of its limit, at most so many bytes. More
+# would save hardly more time, and what lies scattered between states cannot be returned.
+_KEPT_PART, _MOST_KEPT_BYTES = 64, 64 << 20
+# The thresholds of glibc's allocator: for `mallopt`, as variables of the environment, and by default.
+_THRESHOLDS = {-1: "MALLOC_TRIM_THRESHOLD_", -3: "MALLOC_MMAP_THRESHOLD_"}
+_DEFAULT_BYTES = 128 << 10
+
+
+class _Settings(WorkerPlugin):
+    """Settings of a process. Several workers, of several runs, may live in it: the first sets, the last restores."""
+
+    _lock: ClassVar[ForkSafeLock]
+    _users: ClassVar[int] = 0
+
+    def __init_subclass__(cls) -> None:
+        cls._lock = ForkSafeLock()
+
+    def __init__(self) -> None:
+        # A name per run: another run on the same cluster may end before this one.
+        self.name = f"dseeds-{type(self).__name__}-{uuid.uuid4().hex}"
+
+    def setup(self, worker: Any) -> None:
+        """Change the settings."""
+        with self._lock:
+            if self._users == 0:
+                self._change(worker)
+            type(self)._users += 1
+
+    def teardown(self, worker: Any) -> None:
+        """Restore the settings."""
+        with self._lock:
+            type(self)._users -= 1
+            if self._users == 0:
+                self._restore()
+
+    def _change(self, worker: Any) -> None:
+        raise NotImplementedError
+
+    def _restore(self) -> None:
+        raise NotImplementedError
+
+
+class ZarrSettings(_Settings):
+    """Keeps Zarr's own concurrency low on workers, where Dask's threads already share the cores."""
+
+    _before: ClassVar[dict[str, Any]] = {}
+
+    def _change(self, worker: Any) -> None:
+        low = {"async.concurrency": READ_AT_ONCE, "threading.max_workers": 2}
+        ZarrSettings._before = {key: zarr.config.get(key) for key in low}
+        zarr.config.set(low)
+
+    def _restore(self) -> None:
+        zarr.config.set(self._before)
+
+
+class KeptMemory(_Settings):
+    """Has the allocator of a worker process keep what is freed, for the next task.
+
+    By default Dask makes workers return every freed page at once. All of a task's windows, megabytes each, would then
+    be new pages that the kernel clears first: half of the time for reading and writing.
+    """
+
+    def _change(self, worker: Any) -> None:
+        # The user's own process stays as it is.
+        if parent_process() is not None:
+            kept = min((worker.memory_manager.memory_limit or MEMORY_LIMIT) // _KEPT_PART, _MOST_KEPT_BYTES)
+            _set_thresholds(dict.fromkeys(_THRESHOLDS.values(), kept))
+
+    def _restore(self) -> None:
+        if parent_process() is not None:
+            _set_thresholds({name: int(os.environ.get(name, _DEFAULT_BYTES)) for name in _THRESHOLDS.values()})
+
+
+def return_freed_memory() -> None:
+    """Return to the system what the C library's allocator keeps, if it is glibc's."""
+    trim = _allocator("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _allocator(name: str) -> Any:
+    """Return a function of glibc's allocator; None if the C library has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
+
+
+def _set_thresholds(thresholds: dict[str, int]) -> None:
+    """Set thresholds of the C library's allocator, if it is glibc's."""
+    mallopt = _allocator("mallopt")
+    if mallopt is not None:
+        for parameter, name in _THRESHOLDS.items():
+            mallopt(parameter, thresholds[name])

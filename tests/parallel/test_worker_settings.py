@@ -1,0 +1,36 @@
+"""What is set in worker processes during a run, and restored after it."""
+
+import resource
+import sys
+
+import numpy as np
+import pytest
+
+from dseeds.parallel.worker_settings import KeptMemory
+from tests.support.clusters import worker_process_client
+
+
+def pages_cleared():
+    """Allocate and free what a task may, again and again; return the pages that the system had to clear."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        np.ones(4 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_workers_keep_freed_memory_until_the_end_of_the_last_run():
+    with worker_process_client(workers=1) as client:
+
+        def cleared():
+            return client.submit(pages_cleared, pure=False).result()
+
+        before, plugins = cleared(), [KeptMemory(), KeptMemory()]
+        for plugin in plugins:
+            client.register_plugin(plugin)
+        cleared()
+        assert cleared() < before / 10
+        client.unregister_worker_plugin(plugins[0].name)
+        assert cleared() < before / 10
+        client.unregister_worker_plugin(plugins[1].name)
+        assert cleared() > before / 2
