@@ -240,6 +240,22 @@ def test_what_is_masked_in_an_image_is_outside(tmp_path, client, dtype):
     assert means[6] == pytest.approx(image[where & ~hidden].mean())
 
 
+def test_a_number_of_supervoxels_is_one_inside_a_masked_image(tmp_path, client):
+    hidden = np.ones(SHAPE, bool)
+    hidden[2:10, 3:11, 4:12] = False
+    expected = dseeds.supervoxels(IMAGE, n_segments=8, mask=~hidden)
+    assert 6 <= expected.max() <= 10
+    masked = np.ma.array(IMAGE, mask=hidden)
+    lazy = da.ma.masked_array(da.from_array(IMAGE, chunks=7), mask=da.from_array(hidden, chunks=7))
+    channels = np.ma.stack([masked, IMAGE])
+    np.testing.assert_array_equal(dseeds.supervoxels(masked, n_segments=8), expected)
+    np.testing.assert_array_equal(dseeds.supervoxels(lazy, n_segments=8).compute(), expected)
+    assert dseeds.supervoxels(channels, n_segments=8, channel_axis=0).max() == expected.max()
+    for number, (source, who) in enumerate(((masked, {}), (masked, {"client": client}), (lazy, {"client": client}))):
+        dseeds.segment(source, tmp_path / f"{number}.zarr", n_segments=8, region=10, **who)
+        np.testing.assert_array_equal(labels_in(tmp_path / f"{number}.zarr"), expected)
+
+
 def test_masked_labels_are_0():
     hidden = noise(SHAPE, seed=3) > 60
     plain, masked = np.where(hidden, 0, LABELS), np.ma.array(LABELS, mask=hidden)
@@ -285,6 +301,11 @@ def test_images_of_other_packages(tmp_path, name):
     assert_equal(measured(image, LABELS, tmp_path, spacing=(1, 1, 1))[:2], measured(IMAGE, LABELS, tmp_path)[:2], name)
     assert_equal(evaluated(image, LABELS, tmp_path), evaluated(IMAGE, LABELS, tmp_path), name)
     assert dseeds.preview(LABELS, image).width > 0
+    assert_equal(
+        perturbed(np.squeeze(image) if "one" in name else image, LABELS, tmp_path),
+        perturbed(IMAGE, LABELS, tmp_path),
+        name,
+    )
     dseeds.export_volume(image, tmp_path / "image.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "image.npy").reshape(SHAPE), IMAGE)
     if name in ("SimpleITK", "nibabel"):
