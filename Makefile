@@ -1,7 +1,7 @@
 # make demo    sets everything up in .venv and cuts a real image into supervoxels
 # make check   lint and unit tests, without Dask worker processes: a few minutes
 # make test    lint, documentation and all tests
-# make newest  what depends on other packages, on the newest Python and packages that can be had: a few minutes
+# make newest  what depends on other packages, on the newest Python and packages that can be had: two minutes
 # make lint    ruff, mypy and the import contracts
 # make docs    builds the documentation: site/index.html
 #
@@ -21,21 +21,23 @@ COMPARE := import dseeds, zarr; \
 	assert (labels == dseeds.supervoxels(image, step=12)).all(); print("identical to the labels in memory, in every voxel")
 EXAMPLE := from importlib.resources import files; print(files("nibabel") / "tests/data/example4d.nii.gz")
 
-# The newest Python on this machine, also among those of pyenv: Zarr 3.2 and NumPy 2.5 need 3.12. `make test` stands for
-# the oldest, 3.11 with Zarr 3.1, if that is what python3 is.
+# The newest Python on this machine that is newer than that of `make test`, also among those of pyenv: Zarr 3.2 and NumPy
+# 2.5 need 3.12. `make test` stands for the oldest, 3.11 with Zarr 3.1, if that is what python3 is.
 PYENVS := $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9].*/bin/python3
-NEWEST_PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 $$(ls -d $(PYENVS) 2> /dev/null | sort -rV) \
-	$(PYTHON); do "$$python" -c pass 2> /dev/null && echo "$$python" && break; done)
+IS_NEWER := import sys; sys.exit(sys.version_info[:2] <= tuple(map(int, sys.argv[1:])))
+NEWEST_PYTHON ?= $(shell version=$$($(PYTHON) -c 'import sys; print(*sys.version_info[:2])'); \
+	for python in python3.14 python3.13 python3.12 $$(ls -d $(PYENVS) 2> /dev/null | sort -rV); do \
+	"$$python" -c '$(IS_NEWER)' $$version 2> /dev/null && echo "$$python" && break; done)
 NEWEST := .venv-newest
 # A file with the versions to stay at or below; without one, the newest that there are.
 NEWEST_LIMITS ?=
-# Forks, Zarr in scratch and in outputs, labels of all kinds against hashes, and the user's Dask: what depends on Python,
-# NumPy, Numba, Zarr and Dask, of which `make test` may have older ones.
-NEWEST_TESTS := tests/core/test_forks.py tests/storage/test_zarr_arrays.py tests/storage/test_label_group.py \
-	tests/api/test_golden_labels.py tests/api/test_lazy.py tests/integration/test_users_dask.py
+# Forks, Zarr in scratch, labels of all kinds against hashes, and the user's Dask: what depends on Python, NumPy, Numba,
+# Zarr and Dask, of which `make test` may have older ones.
+NEWEST_TESTS := tests/core/test_forks.py tests/storage/test_zarr_arrays.py tests/api/test_golden_labels.py \
+	tests/integration/test_users_dask.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test newest kernels lint docs serve-docs dist picture figures clean
+.PHONY: demo check test newest newest-tests kernels lint docs serve-docs dist picture figures clean
 
 demo: demo/image.nii.gz
 	@echo 'A brain in MR, in this process:'
@@ -69,8 +71,12 @@ test: $(VENV)/.dev
 	@$(MAKE) --no-print-directory -j2 kernels lint docs
 	@$(BIN)/python -m pytest $(PYTEST)
 
-newest: export DSEEDS_CACHE_DIR = $(abspath $(NEWEST))/kernels
-newest: $(NEWEST)/.test
+newest:
+	@if [ -n '$(NEWEST_PYTHON)' ]; then $(MAKE) --no-print-directory newest-tests; \
+		else echo 'There is no newer Python here than that of make test: name one, with make newest NEWEST_PYTHON=...'; fi
+
+newest-tests: export DSEEDS_CACHE_DIR = $(abspath $(NEWEST))/kernels
+newest-tests: $(NEWEST)/.test
 	@$(NEWEST)/bin/python -c 'import dask, numba, numpy, sys, zarr; print("Python", sys.version.split()[0], \
 		*(f"{module.__name__} {module.__version__}" for module in (numpy, numba, zarr, dask)), sep=", ")'
 	@$(NEWEST)/bin/python -m pytest $(PYTEST) -m "not slow" $(NEWEST_TESTS)

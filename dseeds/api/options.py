@@ -15,11 +15,12 @@ from dseeds.seeds.flood import check_boundaries
 from dseeds.seeds.hierarchy import check_levels
 from dseeds.seeds.in_memory import CutSettings
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
-from dseeds.seeds.min_size import check_min_size
+from dseeds.seeds.min_size import choose_min_size
 from dseeds.seeds.schedule import OWN_MAP
 from dseeds.seeds.scores import check_compactness
 
 if TYPE_CHECKING:
+    from dseeds.core.mask_blocks import MaskBlocks
     from dseeds.io import Mask
 
 
@@ -35,7 +36,7 @@ class SupervoxelOptions:
     percentiles: Sequence[float] | str
     bins: str
     compactness: float
-    min_size: int
+    min_size: int | None
     levels: int
     boundaries: Any
     channel_axis: int | str | None
@@ -55,19 +56,25 @@ class SupervoxelOptions:
     def _is_mask_auto(self) -> bool:
         return isinstance(self.mask, str) and self.mask == "auto"
 
-    def lattice(self, shape: Triple, mask: Mask | None = None, known_spacing: Sequence[float] | None = None) -> Lattice:
-        """Return the lattice of a volume of a shape (z, y, x); a number of supervoxels is that inside a mask."""
+    def counted_blocks(self, mask: Mask | None) -> MaskBlocks | None:
+        """Return where the voxels inside a mask lie, if a number of supervoxels is given; None otherwise."""
+        return None if mask is None or self.n_segments is None else mask.blocks()
+
+    def lattice(
+        self, shape: Triple, blocks: MaskBlocks | None = None, known_spacing: Sequence[float] | None = None
+    ) -> Lattice:
+        """Return the lattice of a volume of a shape (z, y, x), with `n_segments` inside the blocks of a mask."""
         step = choose_step(
             shape,
             step=self.step,
             n_segments=self.n_segments,
             spacing=self.spacing,
             known_spacing=known_spacing,
-            mask=None if mask is None or self.n_segments is None else mask.blocks(),
+            mask=blocks,
         )
         return Lattice(shape, step)
 
-    def settings(self, channels: int) -> CutSettings:
+    def settings(self, channels: int, blocks: MaskBlocks | None = None) -> CutSettings:
         """Return the checked parameters for this number of channels; raise a ValueError if one is out of range."""
         compactness = check_compactness(self.compactness)
         boundaries = check_boundaries(self.boundaries, compactness)
@@ -78,7 +85,7 @@ class SupervoxelOptions:
             auto_mask=self._is_mask_auto,
             weights=check_weights(self.weights, channels),
             compactness=compactness,
-            min_size=check_min_size(self.min_size),
+            min_size=choose_min_size(self.min_size, self.n_segments, blocks),
             levels=check_levels(self.levels),
             boundaries=boundaries,
         )

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from dseeds.api.options import SupervoxelOptions
 from dseeds.core.checks import check_threads
 from dseeds.core.dtypes import unmask
-from dseeds.core.duck_arrays import is_dask_array, is_data_array, is_itk_image, is_nibabel_image
+from dseeds.core.duck_arrays import is_dask_array, is_data_array, is_itk_image, is_nibabel_image, unmasked_voxels
 from dseeds.core.geometry import Box, check_shape
 from dseeds.seeds.binning import check_dtype
 from dseeds.seeds.cell_size import Step
@@ -35,7 +36,7 @@ class _Options(TypedDict, total=False):
     percentiles: Sequence[float] | str
     bins: str
     compactness: float
-    min_size: int
+    min_size: int | None
     boundaries: Any
     channel_axis: int | None
     weights: Sequence[float] | None
@@ -65,7 +66,7 @@ def supervoxels(
     percentiles: Sequence[float] | str = (0.5, 99.5),
     bins: str = "linear",
     compactness: float = 0.0,
-    min_size: int = 0,
+    min_size: int | None = None,
     levels: int = 0,
     boundaries: Any = None,
     channel_axis: int | None = None,
@@ -91,7 +92,8 @@ def supervoxels(
         such as ``"12mm"``, which needs `spacing`. A step longer than the volume makes one cell along that axis.
     n_segments : int, optional
         The approximate number of supervoxels, instead of `step`, with cells as isotropic as that allows. With a mask it
-        is the number inside, except for ``"auto"`` and NaN, which are not known before.
+        is the number inside, and with a masked array that in what is not masked, but not with ``"auto"`` and NaN, which
+        are not known before; parts of a mask that touch nothing else may come on top.
     spacing : sequence of float, optional
         The size of a voxel along (z, y, x) in millimetres. With it, `n_segments`, a single number as `step` and a
         length give cells that are isotropic in millimetres.
@@ -112,8 +114,9 @@ def supervoxels(
     compactness : float, default 0
         From 0, where supervoxels follow the image alone, to 30, where they are nearly the cells of the lattice: the
         cost of a voxel one step away from its cell's centre, in units of log-likelihood. Useful values: 0.1 to 3.
-    min_size : int, default 0
-        Supervoxels of fewer voxels are joined to their most similar neighbour, if they have one.
+    min_size : int, optional
+        Supervoxels of fewer voxels are joined to their most similar neighbour, if they have one. Default: 0, but a
+        tenth of the mean size with `n_segments` and a mask, which cuts cells into pieces that would come on top of it.
     levels : int, default 0
         The number of coarser levels of supervoxels, each of about twice the step of the level before it. Their
         supervoxels are unions of supervoxels of the level before.
@@ -218,6 +221,8 @@ def supervoxels(
 
 def _cut(image: Any, options: SupervoxelOptions) -> Any:
     """Cut a Dask array or an array in memory."""
+    if options.n_segments is not None and options.mask is None:
+        options = replace(options, mask=unmasked_voxels(image, options.channel_axis))
     if is_dask_array(image):
         # Here, not above: Dask takes its time to import.
         from dseeds.api.lazy import lazy_supervoxels
@@ -230,12 +235,13 @@ def _cut(image: Any, options: SupervoxelOptions) -> Any:
         check_dtype(channel.dtype)
     shape = check_shape(values[0].shape)
     mask = _open_mask(options.given_mask, values[0], opened)
-    lattice = options.lattice(shape, mask, None if opened is None else opened.spacing)
+    blocks = options.counted_blocks(mask)
+    lattice = options.lattice(shape, blocks, None if opened is None else opened.spacing)
     if lattice.size >= 2**31:
         raise ValueError(
             f"{lattice.size} supervoxels are too many to number in memory; use segment() or a larger step."
         )
-    settings, threads = options.settings(len(values)), check_threads(options.threads)
+    settings, threads = options.settings(len(values), blocks), check_threads(options.threads)
     inside = None if mask is None else mask.read(Box((0, 0, 0), shape).slices)
     if settings.boundaries == OWN_MAP:
         values = (*values, _read_map(options.boundaries, values[0], opened))

@@ -87,6 +87,7 @@ class RunArguments:
         cells_option(
             "--min-size",
             metavar="N",
+            show_default="0; with --n-segments and a mask, a tenth of the mean size",
             help="Merge supervoxels of fewer voxels into their most similar neighbour, if they have one.",
         ),
     ] = None

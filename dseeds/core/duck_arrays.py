@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
+
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
@@ -45,3 +47,18 @@ def is_nibabel_image(value: Any) -> bool:
     """
     name = "nibabel.spatialimages"
     return name in sys.modules and isinstance(value, sys.modules[name].SpatialImage)
+
+
+def unmasked_voxels(image: Any, channel_axis: int | str | None = None) -> Any:
+    """Return where a masked array of NumPy or Dask is not masked, in any of its channels; None for anything else.
+
+    >>> unmasked_voxels(np.ma.masked_less([3, 7], 5))
+    array([False,  True])
+    """
+    if is_dask_array(image) and isinstance(image._meta, np.ma.MaskedArray):
+        unmasked = ~sys.modules["dask.array"].ma.getmaskarray(image)
+    elif np.ma.is_masked(image):
+        unmasked = ~np.ma.getmaskarray(image)
+    else:
+        return None
+    return unmasked.all(axis=channel_axis) if isinstance(channel_axis, int) else unmasked

@@ -13,6 +13,8 @@ from dseeds.core.geometry import Lattice, Triple
 
 # Blocks along an axis: fewer voxels than that are blocks of their own, so that cells are counted exactly.
 MOST_BLOCKS = 128
+# If a number of supervoxels inside a mask is given, how many times smaller than their mean the smallest may be.
+SMALLEST_PART = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,18 @@ class MaskBlocks:
         inside = min(count * math.prod(factors), math.prod(shape))
         return cls(shape, (edges[0], edges[1], edges[2]), filled, inside)
 
+    def least_voxels(self, n_segments: int) -> int:
+        """Return the size of the smallest supervoxel that counts, if so many are wanted inside."""
+        return self.inside // (SMALLEST_PART * n_segments)
+
+    def cells_along(self, axis: int, step: Triple) -> NDArray[np.int64] | None:
+        """Return the cells of the blocks' middles along an axis, by number; None if a block is longer than a cell."""
+        lattice, edges = Lattice(self.shape, step), self.edges[axis]
+        if np.diff(edges).max() > lattice.step[axis]:
+            return None
+        cells: NDArray[np.int64] = (edges[:-1] + edges[1:] - 1) // 2 // lattice.step[axis]
+        return np.minimum(cells, lattice.cells[axis] - 1)
+
     def count_cells(self, step: Triple) -> int:
         """Return how many cells of the lattice with a step have voxels inside: exactly, if blocks are voxels.
 
@@ -71,12 +85,10 @@ class MaskBlocks:
         (3, 2)
         """
         filled, several = self.filled, 1.0
-        lattice = Lattice(self.shape, step)
-        for axis, (edges, s, count) in enumerate(zip(self.edges, lattice.step, lattice.cells, strict=True)):
-            longest = int(np.diff(edges).max())
-            if longest > s:
-                several *= longest / s
+        for axis, edges in enumerate(self.edges):
+            cells = self.cells_along(axis, step)
+            if cells is None:
+                several *= int(np.diff(edges).max()) / step[axis]
                 continue
-            cells = np.minimum((edges[:-1] + edges[1:] - 1) // 2 // s, count - 1)
             filled = np.logical_or.reduceat(filled, np.flatnonzero(np.diff(cells, prepend=-1)), axis=axis)
         return max(1, round(int(np.count_nonzero(filled)) * several))

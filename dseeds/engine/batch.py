@@ -176,6 +176,9 @@ def _advance(run: Run) -> tuple[RunState, Marks]:
 def _close(run: Run, state: RunState, phase: Phase, marks: Marks) -> None:
     """Close a phase. Where that takes much reading and memory, a single job does it and others wait."""
     if phase not in (PARTS, GRAPH):
+        if phase == QUANTISE:
+            # Recorded, so that not every call of `run_status` reads them of all regions.
+            state.read_bin_counts()
         state.close(phase, marks)
         return
     try:
@@ -459,7 +462,7 @@ def run_status(run: Run) -> dict[str, Any]:
         phases.append({"name": str(phase), "done": done, "tasks": tasks})
     unfinished = [phase["name"] for phase in phases if phase["done"] < tasks]
     failure, sources = run_directory.read_failure(run.folder), run.spec.sources
-    if QUANTISE in state.done or (current == QUANTISE and not remaining):
+    if current == QUANTISE and not remaining:
         with suppress(ScratchCorrupted, FileNotFoundError):
             state.read_bin_counts()
     is_pending = failure and failure["phase"] == str(current) and failure["region"] in remaining

@@ -170,7 +170,12 @@ def measure_labels(
 
 
 def gather_bin_counts(run: Run, state: RunState, protect: Callable[[Callable[[], None]], None]) -> None:
-    """Add up the voxels in each bin, from which the contrast is told; `protect` repairs what is damaged."""
+    """Add up the voxels in each bin, from which the contrast is told, unless they are recorded.
+
+    `protect` repairs what is damaged.
+    """
+    if state.bin_counts is not None:
+        return
     if not run_directory.is_published(run):
         protect(state.read_bin_counts)
         return

@@ -278,7 +278,10 @@ class RunState:
             search.narrow(self._total(digits_name(phase.turn)))
             return search.state()
         if phase in (MASK, QUANTISE):
-            return self._mask_record(marks)
+            record = self._mask_record(marks)
+            if self.bin_counts is not None:
+                record["bin_counts"] = self.bin_counts.tolist()
+            return record
         if phase == HISTOGRAM:
             return self._histogram_record()
         if phase.is_round:
@@ -339,6 +342,8 @@ class RunState:
             self._outcomes[0, self._unpack(record["part"])] = OUTCOME_CODES[PART]
             if phase == QUANTISE:
                 self._outcomes[0, self._outcomes[0] == OUTCOME_CODES[NOT_DONE]] = OUTCOME_CODES[ALL]
+                if "bin_counts" in record:
+                    self.bin_counts = np.array(record["bin_counts"], np.int64)
             self._outcomes[0, outside] = OUTCOME_CODES[NOTHING_INSIDE]
         elif phase == HISTOGRAM:
             tables, thresholds = record["tables"], record["thresholds"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dseeds.core.checks import read_extents
+from dseeds.core.duck_arrays import unmasked_voxels
 from dseeds.core.geometry import Lattice, check_shape, triple
+from dseeds.core.mask_blocks import MaskBlocks
 from dseeds.engine.memory_model import (
     TaskShape,
     choose_label_layout,
@@ -39,7 +42,7 @@ from dseeds.seeds.cell_size import choose_step
 from dseeds.seeds.flood import check_boundaries
 from dseeds.seeds.hierarchy import check_levels
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_windows
-from dseeds.seeds.min_size import check_min_size
+from dseeds.seeds.min_size import choose_min_size
 from dseeds.seeds.schedule import OWN_MAP
 from dseeds.seeds.scores import check_compactness
 from dseeds.storage.label_group import check_target, written_by
@@ -67,6 +70,8 @@ def prepare_run(
     earlier = read_spec(destination.run_folder) if resume else None
     if earlier is not None:
         options = _complete_options(options, earlier)
+    if options.n_segments is not None and options.mask is None:
+        options = replace(options, mask=unmasked_voxels(source, options.channel_axis))
     image = open_run_image(source, options)
     for dtype in image.dtypes:
         check_dtype(dtype)
@@ -109,15 +114,16 @@ def _specify(
 ) -> tuple[RunSpec, Capacity]:
     """Check all options against the inputs and the target, and choose what is left open."""
     shape = check_shape(image.shape)
+    blocks = None if mask is None or options.n_segments is None else mask.blocks()
     step = choose_step(
         shape,
         step=options.step,
         n_segments=options.n_segments,
         spacing=options.spacing,
         known_spacing=image.spacing,
-        mask=None if mask is None or options.n_segments is None else mask.blocks(),
+        mask=blocks,
     )
-    parameters = _check_parameters(options, image, mask, boundaries)
+    parameters = _check_parameters(options, image, mask, boundaries, blocks)
     volume = join_boundaries(image, boundaries)
     lattice = Lattice(shape, step)
     check_apart(target.address, *volume.paths, None if mask is None else mask.path)
@@ -165,7 +171,7 @@ def _specify(
 
 
 def _check_parameters(
-    options: RunOptions, image: Image, mask: Mask | None, boundaries: Image | None
+    options: RunOptions, image: Image, mask: Mask | None, boundaries: Image | None, blocks: MaskBlocks | None
 ) -> LabelParameters:
     return LabelParameters(
         windows=(*read_windows(options.window, image.channels), *([] if boundaries is None else [None])),
@@ -175,7 +181,7 @@ def _check_parameters(
         mask=AUTO_MASK if is_auto(options.mask) else None if mask is None else mask.identity,
         boundaries=options.boundaries if boundaries is None else boundaries.identity,
         compactness=check_compactness(options.compactness or 0.0),
-        min_size=check_min_size(0 if options.min_size is None else options.min_size),
+        min_size=choose_min_size(options.min_size, options.n_segments, blocks),
         levels=check_levels(0 if options.levels is None else options.levels),
     )
 

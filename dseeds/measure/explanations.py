@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dseeds.core.dtypes import native_values
+from dseeds.core.dtypes import native_values, unmask
+from dseeds.core.duck_arrays import is_itk_image, is_nibabel_image
 from dseeds.core.geometry import Box
 from dseeds.core.optional import import_optional
+from dseeds.io import open_image
 from dseeds.io.labels import open_labels, read_labels
 from dseeds.measure.pooling import pool
 
@@ -55,8 +57,8 @@ def perturb(
 
     Parameters
     ----------
-    image : array_like, shape (z, y, x) or (channels, z, y, x)
-        The intensities.
+    image : array_like, nibabel or SimpleITK image, shape (z, y, x) or (channels, z, y, x)
+        The intensities; the components of a SimpleITK image are channels.
     mask : array_like of int, shape (z, y, x)
         The feature of each voxel, from 0; see `feature_mask`.
     kept : array_like of bool, shape (features,) or (batch, features)
@@ -131,8 +133,17 @@ def fill_features(
 
 
 def _check_image(image: ArrayLike, mask: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the image in floats, and the mask."""
-    values, features = np.asarray(image), np.asarray(mask)
+    """Return the image in floats, NaN where it is masked, and the mask."""
+    if is_itk_image(image) or is_nibabel_image(image):
+        channels = open_image(image).read((slice(None), slice(None), slice(None)))
+        values = channels[0] if len(channels) == 1 else np.stack(channels)
+    else:
+        values = unmask(np.asanyarray(image), is_image=True)
+    if np.ma.is_masked(mask):
+        raise ValueError(
+            "mask must hold a feature for every voxel, but some are masked: make it with dseeds.feature_mask."
+        )
+    features = np.asarray(mask)
     if features.dtype.kind not in "iu" or features.min(initial=0) < 0:
         raise ValueError("mask must hold whole numbers from 0: make it with dseeds.feature_mask.")
     if values.ndim not in (3, 4) or values.shape[-3:] != features.shape:

@@ -16,6 +16,8 @@ from dseeds.core.checks import is_whole_number
 from dseeds.core.formatting import format_spacing
 from dseeds.core.geometry import Lattice, Triple, check_spacing, triple
 from dseeds.core.mask_blocks import MaskBlocks
+from dseeds.seeds.kernels.mask_components import find_large_components
+from dseeds.seeds.kernels.simd import NOTHING
 
 DEFAULT_STEP = 16
 # The units of lengths that users may write.
@@ -36,6 +38,9 @@ NEARBY = 12
 MOST_RATIO, GOOD_RATIO = 1.5, 1.1
 # Halvings of the interval in which the number of cells of a whole volume lies of which a given number is in a mask.
 HALVINGS = 12
+# How often the number of cells is corrected for those that a mask cuts into several large parts, and how many times too
+# many these may be without: larger cells cost boundaries.
+CORRECTIONS, FAIR_RATIO = 4, 1.25
 # Edges of so many voxels are few enough to try all that are shorter or a little longer.
 FEW_VOXELS = 8
 
@@ -56,7 +61,7 @@ def choose_step(
     `step` and `n_segments` are those of `dseeds.supervoxels`, and also texts such as ``"4,16,16"``. With `spacing`, in
     millimetres, a single number is the edge of a cube of the same number of voxels, and the cells become isotropic in
     millimetres. `known_spacing`, from a file, serves `n_segments` and lengths, but does not change a step in voxels.
-    With a `mask`, `n_segments` is the number of cells with voxels inside it.
+    With a `mask`, `n_segments` is the number of cells with voxels inside it, each of its large parts there counted.
 
     Raise a ValueError if both `step` and `n_segments` are given, one is invalid, or a length comes without a spacing.
 
@@ -158,6 +163,33 @@ def _for_count(shape: Triple, target: int, spacing: tuple[float, float, float]) 
 
 
 def _for_count_inside(mask: MaskBlocks, target: int, spacing: tuple[float, float, float]) -> Triple:
+    """Return a step with about `target` supervoxels inside a mask, of which it cuts some from one cell."""
+    cells = target
+    ratios: dict[Triple, float] = {}
+    for _ in range(CORRECTIONS):
+        step = _for_cells_inside(mask, cells, spacing)
+        parts = _count_parts(mask, step, mask.least_voxels(target))
+        ratios.setdefault(step, float(_ratio(np.array(parts), target)))
+        if ratios[step] <= FAIR_RATIO:
+            break
+        cells = max(1, round(cells * target / parts))
+    return min(ratios, key=lambda step: ratios[step])
+
+
+def _count_parts(mask: MaskBlocks, step: Triple, least: int) -> int:
+    """Return the number of parts of at least so many voxels into which a mask cuts cells; one for a cell without."""
+    count = mask.count_cells(step)
+    along = [mask.cells_along(axis, step) for axis in range(3)]
+    if any(cells is None for cells in along):
+        return count
+    z, y, x = np.ix_(*(cells for cells in along if cells is not None))
+    codes = np.where(mask.filled, (z & 3) << 4 | (y & 3) << 2 | x & 3, NOTHING).astype(np.uint8)
+    first = np.unravel_index(find_large_components(codes, least * mask.filled.sum() / mask.inside), codes.shape)
+    large = np.stack([cells[place] for cells, place in zip(along, first, strict=True) if cells is not None])
+    return count + int(large.shape[1]) - int(np.unique(large, axis=1).shape[1])
+
+
+def _for_cells_inside(mask: MaskBlocks, target: int, spacing: tuple[float, float, float]) -> Triple:
     """Return a step with about `target` cells inside a mask, which need more cells in the whole volume."""
     shape = mask.shape
     voxels = math.prod(shape)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.mask_blocks import MaskBlocks
 from dseeds.seeds.contact_graph import ContactGraph, adjacency_lists, combine_graphs
 from dseeds.seeds.kernels.min_size import join_nodes, relabel_ids
 
@@ -46,8 +47,14 @@ class JoinResult:
         return graph.relabelled(self.relabel(graph.ids), self.relabel(graph.pairs))
 
 
-def check_min_size(min_size: Any) -> int:
-    """Return a minimum size; raise a ValueError unless it is a whole number of at least 0."""
+def choose_min_size(min_size: Any, n_segments: int | None, mask: MaskBlocks | None) -> int:
+    """Return the minimum size that is given or, for None, 0; raise a ValueError unless it is a whole number from 0.
+
+    If a number of supervoxels inside a mask is given, None is a tenth of their mean size: a rough mask cuts cells into
+    pieces, which would come on top of the number.
+    """
+    if min_size is None:
+        return 0 if mask is None or n_segments is None else mask.least_voxels(n_segments)
     if isinstance(min_size, bool) or not isinstance(min_size, Integral) or int(min_size) < 0:
         raise ValueError(f"min_size must be a whole number of voxels, at least 0, got {min_size!r}.")
     return int(min_size)

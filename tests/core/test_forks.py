@@ -1,9 +1,12 @@
 """A process may be forked at any moment while other threads are inside the package, as by a loader of training data."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.support.paths import ROOT
 
 # A thread of the script has begun something, and a child that is forked in the middle does the same.
 SCRIPT = """
@@ -123,9 +126,9 @@ STATES = {"cached": CACHED, "lock": LOCK, "import": IMPORT, "called": CALLED, "c
 
 
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES)
-def test_a_child_does_not_wait_for_threads_that_it_does_not_have(tmp_path, state, environment):
+def test_a_child_does_not_wait_for_threads_that_it_does_not_have(tmp_path, state):
     (tmp_path / "slow_module.py").write_text("linger()\nVALUE = 7\n")
-    run(state.replace("{folder!r}", repr(str(tmp_path))), 1, environment)
+    run(state.replace("{folder!r}", repr(str(tmp_path))), 1, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 @pytest.mark.slow

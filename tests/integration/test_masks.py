@@ -21,6 +21,8 @@ from tests.support.paths import DATA
 from tests.support.runs import GOOD, as_zarr, assert_sentence, labels_in, names_in, noise
 from tests.support.volumes import read_volume
 
+BLOBS = scipy.ndimage.gaussian_filter(noise((48, 48, 48), seed=1, dtype="float64"), 2)
+
 
 def every_label_is_connected(labels):
     """Return whether each label but 0 is one 6-connected component."""
@@ -72,7 +74,7 @@ def runs(draw):
         "mask": draw(st.none() | st.just("auto") | masks(shape)),
         "bins": draw(st.sampled_from(["linear", "equalised"])),
         "percentiles": draw(st.sampled_from([(0.5, 99.5), (0, 90)])),
-        "min_size": draw(st.sampled_from([0, 0, 5, 40])),
+        "min_size": draw(st.sampled_from([0, None, 5, 40])),
         "levels": draw(st.sampled_from([0, 0, 2])),
         "compactness": draw(st.sampled_from([0, 0.5])),
     }
@@ -159,6 +161,50 @@ def test_two_parts_are_two_supervoxels():
     assert not every_label_is_connected(theirs)
     ours = supervoxels(image, n_segments=27, mask=mask)
     assert_sound(ours, mask)
+
+
+def ball(radius):
+    z, y, x = np.ogrid[:48, :48, :48]
+    return (z - 24) ** 2 + (y - 22) ** 2 + (x - 26) ** 2 < radius**2
+
+
+def rough(threshold):
+    """Return a mask with ragged surfaces, and the scraps that a threshold leaves."""
+    fine, coarse = noise((48, 48, 48), dtype="float64"), noise((6, 6, 6), dtype="float64")
+    smooth = scipy.ndimage.zoom(coarse, 8, order=1) + 0.2 * scipy.ndimage.gaussian_filter(fine, 1)
+    return smooth > np.quantile(smooth, threshold)
+
+
+ROUGH = {
+    "ball": ball(19),
+    "shell": ball(20) & ~ball(18),
+    "two halves": ball(20) & (np.arange(48) % 25 > 0),
+    "half": rough(0.5),
+    "tenth": rough(0.9),
+    "sieve": np.indices((48, 48, 48)).max(axis=0) % 12 > 0,
+}
+
+
+@pytest.mark.parametrize("name", ROUGH)
+def test_a_mask_that_cuts_cells_leaves_the_number_of_supervoxels(tmp_path, client, name):
+    """Only parts of the mask that touch nothing else come on top: they have no neighbour to join."""
+    mask, number = ROUGH[name], 80
+    labels = supervoxels(BLOBS, n_segments=number, mask=mask)
+    assert_sound(labels, mask)
+    least = mask.sum() // (10 * number)
+    sizes = np.bincount(scipy.ndimage.label(mask)[0][mask])
+    scraps = np.count_nonzero((sizes > 0) & (sizes < least))
+    assert number / 1.35 <= labels.max() - scraps <= number * 1.35
+    segment(BLOBS, tmp_path / "labels.zarr", n_segments=number, mask=mask, region=20, client=client)
+    np.testing.assert_array_equal(labels_in(tmp_path / "labels.zarr"), labels)
+
+
+def test_a_number_within_organs(ct_3mm):
+    """Their outlines cut cells into pieces, of which most have fewer voxels than a tenth of the mean."""
+    image, organs = ct_3mm
+    assert 500 / 1.2 <= supervoxels(image, n_segments=500, mask=organs).max() <= 500 * 1.2
+    # As many as ever if each is wanted.
+    assert supervoxels(image, n_segments=500, mask=organs, min_size=0).max() > 1000
 
 
 def test_regions_outside_the_mask_cost_nothing(client, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def any_runs(draw):
         "mask": draw(st.sampled_from([None, None, "auto", "given", "given", "coarser", "masked"])),
         "bins": draw(st.sampled_from(["linear", "equalised"])),
         "compactness": draw(st.sampled_from([0, 0, 0.3, 30])),
-        "min_size": draw(st.sampled_from([0, 0, 20])),
+        "min_size": draw(st.sampled_from([0, None, None, 20])),
         "levels": draw(st.sampled_from([0, 0, 2])),
     }
     boundaries = draw(st.sampled_from([None, None, "image", "dark", "gradient", "map", "map"]))

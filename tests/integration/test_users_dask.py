@@ -18,6 +18,7 @@ from distributed import Client, LocalCluster, get_client
 from distributed.client import _get_global_client
 
 import dseeds
+from dseeds.parallel import clients
 from dseeds.parallel import cluster as parallel
 from tests.support.clusters import FREE_PORT, in_process, replace_local_clusters
 from tests.support.leaks import reset_scheduler
@@ -175,7 +176,8 @@ def closed_cluster():
         (lambda: "no/scheduler.json", FileNotFoundError, "no/scheduler.json does not exist"),
     ],
 )
-def test_what_is_not_a_client(tmp_path, make, error, message):
+def test_what_is_not_a_client(tmp_path, monkeypatch, make, error, message):
+    monkeypatch.setattr(clients, "CONNECT_SECONDS", 1)
     with pytest.raises(error, match=message) as caught:
         cut(tmp_path / "a.zarr", client=make())
     assert_sentence(caught.value)

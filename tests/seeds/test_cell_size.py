@@ -1,15 +1,17 @@
 """The step per axis, from the parameters that the user gives."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dseeds.core.geometry import Lattice
 from dseeds.core.mask_blocks import MaskBlocks
-from dseeds.seeds.cell_size import choose_step
+from dseeds.seeds.cell_size import _count_parts, choose_step
 from tests.support import oracle
 
 sides = st.integers(1, 300)
@@ -222,6 +224,21 @@ def test_cells_inside_a_mask_are_counted_exactly(seed, own, factors, data):
     else:
         # A voxel of the mask that lies in several cells counts in one of them.
         assert blocks.count_cells(step) <= len(touched)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 20)] * 3), st.data(), st.integers(0, 12))
+def test_large_parts_of_cells_inside_a_mask_are_counted_exactly(seed, shape, data, least):
+    inside = np.random.default_rng(seed).random(shape) < data.draw(st.sampled_from([0.1, 0.4, 0.8]))
+    assume(inside.any())
+    step = tuple(data.draw(st.integers(1, n)) for n in shape)
+    along = [np.array(oracle.cells_along(n, s)) for n, s in zip(shape, step, strict=True)]
+    expected = 0
+    for cell in itertools.product(*map(np.unique, along)):
+        parts = inside[np.ix_(*(cells == number for cells, number in zip(along, cell, strict=True)))]
+        sizes = np.bincount(scipy.ndimage.label(parts)[0][parts])
+        expected += max(np.count_nonzero(sizes >= max(1, least)), int(parts.any()))
+    assert _count_parts(blocks_of(inside), step, least) == expected
 
 
 @pytest.mark.parametrize("target", [1, 3, 20, 150, 900])

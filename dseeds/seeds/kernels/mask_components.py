@@ -52,6 +52,18 @@ def number_components(
     _label(codes, numbers, homes, cells.lo, offsets, core.lo, out)
 
 
+def find_large_components(codes: NDArray[np.uint8], least: float) -> NDArray[np.int64]:
+    """Return the first voxels, by their places in raster order, of the components of at least so many voxels.
+
+    `codes`, uint8 (z, y, x), are labels of a volume, see `label_codes`.
+    """
+    roots = _linked_components(codes)
+    while ((shorter := roots[roots]) != roots).any():
+        roots = shorter
+    sizes = np.bincount(roots[codes.reshape(-1) != NOTHING], minlength=1)
+    return np.flatnonzero(sizes >= max(1.0, least))
+
+
 def _linked_components(codes: NDArray[np.uint8]) -> NDArray[Any]:
     """Link every voxel of a window to an earlier one of its component, and the first voxel to itself."""
     parents = np.arange(codes.size, dtype=np.int32 if codes.size < COUNTABLE_VOXELS else np.int64)
