@@ -147,7 +147,7 @@ def test_damaged_names_of_any_length(tmp_path):
         open_source(path)
 
 
-def test_axistags_that_do_not_fit(tmp_path):
+def test_names_that_do_not_fit(tmp_path):
     for tags, message in (
         ("[", "has axistags that cannot be read"),
         ('{"axes": [{"key": "z"}]}', "names 1 axes in axistags for an array"),
@@ -156,6 +156,9 @@ def test_axistags_that_do_not_fit(tmp_path):
             file.create_dataset("a", data=np.zeros((3, 4, 5))).attrs["axistags"] = tags
         with pytest.raises(ValueError, match=message):
             open_source(tmp_path / "a.h5")
+    zarr.create_array(tmp_path / "a.zarr", data=np.zeros((3, 4, 5)), attributes={"_ARRAY_DIMENSIONS": ["y", "x"]})
+    with pytest.raises(ValueError, match="names 2 axes in _ARRAY_DIMENSIONS for an array of 3"):
+        open_source(tmp_path / "a.zarr")
 
 
 # NRRD: the slowest axis is the first of the array and the last of the header.
@@ -297,7 +300,7 @@ def plane_files(folder, plane):
     zarr.create_array(folder / "a.zarr", data=plane)
     with h5py.File(folder / "a.h5", "w") as file:
         file["plane"] = plane
-    return ["a.tif", "a.nii.gz", "a.nrrd", "a.mha", "a.npy", "a.zarr", "a.h5:/plane"]
+    return ["a.tif", "a.nii.gz", "a.nrrd", "a.mha", "a.npy", "a.zarr", "a.h5", "a.h5:/plane"]
 
 
 def test_two_axes_are_one_plane(tmp_path):

@@ -452,8 +452,8 @@ def test_datasets_of_hdf5_are_listed(tmp_path):
     refused(f"{tmp_path}/a.h5:b", r"has no dataset 'b'")
     assert open_source(f"{tmp_path}/a.h5:one").read(np.s_[:, :, :]).max() == 0
     with h5py.File(tmp_path / "b.h5", "w") as file:
-        file["table"] = np.zeros((4, 5))
-    refused(tmp_path / "b.h5", "holds no dataset of numbers with three axes")
+        file["list"], file["words"] = np.zeros(4), np.array([[b"a", b"b"]])
+    refused(tmp_path / "b.h5", "holds no dataset of numbers with two axes")
     with pytest.raises(FileNotFoundError, match=r"c\.h5 does not exist"):
         open_source(f"{tmp_path}/c.h5:one")
 
