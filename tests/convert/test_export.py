@@ -294,20 +294,16 @@ print(peak_memory() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does it")
-@pytest.mark.parametrize("name", ["big.npy", "big.nrrd"])
-def test_memory_is_bounded(tmp_path, name):
-    """Conversion of a sparse file of 300 MB stays within the memory limit, plus what libraries need."""
+def test_memory_is_bounded(tmp_path):
+    """Conversion of a compressed file of 300 MB stays within the memory limit, plus what libraries need."""
     shape = (300, 1000, 500)
-    if name == "big.npy":
-        np.lib.format.open_memmap(tmp_path / name, "w+", "u2", shape).flush()
-    else:
-        header = "NRRD0005\ntype: uint16\ndimension: 3\nsizes: 500 1000 300\nendian: little\nencoding: gzip\n\n"
-        with (tmp_path / name).open("wb") as file:
-            file.write(header.encode())
-            with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as stream:
-                for _ in range(30):
-                    stream.write(bytes(10_000_000))
-    command = [sys.executable, "-c", BIG, name]
+    header = "NRRD0005\ntype: uint16\ndimension: 3\nsizes: 500 1000 300\nendian: little\nencoding: gzip\n\n"
+    with (tmp_path / "big.nrrd").open("wb") as file:
+        file.write(header.encode())
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as stream:
+            for _ in range(30):
+                stream.write(bytes(10_000_000))
+    command = [sys.executable, "-c", BIG, "big.nrrd"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
     assert int(done.stdout) < 120 << 20
