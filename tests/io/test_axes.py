@@ -271,6 +271,33 @@ def test_more_voxels_than_the_header_says(tmp_path, encoding):
 # MINC, of nibabel's own tests
 
 
+def write_minc(path, axes, stored):
+    with h5py.File(path, "w") as file:
+        dimensions = file.create_group("minc-2.0/dimensions")
+        for name, size in zip(axes, stored.shape, strict=True):
+            dimension = dimensions.create_dataset(name, data=np.int32(0))
+            cosines = [float(name == f"{axis}space") for axis in "xyz"]
+            dimension.attrs.update({"length": size, "start": 0.0, "step": 1.5, "direction_cosines": cosines})
+        image = file.create_group("minc-2.0/image/0")
+        made = image.create_dataset("image", data=stored)
+        made.attrs.update({"dimorder": np.bytes_(",".join(axes)), "valid_range": [0.0, 65535.0]})
+        image["image-min"], image["image-max"] = 0.0, 65535.0
+    return path
+
+
+def test_vectors_of_minc_and_nifti(tmp_path):
+    stored = np.arange(2 * 4 * 5 * 6, dtype="u2").reshape(4, 5, 6, 2)
+    minc = write_minc(tmp_path / "a.mnc", ["zspace", "yspace", "xspace", "vector_dimension"], stored)
+    # As nibabel has it: not turned, with an affine that says which axis is which.
+    np.testing.assert_array_equal(nibabel.load(minc).affine @ (1, 0, 0, 0), (0, 0, 1.5, 0))
+    nibabel.save(nibabel.Nifti1Image(stored[:, :, :, None].astype("i2"), np.eye(4)), tmp_path / "a.nii")
+    for path in (minc, tmp_path / "a.nii"):
+        with pytest.raises(ValueError, match="holds 2 channels: pass channel_axis='c'"):
+            open_image(path)
+        np.testing.assert_array_equal(np.stack(open_image(path, channel_axis="c").read(WHOLE)), stored.T)
+        np.testing.assert_array_equal(open_source(path, volume=1).read(WHOLE), stored.T[1])
+
+
 @pytest.mark.parametrize("name", ["tiny.mnc", "small.mnc", "minc1_4d.mnc", "minc2_4d.mnc"])
 def test_volumes_of_minc(name):
     path = f"{nibabel.__path__[0]}/tests/data/{name}"
