@@ -213,7 +213,7 @@ def export_volume(
 
 def _unwritable(content: Content, kind: str) -> list[str]:
     """Return notes on what a format cannot hold of the position in space."""
-    has_qform = content.forms is not None and content.forms.qform is not None
+    has_qform = content.forms is not None and content.forms.qform_code > 0
     if content.affine is None or kind in ("nrrd", "metaimage") or (kind == "nifti" and has_qform):
         return []
     if kind != "nifti" and translation(content.affine) == (0, 0, 0):

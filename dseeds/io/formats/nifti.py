@@ -25,8 +25,7 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 from typing_extensions import override
 
-from dseeds.core.formatting import format_spacing
-from dseeds.io.affine import describe_forms, has_shear, is_affine, voxel_sizes
+from dseeds.io.affine import describe_forms, describe_sizes, has_shear, has_sizes, is_affine, voxel_sizes
 from dseeds.io.axes import axis_meaning
 from dseeds.io.formats.file_writer import (
     OURS,
@@ -76,8 +75,6 @@ _LABEL_INTENT = 1002
 _COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
 # What nibabel reads that is not a volume.
 _OTHER_IMAGES = {"GiftiImage": "a surface (GIFTI)", "Cifti2Image": "a matrix (CIFTI)"}
-# How far voxel sizes may differ between two statements of a header, as a fraction.
-_SAME_SIZE = 1e-3
 # NIfTI-1 keeps lengths in 16 bits.
 _LONGEST_NIFTI1 = 32767
 
@@ -569,36 +566,30 @@ def _read_space(
     if affine is None:
         return spacing, None, None, ()
     x, y, z = (*image.shape[:3], 1)[:3]
-    forms = _read_forms(header)
+    forms = _read_forms(header, affine)
     notes = describe_forms(affine, forms, (z, y, x))
-    if spacing is None or _agree(spacing, affine):
+    if spacing is None or has_sizes(affine, spacing):
         return spacing, affine, forms, notes
-    sizes = voxel_sizes(affine)
-    field = "pixdim, " if isinstance(header, AnalyzeHeader) else ""
     # The sizes are a part of the qform.
-    notes = notes or (
-        f"its voxel sizes ({field}{format_spacing(spacing)} along z, y, x) contradict its affine "
-        f"({format_spacing(sizes)}): the affine is taken",
-    )
-    return convert_to_mm(sizes, [1.0] * 3), affine, forms, notes
+    notes = notes or describe_sizes(spacing, affine, "pixdim, " if isinstance(header, AnalyzeHeader) else "")
+    return convert_to_mm(voxel_sizes(affine), [1.0] * 3), affine, forms, notes
 
 
-def _read_forms(header: SpatialHeader) -> NiftiForms | None:
-    """Return the codes of a header, and its qform in millimetres if there is one that makes sense."""
+def _read_forms(header: SpatialHeader, affine: np.ndarray) -> NiftiForms | None:
+    """Return the codes of a header, and its qform in millimetres if there is one that makes sense.
+
+    One of code 0 counts only where its sizes of voxels contradict the affine: some programs take these all the same.
+    """
     if not isinstance(header, nibabel.Nifti1Header):
         return None
     qform = None
     # A damaged header can raise anything, and the sform counts.
     with suppress(Exception), np.errstate(all="ignore"):
-        qform = _to_mm(header.get_qform(coded=True)[0], _per_mm(header))
-    return NiftiForms(0 if qform is None else int(header["qform_code"]), int(header["sform_code"]), qform)
-
-
-def _agree(spacing: Spacing, affine: np.ndarray) -> bool:
-    """Return whether voxels have the sizes of an affine; slices that are sheared may be measured at right angles."""
-    if np.allclose(spacing, voxel_sizes(affine), rtol=_SAME_SIZE, atol=0):
-        return True
-    return has_shear(affine) and math.isclose(math.prod(spacing), abs(np.linalg.det(affine)), rel_tol=_SAME_SIZE)
+        qform = _to_mm(header.get_qform(), _per_mm(header))
+    code = 0 if qform is None else int(header["qform_code"])
+    if qform is not None and code == 0 and has_sizes(affine, voxel_sizes(qform)):
+        qform = None
+    return NiftiForms(code, int(header["sform_code"]), qform)
 
 
 def _read_spacing(header: SpatialHeader) -> Spacing | None:
