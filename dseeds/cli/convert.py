@@ -29,7 +29,7 @@ from dseeds.cli.output import OutputOptions
 IMPORT_EXAMPLES = (
     "dseeds import ct.nii.gz ct.zarr",
     "dseeds import dicom/series7 s3://lab/ct.zarr --memory 2GiB",
-    "dseeds import brain.h5:/volumes/raw brain.zarr --spacing 0.001,0.0005,0.0005",
+    "dseeds import brain.h5:/volumes/raw brain.zarr --spacing 1um,0.5um,0.5um",
 )
 EXPORT_EXAMPLES = (
     "dseeds export labels.zarr labels.nii.gz",

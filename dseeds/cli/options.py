@@ -34,6 +34,20 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     return _parse_list(text, float, "numbers")
 
 
+def parse_spacing(text: str) -> tuple[float, ...]:
+    """Return a comma-separated list of millimetres, or of lengths with units.
+
+    >>> parse_spacing("3,0.5,0.5"), parse_spacing("2um,650nm,650nm")
+    ((3.0, 0.5, 0.5), (0.002, 0.00065, 0.00065))
+    """
+    # Loads the compiler, which most commands need only later.
+    from dseeds.seeds.cell_size import millimetres
+
+    lengths = [millimetres(part) for part in text.split(",")]
+    known = tuple(length for length in lengths if length is not None)
+    return known if len(known) == len(lengths) else _parse_list(text, float, "millimetres, or of lengths such as 2um")
+
+
 def parse_integers(text: str) -> tuple[int, ...]:
     """Return the whole numbers of a comma-separated list."""
     return _parse_list(text, int, "whole numbers")
@@ -102,7 +116,10 @@ LabelsArgument = Annotated[
 SpacingOption = Annotated[
     Sequence[float] | None,
     image_option(
-        metavar="Z,Y,X", parser=parse_numbers, help="Voxel size in millimetres.", show_default="from the image"
+        metavar="Z,Y,X",
+        parser=parse_spacing,
+        help="Voxel size in millimetres, or with units such as 2um,650nm,650nm.",
+        show_default="from the image",
     ),
 ]
 WindowOption = Annotated[

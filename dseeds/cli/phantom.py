@@ -14,7 +14,7 @@ from dseeds.cli.options import (
     image_option,
     output_option,
     parse_integers,
-    parse_numbers,
+    parse_spacing,
     work_option,
 )
 from dseeds.cli.output import QuietOption, show_progress
@@ -33,7 +33,7 @@ def phantom_command(
     ],
     spacing: Annotated[
         Sequence[float] | None,
-        image_option(metavar="Z,Y,X", parser=parse_numbers, help="Voxel size in millimetres.", show_default="1,1,1"),
+        image_option(metavar="Z,Y,X", parser=parse_spacing, help="Voxel size in millimetres.", show_default="1,1,1"),
     ] = None,
     dtype: Annotated[
         str,

@@ -23,7 +23,12 @@ def print_description(description: Mapping[str, Any]) -> None:
     """Print a mapping such as the result of `dseeds.convert.describe.describe`, one row per item."""
     table = Table.grid(padding=(0, 2))
     for key, value in description.items():
-        table.add_row(Text(HEADINGS.get(key, key), style="bold"), Text(_format_value(key, value), overflow="fold"))
+        try:
+            text = _format_value(key, value)
+        except (AttributeError, TypeError, ValueError):
+            # Another program may have put anything in the place of what this one noted.
+            text = str(value)
+        table.add_row(Text(HEADINGS.get(key, key), style="bold"), Text(text, overflow="fold"))
     Console().print(table)
 
 

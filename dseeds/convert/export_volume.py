@@ -18,7 +18,7 @@ from dseeds.core.formatting import format_shape
 from dseeds.core.geometry import check_spacing
 from dseeds.core.progress import Progress
 from dseeds.io import Image, Spacing, ZarrSource
-from dseeds.io.affine import has_shear, with_spacing
+from dseeds.io.affine import has_shear, translation, with_spacing
 from dseeds.io.formats.file_writer import Content, check_file_target, partial_file, remove_partial
 from dseeds.io.formats.hdf5 import is_our_hdf5, split_dataset, write_hdf5
 from dseeds.io.formats.nifti import is_written_by_us, write_nifti_content
@@ -213,8 +213,15 @@ def export_volume(
 
 def _unwritable(content: Content, kind: str) -> list[str]:
     """Return notes on what a format cannot hold of the position in space."""
-    has_qform = content.forms is not None and content.forms.qform is not None
-    if kind == "nifti" and content.affine is not None and has_shear(content.affine) and not has_qform:
+    has_qform = content.forms is not None and content.forms.qform_code > 0
+    if content.affine is None or kind in ("nrrd", "metaimage") or (kind == "nifti" and has_qform):
+        return []
+    if kind != "nifti" and translation(content.affine) == (0, 0, 0):
+        return []
+    if kind != "nifti":
+        held = "neither the size of a voxel nor" if kind == "numpy" else "the size of a voxel, but not"
+        return [f"{kind} holds {held} the position in space, which is lost: NIfTI, NRRD and MetaImage keep it"]
+    if has_shear(content.affine):
         return ["the axes are not at right angles (a shear), which only the sform holds: there is no qform (code 0)"]
     return []
 

@@ -7,12 +7,14 @@ axes, so OME-Zarr images of this program keep their affine in an attribute of th
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dseeds.core.formatting import format_spacing
 from dseeds.io.ome_metadata import Frame
 from dseeds.io.source import NiftiForms, Shape, Spacing
 
@@ -21,6 +23,8 @@ _AFFINE = "affine"
 _FORMS = "nifti"
 # How far a corner may be from that of another affine to be in the same place, in voxels.
 _SAME_CORNER = 0.1
+# How far the sizes of voxels may differ, as a fraction.
+_SAME_SIZE = 1e-3
 # How far two sizes of the same voxels may differ, as a fraction.
 _TOLERANCE = 1e-3
 # The cosine of the angle between axes at right angles, with the rounding of float32.
@@ -103,9 +107,14 @@ def _read_matrix(attribute: Mapping[str, Any], name: str) -> np.ndarray | None:
 
 
 def describe_forms(affine: np.ndarray | None, forms: NiftiForms | None, shape: Shape) -> tuple[str, ...]:
-    """Return a note if a volume of a shape (z, y, x) lies elsewhere by the qform than by the affine; else nothing."""
+    """Return a note if a volume of a shape (z, y, x) lies elsewhere by the qform than by the affine; else nothing.
+
+    A qform of code 0 has only sizes of voxels to compare.
+    """
     if affine is None or forms is None or forms.qform is None:
         return ()
+    if forms.qform_code == 0:
+        return describe_sizes(voxel_sizes(forms.qform), affine, "pixdim, ")
     corners = np.array(list(itertools.product(*((0, n - 1) for n in shape[::-1]), [1]))).T
     distance = float(np.abs((np.linalg.solve(affine, forms.qform) - np.eye(4)) @ corners).max())
     if distance <= _SAME_CORNER:
@@ -114,6 +123,23 @@ def describe_forms(affine: np.ndarray | None, forms: NiftiForms | None, shape: S
         f"its qform and sform differ (a corner is {distance:.3g} voxels away): the sform is taken, as by nibabel; "
         f"programs that are based on ITK may take the other",
     )
+
+
+def describe_sizes(spacing: Spacing, affine: np.ndarray, field: str = "") -> tuple[str, ...]:
+    """Return a note if voxels of sizes along z, y, x, which a header has in a `field`, contradict an affine."""
+    if has_sizes(affine, spacing):
+        return ()
+    return (
+        f"its voxel sizes ({field}{format_spacing(spacing)} along z, y, x) contradict its affine "
+        f"({format_spacing(voxel_sizes(affine))}): the affine is taken",
+    )
+
+
+def has_sizes(affine: np.ndarray, spacing: Spacing) -> bool:
+    """Return whether voxels of an affine have sizes along z, y, x; sheared slices may be measured at right angles."""
+    if np.allclose(spacing, voxel_sizes(affine), rtol=_SAME_SIZE, atol=0):
+        return True
+    return has_shear(affine) and math.isclose(math.prod(spacing), abs(np.linalg.det(affine)), rel_tol=_SAME_SIZE)
 
 
 def translation(affine: np.ndarray | None) -> Spacing | None:

@@ -75,10 +75,17 @@ class SystemTransformations:
         systems = {str(system["name"]): system["axes"] for system in image["coordinateSystems"]}
         steps = list(dataset.get("coordinateTransformations", ()))
         further = list(image.get("coordinateTransformations", ()))
-        if len(steps) != 1 or len(further) > 1:
+        if not steps:
+            raise NoAffine(f"{where} does not say where an array lies: correct its OME metadata")
+        if len(steps) > 1 or len(further) > 1:
             raise NoAffine(
                 f"{where} places an array in {max(len(steps), len(further))} coordinate systems: one is read, so leave "
                 f"the others out of its OME metadata"
+            )
+        if any(_system_name(step.get("input")) != _system_name(steps[0]["output"]) for step in further):
+            raise NoAffine(
+                f"{where} has a transformation that does not follow that of its arrays: correct its OME metadata, or "
+                f"leave the transformation out"
             )
         steps += further
         axes = systems[_system_name(steps[-1]["output"])]
@@ -115,8 +122,9 @@ class SystemTransformations:
         return tuple(known) if len({axis for axis, _ in known}) == 3 else None
 
 
-def _system_name(output: Any) -> str:
-    return str(output["name"] if isinstance(output, Mapping) else output)
+def _system_name(place: Any) -> str:
+    """Return the name of a coordinate system, which drafts of version 0.6 write as a text."""
+    return str(place["name"] if isinstance(place, Mapping) else place)
 
 
 def _matrix(step: Mapping[str, Any], count: int, where: str) -> np.ndarray:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,7 +35,22 @@ if TYPE_CHECKING:
 else:
     zarr = LazyModule("zarr")
 
+# How deep, and in how many folders, an image is looked for.
+_DEPTH, _MOST_FOLDERS = 3, 1000
+
 _Opener: TypeAlias = Callable[[Path, SourceQuery], Source | tuple[Source, ...]]
+
+
+def _refuse_folder(path: Path, query: SourceQuery) -> Source:
+    """Raise a ValueError that names a folder inside that is an image, or else says what a folder has to hold."""
+    with suppress(OSError):
+        for depth in range(1, _DEPTH + 1):
+            folders = islice((entry for entry in path.glob("*/" * depth) if entry.is_dir()), _MOST_FOLDERS)
+            for folder in sorted(folders):
+                if any(is_format(folder) for is_format in (is_zarr_image, is_dicom, is_tiff)):
+                    raise ValueError(f"{path} is no image itself, but holds {folder.relative_to(path)}: pass {folder}")
+    return open_zarr(path, query)
+
 
 # The formats of files and folders: how to recognise one, and how to open it. The first that fits is taken.
 _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], _Opener], ...] = (
@@ -45,8 +62,7 @@ _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], _Opener], ...] = (
     (is_dicom, open_dicom),
     (is_tiff, open_tiff),
     (is_unreadable, refuse_unreadable),
-    # Explains what a folder has to hold.
-    (Path.is_dir, open_zarr),
+    (Path.is_dir, _refuse_folder),
     # NIfTI, and everything else that nibabel reads.
     (Path.exists, open_nifti_file),
 )

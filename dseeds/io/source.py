@@ -117,7 +117,8 @@ class NiftiForms:
     qform_code, sform_code : int
         The spaces that qform and sform lead to, as NIfTI numbers them; 0 for one that is missing.
     qform : ndarray or None
-        The affine of the qform, from voxels (x, y, z) to millimetres, (4, 4); None if the header has none.
+        The affine of the qform, from voxels (x, y, z) to millimetres, (4, 4); None if the header has none. With code 0
+        it is there where the sizes of voxels (``pixdim``), a part of it, contradict the affine.
     """
 
     qform_code: int

@@ -17,7 +17,7 @@ def test_volumes_to_choose_from(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((6, 5, 4, 3), "i2"), np.diag([0.5, 0.5, 2, 1])), tmp_path / "a.nii.gz")
     description = describe(tmp_path / "a.nii.gz")
     assert (description["shape"], description["spacing"]) == ([4, 5, 6], [2, 0.5, 0.5])
-    assert description["further_axes"] == {"axis 3": 3}
+    assert description["further_axes"] == {"t": 3}
     assert description["options"].startswith("pass volume= (--volume on the command line), 0 to 2, to say which, or")
     assert "further_axes" not in describe(tmp_path / "a.nii.gz", volume=1)
 

@@ -85,6 +85,21 @@ def test_labels_lie_on_their_image(tmp_path, source, target):
         assert_same_place(labels, path)
 
 
+def test_sizes_that_contradict_the_affine_survive_zarr(tmp_path):
+    """ITK takes them (pixdim), and nibabel the affine: image and labels are in the same place for both."""
+    path = write_image(tmp_path / "a.nii", 3, 0, 1)
+    raw = bytearray(path.read_bytes())
+    raw[80:92] = np.array([1, 2, 3], "<f4").tobytes()
+    path.write_bytes(raw)
+    dseeds.import_volume(path, tmp_path / "a.zarr")
+    report = dseeds.segment(tmp_path / "a.zarr", tmp_path / "labels.zarr", step=3)
+    exported = dseeds.export_volume(tmp_path / "labels.zarr", tmp_path / "b.nii")
+    assert_same_place(tmp_path / "b.nii", path)
+    assert nibabel.load(tmp_path / "b.nii").header.get_zooms() == (1, 2, 3)
+    assert exported.notes == report.notes == open_source(path).notes
+    assert "(pixdim, 3 x 2 x 1 mm along z, y, x) contradict its affine" in report.notes[0]
+
+
 def test_a_given_spacing_counts_for_both_forms(tmp_path):
     path = write_image(tmp_path / "a.nii", 3, 1, 2)
     dseeds.import_volume(path, tmp_path / "a.zarr", spacing=(3.0, 2.0, 1.0))

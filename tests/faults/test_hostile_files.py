@@ -12,6 +12,7 @@ import zarr
 from nibabel.nifti1 import Nifti1Header
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
+from dseeds import cli
 from dseeds.convert.describe import describe
 from dseeds.io import open_source
 from tests.support import dicom_files
@@ -223,11 +224,16 @@ def test_links_are_followed(tmp_path):
     assert open_source(tmp_path / "a.zarr", volume=1).shape == (6, 7, 8)
 
 
-@pytest.mark.parametrize("noted", [{"phantom": [1]}, {"phantom": None}, {"parameters": 3}, {"parameters": None}, {}])
-def test_changed_attributes(tmp_path, noted):
+def test_changed_attributes(tmp_path, capsys):
     sound_image(tmp_path / "a.zarr", 3)
-    zarr.open_group(tmp_path / "a.zarr").attrs["dseeds"] = noted
-    assert describe(tmp_path / "a.zarr", volume=0)["shape"] == [6, 7, 8]
+    for noted in (
+        *({"phantom": [1]}, {"phantom": None}, {"parameters": 3}, {"parameters": None}, {}, {"source": [5]}),
+        {"parameters": {"windows": 3, "asked": {"spacing": "wide"}}},
+    ):
+        zarr.open_group(tmp_path / "a.zarr").attrs["dseeds"] = noted
+        assert describe(tmp_path / "a.zarr", volume=0)["shape"] == [6, 7, 8]
+        assert cli.main(["info", str(tmp_path / "a.zarr"), "--volume", "0"]) == 0
+        assert "6 x 7 x 8" in capsys.readouterr().out
 
 
 def test_the_checksum_of_mgz_counts_too(tmp_path):

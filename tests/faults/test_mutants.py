@@ -10,7 +10,6 @@ import zarr
 
 from dseeds import cli
 from dseeds.io import open_source
-from tests.support.clusters import worker_processes
 from tests.support.dicom_mutants import by_pydicom, files_of, mutant_dicom, write_sound_dicom
 from tests.support.mutants import (
     BATCH,
@@ -120,12 +119,6 @@ def test_mutated_headers(tmp_path, headers, ending):
     assert 0.05 * HEADERS < opened < 0.95 * HEADERS
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with worker_processes(1) as cluster:
-        yield cluster
-
-
 def small(path):
     """Return whether a file is refused, or small enough to segment quickly."""
     try:
@@ -149,7 +142,7 @@ def assert_good_end(code, out, err, folder, before):
 
 @pytest.mark.filterwarnings("ignore:Extension size", "ignore::zarr.errors.ZarrUserWarning")
 @pytest.mark.parametrize("make", ["nifti", "zarr"])
-def test_mutants_on_the_command_line(tmp_path, capsys, cluster, sound, make):
+def test_mutants_on_the_command_line(tmp_path, capsys, sound, make):
     codes = []
     for number in range(SAMPLE):
         rng = np.random.default_rng([BATCHES, number])
@@ -161,8 +154,7 @@ def test_mutants_on_the_command_line(tmp_path, capsys, cluster, sound, make):
         if not small(path):
             continue
         target = folder / ("labels.nii.gz" if make == "nifti" and rng.random() < 0.5 else "labels.zarr")
-        options = ["--step", "4", "--volume", "0", "--quiet", "--scheduler", cluster.scheduler_address]
-        codes.append(cli.main(["segment", str(path), str(target), *options]))
+        codes.append(cli.main(["segment", str(path), str(target), "--step", "4", "--volume", "0", "--quiet"]))
         assert_good_end(codes[-1], *capsys.readouterr(), folder, before)
         assert target.exists() == (codes[-1] == 0)
     assert len(codes) >= SAMPLE * 3 // 4

@@ -92,7 +92,11 @@ def test_everything_that_takes_two_images_refuses_other_places(name):
         lambda: dseeds.evaluate(here, there),
         lambda: dseeds.evaluate(here, image=there),
         lambda: dseeds.features(here, there),
+        lambda: dseeds.textures(here, there),
+        lambda: dseeds.pool(here, there),
+        lambda: dseeds.vote(here, there),
         lambda: dseeds.preview(here, there),
+        lambda: dseeds.supervoxels(here, boundaries=there),
         lambda: open_mask(there, open_image(here)),
         lambda: open_image([here, there]),
     ):

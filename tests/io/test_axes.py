@@ -147,7 +147,7 @@ def test_damaged_names_of_any_length(tmp_path):
         open_source(path)
 
 
-def test_axistags_that_do_not_fit(tmp_path):
+def test_names_that_do_not_fit(tmp_path):
     for tags, message in (
         ("[", "has axistags that cannot be read"),
         ('{"axes": [{"key": "z"}]}', "names 1 axes in axistags for an array"),
@@ -156,6 +156,9 @@ def test_axistags_that_do_not_fit(tmp_path):
             file.create_dataset("a", data=np.zeros((3, 4, 5))).attrs["axistags"] = tags
         with pytest.raises(ValueError, match=message):
             open_source(tmp_path / "a.h5")
+    zarr.create_array(tmp_path / "a.zarr", data=np.zeros((3, 4, 5)), attributes={"_ARRAY_DIMENSIONS": ["y", "x"]})
+    with pytest.raises(ValueError, match="names 2 axes in _ARRAY_DIMENSIONS for an array of 3"):
+        open_source(tmp_path / "a.zarr")
 
 
 # NRRD: the slowest axis is the first of the array and the last of the header.
@@ -268,6 +271,33 @@ def test_more_voxels_than_the_header_says(tmp_path, encoding):
 # MINC, of nibabel's own tests
 
 
+def write_minc(path, axes, stored):
+    with h5py.File(path, "w") as file:
+        dimensions = file.create_group("minc-2.0/dimensions")
+        for name, size in zip(axes, stored.shape, strict=True):
+            dimension = dimensions.create_dataset(name, data=np.int32(0))
+            cosines = [float(name == f"{axis}space") for axis in "xyz"]
+            dimension.attrs.update({"length": size, "start": 0.0, "step": 1.5, "direction_cosines": cosines})
+        image = file.create_group("minc-2.0/image/0")
+        made = image.create_dataset("image", data=stored)
+        made.attrs.update({"dimorder": np.bytes_(",".join(axes)), "valid_range": [0.0, 65535.0]})
+        image["image-min"], image["image-max"] = 0.0, 65535.0
+    return path
+
+
+def test_vectors_of_minc_and_nifti(tmp_path):
+    stored = np.arange(2 * 4 * 5 * 6, dtype="u2").reshape(4, 5, 6, 2)
+    minc = write_minc(tmp_path / "a.mnc", ["zspace", "yspace", "xspace", "vector_dimension"], stored)
+    # As nibabel has it: not turned, with an affine that says which axis is which.
+    np.testing.assert_array_equal(nibabel.load(minc).affine @ (1, 0, 0, 0), (0, 0, 1.5, 0))
+    nibabel.save(nibabel.Nifti1Image(stored[:, :, :, None].astype("i2"), np.eye(4)), tmp_path / "a.nii")
+    for path in (minc, tmp_path / "a.nii"):
+        with pytest.raises(ValueError, match="holds 2 channels: pass channel_axis='c'"):
+            open_image(path)
+        np.testing.assert_array_equal(np.stack(open_image(path, channel_axis="c").read(WHOLE)), stored.T)
+        np.testing.assert_array_equal(open_source(path, volume=1).read(WHOLE), stored.T[1])
+
+
 @pytest.mark.parametrize("name", ["tiny.mnc", "small.mnc", "minc1_4d.mnc", "minc2_4d.mnc"])
 def test_volumes_of_minc(name):
     path = f"{nibabel.__path__[0]}/tests/data/{name}"
@@ -297,7 +327,7 @@ def plane_files(folder, plane):
     zarr.create_array(folder / "a.zarr", data=plane)
     with h5py.File(folder / "a.h5", "w") as file:
         file["plane"] = plane
-    return ["a.tif", "a.nii.gz", "a.nrrd", "a.mha", "a.npy", "a.zarr", "a.h5:/plane"]
+    return ["a.tif", "a.nii.gz", "a.nrrd", "a.mha", "a.npy", "a.zarr", "a.h5", "a.h5:/plane"]
 
 
 def test_two_axes_are_one_plane(tmp_path):

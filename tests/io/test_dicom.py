@@ -261,6 +261,10 @@ def test_a_folder_without_dicom(tmp_path):
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(ValueError, match="folder without Zarr metadata"):
         open_source(tmp_path)
+    (tmp_path / "study").mkdir()
+    folder = write_series(tmp_path / "study" / "series", planes())
+    with pytest.raises(ValueError, match=f"is no image itself, but holds study/series: pass {folder}"):
+        open_source(tmp_path)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

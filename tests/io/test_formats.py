@@ -307,6 +307,26 @@ def test_a_missing_number_among_planes(tmp_path):
     refused(tmp_path, r"lacks a plane between scan1_z008\.tif and scan1_z014\.tif, for the other numbers are 2 apart")
 
 
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (["z0_c0.tif", "z0_c1.tif", "z1_c0.tif", "z1_c1.tif"], "z0_c1.tif and z1_c0.tif"),
+        (["ct_1.tif", "ct_2.tif", "mr_1.tif"], "ct_2.tif and mr_1.tif"),
+        (["s1.tif", "s2.tif", "mask.tif"], "mask.tif and s1.tif"),
+        (["s1.tif", "s1.tiff", "s2.tif"], "s1.tif and s1.tiff"),
+        (["a.tif", "b.tif"], None),
+        (["20200101_s1.tif", "20200101_s2.tif", "20200102_s4.tif"], None),
+    ],
+)
+def test_numbers_that_do_not_order_planes(tmp_path, names, pair):
+    for n, name in enumerate(names):
+        tifffile.imwrite(tmp_path / name, np.full((6, 7), n, "u1"))
+    if pair is None:
+        np.testing.assert_array_equal(open_source(tmp_path).read(np.s_[:, 0:1, 0:1]).ravel(), range(len(names)))
+    else:
+        refused(tmp_path, f"holds {pair}, whose numbers do not say which plane is next")
+
+
 def test_several_images_in_a_tiff(tmp_path):
     one, other = numbers((5, 16, 16), "u1"), numbers((7, 20, 22), "u2", 1)
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
@@ -452,8 +472,8 @@ def test_datasets_of_hdf5_are_listed(tmp_path):
     refused(f"{tmp_path}/a.h5:b", r"has no dataset 'b'")
     assert open_source(f"{tmp_path}/a.h5:one").read(np.s_[:, :, :]).max() == 0
     with h5py.File(tmp_path / "b.h5", "w") as file:
-        file["table"] = np.zeros((4, 5))
-    refused(tmp_path / "b.h5", "holds no dataset of numbers with three axes")
+        file["list"], file["words"] = np.zeros(4), np.array([[b"a", b"b"]])
+    refused(tmp_path / "b.h5", "holds no dataset of numbers with two axes")
     with pytest.raises(FileNotFoundError, match=r"c\.h5 does not exist"):
         open_source(f"{tmp_path}/c.h5:one")
 

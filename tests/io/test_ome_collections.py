@@ -153,7 +153,9 @@ def test_a_translation_is_exported(tmp_path, units, factor):
 # Version 0.6
 
 
-def in_systems(path, steps, *, unit="millimeter", further=(), orientations=(None,) * 3, names="zyx"):
+def in_systems(
+    path, steps, *, unit="millimeter", further=(), orientations=(None,) * 3, names="zyx", start="physical", named=str
+):
     axes = [
         {
             "name": name,
@@ -164,8 +166,8 @@ def in_systems(path, steps, *, unit="millimeter", further=(), orientations=(None
         for name, o in zip(names, orientations, strict=True)
     ]
     systems = [{"name": name, "axes": axes} for name in ("physical", "world")]
-    steps = [{**step, "input": "0", "output": "physical"} for step in steps]
-    further = [{**step, "input": "physical", "output": "world"} for step in further]
+    steps = [{**step, "input": "0", "output": named("physical")} for step in steps]
+    further = [{**step, "input": named(start), "output": named("world")} for step in further]
     attributes = {
         "version": "0.6",
         "multiscales": [
@@ -192,8 +194,10 @@ def test_scales_and_translations_of_version_06(tmp_path):
     assert (source.spacing, source.affine) == ((0.004, 0.003, 0.002), None)
     source = open_source(in_systems(tmp_path / "a.zarr", [{"type": "sequence", "transformations": [SCALE, SHIFT]}]))
     assert (source.spacing, source.frame.translation) == ((4, 3, 2), (30, 20, 10))
-    source = open_source(in_systems(tmp_path / "a.zarr", [SCALE], further=[SHIFT]))
-    assert (source.spacing, source.frame.translation) == ((4, 3, 2), (30, 20, 10))
+    # Drafts name coordinate systems by texts, the version itself by objects.
+    for named in (str, lambda name: {"name": name}):
+        source = open_source(in_systems(tmp_path / "a.zarr", [SCALE], further=[SHIFT], named=named))
+        assert (source.spacing, source.frame.translation) == ((4, 3, 2), (30, 20, 10))
 
 
 @pytest.mark.parametrize("how", ["rotation", "affine", "further"])
@@ -237,3 +241,7 @@ def test_damaged_coordinate_systems(tmp_path):
             open_source(in_systems(tmp_path / "a.zarr", [step]))
     with pytest.raises(ValueError, match="places an array in 2 coordinate systems"):
         open_source(in_systems(tmp_path / "a.zarr", [SCALE, SCALE]))
+    with pytest.raises(ValueError, match="does not say where an array lies"):
+        open_source(in_systems(tmp_path / "a.zarr", []))
+    with pytest.raises(ValueError, match="has a transformation that does not follow that of its arrays"):
+        open_source(in_systems(tmp_path / "a.zarr", [SCALE], further=[SHIFT], start="world"))

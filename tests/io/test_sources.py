@@ -80,7 +80,7 @@ RECORDS = np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
         (as_nifti, volume((2, 3, 4, 5)), "holds 2 volumes: pass volume= .*--volume.*0 to 1"),
         (as_numpy, volume((2, 2, 3, 4, 5)), r"more than one way \(2 along axis 0 and 2 along axis 1\)"),
         (as_zarr, volume((2, 2, 3, 4, 5)), "more than one way"),
-        (as_nifti, volume((3, 2, 3, 4, 5)), r"more than one way \(2 along axis 3 and 3 along axis 4\)"),
+        (as_nifti, volume((3, 2, 3, 4, 5)), r"more than one way \(2 along t and 3 along c\)"),
     ],
 )
 def test_refused(tmp_path, make, data, message):

@@ -21,7 +21,7 @@ from zarr.errors import ZarrUserWarning
 from dseeds.convert.describe import describe
 from dseeds.io import open_source
 
-BATCHES, BATCH = 20, 100
+BATCHES, BATCH = 10, 100  # a thousand of each format
 PATIENCE = 60  # seconds for what takes milliseconds
 ROOM = 3 << 30  # bytes of address space for a batch: nibabel reserves up to 2 GiB, which it does not fill
 GROWTH = 256 << 20  # bytes of memory

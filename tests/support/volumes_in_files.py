@@ -1,8 +1,11 @@
 """Volumes of numbers in files, for imports and exports."""
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import tifffile
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -37,6 +40,37 @@ def nifti(path, data, affine, *, labels=False):
         image.header.set_intent("label")
     nibabel.save(image, path)
     return path
+
+
+def read_by_library(path):
+    """Return the voxels (z, y, x) or (c, z, y, x) and the spacing of a file, as the format's own library reads them."""
+    name = path.name
+    if ".nii" in name:
+        image = nibabel.load(path)
+        return np.asarray(image.dataobj).T, image.header.get_zooms()[::-1]
+    if ".tif" in name:
+        with tifffile.TiffFile(path) as tiff:
+            voxels, axes = tiff.asarray(), tiff.series[0].axes
+            voxels = voxels.reshape([1] * (3 - voxels.ndim) + list(voxels.shape))
+            if tiff.is_ome:
+                pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+                assert {pixels[f"PhysicalSize{axis}Unit"] for axis in "XYZ"} == {"mm"}
+                return voxels, [pixels[f"PhysicalSize{axis}"] for axis in "ZYX"]
+            assert tiff.imagej_metadata["unit"] == "mm"
+            sizes = [tiff.pages[0].tags[f"{axis}Resolution"].value for axis in "YX"]
+            plane = [below / above for above, below in sizes]
+            return (np.moveaxis(voxels, axes.index("C"), 0) if "C" in axes else voxels), [
+                tiff.imagej_metadata["spacing"],
+                *plane,
+            ]
+    if ".h5" in name or ".hdf5" in name:
+        with h5py.File(path) as file:
+            return file["volume"][:], [size / 1000 for size in file["volume"].attrs["element_size_um"]]
+    if ".npy" in name:
+        return np.load(path), None
+    image = sitk.ReadImage(path)
+    voxels = sitk.GetArrayFromImage(image)
+    return np.moveaxis(voxels, -1, 0) if voxels.ndim > 3 else voxels, image.GetSpacing()[::-1]
 
 
 def real(*parts):

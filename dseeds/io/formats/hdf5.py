@@ -144,13 +144,22 @@ def open_hdf5(path: Path, query: SourceQuery) -> FileSource:
 
 
 def is_our_hdf5(path: Path) -> bool:
-    """Return whether this program wrote a file of HDF5, and no dataset has been added since."""
+    """Return whether this program wrote a file of HDF5, and no dataset has been added since.
+
+    Raises a FileExistsError for one that an older version may have written, whose mark cannot be read safely.
+    """
     h5py = _h5py()
     with describe_damage(str(path)), h5py.File(path, "r") as file:
         datasets = [node for _, node in _list_nodes(file) if isinstance(node, h5py.Dataset)]
+        if len(datasets) != 1 or _SOFTWARE not in file.attrs:
+            return False
         # Read only in the length that this program writes, as in `_read_spacing`.
-        is_text = _SOFTWARE in file.attrs and file.attrs.get_id(_SOFTWARE).dtype.kind == "S"
-        return len(datasets) == 1 and is_text and bytes(file.attrs[_SOFTWARE]) == OURS.encode()
+        if file.attrs.get_id(_SOFTWARE).dtype.kind == "S":
+            return bytes(file.attrs[_SOFTWARE]) == OURS.encode()
+    raise FileExistsError(
+        f"{path} exists, and may be of an older version of dseeds or of another program, so it is not overwritten: "
+        f"remove it, or name another target."
+    )
 
 
 def write_hdf5(path: Path, slabs: NumberedSlabs, content: Content, dataset: str = "") -> None:
@@ -186,18 +195,19 @@ def _list_nodes(file: Any) -> list[tuple[str, Any]]:
 
 
 def _list_volumes(file: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the datasets that may be volumes, by their paths."""
+    """Return the shapes of the datasets that may be volumes, by their paths; those of planes if there are no others."""
     # Groups have no shape, and a dataset without values has None.
-    return {
+    shapes = {
         name: node.shape
         for name, node in _list_nodes(file)
-        if len(getattr(node, "shape", None) or ()) >= 3 and node.dtype.kind in "iufb"
+        if len(getattr(node, "shape", None) or ()) >= 2 and node.dtype.kind in "iufb"
     }
+    return {name: shape for name, shape in shapes.items() if len(shape) > 2} or shapes
 
 
 def _only(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
     if not shapes:
-        raise ValueError(f"{path} holds no dataset of numbers with three axes or more: supervoxels need z, y and x")
+        raise ValueError(f"{path} holds no dataset of numbers with two axes or more: supervoxels need y and x")
     first, *more = shapes
     if more:
         raise ValueError(f"{path} holds {_listed(shapes)}; pass {path}:{first} for the first of them, and so on")

@@ -25,8 +25,8 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialHeader, SpatialImage
 from typing_extensions import override
 
-from dseeds.core.formatting import format_spacing
-from dseeds.io.affine import describe_forms, has_shear, is_affine, voxel_sizes
+from dseeds.io.affine import describe_forms, describe_sizes, has_shear, has_sizes, is_affine, voxel_sizes
+from dseeds.io.axes import axis_meaning
 from dseeds.io.formats.file_writer import (
     OURS,
     Content,
@@ -75,8 +75,6 @@ _LABEL_INTENT = 1002
 _COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
 # What nibabel reads that is not a volume.
 _OTHER_IMAGES = {"GiftiImage": "a surface (GIFTI)", "Cifti2Image": "a matrix (CIFTI)"}
-# How far voxel sizes may differ between two statements of a header, as a fraction.
-_SAME_SIZE = 1e-3
 # NIfTI-1 keeps lengths in 16 bits.
 _LONGEST_NIFTI1 = 32767
 
@@ -179,7 +177,7 @@ def _open(image: SpatialImage, header: SpatialHeader, query: SourceQuery) -> tup
     if colours and query.channel_axis is not None:
         raise ValueError(f"{where} has {len(colours)} channels in every voxel: leave out channel_axis (--channel-axis)")
     xyz = (*shape[:3], 1)[:3]
-    extra = _select_extra((*xyz, *shape[3:]), query, where)
+    extra = _select_extra((*xyz, *shape[3:]), _name_extra(header, voxels, order), query, where)
     # A senseless header is no reason to warn: no voxel depends on it.
     with np.errstate(all="ignore"):
         spacing, affine, forms, notes = _read_space(image, header)
@@ -196,18 +194,38 @@ def _open(image: SpatialImage, header: SpatialHeader, query: SourceQuery) -> tup
 
 def _spatial_first(voxels: Any) -> list[int]:
     """Return the axes of an image with those of space first: MINC names them, and has time before and vectors after."""
-    names = getattr(getattr(voxels, "minc_file", None), "_dim_names", None)
+    names = _minc_names(voxels)
     axes = range(len(voxels.shape))
     if names is None:
         return list(axes)
     return sorted(axes, key=lambda axis: (not names[axis].endswith("space"), axis))
 
 
-def _select_extra(shape: Sequence[int], query: SourceQuery, where: str) -> tuple[int | slice, ...]:
-    """Select along the axes from the fourth on: one position, or all along the axis of channels."""
-    # Users number the axes of (..., z, y, x), NIfTI's are (x, y, z, ...).
-    reversed_axis = resolve_channel_axis(shape[::-1], query.channel_axis, where)
-    channels = None if reversed_axis is None else len(shape) - 1 - reversed_axis
+def _minc_names(voxels: Any) -> Sequence[str] | None:
+    """Return the names of the axes of an image of MINC; None for any other."""
+    return getattr(getattr(voxels, "minc_file", None), "_dim_names", None)
+
+
+def _name_extra(header: SpatialHeader, voxels: Any, order: Sequence[int]) -> list[str]:
+    """Name the axes from the fourth on: MINC has names, NIfTI's fourth is time, and its fifth a voxel's values."""
+    names = _minc_names(voxels)
+    if names is not None:
+        return [axis_meaning(names[axis]) or names[axis] for axis in order[3:]]
+    known = {3: "t", 4: "c"} if isinstance(header, nibabel.Nifti1Header) else {}
+    return [known.get(n, f"axis {n}") for n in range(3, len(order))]
+
+
+def _select_extra(
+    shape: Sequence[int], names: Sequence[str], query: SourceQuery, where: str
+) -> tuple[int | slice, ...]:
+    """Select along the axes from the fourth on: one position, or all along the axis of channels, by number or name."""
+    channels: int | None
+    if isinstance(query.channel_axis, str) and query.channel_axis in names:
+        channels = 3 + names.index(query.channel_axis)
+    else:
+        # Users number the axes of (..., z, y, x), NIfTI's are (x, y, z, ...).
+        reversed_axis = resolve_channel_axis(shape[::-1], query.channel_axis, where)
+        channels = None if reversed_axis is None else len(shape) - 1 - reversed_axis
     if channels is not None and channels < 3:
         raise ValueError(
             f"{where} has shape {tuple(shape[::-1])}, the last three of which are z, y and x: "
@@ -216,7 +234,8 @@ def _select_extra(shape: Sequence[int], query: SourceQuery, where: str) -> tuple
     if channels is not None:
         require_channels(shape[channels], where, query.most_channels)
     others = [axis for axis in range(3, len(shape)) if axis != channels]
-    positions = dict(zip(others, choose_volume({f"axis {n}": shape[n] for n in others}, query, where), strict=True))
+    sizes = {names[axis - 3]: shape[axis] for axis in others}
+    positions = dict(zip(others, choose_volume(sizes, query, where), strict=True))
     return tuple(positions.get(axis, slice(None)) for axis in range(3, len(shape)))
 
 
@@ -547,36 +566,30 @@ def _read_space(
     if affine is None:
         return spacing, None, None, ()
     x, y, z = (*image.shape[:3], 1)[:3]
-    forms = _read_forms(header)
+    forms = _read_forms(header, affine)
     notes = describe_forms(affine, forms, (z, y, x))
-    if spacing is None or _agree(spacing, affine):
+    if spacing is None or has_sizes(affine, spacing):
         return spacing, affine, forms, notes
-    sizes = voxel_sizes(affine)
-    field = "pixdim, " if isinstance(header, AnalyzeHeader) else ""
     # The sizes are a part of the qform.
-    notes = notes or (
-        f"its voxel sizes ({field}{format_spacing(spacing)} along z, y, x) contradict its affine "
-        f"({format_spacing(sizes)}): the affine is taken",
-    )
-    return convert_to_mm(sizes, [1.0] * 3), affine, forms, notes
+    notes = notes or describe_sizes(spacing, affine, "pixdim, " if isinstance(header, AnalyzeHeader) else "")
+    return convert_to_mm(voxel_sizes(affine), [1.0] * 3), affine, forms, notes
 
 
-def _read_forms(header: SpatialHeader) -> NiftiForms | None:
-    """Return the codes of a header, and its qform in millimetres if there is one that makes sense."""
+def _read_forms(header: SpatialHeader, affine: np.ndarray) -> NiftiForms | None:
+    """Return the codes of a header, and its qform in millimetres if there is one that makes sense.
+
+    One of code 0 counts only where its sizes of voxels contradict the affine: some programs take these all the same.
+    """
     if not isinstance(header, nibabel.Nifti1Header):
         return None
     qform = None
     # A damaged header can raise anything, and the sform counts.
     with suppress(Exception), np.errstate(all="ignore"):
-        qform = _to_mm(header.get_qform(coded=True)[0], _per_mm(header))
-    return NiftiForms(0 if qform is None else int(header["qform_code"]), int(header["sform_code"]), qform)
-
-
-def _agree(spacing: Spacing, affine: np.ndarray) -> bool:
-    """Return whether voxels have the sizes of an affine; slices that are sheared may be measured at right angles."""
-    if np.allclose(spacing, voxel_sizes(affine), rtol=_SAME_SIZE, atol=0):
-        return True
-    return has_shear(affine) and math.isclose(math.prod(spacing), abs(np.linalg.det(affine)), rel_tol=_SAME_SIZE)
+        qform = _to_mm(header.get_qform(), _per_mm(header))
+    code = 0 if qform is None else int(header["qform_code"])
+    if qform is not None and code == 0 and has_sizes(affine, voxel_sizes(qform)):
+        qform = None
+    return NiftiForms(code, int(header["sform_code"]), qform)
 
 
 def _read_spacing(header: SpatialHeader) -> Spacing | None:

@@ -253,6 +253,8 @@ def _describe_nrrd(path: Path, header: dict[str, str], end: int) -> tuple[_Store
         raise ValueError(
             f"{path} cannot be opened (it does not begin with NRRD): it is not an image, so export it again"
         )
+    if header.get("type", "").lower() == "block":
+        raise ValueError(f"{path} has voxels of type block, which are no numbers: export it again as numbers")
     with describe_damage(str(path)):
         dtype = _NRRD_TYPES[header["type"].lower()]
         if run and dtype.itemsize > 1 and header["endian"].lower() not in ("little", "big"):

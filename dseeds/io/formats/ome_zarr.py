@@ -377,7 +377,7 @@ def open_zarr_node(node: zarr.Array | zarr.Group, query: SourceQuery, chosen: st
     if query.level:
         raise ValueError(f"{where} is a Zarr array, which has no levels: leave out level= (--level)")
     _require_readable(node, node.shape, where, query, planes=True)
-    selection = select_axes(array_axes(node), node.shape, query, where)
+    selection = select_axes(array_axes(node, where), node.shape, query, where)
     return ZarrSource(node, selection.index, name, selection.channel_axis, selection.space)
 
 
@@ -395,14 +395,19 @@ def reopen_zarr(address: str, index: Sequence[int | str]) -> ZarrSource:
     return level.source(node, selection, _last_part(level.image.where), channel_axis)
 
 
-def array_axes(array: zarr.Array) -> list[str] | None:
+def array_axes(array: zarr.Array, where: str) -> list[str] | None:
     """Return the names of a plain array's axes, as Zarr v3 has them or xarray adds them in v2; None without any."""
     names = getattr(array.metadata, "dimension_names", None)
     attributes: Any = array.metadata.attributes
     if not names and isinstance(attributes, Mapping):
         names = attributes.get("_ARRAY_DIMENSIONS")
-    if not isinstance(names, list | tuple) or len(names) != array.ndim:
+    if not isinstance(names, list | tuple):
         return None
+    if len(names) != array.ndim:
+        raise ValueError(
+            f"{where} names {len(names)} axes in _ARRAY_DIMENSIONS for an array of {array.ndim}: correct or remove "
+            f"this attribute"
+        )
     return [name if isinstance(name, str) else "" for name in names]
 
 

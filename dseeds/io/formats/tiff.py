@@ -180,20 +180,32 @@ def _open_planes(path: Path, files: Sequence[Path], query: SourceQuery) -> FileS
 
 
 def _require_consecutive(path: Path, files: Sequence[Path]) -> None:
-    """Raise a ValueError if a number is missing among names that differ in one number only."""
-    keys = [_natural_key(file.name) for file in files]
-    first = keys[0]
-    if any(len(key) != len(first) for key in keys):
+    """Raise a ValueError unless the numbers in names order the planes, and none is missing among equal steps.
+
+    Names without numbers are in the order of their letters.
+    """
+    numbers = [[int(part) for part in re.findall(r"\d+", file.name)] for file in files]
+    pairs = list(itertools.pairwise(range(len(files))))
+    unclear = next((pair for pair in pairs if len(numbers[pair[0]]) != len(numbers[pair[1]])), None)
+    columns = list(zip(*numbers, strict=True)) if unclear is None else []
+    # Other numbers, such as those of channels, would begin again.
+    rising = [column for column in columns if all(column[a] < column[b] for a, b in pairs)]
+    if columns and unclear is None:
+        unclear = next((pair for pair in pairs if any(column[pair[0]] > column[pair[1]] for column in columns)), None)
+        if not rising and unclear is None:
+            unclear = next(pair for pair in pairs if not any(column[pair[0]] < column[pair[1]] for column in columns))
+    if unclear is not None:
+        raise ValueError(
+            f"{path} holds {files[unclear[0]].name} and {files[unclear[1]].name}, whose numbers do not say which plane "
+            f"is next: pass a folder with the planes of one volume, numbered one after the other"
+        )
+    if len(rising) != 1 or any(len(set(column)) > 1 for column in columns if column not in rising):
         return
-    differing = [n for n in range(len(first)) if any(key[n] != first[n] for key in keys)]
-    if len(differing) != 1 or any(key[differing[0]][0] < 0 for key in keys):
-        return
-    numbers = [key[differing[0]][0] for key in keys]
-    steps = [b - a for a, b in itertools.pairwise(numbers)]
-    for n, step in enumerate(steps):
+    steps = [rising[0][b] - rising[0][a] for a, b in pairs]
+    for (before, after), step in zip(pairs, steps, strict=True):
         if step != min(steps):
             raise ValueError(
-                f"{path} lacks a plane between {files[n].name} and {files[n + 1].name}, for the other numbers are "
+                f"{path} lacks a plane between {files[before].name} and {files[after].name}, for the other numbers are "
                 f"{min(steps)} apart: add the missing planes, or number the files one after the other"
             )
 
