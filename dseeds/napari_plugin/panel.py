@@ -296,6 +296,9 @@ class SupervoxelPanel(Container):
         """Annotate the supervoxels under a click or a stroke of the left button."""
         if not self.annotate_box.value or self.session is None or self._is_busy or event.button != 1 or event.modifiers:
             return
+        if LABELS not in viewer.layers or viewer.dims.ndisplay != 2:
+            self.status_label.value = f"Show the layer {LABELS} in 2D to annotate: in 3D no voxel is certain."
+            return
         camera, path = self.viewer.scene.camera, [tuple(event.position)]
         can_pan, camera.mouse_pan = camera.mouse_pan, False
         try:
