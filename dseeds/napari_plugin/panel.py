@@ -112,6 +112,8 @@ class SupervoxelPanel(Container):
             self.status_label,
         ]
         self.status_label.native.setWordWrap(True)
+        # Room for three lines, so that nothing moves when they come and go.
+        self.status_label.min_height = 60
 
     def _connect_viewer(self) -> None:
         for box in (self.step_box, self.compactness_box, self.window_box, self.preview_box):
