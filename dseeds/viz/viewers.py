@@ -163,7 +163,7 @@ def has_napari() -> bool:
 def add_to_napari(viewer: Any, layers: Sequence[Layer]) -> None:
     """Add layers to a napari viewer or its model; voxels are read only when they are shown."""
     for layer in layers:
-        arrays = [_to_dask(level) for level in read_resolution_levels(layer.source)]
+        arrays = level_arrays(layer.source)
         # All layers share one grid, even if some have no spacing.
         options: dict[str, Any] = {"name": layer.name, "scale": layers[-1].source.spacing or (1.0, 1.0, 1.0)}
         data: Any = arrays if len(arrays) > 1 else arrays[0]
@@ -173,6 +173,11 @@ def add_to_napari(viewer: Any, layers: Sequence[Layer]) -> None:
             channels = {} if layer.source.channels is None else {"channel_axis": 0}
             limits = {} if layer.window is None or channels else {"contrast_limits": layer.window}
             viewer.add_image(data, multiscale=len(arrays) > 1, **options, **channels, **limits)
+
+
+def level_arrays(source: Source) -> list[Any]:
+    """Return the resolution levels of a volume as Dask arrays, the finest first; slices read only their own chunks."""
+    return [_to_dask(level) for level in read_resolution_levels(source)]
 
 
 def _to_dask(level: ResolutionLevel) -> Any:
