@@ -65,9 +65,6 @@ def _call_all_kernels() -> None:
     histograms = {"histogram": np.ones((2, 64), np.int64)}
     graph = dseeds.AdjacencyGraph(np.array([1, 2]), np.array([[0, 1]]), histograms, {})
     dseeds.agglomerate(graph).cut(n_segments=1)
-    # Enough supervoxels for two levels.
-    chain = np.stack([np.arange(299), np.arange(1, 300)], axis=1)
-    dseeds.propagate(dseeds.AdjacencyGraph(np.arange(1, 301), chain, {}, {}), {1: 1, 300: 2}, weight=None)
     for ids in (labels, labels.astype(np.int64) << 32):
         labels_of_runs(ids.reshape(-1))
         take_modes(ids.view(f"u{ids.itemsize}"), (2, 2, 2), np.empty((16, 16, 16), f"u{ids.itemsize}"))

@@ -7,10 +7,11 @@ supervoxel of this class first.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.checks import check_threads, is_whole_number
 from dseeds.core.optional import import_optional
-from dseeds.measure.kernels.multigrid import build_rows, reach_nodes, subtract_product
 from dseeds.measure.lookup import open_values
-from dseeds.measure.multigrid import LaplacianSolver, build_levels
 from dseeds.measure.region_graph import AdjacencyGraph, column_names, is_position, load_graph
 from dseeds.storage.parquet_dataset import EDGES
 from dseeds.storage.table_file import check_table_file, write_table_file
@@ -35,8 +34,16 @@ Floats = NDArray[np.float64]
 BETA = 1.0
 # What a weight is at least, as a share of what it would be without any difference.
 LEAST_SHARE = 1e-6
-# A walk is solved until no probability would change by more.
-TOLERANCE = 1e-8
+# A walk is solved until a multigrid cycle would change the probabilities by less, as the root mean square.
+TOLERANCE = 1e-9
+MOST_STEPS = 500
+# A graph of at most this many nodes is solved directly.
+COARSEST = 200
+# The share of its strongest contact that makes a contact strong, for interpolation between levels: of a million nodes,
+# a larger share takes twice as many steps.
+STRONG = 0.1
+# Nodes that may become known before the multigrid is built again.
+MOST_ADDED = 100
 # Probabilities that agree in units of this share are equal, so that rounding decides no class.
 UNIT = 2.0**-20
 # Hops between suggestions from which on they do not count as near.
@@ -167,8 +174,9 @@ class Propagated:
             raise ValueError(f"count must be a whole number of at least 1, got {count!r}.")
         own, (one, other) = np.where(self.annotated, 0, self.uncertainty), self.graph.pairs.T
         around = np.bincount(one, own[other], len(own)) + np.bincount(other, own[one], len(own))
-        help_, distances = own * (own + around), np.full(len(own), FAR)
-        begins, neighbours, _ = build_rows(self.graph.pairs, len(own))
+        help_, distances = own * (own + around), np.full(len(own), float(FAR))
+        paths = import_optional("scipy.sparse.csgraph", "A suggestion", "scipy")
+        contacts = self.graph.to_scipy(None)
         suggestions: list[int] = []
         while len(suggestions) < count:
             share = np.where(distances < FAR, 1 - np.exp2(1.0 - distances), 1)
@@ -176,7 +184,8 @@ class Propagated:
             if not len(own) or help_[best] * share[best] <= 0:
                 break
             suggestions.append(best)
-            _shorten_distances(begins, neighbours, best, distances)
+            hops = paths.dijkstra(contacts, indices=best, unweighted=True, limit=FAR - 1)
+            distances = np.minimum(distances, hops)
             # A distance of 0 has a share of -1.
             help_[best] = 0
         return self.labels[suggestions]
@@ -185,7 +194,8 @@ class Propagated:
 class RandomWalker:
     """The random walker on a graph of supervoxels, which answers again and again while annotations are added.
 
-    The graph's coarser levels are prepared once, and each call of `propagate` starts from the answer before.
+    Each call of `propagate` starts from the answer before. The multigrid that speeds it up is kept while annotations
+    are only added.
 
     Parameters
     ----------
@@ -215,10 +225,13 @@ class RandomWalker:
     ) -> None:
         share = _check_beta(beta)
         self.threads = check_threads(threads)
+        # Found missing before the graph is read.
+        for module in ("scipy.sparse", "pyamg"):
+            import_optional(module, "The random walker", "dseeds[random-walker]")
         self.graph, names = _open_contacts(features, columns, weight)
-        self._begins, self._neighbours, edges = build_rows(self.graph.pairs, len(self.graph.labels))
-        self._weights = contact_weights(self.graph, names, weight, share)[edges]
-        self._levels = build_levels(self._begins, self._neighbours, self._weights)
+        weights = contact_weights(self.graph, names, weight, share)
+        self._laplacian, self._parts = _build_laplacian(replace(self.graph, edges={"weight": weights}))
+        self._hierarchy: _Hierarchy | None = None
         self._last: Propagated | None = None
 
     def propagate(self, classes: Any, *, column: str | None = None) -> Propagated:
@@ -227,40 +240,122 @@ class RandomWalker:
         Parameters and errors are those of the function `propagate`.
         """
         annotated = read_classes(classes, column, self.graph.labels)
-        names, given = np.unique(annotated[annotated > 0], return_inverse=True)
-        reached = reach_nodes(self._begins, self._neighbours, np.flatnonzero(annotated))
-        solver = LaplacianSolver(self._levels, self._weights, (annotated > 0) | ~reached)
+        held = annotated > 0
+        names, given = np.unique(annotated[held], return_inverse=True)
+        with_annotation = np.zeros(self._parts.max() + 1, bool)
+        with_annotation[self._parts[held]] = True
+        reached = with_annotation[self._parts]
         probabilities = np.zeros((len(annotated), len(names)))
-        probabilities[annotated > 0, given] = 1
-
-        def solve(k: int) -> Floats:
-            return self._solve(solver, probabilities[:, k], self._first_guess(int(names[k]), annotated, reached))
-
-        # The last is what is missing to 1.
-        with ThreadPoolExecutor(self.threads) as pool:
-            solved = list(pool.map(solve, range(len(names) - 1)))
-        for k, column_ in enumerate(solved):
-            probabilities[:, k] += column_
+        probabilities[held, given] = 1
+        # The last class is what is missing to 1.
+        self._fill_in(probabilities[:, :-1], names, reached & ~held)
         probabilities[:, -1] = np.maximum(1 - probabilities[:, :-1].sum(axis=1), 0)
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         probabilities[~reached] = np.nan
-        self._last = Propagated(self.graph, names, probabilities, annotated > 0)
+        self._last = Propagated(self.graph, names, probabilities, held)
         return self._last
 
-    def _first_guess(self, name: int, annotated: NDArray[np.int64], reached: NDArray[np.bool_]) -> Floats:
-        """Return the last probabilities of a class, and 0 where there are none and at nodes that are held."""
-        guess = np.zeros(len(annotated))
-        if self._last is not None and name in self._last.classes:
-            last = self._last.probabilities[:, np.searchsorted(self._last.classes, name)]
-            np.copyto(guess, last, where=reached & (annotated == 0) & ~np.isnan(last))
+    def _fill_in(self, probabilities: Floats, names: NDArray[np.int64], unknown: NDArray[np.bool_]) -> None:
+        """Set the probabilities of each class at the unknown nodes, where they are 0."""
+        if not unknown.any() or not probabilities.shape[1]:
+            return
+        rows = self._laplacian[unknown]
+        matrix = rows[:, unknown]
+        if self._hierarchy is None or not self._hierarchy.serves(unknown):
+            self._hierarchy = _Hierarchy.of(matrix, unknown)
+        preconditioner = self._hierarchy.restrict(unknown)
+
+        def solve(k: int) -> Floats:
+            inflow = -(rows @ probabilities[:, k])
+            return _solve(matrix, inflow, self._first_guess(int(names[k]), unknown), preconditioner)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            solutions = list(pool.map(solve, range(probabilities.shape[1])))
+        for k, solution in enumerate(solutions):
+            probabilities[unknown, k] = solution
+
+    def _first_guess(self, name: int, unknown: NDArray[np.bool_]) -> Floats:
+        """Return the last probabilities of a class at the unknown nodes, and 0 where there are none."""
+        if self._last is None or name not in self._last.classes:
+            return np.zeros(np.count_nonzero(unknown))
+        guess: Floats = np.nan_to_num(self._last.probabilities[unknown, np.searchsorted(self._last.classes, name)])
         return guess
 
-    def _solve(self, solver: LaplacianSolver, held: Floats, guess: Floats) -> Floats:
-        """Return the probabilities of a class at all nodes that are not held, and 0 at the others."""
-        inflow, nothing = np.empty_like(held), np.zeros_like(held)
-        subtract_product(self._begins, self._neighbours, self._weights, nothing, held, nothing, inflow)
-        inflow[solver.held] = 0
-        return np.clip(solver.solve(guess, inflow, TOLERANCE)[0], 0, 1)
+
+@dataclass(frozen=True, eq=False)
+class _Hierarchy:
+    """An algebraic multigrid for the equations of the unknown nodes that it was built for.
+
+    It preconditions the equations of fewer nodes as well: each node that has become known since takes one more step of
+    conjugate gradients at most.
+    """
+
+    unknown: NDArray[np.bool_]
+    cycle: Any
+
+    @classmethod
+    def of(cls, matrix: Any, unknown: NDArray[np.bool_]) -> _Hierarchy:
+        """Return the multigrid of these equations."""
+        import pyamg
+
+        # Forward before and backward after: together they are symmetric, as conjugate gradients require.
+        before, after = (("gauss_seidel", {"sweep": sweep}) for sweep in ("forward", "backward"))
+        levels = pyamg.ruge_stuben_solver(
+            matrix,
+            strength=("classical", {"theta": STRONG}),
+            presmoother=before,
+            postsmoother=after,
+            max_coarse=COARSEST,
+            coarse_solver="cholesky",
+        )
+        cycle = levels.aspreconditioner(cycle="W")
+        # The coarsest level is factorised here, not by several threads at once.
+        cycle @ np.zeros(len(matrix.indptr) - 1)
+        return cls(unknown, cycle)
+
+    def serves(self, unknown: NDArray[np.bool_]) -> bool:
+        """Return whether it is good for these unknown nodes, too."""
+        is_part = not (unknown & ~self.unknown).any()
+        return is_part and int(np.count_nonzero(self.unknown & ~unknown)) <= MOST_ADDED
+
+    def restrict(self, unknown: NDArray[np.bool_]) -> Any:
+        """Return the preconditioner of the equations of these nodes."""
+        from scipy.sparse.linalg import LinearOperator
+
+        kept = unknown[self.unknown]
+
+        def apply(residual: Floats) -> Floats:
+            whole = np.zeros(len(kept))
+            whole[kept] = residual
+            result: Floats = (self.cycle @ whole)[kept]
+            return result
+
+        return self.cycle if kept.all() else LinearOperator((np.count_nonzero(kept),) * 2, apply, dtype=np.float64)
+
+
+def _build_laplacian(graph: AdjacencyGraph) -> tuple[Any, NDArray[np.int32]]:
+    """Return the Laplacian (n, n) of a graph with edges of a ``weight``, and the connected component of each node."""
+    from scipy import sparse
+
+    adjacency = graph.to_scipy("weight")
+    parts = sparse.csgraph.connected_components(adjacency, directed=False)[1]
+    return (sparse.diags_array(adjacency.sum(axis=1)) - adjacency).tocsr(), parts
+
+
+def _solve(matrix: Any, inflow: Floats, guess: Floats, preconditioner: Any) -> Floats:
+    """Return the probabilities of a class at the unknown nodes, by conjugate gradients."""
+    from pyamg.krylov import cg
+
+    scale = np.linalg.norm(preconditioner @ inflow)
+    if scale == 0:
+        return np.zeros_like(guess)
+    # Relative to the scale, which is far too large where a node has become known in a part that hardly anything enters.
+    share = TOLERANCE * math.sqrt(len(guess)) / scale
+    solution, failure = cg(matrix, inflow, guess, share, criteria="MrMr", maxiter=MOST_STEPS, M=preconditioner)
+    if failure:
+        raise RuntimeError(f"the equations were not solved in {MOST_STEPS} steps: choose a smaller beta.")
+    probabilities: Floats = np.clip(solution, 0, 1)
+    return probabilities
 
 
 def propagate(
@@ -312,7 +407,7 @@ def propagate(
     FileNotFoundError
         If the folder holds no features.
     ImportError
-        If scikit-learn is needed and not installed.
+        If pyamg (``dseeds[random-walker]``) or scikit-learn (``dseeds[classifiers]``) is needed and not installed.
     ValueError
         If nothing is annotated, an annotated label is not in the graph, a column does not exist, or a parameter is out
         of range.
@@ -326,10 +421,10 @@ def propagate(
     difference of both supervoxels, in units of the column's mean difference over all contacts; the difference of lists
     is the Euclidean distance. A missing value counts as the mean difference.
 
-    Sums have a fixed order, so that the result depends on the table and the graph alone, not on threads or on how the
-    volume was cut. Probabilities of the random walker are exact to about 1e-6, also if they are those of an earlier
-    answer and an added annotation; other processors may differ by as much. Classes whose probabilities agree in units
-    of 2^-20 are equally probable.
+    The result depends on the table and the graph alone, not on how the volume was cut. The random walker solves its
+    equations by conjugate gradients with pyamg's multigrid (Ruge and Stuben). Its probabilities are exact to about
+    1e-6, also if they are those of an earlier answer and an added annotation; other machines may differ by as much.
+    Classes whose probabilities agree in units of 2^-20 are equally probable.
 
     Examples
     --------
@@ -460,18 +555,3 @@ def _open_contacts(
     own = [name for name in columns if name in names or name not in of_edges]
     edges = [name for name in columns if name not in own] + ([] if weight is None else [weight])
     return load_graph(features, columns=own, edge_columns=edges), columns
-
-
-def _shorten_distances(
-    begins: NDArray[np.int64], neighbours: NDArray[np.int32], source: int, distances: NDArray[np.int64]
-) -> None:
-    """Set distances to those from the source where these are shorter, in edges."""
-    front, distance = np.array([source]), 0
-    while len(front) and distance < FAR:
-        distances[front] = distance
-        distance += 1
-        lengths = begins[front + 1] - begins[front]
-        ends = np.cumsum(lengths)
-        entries = np.arange(lengths.sum()) + np.repeat(begins[front] - ends + lengths, lengths)
-        front = np.unique(neighbours[entries]).astype(np.int64)
-        front = front[distances[front] > distance]

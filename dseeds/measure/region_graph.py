@@ -118,9 +118,9 @@ class AdjacencyGraph:
         """
         sparse = import_optional("scipy.sparse", "a sparse matrix", "scipy")
         weights = np.ones(len(self.pairs)) if weight is None else self.edge_column(weight)
-        index, order = self._directed_edges()
-        values = np.tile(np.asarray(weights, np.float64), 2)[order]
-        return sparse.csr_array((values, (index[0], index[1])), shape=(len(self.labels),) * 2)
+        source, target = self.pairs.T
+        ends = np.concatenate([source, target]), np.concatenate([target, source])
+        return sparse.csr_array((np.tile(np.asarray(weights, np.float64), 2), ends), shape=(len(self.labels),) * 2)
 
     def to_networkx(
         self, columns: Iterable[str] | None = None, edge_columns: Iterable[str] | None = None
