@@ -157,8 +157,9 @@ def supervoxels(
     Warns
     -----
     ContrastWarning
-        If more than 99 % of the voxels share one of the 64 bins, so that there is hardly any contrast, or a mask
-        ``"auto"`` leaves fewer than a thousandth of the voxels; it is a `UserWarning`.
+        If more than 99 % of the voxels share one of the 64 bins, so that there is hardly any contrast, if a few voxels
+        at the upper end of the window leave nearly all others in its lowest sixteenth, or if a mask ``"auto"`` leaves
+        fewer than a thousandth of the voxels; it is a `UserWarning`.
 
     Notes
     -----

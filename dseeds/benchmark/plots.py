@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
-from PIL import Image
-
 from dseeds.benchmark.criteria import CRITERIA, RANKING, ROBUSTNESS
 from dseeds.benchmark.methods import EXTRA
 from dseeds.benchmark.summary import (
@@ -21,7 +19,7 @@ from dseeds.benchmark.summary import (
     undisturbed,
 )
 from dseeds.core.optional import import_optional
-from dseeds.viz.drawing import encode_png
+from dseeds.storage.owned_file import MARK
 
 # Okabe and Ito's colours, which colour-blind people can distinguish: https://jfly.uni-koeln.de/color/.
 COLOURS = {
@@ -33,13 +31,12 @@ COLOURS = {
     "bioimage-cpp watershed": "#E69F00",
     "3D SEEDS": "#000000",
 }
-_DOTS_PER_INCH = 110
-# A palette makes files several times smaller.
-_PALETTE = 64
+# Text stays text, and one result gives one file.
+_SVG = {"svg.fonttype": "none", "svg.hashsalt": "dseeds"}
 
 
 def draw_figures(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Return PNG files by name: ``quality.png`` and, if there was noise or blur, ``robustness.png``.
+    """Return SVG files by name: ``quality.svg`` and, if there was noise or blur, ``robustness.svg``.
 
     They show the setting of each peer whose mean achievable Dice is highest. Panels of one kind show the mean over its
     cases at each step.
@@ -47,9 +44,9 @@ def draw_figures(rows: Sequence[Row]) -> dict[str, bytes]:
     groups = {name: group for has_map, name in GROUPS.items() if (group := comparable(rows_of(rows, has_map)))}
     if not groups:
         raise ValueError("there is nothing to draw: no method succeeded.")
-    result = {"quality.png": _to_png(_draw_quality(groups))}
+    result = {"quality.svg": _to_svg(_draw_quality(groups))}
     if any(row["disturbance"] for group in groups.values() for row in group):
-        result["robustness.png"] = _to_png(_draw_robustness(groups))
+        result["robustness.svg"] = _to_svg(_draw_robustness(groups))
     return result
 
 
@@ -125,7 +122,8 @@ def _with_legend(figure: Any, grid: Any) -> Any:
     return figure
 
 
-def _to_png(figure: Any) -> bytes:
+def _to_svg(figure: Any) -> bytes:
     drawn = BytesIO()
-    figure.savefig(drawn, dpi=_DOTS_PER_INCH)
-    return encode_png(Image.open(drawn).convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE))
+    with import_optional("matplotlib", "drawing a benchmark", EXTRA).rc_context(_SVG):
+        figure.savefig(drawn, format="svg", metadata={"Creator": MARK, "Date": None})
+    return drawn.getvalue()

@@ -76,7 +76,7 @@ class BenchmarkResult:
         return "\n\n".join([f"<!-- {MARK} {__version__} -->", *(t.to_markdown() for t in self.tables())]) + "\n"
 
     def figures(self) -> dict[str, bytes]:
-        """Return plots as PNG files by their name: ``quality.png`` and, with noise or blur, ``robustness.png``.
+        """Return plots as SVG files by their name: ``quality.svg`` and, with noise or blur, ``robustness.svg``.
 
         Raises
         ------

@@ -22,7 +22,7 @@ EXAMPLES = (
     "dseeds benchmark cases.csv --json benchmark.json --figures plots",
     "dseeds benchmark cases.csv --methods 'dseeds,SLIC 0.1,watershed' --noise 0.05,0.1,0.2 --blur none",
 )
-PAGE, PLOTS = "benchmark.md", ("quality.png", "robustness.png")
+PAGE, PLOTS = "benchmark.md", ("quality.svg", "robustness.svg")
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
@@ -69,7 +69,7 @@ def benchmark_command(
     ] = None,
     figures: Annotated[
         Path | None,
-        output_option("--figures", metavar="FOLDER", help="A folder for the tables in Markdown and plots in PNG."),
+        output_option("--figures", metavar="FOLDER", help="A folder for the tables in Markdown and plots in SVG."),
     ] = None,
     overwrite: OverwriteFileOption = False,
     quiet: QuietOption = False,

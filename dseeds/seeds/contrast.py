@@ -47,6 +47,13 @@ def describe_contrast(
     >>> [sentence] = describe_contrast([(0.0, 9.0)], np.array([[997, 3]]), 1000, has_threshold=False)
     >>> sentence.partition(",")[0]
     '99.7 % of the voxels share one of the 64 intensity bins of the window 0 to 9'
+
+    A few hot pixels may reach far beyond all other intensities:
+
+    >>> counts = np.array([[900, 80, 0, *[0] * 60, 20]])
+    >>> [sentence] = describe_contrast([(0.0, 9.0)], counts, 1000, has_threshold=False)
+    >>> sentence.partition(":")[0]
+    '2 % of the voxels lie at the upper end of the window 0 to 9, and nearly all others in its lowest sixteenth'
     """
     inside = int(counts[0, :BINS].sum())
     if has_threshold and inside * FEWEST_INSIDE < voxels:
@@ -57,17 +64,31 @@ def describe_contrast(
     if has_map:
         return ()
     sentences = []
-    for channel, ((low, high), own) in enumerate(zip(windows, counts[:, :BINS].tolist(), strict=True)):
-        most = max(own)
-        if low >= high or 100 * most <= MOST_IN_A_BIN * inside:
-            continue
+    for channel, (limits, own) in enumerate(zip(windows, counts[:, :BINS].tolist(), strict=True)):
         where = "" if len(windows) == 1 else f" of channel {channel}"
+        if limits[0] < limits[1]:
+            sentences.append(_describe_channel(limits, own, inside, where))
+    return tuple(filter(None, sentences))
+
+
+def _describe_channel(limits: Limits, own: list[int], inside: int, where: str) -> str:
+    """Return the sentence of a channel, from the voxels in each of its bins; an empty one if it has contrast."""
+    window, most = f"the window {limits[0]:g} to {limits[1]:g}", max(own)
+    if 100 * most > MOST_IN_A_BIN * inside:
         # Rounded down, so that no share is called 100 % that is not.
         share = f"{1000 * most // inside / 10:.4g} %" if most < inside else "all"
         beside = "" if most < inside or own[0] + own[-1] < inside else ", at or beyond an end of it"
-        sentences.append(
-            f"{share} of the voxels{where} share one of the 64 intensity bins of the window {low:g} to {high:g}"
-            f"{beside}, so that the supervoxels follow little of the image: pass a window around the intensities of "
-            "interest, or a mask."
+        return (
+            f"{share} of the voxels{where} share one of the 64 intensity bins of {window}{beside}, so that the "
+            "supervoxels follow little of the image: pass a window around the intensities of interest, or a mask."
         )
-    return tuple(sentences)
+    lowest = sum(own[: BINS // 16])
+    # In an image of two values, the others share one bin.
+    is_spread = 100 * (lowest - most) > inside
+    if own[-1] and is_spread and 1000 * lowest > 999 * (inside - own[-1]):
+        return (
+            f"{100 * own[-1] / inside:.2g} % of the voxels{where} lie at the upper end of {window}, and nearly all "
+            "others in its lowest sixteenth: if these few are hot pixels, pass a window around the intensities of "
+            'interest, or bins="equalised".'
+        )
+    return ""

@@ -128,7 +128,7 @@ def flood_window(
     remaining = np.zeros(window.box.shape[:2], np.int32)
     count_unlabelled(labels, remaining)
     units = _distance_units(lattice)
-    kernel = partial(sweep_flood, bins, labels, remaining, seeds, boundaries.weights, units, geometry)
+    kernel = partial(sweep_flood, bins, labels, remaining, seeds, boundaries, units, geometry)
     taken = 0
     with ThreadPoolExecutor(threads) as pool:
         for sweep in _sweeps(round_, geometry, WAVE if threads == 1 else lattice.shape[0]):

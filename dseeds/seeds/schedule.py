@@ -23,7 +23,7 @@ VOXEL_WEIGHTS = ((60, 100), (20, 100), (10, 100), (20, 100))
 # The kind of boundary map that is one of its own, as the last channel of the bins; others are made from the image.
 OWN_MAP = "map"
 # The sweeps of a flood after which the next level opens, and those of one round out of core.
-SWEEPS_PER_LEVEL, FLOOD_SWEEPS = 6, 14
+SWEEPS_PER_LEVEL, FLOOD_SWEEPS = 6, 13
 
 # Rounds from one checkpoint to the next.
 CHECKPOINT_ROUNDS = 3
@@ -82,8 +82,11 @@ class FloodRound(Round):
 
     @property
     def halo(self) -> int:
-        """The number of voxels around a region on which its result depends: one for each sweep."""
-        return self.sweeps
+        """The number of voxels around a region on which its result depends.
+
+        It is one for each sweep, and one more for the levels of a gradient.
+        """
+        return self.sweeps + 1
 
     @property
     def bins(self) -> int:

@@ -223,8 +223,8 @@ def test_the_command_writes_everything_and_replaces_only_its_own(folder, tmp_pat
     page = (plots / "benchmark.md").read_text()
     assert "### Means over 1 kind of volumes, 1 case without boundary maps" in page
     assert "| **dseeds** |" in page
-    for name in ("quality.png", "robustness.png"):
-        assert (plots / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("quality.svg", "robustness.svg"):
+        assert (plots / name).read_bytes().startswith(b"<?xml")
     assert main(command) == 1
     assert "exists" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0

@@ -2,17 +2,20 @@
 
 All are timed in the same run, the fastest of three, without compilation and imports. A peer's ratio is its time divided
 by that of dseeds; the ratio of several threads is the time of one thread divided by theirs. Memory is the peak of a
-process of its own, without the image.
+process of its own, without the image. dseeds with a boundary map, the magnitude of the gradient, stands beside the
+watersheds of the same map.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from dseeds.phantom import phantom
 from dseeds.seeds.order_statistics import find_windows
 
 PEERS = ("SLIC 0.1", "SimpleITK SLIC 30", "3D SEEDS 2")
+FLOODS = ("dseeds boundaries", "watershed 3", "bioimage-cpp watershed")
 WINDOW = (0.0, 3000.0)
 
 Row = dict[str, Any]
@@ -53,6 +57,56 @@ def bytes_per_voxel(file: Path, step: int) -> float:
     before = peak_memory()
     dseeds.supervoxels(image, step=step, threads=1)
     return (peak_memory() - before) / image.size
+
+
+def flood_case(image: np.ndarray, step: int) -> Case:
+    """Return a case whose boundary map is a volume, in its own dtype as watersheds need it, with the seeds made."""
+    case = Case(f"map {image.shape[0]}", (step,) * 3, image, None, (WINDOW,))
+    case = replace(case, boundaries=case.relief)
+    _ = case.relief, case.markers
+    return case
+
+
+def flood_bytes_per_voxel(file: Path, step: int, name: str) -> float:
+    """Return the peak memory per voxel of a method that floods a map, without image, map and seeds."""
+    image, [method] = np.load(file), choose_methods((name,))[0]
+    case = flood_case(image, step)
+    method.cut(flood_case(image[:64, :64, :64].copy(), step))
+    # What the map took and gave back would hide what the method takes.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_memory()
+    method.cut(case)
+    return (peak_memory() - before) / image.size
+
+
+def measure_floods(image: np.ndarray, step: int, threads: int | None) -> list[Row]:
+    """Return the rows of dseeds with a boundary map and of watersheds; ratios are to the former."""
+    case, methods = flood_case(image, step), choose_methods(FLOODS)[0]
+    seconds = {method.name: best_time(lambda method=method: method.cut(case)) for method in methods}
+    ours = seconds[FLOODS[0]]
+    if threads:
+
+        def cut() -> None:
+            dseeds.supervoxels(image, step=step, window=WINDOW, boundaries=case.boundaries, threads=threads)
+
+        seconds[f"  {threads} threads"] = best_time(cut)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "image.npy")
+        np.save(file, image)
+        for name, time_ in seconds.items():
+            is_method = not name.startswith(" ")
+            ratio = None if name == FLOODS[0] else time_ / ours if is_method else ours / time_
+            memory = None
+            if is_method:
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    memory = pool.apply(flood_bytes_per_voxel, (file, step, name))
+            speed = image.size / time_ / 1e6
+            rows.append(
+                {"volume": case.name, "step": step, "of": name, "speed": speed, "ratio": ratio, "memory": memory}
+            )
+    return rows
 
 
 def measure(image: np.ndarray, step: int, threads: int | None, peers: list[Method]) -> list[Row]:
@@ -103,7 +157,9 @@ def main() -> None:
     for size in map(int, arguments.sizes.split(",")):
         image, _ = phantom((size,) * 3)
         for step in map(int, arguments.steps.split(",")):
-            new_rows = measure(image, step, arguments.threads, peers if size <= arguments.peers_up_to else [])
+            is_small = size <= arguments.peers_up_to
+            new_rows = measure(image, step, arguments.threads, peers if is_small else [])
+            new_rows += measure_floods(image, step, arguments.threads) if is_small else []
             for row in new_rows:
                 print(line(*row.values()), flush=True)
             rows += new_rows

@@ -4,8 +4,8 @@ from itertools import product
 
 from tests.support.oracle import FACES, cells_along
 
-LEVELS, SWEEPS_PER_LEVEL, SWEEPS_OF_A_ROUND = 12, 6, 14
-CELL, BIN, FACE = 1 << 24, 1 << 19, 1 << 22
+LEVELS, SWEEPS_PER_LEVEL, SWEEPS_OF_A_ROUND = 12, 6, 13
+CELL, BIN, FACE, LEVEL = 1 << 24, 1 << 19, 1 << 22, 3 << 21
 
 
 class Flood:
@@ -73,16 +73,20 @@ class Flood:
             for voxel in self.voxels:
                 if voxel in owners or levels[voxel] * SWEEPS_PER_LEVEL >= sweep:
                     continue
-                around = [owners.get(tuple(a + b for a, b in zip(voxel, face, strict=True))) for face in FACES]
-                home = self.home(voxel)
-                within = {
-                    cell for cell in around if cell and all(abs(a - b) <= 1 for a, b in zip(cell, home, strict=True))
-                }
-                if within:
-                    taken[voxel] = min(
-                        within,
-                        key=lambda cell, v=voxel, a=around: (self.key(v, *seeds[cell]) - FACE * a.count(cell), cell),
-                    )
+                faces = [tuple(a + b for a, b in zip(voxel, face, strict=True)) for face in FACES]
+                home, around = self.home(voxel), {}
+                for face in faces:
+                    cell = owners.get(face)
+                    if cell and all(abs(a - b) <= 1 for a, b in zip(cell, home, strict=True)):
+                        # A seed counts as the lowest level.
+                        level = 0 if face == seeds[cell][0] else levels[face]
+                        around.setdefault(cell, []).append(level)
+                if around:
+                    keys = {
+                        cell: self.key(voxel, *seeds[cell]) - FACE * len(lows) + LEVEL * min(lows)
+                        for cell, lows in around.items()
+                    }
+                    taken[voxel] = min(around, key=lambda cell, keys=keys: (keys[cell], cell))
             owners.update(taken)
         return {voxel: owners.get(voxel, self.home(voxel)) for voxel in self.voxels}
 

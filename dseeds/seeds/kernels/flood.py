@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import AxisArrays, Triple
 from dseeds.core.jit import inlined_jit, jit
 from dseeds.seeds.kernels.label_codes import home_label, owner_lookup, row_home
-from dseeds.seeds.kernels.layout import FACES, LANES, WindowGeometry, neighbour_distances
+from dseeds.seeds.kernels.layout import FACES, LANES, NEIGHBOURS, WindowGeometry, neighbour_distances
 from dseeds.seeds.kernels.simd import NOTHING, TAKEN, flood_lanes, trailing_zeros
 from dseeds.seeds.kernels.voxels import BINS, MASKED
 
@@ -28,8 +28,10 @@ _ODD, _LABEL = 64, 63
 MAP, BRIGHT, DARK, GRADIENT = range(4)
 # A difference across two voxels of so many bins, and more, is the highest level of a gradient.
 STEEPEST = 32
-# Keys by which labels are compared: the squared length of a cell's edge, one bin, and one more face with the label.
-CELL_UNIT, BIN_UNIT, FACE_UNIT = 1 << 24, 1 << 19, 1 << 22
+# Keys by which labels are compared: the squared length of a cell's edge, one bin, one more face with the label, and one
+# level of the lowest of these faces.
+CELL_UNIT, BIN_UNIT, FACE_UNIT, LEVEL_UNIT = 1 << 24, 1 << 19, 1 << 22, 3 << 21
+_FACE_STEPS = tuple(NEIGHBOURS[k] for k in FACES)
 # Columns of the table of seeds before those of the channels: the position (z, y, x) in the volume.
 POSITION = 3
 
@@ -209,7 +211,7 @@ def sweep_flood(
     labels: NDArray[np.uint8],
     remaining: NDArray[np.int32],
     seeds: NDArray[np.uint32],
-    weights: NDArray[np.int64],
+    boundaries: BoundaryMap,
     units: Triple,
     geometry: WindowGeometry,
     sweep: FloodSweep,
@@ -224,7 +226,8 @@ def sweep_flood(
     distances = neighbour_distances(labels)
     offsets, home_x, number_x = owner_lookup(geometry)
     around = np.zeros(6, np.uint8)
-    ny, nx = len(geometry.homes[1]), len(geometry.homes[2])
+    shape = len(geometry.homes[0]), len(geometry.homes[1]), len(geometry.homes[2])
+    ny, nx = shape[1], shape[2]
     begin_y, end_y = max(0, geometry.core_lo[1] - sweep.margin), min(ny, geometry.core_hi[1] + sweep.margin)
     begin_x, end_x = max(0, geometry.core_lo[2] - sweep.margin), min(nx, geometry.core_hi[2] + sweep.margin)
     mark = TAKEN + _ODD * (sweep.number & 1)
@@ -232,7 +235,7 @@ def sweep_flood(
     # bit is clear after an addition.
     offset, bit = (np.uint8(0), np.uint8(64)) if sweep.number & 1 else (np.uint8(64), np.uint8(128))
     one, every, highest = np.uint64(1), np.uint64(LANES), np.uint8(sweep.highest)
-    origin, total, taken = geometry.origin, weights.sum(), 0
+    origin, taken = geometry.origin, 0
     for z in range(sweep.begin, sweep.end):
         for y in range(begin_y, end_y):
             if remaining[z, y] == 0:
@@ -268,7 +271,7 @@ def sweep_flood(
                         home, number = home_row + home_x[x], number_row + number_x[x]
                         place = z + origin[0], y + origin[1], x + origin[2]
                         best = _best_label(
-                            around, home, number, offsets, bins, seeds, weights, total, units, place, (z, y, x)
+                            around, home, number, offsets, bins, seeds, boundaries, units, place, (z, y, x), shape
                         )
                         if best >= 0:
                             flat[first + lane] = np.uint8(mark | best)
@@ -284,14 +287,14 @@ def _best_label(
     offsets: NDArray[np.int32],
     bins: NDArray[np.uint8],
     seeds: NDArray[np.uint32],
-    weights: NDArray[np.int64],
-    total: int,
+    boundaries: BoundaryMap,
     units: Triple,
     place: Triple,
     at: Triple,
+    shape: Triple,
 ) -> int:
-    """Return the label, of those at a voxel's faces, whose seed is nearest and most similar; -1 if none is in reach."""
-    best, least, nearest_owner = -1, np.int64(0), np.int64(0)
+    """Return the best label, see `_key`, of those at a voxel's faces; -1 if none is in reach."""
+    best, least, nearest_owner, is_compared = -1, np.int64(0), np.int64(0), False
     for f in range(6):
         label = np.int64(around[f])
         if label == NOTHING:
@@ -299,20 +302,54 @@ def _best_label(
         owner = number + offsets[home + np.uint64(label)]
         if owner < 0 or label == best:
             continue
-        row = np.uint64(owner)
-        key = np.int64(0)
-        for g in range(6):
-            key -= FACE_UNIT * (around[g] == label)
-        key += (np.int64(seeds[row, 0]) - place[0]) ** 2 * units[0]
-        key += (np.int64(seeds[row, 1]) - place[1]) ** 2 * units[1]
-        key += (np.int64(seeds[row, 2]) - place[2]) ** 2 * units[2]
-        difference = np.int64(0)
-        for c in range(len(weights)):
-            difference += weights[c] * abs(_bin(bins, c, at[0], at[1], at[2]) - np.int64(seeds[row, POSITION + c]))
-        key += BIN_UNIT * difference // total
-        if best < 0 or key < least or (key == least and owner < nearest_owner):
+        if best < 0:
+            best, nearest_owner = label, owner
+            continue
+        # Most voxels have one label around them, whose key is not needed.
+        if not is_compared:
+            is_compared = True
+            least = _key(around, best, bins, seeds[nearest_owner], boundaries, units, place, at, shape)
+        key = _key(around, label, bins, seeds[owner], boundaries, units, place, at, shape)
+        if key < least or (key == least and owner < nearest_owner):
             best, least, nearest_owner = label, key, owner
     return best
+
+
+@jit
+def _key(
+    around: NDArray[np.uint8],
+    label: int,
+    bins: NDArray[np.uint8],
+    seed: NDArray[np.uint32],
+    boundaries: BoundaryMap,
+    units: Triple,
+    place: Triple,
+    at: Triple,
+    shape: Triple,
+) -> int:
+    """Return how badly a label at a voxel's faces fits the voxel.
+
+    It grows with the distance from the seed, the difference from the bins around it, and the level of the lowest face
+    neighbour with the label, where the seed counts as level 0; it falls with the number of these neighbours.
+    """
+    weights = boundaries.weights
+    far_z, far_y, far_x = np.int64(seed[0]) - place[0], np.int64(seed[1]) - place[1], np.int64(seed[2]) - place[2]
+    key = far_z**2 * units[0] + far_y**2 * units[1] + far_x**2 * units[2]
+    difference = np.int64(0)
+    for c in range(len(weights)):
+        difference += weights[c] * abs(_bin(bins, c, at[0], at[1], at[2]) - np.int64(seed[POSITION + c]))
+    key += BIN_UNIT * difference // weights.sum()
+    is_beside_seed = abs(far_z) + abs(far_y) + abs(far_x) == 1
+    lowest = 0 if is_beside_seed else LEVELS
+    for f in range(6):
+        if around[f] != label:
+            continue
+        key -= FACE_UNIT
+        if lowest > 0:
+            dz, dy, dx = _FACE_STEPS[f]
+            face = at[0] + dz, at[1] + dy, at[2] + dx
+            lowest = min(lowest, _level(bins, boundaries, face, (0, 0, 0), shape))
+    return key + LEVEL_UNIT * lowest
 
 
 @jit
