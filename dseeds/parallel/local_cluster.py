@@ -27,8 +27,8 @@ from dseeds.parallel.unguarded_script import SCRIPT_STATUS, WORKER_VARIABLE
 
 # How many more workers Dask itself gives a task that took one down: none, as we retry such a task by itself.
 ALLOWED_FAILURES = 0
-# Dask's settings for a worker process. Our tasks leave almost nothing in a worker, so a pause would not empty it, and a
-# worker paused without a task would stay paused. A worker that exceeds its limit is killed, and its task is retried.
+# Dask's settings for a worker process, whose memory is planned and nobody else's. A worker that exceeds its limit is
+# killed, and its task is retried.
 _NEVER_PAUSED = {"distributed.worker.memory.pause": False}
 # Any free port: a private cluster stays invisible to others.
 FREE_PORT = "127.0.0.1:0"

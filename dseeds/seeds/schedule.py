@@ -112,7 +112,7 @@ def flood_schedule(lattice: Lattice, channels: int = 1) -> tuple[FloodRound, ...
     Examples
     --------
     >>> [round.first for round in flood_schedule(Lattice((16, 16, 16), (4, 4, 4)))]
-    [1, 15, 29, 43, 57, 67]
+    [1, 14, 27, 40, 53, 66]
     """
     levels = len(lattice.grids) - 1
     all_open = SWEEPS_PER_LEVEL * (LEVELS - 1) + 1
