@@ -34,7 +34,7 @@ class MaskBlocks:
     def of(
         cls, slabs: Callable[[], Iterable[tuple[int, NDArray[np.bool_]]]], own: Triple, factors: Triple, shape: Triple
     ) -> MaskBlocks | None:
-        """Return the blocks of a mask, read twice in slabs of its `own` resolution; None if nothing is inside.
+        """Return the blocks of a mask, read twice in slabs of its `own` resolution; None if all or nothing is inside.
 
         Its voxels measure `factors` voxels of the volume along (z, y, x); those of the last one are what remains.
         """
@@ -45,7 +45,8 @@ class MaskBlocks:
             touched[1] |= slab.any(axis=(0, 2))
             touched[2] |= slab.any(axis=(0, 1))
             count += int(np.count_nonzero(slab))
-        if not count:
+        # A mask that leaves nothing out gives the labels of none.
+        if count in (0, math.prod(own)):
             return None
         bounds = [(int(np.flatnonzero(axis)[0]), int(np.flatnonzero(axis)[-1]) + 1) for axis in touched]
         cuts = [np.arange(lo, hi, -(-(hi - lo) // MOST_BLOCKS)) for lo, hi in bounds]
@@ -79,8 +80,8 @@ class MaskBlocks:
 
         A block longer than a voxel belongs to the cell of its middle; one that is longer than a cell counts as several.
 
-        >>> one = np.ones((1, 1, 6), bool)
-        >>> blocks = MaskBlocks.of(lambda: [(0, one)], (1, 1, 6), (1, 1, 1), (1, 1, 6))
+        >>> five = np.arange(6).reshape(1, 1, 6) < 5
+        >>> blocks = MaskBlocks.of(lambda: [(0, five)], (1, 1, 6), (1, 1, 1), (1, 1, 6))
         >>> blocks.count_cells((1, 1, 2)), blocks.count_cells((1, 1, 3))
         (3, 2)
         """

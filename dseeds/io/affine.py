@@ -23,10 +23,8 @@ _AFFINE = "affine"
 _FORMS = "nifti"
 # How far a corner may be from that of another affine to be in the same place, in voxels.
 _SAME_CORNER = 0.1
-# How far the sizes of voxels may differ, as a fraction.
-_SAME_SIZE = 1e-3
 # How far two sizes of the same voxels may differ, as a fraction.
-_TOLERANCE = 1e-3
+_SAME_SIZE = 1e-3
 # The cosine of the angle between axes at right angles, with the rounding of float32.
 _RIGHT_ANGLE = 1e-4
 
@@ -61,7 +59,7 @@ def with_spacing(affine: np.ndarray | None, spacing: Sequence[float] | None) -> 
     >>> with_spacing(np.diag([-0.5, 0.5, 2.0, 1.0]), (3.0, 1.0, 1.0)).diagonal().tolist()
     [-1.0, 1.0, 3.0, 1.0]
     """
-    if affine is None or spacing is None or np.allclose(voxel_sizes(affine), spacing, rtol=_TOLERANCE, atol=0):
+    if affine is None or spacing is None or np.allclose(voxel_sizes(affine), spacing, rtol=_SAME_SIZE, atol=0):
         return affine
     scaled = affine.copy()
     scaled[:3, :3] *= np.divide(spacing, voxel_sizes(affine))[::-1]

@@ -120,7 +120,7 @@ class Mask:
             yield z0, inside(values)
 
     def blocks(self) -> MaskBlocks | None:
-        """Return where the voxels inside lie, read twice from top to bottom; None if there are none."""
+        """Return where the voxels inside lie, read twice from top to bottom; None if all are, or none."""
         factors = coarsening_factors(self.shape, self.own)
         assert factors is not None
         thickness = slab_thickness(self.own, self.source.dtype.itemsize)

@@ -354,8 +354,10 @@ class SupervoxelPanel(Container):
             name = f"probability-{self.class_box.value}"
             self._show(ANSWER, self._paint(state.answer, "class"), is_labels=True)
             self._show(UNCERTAINTY, self._paint(state.answer, "uncertainty"), is_labels=False)
-            if name in state.answer.table.column_names:
-                self._show(PROBABILITY, self._paint(state.answer, name), is_labels=False)
+            has_column = name in state.answer.table.column_names
+            # Kept, so that it stays visible or hidden: a class that nothing was given has no probability anywhere.
+            painted = self._paint(state.answer, name) if has_column else self._paint({1: np.nan}, None)
+            self._show(PROBABILITY, painted, is_labels=False)
         else:
             for name in (ANSWER, PROBABILITY, UNCERTAINTY):
                 if name in self.viewer.layers:

@@ -258,6 +258,14 @@ def test_a_number_of_supervoxels_is_one_inside_a_masked_image(tmp_path, client):
         np.testing.assert_array_equal(labels_in(tmp_path / f"{number}.zarr"), expected)
 
 
+def test_a_mask_that_leaves_nothing_out_is_none():
+    expected = dseeds.supervoxels(IMAGE, n_segments=8)
+    nothing = np.zeros(SHAPE, bool)
+    lazy = da.ma.masked_array(da.from_array(IMAGE, chunks=7), mask=da.from_array(nothing, chunks=7))
+    for image, mask in ((np.ma.array(IMAGE, mask=nothing), None), (lazy, None), (IMAGE, ~nothing)):
+        np.testing.assert_array_equal(np.asarray(dseeds.supervoxels(image, n_segments=8, mask=mask)), expected)
+
+
 def test_masked_labels_are_0():
     hidden = noise(SHAPE, seed=3) > 60
     plain, masked = np.where(hidden, 0, LABELS), np.ma.array(LABELS, mask=hidden)

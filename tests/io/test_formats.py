@@ -314,6 +314,7 @@ def test_a_missing_number_among_planes(tmp_path):
         (["ct_1.tif", "ct_2.tif", "mr_1.tif"], "ct_2.tif and mr_1.tif"),
         (["s1.tif", "s2.tif", "mask.tif"], "mask.tif and s1.tif"),
         (["s1.tif", "s1.tiff", "s2.tif"], "s1.tif and s1.tiff"),
+        (["z1_c1.tif", "z1_c2.tif", "z2_c2.tif"], "z1_c1.tif and z1_c2.tif"),
         (["a.tif", "b.tif"], None),
         (["20200101_s1.tif", "20200101_s2.tif", "20200102_s4.tif"], None),
     ],

@@ -210,7 +210,7 @@ def test_cells_inside_a_mask_are_counted_exactly(seed, own, factors, data):
     inside = rng.random(own) < rng.choice([0.01, 0.1, 0.9])
     shape = tuple(n * f - data.draw(st.integers(0, f - 1)) for n, f in zip(own, factors, strict=True))
     blocks = blocks_of(inside, factors, shape)
-    if not inside.any():
+    if inside.all() or not inside.any():
         assert blocks is None
         return
     # Cells at least as long as the mask's voxels.
@@ -230,7 +230,7 @@ def test_cells_inside_a_mask_are_counted_exactly(seed, own, factors, data):
 @given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 20)] * 3), st.data(), st.integers(0, 12))
 def test_large_parts_of_cells_inside_a_mask_are_counted_exactly(seed, shape, data, least):
     inside = np.random.default_rng(seed).random(shape) < data.draw(st.sampled_from([0.1, 0.4, 0.8]))
-    assume(inside.any())
+    assume(inside.any() and not inside.all())
     step = tuple(data.draw(st.integers(1, n)) for n in shape)
     along = [np.array(oracle.cells_along(n, s)) for n, s in zip(shape, step, strict=True)]
     expected = 0
@@ -252,12 +252,6 @@ def test_a_number_of_supervoxels_is_one_inside_the_mask(target, radius):
     for spacing in (None, (2, 1, 1)):
         step = choose_step(inside.shape, n_segments=target, spacing=spacing, mask=blocks)
         assert how_far_off(blocks.count_cells(step), target) <= 1.35
-    whole = np.ones(inside.shape, bool)
-    plain = choose_step(inside.shape, n_segments=target)
-    around = choose_step(inside.shape, n_segments=target, mask=blocks_of(whole))
-    assert how_far_off(cells(inside.shape, np.array(around)), target) <= how_far_off(
-        cells(inside.shape, np.array(plain)), target
-    )
 
 
 def test_a_large_mask_is_counted_in_blocks():

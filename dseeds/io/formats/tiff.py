@@ -193,7 +193,8 @@ def _require_consecutive(path: Path, files: Sequence[Path]) -> None:
     if columns and unclear is None:
         unclear = next((pair for pair in pairs if any(column[pair[0]] > column[pair[1]] for column in columns)), None)
         if not rising and unclear is None:
-            unclear = next(pair for pair in pairs if not any(column[pair[0]] < column[pair[1]] for column in columns))
+            alike = (pair for pair in pairs if not any(column[pair[0]] < column[pair[1]] for column in columns))
+            unclear = next(alike, pairs[0])
     if unclear is not None:
         raise ValueError(
             f"{path} holds {files[unclear[0]].name} and {files[unclear[1]].name}, whose numbers do not say which plane "
