@@ -8,7 +8,8 @@
 # Another Python: make test PYTHON=python3.13. More processes: make test JOBS=8.
 
 PYTHON ?= python3
-JOBS ?= 2
+# More than two cores' worth: some tests wait for processes and stores.
+JOBS ?= 3
 # A process that has run out of tests takes over some of another's.
 PYTEST ?= -q --durations=10 -n $(JOBS) --dist worksteal
 UNITS := core seeds io storage parallel measure quality engine api cli phantom viz convert benchmark

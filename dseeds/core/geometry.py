@@ -288,6 +288,8 @@ class Regions:
     def index(self, number: int) -> Triple:
         """Return the index (z, y, x) of a region."""
         _, ny, nx = self.counts
+        if not 0 <= number < len(self):
+            raise ValueError(f"there is no region {number}: they are 0 to {len(self) - 1}")
         layer, x = divmod(number, nx)
         return layer // ny, layer % ny, x
 

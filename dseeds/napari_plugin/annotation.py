@@ -20,7 +20,7 @@ from dseeds.measure.region_graph import AdjacencyGraph
 from dseeds.storage.table_file import check_table_file, read_table_file
 
 # Bytes of probabilities that undo keeps; of states before these, only the annotations are kept.
-KEPT_BYTES = 1 << 28
+UNDO_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class AnnotationSession:
             if answer is not None and id(answer) not in seen:
                 seen.add(id(answer))
                 size += answer.probabilities.nbytes
-            if size > KEPT_BYTES:
+            if size > UNDO_BYTES:
                 self._past[number] = replace(self._past[number], answer=None, is_current=False)
 
 

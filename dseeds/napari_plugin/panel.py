@@ -37,6 +37,8 @@ PREVIEW, LABELS, GIVEN, ANSWER, PROBABILITY, UNCERTAINTY = (
     "probability",
     "uncertainty",
 )
+# Where a layer of the panel's says which of these it is: others may have the same names.
+OWN = "dseeds"
 # Milliseconds for which nothing must change before a preview begins.
 PATIENCE = 150
 
@@ -139,8 +141,15 @@ class SupervoxelPanel(Container):
     def _image_layer(self) -> Any:
         """Return the selected image layer, or None."""
         layer = self.viewer.layers.selection.active
-        is_ours = getattr(layer, "name", "") in (PROBABILITY, UNCERTAINTY)
-        return layer if isinstance(layer, ImageLayer) and not layer.rgb and not is_ours else None
+        return layer if isinstance(layer, ImageLayer) and not layer.rgb and OWN not in layer.metadata else None
+
+    def _own_layer(self, name: str) -> Any:
+        """Return a layer of the panel's, or None."""
+        return next((layer for layer in self.viewer.layers if layer.metadata.get(OWN) == name), None)
+
+    def _remove_own(self, *names: str) -> None:
+        for layer in filter(None, map(self._own_layer, names)):
+            self.viewer.layers.remove(layer)
 
     def _volume(self, layer: Any) -> list[Any]:
         """Return the levels of a layer (z, y, x), the finest first."""
@@ -153,11 +162,14 @@ class SupervoxelPanel(Container):
 
     def _window(self, layer: Any) -> tuple[float, float] | None:
         """Return the intensity window, which preview and result share."""
-        if not self.window_box.value.strip():
-            key = layer.unique_id
+        key, text = layer.unique_id, self.window_box.value.strip()
+        # That of another layer is not the user's choice.
+        if not text or text in {window for other, window in self._windows.items() if other != key}:
             if key not in self._windows:
-                low, high = choose_window(self._volume(layer))
-                self._windows[key] = f"{low:g}:{high:g}"
+                low, high = map(float, choose_window(self._volume(layer)))
+                if low == high:
+                    raise ValueError(f"Most voxels of {layer.name} are {low!r}: enter a window, LOW:HIGH.")
+                self._windows[key] = f"{low!r}:{high!r}"
             # Shown, so that it can be changed; blocked, since it changes nothing.
             with self.window_box.changed.blocked():
                 self.window_box.value = self._windows[key]
@@ -172,8 +184,8 @@ class SupervoxelPanel(Container):
     def _request_preview(self, *_: Any) -> None:
         if self.preview_box.value:
             self._timer.start()
-        elif PREVIEW in self.viewer.layers:
-            self.viewer.layers.remove(PREVIEW)
+        elif self._own_layer(PREVIEW) is not None:
+            self._remove_own(PREVIEW)
             self._last_request = None
 
     def _start_preview(self) -> None:
@@ -221,11 +233,12 @@ class SupervoxelPanel(Container):
     def _show_preview(self, layer: Any, preview: CropLabels) -> None:
         scale = np.asarray(layer.scale)
         place = np.asarray(layer.translate) + scale * preview.box.lo
-        if PREVIEW in self.viewer.layers:
-            shown = self.viewer.layers[PREVIEW]
+        shown = self._own_layer(PREVIEW)
+        if shown is not None:
             shown.data, shown.translate = preview.labels, place
             return
-        added = self.viewer.add_labels(preview.labels, name=PREVIEW, scale=scale, translate=place, opacity=OPACITY)
+        place_of = {"scale": scale, "translate": place, "metadata": {OWN: PREVIEW}}
+        added = self.viewer.add_labels(preview.labels, name=PREVIEW, **place_of)
         added.contour = 1
         added.opacity = 1
         self.viewer.layers.selection.active = layer
@@ -274,11 +287,9 @@ class SupervoxelPanel(Container):
         self.session, self._levels = session, level_arrays(open_labels(folder.labels))
         self._saved_in, self._place = folder, {"scale": scale, "translate": place}
         self.preview_box.value = False
-        for name in (LABELS, GIVEN, ANSWER, PROBABILITY, UNCERTAINTY):
-            if name in self.viewer.layers:
-                self.viewer.layers.remove(name)
+        self._remove_own(LABELS, GIVEN, ANSWER, PROBABILITY, UNCERTAINTY)
         self._show(LABELS, self._levels, is_labels=True)
-        self.viewer.layers[LABELS].contour = 1
+        self._own_layer(LABELS).contour = 1
         self._show_answer()
         self.annotate_box.value = True
         self.status_label.value = f"{len(session.graph.labels)} supervoxels in {folder.path}: click on some."
@@ -298,7 +309,7 @@ class SupervoxelPanel(Container):
         """Annotate the supervoxels under a click or a stroke of the left button."""
         if not self.annotate_box.value or self.session is None or self._is_busy or event.button != 1 or event.modifiers:
             return
-        if LABELS not in viewer.layers or viewer.dims.ndisplay != 2:
+        if self._own_layer(LABELS) is None or viewer.dims.ndisplay != 2:
             self.status_label.value = f"Show the layer {LABELS} in 2D to annotate: in 3D no voxel is certain."
             return
         camera, path = self.viewer.scene.camera, [tuple(event.position)]
@@ -312,7 +323,7 @@ class SupervoxelPanel(Container):
             camera.mouse_pan = can_pan
         event.handled = True
         with self._showing_errors():
-            layer = self.viewer.layers[LABELS]
+            layer = self._own_layer(LABELS)
             points = [layer.world_to_data(position) for position in path]
             self._annotate(scribbled_labels(self._levels[0], points))
 
@@ -359,9 +370,7 @@ class SupervoxelPanel(Container):
             painted = self._paint(state.answer, name) if has_column else self._paint({1: np.nan}, None)
             self._show(PROBABILITY, painted, is_labels=False)
         else:
-            for name in (ANSWER, PROBABILITY, UNCERTAINTY):
-                if name in self.viewer.layers:
-                    self.viewer.layers.remove(name)
+            self._remove_own(ANSWER, PROBABILITY, UNCERTAINTY)
         self._update_buttons()
 
     def _paint(self, table: Any, column: str | None) -> list[da.Array]:
@@ -370,11 +379,12 @@ class SupervoxelPanel(Container):
     def _show(self, name: str, levels: Sequence[da.Array], *, is_labels: bool) -> None:
         is_multiscale = len(levels) > 1
         data: Any = list(levels) if is_multiscale else levels[0]
-        if name in self.viewer.layers:
-            self.viewer.layers[name].data = data
+        shown = self._own_layer(name)
+        if shown is not None:
+            shown.data = data
             return
         selected = self.viewer.layers.selection.active
-        options: dict[str, Any] = {"name": name, "multiscale": is_multiscale, **self._place}
+        options: dict[str, Any] = {"name": name, "multiscale": is_multiscale, "metadata": {OWN: name}, **self._place}
         if is_labels:
             self.viewer.add_labels(data, opacity=1.0 if name == LABELS else OPACITY, **options)
         else:

@@ -86,7 +86,8 @@ class KeptMemory(_Settings):
 
     def _restore(self) -> None:
         if parent_process() is not None:
-            _set_thresholds({name: int(os.environ.get(name, _DEFAULT_BYTES)) for name in _THRESHOLDS.values()})
+            before = {name: os.environ.get(name, "") for name in _THRESHOLDS.values()}
+            _set_thresholds({name: int(n) if n.isdecimal() else _DEFAULT_BYTES for name, n in before.items()})
 
 
 def return_freed_memory() -> None:

@@ -55,7 +55,7 @@ def test_undo_and_redo_restore_what_was(actions):
 
 
 def test_old_answers_are_dropped_for_memory(monkeypatch):
-    monkeypatch.setattr(annotation, "KEPT_BYTES", COUNT * 8 * 2)
+    monkeypatch.setattr(annotation, "UNDO_BYTES", COUNT * 8 * 2)
     session = AnnotationSession(GRAPH, {1: 1, 6: 2})
     answers = [session.propagate()]
     for label in (2, 3):
