@@ -314,9 +314,12 @@ class GiveUpStates(WorkerPlugin):
         """Look from time to time whether the worker is paused."""
 
         def look() -> None:
-            if worker.status == Status.paused and (dropped := residents.give_up(self.key)):
+            if worker.status != Status.paused:
+                return
+            if dropped := residents.give_up(self.key):
                 worker.log_event(GIVEN_UP, {"worker": worker.address, "bytes": dropped})
-                return_freed_memory()
+            # Also what the tasks that were at work have freed since.
+            return_freed_memory()
 
         self._timer = PeriodicCallback(look, GIVE_UP_SECONDS * 1000)
         self._timer.start()

@@ -86,18 +86,20 @@ class Residents:
 
     def _excess(self, key: tuple[str, int], resident: Resident, room: int) -> int:
         """Return the bytes that are missing to keep a resident in the place of an older one."""
-        replaced = self._held[key].nbytes if key in self._held else 0
-        room = min(room, self._limits.get(key[0], room))
-        return self._size - replaced + resident.nbytes - room
+        added = resident.nbytes - (self._held[key].nbytes if key in self._held else 0)
+        excess = self._size() + added - room
+        if key[0] in self._limits:
+            excess = max(excess, self._size(key[0]) + added - self._limits[key[0]])
+        return excess
 
     def _drop(self, key: tuple[str, int]) -> None:
         # In a child process one may be missing, if it was forked meanwhile.
         self._held.pop(key, None)
         self._last_use.pop(key, None)
 
-    @property
-    def _size(self) -> int:
-        return sum(held.nbytes for held in self._held.values())
+    def _size(self, run: str | None = None) -> int:
+        """Return the bytes of all residents, or of those of a run."""
+        return sum(held.nbytes for key, held in self._held.items() if run in (None, key[0]))
 
     def _drop_idle(self) -> None:
         """Drop what probably belongs to other workers now."""

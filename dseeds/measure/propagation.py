@@ -353,7 +353,8 @@ def _solve(matrix: Any, inflow: Floats, guess: Floats, preconditioner: Any) -> F
     share = TOLERANCE * math.sqrt(len(guess)) / scale
     solution, failure = cg(matrix, inflow, guess, share, criteria="MrMr", maxiter=MOST_STEPS, M=preconditioner)
     if failure:
-        raise RuntimeError(f"the equations were not solved in {MOST_STEPS} steps: choose a smaller beta.")
+        reason = f"not solved in {MOST_STEPS} steps" if failure > 0 else "too nearly singular"
+        raise RuntimeError(f"the equations were {reason}: choose a smaller beta.")
     probabilities: Floats = np.clip(solution, 0, 1)
     return probabilities
 

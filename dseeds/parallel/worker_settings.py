@@ -86,12 +86,13 @@ class KeptMemory(_Settings):
 
     def _restore(self) -> None:
         if parent_process() is not None:
-            before = {name: os.environ.get(name, "") for name in _THRESHOLDS.values()}
-            _set_thresholds({name: int(n) if n.isdecimal() else _DEFAULT_BYTES for name, n in before.items()})
+            _restore_thresholds()
 
 
 def return_freed_memory() -> None:
-    """Return to the system what the C library's allocator keeps, if it is glibc's."""
+    """Have the C library's allocator return to the system what it keeps, and keep no more, if it is glibc's."""
+    if parent_process() is not None:
+        _restore_thresholds()
     trim = _allocator("malloc_trim")
     if trim is not None:
         trim(0)
@@ -100,6 +101,12 @@ def return_freed_memory() -> None:
 def _allocator(name: str) -> Any:
     """Return a function of glibc's allocator; None if the C library has none of that name."""
     return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
+
+
+def _restore_thresholds() -> None:
+    """Set the thresholds that the process began with."""
+    before = {name: os.environ.get(name, "") for name in _THRESHOLDS.values()}
+    _set_thresholds({name: int(n) if n.isdecimal() else _DEFAULT_BYTES for name, n in before.items()})
 
 
 def _set_thresholds(thresholds: dict[str, int]) -> None:

@@ -46,7 +46,7 @@ def test_states_that_take_more_memory_than_there_is_are_given_up(residents):
     residents.keep("another", state(6), ROOM)
     assert (residents.give_up("run"), residents.give_up("run")) == (60, 0)
     assert residents.take("run", 0, 0) is None
-    assert [residents.keep("run", state(number), ROOM) for number in range(4)] == [True, True, False, False]
+    assert [residents.keep("run", state(number), ROOM) for number in range(4)] == [True, True, True, False]
     assert residents.keep("another", state(7), ROOM)
     residents.release("run")
     assert all(residents.keep("run", state(number), ROOM) for number in range(5))
