@@ -144,9 +144,10 @@ def test_a_task_needs_what_was_projected(tmp_path, shape, step, region, dtype, c
     chunks = chunk_shapes(run.image, run.spec.label_chunk)
     load = task_shape(run.image, run.spec.parameters)
     projected = stage_bytes(job.lattice, job.region, load, chunks)
-    # No stage takes more than was projected, but for what does not grow; and all of them not half of it, or workers
-    # would idle.
-    assert all(peak <= projected[stage] + (1 << 18) for stage, peak in peaks.items()), dump(peaks, projected)
+    # No stage takes more than was projected, but for what does not grow, and a chunk that is fetched while
+    # others are decoded; and all of them not half of it, or workers would idle.
+    slack = (1 << 18) + run.image.itemsize * 64**3
+    assert all(peak <= projected[stage] + slack for stage, peak in peaks.items()), dump(peaks, projected)
     largest = max(peaks.values())
     if "mask" not in cut:
         # Floating-point numbers may be NaN, which is masked out; these are not.
