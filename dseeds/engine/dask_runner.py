@@ -141,13 +141,14 @@ class StageRunner(StageTimer):
     @contextmanager
     def states_of(self, key: str) -> Iterator[None]:
         """Let the states of a run's regions stay in the workers' memory while there is enough; free it at the end."""
-        self.client.register_plugin(GiveUpStates(key))
+        plugin = GiveUpStates(key)
+        self.client.register_plugin(plugin)
         try:
             yield
         finally:
             if self.client.status == "running":
                 with suppress(Exception):
-                    self.client.unregister_worker_plugin(GiveUpStates(key).name)
+                    self.client.unregister_worker_plugin(plugin.name)
 
     def _results(self, futures: list[Any]) -> list[Any]:
         """Fetch the results, or the errors, of tasks that are done."""

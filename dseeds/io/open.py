@@ -41,8 +41,8 @@ _DEPTH, _MOST_FOLDERS = 3, 1000
 _Opener: TypeAlias = Callable[[Path, SourceQuery], Source | tuple[Source, ...]]
 
 
-def _refuse_folder(path: Path, query: SourceQuery) -> Source:
-    """Raise a ValueError that names a folder inside that is an image, or else says what a folder has to hold."""
+def _open_folder(path: Path, query: SourceQuery) -> Source:
+    """Open a folder as Zarr, which explains what it has to hold; raise a ValueError that names an image inside it."""
     with suppress(OSError):
         for depth in range(1, _DEPTH + 1):
             folders = islice((entry for entry in path.glob("*/" * depth) if entry.is_dir()), _MOST_FOLDERS)
@@ -62,7 +62,7 @@ _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], _Opener], ...] = (
     (is_dicom, open_dicom),
     (is_tiff, open_tiff),
     (is_unreadable, refuse_unreadable),
-    (Path.is_dir, _refuse_folder),
+    (Path.is_dir, _open_folder),
     # NIfTI, and everything else that nibabel reads.
     (Path.exists, open_nifti_file),
 )

@@ -102,11 +102,6 @@ def worker_threads(threads: int) -> Iterator[Client]:
         yield client
 
 
-def worker_environment() -> dict[str, str]:
-    """Return the environment variables, besides those for its memory limit, of a worker process."""
-    return {WORKER_VARIABLE: "yes"}
-
-
 class _OwnNanny(Nanny):
     """Starts a worker process, whose logs are silent."""
 
@@ -115,7 +110,7 @@ class _OwnNanny(Nanny):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.silence_logs = logging.CRITICAL
-        self.pre_spawn_env.update(worker_environment())
+        self.pre_spawn_env[WORKER_VARIABLE] = "yes"
 
     @override
     def _on_worker_exit_sync(self, exitcode: int) -> None:
@@ -133,7 +128,7 @@ class _EnvironmentKept:
     _before: ClassVar[dict[str, str | None]] = {}
 
     def __enter__(self) -> Self:
-        names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), *worker_environment(), *_DASK_VARIABLES}
+        names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), WORKER_VARIABLE, *_DASK_VARIABLES}
         with _EnvironmentKept._lock:
             if _EnvironmentKept._users == 0:
                 _EnvironmentKept._before = {name: os.environ.get(name) for name in names}

@@ -9,7 +9,6 @@ watersheds of the same map.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from dseeds.benchmark.cases import Case
 from dseeds.benchmark.methods import Method, choose_methods
 from dseeds.benchmark.timing import REPEATS, best_time
 from dseeds.core.process import peak_memory
+from dseeds.parallel.worker_settings import return_freed_memory
 from dseeds.phantom import phantom
 from dseeds.seeds.order_statistics import find_windows
 
@@ -73,7 +73,7 @@ def flood_bytes_per_voxel(file: Path, step: int, name: str) -> float:
     case = flood_case(image, step)
     method.cut(flood_case(image[:64, :64, :64].copy(), step))
     # What the map took and gave back would hide what the method takes.
-    ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
     method.cut(case)
