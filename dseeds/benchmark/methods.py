@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dseeds.api.supervoxels import supervoxels
 from dseeds.benchmark.cases import Case
+from dseeds.benchmark.etps import cut_etps
 from dseeds.core.geometry import Triple
 from dseeds.core.optional import import_optional
 
@@ -37,8 +38,9 @@ class Method:
     """A method that cuts a case into labels from 1: dseeds, or a peer with a setting.
 
     The setting is the compactness of scikit-image's SLIC and watershed, the spatial proximity weight of SimpleITK's
-    SLIC, or the size of the 3D SEEDS reference's smallest blocks, in voxels, and whether it visits blocks twice.
-    `module` is what has to be installed. A watershed grows from one seed at the centre of each cell.
+    SLIC, the compactness of ETPS and its weight of boundaries, or the size of the 3D SEEDS reference's smallest blocks,
+    in voxels, and whether it visits blocks twice. `module` is what has to be installed. A watershed grows from one seed
+    at the centre of each cell.
     """
 
     peer: str
@@ -47,16 +49,12 @@ class Method:
     module: str = "dseeds"
     takes_channels: bool = True
     needs_boundaries: bool = False
+    is_own: bool = False
 
     @property
     def name(self) -> str:
         """The peer and its setting."""
         return f"{self.peer} {self.setting}".strip()
-
-    @property
-    def is_own(self) -> bool:
-        """Whether this is dseeds."""
-        return self.module == "dseeds"
 
     def applies_to(self, case: Case) -> bool:
         """Return whether the method can cut the case."""
@@ -67,10 +65,11 @@ class Method:
 def all_methods() -> list[Method]:
     """List all methods, whether they are installed or not, dseeds first."""
     return [
-        Method("dseeds", "", _supervoxels),
-        Method("dseeds boundaries", "", _dseeds_boundaries, needs_boundaries=True),
+        Method("dseeds", "", _supervoxels, is_own=True),
+        Method("dseeds boundaries", "", _dseeds_boundaries, needs_boundaries=True, is_own=True),
         *(Method("SLIC", f"{c}", _slic(c), "skimage") for c in (0.03, 0.1, 0.3)),
         *(Method("SimpleITK SLIC", f"{w}", _simpleitk(w), "SimpleITK") for w in (10, 30, 60, 100)),
+        *(Method("ETPS", f"{c} {b}", _etps(c, b)) for c, b in product((0.003, 0.03), (0.03, 0.1))),
         *(Method("watershed", f"{c}", _compact_watershed(c), "skimage") for c in (0.3, 1, 3, 10)),
         Method("bioimage-cpp watershed", "", _bioimage_watershed, "bioimage_cpp"),
         *(
@@ -147,6 +146,13 @@ def _slic(compactness: float) -> Cut:
             start_label=1,
         )
         return labels
+
+    return cut
+
+
+def _etps(compactness: float, boundary: float) -> Cut:
+    def cut(case: Case) -> NDArray[Any]:
+        return cut_etps(case.scaled, case.lattice, compactness=compactness, boundary=boundary)
 
     return cut
 

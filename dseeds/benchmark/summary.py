@@ -182,15 +182,22 @@ def _describe_wins(rows: Sequence[Row], own: str) -> str:
 
 
 def tabulate_kinds(rows: Sequence[Row], group: str) -> SummaryTable:
-    """Return the table of the ranking figures of each kind, for the best setting of each peer."""
+    """Return the table of the ranking figures of each kind, for the setting of each peer that is best for the kind."""
     clear = undisturbed(rows)
-    kinds = list(dict.fromkeys(row["kind"] for row in clear))
-    lines = []
-    for name in best_settings(rows):
-        parts = [[row for row in rows_of_method(clear, name) if row["kind"] == kind] for kind in kinds]
-        lines.append([name, *(" / ".join(f"{mean_figure(part, f):.3f}" for f in RANKING) for part in parts)])
+    peers = list(dict.fromkeys(row["peer"] for row in clear))
+    columns = {}
+    for kind in dict.fromkeys(row["kind"] for row in clear):
+        of_kind = [row for row in clear if row["kind"] == kind]
+        columns[kind] = [_summarise_kind(rows_of_method(of_kind, name)) for name in best_settings(of_kind)]
     headings = " / ".join(CRITERIA[figure].heading for figure in RANKING)
-    return SummaryTable(f"{headings} of each kind {group}", ["", *kinds], lines)
+    lines = [list(line) for line in zip(peers, *columns.values(), strict=True)]
+    return SummaryTable(f"{headings} of each kind {group}", ["", *columns], lines)
+
+
+def _summarise_kind(rows: Sequence[Row]) -> str:
+    """Return the ranking figures of a method, with its setting."""
+    figures, setting = " / ".join(f"{mean_figure(rows, figure):.3f}" for figure in RANKING), rows[0]["setting"]
+    return f"{figures} ({setting})" if setting else figures
 
 
 def tabulate_robustness(rows: Sequence[Row], group: str) -> SummaryTable:

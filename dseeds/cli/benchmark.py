@@ -77,8 +77,8 @@ def benchmark_command(
     """Compare supervoxels with those of other methods at equal numbers, on any list of volumes.
 
     Quality, regularity, robustness to noise and blur, stability over the number of supervoxels, and the time in one
-    thread. Peers are those that pip install 'dseeds[benchmark]' brings along: the SLIC and watershed of scikit-image,
-    the SLIC of SimpleITK, the watershed of bioimage-cpp.
+    thread. Peers are ETPS, and those that the extra named benchmark brings along: the SLIC and watershed of
+    scikit-image, the SLIC of SimpleITK, the watershed of bioimage-cpp.
     """
     from dseeds.benchmark.study import run_benchmark
     from dseeds.core.optional import import_optional

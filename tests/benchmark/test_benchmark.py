@@ -14,9 +14,11 @@ from dseeds.benchmark import methods as method_list
 from dseeds.benchmark import run_benchmark
 from dseeds.benchmark.cases import load_case, read_cases
 from dseeds.benchmark.criteria import CRITERIA, RANKING, Disturbance, measure_criteria
+from dseeds.benchmark.etps import cut_etps
 from dseeds.benchmark.methods import all_methods, choose_methods
 from dseeds.benchmark.summary import count_wins, loss, mean_figure, spread, tabulate_means
 from dseeds.cli import main
+from dseeds.core.geometry import Lattice
 from dseeds.phantom import phantom
 
 SHAPE = 16, 26, 24
@@ -143,6 +145,40 @@ def test_every_watershed_floods_the_same_map_from_the_same_seeds(folder):
         assert np.array_equal(labels[seeds > 0], seeds[seeds > 0])
     image = replace(case, boundaries="image").relief
     assert np.allclose(255 - image, replace(case, boundaries="dark").relief, atol=1e-3)
+
+
+@pytest.mark.parametrize(("compactness", "boundary"), [(0.003, 0.03), (0.03, 0.1)])
+def test_etps_lowers_its_energy_and_cuts_no_supervoxel(compactness, boundary):
+    image, _ = phantom((20, 30, 24))
+    lattice = Lattice((20, 30, 24), (5, 6, 8))
+    scaled = (image / np.float32(3000)).clip(0, 1)
+    labels = cut_etps(scaled, lattice, compactness=compactness, boundary=boundary)
+    sizes = np.bincount(labels.reshape(-1), minlength=lattice.size + 1)[1:]
+    assert sizes.min() >= 5 * 6 * 8 / 4
+    assert all(ndimage.label(labels == name)[1] == 1 for name in range(1, lattice.size + 1))
+    cells = np.kron(np.arange(1, lattice.size + 1).reshape(lattice.cells), np.ones((5, 6, 8), int))
+    energies = [etps_energy(names, scaled, lattice.step, compactness, boundary) for names in (labels, cells)]
+    assert energies[0] < 0.8 * energies[1]
+    # Nothing pays where there is nothing to follow, and a boundary of two regions is found where one can pass.
+    assert np.array_equal(cut_etps(np.zeros_like(scaled), lattice, compactness=0.1, boundary=0.1), cells)
+    halves = np.zeros((8, 8, 16), np.float32)
+    halves[:, :, 6:] = 1
+    halves = cut_etps(halves, Lattice(halves.shape, (8, 8, 8)), compactness=0.003, boundary=0.03)
+    assert np.array_equal(halves, np.where(np.arange(16) < 6, 1, 2) * np.ones((8, 8, 1), int))
+
+
+def etps_energy(labels, image, step, compactness, boundary):
+    """Return the energy that ETPS lowers: squared intensities and distances, and neighbours in other supervoxels."""
+    numbers, positions = labels - 1, np.stack(np.indices(labels.shape)) / np.reshape(step, (3, 1, 1, 1))
+    sizes = np.bincount(numbers.reshape(-1))
+    energy = sum(
+        weight * np.sum(ndimage.variance(values, numbers, np.arange(len(sizes))) * sizes)
+        for weight, values in ((1, image), *((compactness, axis) for axis in positions))
+    )
+    padded = np.pad(labels, 1)
+    shifts = [s for s in np.ndindex(3, 3, 3) if s != (1, 1, 1)]
+    around = [padded[tuple(slice(a, a + n) for a, n in zip(s, labels.shape, strict=True))] for s in shifts]
+    return energy + boundary / 26 * sum(np.sum((other != labels) & (other > 0)) for other in around) / 2
 
 
 def test_noise_and_blur_are_those_that_are_stated(folder):

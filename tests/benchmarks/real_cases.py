@@ -1,7 +1,9 @@
 """The real volumes as cases for ``dseeds benchmark``: ``python tests/benchmarks/real_cases.py FOLDER``.
 
 It writes ``cases.csv`` and the volumes, which it reads from the folder ``DSEEDS_DATA``. A plant ovule with stained
-membranes is its own boundary map. For nuclei and hippocampi, maps are simulated from the truth.
+membranes is its own boundary map. For nuclei and hippocampi, maps are simulated from the truth. With ``--flips``, only
+cases with maps are listed, flipped along the axes, because a flip alone changes figures of a small volume; each step is
+then a kind of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import nibabel
@@ -68,9 +71,11 @@ def middle(truth: np.ndarray, size: int | None) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def rows(folder: Path, size: int | None, limit: int | None) -> Iterator[dict[str, str]]:
-    """Write the volumes of each case, and yield its row."""
+def rows(folder: Path, size: int | None, limit: int | None, flips: bool) -> Iterator[dict[str, str]]:
+    """Write the volumes of each case, and yield its row, or that of each flip at each step."""
     for kind, images, truths, steps, boundaries in VOLUMES:
+        if flips and boundaries is None:
+            continue
         pairs = zip(sorted(DATA.glob(images)), sorted(DATA.glob(truths)), strict=True)
         for number, (image_file, truth_file) in enumerate(list(pairs)[:limit], start=1):
             truth = read(truth_file)
@@ -78,12 +83,20 @@ def rows(folder: Path, size: int | None, limit: int | None) -> Iterator[dict[str
             volumes = {"image": read(image_file)[box], "truth": truth[box]}
             if boundaries == "simulated":
                 volumes["boundaries"] = simulated_map(truth, number)[box]
-            name = f"{kind} {number}"
-            for part, values in volumes.items():
-                np.save(folder / f"{name} {part}.npy", values)
-            window = "{:g}:{:g}".format(*SOFT_TISSUE) if kind == "CT" else ""
-            files = {part: f"{name} {part}.npy" for part in volumes}
-            yield {"name": name, "kind": kind, "steps": steps, "boundaries": boundaries or "", "window": window} | files
+            for flip, step in flipped_steps(kind, steps) if flips else [((1, 1, 1), "")]:
+                name = f"{kind} {number}" + "".join("-+"[sign > 0] for sign in flip) * flips
+                for part, values in volumes.items():
+                    np.save(folder / f"{name} {part}.npy", values[tuple(slice(None, None, sign) for sign in flip)])
+                row = {"name": f"{name} {step}".strip(), "kind": f"{kind}, step {step}" if step else kind}
+                window = "{:g}:{:g}".format(*SOFT_TISSUE) if kind == "CT" else ""
+                files = {part: f"{name} {part}.npy" for part in volumes}
+                yield {**row, "steps": step or steps, "boundaries": boundaries or "", "window": window, **files}
+
+
+def flipped_steps(kind: str, steps: str) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield the signs of the axes of each flip, all eight of the single ovule and else two, with each step."""
+    signs = list(product((1, -1), repeat=3)) if kind == "membranes" else [(1, 1, 1), (-1, -1, -1)]
+    yield from product(signs, steps.split())
 
 
 def main() -> None:
@@ -91,6 +104,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a folder for cases.csv and the volumes")
     parser.add_argument("--crop", type=int, metavar="VOXELS", help="crop to so many voxels around the structures")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N volumes of each kind")
+    parser.add_argument("--flips", action="store_true", help="flip the cases with maps along the axes")
     arguments = parser.parse_args()
     if not DATA.is_dir():
         raise SystemExit(f"the real volumes are not at {DATA}; set DSEEDS_DATA to their folder.")
@@ -98,7 +112,7 @@ def main() -> None:
     with (arguments.folder / "cases.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [*NEEDED, *OPTIONAL])
         writer.writeheader()
-        writer.writerows(rows(arguments.folder, arguments.crop, arguments.limit))
+        writer.writerows(rows(arguments.folder, arguments.crop, arguments.limit, arguments.flips))
 
 
 if __name__ == "__main__":

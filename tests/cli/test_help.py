@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.text import Text
 
 from dseeds.cli import app, options, registration
 from dseeds.seeds.intensity_windows import PRESETS
@@ -46,6 +47,9 @@ def test_help_is_uniform(name):
     assert panels[-1] == registration.HELP_PANEL
     for parameter in command.params:
         assert getattr(parameter, "help", "").endswith(".")
+    # Rich takes a word in square brackets for markup, and does not show it.
+    texts = [command.help, *(getattr(parameter, "help", "") for parameter in command.params)]
+    assert all(Text.from_markup(text).plain == text for text in texts)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
