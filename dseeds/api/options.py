@@ -81,7 +81,7 @@ class SupervoxelOptions:
         return CutSettings(
             windows=(*read_windows(self.window, channels), *([None] if boundaries == OWN_MAP else [])),
             percentiles=check_percentiles(self.percentiles),
-            equalises=check_bins(self.bins) == "equalised",
+            bins=check_bins(self.bins),
             auto_mask=self._is_mask_auto,
             weights=check_weights(self.weights, channels),
             compactness=compactness,

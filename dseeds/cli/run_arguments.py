@@ -128,10 +128,11 @@ class RunArguments:
     bins: Annotated[
         str | None,
         image_option(
-            metavar="linear|equalised",
-            help="Whether histogram bins have equal widths or hold equal numbers of voxels.",
-            autocompletion=complete_from("linear", "equalised"),
-            show_default="linear",
+            metavar="auto|linear|equalised",
+            help="Whether histogram bins have equal widths (linear) or hold equal numbers of voxels (equalised). auto: "
+            "linear, unless a few voxels, such as hot pixels, leave hardly any bins to all others.",
+            autocompletion=complete_from("auto", "linear", "equalised"),
+            show_default="auto",
         ),
     ] = None
     image: ImageOption = None

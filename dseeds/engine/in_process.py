@@ -155,7 +155,7 @@ def _read_mask(mask: Mask, everything: IndexBox) -> NDArray[np.bool_]:
 def _finished_state(run: Run, labels: MemoryLabels) -> RunState:
     """Return the state of the run when its labels are known, as their metadata describe it."""
     state = run.initial_state()
-    state.job = replace(state.job, windows=labels.result.windows, thresholds=labels.result.thresholds)
+    state.job = replace(state.job, **labels.result.found._asdict())
     state.counts = labels.counts()
     state.bin_counts = labels.result.counts
     return state

@@ -66,6 +66,8 @@ class Job:
     labels: tuple[LabelGroup, ...]
     # The intensity window of each channel, with equal ends if it is constant; empty until they are found.
     windows: tuple[Limits, ...] = ()
+    # The knee of each channel's bins, see `OrderStatistics.knee`; None if they are equally wide.
+    knees: tuple[float | None, ...] = ()
     compactness: float = 0.0
     weights: tuple[int, ...] = (1,)
     mask: Mask | ResampledMask | None = None

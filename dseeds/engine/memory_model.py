@@ -26,7 +26,7 @@ from dseeds.engine.wavefront import wave_depth
 from dseeds.parallel.capacity import READ_AT_ONCE, Capacity
 from dseeds.seeds.block_histograms import histogram_dtype
 from dseeds.seeds.histograms import GREY_LEVELS
-from dseeds.seeds.order_statistics import COPY_BYTES, DIGIT_BITS
+from dseeds.seeds.order_statistics import COPY_BYTES, DIGIT_BITS, MOST_STATISTICS
 from dseeds.seeds.schedule import Round, schedule
 from dseeds.storage.zarr_arrays import UNIT_CHUNK, ZSTD_CODEC, Layout, chunk_length, region_units
 
@@ -213,7 +213,7 @@ class _MemoryModel:
         voxels, channels = self.exchange.voxels(number), self.task.channels
         read = self._reading_image(number)
         values = voxels.size * (self.layouts["source"].dtype.itemsize + 2 * self.task.masked)
-        rows = channels * (1 if self.task.itemsize <= 2 * channels else 4)
+        rows = channels * (1 if self.task.itemsize <= 2 * channels else MOST_STATISTICS)
         if self.task.masked:
             yield "mask", read
         yield "window", read

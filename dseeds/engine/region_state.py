@@ -117,6 +117,7 @@ def quantise_region(
         job.windows,
         values,
         inside=image.inside,
+        knees=job.knees,
         tables=job.tables,
         thresholds=job.thresholds,
         counts=counts,

@@ -35,7 +35,6 @@ from dseeds.io.pyramid import count_region_levels, cut_regions
 from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.seeds.cell_size import Step
 from dseeds.seeds.in_memory import CutSettings
-from dseeds.seeds.order_statistics import WindowSearch
 from dseeds.seeds.schedule import OWN_MAP
 from dseeds.storage.label_group import ATTRIBUTE, LabelGroup, ZarrFormat, level_name
 from dseeds.storage.location import LocalLocation, Location, open_location
@@ -131,7 +130,7 @@ class LabelParameters:
         return CutSettings(
             windows=self.windows,
             percentiles=self.percentiles,
-            equalises=self.bins == "equalised",
+            bins=self.bins,
             auto_mask=self.mask == AUTO_MASK,
             weights=self.weights,
             compactness=self.compactness,
@@ -345,7 +344,7 @@ class Run:
     def initial_state(self) -> RunState:
         """Return the state of the run before its first phase."""
         parameters, dtypes = self.spec.parameters, [np.dtype(name) for name in self.spec.dtypes]
-        search = WindowSearch(dtypes, parameters.windows, parameters.percentiles)
+        search = parameters.settings.begin_search(dtypes)
         return RunState(self.job(), search, parameters.image_query(dtypes))
 
     def state(self) -> RunState:
@@ -399,6 +398,7 @@ class Run:
                     "cells": job.lattice.cells,
                     "windows": job.image_windows,
                     "bins": self.spec.parameters.bins,
+                    "knees": job.knees,
                     "weights": job.weights,
                     "thresholds": job.thresholds,
                     "compactness": job.compactness,

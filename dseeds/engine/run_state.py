@@ -365,7 +365,7 @@ class RunState:
 
     def _take_windows(self) -> None:
         if self.search.done:
-            self.job = replace(self.job, windows=self.search.windows())
+            self.job = replace(self.job, windows=self.search.windows(), knees=self.search.knees())
             if self.job.boundaries == OWN_MAP:
                 check_map_window(self.job.windows[-1])
 

@@ -176,7 +176,7 @@ def _check_parameters(
     return LabelParameters(
         windows=(*read_windows(options.window, image.channels), *([] if boundaries is None else [None])),
         percentiles=check_percentiles((0.5, 99.5) if options.percentiles is None else options.percentiles),
-        bins=check_bins("linear" if options.bins is None else options.bins),
+        bins=check_bins("auto" if options.bins is None else options.bins),
         weights=check_weights(options.weights, image.channels),
         mask=AUTO_MASK if is_auto(options.mask) else None if mask is None else mask.identity,
         boundaries=options.boundaries if boundaries is None else boundaries.identity,

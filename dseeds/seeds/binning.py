@@ -15,9 +15,6 @@ from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.layout import pack_box
 from dseeds.seeds.kernels.voxels import BINS, MASKED
 
-# The bin of each grey level for bins of equal width, and at the end that of NaN.
-_LINEAR = (np.arange(GREY_LEVELS + 1) // (GREY_LEVELS // BINS)).astype(np.uint8)
-
 
 # NumPy's indexing would first convert the levels to 64 bits.
 @jit
@@ -43,6 +40,7 @@ def quantise_box(
     bins: NDArray[np.uint8],
     *,
     inside: NDArray[np.bool_] | None = None,
+    knees: Sequence[float | None] | None = None,
     tables: Sequence[NDArray[np.uint8]] | None = None,
     thresholds: Sequence[int] | None = None,
     counts: NDArray[np.int64] | None = None,
@@ -54,10 +52,12 @@ def quantise_box(
     voxel is masked in every channel if it is not inside, if it is NaN in any channel, or if it is background in all
     channels.
 
-    `tables`, uint8 (4096,), are the bins of each channel's grey levels, from `equalised_bins`; by default, bins have
-    equal widths. `thresholds` are the last grey levels of each channel's background, from `otsu_threshold`; by default,
-    there is no background. The voxels in each bin are added to `counts`, see `dseeds.seeds.contrast.count_bins`.
-    Returns the part of the voxels that are not masked: ``"all"``, ``"part"`` or ``"nothing"``.
+    Bins have equal widths by default. With a knee, half of a channel's bins are equally wide below it, and half above;
+    `knees` are None for the other channels. `tables`, uint8 (4096,), are the bins of each channel's grey levels, from
+    `equalised_bins`. `thresholds` are the last grey levels of each channel's background, from `otsu_threshold`; by
+    default, there is no background. The voxels in each bin are added to `counts`, see
+    `dseeds.seeds.contrast.count_bins`. Returns the part of the voxels that are not masked: ``"all"``, ``"part"`` or
+    ``"nothing"``.
 
     >>> bins = np.empty((1, 1, 1, 4), np.uint8)
     >>> quantise_box([np.array([[[-5, 0, 50, np.nan]]])], [(0, 100)], bins)
@@ -73,13 +73,14 @@ def quantise_box(
         missing = 0
         kept: Any = thresholds is None
         for c, (channel, window, out) in enumerate(zip(values, windows, slab, strict=True)):
-            if tables is None and thresholds is None:
-                missing += quantise_range(channel[part], window, BINS, out)
-                continue
-            levels = np.empty(out.shape, np.uint16)
-            missing += quantise_range(channel[part], window, GREY_LEVELS, levels)
-            _look_up(levels, _LINEAR if tables is None else np.append(tables[c], np.uint8(MASKED)), out)
-            if thresholds is not None:
+            levels = np.empty(out.shape if tables or thresholds else 0, np.uint16)
+            if tables or thresholds:
+                missing += quantise_range(channel[part], window, GREY_LEVELS, levels)
+            if tables:
+                _look_up(levels, np.append(tables[c], np.uint8(MASKED)), out)
+            else:
+                missing += _quantise_channel(channel[part], window, knees[c] if knees else None, out)
+            if thresholds:
                 kept = kept | (levels > thresholds[c])
         if only_nan:
             remaining += slab.size - missing
@@ -96,12 +97,27 @@ def quantise_box(
     return "nothing" if remaining == 0 else "all" if remaining == bins[0].size else "part"
 
 
+def _quantise_channel(values: NDArray[Any], window: Limits, knee: float | None, out: NDArray[np.uint8]) -> int:
+    """Write the bins of a channel, of equal widths on each side of a knee, and return the number of NaN values."""
+    if knee is None:
+        return quantise_range(values, window, BINS, out)
+    (low, high), missing = window, 0
+    above = np.empty(out.shape[1:], np.uint8)[None]
+    for z in range(len(values)):
+        missing += quantise_range(values[z : z + 1], (low, knee), BINS // 2, out[z : z + 1])
+        quantise_range(values[z : z + 1], (knee, high), BINS // 2, above)
+        # A half is at its end where the other begins, and NaN is beyond both.
+        out[z] += above[0]
+    return missing
+
+
 def quantise_window(
     values: Sequence[NDArray[Any]],
     windows: Sequence[Limits],
     bins: NDArray[np.uint8],
     *,
     inside: NDArray[np.bool_] | None = None,
+    knees: Sequence[float | None] | None = None,
     tables: Sequence[NDArray[np.uint8]] | None = None,
     thresholds: Sequence[int] | None = None,
     counts: NDArray[np.int64] | None = None,
@@ -113,7 +129,16 @@ def quantise_window(
         slab = np.empty((len(channels), *channels[0].shape), np.uint8)
         mask = None if inside is None else inside[part]
         parts.add(
-            quantise_box(channels, windows, slab, inside=mask, tables=tables, thresholds=thresholds, counts=counts)
+            quantise_box(
+                channels,
+                windows,
+                slab,
+                inside=mask,
+                knees=knees,
+                tables=tables,
+                thresholds=thresholds,
+                counts=counts,
+            )
         )
         for planes, window in zip(slab, bins, strict=True):
             pack_box(planes, (part.start, 0, 0), window)

@@ -25,7 +25,7 @@ from dseeds.seeds.kernels.layout import new_window, unpack_box
 from dseeds.seeds.kernels.mask_components import count_components, number_components
 from dseeds.seeds.kernels.simd import OPEN
 from dseeds.seeds.min_size import join_small_supervoxels
-from dseeds.seeds.order_statistics import NoFiniteValues, find_windows
+from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch
 from dseeds.seeds.schedule import OWN_MAP, Round, schedule
 
 LabelArray = NDArray[np.uint32]
@@ -35,21 +35,39 @@ LabelArray = NDArray[np.uint32]
 class CutSettings:
     """The checked parameters of a run.
 
-    `windows` are None for the percentiles, which are in millionths of the voxels; `equalises` is for bins that hold
-    equally many voxels, `auto_mask` for a background masked out by Otsu's threshold. `boundaries` is a key of
-    `flood.KINDS`; a map of its own follows the image's channels, without a window or weight. It is None for supervoxels
-    that follow the intensities alone.
+    `windows` are None for the percentiles, which are in millionths of the voxels; `bins` are one of `KINDS_OF_BINS`;
+    `auto_mask` is for a background masked out by Otsu's threshold. `boundaries` is a key of `flood.KINDS`; a map of its
+    own follows the image's channels, without a window or weight. It is None for supervoxels that follow the intensities
+    alone.
     """
 
     windows: tuple[Limits | None, ...]
     percentiles: tuple[int, int]
-    equalises: bool
+    bins: str
     auto_mask: bool
     weights: tuple[int, ...]
     compactness: float
     min_size: int
     levels: int
     boundaries: str | None = None
+
+    def begin_search(self, dtypes: Sequence[np.dtype[Any]]) -> WindowSearch:
+        """Return the search for the windows of channels of these dtypes, and for the knees of their bins.
+
+        A flood takes the map's bins for its levels, which have equal widths.
+        """
+        has_knees = self.bins == "auto" and self.boundaries is None
+        return WindowSearch(dtypes, self.windows, self.percentiles, has_knees)
+
+
+class Found(NamedTuple):
+    """What was found of the intensities of each channel."""
+
+    windows: tuple[Limits, ...]
+    # The knees of bins, see `OrderStatistics.knee`.
+    knees: tuple[float | None, ...]
+    # The highest grey level of the background, if that is masked out.
+    thresholds: tuple[int, ...] | None
 
 
 class CutResult(NamedTuple):
@@ -61,9 +79,7 @@ class CutResult(NamedTuple):
 
     labels: LabelArray
     parents: list[LabelArray]
-    # The intensity window of each channel, and its highest grey level of the background if that is masked out.
-    windows: tuple[Limits, ...]
-    thresholds: tuple[int, ...] | None
+    found: Found
     # The voxels in each bin, see `dseeds.seeds.contrast`.
     counts: NDArray[np.int64]
 
@@ -84,9 +100,9 @@ def cut_in_memory(
     is called after every round.
     """
     counts = new_counts(len(values))
-    bins, windows, thresholds, masked = _quantise(values, settings, inside, counts)
+    bins, found, masked = _quantise(values, settings, inside, counts)
     # In a constant image no move improves anything.
-    has_contrast = any(low < high for low, high in windows)
+    has_contrast = any(low < high for low, high in found.windows)
     if settings.boundaries is not None and has_contrast:
         boundaries = boundary_map(settings.boundaries, settings.weights)
         codes = flood_volume(boundaries, lattice, bins, threads=threads, on_round=on_round)
@@ -108,11 +124,11 @@ def cut_in_memory(
     del bins
     labels, cells = _number(lattice, codes, masked)
     if unpacked is None:
-        return CutResult(labels, [], windows, thresholds, counts)
+        return CutResult(labels, [], found, counts)
     graph = build_contact_graph(labels, Box((0, 0, 0), lattice.shape), unpacked)
     joined = join_small_supervoxels(len(cells), lambda: [graph], settings.min_size, settings.weights)
     parents = _parents(joined.relabel_graph(graph), cells[joined.kept_ids - 1], settings)
-    return CutResult(joined.relabel(labels), list(parents), windows, thresholds, counts)
+    return CutResult(joined.relabel(labels), list(parents), found, counts)
 
 
 def _quantise(
@@ -120,26 +136,35 @@ def _quantise(
     settings: CutSettings,
     inside: NDArray[np.bool_] | None,
     bin_counts: NDArray[np.int64],
-) -> tuple[NDArray[np.uint8], tuple[Limits, ...], tuple[int, ...] | None, bool]:
-    """Return the windows of bins, the channels' intensity windows and thresholds, and whether voxels are masked."""
+) -> tuple[NDArray[np.uint8], Found, bool]:
+    """Return the windows of bins, what was found of the intensities, and whether voxels are masked."""
     if inside is not None and not inside.any():
         raise NoFiniteValues
-    windows = find_windows(values, settings.windows, settings.percentiles, inside)
+    search = settings.begin_search([channel.dtype for channel in values])
+    search.finish(values, inside)
+    windows = search.windows()
     if settings.boundaries == OWN_MAP:
         check_map_window(windows[-1])
     tables = thresholds = None
-    if settings.equalises or settings.auto_mask:
+    if settings.bins == "equalised" or settings.auto_mask:
         counts = count_grey_levels(values, windows, inside)
-        tables = equalised_tables(counts, len(settings.weights)) if settings.equalises else None
+        tables = equalised_tables(counts, len(settings.weights)) if settings.bins == "equalised" else None
         if settings.auto_mask:
             thresholds = foreground_thresholds(counts, len(settings.weights))
     bins = new_window(values[0].shape, 0, channels=len(values))
     remaining = quantise_window(
-        values, windows, bins, inside=inside, tables=tables, thresholds=thresholds, counts=bin_counts
+        values,
+        windows,
+        bins,
+        inside=inside,
+        knees=search.knees(),
+        tables=tables,
+        thresholds=thresholds,
+        counts=bin_counts,
     )
     if remaining == "nothing":
         raise NoFiniteValues
-    return bins, windows, thresholds, remaining == "part"
+    return bins, Found(windows, search.knees(), thresholds), remaining == "part"
 
 
 def run_rounds(

@@ -18,6 +18,9 @@ DEFAULT_PERCENTILES = 5_000, 995_000
 # that is the one of soft tissue in the OHIF viewer.
 PRESETS = {"abdomen": (40.0, 400.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "lung": (-600.0, 1500.0)}
 
+# Equally wide, but with a knee where a few intensities lie far off; equally wide; equally full.
+KINDS_OF_BINS = "auto", "linear", "equalised"
+
 # The low and high end of a window: floats, or integers that float64 does not hold.
 Limits: TypeAlias = tuple[float, float]
 
@@ -148,10 +151,10 @@ def check_weights(weights: Any, channels: int) -> tuple[int, ...]:
 
 
 def check_bins(bins: Any) -> str:
-    """Return a kind of bins: ``"linear"``, of equal widths, or ``"equalised"``, of about equal counts.
+    """Return a kind of bins: ``"linear"``, of equal widths, ``"equalised"``, of about equal counts, or ``"auto"``.
 
-    Raise a ValueError if it is neither.
+    Raise a ValueError if it is something else.
     """
-    if bins not in ("linear", "equalised"):
-        raise ValueError(f"bins must be 'linear' or 'equalised', got {bins!r}.")
+    if bins not in KINDS_OF_BINS:
+        raise ValueError(f"bins must be one of {', '.join(KINDS_OF_BINS)}, got {bins!r}.")
     return str(bins)

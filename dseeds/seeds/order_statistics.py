@@ -7,6 +7,9 @@ chunks. It takes one pass for 8 and 16 bits, two for 32, four for 64.
 Where both percentiles are one value, as in a sparse image with an even background, the window comes from all other
 values: it holds them without their extremes, such as hot pixels. This takes as many further passes, and none for up to
 16 bits.
+
+Where a few values, such as hot pixels or the brightest of all cells, widen the window so much that nearly all others
+lie close to one end, bins get a knee: half of them lie on each side of it. It is a percentile of the same passes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,11 @@ from dseeds.core.jit import jit
 from dseeds.seeds.intensity_windows import DEFAULT_PERCENTILES, MILLION, Limits, exact_number
 
 DIGIT_BITS = 16
+# A knee has at most so many millionths of the values on one side, and on the other side all others, in less than one of
+# so many parts of the window.
+KNEE, KNEE_PARTS = 50_000, 6
+# Those that are searched for: the minimum, the ends of the window, the knees between them, the maximum.
+MOST_STATISTICS = 6
 # The size of a slab that is copied to be contiguous.
 COPY_BYTES = 16 << 20
 
@@ -85,10 +93,12 @@ class OrderStatistics:
 
     dtype: np.dtype[Any]
     percentiles: tuple[int, int] = DEFAULT_PERCENTILES
+    # Whether a knee is searched for.
+    has_knee: bool = False
     prefixes: tuple[int, ...] = (0,)
     ranks: tuple[int, ...] = ()
     shift: int = field(init=False)
-    which: tuple[int, ...] = (0, 0, 0, 0)
+    which: tuple[int, ...] = ()
     total: int = 0
     # Where both percentiles are one value: the minimum, this value and the maximum. The search goes on for the
     # quartiles of all other values.
@@ -96,7 +106,13 @@ class OrderStatistics:
 
     def __post_init__(self) -> None:
         self.dtype = native_dtype(self.dtype)
+        self.which = (0,) * self._statistics
         self._begin()
+
+    @property
+    def _statistics(self) -> int:
+        """The number of order statistics."""
+        return MOST_STATISTICS if self.has_knee else MOST_STATISTICS - 2
 
     def _begin(self) -> None:
         self.shift = max(0, 8 * self.dtype.itemsize - DIGIT_BITS)
@@ -123,7 +139,7 @@ class OrderStatistics:
 
     def rows(self, turn: int) -> int:
         """Return the most rows that a pass counts: one for all values at first, then one for each order statistic."""
-        return 0 if turn >= self.most_passes else 1 if turn == 0 else 4
+        return 0 if turn >= self.most_passes else 1 if turn == 0 else self._statistics
 
     def count(self, part: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Count the current digit in a part of the image, or in its voxels inside a mask: int64 (prefixes, 65536).
@@ -164,14 +180,18 @@ class OrderStatistics:
 
     def _first_ranks(self) -> tuple[int, ...]:
         last, (low, high) = self.total - 1, self.percentiles
-        return 0, last * low // MILLION, last - last * (MILLION - high) // MILLION, last
+        ends = last * low // MILLION, last - last * (MILLION - high) // MILLION
+        if not self.has_knee:
+            return 0, *ends, last
+        few = last * KNEE // MILLION
+        return 0, ends[0], few, last - few, ends[1], last
 
     def _look_beyond(self, keys: list[int], equal: int, counts: NDArray[np.int64]) -> None:
         """Begin the search for the quartiles of all values but one, if both percentiles are this and there are others.
 
         So many values are `equal` to it; `counts` are those of the last pass.
         """
-        minimum, low, high, maximum = keys
+        minimum, low, *_, high, maximum = keys
         if low != high or minimum == maximum:
             return
         # The rank among equal values is what remains of a rank when every digit is known.
@@ -201,7 +221,7 @@ class OrderStatistics:
         minimum and the maximum: J. W. Tukey, Exploratory Data Analysis, Addison-Wesley, 1977.
         """
         if not self.common:
-            _, low, high, _ = (self._value(self.prefixes[j]) for j in self.which)
+            _, low, *_, high, _ = self._values()
             return exact_number(low), exact_number(high)
         minimum, common, maximum = map(self._value, self.common)
         lower, upper = (self._value(self.prefixes[j]) for j in self.which)
@@ -210,6 +230,20 @@ class OrderStatistics:
         low = min(common, max(minimum, lower - reach))
         high = max(common, min(maximum, upper + reach))
         return exact_number(low), exact_number(high)
+
+    def knee(self) -> float | None:
+        """Return the value that halves of the bins lie below and above, if nearly all values are close to an end."""
+        if self.common or not self.has_knee:
+            return None
+        _, low, lower, upper, high, _ = self._values()
+        for knee, distance in ((lower, high - lower), (upper, upper - low)):
+            # A window of floats may be wider than they can tell.
+            if low < knee < high and KNEE_PARTS * distance < high - low < np.inf:
+                return exact_number(knee)
+        return None
+
+    def _values(self) -> list[Any]:
+        return [self._value(self.prefixes[j]) for j in self.which]
 
     def _value(self, key: int) -> Any:
         """Return the value with a bit pattern, an int or a float."""
@@ -259,11 +293,13 @@ class WindowSearch:
     dtypes: Sequence[np.dtype[Any]]
     fixed: Sequence[Limits | None]
     percentiles: tuple[int, int] = DEFAULT_PERCENTILES
+    # Whether a knee of the bins is searched for in each of the channels without a window.
+    has_knees: bool = False
     _searches: dict[int, OrderStatistics] = field(init=False)
 
     def __post_init__(self) -> None:
         self._searches = {
-            channel: OrderStatistics(dtype, self.percentiles)
+            channel: OrderStatistics(dtype, self.percentiles, self.has_knees)
             for channel, (dtype, window) in enumerate(zip(self.dtypes, self.fixed, strict=True))
             if window is None
         }
@@ -313,6 +349,11 @@ class WindowSearch:
             begin += len(rows)
         self._searches = narrowed
 
+    def finish(self, values: Sequence[NDArray[Any]], inside: NDArray[np.bool_] | None = None) -> None:
+        """Search an image that is in memory as a whole."""
+        while not self.done:
+            self.narrow(self.count(values, inside))
+
     def _searching(self) -> list[tuple[int, OrderStatistics]]:
         """Return the channels of the current pass."""
         return [(channel, search) for channel, search in self._searches.items() if not search.done]
@@ -331,6 +372,12 @@ class WindowSearch:
         """Return each channel's window; low and high of a constant channel are equal."""
         return tuple(window or self._searches[channel].window() for channel, window in enumerate(self.fixed))
 
+    def knees(self) -> tuple[float | None, ...]:
+        """Return the knee of each channel's bins, or None where they are equally wide; see `OrderStatistics.knee`."""
+        return tuple(
+            None if window is not None else self._searches[channel].knee() for channel, window in enumerate(self.fixed)
+        )
+
 
 def find_windows(
     values: Sequence[NDArray[Any]],
@@ -340,6 +387,5 @@ def find_windows(
 ) -> tuple[Limits, ...]:
     """Return the windows of an image in memory; see `WindowSearch`."""
     search = WindowSearch([channel.dtype for channel in values], fixed, percentiles)
-    while not search.done:
-        search.narrow(search.count(values, inside))
+    search.finish(values, inside)
     return search.windows()

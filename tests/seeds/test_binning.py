@@ -25,7 +25,7 @@ def bins_of(values, windows, **options):
     return bins, remaining
 
 
-def bins_one_by_one(values, windows, inside=None, tables=None, thresholds=None):
+def bins_one_by_one(values, windows, inside=None, knees=None, tables=None, thresholds=None):
     """Return the same by the rules alone."""
     levels = np.array(
         [
@@ -39,12 +39,20 @@ def bins_one_by_one(values, windows, inside=None, tables=None, thresholds=None):
     if thresholds is not None:
         stays &= (levels > np.reshape(thresholds, (-1, 1, 1, 1))).any(axis=0)
     if tables is None:
-        bins = np.array(
-            [oracle.to_bins(v, window) * (window[0] < window[1]) for v, window in zip(values, windows, strict=True)]
-        )
+        bins = np.array([bins_of_channel(*channel) for channel in zip(values, windows, knees or windows, strict=True)])
     else:
         bins = np.array([table[grey] for table, grey in zip(tables, levels, strict=True)])
     return np.where(stays, bins, 64), "all" if stays.all() else "part" if stays.any() else "nothing"
+
+
+def bins_of_channel(values, window, knee):
+    (low, high), is_bent = window, isinstance(knee, float)
+    if low >= high:
+        return np.zeros(values.shape, int)
+    if not is_bent:
+        return oracle.to_bins(values, window)
+    below, above = oracle.to_bins(values, (low, knee), 32), oracle.to_bins(values, (knee, high), 32)
+    return np.where(values < knee, below, 31 + above)
 
 
 @st.composite
@@ -55,7 +63,13 @@ def cases(draw):
     counts = count_grey_levels(values, windows, inside)
     tables = draw(st.sampled_from([None, [equalised_bins(occurs) for occurs in counts]]))
     thresholds = draw(st.sampled_from([None, [otsu_threshold(occurs) for occurs in counts], [2000] * len(values)]))
-    return values, windows, {"inside": inside, "tables": tables, "thresholds": thresholds}
+    knees = [draw(st.sampled_from([None, knee_between(*window)])) for window in windows]
+    return values, windows, {"inside": inside, "knees": knees, "tables": tables, "thresholds": thresholds}
+
+
+def knee_between(low, high):
+    knee = low + (high - low) / 7
+    return float(knee) if low < knee < high < np.inf else None
 
 
 @settings(max_examples=300)

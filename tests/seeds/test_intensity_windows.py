@@ -15,7 +15,16 @@ from hypothesis.extra import numpy as hnp
 from dseeds.seeds import order_statistics
 from dseeds.seeds.intensity_windows import check_bins, check_percentiles, check_weights, read_window, read_windows
 from dseeds.seeds.order_statistics import NoFiniteValues, WindowSearch, find_windows
-from tests.support.intensities import KINDS, cut, has_values, images, intensity_window, masked_images, window_by_sorting
+from tests.support.intensities import (
+    KINDS,
+    cut,
+    exact,
+    has_values,
+    images,
+    intensity_window,
+    masked_images,
+    window_by_sorting,
+)
 
 INF, NAN = math.inf, math.nan
 
@@ -48,12 +57,51 @@ def test_any_percentiles_are_what_sorting_gives(image, percentiles, data):
 
 
 @settings(max_examples=200)
+@given(images(), percentiles(), st.sampled_from([None, "min", "max"]), st.integers(2, 99))
+def test_a_knee_is_where_a_few_values_widen_the_window(image, percentiles, end, spacing):
+    image = image.copy()
+    assume(has_values(image) and percentiles[0] < percentiles[1])
+    if end is not None:
+        limits = np.iinfo(image.dtype) if image.dtype.kind in "iu" else np.finfo(image.dtype)
+        image.reshape(-1)[::spacing] = getattr(limits, end)
+    search = WindowSearch([image.dtype], [None], percentiles, has_knees=True)
+    search.finish([image])
+    assert search.windows() == find_windows([image], [None], percentiles)
+    assert search.knees() == (knee_by_sorting(image, percentiles),)
+
+
+def knee_by_sorting(image, percentiles):
+    values = np.sort(image[np.isfinite(image)] if image.dtype.kind == "f" else image.ravel())
+    last = len(values) - 1
+    ranks = last * percentiles[0] // 10**6, -(-last * percentiles[1] // 10**6), last // 20, last - last // 20
+    low, high, lower, upper = (Fraction(exact(values[rank])) for rank in ranks)
+    if high - low >= 2**1024 - 2**970:
+        return None
+    near = [knee for knee, far in ((lower, high - lower), (upper, upper - low)) if 6 * far < high - low]
+    return next((exact(values[values == knee][0]) for knee in near if low < knee < high), None)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32", "float64"])
+def test_hot_pixels_leave_half_of_the_bins_to_all_others(dtype):
+    rng = np.random.default_rng(0)
+    image = rng.integers(10, 20, 10_000).astype(dtype)
+    image[rng.permutation(10_000)[:300]] = 250
+    search = WindowSearch([image.dtype] * 2, [None, (0.0, 9.0)], has_knees=True)
+    search.finish([image, image])
+    assert search.windows() == ((10.0, 250.0), (0.0, 9.0))
+    assert search.knees() == (19.0, None)
+    search = WindowSearch([image.dtype], [None], has_knees=True)
+    search.finish([np.asarray(255, dtype) - image])
+    assert search.knees() == (236.0,)
+
+
+@settings(max_examples=200)
 @given(masked_images(), st.data())
 def test_any_cut_of_the_image_gives_the_same_counts(image, data):
     values, inside = image
     fixed = [data.draw(st.sampled_from([None, (1.0, 2.0)])) for _ in values]
     parts = cut(values[0].shape, data)
-    search = WindowSearch([channel.dtype for channel in values], fixed)
+    search = WindowSearch([channel.dtype for channel in values], fixed, has_knees=data.draw(st.booleans()))
     searched = [channel for channel, window in zip(values, fixed, strict=True) if window is None]
     assert search.passes == max(map(passes_of, searched), default=0)
     if not all(has_values(channel, inside) for channel in searched):
@@ -85,12 +133,12 @@ def passes_of(channel):
     return max(1, bits // 16)
 
 
-@given(masked_images(), st.integers(0, 8))
-def test_a_search_continues_from_the_state_of_another(image, turns):
+@given(masked_images(), st.integers(0, 8), st.booleans())
+def test_a_search_continues_from_the_state_of_another(image, turns, has_knees):
     values, inside = image
     assume(all(has_values(channel, inside) for channel in values))
     begin, fixed = [channel.dtype for channel in values], [None] * len(values)
-    first, second = WindowSearch(begin, fixed), WindowSearch(begin, fixed)
+    first, second = (WindowSearch(begin, fixed, has_knees=has_knees) for _ in range(2))
     copies, state = (copy(first), copy(second)), first.state()
     for _ in range(turns):
         if not first.done:
@@ -357,9 +405,10 @@ def test_nonsense_weights_are_refused(weights):
         check_weights(weights, 2)
 
 
-def test_bins_are_of_two_kinds():
+def test_bins_are_of_three_kinds():
+    assert check_bins("auto") == "auto"
     assert check_bins("linear") == "linear"
     assert check_bins("equalised") == "equalised"
     for other in ("Linear", "", None, 64, ["linear"]):
-        with pytest.raises(ValueError, match=r"^bins must be 'linear' or 'equalised', got"):
+        with pytest.raises(ValueError, match=r"^bins must be one of auto, linear, equalised, got"):
             check_bins(other)
