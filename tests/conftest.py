@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from hypothesis import Phase, settings
@@ -22,6 +23,10 @@ collect_ignore = ["benchmarks", "napari_plugin/window.py"]
 settings.register_profile("dseeds", deadline=None, phases=set(Phase) - {Phase.explain})
 settings.load_profile("dseeds")
 
+
+# In Python 3.11, Dask's profiler may block a process for ever; see `dseeds.parallel.worker_settings.StoppedProfiler`.
+os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
+dask.config.refresh()
 
 # Temporary files are many and small, and flushed: in memory, tests take two thirds of the time.
 SHARED_MEMORY, NEEDED = Path("/dev/shm"), 8 << 30

@@ -27,6 +27,7 @@ COLOURS = {
     "dseeds boundaries": "#56B4E9",
     "SLIC": "#D55E00",
     "SimpleITK SLIC": "#009E73",
+    "ETPS": "#F0E442",
     "watershed": "#CC79A7",
     "bioimage-cpp watershed": "#E69F00",
     "3D SEEDS": "#000000",

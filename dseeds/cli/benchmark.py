@@ -83,7 +83,7 @@ def benchmark_command(
     from dseeds.benchmark.study import run_benchmark
     from dseeds.core.optional import import_optional
 
-    outputs = _check_outputs(document, figures, overwrite)
+    _check_outputs(document, figures, overwrite)
     if figures is not None:
         import_optional("matplotlib", "--figures", "dseeds[benchmark]")
     result = run_benchmark(
@@ -99,13 +99,13 @@ def benchmark_command(
     if not quiet:
         for table in result.tables():
             _print_table(table)
-    _write(result, document, figures, outputs)
+    _write(result, document, figures)
     if result.failures:
         raise ValueError(f"{result.failures} of {len(result.rows)} results are missing: see the lines with 'failed'.")
 
 
-def _check_outputs(document: Path | None, figures: Path | None, overwrite: bool) -> list[Path]:
-    """Return the files to write, after checking that all of them may be written."""
+def _check_outputs(document: Path | None, figures: Path | None, overwrite: bool) -> None:
+    """Raise an error unless all files may be written."""
     from dseeds.storage.owned_file import check_own_file
 
     outputs = [] if document is None else [document]
@@ -114,21 +114,18 @@ def _check_outputs(document: Path | None, figures: Path | None, overwrite: bool)
         outputs += [figures / name for name in (PAGE, *PLOTS)]
     for file in outputs:
         check_own_file(file, overwrite)
-    return outputs
 
 
-def _write(result: BenchmarkResult, document: Path | None, figures: Path | None, outputs: Sequence[Path]) -> None:
+def _write(result: BenchmarkResult, document: Path | None, figures: Path | None) -> None:
     from dseeds.storage.owned_file import write_own_file
 
-    contents: dict[Path, bytes] = {}
+    # The figures of an hour are safe before anything is drawn.
     if document is not None:
-        contents[document] = result.to_json().encode()
+        write_own_file(document, result.to_json().encode())
     if figures is not None:
-        contents[figures / PAGE] = result.to_markdown().encode()
-        contents |= {figures / name: content for name, content in result.figures().items()}
-    for file in outputs:
-        if file in contents:
-            write_own_file(file, contents[file])
+        write_own_file(figures / PAGE, result.to_markdown().encode())
+        for name, content in result.figures().items():
+            write_own_file(figures / name, content)
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from dseeds.core.kernel_cache import compile_timer
 from dseeds.core.progress import STALL_SECONDS, Progress
 from dseeds.parallel.capacity import Capacity
 from dseeds.parallel.local_cluster import worker_processes
-from dseeds.parallel.worker_settings import KeptMemory, ZarrSettings
+from dseeds.parallel.worker_settings import KeptMemory, StoppedProfiler, ZarrSettings
 
 # How long a cluster may be without a worker that takes tasks, and how often it is looked for one.
 WORKERS_TIMEOUT, WAIT_SECONDS = 120, 0.1
@@ -210,7 +210,7 @@ def connect(client: Client | None, capacity: Capacity, progress: Progress | None
 
 @contextmanager
 def _plugins(client: Client) -> Iterator[None]:
-    settings, restrictions = (ZarrSettings(), KeptMemory()), LooseRestrictions()
+    settings, restrictions = (ZarrSettings(), KeptMemory(), StoppedProfiler()), LooseRestrictions()
     for plugin in (*settings, restrictions):
         client.register_plugin(plugin)
     try:

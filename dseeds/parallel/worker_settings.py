@@ -1,12 +1,14 @@
-"""Settings of worker processes during a run: Zarr's concurrency, and the memory that the allocator keeps."""
+"""Settings of workers during a run: Zarr's concurrency, the memory that the allocator keeps, Dask's profiler."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import uuid
 from multiprocessing import parent_process
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import zarr
 from distributed import WorkerPlugin
@@ -87,6 +89,35 @@ class KeptMemory(_Settings):
     def _restore(self) -> None:
         if parent_process() is not None:
             _restore_thresholds()
+
+
+class StoppedProfiler(WorkerPlugin):
+    """Stops the profiler of workers in Python 3.11, where it may block their processes for ever.
+
+    That happens when the garbage collector runs while the profiler asks for the frames of all threads:
+    https://github.com/python/cpython/issues/116969.
+    """
+
+    # The number of runs for which it is stopped.
+    _runs: ClassVar[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        # A name per run, as for other settings.
+        self.name = f"dseeds-profiler-{uuid.uuid4().hex}"
+
+    def setup(self, worker: Any) -> None:
+        """Stop the profiler, unless another run has done so."""
+        profiler = worker.periodic_callbacks.get("profile")
+        if sys.version_info < (3, 12) and profiler is not None:
+            self._runs[worker] = self._runs.get(worker, 0) + 1
+            profiler.stop()
+
+    def teardown(self, worker: Any) -> None:
+        """Start the profiler again after the last run."""
+        if worker in self._runs:
+            self._runs[worker] -= 1
+            if self._runs[worker] == 0:
+                worker.periodic_callbacks["profile"].start()
 
 
 def return_freed_memory() -> None:

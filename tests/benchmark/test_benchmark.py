@@ -16,6 +16,7 @@ from dseeds.benchmark.cases import load_case, read_cases
 from dseeds.benchmark.criteria import CRITERIA, RANKING, Disturbance, measure_criteria
 from dseeds.benchmark.etps import cut_etps
 from dseeds.benchmark.methods import all_methods, choose_methods
+from dseeds.benchmark.plots import COLOURS
 from dseeds.benchmark.summary import count_wins, loss, mean_figure, spread, tabulate_means
 from dseeds.cli import main
 from dseeds.core.geometry import Lattice
@@ -192,6 +193,11 @@ def test_noise_and_blur_are_those_that_are_stated(folder):
     assert np.std(noise.apply(flat).image) == pytest.approx(0.1, rel=0.02)
     assert np.array_equal(noise.apply(flat).image, noise.apply(flat).image)
     assert not np.array_equal(noise.apply(case).boundaries, case.relief / 255)
+
+
+def test_every_peer_has_a_colour_of_its_own():
+    assert set(COLOURS) == {method.peer for method in all_methods()}
+    assert len(set(COLOURS.values())) == len(COLOURS)
 
 
 def row(kind, case, step, dice, *, method="A", own=False, disturbance=None):

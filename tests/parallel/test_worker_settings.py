@@ -3,10 +3,12 @@
 import resource
 import sys
 
+import dask
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 
-from dseeds.parallel.worker_settings import KeptMemory
+from dseeds.parallel.worker_settings import KeptMemory, StoppedProfiler
 from tests.support.clusters import worker_process_client
 
 
@@ -34,3 +36,22 @@ def test_workers_keep_freed_memory_until_the_end_of_the_last_run():
         assert cleared() < before / 10
         client.unregister_worker_plugin(plugins[1].name)
         assert cleared() > before / 2
+
+
+def test_dasks_profiler_is_stopped_until_the_end_of_the_last_run():
+    """In Python 3.11, where it may block a process for ever."""
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": True}),
+        LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        [worker] = cluster.workers.values()
+        profiler, plugins = worker.periodic_callbacks["profile"], [StoppedProfiler(), StoppedProfiler()]
+        assert profiler.is_running()
+        for plugin in plugins:
+            client.register_plugin(plugin)
+        assert profiler.is_running() == (sys.version_info >= (3, 12))
+        client.unregister_worker_plugin(plugins[0].name)
+        assert profiler.is_running() == (sys.version_info >= (3, 12))
+        client.unregister_worker_plugin(plugins[1].name)
+        assert profiler.is_running()
