@@ -28,7 +28,7 @@ from dseeds.io.labels import (
     read_labels,
 )
 from dseeds.measure.kernels import textures as kernel
-from dseeds.measure.kernels.numbering import number_labels
+from dseeds.measure.kernels.numbering import count_numbers, number_labels
 from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, publish_supervoxels
 from dseeds.measure.votes import add_up_pairs
 from dseeds.measure.windows import begin_search, search_windows
@@ -216,9 +216,11 @@ def count_textures(
     For each channel, codes are those of `dseeds.measure.kernels.textures`; its first one is CODES times its number.
     """
     names, _, numbers = number_labels(labels)
-    if len(names) >= kernel.MOST_NUMBERS:
-        raise ValueError(f"a region has {len(names)} supervoxels: pass a smaller region= (--region).")
-    sizes = np.bincount(numbers[box.slices].reshape(-1) + 1, minlength=len(names) + 1)[1:]
+    if len(names) >= kernel.MOST_NUMBERS or labels.size > kernel.MOST_VOXELS:
+        raise ValueError(
+            f"a region has {len(names)} supervoxels and {labels.size} voxels: pass a smaller region= (--region)."
+        )
+    sizes = count_numbers(numbers[box.slices], len(names))
     inside = np.flatnonzero(sizes)
     parts = [np.column_stack([names[inside], np.full(len(inside), kernel.VOXELS), sizes[inside]])]
     for c, (channel, limits) in enumerate(zip(channels, windows, strict=True)):

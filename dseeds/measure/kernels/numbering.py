@@ -66,6 +66,21 @@ def number_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 @jit
+def count_numbers(numbers: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Return the voxels of each of `count` labels in a part of their numbers, see `number_labels`."""
+    sizes = np.zeros(count + 1, np.int64)
+    for z in range(numbers.shape[0]):
+        for y in range(numbers.shape[1]):
+            row, x = numbers[z, y], 0
+            while x < len(row):
+                begin, number = x, row[x]
+                while x < len(row) and row[x] == number:
+                    x += 1
+                sizes[number + 1] += x - begin
+    return sizes[1:]
+
+
+@jit
 def find_runs(numbers: NDArray[np.int32], count: int, origin: Triple, factors: Triple) -> LabelRuns:
     """Return the runs of a box on a grid that is coarser by whole factors along (z, y, x).
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.geometry import Triple
-from dseeds.core.jit import jit
+from dseeds.core.jit import inlined_jit, jit
 
 # Bins are numbered in six bits; a supervoxel's number is above them.
 BIN_BITS = 6
@@ -22,6 +22,8 @@ VOXELS, CODES = LEVELS * LEVELS, 2 * LEVELS * LEVELS
 # The numbers that a code has room for.
 MOST_NUMBERS = 1 << (31 - BIN_BITS)
 FIRST_ROWS = 1 << 12
+# The voxels of a region for which counts of 32 bits suffice.
+MOST_VOXELS = (1 << 32) // 13
 CONTRAST, HOMOGENEITY, ENERGY, ENTROPY = range(4)
 # 1 / (1 + d^2) for each difference of two bins.
 _CLOSENESS = 1 / (1 + np.arange(LEVELS) ** 2)
@@ -53,49 +55,69 @@ def count_cooccurrences(codes: NDArray[np.int32], count: int) -> NDArray[np.int6
     and the pairs.
     """
     _, ny, nx = codes.shape
-    flat = codes.reshape(-1)
-    strides = np.empty(13, np.int64)
+    flat = codes.reshape(-1).view(np.uint32)
+    strides = np.empty(13, np.uint64)
     d = 0
     for dz in range(2):
         for dy in range(-1, 2):
             for dx in range(-1, 2):
                 if dz > 0 or dy > 0 or (dy == 0 and dx > 0):
-                    strides[d] = (dz * ny + dy) * nx + dx
+                    strides[d] = np.uint64((dz * ny + dy) * nx + dx)
                     d += 1
     starts, begins, lengths = _group_runs(codes, count)
-    table, touched = np.zeros(LEVELS * LEVELS, np.int64), np.empty(LEVELS * LEVELS, np.int64)
+    table = np.zeros((LEVELS, LEVELS), np.uint32)
     rows, used = np.empty((FIRST_ROWS, 3), np.int64), 0
     for number in range(count):
-        cells, base = 0, number << BIN_BITS
-        for run in range(starts[number], starts[number + 1]):
-            for k in range(begins[run], begins[run] + lengths[run]):
-                line = (np.int64(flat[k]) - base) << BIN_BITS
-                for d in range(13):
-                    other = np.int64(flat[k + strides[d]]) - base
-                    if other < 0 or other >= LEVELS:
-                        continue
-                    cell = line + other
-                    if table[cell] == 0:
-                        touched[cells] = cell
-                        cells += 1
-                    table[cell] += 1
-        while used + cells > len(rows):
+        if used + table.size > len(rows):
             more = np.empty((2 * len(rows), 3), np.int64)
             more[:used] = rows[:used]
             rows = more
-        for t in range(cells):
-            cell = touched[t]
-            one, two = cell >> BIN_BITS, cell & (LEVELS - 1)
-            turned = (two << BIN_BITS) + one
-            pairs = table[cell]
-            if turned != cell:
-                pairs += table[turned]
-            # Both orders of the bins are one row.
-            table[cell] = table[turned] = 0
-            if pairs > 0:
-                rows[used, 0], rows[used, 1], rows[used, 2] = number, min(cell, turned), pairs
-                used += 1
+        base, levels = np.uint32(number << BIN_BITS), np.uint64(0)
+        for run in range(starts[number], starts[number + 1]):
+            begin = np.uint64(begins[run])
+            levels |= _count_run(flat, begin, begin + np.uint64(lengths[run]), strides, base, table)
+        used = _take_rows(table, levels, number, rows, used)
     return rows[:used]
+
+
+@inlined_jit
+def _count_run(
+    flat: NDArray[np.uint32], begin: int, end: int, strides: NDArray[np.uint64], base: int, table: NDArray[np.uint32]
+) -> int:
+    """Count the pairs of a run of voxels of the supervoxel whose codes begin at `base`; return its bins as bits."""
+    levels = np.uint64(0)
+    for k in range(begin, end):
+        level = np.uint64(flat[k] - base)
+        levels |= np.uint64(1) << level
+        for d in range(13):
+            # The codes of other supervoxels, and -1, are beyond all levels.
+            other = flat[k + strides[d]] - base
+            if other < np.uint32(LEVELS):
+                table[level, np.uint64(other)] += np.uint32(1)
+    return levels
+
+
+@jit
+def _take_rows(table: NDArray[np.uint32], levels: int, number: int, rows: NDArray[np.int64], used: int) -> int:
+    """Move the counts of a supervoxel from the table to rows, both orders of two bins to one; return the rows used.
+
+    Only the lines of the table whose bits are set in `levels` hold counts.
+    """
+    for one in range(LEVELS):
+        if (levels >> np.uint64(one)) & np.uint64(1):
+            for two in range(one):
+                if table[one, two]:
+                    table[two, one] += table[one, two]
+                    table[one, two] = 0
+                    levels |= np.uint64(1) << np.uint64(two)
+    for one in range(LEVELS):
+        if (levels >> np.uint64(one)) & np.uint64(1):
+            for two in range(one, LEVELS):
+                if table[one, two]:
+                    rows[used, 0], rows[used, 1], rows[used, 2] = number, (one << BIN_BITS) + two, table[one, two]
+                    table[one, two] = 0
+                    used += 1
+    return used
 
 
 @jit
@@ -107,33 +129,28 @@ def _group_runs(codes: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64]
     """
     nz, ny, nx = codes.shape
     flat = codes.reshape(-1)
+    runs, found = np.empty((FIRST_ROWS, 3), np.int64), 0
     starts = np.zeros(count + 1, np.int64)
-    begins, lengths = np.empty(0, np.int64), np.empty(0, np.int64)
-    # First the runs are counted, then entered.
-    for entering in (False, True):
-        for z in range(1, nz - 1):
-            for y in range(1, ny - 1):
-                k, end = (z * ny + y) * nx + 1, (z * ny + y) * nx + nx - 1
-                while k < end:
-                    number, begin = flat[k] >> BIN_BITS, k
-                    while k < end and flat[k] >> BIN_BITS == number:
-                        k += 1
-                    if number < 0:
-                        continue
-                    if entering:
-                        begins[starts[number]], lengths[starts[number]] = begin, k - begin
-                    starts[number] += 1
-        if not entering:
-            total = 0
-            for number in range(count):
-                runs = starts[number]
-                starts[number] = total
-                total += runs
-            begins, lengths = np.empty(total, np.int64), np.empty(total, np.int64)
-    # Each start has moved to the end of its runs, where the next ones start.
-    for number in range(count, 0, -1):
-        starts[number] = starts[number - 1]
-    starts[0] = 0
+    for z in range(1, nz - 1):
+        for y in range(1, ny - 1):
+            if found + nx > len(runs):
+                more = np.empty((2 * len(runs) + nx, 3), np.int64)
+                more[:found] = runs[:found]
+                runs = more
+            k, end = np.uint64((z * ny + y) * nx + 1), np.uint64((z * ny + y) * nx + nx - 1)
+            while k < end:
+                number, begin = flat[k] >> BIN_BITS, k
+                while k < end and flat[k] >> BIN_BITS == number:
+                    k += np.uint64(1)
+                if number >= 0:
+                    runs[found, 0], runs[found, 1], runs[found, 2] = number, begin, k - begin
+                    found += 1
+                    starts[number + 1] += 1
+    starts = np.cumsum(starts)
+    begins, lengths, ends = np.empty(found, np.int64), np.empty(found, np.int64), starts.copy()
+    for number, begin, length in runs[:found]:
+        begins[ends[number]], lengths[ends[number]] = begin, length
+        ends[number] += 1
     return starts, begins, lengths
 
 
