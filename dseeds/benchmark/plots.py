@@ -57,11 +57,16 @@ def _draw_quality(groups: dict[str, list[Row]]) -> Any:
     for axes, (kind, name) in zip(grid, panels, strict=True):
         of_kind = [row for row in undisturbed(groups[name]) if row["kind"] == kind]
         axes[0].set_title(f"{kind}, {name}", loc="left", fontsize=10)
+        methods = best_settings(groups[name])
         for panel, criterion in zip(axes, RANKING, strict=True):
-            for method in best_settings(groups[name]):
+            for method in methods:
                 points = _points_by_step(rows_of_method(of_kind, method), criterion)
                 _draw_line(panel, method, groups[name], *zip(*points, strict=True))
             panel.set(xscale="log", ylabel=CRITERIA[criterion].heading, xlabel="supervoxels")
+            # The powers of ten in between would hide each other.
+            panel.minorticks_off()
+            numbers = [number for number, _ in _points_by_step(rows_of_method(of_kind, methods[0]), criterion)]
+            panel.set_xticks(numbers, [f"{number:.0f}" for number in numbers])
     return _with_legend(figure, grid)
 
 
