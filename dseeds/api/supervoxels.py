@@ -112,7 +112,8 @@ def supervoxels(
     bins : ``"auto"``, ``"linear"`` or ``"equalised"``, default ``"auto"``
         Whether the 64 intensity bins have equal widths or hold equally many voxels. ``"auto"`` is ``"linear"``, but
         where 95 % of the values take less than a sixth of a window that comes from `percentiles`, at one end of it,
-        half of the bins are for them: a few hot pixels, or the brightest of all cells, do not hide the rest.
+        half of the bins are for them: a few hot pixels, or the brightest of all cells, do not hide the rest. With
+        `boundaries` and with ``mask="auto"``, it is ``"linear"``.
     compactness : float, default 0
         From 0, where supervoxels follow the image alone, to 30, where they are nearly the cells of the lattice: the
         cost of a voxel one step away from its cell's centre, in units of log-likelihood. Useful values: 0.1 to 3.

@@ -31,7 +31,7 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
     add ``channels``; several volumes or channels add ``further_axes`` and ``options``, how to choose among them; a
     file that contradicts itself adds ``notes``. Zarr adds ``chunks`` and ``shards``; OME-Zarr ``level``, ``levels``
     (their number), ``translation`` and ``units``; labels in Zarr ``supervoxels``, ``step``, ``cells``, ``windows``,
-    ``rounds``, ``asked``, ``source`` and ``versions``; a phantom ``noise``, ``organs`` and ``seed``.
+    ``knees``, ``rounds``, ``asked``, ``source`` and ``versions``; a phantom ``noise``, ``organs`` and ``seed``.
 
     A ValueError is raised if the target is unfinished, damaged or not an image.
 
@@ -169,7 +169,7 @@ def _describe_group(store: Any) -> Description:
     return {
         "kind": "labels",
         "supervoxels": attributes.get("supervoxels"),
-        **{key: parameters.get(key) for key in ("step", "cells", "windows", "rounds", "asked")},
+        **{key: parameters.get(key) for key in ("step", "cells", "windows", "knees", "rounds", "asked")},
         **{key: attributes.get(key) for key in ("source", "versions")},
     }
 

@@ -103,6 +103,11 @@ class Job:
         """The intensity windows of the image's channels."""
         return self.windows[: len(self.weights)]
 
+    @property
+    def image_knees(self) -> tuple[float | None, ...]:
+        """The knees of the bins of the image's channels."""
+        return self.knees[: len(self.weights)]
+
     @cached_property
     def boundary_map(self) -> BoundaryMap:
         """What floods the volume; only with a boundary map."""

@@ -11,6 +11,7 @@ from dseeds.engine.report import Report
 from dseeds.engine.run import Run
 from dseeds.engine.run_state import RunState
 from dseeds.engine.stage_timer import StageTimer
+from dseeds.seeds.contrast import describe_knees
 from dseeds.storage.zarr_arrays import region_units
 
 
@@ -24,13 +25,15 @@ class Outcome:
 
     @property
     def contrast_notes(self) -> tuple[str, ...]:
-        """The notes of the report on the contrast, without those on how the image is read."""
-        return self.report.notes[len(self.run.image.notes) :]
+        """The notes of the report on a want of contrast, without those on how the image is read and on its bins."""
+        return self.report.notes[
+            len(self.run.image.notes) + len(describe_knees(self.report.windows, self.report.knees)) :
+        ]
 
 
 def describe_run(run: Run, state: RunState) -> tuple[str, ...]:
-    """Return what the user should know of how the image is read, and of its contrast."""
-    return (*run.image.notes, *state.notes)
+    """Return what the user should know of how the image is read, of its bins and of its contrast."""
+    return (*run.image.notes, *describe_knees(state.job.image_windows, state.job.image_knees), *state.notes)
 
 
 def report_run(
@@ -54,6 +57,7 @@ def report_run(
         step=job.step,
         cells=job.lattice.cells,
         windows=job.image_windows,
+        knees=job.image_knees,
         supervoxels=state.supervoxels,
         coarser=tuple(state.counts[1:]),
         regions=len(job.regions) if workers else 1,

@@ -142,10 +142,12 @@ class Report(RunDocument):
     compile_seconds : float
         The time that this process, or the worker of a local cluster with the most, spent on compiling kernels.
     notes : tuple of str
-        What the user should know: which of two contradictory statements on the image's geometry counts, that the
-        windows leave hardly any contrast, or a mask by a threshold few voxels.
+        What the user should know: which of two contradictory statements on the image's geometry counts, that bins have
+        knees, that the windows leave hardly any contrast, or a mask by a threshold few voxels.
     spacing : tuple of float or None
         The size of a voxel along (z, y, x) in millimetres; None if unknown.
+    knees : tuple of (float or None)
+        The intensity that half of a channel's bins lie below, where a few voxels widen its window; else None.
     """
 
     target: str
@@ -170,6 +172,7 @@ class Report(RunDocument):
     compile_seconds: float = 0.0
     notes: tuple[str, ...] = ()
     spacing: tuple[float, float, float] | None = None
+    knees: tuple[float | None, ...] = ()
 
     def _repr_html_(self) -> str:
         rows = [

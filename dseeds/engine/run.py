@@ -398,7 +398,7 @@ class Run:
                     "cells": job.lattice.cells,
                     "windows": job.image_windows,
                     "bins": self.spec.parameters.bins,
-                    "knees": job.knees,
+                    "knees": job.image_knees,
                     "weights": job.weights,
                     "thresholds": job.thresholds,
                     "compactness": job.compactness,

@@ -148,7 +148,7 @@ def features(
     spacing : sequence of float, optional
         Size of a voxel along (z, y, x) in millimetres. Default: that of the image, else that of the labels, else 1.
     window, percentiles : optional
-        The intensities between which histograms have their 64 bins, as for `segment`. Default: those stored in the
+        The intensities between which histograms have their 64 bins, all of one width. Default: those stored in the
         labels, if they are an output of `segment`; else the percentiles of the intensities where there are labels.
     volume, level, channel_axis : optional
         Of the image, as for `segment`.

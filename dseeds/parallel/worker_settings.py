@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import zarr
-from distributed import WorkerPlugin
+from distributed import Status, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from dseeds.core.forks import ForkSafeLock
@@ -98,26 +98,35 @@ class StoppedProfiler(WorkerPlugin):
     https://github.com/python/cpython/issues/116969.
     """
 
-    # The number of runs for which it is stopped.
-    _runs: ClassVar[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
+    # The profiler of each worker, and the number of runs for which it is stopped.
+    _stopped: ClassVar[WeakKeyDictionary[Any, tuple[Any, int]]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
         # A name per run, as for other settings.
         self.name = f"dseeds-profiler-{uuid.uuid4().hex}"
 
     def setup(self, worker: Any) -> None:
-        """Stop the profiler, unless another run has done so."""
-        profiler = worker.periodic_callbacks.get("profile")
-        if sys.version_info < (3, 12) and profiler is not None:
-            self._runs[worker] = self._runs.get(worker, 0) + 1
+        """Take the profiler away, unless another run has done so: a worker that joins is about to start it."""
+        profiler = worker.periodic_callbacks.pop("profile", None) if sys.version_info < (3, 12) else None
+        if profiler is not None:
             profiler.stop()
+            self._stopped[worker] = profiler, 0
+        if worker in self._stopped:
+            profiler, runs = self._stopped[worker]
+            self._stopped[worker] = profiler, runs + 1
 
     def teardown(self, worker: Any) -> None:
         """Start the profiler again after the last run."""
-        if worker in self._runs:
-            self._runs[worker] -= 1
-            if self._runs[worker] == 0:
-                worker.periodic_callbacks["profile"].start()
+        if worker not in self._stopped:
+            return
+        profiler, runs = self._stopped[worker]
+        if runs > 1:
+            self._stopped[worker] = profiler, runs - 1
+            return
+        del self._stopped[worker]
+        worker.periodic_callbacks["profile"] = profiler
+        if worker.status == Status.running:
+            profiler.start()
 
 
 def return_freed_memory() -> None:

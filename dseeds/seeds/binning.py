@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.dtypes import native_values
 from dseeds.core.jit import jit
 from dseeds.seeds.contrast import count_bins
 from dseeds.seeds.histograms import GREY_LEVELS, quantise_range, slab_planes
@@ -104,11 +105,24 @@ def _quantise_channel(values: NDArray[Any], window: Limits, knee: float | None, 
     (low, high), missing = window, 0
     above = np.empty(out.shape[1:], np.uint8)[None]
     for z in range(len(values)):
-        missing += quantise_range(values[z : z + 1], (low, knee), BINS // 2, out[z : z + 1])
-        quantise_range(values[z : z + 1], (knee, high), BINS // 2, above)
-        # A half is at its end where the other begins, and NaN is beyond both.
-        out[z] += above[0]
+        # A plane at a time, which stays in the cache.
+        plane = native_values(values[z : z + 1])
+        missing += quantise_range(plane, (low, knee), BINS // 2, out[z : z + 1])
+        quantise_range(plane, (knee, high), BINS // 2, above)
+        # A knee is one of the values.
+        _join_halves(plane, plane.dtype.type(knee), above, out[z : z + 1])
     return missing
+
+
+@jit
+def _join_halves(values: NDArray[Any], knee: Any, above: NDArray[np.uint8], bins: NDArray[np.uint8]) -> None:
+    """Replace the bins of a plane by those of the upper half where values are there, and by `MASKED` at NaN."""
+    for y in range(bins.shape[1]):
+        for x in range(bins.shape[2]):
+            if values[0, y, x] >= knee:
+                bins[0, y, x] = BINS // 2 + above[0, y, x]
+            elif bins[0, y, x] == BINS // 2:
+                bins[0, y, x] = MASKED
 
 
 def quantise_window(

@@ -71,6 +71,21 @@ def describe_contrast(
     return tuple(filter(None, sentences))
 
 
+def describe_knees(windows: Sequence[Limits], knees: Sequence[float | None]) -> tuple[str, ...]:
+    """Return a sentence for each channel whose bins have a knee, see `dseeds.seeds.order_statistics`.
+
+    >>> describe_knees([(0.0, 900.0), (0.0, 9.0)], [40.0, None])[0].partition(":")[0]
+    'of the intensity bins of channel 0, half are below and half above 40, since few voxels widen the window 0 to 900'
+    """
+    return tuple(
+        f"of the intensity bins{'' if len(windows) == 1 else f' of channel {channel}'}, half are below and half above "
+        f"{knee:g}, since few voxels widen the window {low:g} to {high:g}: if only those few matter, pass "
+        'bins="linear" (--bins linear).'
+        for channel, ((low, high), knee) in enumerate(zip(windows, knees, strict=True))
+        if knee is not None
+    )
+
+
 def _describe_channel(limits: Limits, own: list[int], inside: int, where: str) -> str:
     """Return the sentence of a channel, from the voxels in each of its bins; an empty one if it has contrast."""
     window, most = f"the window {limits[0]:g} to {limits[1]:g}", max(own)

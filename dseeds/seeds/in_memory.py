@@ -54,9 +54,10 @@ class CutSettings:
     def begin_search(self, dtypes: Sequence[np.dtype[Any]]) -> WindowSearch:
         """Return the search for the windows of channels of these dtypes, and for the knees of their bins.
 
-        A flood takes the map's bins for its levels, which have equal widths.
+        A flood takes the map's bins for its levels, which have equal widths. A mask by a threshold leaves out those
+        many that a knee is for.
         """
-        has_knees = self.bins == "auto" and self.boundaries is None
+        has_knees = self.bins == "auto" and self.boundaries is None and not self.auto_mask
         return WindowSearch(dtypes, self.windows, self.percentiles, has_knees)
 
 

@@ -73,6 +73,7 @@ def _count_digits(
         for j in range(len(prefixes)):
             if (key >> shift) >> np.uint64(DIGIT_BITS) == prefixes[j]:
                 counts[j, (key >> shift) & np.uint64(0xFFFF)] += 1
+                break
 
 
 @dataclass

@@ -47,6 +47,14 @@ SIZES = {
     "size_std": "standard deviation",
 }
 # Titles of parameters that say more than their keys.
+# What stands between numbers, if they are not the extents of something.
+BETWEEN = {
+    "windows": " to ",
+    "requested window": " to ",
+    "requested percentiles": " to ",
+    "knees": "; ",
+    "weights": " : ",
+}
 PARAMETERS = {"shape": "shape (z, y, x)", "spacing": "spacing (z, y, x)", "dtype": "data type"}
 
 
@@ -248,24 +256,24 @@ def _parameters(description: Mapping[str, Any], record: Mapping[str, Any]) -> li
         "versions": versions,
     }
     return [
-        (PARAMETERS.get(key, key.replace("_", " ")), _format_parameter(value))
+        (PARAMETERS.get(key, key.replace("_", " ")), _format_parameter(value, BETWEEN.get(key, " x ")))
         for key, value in rows.items()
-        if value not in (None, "", {})
+        if value not in (None, "", {}) and not (isinstance(value, list) and set(map(str, value)) == {"None"})
     ]
 
 
-def _format_parameter(value: Any) -> str:
-    """Return a value as text; a pair of numbers is a window.
+def _format_parameter(value: Any, between: str = " x ") -> str:
+    """Return a value as text, with something between numbers.
 
-    >>> _format_parameter([8, 8, 8]), _format_parameter([[0.0, 255.0]]), _format_parameter({"numpy": "2.1"})
+    >>> _format_parameter([8, 8, 8]), _format_parameter([[0.0, 255.0]], " to "), _format_parameter({"numpy": "2.1"})
     ('8 x 8 x 8', '0 to 255', 'numpy 2.1')
     """
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_format_parameter(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         if all(isinstance(item, int | float) for item in value):
-            return (" to " if len(value) == 2 else " x ").join(f"{item:g}" for item in value)
-        return "; ".join(map(_format_parameter, value))
+            return between.join(f"{item:g}" for item in value)
+        return "; ".join(_format_parameter(item, between) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

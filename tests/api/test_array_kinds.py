@@ -18,6 +18,7 @@ import zarr
 from ome_zarr_models import v05
 
 import dseeds
+from dseeds.convert.describe import describe
 from dseeds.seeds.contrast import ContrastWarning
 from tests.support.runs import labels_in, noise
 
@@ -514,6 +515,32 @@ def test_a_mask_that_leaves_few_voxels_is_noticed_beside_a_map_of_boundaries():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dseeds.supervoxels(image, **options)
+
+
+def test_hot_pixels_leave_half_of_the_bins_to_the_others(tmp_path, client):
+    rng = np.random.default_rng(0)
+    hot = rng.random(SHAPE) < 0.02
+    image = np.where(hot, 60000, IMAGE).astype("float32")
+    report = dseeds.segment(image, tmp_path / "labels.zarr", step=5, region=10, client=client)
+    labels = labels_in(report.target)
+    np.testing.assert_array_equal(dseeds.supervoxels(image, step=5), labels)
+    [knee], [note] = report.knees, report.notes
+    assert knee == np.percentile(image, 95, method="higher")
+    assert f"half are below and half above {knee:g}" in note
+    assert describe(report.target)["knees"] == [knee]
+    explained = [
+        dseeds.evaluate(cut, image=IMAGE)["explained_variation"]
+        for cut in (dseeds.supervoxels(image, step=5, bins="linear"), labels)
+    ]
+    assert explained[0] + 0.1 < explained[1]
+    for name, options in {
+        "linear": {"bins": "linear"},
+        "auto": {"mask": "auto"},
+        "map": {"boundaries": "gradient"},
+    }.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ContrastWarning)
+            assert dseeds.segment(image, tmp_path / f"{name}.zarr", step=5, **options).knees == (None,)
 
 
 def test_contrast_is_no_news():

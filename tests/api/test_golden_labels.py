@@ -24,6 +24,7 @@ CASES = {
     "mask": {"step": 6, "mask": TRUTH > 0, "min_size": 20},
     "auto": {"step": 8, "mask": "auto", "bins": "equalised"},
     "compact": {"step": 8, "compactness": 0.5, "window": (300, 1500)},
+    "knee": {"step": 8, "image": np.where(np.random.default_rng(0).random(IMAGE.shape) < 0.02, 65535, IMAGE)},
 }
 
 
@@ -38,7 +39,7 @@ def golden(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_labels_in_memory(name):
-    assert digest(dseeds.supervoxels(IMAGE, **CASES[name])) == golden(name)
+    assert digest(dseeds.supervoxels(**{"image": IMAGE, **CASES[name]})) == golden(name)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
@@ -64,5 +65,5 @@ def feature_digest():
 
 
 if __name__ == "__main__":
-    hashes = {name: digest(dseeds.supervoxels(IMAGE, **options)) for name, options in CASES.items()}
+    hashes = {name: digest(dseeds.supervoxels(**{"image": IMAGE, **options})) for name, options in CASES.items()}
     FILE.write_text(json.dumps({**hashes, "features": feature_digest()}, indent=2) + "\n")

@@ -73,7 +73,7 @@ def test_examples_are_valid_command_lines(name, tmp_path, monkeypatch):
     [
         ("segm", "segment"),
         ("segment image.zarr labels.zarr --compa", "--compactness"),
-        ("segment image.zarr labels.zarr --bins ", "linear equalised"),
+        ("segment image.zarr labels.zarr --bins ", "auto linear equalised"),
         ("segment image.zarr labels.zarr --window l", "lung"),
         # The shell completes file names itself.
         ("segment imag", ""),

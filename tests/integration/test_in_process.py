@@ -43,7 +43,7 @@ def runs(draw):
     options |= {
         "percentiles": None if window else draw(st.sampled_from([None, (0, 100), (2, 90.5), "5,99.99"])),
         "mask": draw(st.sampled_from([None, None, "auto", *MASKS])),
-        "bins": draw(st.sampled_from(["linear", "equalised"])),
+        "bins": draw(st.sampled_from(["auto", "linear", "equalised"])),
         "compactness": draw(st.sampled_from([0, 0, 1.5])),
         "min_size": draw(st.sampled_from([0, 0, 20])),
         "levels": draw(st.sampled_from([0, 0, 2])),

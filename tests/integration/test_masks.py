@@ -72,7 +72,7 @@ def runs(draw):
     parameters = {
         "step": draw(st.sampled_from([3, 4, 8, (2, 5, 7)])),
         "mask": draw(st.none() | st.just("auto") | masks(shape)),
-        "bins": draw(st.sampled_from(["linear", "equalised"])),
+        "bins": draw(st.sampled_from(["auto", "linear", "equalised"])),
         "percentiles": draw(st.sampled_from([(0.5, 99.5), (0, 90)])),
         "min_size": draw(st.sampled_from([0, None, 5, 40])),
         "levels": draw(st.sampled_from([0, 0, 2])),

@@ -45,13 +45,22 @@ def test_dasks_profiler_is_stopped_until_the_end_of_the_last_run():
         LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
-        [worker] = cluster.workers.values()
-        profiler, plugins = worker.periodic_callbacks["profile"], [StoppedProfiler(), StoppedProfiler()]
-        assert profiler.is_running()
+
+        def running():
+            return [is_profiled(worker) for worker in cluster.workers.values()]
+
+        plugins, is_safe = [StoppedProfiler(), StoppedProfiler()], sys.version_info >= (3, 12)
+        assert running() == [True]
         for plugin in plugins:
             client.register_plugin(plugin)
-        assert profiler.is_running() == (sys.version_info >= (3, 12))
+        cluster.scale(2)
+        client.wait_for_workers(2)
+        assert running() == [is_safe] * 2
         client.unregister_worker_plugin(plugins[0].name)
-        assert profiler.is_running() == (sys.version_info >= (3, 12))
+        assert running() == [is_safe] * 2
         client.unregister_worker_plugin(plugins[1].name)
-        assert profiler.is_running()
+        assert running() == [True] * 2
+
+
+def is_profiled(worker):
+    return "profile" in worker.periodic_callbacks and worker.periodic_callbacks["profile"].is_running()

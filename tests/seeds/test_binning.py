@@ -15,7 +15,7 @@ from dseeds.seeds.histograms import GREY_LEVELS, count_grey_levels, equalised_bi
 from dseeds.seeds.kernels.layout import new_window, unpack_box
 from dseeds.seeds.kernels.voxels import MASKED
 from tests.support import oracle
-from tests.support.intensities import KINDS, cut, images, masked_images, windows_of
+from tests.support.intensities import KINDS, cut, exact, images, masked_images, windows_of
 
 
 def bins_of(values, windows, **options):
@@ -39,20 +39,22 @@ def bins_one_by_one(values, windows, inside=None, knees=None, tables=None, thres
     if thresholds is not None:
         stays &= (levels > np.reshape(thresholds, (-1, 1, 1, 1))).any(axis=0)
     if tables is None:
-        bins = np.array([bins_of_channel(*channel) for channel in zip(values, windows, knees or windows, strict=True)])
+        bins = np.array(
+            [bins_of_channel(*channel) for channel in zip(values, windows, knees or [None] * len(values), strict=True)]
+        )
     else:
         bins = np.array([table[grey] for table, grey in zip(tables, levels, strict=True)])
     return np.where(stays, bins, 64), "all" if stays.all() else "part" if stays.any() else "nothing"
 
 
 def bins_of_channel(values, window, knee):
-    (low, high), is_bent = window, isinstance(knee, float)
+    low, high = window
     if low >= high:
         return np.zeros(values.shape, int)
-    if not is_bent:
+    if knee is None:
         return oracle.to_bins(values, window)
     below, above = oracle.to_bins(values, (low, knee), 32), oracle.to_bins(values, (knee, high), 32)
-    return np.where(values < knee, below, 31 + above)
+    return np.where([[[exact(v) >= knee for v in row] for row in plane] for plane in values], 32 + above, below)
 
 
 @st.composite
@@ -63,13 +65,12 @@ def cases(draw):
     counts = count_grey_levels(values, windows, inside)
     tables = draw(st.sampled_from([None, [equalised_bins(occurs) for occurs in counts]]))
     thresholds = draw(st.sampled_from([None, [otsu_threshold(occurs) for occurs in counts], [2000] * len(values)]))
-    knees = [draw(st.sampled_from([None, knee_between(*window)])) for window in windows]
+    # A knee is one of the values.
+    between = [
+        [v for v in map(exact, channel.flat) if lo < v < hi] for channel, (lo, hi) in zip(values, windows, strict=True)
+    ]
+    knees = [draw(st.sampled_from([None, *some])) for some in between]
     return values, windows, {"inside": inside, "knees": knees, "tables": tables, "thresholds": thresholds}
-
-
-def knee_between(low, high):
-    knee = low + (high - low) / 7
-    return float(knee) if low < knee < high < np.inf else None
 
 
 @settings(max_examples=300)
