@@ -43,14 +43,17 @@ class SupervoxelTables:
 
     address: str | None
     _tables: tuple[pa.Table, ...] | None = field(default=None, repr=False)
+    # The note of tables in memory.
+    _kept: dict[str, Any] | None = field(default=None, repr=False)
 
     kind: ClassVar[DatasetKind]
 
     @classmethod
     def of(cls, dataset: Dataset, target: str | Path | None) -> Self:
         """Return the tables of a complete dataset, which are read into memory if there is no target."""
-        tables = None if target is not None else tuple(map(dataset.read_table, cls.kind.tables))
-        return cls(None if target is None else dataset.address, tables)
+        if target is not None:
+            return cls(dataset.address)
+        return cls(None, tuple(map(dataset.read_table, cls.kind.tables)), dataset.note())
 
     @property
     def table(self) -> pa.Table:
@@ -81,6 +84,15 @@ class SupervoxelTables:
     def _count(self, item: str, name: str) -> int:
         """Return a number that the note of a folder states, which is that of the rows of a table."""
         return int(self._read(name).num_rows) if self.address is None else int(self._note()[item])
+
+    def copy_to(self, dataset: Dataset) -> None:
+        """Write tables in memory to a new dataset; raise a ValueError if they do not know what they were made from."""
+        if self._kept is None:
+            raise ValueError("these tables do not say what they were made from: make them again.")
+        begun = dataset.begin()
+        for name in self.kind.tables:
+            begun.write(name, 0, self._read(name))
+        begun.publish(self._kept)
 
     def _note(self) -> dict[str, Any]:
         assert self.address is not None
