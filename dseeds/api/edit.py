@@ -279,6 +279,9 @@ class Edits:
             if last is None:
                 raise ValueError("there is no edit that could be undone.")
             record = plan_undo(state, last)
+            # Nothing is begun that could not be finished.
+            for _ in _changed_pieces(opened, record):
+                pass
             opened.log.discard(record.number)
             opened.log.write(record)
             opened.set_state(replace(state, editing=record.number))
@@ -428,13 +431,19 @@ def _carry_out(labels: EditableLabels, planned: PlannedEdit) -> EditRecord:
 
 def _complete(labels: EditableLabels) -> None:
     """Change the labels as the record of the unfinished edit says, which may have been done in part."""
-    state, log = labels.state, labels.log
-    record = log.require(state.editing)
+    state = labels.state
+    record = labels.log.require(state.editing)
+    for box, values in _changed_pieces(labels, record):
+        labels.write(box, values)
+    labels.finish(record.pieces)
+    count = state.supervoxels + record.net
+    labels.set_state(EditState(count, record.largest, record.number))
+
+
+def _changed_pieces(labels: EditableLabels, record: EditRecord) -> Iterator[tuple[Box, NDArray[Any]]]:
+    """Yield the boxes of an edit with the labels that it gives them; raise a ValueError if that cannot be told."""
     # Its own pieces, or those of the edit that it undoes.
     number = record.undoes or record.number
     for piece, box in enumerate(record.pieces):
-        values = labels.source.read(box.slices)
-        labels.write(box, change_piece(values, log.read_piece(number, piece, box), record))
-    labels.finish(record.pieces)
-    count = state.supervoxels + record.net
-    labels.set_state(EditState(count, max(state.largest, record.largest), record.number))
+        codes = labels.log.read_piece(number, piece, box)
+        yield box, change_piece(labels.source.read(box.slices), codes, record)

@@ -40,6 +40,8 @@ from dseeds.storage.label_group import EDITS
 from dseeds.storage.label_records import RANGE
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
 
+# What the note of features says after an update as before; of the product of a run, they are no longer.
+_KEPT = ("labels", "spacing", "affine", "windows")
 BOX_COLUMNS = tuple(f"bbox-{axis}" for axis in range(6))
 _MEASURE_AGAIN = "measure them again with dseeds features"
 
@@ -146,7 +148,8 @@ def update_tables(
     edge_ends = part_ends(dataset, EDGES, "source")
     edges_more = _stage(update, EDGES, ["source", "target"], changed, touched, edges, edge_ends)
     totals = {"supervoxels": note["supervoxels"] + rows, "contacts": note["contacts"] + edges_more}
-    update.publish_update({**note, **totals, EDITS: records[-1].number, "version": __version__})
+    kept = {key: note[key] for key in (*_KEPT, *(() if image is None else ("image",)))}
+    update.publish_update({**totals, **kept, EDITS: records[-1].number, "version": __version__})
 
 
 def _read_space(dataset: Dataset, note: Mapping[str, Any], image: Image | None) -> Space:
