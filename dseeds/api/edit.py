@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from dseeds.core.checks import check_threads
 from dseeds.core.geometry import Box
 from dseeds.engine.run_directory import hold_labels
+from dseeds.io import Image, open_image
 from dseeds.io.editable_labels import ArrayLabels, EditableLabels, EditState, GroupLabels
+from dseeds.io.labels import align_image
 from dseeds.measure.edits import (
     LabelSurvey,
     PlannedEdit,
@@ -218,7 +220,9 @@ class Edits:
             survey = self._survey(opened, chosen)
             return _carry_out(opened, plan_merge(opened, survey, apart=apart))
 
-    def split(self, label: int, *, seeds: Any = None, parts: Any = None, pieces: bool = False) -> EditRecord:
+    def split(
+        self, label: int, *, seeds: Any = None, parts: Any = None, image: Any = None, pieces: bool = False
+    ) -> EditRecord:
         """Split a supervoxel into parts: the first keeps the label, the others get new ones that were never used.
 
         Parameters
@@ -233,6 +237,10 @@ class Edits:
         parts : source, optional
             Instead of seeds: the parts, drawn by hand, as values on the grid of the labels. The lowest value in the
             supervoxel is the first part; of a mask, what it leaves out.
+        image : source or list of sources, optional
+            Let parts that grow from seeds meet where intensities change: a step from a voxel to the next costs 1, and
+            as much more as their bins differ, of 64 between the lowest and the highest intensity in the supervoxel, in
+            the channel where they differ most.
         pieces : bool, default False
             Make each piece of a part that is not connected a part of its own. Otherwise such a part is refused.
 
@@ -251,11 +259,15 @@ class Edits:
         """
         if (seeds is None) == (parts is None):
             raise ValueError("a split needs either seeds or parts: pass one of them.")
+        if parts is not None and image is not None:
+            raise ValueError("parts are taken as they are drawn, so a split takes an image only with seeds.")
         with self._hold() as opened:
-            survey = self._survey(opened, [operator.index(label)])
-            [box], own = survey.boxes, int(label)
-            divide, given = (grow_from_seeds, seeds) if parts is None else (take_parts, parts)
-            numbers = divide(opened, own, box, given, pieces=pieces)
+            [box], own = self._survey(opened, [operator.index(label)]).boxes, int(label)
+            if parts is not None:
+                numbers = take_parts(opened, own, box, parts, pieces=pieces)
+            else:
+                measured = None if image is None else _open_aligned(image, opened)
+                numbers = grow_from_seeds(opened, own, box, seeds, image=measured, pieces=pieces)
             return _carry_out(opened, plan_split(opened, own, box, numbers))
 
     def undo(self) -> EditRecord:
@@ -334,8 +346,6 @@ class Edits:
         [35.0, 90.0]
         """
         # Here, not above: Arrow takes its time to import.
-        from dseeds.io import open_image
-        from dseeds.io.labels import align_image
         from dseeds.measure.feature_updates import records_since, update_tables
         from dseeds.measure.features import Features
         from dseeds.storage.parquet_dataset import FEATURES
@@ -347,12 +357,8 @@ class Edits:
             dataset.finish_update()
             records = records_since(dataset, opened)
             if records:
-                measured = None
-                if image is not None:
-                    measured = open_image(
-                        image, volume=volume, channel_axis=channel_axis, level=level or 0, planes=True
-                    )
-                    measured = align_image(measured, opened.source)
+                where = {"volume": volume, "level": level or 0, "channel_axis": channel_axis}
+                measured = None if image is None else _open_aligned(image, opened, **where)
                 update_tables(dataset, opened.source, measured, records, threads=self._threads)
             in_memory = isinstance(chosen, Features) and chosen.address is None
             result = Features.of(dataset, None if in_memory else dataset.address)
@@ -385,6 +391,11 @@ class Edits:
             survey = survey_labels(opened.source, chosen, boxes, threads=self._threads)
             check_counts(dataset, places.counts, dict(zip(sorted(chosen), survey.counts, strict=True)))
             return survey
+
+
+def _open_aligned(image: Any, labels: EditableLabels, **where: Any) -> Image:
+    """Open an image on the grid of labels."""
+    return align_image(open_image(image, planes=True, **where), labels.source)
 
 
 @contextmanager

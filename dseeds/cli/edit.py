@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "dseeds edit labels.zarr merge 12 40 7",
     "dseeds edit labels.zarr split 17 --seed 30,41,52 --seed 36,40,60",
+    "dseeds edit labels.zarr split 17 --seeds scribbles.zarr --by-contrast --image embryo.zarr",
     "dseeds edit labels.zarr split 17 --parts drawn.zarr",
     "dseeds edit labels.zarr merge 12 40 --features labels.features --image embryo.zarr",
     "dseeds edit labels.zarr undo",
@@ -87,6 +88,9 @@ def edit_command(
     parts: Annotated[
         str | None, cells_option(metavar="DRAWING", help="Split: the parts themselves, as values on the same grid.")
     ] = None,
+    by_contrast: Annotated[
+        bool, cells_option("--by-contrast", help="Split: let parts that grow meet where the --image changes.")
+    ] = False,
     pieces: Annotated[
         bool, cells_option("--pieces", help="Split: make each piece of a part that is not connected a part of its own.")
     ] = False,
@@ -100,7 +104,10 @@ def edit_command(
     ] = None,
     image: Annotated[
         list[str] | None,
-        image_option(metavar="IMAGE", help="The image that the features were measured from; once for each channel."),
+        image_option(
+            metavar="IMAGE",
+            help="The image that --by-contrast follows, and features were measured from; once for each channel.",
+        ),
     ] = None,
     volume: VolumeOption = None,
     level: LevelOption = None,
@@ -113,14 +120,19 @@ def edit_command(
     that was interrupted is completed first, by any of the actions. A new part gets a label that was never used before.
     """
     _check_arguments(action, chosen or [], seed, seeds, parts)
+    if by_contrast and not image:
+        raise typer.BadParameter("it needs an --image", param_hint="'--by-contrast'")
     from dseeds.api.edit import edit
 
     edits = edit(labels, features=features, threads=threads)
+    intensities = one_or_several(image) if image else None
     split = {"seeds": list(seed) if seed else seeds, "parts": parts, "pieces": pieces}
+    if by_contrast:
+        split["image"] = intensities
     record = _perform(edits, action, chosen or [], split, apart)
     if features is not None and action != "log":
         where: Any = {"volume": volume, "level": level, "channel_axis": channel_axis}
-        edits.update_features(image=one_or_several(image) if image else None, **where)
+        edits.update_features(image=intensities, **where)
     if record is None:
         log = edits.log
         document = json.dumps([_summarise(one) for one in log], indent=2)

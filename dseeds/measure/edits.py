@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds._version import __version__
+from dseeds.core.dtypes import native_values
 from dseeds.core.geometry import Box, Tiling, triple
+from dseeds.io import Image
 from dseeds.io.editable_labels import EditableLabels, EditState
 from dseeds.io.labels import align_sources, choose_tiling, open_labels, read_labels
 from dseeds.io.source import Source
@@ -24,11 +26,14 @@ from dseeds.measure.kernels.regrowth import (
     HIGHEST,
     LOWEST,
     VOXELS,
+    grow_by_contrast,
     grow_parts,
     number_pieces,
     survey_chosen,
 )
 from dseeds.parallel.executor import Executor
+from dseeds.seeds.binning import quantise_box
+from dseeds.seeds.intensity_windows import exact_number
 from dseeds.storage.edit_log import EditKind, EditRecord, Move
 
 # Bytes of a voxel while labels are surveyed.
@@ -249,12 +254,13 @@ def change_piece(values: NDArray[Any], codes: Codes, record: EditRecord) -> NDAr
 
 
 def grow_from_seeds(
-    labels: EditableLabels, label: int, box: Box, seeds: Any, *, pieces: bool = False
+    labels: EditableLabels, label: int, box: Box, seeds: Any, *, image: Image | None = None, pieces: bool = False
 ) -> NDArray[np.int32]:
     """Return the parts that grow from seeds within the box of a supervoxel, see `plan_split`.
 
-    `seeds` are lists of points (z, y, x), one for each part, or a source of classes, 0 for none. Raise a ValueError if
-    a seed is not in the supervoxel, or a part would not be connected; with `pieces`, its pieces are parts themselves.
+    `seeds` are lists of points (z, y, x), one for each part, or a source of classes, 0 for none. With an `image` on the
+    labels' grid, steps cost more where it changes. Raise a ValueError if a seed is not in the supervoxel, or a part
+    would not be connected; with `pieces`, its pieces are parts themselves.
     """
     inside = _inside(labels, label, box)
     if isinstance(seeds, list | tuple):
@@ -264,7 +270,11 @@ def grow_from_seeds(
         parts, names = _number_classes(np.where(inside, classes, 0), skipped=0)
     _check_count(label, names, "seeds of at least two parts lie")
     padded = np.pad(np.where(inside, parts, -1).astype(np.int32), 1, constant_values=-1)
-    unreached = grow_parts(padded)
+    if image is None:
+        unreached = grow_parts(padded)
+    else:
+        margins = ((0, 0), (1, 1), (1, 1), (1, 1))
+        unreached = grow_by_contrast(padded, np.pad(_contrast_bins(image, box, inside), margins))
     if unreached:
         raise ValueError(
             f"supervoxel {label} is not connected: no seed reaches {unreached} of its voxels, so put seeds on each "
@@ -286,6 +296,17 @@ def take_parts(labels: EditableLabels, label: int, box: Box, given: Any, *, piec
     if not pieces:
         _check_count(label, names, "values of at least two parts lie")
     return _separate(label, padded, names, pieces)
+
+
+def _contrast_bins(image: Image, box: Box, inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the bins of intensities in a box, of which there are 64 from the lowest to the highest one inside."""
+    channels = [native_values(channel) for channel in image.read(box.slices)]
+    bins = np.empty((len(channels), *box.shape), np.uint8)
+    for channel, out in zip(channels, bins, strict=True):
+        known = channel[inside & np.isfinite(channel)]
+        limits = (exact_number(known.min()), exact_number(known.max())) if known.size else (0.0, 0.0)
+        quantise_box([channel], [limits], out[None])
+    return bins
 
 
 def _inside(labels: EditableLabels, label: int, box: Box) -> NDArray[np.bool_]:

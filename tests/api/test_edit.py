@@ -23,6 +23,7 @@ from dseeds.storage.parquet_dataset import Dataset
 from tests.support.edits import (
     act,
     assert_same_tables,
+    cheapest_seeds,
     check_edit,
     connected_labels,
     edit_steps,
@@ -109,6 +110,30 @@ def test_ties_go_to_the_first_part():
 
 
 @settings(max_examples=20)
+@given(arrays(np.uint8, (2, 4, 4, 5), elements=st.sampled_from([0, 0, 1, 9, 63])), st.integers(0, 10**6))
+def test_parts_meet_where_the_image_changes(image, number):
+    """Against Dijkstra's algorithm of SciPy; the intensities are bins already."""
+    labels = np.ones((4, 4, 5), np.uint8)
+    labels[1, 1:, 2] = 2
+    image[:, 0, 0, 0], image[:, 0, 0, 1] = 0, 63
+    places = np.argwhere(labels == 1)
+    chosen = places[np.random.default_rng(number).choice(len(places), 3, replace=False)]
+    seeds = [[tuple(point)] for point in chosen.tolist()]
+    for channels in (image[:1], image, image[:1] * np.float64(0.5) + 1e6):
+        edits = dseeds.edit(labels)
+        record = edits.split(1, seeds=seeds, image=list(channels))
+        bins = image[: len(channels)]
+        if len(bins) == 1:
+            expected = np.append(0, record.after)[cheapest_seeds(labels == 1, seeds, bins[0])]
+            np.testing.assert_array_equal(np.where(labels == 1, edits.labels, 0), expected)
+        assert all(ndimage.label(edits.labels == label)[1] == 1 for label in record.after)
+    plain, flat = dseeds.edit(labels), dseeds.edit(labels)
+    plain.split(1, seeds=seeds)
+    flat.split(1, seeds=seeds, image=np.full(labels.shape, np.nan))
+    np.testing.assert_array_equal(plain.labels, flat.labels)
+
+
+@settings(max_examples=20)
 @given(arrays(np.int8, (3, 4, 5), elements=st.integers(0, 2)))
 def test_pieces_are_parts_of_their_own(drawing):
     edits = dseeds.edit(np.ones(drawing.shape, np.uint16))
@@ -147,6 +172,7 @@ def test_a_plane_keeps_its_two_axes():
         (lambda edits: edits.merge([1, 2**40]), "no supervoxel 1099511627776"),
         (lambda edits: edits.merge([1, 3]), "apart=True"),
         (lambda edits: edits.split(2), "either seeds or parts"),
+        (lambda edits: edits.split(2, parts=ROW, image=ROW), "only with seeds"),
         (lambda edits: edits.split(9, seeds=[(0, 0, 2), (0, 0, 3)]), "no supervoxel 9"),
         (lambda edits: edits.split(2, seeds=[(0, 0, 2)]), "at least two parts"),
         (lambda edits: edits.split(2, seeds=[(0, 0, 2), (0, 0, 1)]), "lies in supervoxel 1"),
@@ -510,9 +536,12 @@ def test_the_command(tmp_path, call):
     points = [",".join(map(str, np.argwhere(voxels(target) == 1)[n])) for n in (0, -1)]
     code, out, err = call("edit", target, "split", 1, "--seed", points[0], "--seed", points[1], "--json")
     assert (code, json.loads(out)["kind"]) == (0, "split"), err
+    assert call("edit", target, "undo")[0] == 0
+    with_image = ("--by-contrast", "--image", tmp_path / "image.npy")
+    assert call("edit", target, "split", 1, "--seed", points[0], "--seed", points[1], *with_image)[0] == 0
     assert call("edit", target, "undo", "--features", folder, "--image", tmp_path / "image.npy")[0] == 0
     code, out, err = call("edit", target, "log", "--json")
-    assert [one["kind"] for one in json.loads(out)] == ["merge", "split", "undo"], err
+    assert [one["kind"] for one in json.loads(out)] == ["merge", *["split", "undo"] * 2], err
     assert "undo of 2" in call("edit", target, "log")[1]
     assert_same_tables(dseeds.Features(str(folder)), dseeds.features(target, IMAGE))
     for wrong in (
@@ -521,6 +550,7 @@ def test_the_command(tmp_path, call):
         ("split", 1),
         ("split", 1, "--seed", "1,2"),
         ("undo", 3),
+        ("split", 1, "--seed", "1,2,3", "--by-contrast"),
         ("merge", 1, 3, "--seed", "1,2,3"),
     ):
         assert call("edit", target, *wrong)[0] == 2
