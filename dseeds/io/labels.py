@@ -16,7 +16,7 @@ from dseeds.io import ArraySource, Image, Source, ZarrSource
 from dseeds.io.alignment import Grid3D, align
 from dseeds.io.open import open_voxels
 from dseeds.io.source import SourceQuery
-from dseeds.storage.label_group import ATTRIBUTE, EDITING
+from dseeds.storage.label_group import ATTRIBUTE, EDITING, EDITS
 from dseeds.storage.location import Location
 from dseeds.storage.slabs import slab_layout, slab_thickness
 from dseeds.storage.zarr_arrays import write_array
@@ -53,6 +53,19 @@ def check_no_edit(labels: Source) -> None:
             f"edit {attribute[EDITING]} of {address} is unfinished: wait if it is at work, or complete it with dseeds "
             f"edit {address} log."
         )
+
+
+def check_still_unedited(labels: Source) -> None:
+    """Raise a ValueError if stored labels were edited after they were opened, so that what was read is of no moment."""
+    if not isinstance(labels, ZarrSource) or labels.group is None:
+        return
+    before: Any = labels.group.attrs.get(ATTRIBUTE)
+    states = [
+        [attribute.get(key) for key in (EDITS, EDITING)] if isinstance(attribute, dict) else None
+        for attribute in (before, label_attributes(labels) or None)
+    ]
+    if states[0] != states[1]:
+        raise ValueError(f"{labels.name} was edited while it was read, which makes the result useless: start again.")
 
 
 def label_attributes(labels: Source) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from dseeds.io import Image, Source, open_image
 from dseeds.io.labels import (
     TASK_BYTES,
     align_image,
+    check_still_unedited,
     choose_tiling,
     label_attributes,
     materialise,
@@ -272,6 +273,7 @@ def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, An
     edge_ranges = list(label_ranges(contacts)) or [LabelRange(1, 1, ())]
     edges = ((job, number, part, ends) for number, part in enumerate(edge_ranges))
     edge_count = sum(executor.map_unordered("edges", write_edges, edges, len(edge_ranges)))
+    check_still_unedited(job.labels)
     job.dataset.publish(
         {
             "supervoxels": sum(rows for rows, *_ in counted),

@@ -19,6 +19,8 @@ from dseeds._version import __version__
 from dseeds.core.checks import check_threads
 from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
+from dseeds.io import Source
+from dseeds.io.labels import check_still_unedited
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_records import BatchIndex, LabelRange
@@ -101,6 +103,10 @@ class SupervoxelTables:
 
 class RegionJob(Protocol):
     """What the tasks of a measurement have in common."""
+
+    @property
+    def labels(self) -> Source:
+        """The supervoxels."""
 
     @property
     def tiling(self) -> Tiling:
@@ -190,4 +196,5 @@ def publish_supervoxels(
     The function returns the part's number and the number of its supervoxels.
     """
     sizes = write_parts(executor, "table", function, job, parts)
+    check_still_unedited(job.labels)
     job.dataset.publish({"supervoxels": sum(sizes), **names, "version": __version__})
