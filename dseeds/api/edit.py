@@ -6,7 +6,7 @@ import operator
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +32,7 @@ from dseeds.measure.edits import (
     take_parts,
 )
 from dseeds.storage.edit_log import EditRecord
+from dseeds.storage.label_group import EDITING, own_attribute
 from dseeds.storage.location import Location, open_location
 
 if TYPE_CHECKING:
@@ -348,7 +349,6 @@ class Edits:
         # Here, not above: Arrow takes its time to import.
         from dseeds.measure.feature_updates import records_since, update_tables
         from dseeds.measure.features import Features
-        from dseeds.storage.parquet_dataset import FEATURES
 
         chosen = self._features if features is None else features
         if chosen is None:
@@ -364,7 +364,6 @@ class Edits:
             result = Features.of(dataset, None if in_memory else dataset.address)
         if features is None and in_memory:
             self._features = result
-        assert dataset.kind == FEATURES
         return result
 
     @contextmanager
@@ -404,8 +403,10 @@ def _resumable(target: EditTarget) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(target, GroupTarget) and GroupLabels(target.location).state.editing:
-            error.add_note(f"resume with: dseeds edit {target.location.address} log")
+        # A store that cannot be reached is the error already.
+        with suppress(OSError):
+            if isinstance(target, GroupTarget) and own_attribute(target.location).get(EDITING):
+                error.add_note(f"resume with: dseeds edit {target.location.address} log")
         raise
 
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 import dseeds
 from dseeds.engine.run_directory import hold_labels
-from dseeds.io import pyramid_levels
+from dseeds.io import editable_labels, pyramid_levels
 from dseeds.io.pyramid import build_pyramid
 from dseeds.measure import feature_updates, features
 from dseeds.storage import label_records, lease
@@ -456,6 +456,22 @@ def test_labels_that_another_program_has_changed(tmp_path):
     with pytest.raises(ValueError, match="edit 1 is damaged"):
         edits.undo()
     assert EDITING not in own_attribute(open_location(target))
+
+
+def test_an_edit_that_fails_says_how_it_is_completed(tmp_path, monkeypatch, call):
+    target = cut(tmp_path)
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as context:
+        context.setattr(editable_labels.GroupLabels, "finish", fail)
+        code, _, errors = call("edit", target, "merge", 1, 2)
+    assert (code, errors) == (1, f"error: no space left\nresume with: dseeds edit {target} log\n")
+    assert call("edit", target, "log", "--json")[0] == 0
+    expected = dseeds.edit(dseeds.supervoxels(IMAGE, step=6))
+    expected.merge([1, 2])
+    np.testing.assert_array_equal(voxels(target), expected.labels)
 
 
 def test_labels_whose_run_is_kept(tmp_path, client):
