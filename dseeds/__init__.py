@@ -9,6 +9,7 @@ from dseeds._version import __version__
 from dseeds.core import forks as forks
 
 if TYPE_CHECKING:
+    from dseeds.api.edit import Edits, edit
     from dseeds.api.segment import segment
     from dseeds.api.segment_many import VolumeResult, segment_many
     from dseeds.api.supervoxels import supervoxels
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
     from dseeds.measure.textures import Textures, textures
     from dseeds.measure.votes import Votes, vote
     from dseeds.quality.evaluation import evaluate
+    from dseeds.storage.edit_log import EditRecord
     from dseeds.viz.html_report import html_report
     from dseeds.viz.preview import preview
 
 __all__ = [
     "AdjacencyGraph",
+    "EditRecord",
+    "Edits",
     "Features",
     "MergeTree",
     "Painted",
@@ -44,6 +48,7 @@ __all__ = [
     "Votes",
     "__version__",
     "agglomerate",
+    "edit",
     "evaluate",
     "export_volume",
     "feature_mask",
@@ -68,6 +73,8 @@ __all__ = [
 # Numba and Dask take a second to import, which the command line's help need not wait for.
 _HOMES = {
     "AdjacencyGraph": "measure.region_graph",
+    "EditRecord": "storage.edit_log",
+    "Edits": "api.edit",
     "Features": "measure.features",
     "MergeTree": "measure.agglomeration",
     "Painted": "measure.painting",
@@ -80,6 +87,7 @@ _HOMES = {
     "VolumeResult": "api.segment_many",
     "Votes": "measure.votes",
     "agglomerate": "measure.agglomeration",
+    "edit": "api.edit",
     "evaluate": "quality.evaluation",
     "export_volume": "convert.export_volume",
     "feature_mask": "measure.explanations",

@@ -67,6 +67,12 @@ def _call_all_kernels() -> None:
     dseeds.agglomerate(graph).cut(n_segments=1)
     for ids in (labels, labels.astype(np.int64) << 32):
         labels_of_runs(ids.reshape(-1))
+        edits = dseeds.edit(np.array([[[1, 1, 2]]], ids.dtype))
+        for values in (None, np.ones((1, 1, 3))):
+            edits.merge([1, 2])
+            edits.split(1, seeds=[(0, 0, 0), (0, 0, 2)], image=values)
+            edits.undo()
+            edits.undo()
         take_modes(ids.view(f"u{ids.itemsize}"), (2, 2, 2), np.empty((16, 16, 16), f"u{ids.itemsize}"))
         for dtype in ("uint8", "int16", "float32", "float64"):
             dseeds.paint(ids, {1: 1}, dtype=dtype).compute()

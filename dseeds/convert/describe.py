@@ -16,7 +16,7 @@ from dseeds.io.formats.nifti import is_written_by_us
 from dseeds.io.formats.ome_zarr import split_group
 from dseeds.io.image import open_channels
 from dseeds.io.source import SeveralVolumes, SourceQuery, resolve_address
-from dseeds.storage.label_group import ATTRIBUTE
+from dseeds.storage.label_group import ATTRIBUTE, EDITING, EDITS
 from dseeds.storage.location import Location, open_location
 from dseeds.storage.ownership import MARKER
 
@@ -31,7 +31,8 @@ def describe(target: str | os.PathLike[str], *, volume: int | None = None, level
     add ``channels``; several volumes or channels add ``further_axes`` and ``options``, how to choose among them; a
     file that contradicts itself adds ``notes``. Zarr adds ``chunks`` and ``shards``; OME-Zarr ``level``, ``levels``
     (their number), ``translation`` and ``units``; labels in Zarr ``supervoxels``, ``step``, ``cells``, ``windows``,
-    ``knees``, ``rounds``, ``asked``, ``source`` and ``versions``; a phantom ``noise``, ``organs`` and ``seed``.
+    ``knees``, ``rounds``, ``asked``, ``source`` and ``versions``, and ``edits`` (their number) and ``unfinished_edit``
+    where there are any; a phantom ``noise``, ``organs`` and ``seed``.
 
     A ValueError is raised if the target is unfinished, damaged or not an image.
 
@@ -169,6 +170,8 @@ def _describe_group(store: Any) -> Description:
     return {
         "kind": "labels",
         "supervoxels": attributes.get("supervoxels"),
+        **({EDITS: attributes[EDITS]} if EDITS in attributes else {}),
+        **({"unfinished_edit": attributes[EDITING]} if EDITING in attributes else {}),
         **{key: parameters.get(key) for key in ("step", "cells", "windows", "knees", "rounds", "asked")},
         **{key: attributes.get(key) for key in ("source", "versions")},
     }

@@ -27,6 +27,7 @@ from dseeds.io.formats.nrrd_writer import is_our_nrrd, write_meta, write_nrrd
 from dseeds.io.formats.precomputed import add_scale, check_precomputed_target, import_tensorstore, partial_folder
 from dseeds.io.formats.tiff import is_our_tiff, write_tiff
 from dseeds.io.image import common_dtype, open_channels
+from dseeds.io.labels import check_no_edit
 from dseeds.io.source import SourceQuery
 from dseeds.storage.location import is_remote
 from dseeds.storage.ownership import check_apart
@@ -173,6 +174,8 @@ def export_volume(
     chosen, query = FORMATS[kind], SourceQuery(volume, channel_axis, "copy")
     reader = SlabReader.open(source, query, memory, progress)
     image = reader.image
+    for part in image.parts:
+        check_no_edit(part)
     check_apart(str(path), *image.paths)
     given_spacing = None if spacing is None else check_spacing(spacing)
     if image.channels > 1 and not chosen.channels:

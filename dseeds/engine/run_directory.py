@@ -196,6 +196,26 @@ def hold_folder(run: Run) -> Iterator[Lease]:
         _remove_empty(folder)
 
 
+@contextmanager
+def hold_labels(target: Location) -> Iterator[Lease]:
+    """Hold finished labels, so that neither a run nor another process changes them.
+
+    Raises a FileExistsError if their run is kept, and RunInUse if another process is working on them.
+    """
+    folder = open_location(target.address + SUFFIX)
+    try:
+        with hold_lease(folder) as lease:
+            if folder.read(DOCUMENT) is not None:
+                raise FileExistsError(
+                    f"there is a run of {target.address} at {folder.address}: finish it with dseeds segment --resume, "
+                    f"which removes that folder, before you edit its labels."
+                )
+            yield lease
+    finally:
+        _remove_empty(folder.at(LEASE))
+        _remove_empty(folder)
+
+
 def _just_started(folder: Location) -> FileExistsError:
     return FileExistsError(f"another process has just started a run at {folder.address}: name another target.")
 

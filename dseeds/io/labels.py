@@ -16,7 +16,7 @@ from dseeds.io import ArraySource, Image, Source, ZarrSource
 from dseeds.io.alignment import Grid3D, align
 from dseeds.io.open import open_voxels
 from dseeds.io.source import SourceQuery
-from dseeds.storage.label_group import ATTRIBUTE
+from dseeds.storage.label_group import ATTRIBUTE, EDITING, EDITS
 from dseeds.storage.location import Location
 from dseeds.storage.slabs import slab_layout, slab_thickness
 from dseeds.storage.zarr_arrays import write_array
@@ -33,9 +33,39 @@ TASK_BYTES = 1 << 29
 
 
 def open_labels(source: Any) -> Source:
-    """Open labels of any origin: everything that `dseeds.io.open_source` takes, booleans, and planes."""
+    """Open labels of any origin: everything that `dseeds.io.open_source` takes, booleans, and planes.
+
+    Raise a ValueError also if an edit of them is unfinished.
+    """
     [labels] = open_voxels(source, SourceQuery(purpose="labels", planes=True))
+    check_no_edit(labels)
     return labels
+
+
+def check_no_edit(labels: Source) -> None:
+    """Raise a ValueError if an edit of stored labels is unfinished, so that they are neither old nor new."""
+    if not isinstance(labels, ZarrSource) or labels.group is None:
+        return
+    attribute: Any = labels.group.attrs.get(ATTRIBUTE)
+    if isinstance(attribute, dict) and attribute.get(EDITING):
+        address = labels.multiscale.where if labels.multiscale else labels.name
+        raise ValueError(
+            f"edit {attribute[EDITING]} of {address} is unfinished: wait if it is at work, or complete it with dseeds "
+            f"edit {address} log."
+        )
+
+
+def check_still_unedited(labels: Source) -> None:
+    """Raise a ValueError if stored labels were edited after they were opened, so that what was read is of no moment."""
+    if not isinstance(labels, ZarrSource) or labels.group is None:
+        return
+    before: Any = labels.group.attrs.get(ATTRIBUTE)
+    states = [
+        [attribute.get(key) for key in (EDITS, EDITING)] if isinstance(attribute, dict) else None
+        for attribute in (before, label_attributes(labels) or None)
+    ]
+    if states[0] != states[1]:
+        raise ValueError(f"{labels.name} was edited while it was read, which makes the result useless: start again.")
 
 
 def label_attributes(labels: Source) -> dict[str, Any]:

@@ -25,7 +25,14 @@ from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions
 from dseeds.parallel.executor import Executor
 from dseeds.storage.label_group import check_written_by
 from dseeds.storage.location import Location, open_location
-from dseeds.storage.zarr_arrays import DECODING_ERRORS, ScratchCorrupted, count_bytes, open_arrays, sync_shards
+from dseeds.storage.zarr_arrays import (
+    DECODING_ERRORS,
+    ScratchCorrupted,
+    bound_by_shard,
+    count_bytes,
+    open_arrays,
+    sync_shards,
+)
 
 if TYPE_CHECKING:
     import zarr
@@ -104,6 +111,25 @@ def build_pyramid(
     if progress:
         progress.end(PYRAMID_STAGE)
     return compute_resolutions(levels, method)
+
+
+def update_pyramid(address: str, method: str, levels: Sequence[PyramidLevel], boxes: Sequence[Box]) -> None:
+    """Compute the voxels of the coarser levels of the array ``0`` of a group again that boxes of it belong to.
+
+    The levels are then those that `build_pyramid` would write. Only the voxels that these are made of are read, and
+    only the shards that they are in are written.
+    """
+    group = _LevelGroup(open_location(address), "", uuid.uuid4().hex, checked=False)
+    for number, level in enumerate(levels, 1):
+        array = group.array(number)
+        # One box for each shard, since each write encodes the whole shard.
+        boxes = list(bound_by_shard(array, [level.coarsen(box) for box in boxes]))
+        for box in boxes:
+            values = np.empty(box.shape, native_dtype(array.dtype))
+            for piece in _pieces(box.slices, array.chunks, level.factors):
+                within = (slice(side.start - a, side.stop - a) for side, a in zip(piece, box.lo, strict=True))
+                _reduce(group, number - 1, piece, method, level.factors, values[tuple(within)])
+            group.write(number, box.slices, values)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from dseeds.io import Image, Source, open_image
 from dseeds.io.labels import (
     TASK_BYTES,
     align_image,
+    check_still_unedited,
     choose_tiling,
+    label_attributes,
     materialise,
     materialise_image,
     open_labels,
@@ -44,6 +46,7 @@ from dseeds.measure.windows import begin_search, search_windows
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.executor import Executor
 from dseeds.seeds.intensity_windows import Limits
+from dseeds.storage.label_group import EDITS
 from dseeds.storage.label_records import RANGE, BatchIndex, LabelRange, LabelRecords, label_ranges
 from dseeds.storage.parquet_dataset import EDGES, FEATURES, TABLE, Dataset
 
@@ -256,11 +259,12 @@ def features(
         )
         job = replace(job, space=replace(job.space, windows=search_windows(job, search, executor)))
         names = {} if opened is None else {"image": opened.name}
-        measure_features(job, executor, {"labels": label_source.name, **names})
+        edits = {EDITS: label_attributes(label_source).get(EDITS, 0)}
+        measure_features(job, executor, {"labels": label_source.name, **names, **edits})
         return Features.of(dataset, target)
 
 
-def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, str]) -> None:
+def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, Any]) -> None:
     """Measure all regions, build the tables, and publish them with the `names` of what they were made from."""
     voxels, contacts = count_regions(executor, "measure", measure_feature_region, job)
     counted = write_parts(executor, "table", write_table, job, list(label_ranges(voxels)))
@@ -269,12 +273,14 @@ def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, st
     edge_ranges = list(label_ranges(contacts)) or [LabelRange(1, 1, ())]
     edges = ((job, number, part, ends) for number, part in enumerate(edge_ranges))
     edge_count = sum(executor.map_unordered("edges", write_edges, edges, len(edge_ranges)))
+    check_still_unedited(job.labels)
     job.dataset.publish(
         {
             "supervoxels": sum(rows for rows, *_ in counted),
             "contacts": edge_count,
             **names,
             "spacing": job.space.spacing,
+            "affine": job.space.affine,
             "windows": job.space.windows,
             "version": __version__,
         }

@@ -19,6 +19,8 @@ from dseeds._version import __version__
 from dseeds.core.checks import check_threads
 from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
+from dseeds.io import Source
+from dseeds.io.labels import check_still_unedited
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_records import BatchIndex, LabelRange
@@ -43,14 +45,17 @@ class SupervoxelTables:
 
     address: str | None
     _tables: tuple[pa.Table, ...] | None = field(default=None, repr=False)
+    # The note of tables in memory.
+    _kept: dict[str, Any] | None = field(default=None, repr=False)
 
     kind: ClassVar[DatasetKind]
 
     @classmethod
     def of(cls, dataset: Dataset, target: str | Path | None) -> Self:
         """Return the tables of a complete dataset, which are read into memory if there is no target."""
-        tables = None if target is not None else tuple(map(dataset.read_table, cls.kind.tables))
-        return cls(None if target is None else dataset.address, tables)
+        if target is not None:
+            return cls(dataset.address)
+        return cls(None, tuple(map(dataset.read_table, cls.kind.tables)), dataset.note())
 
     @property
     def table(self) -> pa.Table:
@@ -82,6 +87,15 @@ class SupervoxelTables:
         """Return a number that the note of a folder states, which is that of the rows of a table."""
         return int(self._read(name).num_rows) if self.address is None else int(self._note()[item])
 
+    def copy_to(self, dataset: Dataset) -> None:
+        """Write tables in memory to a new dataset; raise a ValueError if they do not know what they were made from."""
+        if self._kept is None:
+            raise ValueError("these tables do not say what they were made from: make them again.")
+        begun = dataset.begin()
+        for name in self.kind.tables:
+            begun.write(name, 0, self._read(name))
+        begun.publish(self._kept)
+
     def _note(self) -> dict[str, Any]:
         assert self.address is not None
         return Dataset(open_location(self.address), self.kind).note()
@@ -89,6 +103,10 @@ class SupervoxelTables:
 
 class RegionJob(Protocol):
     """What the tasks of a measurement have in common."""
+
+    @property
+    def labels(self) -> Source:
+        """The supervoxels."""
 
     @property
     def tiling(self) -> Tiling:
@@ -178,4 +196,5 @@ def publish_supervoxels(
     The function returns the part's number and the number of its supervoxels.
     """
     sizes = write_parts(executor, "table", function, job, parts)
+    check_still_unedited(job.labels)
     job.dataset.publish({"supervoxels": sum(sizes), **names, "version": __version__})

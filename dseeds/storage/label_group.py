@@ -56,6 +56,12 @@ _COPY = re.compile(r"labels-[0-9a-f]{32}")
 _LEVEL = re.compile("|".join(f"{1 << level}x" for level in range(1, 17)))
 # A file that zarr was writing when it was killed.
 _PARTIAL = re.compile(r"(?:zarr|\d+)\.[0-9a-f]{32}\.partial")
+# The folder for the records of edits. Among this program's attributes, `EDITS` is the number of edits so far, of which
+# each undoing is one, and `EDITING` the number of one that is unfinished: some of its voxels may be changed.
+EDITS, EDITING = "edits", "editing"
+# A file of our own that was being written when the process was killed.
+_UNRENAMED = re.compile(r"\.[0-9a-f]{32}\.partial")
+_EDIT_FILE = re.compile(rf"\d{{6,}}(?:/(?:edit\.json|\d+|{_UNRENAMED.pattern}))?")
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,9 @@ def _is_our_name(name: str, levels: int) -> bool:
     """Return whether this program writes a file of this name into a group with this many pyramid levels."""
     first, *rest = name.split("/")
     if not rest:
-        return first in {*_GROUP_NAMES, MARKER}
+        return first in {*_GROUP_NAMES, MARKER} or _UNRENAMED.fullmatch(first) is not None
+    if first == EDITS:
+        return _EDIT_FILE.fullmatch("/".join(rest)) is not None
     if _PARTIAL.fullmatch(rest[-1]):
         rest[-1] = rest[-1].partition(".")[0]
     pyramid = {str(level) for level in range(levels)}
@@ -170,6 +178,10 @@ def _is_our_name(name: str, levels: int) -> bool:
     is_chunk = all(part.isdecimal() for part in (rest[1:] if rest[0] == "c" else rest))
     is_metadata = len(rest) == 1 and rest[0] in (*_ARRAY_NAMES, "zarr")
     return first in arrays and (is_metadata or is_chunk)
+
+
+def _is_our_folder(name: str, levels: int) -> bool:
+    return name == EDITS or _is_our_name(f"{name}/zarr.json", levels)
 
 
 def _pyramid_levels(target: Location) -> int:
@@ -190,7 +202,7 @@ def _find_stranger(target: Location) -> str | None:
     for path in target.path.rglob("*"):
         name = path.relative_to(target.path).as_posix()
         # A folder is ours if it is named like one of our arrays; otherwise its contents decide.
-        is_ours = _is_our_name(name, levels) or (path.is_dir() and _is_our_name(f"{name}/zarr.json", levels))
+        is_ours = _is_our_name(name, levels) or (path.is_dir() and _is_our_folder(name, levels))
         if path.is_symlink() or not is_ours:
             return name
     return None
@@ -212,6 +224,11 @@ def check_target(target: Location, overwrite: bool) -> None:
     if exists:
         is_ours = is_our_group(target)
         stranger = _find_stranger(target) if is_ours else None
+        if is_ours and not stranger and not overwrite and is_edited(target):
+            raise FileExistsError(
+                f"{target.address} exists and was edited after it was made: choose another target, or lose the edits "
+                f"with overwrite=True (--overwrite)."
+            )
         check_overwrite(target.address, overwrite, is_ours=is_ours, stranger=stranger)
 
 
@@ -258,13 +275,37 @@ def check_written_by(target: Location, run: str) -> None:
 
 
 def published_by(target: Location) -> str | None:
-    """Return the run that wrote a finished output."""
+    """Return the run that wrote a finished output; None if it was edited since."""
     return _published(target, "run")
 
 
 def published_product(target: Location) -> str | None:
-    """Return the hash of what a finished output depends on."""
+    """Return the hash of what a finished output depends on; None if it was edited since."""
     return _published(target, "product")
+
+
+def is_edited(target: Location) -> bool:
+    """Return whether a finished output was edited since a run wrote it, even if the edits were undone."""
+    attribute = own_attribute(target)
+    return bool(attribute.get(EDITS) or attribute.get(EDITING))
+
+
+def own_attribute(target: Location) -> dict[str, Any]:
+    """Return this program's attribute of a finished group; empty if there is none."""
+    try:
+        return dict(_metadata(target)[ATTRIBUTE])
+    except (ValueError, LookupError, TypeError):
+        return {}
+
+
+def update_own_attribute(target: Location, entries: Mapping[str, Any]) -> None:
+    """Replace entries of this program's attribute of a finished group, at once; those that are None are removed."""
+    name = "zarr.json" if target.read("zarr.json") is not None else ".zattrs"
+    document = json.loads(target.read(name) or b"")
+    attributes = document["attributes"] if name == "zarr.json" else document
+    merged = {**attributes[ATTRIBUTE], **entries}
+    attributes[ATTRIBUTE] = {key: value for key, value in merged.items() if value is not None or key not in entries}
+    target.write(name, _as_json(document))
 
 
 def _published(target: Location, key: str) -> str | None:
@@ -272,7 +313,7 @@ def _published(target: Location, key: str) -> str | None:
     if target.read(MARKER) is not None:
         return None
     try:
-        return str(_metadata(target)[ATTRIBUTE][key])
+        return None if is_edited(target) else str(_metadata(target)[ATTRIBUTE][key])
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -292,11 +333,12 @@ def remove_target(target: Location) -> None:
         _mark(target, "")
     target.delete(_GROUP_NAMES)
     for name in {name.partition("/")[0] for name in target.names()}:
-        if name.isdecimal() or name == SCRATCH or _LEVEL.fullmatch(name):
+        if name.isdecimal() or name in (SCRATCH, EDITS) or _LEVEL.fullmatch(name):
             target.clear(name)
     target.delete([MARKER])
     if isinstance(target, LocalLocation):
         with suppress(OSError):
+            target.delete(path.name for path in target.path.iterdir() if _UNRENAMED.fullmatch(path.name))
             target.path.rmdir()
 
 

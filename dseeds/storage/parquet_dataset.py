@@ -23,6 +23,8 @@ from dseeds.storage.location import LocalLocation, Location
 from dseeds.storage.ownership import MARKER, SCRATCH, check_folder, check_overwrite
 
 TABLE, EDGES, COUNTS = "table.parquet", "edges.parquet", "counts.parquet"
+# The folder for parts that are to replace others.
+_STAGED = f"{SCRATCH}/staged"
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
@@ -131,9 +133,7 @@ class Dataset:
     def write(self, name: str, part: int, table: pa.Table) -> None:
         """Write a part of a table."""
         self.check_own()
-        buffer = BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        self.location.write(f"{name}/part-{part:05}.parquet", buffer.getvalue())
+        self.location.write(f"{name}/part-{part:05}.parquet", _encode(table))
 
     def parts(self, name: str) -> list[int]:
         """Return the numbers of a table's parts, sorted."""
@@ -162,25 +162,74 @@ class Dataset:
         self.note()
         return pa.concat_tables(self.read(name, part, columns) for part in self.parts(name))
 
-    def read_rows(self, labels: NDArray[np.int64], columns: Sequence[str], ends: Sequence[tuple[int, int]]) -> pa.Table:
-        """Read the labels and some columns of the feature table for sorted labels.
+    def read_rows(
+        self,
+        labels: NDArray[np.int64],
+        columns: Sequence[str],
+        ends: Sequence[tuple[int, int]],
+        *,
+        missing_ok: bool = False,
+    ) -> pa.Table:
+        """Read the labels and some columns of the feature table for sorted labels, which it has unless `missing_ok`.
 
         `ends` are the first and the last label of each part of the table.
         """
         columns = ["label", *columns]
         empty = self.read(TABLE, 0, columns).slice(0, 0)
-        return pa.concat_tables([empty, *self._rows_by_part(labels, columns, ends)]).combine_chunks()
+        return pa.concat_tables([empty, *self._rows_by_part(labels, columns, ends, missing_ok)]).combine_chunks()
 
     def _rows_by_part(
-        self, labels: NDArray[np.int64], columns: Sequence[str], ends: Sequence[tuple[int, int]]
+        self, labels: NDArray[np.int64], columns: Sequence[str], ends: Sequence[tuple[int, int]], missing_ok: bool
     ) -> Iterator[pa.Table]:
         for part, (first, last) in enumerate(ends):
             lo, hi = np.searchsorted(labels, first), np.searchsorted(labels, last, side="right")
             if lo == hi:
                 continue
             table = self.read(TABLE, part, columns)
-            rows = np.searchsorted(table["label"].to_numpy(), labels[lo:hi])
-            yield table.take(pa.array(rows))
+            stored, wanted = table["label"].to_numpy(), labels[lo:hi]
+            if missing_ok:
+                wanted = wanted[np.isin(wanted, stored)]
+            yield table.take(pa.array(np.searchsorted(stored, wanted)))
+
+    def begin_update(self) -> Dataset:
+        """Begin an update of a complete dataset, which stays as it is until the update is published."""
+        self.location.clear(SCRATCH)
+        return replace(self, run=uuid.uuid4().hex)
+
+    def stage(self, name: str, part: int, table: pa.Table) -> None:
+        """Write a part that is to replace one, or to be added, when the update is published."""
+        self.location.write(f"{_STAGED}/{name}/part-{part:05}.parquet", _encode(table))
+
+    def publish_update(self, note: Mapping[str, Any]) -> None:
+        """Put the staged parts and a note into their places."""
+        document = {"run": self.run, "kind": self.kind.name, "note": note}
+        self.location.write(MARKER, json.dumps(document).encode())
+        self.finish_update()
+
+    def move_staged(self, key: str) -> None:
+        """Put a staged part into its place, and keep it until all are in theirs."""
+        content = self.location.read(key)
+        assert content is not None
+        self.location.write(key.removeprefix(f"{_STAGED}/"), content)
+
+    def finish_update(self) -> None:
+        """Complete an update that was interrupted while it was published, if there is one."""
+        marker = json.loads(self.location.read(MARKER) or b"{}")
+        if "note" not in marker:
+            return
+        self.location.delete([self.kind.note])
+        # What is no longer staged has its place already.
+        for key in sorted(self.location.names(_STAGED)):
+            self.move_staged(key)
+        self.location.clear(SCRATCH)
+        self.location.write(self.kind.note, json.dumps(marker["note"], indent=2).encode())
+        self.location.delete([MARKER])
+
+
+def _encode(table: pa.Table) -> bytes:
+    buffer = BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def stored_kind(location: Location, names: Collection[str]) -> DatasetKind | None:

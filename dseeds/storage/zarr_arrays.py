@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -166,6 +166,27 @@ def shard_keys(array: zarr.Array, index: Sequence[slice]) -> Iterator[str]:
         yield array.metadata.encode_chunk_key((*position, *(0,) * (array.ndim - len(position))))
 
 
+def split_by_shard(array: zarr.Array, box: Box) -> Iterator[Box]:
+    """Yield the parts of a box of an array's first three axes that lie in one shard each."""
+    lengths = (array.shards or array.chunks)[:3]
+    ranges = [range(a // n, -(-h // n)) for a, h, n in zip(box.lo, box.hi, lengths, strict=True)]
+    for position in itertools.product(*ranges):
+        lo = triple([i * n for i, n in zip(position, lengths, strict=True)])
+        yield box.intersection(Box(lo, triple([a + n for a, n in zip(lo, lengths, strict=True)])))
+
+
+def bound_by_shard(array: zarr.Array, boxes: Iterable[Box]) -> Iterator[Box]:
+    """Yield for each shard of an array the bounding box of its parts of boxes, which may be empty or overlap."""
+    lengths = (array.shards or array.chunks)[:3]
+    bounds: dict[Triple, Box] = {}
+    for box in boxes:
+        for part in split_by_shard(array, box):
+            if min(part.shape) > 0:
+                place = triple([a // n for a, n in zip(part.lo, lengths, strict=True)])
+                bounds[place] = part.bounding(bounds.get(place, part))
+    yield from bounds.values()
+
+
 @lru_cache(maxsize=256)
 def open_arrays(location: Location, name: str, run: str | None) -> tuple[zarr.Array, zarr.Array]:
     """Open an array for reading, and for writing. Cached, since a run never creates two arrays of one name."""
@@ -174,14 +195,17 @@ def open_arrays(location: Location, name: str, run: str | None) -> tuple[zarr.Ar
 
     path = location.zarr(name)
     store = zarr.storage.LocalStore(path) if isinstance(path, Path) else path
-    # Without the format's version, zarr would send a request for each version.
-    try:
-        writable = zarr.open_array(store, mode="r+", zarr_format=3).with_config({"write_empty_chunks": True})
-    except zarr.errors.ArrayNotFoundError:
+    for zarr_format in (3, 2):
+        # Without the format's version, zarr would send a request for each version.
+        with suppress(zarr.errors.ArrayNotFoundError):
+            writable = zarr.open_array(store, mode="r+", zarr_format=zarr_format)
+            break
+    else:
         # Zarr's own exception cannot be pickled, so a worker could not send it.
         raise FileNotFoundError(
             f"the array {name} of a run is gone from {location.address}: start again with overwrite=True (--overwrite)."
-        ) from None
+        )
+    writable = writable.with_config({"write_empty_chunks": True})
     readable = zarr.Array.from_dict(zarr.storage.StorePath(CompleteStore(store)), writable.metadata.to_dict())
     return readable, writable
 

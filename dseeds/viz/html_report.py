@@ -163,6 +163,8 @@ def _gather(
     report = report or _restore(Report, record.get("report"))
     if report is None:
         notes.append("The labels hold no valid record of their run.")
+    if description.get("edits"):
+        notes.append("The labels were edited after their run, whose figures these are.")
     if image is None:
         try:
             image = open_recorded_image(labels)

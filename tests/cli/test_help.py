@@ -19,7 +19,7 @@ LAYOUT = {
     "Supervoxels": ("segment", "plan", "info"),
     "Pictures": ("preview", "view", "report"),
     "What comes after": (
-        *("features", "vote", "pool", "textures", "agglomerate", "propagate", "map", "evaluate", "benchmark"),
+        *("features", "vote", "pool", "textures", "agglomerate", "propagate", "map", "edit", "evaluate", "benchmark"),
     ),
     "Files": ("import", "export", "phantom"),
     "This machine": ("doctor", "compile"),

@@ -75,8 +75,9 @@ def test_the_analyses(tmp_path, monkeypatch, capsys):
     for part in blocks("docs/how_to/analyse.md", "python"):
         exec(compile(part, "analyse.md", "exec"), names)
     # As the page says.
-    first, *_ = capsys.readouterr().out.splitlines()
+    first, *more = capsys.readouterr().out.splitlines()
     assert first == "765 of 1053 have votes"
+    assert more[:4] == ["0 conflicts remain", "0.812", "0.83", "['split', 'merge', 'undo']"]
     assert len(names["conflicts"]) == 34
     assert names["segments"].shape == names["truth"].shape
     result, better = names["result"], names["better"]
