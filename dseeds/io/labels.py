@@ -43,7 +43,9 @@ def label_attributes(labels: Source) -> dict[str, Any]:
     if not isinstance(labels, ZarrSource):
         return {}
     try:
-        group = zarr.open_group(labels.array.store, path=labels.array.path.rpartition("/")[0], mode="r")
+        group = labels.group
+        if group is None:
+            group = zarr.open_group(labels.array.store, path=labels.array.path.rpartition("/")[0], mode="r")
         attribute: Any = group.attrs[ATTRIBUTE]
         return dict(attribute)
     except (OSError, KeyError, TypeError, ValueError):

@@ -33,11 +33,18 @@ from dseeds.io.labels import (
     read_labels,
 )
 from dseeds.io.source import SourceQuery
+from dseeds.measure.identity import LabelIdentity, find_run, hash_box
 from dseeds.measure.kernels import pooling as kernel
 from dseeds.measure.kernels.numbering import LabelRuns, find_lines, find_runs, number_labels
-from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, publish_supervoxels
+from dseeds.measure.region_tables import (
+    RegionRows,
+    SupervoxelTables,
+    begin_measurement,
+    count_regions,
+    publish_supervoxels,
+)
 from dseeds.parallel.capacity import parse_memory
-from dseeds.storage.label_records import RANGE, RANGE_BYTES, BatchIndex, LabelRange, LabelRecords, label_ranges
+from dseeds.storage.label_records import RANGE, RANGE_BYTES, LabelRange, LabelRecords, label_ranges
 from dseeds.storage.parquet_dataset import POOLS, TABLE, Dataset
 
 if TYPE_CHECKING:
@@ -239,19 +246,23 @@ def pool(
             factors,
             chosen,
         )
-        [indices] = count_regions(executor, "pool", pool_region, job)
+        [indices], sums = count_regions(executor, "pool", pool_region, job)
         rows = max(1, min(RANGE, RANGE_BYTES // (8 * job.records.width)))
+        identity = LabelIdentity.of(shape, sums, find_run(label_source))
         names = {"labels": label_source.name, "image": image.name, "channels": image.channels}
-        publish_supervoxels(executor, write_pooled, job, list(label_ranges(indices, rows)), names)
+        publish_supervoxels(executor, write_pooled, job, list(label_ranges(indices, rows)), names, identity)
         return Pooled.of(dataset, target)
 
 
-def pool_region(job: PoolJob, number: int) -> tuple[int, tuple[BatchIndex]]:
+def pool_region(job: PoolJob, number: int) -> RegionRows:
     """Add up the channels of a region, and write its rows to scratch."""
     box, factors = job.tiling.box(number), job.factors
-    names, sizes, numbers = number_labels(read_labels(job.labels, box, narrow=True))
+    labels = read_labels(job.labels, box, narrow=True)
+    part = hash_box(labels, box.lo, box, job.tiling.shape)
+    names, sizes, numbers = number_labels(labels)
+    del labels
     if not len(names):
-        return number, (np.zeros((0, 6), np.int64),)
+        return RegionRows(number, (np.zeros((0, 6), np.int64),), part)
     lo = triple(a // f for a, f in zip(box.lo, factors, strict=True))
     window = Box(lo, triple(-(-b // f) for b, f in zip(box.hi, factors, strict=True)))
     if factors == (1, 1, 1):
@@ -262,7 +273,7 @@ def pool_region(job: PoolJob, number: int) -> tuple[int, tuple[BatchIndex]]:
     rows = pool_rows(names, sizes, runs, job.image.read(window.slices))
     # A task of an abandoned run may arrive late.
     job.dataset.check_own()
-    return number, (job.records.write(number, rows),)
+    return RegionRows(number, (job.records.write(number, rows),), part)
 
 
 def row_width(channels: int) -> int:

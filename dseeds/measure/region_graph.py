@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dseeds.core.optional import import_optional
+from dseeds.measure.identity import TableOrigin, folder_origin
 from dseeds.measure.lookup import is_numeric
 from dseeds.storage.location import open_location
 from dseeds.storage.ownership import MARKER
@@ -49,6 +50,8 @@ class AdjacencyGraph:
         Columns of the table of supervoxels.
     edges : dict of str to ndarray, shape (m,)
         Columns of the table of edges.
+    origin : TableOrigin, optional
+        The labels that the graph was measured on; it is refused together with a table of others.
 
     Raises
     ------
@@ -77,6 +80,7 @@ class AdjacencyGraph:
     pairs: NDArray[np.int64]
     nodes: Mapping[str, NDArray[Any]]
     edges: Mapping[str, NDArray[Any]]
+    origin: TableOrigin | None = None
 
     def __post_init__(self) -> None:
         labels, (source, target) = self.labels, self.pairs.T
@@ -288,7 +292,7 @@ def load_graph(
             f"{features}/{EDGES} has an edge of supervoxel {ends[~known][0]}, which is missing in {TABLE}."
         )
     try:
-        return AdjacencyGraph(labels, np.searchsorted(labels, ends), nodes, edges)
+        return AdjacencyGraph(labels, np.searchsorted(labels, ends), nodes, edges, _find_origin(features))
     except ValueError as error:
         raise ValueError(f"{features} is damaged, make the features again: {error}") from error
 
@@ -301,6 +305,14 @@ def column_names(features: str | os.PathLike[str] | Features, table: str = TABLE
 def is_position(column: str) -> bool:
     """Return whether a column of supervoxels says where they are, not what they are like."""
     return column.partition("-")[0] in POSITIONS
+
+
+def _find_origin(features: str | os.PathLike[str] | Features) -> TableOrigin | None:
+    """Return which labels the features were measured on; None if that is not recorded."""
+    if not isinstance(features, str | os.PathLike):
+        return features.origin
+    dataset = Dataset(open_location(features))
+    return None if dataset.location.read(dataset.kind.note) is None else folder_origin(dataset)
 
 
 def _load(

@@ -19,6 +19,7 @@ from dseeds._version import __version__
 from dseeds.core.checks import check_threads
 from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
+from dseeds.measure.identity import LabelHash, LabelIdentity, TableOrigin, folder_origin
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_records import BatchIndex, LabelRange
@@ -43,14 +44,16 @@ class SupervoxelTables:
 
     address: str | None
     _tables: tuple[pa.Table, ...] | None = field(default=None, repr=False)
+    _identity: LabelIdentity | None = field(default=None, repr=False)
 
     kind: ClassVar[DatasetKind]
 
     @classmethod
     def of(cls, dataset: Dataset, target: str | Path | None) -> Self:
         """Return the tables of a complete dataset, which are read into memory if there is no target."""
-        tables = None if target is not None else tuple(map(dataset.read_table, cls.kind.tables))
-        return cls(None if target is None else dataset.address, tables)
+        if target is not None:
+            return cls(dataset.address)
+        return cls(None, tuple(map(dataset.read_table, cls.kind.tables)), LabelIdentity.of_note(dataset.note()))
 
     @property
     def table(self) -> pa.Table:
@@ -61,6 +64,13 @@ class SupervoxelTables:
     def supervoxels(self) -> int:
         """The number of supervoxels."""
         return self._count("supervoxels", TABLE)
+
+    @property
+    def origin(self) -> TableOrigin | None:
+        """The labels that the tables were made from; None if they were made before this was recorded."""
+        if self.address is not None:
+            return folder_origin(Dataset(open_location(self.address), self.kind))
+        return None if self._identity is None else TableOrigin.of_kind(self._identity, self.kind)
 
     def _read(self, name: str) -> pa.Table:
         if self.address is None:
@@ -97,6 +107,14 @@ class RegionJob(Protocol):
     @property
     def dataset(self) -> Dataset:
         """The tables."""
+
+
+class RegionRows(NamedTuple):
+    """What the task of a region returns: the region, an index for each kind of rows, and the hash of its labels."""
+
+    number: int
+    indices: tuple[BatchIndex, ...]
+    part: LabelHash
 
 
 class Measurement(NamedTuple):
@@ -138,22 +156,23 @@ def begin_measurement(
 
 
 def count_regions(
-    executor: Executor, stage: str, function: Callable[..., tuple[int, Sequence[BatchIndex]]], job: RegionJob
-) -> list[dict[int, BatchIndex]]:
-    """Call a function with the job and each region's number, and return the indices of the rows that it has written.
+    executor: Executor, stage: str, function: Callable[..., RegionRows], job: RegionJob
+) -> tuple[list[dict[int, BatchIndex]], LabelHash]:
+    """Call a function with the job and each region's number.
 
-    The function returns the region's number and an index for each kind of rows.
+    Returns the indices of the rows that it has written, for each kind of rows by region, and the hash of the labels.
     """
     regions = [(job, number) for number in range(len(job.tiling))]
     results: list[dict[int, BatchIndex]] = []
-    for number, indices in executor.map_unordered(stage, function, regions, len(regions)):
-        results = results or [{} for _ in indices]
+    sums = LabelHash()
+    for number, indices, part in executor.map_unordered(stage, function, regions, len(regions)):
+        results, sums = results or [{} for _ in indices], sums + part
         for batches, index in zip(results, indices, strict=True):
             if len(index):
                 batches[number] = index
     if not results[0]:
         raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
-    return results
+    return results, sums
 
 
 def write_parts(executor: Executor, stage: str, function: Callable[..., Any], job: Any, parts: Sequence[Any]) -> list:
@@ -172,10 +191,11 @@ def publish_supervoxels(
     job: RegionJob,
     parts: Sequence[LabelRange],
     names: Mapping[str, Any],
+    identity: LabelIdentity,
 ) -> None:
     """Write the tables of all ranges of labels, and publish them with the `names` of what they were made from.
 
     The function returns the part's number and the number of its supervoxels.
     """
     sizes = write_parts(executor, "table", function, job, parts)
-    job.dataset.publish({"supervoxels": sum(sizes), **names, "version": __version__})
+    job.dataset.publish({"supervoxels": sum(sizes), **names, **identity.to_note(), "version": __version__})
