@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from dseeds._version import __version__
 from dseeds.core.checks import read_extents
@@ -77,6 +78,10 @@ class Features(SupervoxelTables):
     def edges(self) -> pa.Table:
         """The edges of the graph, read whole."""
         return self._read(EDGES)
+
+    @override
+    def _edges(self) -> pa.Table:
+        return self.edges
 
     @property
     def contacts(self) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from dseeds.core.checks import read_extents
 from dseeds.core.dtypes import native_dtype
@@ -33,6 +34,7 @@ from dseeds.io.labels import (
     read_labels,
 )
 from dseeds.io.source import SourceQuery
+from dseeds.measure.annotated_matrix import AnnotatedMatrix, read_lists
 from dseeds.measure.identity import LabelIdentity, find_run, hash_box
 from dseeds.measure.kernels import pooling as kernel
 from dseeds.measure.kernels.numbering import LabelRuns, find_lines, find_runs, number_labels
@@ -48,7 +50,6 @@ from dseeds.storage.label_records import RANGE, RANGE_BYTES, LabelRange, LabelRe
 from dseeds.storage.parquet_dataset import POOLS, TABLE, Dataset
 
 if TYPE_CHECKING:
-    import anndata
     import xarray
 
     from dseeds.parallel.clients import ClientLike
@@ -91,8 +92,7 @@ class Pooled(SupervoxelTables):
         if statistic not in table.column_names:
             stored = ", ".join(name for name in table.column_names if name in STATISTICS)
             raise ValueError(f"{statistic!r} was not pooled: choose one of {stored}.")
-        column = table[statistic].combine_chunks()
-        return table["label"].to_numpy(), column.flatten().to_numpy().reshape(len(table), -1)
+        return table["label"].to_numpy(), read_lists(table, statistic)
 
     def to_xarray(self) -> xarray.Dataset:
         """Return a dataset with the statistics, dimensions (label, channel), indexed by label; it needs xarray."""
@@ -102,22 +102,12 @@ class Pooled(SupervoxelTables):
         result: xarray.Dataset = module.Dataset(columns, {"label": table["label"].to_numpy(), "num_pixels": sizes})
         return result
 
-    def to_anndata(self) -> anndata.AnnData:
-        """Return the means as an AnnData matrix, for scanpy and squidpy; it needs anndata.
-
-        A row for each supervoxel, named by its label, which is also the column ``label`` of `obs`, beside
-        ``num_pixels``. The other statistics are layers.
-        """
-        module, table = import_optional("anndata", "An AnnData matrix", "dseeds[anndata]"), self.table
-        pandas = import_optional("pandas", "An AnnData matrix", "dseeds[anndata]")
-        obs = {name: table[name].to_numpy() for name in ("label", "num_pixels")}
-        first, *others = self._statistics(table)
-        result: anndata.AnnData = module.AnnData(
-            X=self.to_numpy(first)[1],
-            obs=pandas.DataFrame(obs, index=[str(label) for label in obs["label"].tolist()]),
-            layers={name: self.to_numpy(name)[1] for name in others},
-        )
-        return result
+    @override
+    def _matrix(self, table: pa.Table) -> AnnotatedMatrix:
+        values = {name: read_lists(table, name) for name in self._statistics(table)}
+        first = next(iter(values))
+        names = list(map(str, range(values[first].shape[1])))
+        return AnnotatedMatrix(values.pop(first), names, values)
 
     @staticmethod
     def _statistics(table: pa.Table) -> list[str]:

@@ -19,6 +19,7 @@ from dseeds._version import __version__
 from dseeds.core.checks import check_threads
 from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
+from dseeds.measure.annotated_matrix import AnnotatedMatrix
 from dseeds.measure.identity import LabelHash, LabelIdentity, TableOrigin, folder_origin
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
@@ -27,6 +28,8 @@ from dseeds.storage.location import open_location
 from dseeds.storage.parquet_dataset import TABLE, Dataset, DatasetKind
 
 if TYPE_CHECKING:
+    import anndata
+
     from dseeds.parallel.clients import ClientLike
 
 
@@ -71,6 +74,39 @@ class SupervoxelTables:
         if self.address is not None:
             return folder_origin(Dataset(open_location(self.address), self.kind))
         return None if self._identity is None else TableOrigin.of_kind(self._identity, self.kind)
+
+    def to_anndata(self, region: str = "labels") -> anndata.AnnData:
+        """Return the table as an AnnData matrix, for scanpy, squidpy and as a table of SpatialData.
+
+        Parameters
+        ----------
+        region : str, default "labels"
+            The name that the labels have, or will have, as an element of a SpatialData object.
+
+        Returns
+        -------
+        anndata.AnnData
+            A row for each supervoxel, named by its label. The columns of `X` are those of the table that are numbers,
+            float64; for the result of `pool`, the channels of its first statistic, the others being layers. `obs` has
+            the columns ``label`` and ``num_pixels``, positions, and SpatialData's keys ``region`` and ``instance_id``.
+            Histograms are in `obsm`. With features, ``obsm["spatial"]`` are the centroids (x, y, z) in mm, and the
+            graph is in `obsp`: ``spatial_connectivities`` and ``spatial_distances`` as squidpy names them, the distance
+            being that of the centroids in mm, and ``contact_area`` in mm^2.
+
+        Raises
+        ------
+        ImportError
+            If anndata is not installed.
+        """
+        table = self.table
+        return self._matrix(table).to_anndata(table, region, self._edges())
+
+    def _matrix(self, table: pa.Table) -> AnnotatedMatrix:
+        return AnnotatedMatrix.of(table)
+
+    def _edges(self) -> pa.Table | None:
+        """Return the edges of the graph, if there is one."""
+        return None
 
     def _read(self, name: str) -> pa.Table:
         if self.address is None:
