@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dseeds.engine.planning import Plan, plan
     from dseeds.engine.report import Report
     from dseeds.measure.agglomeration import MergeTree, agglomerate
+    from dseeds.measure.crops import Crops, SupervoxelCrop, crops
     from dseeds.measure.explanations import feature_mask, fill_features, perturb
     from dseeds.measure.features import Features, features
     from dseeds.measure.painting import Painted, paint
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dseeds.measure.propagation import Propagated, RandomWalker, propagate
     from dseeds.measure.region_graph import AdjacencyGraph, load_graph
     from dseeds.measure.textures import Textures, textures
+    from dseeds.measure.tokens import Tokens, tokens
     from dseeds.measure.votes import Votes, vote
     from dseeds.quality.evaluation import evaluate
     from dseeds.viz.html_report import html_report
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdjacencyGraph",
+    "Crops",
     "Features",
     "MergeTree",
     "Painted",
@@ -39,11 +42,14 @@ __all__ = [
     "Propagated",
     "RandomWalker",
     "Report",
+    "SupervoxelCrop",
     "Textures",
+    "Tokens",
     "VolumeResult",
     "Votes",
     "__version__",
     "agglomerate",
+    "crops",
     "evaluate",
     "export_volume",
     "feature_mask",
@@ -62,12 +68,14 @@ __all__ = [
     "segment_many",
     "supervoxels",
     "textures",
+    "tokens",
     "vote",
 ]
 
 # Numba and Dask take a second to import, which the command line's help need not wait for.
 _HOMES = {
     "AdjacencyGraph": "measure.region_graph",
+    "Crops": "measure.crops",
     "Features": "measure.features",
     "MergeTree": "measure.agglomeration",
     "Painted": "measure.painting",
@@ -76,10 +84,13 @@ _HOMES = {
     "Propagated": "measure.propagation",
     "RandomWalker": "measure.propagation",
     "Report": "engine.report",
+    "SupervoxelCrop": "measure.crops",
     "Textures": "measure.textures",
+    "Tokens": "measure.tokens",
     "VolumeResult": "api.segment_many",
     "Votes": "measure.votes",
     "agglomerate": "measure.agglomeration",
+    "crops": "measure.crops",
     "evaluate": "quality.evaluation",
     "export_volume": "convert.export_volume",
     "feature_mask": "measure.explanations",
@@ -98,6 +109,7 @@ _HOMES = {
     "segment_many": "api.segment_many",
     "supervoxels": "api.supervoxels",
     "textures": "measure.textures",
+    "tokens": "measure.tokens",
     "vote": "measure.votes",
 }
 

@@ -74,8 +74,8 @@ def test_the_analyses(tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.nii.gz").symlink_to(DATA / "hippocampus" / f"{source}_001.nii.gz")
     names = {}
     for part in blocks("docs/how_to/analyse.md", "python"):
-        # SpatialData has many dependencies, and is not among those of the tests.
-        if "import spatialdata" not in part or find_spec("spatialdata"):
+        # SpatialData and PyTorch have many dependencies, and are not among those of the tests.
+        if all(f"import {name}" not in part or find_spec(name) for name in ("spatialdata", "torch")):
             exec(compile(part, "analyse.md", "exec"), names)
     # As the page says.
     first, *_ = capsys.readouterr().out.splitlines()
@@ -95,6 +95,9 @@ def test_the_analyses(tmp_path, monkeypatch, capsys):
     # A single voxel has no pairs.
     assert names["textures"]["entropy"].dropna().between(0, np.log(64 * 64)).all()
     np.testing.assert_array_equal(names["clusters"] == 2, names["bright"][names["labels"] - 1])
+    assert names["batch"].image.shape == (64, 1, 16, 16, 16)
+    assert names["wide"].size == (40, 40, 40)
+    assert names["matrix_of_tokens"].shape == (1053, 216)
     assert names["relevance"].shape == names["image"].shape
 
 
