@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dseeds.core.optional import import_optional
+from dseeds.measure.identity import TableOrigin, note_of
 
 if TYPE_CHECKING:
     import anndata
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 CENTROID_WORLD = ("centroid_world-0", "centroid_world-1", "centroid_world-2")
 # Columns, without the number at their end, that say which supervoxel it is, where it is or of which class.
 OF_ROWS = ("label", "num_pixels", "centroid", "bbox", "centroid_world", "bbox_world", "border", "majority")
+# The entry of `uns` that tells which labels a matrix is of.
+NOTE = "dseeds"
 PURPOSE, EXTRA = "An AnnData matrix", "dseeds[anndata]"
 
 
@@ -40,7 +46,9 @@ class AnnotatedMatrix:
             values[:, column] = table[name].to_numpy()
         return cls(values, names, lists={name: read_lists(table, name) for name in lists})
 
-    def to_anndata(self, table: pa.Table, region: str, edges: pa.Table | None = None) -> anndata.AnnData:
+    def to_anndata(
+        self, table: pa.Table, region: str, edges: pa.Table | None = None, origin: TableOrigin | None = None
+    ) -> anndata.AnnData:
         """Return the matrix as AnnData, with other columns of its table, and a graph; see `SupervoxelTables`."""
         module = import_optional("anndata", PURPOSE, EXTRA)
         pandas = import_optional("pandas", PURPOSE, EXTRA)
@@ -53,6 +61,9 @@ class AnnotatedMatrix:
         uns: dict[str, Any] = {
             "spatialdata_attrs": {"region": region, "region_key": "region", "instance_key": "instance_id"}
         }
+        if origin is not None:
+            # As text, since not every version writes lists and None.
+            uns[NOTE] = json.dumps(note_of(origin))
         graphs = {} if edges is None else _graph_matrices(labels, edges, spatial["spatial"])
         if graphs:
             keys = {"connectivities_key": "spatial_connectivities", "distances_key": "spatial_distances"}
@@ -67,6 +78,22 @@ class AnnotatedMatrix:
             uns=uns,
         )
         return result
+
+
+def is_anndata(value: Any) -> bool:
+    """Return whether a value is an AnnData matrix, without importing its package.
+
+    >>> is_anndata([1, 2])
+    False
+    """
+    return "anndata" in sys.modules and isinstance(value, sys.modules["anndata"].AnnData)
+
+
+def anndata_origin(matrix: anndata.AnnData) -> TableOrigin | None:
+    """Return the labels that an AnnData matrix of this program is of, also when it was written and read since."""
+    with suppress(ValueError, TypeError):
+        return TableOrigin.of_file(json.loads(matrix.uns.get(NOTE, "{}")), "the AnnData matrix")
+    return None
 
 
 def read_lists(table: pa.Table, name: str) -> NDArray[Any]:

@@ -22,6 +22,7 @@ from pyarrow import csv
 from pyarrow.compute import add
 
 from dseeds.io.source import shorten, summarise_error
+from dseeds.measure.annotated_matrix import anndata_origin, is_anndata
 from dseeds.measure.identity import TableOrigin, folder_origin
 from dseeds.measure.kernels.painting import labels_of_runs
 from dseeds.storage.location import LocalLocation, Location, open_location, open_parent
@@ -213,6 +214,13 @@ def open_values(table: Any, column: str | None, label: str = "label") -> LookupT
     >>> open_values({7: 70.5, 3: None, 2: 1}, None).select(np.array([7]))
     (array([2, 7]), array([ 1. , 70.5]))
     """
+    if is_anndata(table):
+        return replace(_open_table(table.obs, column, label), origin=anndata_origin(table))
+    return _open_table(table, column, label)
+
+
+def _open_table(table: Any, column: str | None, label: str) -> HeldValues | PartedValues:
+    """Open a column of what is no AnnData matrix."""
     by_label = _read_by_label(table, column)
     if by_label is not None:
         label, column = "label", "value"
@@ -240,7 +248,7 @@ def origin_of(table: Any) -> TableOrigin | None:
     return origin if isinstance(origin, TableOrigin) else None
 
 
-def _open_files(address: str, column: str, label: str) -> LookupTable:
+def _open_files(address: str, column: str, label: str) -> HeldValues | PartedValues:
     """Open a column of a table in files."""
     files, token = _list_files(address), uuid.uuid4().hex
     parts = [TablePart(location, key, label, column, token) for location, key in files]

@@ -179,12 +179,13 @@ def paint(
     labels : source
         The supervoxels, axes (z, y, x), labels from 0 to 2^63 - 1: an array, or what `segment` takes as a source. An
         array of two axes is one plane, and so is what is painted.
-    table : path, URL, `Features`, pandas, polars or Arrow table, Series, vector or dict
+    table : path, URL, `Features`, pandas, polars or Arrow table, AnnData, Series, vector or dict
         The result of `features`, or its folder; a file that ends in ``.parquet``, ``.csv`` or ``.tsv`` (also ``.gz``),
-        or a folder of Parquet; a table in memory, such as a dict of columns; or, without `column`, a dict of label to
-        value, a Series of pandas, whose index are the labels, or a vector by label: an array, a list or a Series of
-        polars whose item i is the value of label i, such as the parents that `supervoxels` returns. Rows may come in
-        any order.
+        or a folder of Parquet; a table in memory, such as a dict of columns, or an AnnData matrix with its `obs`; or,
+        without `column`, a dict of label to value, a Series of pandas, whose index are the labels, or a vector by
+        label: an array, a list or a Series of polars whose item i is the value of label i, such as the parents that
+        `supervoxels` returns. Rows may come in any order. A table that was made by dseeds is refused for other labels
+        than its own.
     target : path or URL, optional
         The new volume: an OME-Zarr group, or ``.nii`` or ``.nii.gz`` if the labels are NIfTI. Default: a lazy array.
     column : str, optional

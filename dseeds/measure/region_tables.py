@@ -99,7 +99,7 @@ class SupervoxelTables:
             If anndata is not installed.
         """
         table = self.table
-        return self._matrix(table).to_anndata(table, region, self._edges())
+        return self._matrix(table).to_anndata(table, region, self._edges(), self.origin)
 
     def _matrix(self, table: pa.Table) -> AnnotatedMatrix:
         return AnnotatedMatrix.of(table)

@@ -41,6 +41,9 @@ def test_features_have_places_and_a_graph(tmp_path):
     np.testing.assert_array_equal(again.X, matrix.X)
     pd.testing.assert_frame_equal(again.obs, matrix.obs)
     assert dict(again.uns["spatialdata_attrs"]) == matrix.uns["spatialdata_attrs"]
+    np.testing.assert_array_equal(dseeds.paint(LABELS, again, column="instance_id"), LABELS)
+    with pytest.raises(ValueError, match="the AnnData matrix was made from other labels"):
+        dseeds.paint(LABELS + (LABELS > 0), again, column="instance_id")
 
 
 def test_every_table_is_a_matrix(tmp_path):
@@ -61,7 +64,10 @@ def test_every_table_is_a_matrix(tmp_path):
         assert "majority" not in table or matrix.obs["majority"].tolist() == table["majority"].tolist()
         # Clusters of any tool return to the voxels.
         matrix.obs["cluster"] = pd.Categorical([f"c{label % 2}" for label in table["label"]])
-        painted = dseeds.paint(LABELS, matrix.obs, column="cluster").compute()
+        painted = dseeds.paint(LABELS, matrix, column="cluster").compute()
+        np.testing.assert_array_equal(painted, dseeds.paint(LABELS[::-1], matrix.obs, column="cluster")[::-1])
+        with pytest.raises(ValueError, match="the AnnData matrix was made from other labels than the array"):
+            dseeds.paint(LABELS[::-1], matrix, column="cluster")
         np.testing.assert_array_equal(painted, np.where(LABELS > 0, LABELS % 2 + 1, 0))
 
 
