@@ -191,7 +191,8 @@ def crops(
     Notes
     -----
     A crop reads only the chunks that it needs, and each process keeps the last ones, 256 MiB of each source. Files that
-    can only be read from end to end, such as compressed NIfTI, are read into the memory of each process.
+    can only be read from end to end, such as compressed NIfTI, are read into the memory of each process. What is in an
+    object store is read by spawned processes, and refused by forked ones, which would wait for ever.
 
     Examples
     --------

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dseeds.core.forks import inherits
 from dseeds.core.geometry import Box, Triple, triple
 from dseeds.io import ArraySource, Image, Source, ZarrSource
 from dseeds.io.labels import read_labels
 from dseeds.measure.lookup import HeldValues, open_values
 from dseeds.measure.pooling import channel_dtype
+from dseeds.storage.location import is_remote
 
 # Chunks that a process keeps, in bytes for each source; larger ones than the second number are not kept.
 CACHE_BYTES, LARGEST_BLOCK = 1 << 28, 1 << 26
@@ -81,6 +83,11 @@ class VolumeReader:
 
 def _open_anew(source: Source) -> Source:
     """Return a source that shares no connection, file or lock with that of another process."""
+    if source.path is not None and is_remote(source.path) and inherits("obstore"):
+        raise ValueError(
+            f"{source.path} is in an object store, whose connections do not survive a fork: use processes that are "
+            'spawned, such as multiprocessing_context="spawn".'
+        )
     if source.readable_by_workers:
         anew: Source = pickle.loads(pickle.dumps(source))
         return anew

@@ -7,6 +7,7 @@ import pickle
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -291,3 +292,20 @@ def test_tokens_replace_older_ones_alone(tmp_path):
     (unfinished / "dseeds-incomplete.json").write_text(json.dumps({"run": "1", "kind": "tokens"}))
     with pytest.raises(FileNotFoundError, match="or not all of them"):
         dseeds.Tokens(str(unfinished)).labels  # noqa: B018
+
+
+def test_a_fork_refuses_object_stores():
+    """Its parent's connections are threads of obstore that a fork does not have: it would wait for ever."""
+    pytest.importorskip("obstore", reason="OBSTORE IS MISSING: FORKS WITH OBJECT STORES ARE NOT TESTED")
+    parent, child = multiprocessing.Pipe()
+
+    def read():
+        try:
+            sampling._open_anew(SimpleNamespace(path="s3://bucket/labels.zarr", readable_by_workers=True))
+        except ValueError as error:
+            child.send(str(error))
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    assert "do not survive a fork: use processes that are spawned" in parent.recv()
+    process.join()
