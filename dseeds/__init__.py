@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dseeds.engine.planning import Plan, plan
     from dseeds.engine.report import Report
     from dseeds.measure.agglomeration import MergeTree, agglomerate
+    from dseeds.measure.crops import Crops, SupervoxelCrop, crops
     from dseeds.measure.explanations import feature_mask, fill_features, perturb
     from dseeds.measure.features import Features, features
     from dseeds.measure.painting import Painted, paint
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dseeds.measure.propagation import Propagated, RandomWalker, propagate
     from dseeds.measure.region_graph import AdjacencyGraph, load_graph
     from dseeds.measure.textures import Textures, textures
+    from dseeds.measure.tokens import Tokens, tokens
     from dseeds.measure.votes import Votes, vote
     from dseeds.quality.evaluation import evaluate
     from dseeds.storage.edit_log import EditRecord
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdjacencyGraph",
+    "Crops",
     "EditRecord",
     "Edits",
     "Features",
@@ -43,11 +46,14 @@ __all__ = [
     "Propagated",
     "RandomWalker",
     "Report",
+    "SupervoxelCrop",
     "Textures",
+    "Tokens",
     "VolumeResult",
     "Votes",
     "__version__",
     "agglomerate",
+    "crops",
     "edit",
     "evaluate",
     "export_volume",
@@ -67,12 +73,14 @@ __all__ = [
     "segment_many",
     "supervoxels",
     "textures",
+    "tokens",
     "vote",
 ]
 
 # Numba and Dask take a second to import, which the command line's help need not wait for.
 _HOMES = {
     "AdjacencyGraph": "measure.region_graph",
+    "Crops": "measure.crops",
     "EditRecord": "storage.edit_log",
     "Edits": "api.edit",
     "Features": "measure.features",
@@ -83,10 +91,13 @@ _HOMES = {
     "Propagated": "measure.propagation",
     "RandomWalker": "measure.propagation",
     "Report": "engine.report",
+    "SupervoxelCrop": "measure.crops",
     "Textures": "measure.textures",
+    "Tokens": "measure.tokens",
     "VolumeResult": "api.segment_many",
     "Votes": "measure.votes",
     "agglomerate": "measure.agglomeration",
+    "crops": "measure.crops",
     "edit": "api.edit",
     "evaluate": "quality.evaluation",
     "export_volume": "convert.export_volume",
@@ -106,6 +117,7 @@ _HOMES = {
     "segment_many": "api.segment_many",
     "supervoxels": "api.supervoxels",
     "textures": "measure.textures",
+    "tokens": "measure.tokens",
     "vote": "measure.votes",
 }
 

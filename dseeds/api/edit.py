@@ -359,7 +359,7 @@ class Edits:
             if records:
                 where = {"volume": volume, "level": level or 0, "channel_axis": channel_axis}
                 measured = None if image is None else _open_aligned(image, opened, **where)
-                update_tables(dataset, opened.source, measured, records, threads=self._threads)
+                update_tables(dataset, opened, measured, records, threads=self._threads)
             in_memory = isinstance(chosen, Features) and chosen.address is None
             result = Features.of(dataset, None if in_memory else dataset.address)
         if features is None and in_memory:

@@ -81,7 +81,7 @@ def agglomerate_command(
         check_table_file(file, overwrite)
     merges = _load_or_merge(features, weights, epsilon, output)
     segments = merges.cut(n_segments=n_segments, threshold=threshold)
-    write_segments(target, merges.labels, segments, overwrite=overwrite)
+    write_segments(target, merges, segments, overwrite=overwrite)
     if tree is not None:
         merges.save(tree, overwrite=overwrite)
     summary = {

@@ -18,6 +18,8 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 # How long a fork waits for other threads, and how often it looks whether they import modules.
 FORK_SECONDS, IMPORT_LOOK_SECONDS = 60.0, 0.005
+# Packages with threads of their own, without which a child would wait for ever.
+LOST_IN_FORKS = ("obstore",)
 Value = TypeVar("Value", covariant=True)
 
 
@@ -83,6 +85,7 @@ def hold_at_fork(lock: Any) -> None:
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 _held: list[Any] = []
+_inherited: set[str] = set()
 
 
 def _prepare_fork() -> None:
@@ -132,7 +135,17 @@ def _release() -> None:
             lock.release()
 
 
+def inherits(module: str) -> bool:
+    """Return whether this process was forked from one that had loaded a module of `LOST_IN_FORKS`.
+
+    >>> inherits("obstore")
+    False
+    """
+    return module in _inherited
+
+
 def _clean_child() -> None:
+    _inherited.update(name for name in LOST_IN_FORKS if name in sys.modules)
     _release()
     for lock in list(_locks):
         lock.renew()

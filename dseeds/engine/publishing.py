@@ -155,6 +155,7 @@ def measure_labels(
         return
     # Here, not above: Arrow takes its time to import.
     from dseeds.measure.features import FeatureJob, measure_features, space_of, voxel_bytes
+    from dseeds.measure.identity import LabelRun
     from dseeds.storage.parquet_dataset import Dataset
 
     volume, source = labels.volume, labels.opened()
@@ -166,7 +167,7 @@ def measure_labels(
         Dataset(open_location(run.features)).begin(),
     )
     names = {"labels": Path(run.target.address).name, "image": run.image.name, "product": run.spec.product}
-    measure_features(feature_job, executor, names)
+    measure_features(feature_job, executor, names, LabelRun(run.identity))
 
 
 def gather_bin_counts(run: Run, state: RunState, protect: Callable[[Callable[[], None]], None]) -> None:

@@ -59,10 +59,11 @@ def check_still_unedited(labels: Source) -> None:
     """Raise a ValueError if stored labels were edited after they were opened, so that what was read is of no moment."""
     if not isinstance(labels, ZarrSource) or labels.group is None:
         return
-    before: Any = labels.group.attrs.get(ATTRIBUTE)
+    now = zarr.open_group(labels.group.store, path=labels.group.path, mode="r")
+    attributes: list[Any] = [group.attrs.get(ATTRIBUTE) for group in (labels.group, now)]
     states = [
         [attribute.get(key) for key in (EDITS, EDITING)] if isinstance(attribute, dict) else None
-        for attribute in (before, label_attributes(labels) or None)
+        for attribute in attributes
     ]
     if states[0] != states[1]:
         raise ValueError(f"{labels.name} was edited while it was read, which makes the result useless: start again.")
@@ -73,7 +74,9 @@ def label_attributes(labels: Source) -> dict[str, Any]:
     if not isinstance(labels, ZarrSource):
         return {}
     try:
-        group = zarr.open_group(labels.array.store, path=labels.array.path.rpartition("/")[0], mode="r")
+        group = labels.group
+        if group is None:
+            group = zarr.open_group(labels.array.store, path=labels.array.path.rpartition("/")[0], mode="r")
         attribute: Any = group.attrs[ATTRIBUTE]
         return dict(attribute)
     except (OSError, KeyError, TypeError, ValueError):

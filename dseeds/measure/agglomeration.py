@@ -17,10 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dseeds.core.forks import cached_property
+from dseeds.measure.identity import TableOrigin, note_of
 from dseeds.measure.kernels.agglomeration import FARTHEST, Edges, Nodes, begin_merging, cut_merges, merge_edges
 from dseeds.measure.region_graph import HISTOGRAM, AdjacencyGraph, column_names, load_graph
 from dseeds.seeds.intensity_windows import check_weights
-from dseeds.storage.table_file import check_table_file, read_table_file, write_table_file
+from dseeds.storage.table_file import check_table_file, read_note, read_table_file, write_table_file
 
 if TYPE_CHECKING:
     from dseeds.measure.features import Features
@@ -51,6 +52,8 @@ class MergeTree:
         those of its parts.
     sizes : ndarray of int64, shape (merges,)
         The number of supervoxels in both.
+    origin : TableOrigin, optional
+        The labels that the supervoxels are of, which the files of tree and segments record.
 
     Examples
     --------
@@ -65,6 +68,7 @@ class MergeTree:
     children: NDArray[np.int64]
     distances: NDArray[np.float64]
     sizes: NDArray[np.int64]
+    origin: TableOrigin | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.labels)} supervoxels, {len(self.children)} merges)"
@@ -157,7 +161,8 @@ class MergeTree:
         leaves = pa.table({"label": self.labels, "size": np.ones(len(self.labels), np.int64)})
         merges = pa.table({"child_a": child_a, "child_b": child_b, "distance": self.distances, "size": self.sizes})
         nodes = pa.concat_tables([leaves, merges], promote_options="default")
-        write_table_file(path, nodes.select(["label", "child_a", "child_b", "distance", "size"]), TREE)
+        nodes = nodes.select(["label", "child_a", "child_b", "distance", "size"])
+        write_table_file(path, nodes, TREE, note_of(self.origin))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MergeTree:
@@ -175,7 +180,8 @@ class MergeTree:
         merges = table.slice(leaves)
         children = np.column_stack([merges.column(name).to_numpy() for name in ("child_a", "child_b")])
         labels = table.slice(0, leaves).column("label").to_numpy()
-        return cls(labels, children, merges.column("distance").to_numpy(), merges.column("size").to_numpy())
+        origin = TableOrigin.of_file(read_note(table.schema), str(path))
+        return cls(labels, children, merges.column("distance").to_numpy(), merges.column("size").to_numpy(), origin)
 
 
 def agglomerate(
@@ -254,15 +260,15 @@ def agglomerate(
         filled += merge_edges(nodes, edges, fractions, limit, len(counts) + filled, *out)
     if progress and blocks:
         progress(blocks, blocks)
-    return MergeTree(graph.labels, children[:filled], distances[:filled] / FARTHEST, sizes[:filled])
+    return MergeTree(graph.labels, children[:filled], distances[:filled] / FARTHEST, sizes[:filled], graph.origin)
 
 
 def write_segments(
-    path: str | os.PathLike[str], labels: NDArray[np.int64], segments: NDArray[np.int64], *, overwrite: bool = False
+    path: str | os.PathLike[str], tree: MergeTree, segments: NDArray[np.int64], *, overwrite: bool = False
 ) -> None:
-    """Write supervoxels and their segments to a Parquet file, with the columns ``label`` and ``segment``."""
+    """Write the supervoxels of a tree and their segments to a Parquet file: the columns ``label`` and ``segment``."""
     check_table_file(path, overwrite)
-    write_table_file(path, pa.table({"label": labels, "segment": segments}), SEGMENTS)
+    write_table_file(path, pa.table({"label": tree.labels, "segment": segments}), SEGMENTS, note_of(tree.origin))
 
 
 def check_cut(n_segments: object, threshold: object) -> None:

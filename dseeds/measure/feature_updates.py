@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dseeds._version import __version__
-from dseeds.core.geometry import Box, Tiling, triple
+from dseeds.core.geometry import Box, Tiling, Triple, triple
 from dseeds.io import Image, Source
 from dseeds.io.editable_labels import EditableLabels
 from dseeds.io.labels import TASK_BYTES, choose_tiling, read_labels
@@ -32,11 +32,11 @@ from dseeds.measure.columns import (
 )
 from dseeds.measure.edits import bound_within
 from dseeds.measure.features import voxel_bytes
+from dseeds.measure.identity import LabelHash, LabelIdentity, find_run, hash_box
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
 from dseeds.parallel.executor import Executor
-from dseeds.storage.edit_log import EditRecord
-from dseeds.storage.label_group import EDITS
+from dseeds.storage.edit_log import EditLog, EditRecord
 from dseeds.storage.label_records import RANGE
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
 
@@ -72,13 +72,21 @@ def records_since(dataset: Dataset, labels: EditableLabels) -> list[EditRecord]:
     note, name, count = dataset.note(), labels.source.name, labels.state.edits
     if note.get("labels") != name:
         raise ValueError(f"{dataset.address} has the features of {note.get('labels')}, not of {name}: name others.")
-    measured = int(note.get(EDITS, 0))
-    if measured > count:
+    run, measured = _read_identity(dataset, note).written
+    if measured > count or run not in (None, find_run(labels.source).run):
         raise ValueError(
-            f"the features in {dataset.address} were measured after {measured} edits, but {name} has {count}: the "
-            f"labels were replaced, so {_MEASURE_AGAIN}."
+            f"the features in {dataset.address} were measured after {measured} edits of labels that were replaced by "
+            f"{name}, which has {count}: {_MEASURE_AGAIN}."
         )
     return [labels.log.require(number) for number in range(measured + 1, count + 1)]
+
+
+def _read_identity(dataset: Dataset, note: Mapping[str, Any]) -> LabelIdentity:
+    """Return what features record of the labels that they were measured from."""
+    identity = LabelIdentity.of_note(note)
+    if identity is None or "affine" not in note:
+        raise ValueError(f"{dataset.address} was written by an older version: {_MEASURE_AGAIN}.")
+    return identity
 
 
 def find_places(dataset: Dataset, records: Sequence[EditRecord], chosen: Sequence[int]) -> LabelPlaces:
@@ -127,10 +135,11 @@ def check_counts(dataset: Dataset, expected: Mapping[int, int], counts: Mapping[
 
 
 def update_tables(
-    dataset: Dataset, labels: Source, image: Image | None, records: Sequence[EditRecord], *, threads: int
+    dataset: Dataset, edited: EditableLabels, image: Image | None, records: Sequence[EditRecord], *, threads: int
 ) -> None:
     """Bring the features of labels up to date with edits, whose records begin where the features end."""
-    note = dataset.note()
+    note, labels = dataset.note(), edited.source
+    identity = _read_identity(dataset, note).moved(_hash_moves(edited.log, records, labels.shape), records[-1].number)
     space = _read_space(dataset, note, image)
     changed = np.array(sorted({label for record in records for label in (*record.before, *record.after)}), np.int64)
     places = find_places(dataset, records, changed.tolist())
@@ -149,13 +158,23 @@ def update_tables(
     edges_more = _stage(update, EDGES, ["source", "target"], changed, touched, edges, edge_ends)
     totals = {"supervoxels": note["supervoxels"] + rows, "contacts": note["contacts"] + edges_more}
     kept = {key: note[key] for key in (*_KEPT, *(() if image is None else ("image",)))}
-    update.publish_update({**totals, **kept, EDITS: records[-1].number, "version": __version__})
+    update.publish_update({**totals, **kept, **identity.to_note(), "version": __version__})
+
+
+def _hash_moves(log: EditLog, records: Sequence[EditRecord], shape: Triple) -> LabelHash:
+    """Return by how much edits change the hash of labels of a shape (z, y, x)."""
+    sums = LabelHash()
+    for record in records:
+        old, new = ([0, *(move[end] for move in record.moves)] for end in range(2))
+        for piece, box in enumerate(record.pieces):
+            codes = log.read_piece(record.undoes or record.number, piece, box)
+            before, after = (hash_box(np.array(ids, np.int64)[codes], box.lo, box, shape) for ids in (old, new))
+            sums += after - before
+    return sums
 
 
 def _read_space(dataset: Dataset, note: Mapping[str, Any], image: Image | None) -> Space:
     """Return the space that features were measured in; raise a ValueError if they were not measured from the image."""
-    if "affine" not in note:
-        raise ValueError(f"{dataset.address} was written by an older version: {_MEASURE_AGAIN}.")
     name = None if image is None else image.name
     if note.get("image") != name:
         raise ValueError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from dseeds._version import __version__
 from dseeds.core.checks import read_extents
@@ -25,7 +26,6 @@ from dseeds.io.labels import (
     align_image,
     check_still_unedited,
     choose_tiling,
-    label_attributes,
     materialise,
     materialise_image,
     open_labels,
@@ -39,15 +39,15 @@ from dseeds.measure.columns import (
     count_features,
     sort_contacts,
 )
+from dseeds.measure.identity import LabelHash, LabelIdentity, LabelRun, find_run, hash_box
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
-from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, write_parts
+from dseeds.measure.region_tables import RegionRows, SupervoxelTables, begin_measurement, count_regions, write_parts
 from dseeds.measure.windows import begin_search, search_windows
 from dseeds.parallel.capacity import parse_memory
 from dseeds.parallel.executor import Executor
 from dseeds.seeds.intensity_windows import Limits
-from dseeds.storage.label_group import EDITS
-from dseeds.storage.label_records import RANGE, BatchIndex, LabelRange, LabelRecords, label_ranges
+from dseeds.storage.label_records import RANGE, LabelRange, LabelRecords, label_ranges
 from dseeds.storage.parquet_dataset import EDGES, FEATURES, TABLE, Dataset
 
 if TYPE_CHECKING:
@@ -79,6 +79,10 @@ class Features(SupervoxelTables):
     def edges(self) -> pa.Table:
         """The edges of the graph, read whole."""
         return self._read(EDGES)
+
+    @override
+    def _edges(self) -> pa.Table:
+        return self.edges
 
     @property
     def contacts(self) -> int:
@@ -259,14 +263,16 @@ def features(
         )
         job = replace(job, space=replace(job.space, windows=search_windows(job, search, executor)))
         names = {} if opened is None else {"image": opened.name}
-        edits = {EDITS: label_attributes(label_source).get(EDITS, 0)}
-        measure_features(job, executor, {"labels": label_source.name, **names, **edits})
+        measure_features(job, executor, {"labels": label_source.name, **names}, find_run(label_source))
         return Features.of(dataset, target)
 
 
-def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, Any]) -> None:
-    """Measure all regions, build the tables, and publish them with the `names` of what they were made from."""
-    voxels, contacts = count_regions(executor, "measure", measure_feature_region, job)
+def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, str], written: LabelRun) -> None:
+    """Measure all regions, build the tables, and publish them with the `names` of what they were made from.
+
+    `written` is the run that wrote the labels, which need not be published yet.
+    """
+    (voxels, contacts), sums = count_regions(executor, "measure", measure_feature_region, job)
     counted = write_parts(executor, "table", write_table, job, list(label_ranges(voxels)))
     ends = [(first, last) for _, first, last in counted]
     # Without contacts, there is a table without rows.
@@ -279,6 +285,7 @@ def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, An
             "supervoxels": sum(rows for rows, *_ in counted),
             "contacts": edge_count,
             **names,
+            **LabelIdentity.of(job.tiling.shape, sums, written).to_note(),
             "spacing": job.space.spacing,
             "affine": job.space.affine,
             "windows": job.space.windows,
@@ -287,18 +294,19 @@ def measure_features(job: FeatureJob, executor: Executor, names: Mapping[str, An
     )
 
 
-def measure_feature_region(job: FeatureJob, number: int) -> tuple[int, tuple[BatchIndex, BatchIndex]]:
+def measure_feature_region(job: FeatureJob, number: int) -> RegionRows:
     """Measure a region, and write the rows of its supervoxels and contacts to scratch."""
     box, window = job.tiling.box(number), job.tiling.above(number)
     labels = read_labels(job.labels, window, narrow=True)
     if not labels.any():
         no_rows = np.zeros((0, 6), np.int64)
-        return number, (no_rows, no_rows)
+        return RegionRows(number, (no_rows, no_rows), LabelHash())
+    part = hash_box(labels, window.lo, box, job.tiling.shape)
     values = () if job.image is None else job.image.read(window.slices)
     voxels, contacts = count_features(labels, values, box, job.space)
     # A task of an abandoned run may arrive late.
     job.dataset.check_own()
-    return number, (job.voxels.write(number, voxels), job.contacts.write(number, contacts))
+    return RegionRows(number, (job.voxels.write(number, voxels), job.contacts.write(number, contacts)), part)
 
 
 def write_table(job: FeatureJob, number: int, part: LabelRange) -> tuple[int, tuple[int, int, int]]:

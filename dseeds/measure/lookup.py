@@ -22,9 +22,12 @@ from pyarrow import csv
 from pyarrow.compute import add
 
 from dseeds.io.source import shorten, summarise_error
+from dseeds.measure.annotated_matrix import anndata_origin, is_anndata
+from dseeds.measure.identity import TableOrigin, folder_origin
 from dseeds.measure.kernels.painting import labels_of_runs
 from dseeds.storage.location import LocalLocation, Location, open_location, open_parent
 from dseeds.storage.parquet_dataset import TABLE, Dataset, stored_kind
+from dseeds.storage.table_file import read_note
 
 # Tables of up to this many rows, of 16 bytes each, are held in memory.
 MAX_HELD_ROWS = 1 << 24
@@ -37,13 +40,15 @@ PARQUET_ENDINGS = (".parquet", ".pq")
 class ColumnPair(NamedTuple):
     """Two columns of a table, as they are stored: labels, values, and which values are not missing.
 
-    `categories` are the names of the values from 1, if these number categories.
+    `categories` are the names of the values from 1, if these number categories; `origin` are the labels that the table
+    was made from, if its file records them.
     """
 
     labels: NDArray[np.int64]
     values: NDArray[Any]
     valid: NDArray[np.bool_]
     categories: tuple[str, ...] = ()
+    origin: TableOrigin | None = None
 
 
 class LookupTable(Protocol):
@@ -61,6 +66,10 @@ class LookupTable(Protocol):
     def categories(self) -> tuple[str, ...]:
         """The names of the values from 1, if these number categories."""
 
+    @property
+    def origin(self) -> TableOrigin | None:
+        """The labels that the table was made from; None if it does not know them, as those of other programs."""
+
     def astype(self, dtype: DTypeLike) -> LookupTable:
         """Return the same table with values of another dtype."""
 
@@ -75,6 +84,7 @@ class HeldValues:
     labels: NDArray[np.int64]
     values: NDArray[Any]
     categories: tuple[str, ...] = ()
+    origin: TableOrigin | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -105,6 +115,7 @@ class PartedValues:
     extremes: tuple[Any, Any]
     # Files do not number categories.
     categories: tuple[str, ...] = ()
+    origin: TableOrigin | None = None
 
     def astype(self, dtype: DTypeLike) -> PartedValues:
         """Return the same table with values of another dtype."""
@@ -151,7 +162,8 @@ class TablePart:
             raise ValueError(
                 f"{self.name} cannot be read as a table ({summarise_error(error)}): write it again."
             ) from error
-        return _extract_columns(table, self.label, self.column, self.name)
+        origin = TableOrigin.of_file(read_note(table.schema), self.name)
+        return _extract_columns(table, self.label, self.column, self.name)._replace(origin=origin)
 
     def _read_parquet(self) -> pa.Table:
         with pq.ParquetFile(self._open()) as file:
@@ -190,7 +202,7 @@ class TablePart:
 @lru_cache(maxsize=CACHED_PARTS)
 def _read_cached(part: TablePart) -> HeldValues:
     """Read a part's rows with a value. Neighbouring regions often have labels of the same part."""
-    labels, values, valid, _ = part.read()
+    labels, values, valid, *_ = part.read()
     return HeldValues(labels[valid], values[valid])
 
 
@@ -202,11 +214,19 @@ def open_values(table: Any, column: str | None, label: str = "label") -> LookupT
     >>> open_values({7: 70.5, 3: None, 2: 1}, None).select(np.array([7]))
     (array([2, 7]), array([ 1. , 70.5]))
     """
+    if is_anndata(table):
+        return replace(_open_table(table.obs, column, label), origin=anndata_origin(table))
+    return _open_table(table, column, label)
+
+
+def _open_table(table: Any, column: str | None, label: str) -> HeldValues | PartedValues:
+    """Open a column of what is no AnnData matrix."""
     by_label = _read_by_label(table, column)
     if by_label is not None:
         label, column = "label", "value"
         return _hold([_extract_columns(by_label, label, column, "the table")])
     # Features have an address, or a table in memory.
+    origin = origin_of(table)
     address = table if isinstance(table, str | os.PathLike) else getattr(table, "address", None)
     table = getattr(table, "table", table)
     if address is None and not _has_columns(table):
@@ -218,8 +238,19 @@ def open_values(table: Any, column: str | None, label: str = "label") -> LookupT
         raise ValueError("the table has columns: say with column= (--column) which one holds the values.")
     if address is None:
         columns = _to_arrow(table, label, column)
-        return _hold([_extract_columns(columns, label, column, "the table")])
-    files, token = _list_files(str(os.fspath(address))), uuid.uuid4().hex
+        return replace(_hold([_extract_columns(columns, label, column, "the table")]), origin=origin)
+    return _open_files(str(os.fspath(address)), column, label)
+
+
+def origin_of(table: Any) -> TableOrigin | None:
+    """Return the origin of tables, graphs or classes of this program in memory; None for everything else."""
+    origin = getattr(table, "origin", None)
+    return origin if isinstance(origin, TableOrigin) else None
+
+
+def _open_files(address: str, column: str, label: str) -> HeldValues | PartedValues:
+    """Open a column of a table in files."""
+    files, token = _list_files(address), uuid.uuid4().hex
     parts = [TablePart(location, key, label, column, token) for location, key in files]
     pairs, rows = [], 0
     for part in parts:
@@ -227,8 +258,16 @@ def open_values(table: Any, column: str | None, label: str = "label") -> LookupT
         rows += len(pairs[-1].labels)
         if rows > MAX_HELD_ROWS:
             pairs.clear()
-            return _scan_parts(parts) or _hold([part.read() for part in parts])
-    return _hold(pairs)
+            values = _scan_parts(parts) or _hold([part.read() for part in parts])
+            return replace(values, origin=_read_origin(address, None))
+    return replace(_hold(pairs), origin=_read_origin(address, pairs[0].origin))
+
+
+def _read_origin(address: str, of_file: TableOrigin | None) -> TableOrigin | None:
+    """Return the origin of a table in files: that of its folder, or else that of its first file."""
+    location = open_location(address)
+    kind = stored_kind(location, list(location.names()))
+    return of_file if kind is None else folder_origin(Dataset(location, kind))
 
 
 def _read_by_label(table: Any, column: str | None) -> pa.Table | None:
@@ -291,7 +330,7 @@ def _scan_parts(parts: Sequence[TablePart]) -> PartedValues | None:
     ends: list[tuple[int, int]] = []
     extremes, dtypes, filled = [], [], []
     for part in parts:
-        labels, values, valid, _ = part.read()
+        labels, values, valid, *_ = part.read()
         if not len(labels):
             continue
         if (labels[1:] <= labels[:-1]).any() or (ends and ends[-1][1] >= labels[0]):

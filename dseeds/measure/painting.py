@@ -29,6 +29,7 @@ from dseeds.io.formats.file_writer import remove_partial
 from dseeds.io.formats.nifti import is_nifti
 from dseeds.io.labels import TASK_BYTES, choose_tiling, materialise, open_labels, read_labels
 from dseeds.io.source import shorten
+from dseeds.measure.identity import LabelHash, hash_box
 from dseeds.measure.kernels.painting import paint_voxels
 from dseeds.measure.lookup import LookupTable, open_values
 from dseeds.parallel.capacity import local_capacity, parse_memory
@@ -123,9 +124,21 @@ class PaintJob:
 
     def read(self, box: Box) -> tuple[NDArray[Any], int]:
         """Paint the voxels in a box, and count those whose label is not 0 and has no value."""
-        labels = read_labels(self.labels, box)
+        return self.paint(read_labels(self.labels, box))
+
+    def paint(self, labels: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """Paint labels, uint32 or int64, and count those that are not 0 and have no value."""
         painted = np.empty(labels.shape, self.dtype)
         return painted, paint_voxels(labels, *self.values.select(labels), self.fill, painted)
+
+    def hash(self, labels: NDArray[Any], box: Box) -> LabelHash:
+        """Return the hash of the labels in a box; nothing is computed for a table that does not know its labels."""
+        return LabelHash() if self.values.origin is None else hash_box(labels, box.lo, box, self.shape)
+
+    def check_hash(self, sums: LabelHash) -> None:
+        """Raise a ValueError if the hash of all labels is not that of the labels that the table was made from."""
+        if self.values.origin is not None:
+            self.values.origin.check_hash(self.labels, sums)
 
     def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
         """Paint the voxels that an index along (z, y, x) selects: Dask passes integers, slices and lists."""
@@ -166,12 +179,13 @@ def paint(
     labels : source
         The supervoxels, axes (z, y, x), labels from 0 to 2^63 - 1: an array, or what `segment` takes as a source. An
         array of two axes is one plane, and so is what is painted.
-    table : path, URL, `Features`, pandas, polars or Arrow table, Series, vector or dict
+    table : path, URL, `Features`, pandas, polars or Arrow table, AnnData, Series, vector or dict
         The result of `features`, or its folder; a file that ends in ``.parquet``, ``.csv`` or ``.tsv`` (also ``.gz``),
-        or a folder of Parquet; a table in memory, such as a dict of columns; or, without `column`, a dict of label to
-        value, a Series of pandas, whose index are the labels, or a vector by label: an array, a list or a Series of
-        polars whose item i is the value of label i, such as the parents that `supervoxels` returns. Rows may come in
-        any order.
+        or a folder of Parquet; a table in memory, such as a dict of columns, or an AnnData matrix with its `obs`; or,
+        without `column`, a dict of label to value, a Series of pandas, whose index are the labels, or a vector by
+        label: an array, a list or a Series of polars whose item i is the value of label i, such as the parents that
+        `supervoxels` returns. Rows may come in any order. A table that was made by dseeds is refused for other labels
+        than its own.
     target : path or URL, optional
         The new volume: an OME-Zarr group, or ``.nii`` or ``.nii.gz`` if the labels are NIfTI. Default: a lazy array.
     column : str, optional
@@ -222,7 +236,7 @@ def paint(
         If `table` is not a table.
     ValueError
         If the labels are not integers from 0, the table lacks a column, has a label twice or values that are not
-        numbers, or a parameter is out of range.
+        numbers, it was made from other labels, or a parameter is out of range.
 
     Notes
     -----
@@ -246,6 +260,8 @@ def paint(
     extents = read_extents("region", region)
     task_bytes = parse_memory(memory) if memory is not None else TASK_BYTES
     meta = np.empty((0, 0, 0), job.dtype)
+    if job.values.origin is not None:
+        job.values.origin.check_labels(source, whole=target is None)
     if target is None:
         if isinstance(source, DaskSource):
             painted = da.map_blocks(paint_block, source.array, job.values, job.fill, dtype=job.dtype, meta=meta)
@@ -279,12 +295,13 @@ def paint_block(labels: NDArray[Any], values: LookupTable, fill: float) -> NDArr
     return PaintJob(ArraySource(labels, "labels"), values, fill).read(Box((0, 0, 0), triple(labels.shape)))[0]
 
 
-def paint_region(job: PaintJob, out: LabelGroup, tiling: Tiling, number: int) -> int:
-    """Paint a region, write it, and return how many of its voxels have labels without a value."""
+def paint_region(job: PaintJob, out: LabelGroup, tiling: Tiling, number: int) -> tuple[int, LabelHash]:
+    """Paint a region, write it, and return how many of its voxels have labels without a value, and its hash."""
     box = tiling.box(number)
-    painted, missing = job.read(box)
+    labels = read_labels(job.labels, box)
+    painted, missing = job.paint(labels)
     out.write(box, painted)
-    return missing
+    return missing, job.hash(labels, box)
 
 
 def _paint_zarr(
@@ -308,7 +325,10 @@ def _paint_zarr(
             # Each worker gets the table once, not with every task.
             shared = executor.client.scatter(shared, broadcast=True, hash=False)
         calls = ((shared, out, tiling, number) for number in range(len(tiling)))
-        missing: int = sum(executor.map_unordered("paint", paint_region, calls, len(tiling)))
+        missing, sums = 0, LabelHash()
+        for count, part in executor.map_unordered("paint", paint_region, calls, len(tiling)):
+            missing, sums = missing + count, sums + part
+        job.check_hash(sums)
         check_written_by(place, run)
         place.clear(SCRATCH)
         record: dict[str, Any] = {"painted": name, "run": run, "labels": labels.name, "fill": _as_json(job.fill)}
@@ -332,17 +352,20 @@ def _paint_nifti(
     if source.kind != "nifti":
         raise ValueError(f"{path.name} would be NIfTI, but the labels are not: name a target such as values.zarr.")
     check_nifti_target(path, overwrite)
-    planes, missing = slab_thickness(source.shape, job.dtype.itemsize), 0
+    planes, missing, sums = slab_thickness(source.shape, job.dtype.itemsize), 0, LabelHash()
 
     def slabs() -> Iterator[tuple[int, NDArray[Any]]]:
-        nonlocal missing
+        nonlocal missing, sums
         for begin, slab in source.slabs(planes):
-            part = replace(job, labels=ArraySource(slab, source.name))
-            painted, count = part.read(Box((0, 0, 0), triple(slab.shape)))
+            labels = read_labels(ArraySource(slab, source.name), Box((0, 0, 0), triple(slab.shape)))
+            painted, count = job.paint(labels)
             missing += count
+            sums += job.hash(labels, Box((begin, 0, 0), (begin + len(slab), *source.shape[1:])))
             yield begin, painted
             if progress:
                 progress.advance("paint")
+        # Here, since the file is published as soon as it has all slabs.
+        job.check_hash(sums)
 
     if progress:
         progress.begin("paint", len(range(0, source.shape[0], planes)))

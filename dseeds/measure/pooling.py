@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from dseeds.core.checks import read_extents
 from dseeds.core.dtypes import native_dtype
@@ -33,15 +34,22 @@ from dseeds.io.labels import (
     read_labels,
 )
 from dseeds.io.source import SourceQuery
+from dseeds.measure.annotated_matrix import AnnotatedMatrix, read_lists
+from dseeds.measure.identity import LabelIdentity, find_run, hash_box
 from dseeds.measure.kernels import pooling as kernel
 from dseeds.measure.kernels.numbering import LabelRuns, find_lines, find_runs, number_labels
-from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, publish_supervoxels
+from dseeds.measure.region_tables import (
+    RegionRows,
+    SupervoxelTables,
+    begin_measurement,
+    count_regions,
+    publish_supervoxels,
+)
 from dseeds.parallel.capacity import parse_memory
-from dseeds.storage.label_records import RANGE, RANGE_BYTES, BatchIndex, LabelRange, LabelRecords, label_ranges
+from dseeds.storage.label_records import RANGE, RANGE_BYTES, LabelRange, LabelRecords, label_ranges
 from dseeds.storage.parquet_dataset import POOLS, TABLE, Dataset
 
 if TYPE_CHECKING:
-    import anndata
     import xarray
 
     from dseeds.parallel.clients import ClientLike
@@ -84,8 +92,7 @@ class Pooled(SupervoxelTables):
         if statistic not in table.column_names:
             stored = ", ".join(name for name in table.column_names if name in STATISTICS)
             raise ValueError(f"{statistic!r} was not pooled: choose one of {stored}.")
-        column = table[statistic].combine_chunks()
-        return table["label"].to_numpy(), column.flatten().to_numpy().reshape(len(table), -1)
+        return table["label"].to_numpy(), read_lists(table, statistic)
 
     def to_xarray(self) -> xarray.Dataset:
         """Return a dataset with the statistics, dimensions (label, channel), indexed by label; it needs xarray."""
@@ -95,22 +102,12 @@ class Pooled(SupervoxelTables):
         result: xarray.Dataset = module.Dataset(columns, {"label": table["label"].to_numpy(), "num_pixels": sizes})
         return result
 
-    def to_anndata(self) -> anndata.AnnData:
-        """Return the means as an AnnData matrix, for scanpy and squidpy; it needs anndata.
-
-        A row for each supervoxel, named by its label, which is also the column ``label`` of `obs`, beside
-        ``num_pixels``. The other statistics are layers.
-        """
-        module, table = import_optional("anndata", "An AnnData matrix", "dseeds[anndata]"), self.table
-        pandas = import_optional("pandas", "An AnnData matrix", "dseeds[anndata]")
-        obs = {name: table[name].to_numpy() for name in ("label", "num_pixels")}
-        first, *others = self._statistics(table)
-        result: anndata.AnnData = module.AnnData(
-            X=self.to_numpy(first)[1],
-            obs=pandas.DataFrame(obs, index=[str(label) for label in obs["label"].tolist()]),
-            layers={name: self.to_numpy(name)[1] for name in others},
-        )
-        return result
+    @override
+    def _matrix(self, table: pa.Table) -> AnnotatedMatrix:
+        values = {name: read_lists(table, name) for name in self._statistics(table)}
+        first = next(iter(values))
+        names = list(map(str, range(values[first].shape[1])))
+        return AnnotatedMatrix(values.pop(first), names, values)
 
     @staticmethod
     def _statistics(table: pa.Table) -> list[str]:
@@ -239,19 +236,23 @@ def pool(
             factors,
             chosen,
         )
-        [indices] = count_regions(executor, "pool", pool_region, job)
+        [indices], sums = count_regions(executor, "pool", pool_region, job)
         rows = max(1, min(RANGE, RANGE_BYTES // (8 * job.records.width)))
+        identity = LabelIdentity.of(shape, sums, find_run(label_source))
         names = {"labels": label_source.name, "image": image.name, "channels": image.channels}
-        publish_supervoxels(executor, write_pooled, job, list(label_ranges(indices, rows)), names)
+        publish_supervoxels(executor, write_pooled, job, list(label_ranges(indices, rows)), names, identity)
         return Pooled.of(dataset, target)
 
 
-def pool_region(job: PoolJob, number: int) -> tuple[int, tuple[BatchIndex]]:
+def pool_region(job: PoolJob, number: int) -> RegionRows:
     """Add up the channels of a region, and write its rows to scratch."""
     box, factors = job.tiling.box(number), job.factors
-    names, sizes, numbers = number_labels(read_labels(job.labels, box, narrow=True))
+    labels = read_labels(job.labels, box, narrow=True)
+    part = hash_box(labels, box.lo, box, job.tiling.shape)
+    names, sizes, numbers = number_labels(labels)
+    del labels
     if not len(names):
-        return number, (np.zeros((0, 6), np.int64),)
+        return RegionRows(number, (np.zeros((0, 6), np.int64),), part)
     lo = triple(a // f for a, f in zip(box.lo, factors, strict=True))
     window = Box(lo, triple(-(-b // f) for b, f in zip(box.hi, factors, strict=True)))
     if factors == (1, 1, 1):
@@ -262,7 +263,7 @@ def pool_region(job: PoolJob, number: int) -> tuple[int, tuple[BatchIndex]]:
     rows = pool_rows(names, sizes, runs, job.image.read(window.slices))
     # A task of an abandoned run may arrive late.
     job.dataset.check_own()
-    return number, (job.records.write(number, rows),)
+    return RegionRows(number, (job.records.write(number, rows),), part)
 
 
 def row_width(channels: int) -> int:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.checks import check_threads, is_whole_number
 from dseeds.core.optional import import_optional
+from dseeds.measure.identity import TableOrigin, check_same_labels, note_of
 from dseeds.measure.lookup import open_values
 from dseeds.measure.region_graph import AdjacencyGraph, column_names, is_position, load_graph
 from dseeds.storage.parquet_dataset import EDGES
@@ -95,6 +96,11 @@ class Propagated:
         return self.graph.labels
 
     @property
+    def origin(self) -> TableOrigin | None:
+        """The labels that the supervoxels are of; None if the graph does not know them."""
+        return None if self.graph.origin is None else TableOrigin(self.graph.origin.identity, "the table of classes")
+
+    @property
     def assigned(self) -> NDArray[np.int64]:
         """The most probable class of each supervoxel, int64 (n,); of several the smallest; 0 if there is none."""
         best = np.nan_to_num(np.round(self.probabilities / UNIT)).argmax(axis=1)
@@ -145,7 +151,7 @@ class Propagated:
             If the folder does not exist.
         """
         check_table_file(path, overwrite)
-        write_table_file(path, self.table, CLASSES)
+        write_table_file(path, self.table, CLASSES, note_of(self.origin))
 
     def suggest(self, count: int = 10) -> NDArray[np.int64]:
         """Return the supervoxels to annotate next, those whose answer would help most first.
@@ -239,7 +245,7 @@ class RandomWalker:
 
         Parameters and errors are those of the function `propagate`.
         """
-        annotated = read_classes(classes, column, self.graph.labels)
+        annotated = read_classes(classes, column, self.graph)
         held = annotated > 0
         names, given = np.unique(annotated[held], return_inverse=True)
         with_annotation = np.zeros(self._parts.max() + 1, bool)
@@ -410,8 +416,8 @@ def propagate(
     ImportError
         If pyamg (``dseeds[random-walker]``) or scikit-learn (``dseeds[classifiers]``) is needed and not installed.
     ValueError
-        If nothing is annotated, an annotated label is not in the graph, a column does not exist, or a parameter is out
-        of range.
+        If nothing is annotated, an annotated label is not in the graph, both are known to be of different labels, a
+        column does not exist, or a parameter is out of range.
 
     Notes
     -----
@@ -447,7 +453,7 @@ def propagate(
     count = check_threads(threads)
     graph = features if isinstance(features, AdjacencyGraph) else load_graph(features, columns=columns, edge_columns=[])
     names = [name for name in graph.nodes if not is_position(name)] if columns is None else columns
-    return classify(graph, read_classes(classes, column, graph.labels), names, make_classifier(method, count))
+    return classify(graph, read_classes(classes, column, graph), names, make_classifier(method, count))
 
 
 def classify(
@@ -477,19 +483,23 @@ def make_classifier(method: Any, threads: int) -> Any:
     return ensemble.HistGradientBoostingClassifier(min_samples_leaf=5, random_state=0)
 
 
-def read_classes(classes: Any, column: str | None, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the class of each of the labels, int64 (n,), and 0 where none is given; see `propagate`.
+def read_classes(classes: Any, column: str | None, graph: AdjacencyGraph) -> NDArray[np.int64]:
+    """Return the class of each supervoxel of a graph, int64 (n,), and 0 where none is given; see `propagate`.
 
-    >>> read_classes({2: 7, 3: 0}, None, np.array([1, 2, 3]))
+    >>> graph = AdjacencyGraph(np.array([1, 2, 3]), np.zeros((0, 2), np.int64), {}, {})
+    >>> read_classes({2: 7, 3: 0}, None, graph)
     array([0, 7, 0])
     """
+    labels = graph.labels
     if column is None and (
         isinstance(classes, str | os.PathLike) or isinstance(getattr(classes, "table", None), pa.Table)
     ):
         column = "majority"
     if isinstance(classes, Mapping) and not classes:
         raise ValueError("no supervoxel has a class: annotate at least one.")
-    keys, values = open_values(classes, column).select(labels)
+    table = open_values(classes, column)
+    check_same_labels(table.origin, graph.origin)
+    keys, values = table.select(labels)
     wrong = values[(values < 0) | (values != np.floor(values)) | (values >= 2.0**63)]
     if len(wrong):
         raise ValueError(f"classes must be whole numbers from 0 to 2^63 - 1, got {wrong[0]}.")

@@ -15,10 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dseeds.core.optional import import_optional
+from dseeds.measure.annotated_matrix import CENTROID_WORLD
+from dseeds.measure.identity import TableOrigin, folder_origin
 from dseeds.measure.lookup import is_numeric
+from dseeds.measure.network_graph import (
+    DISTANCE,
+    OFFSET,
+    edge_geometry,
+    nearest_edges,
+    read_targets,
+    split_nodes,
+    spread_contacts,
+)
 from dseeds.storage.location import open_location
 from dseeds.storage.ownership import MARKER
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
@@ -49,6 +60,8 @@ class AdjacencyGraph:
         Columns of the table of supervoxels.
     edges : dict of str to ndarray, shape (m,)
         Columns of the table of edges.
+    origin : TableOrigin, optional
+        The labels that the graph was measured on; it is refused together with a table of others.
 
     Raises
     ------
@@ -77,6 +90,7 @@ class AdjacencyGraph:
     pairs: NDArray[np.int64]
     nodes: Mapping[str, NDArray[Any]]
     edges: Mapping[str, NDArray[Any]]
+    origin: TableOrigin | None = None
 
     def __post_init__(self) -> None:
         labels, (source, target) = self.labels, self.pairs.T
@@ -154,7 +168,15 @@ class AdjacencyGraph:
         return graph
 
     def to_torch_geometric(
-        self, columns: Iterable[str] | None = None, edge_columns: Iterable[str] | None = None
+        self,
+        columns: Iterable[str] | None = None,
+        edge_columns: Iterable[str] | None = None,
+        *,
+        y: Any = None,
+        column: str | None = None,
+        split: Sequence[float] | Mapping[str, ArrayLike] | None = None,
+        seed: int = 0,
+        k: int | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the arrays of a ``torch_geometric.data.Data``.
 
@@ -167,33 +189,69 @@ class AdjacencyGraph:
         columns : sequence of str, optional
             The columns of ``x``, one for each bin of a histogram; by default all but centroids and bounding boxes.
         edge_columns : sequence of str, optional
-            The columns of ``edge_attr``; all by default.
+            The columns of ``edge_attr``: those of the contacts, 0 where two do not touch; ``"distance"``, of the
+            centroids in mm; and ``"offset"``, from source to target in mm along (x, y, z). Default: all of the
+            contacts; with `k`, distance and offset.
+        y : Votes, table, dict or vector, optional
+            What is to be learnt: the result of `dseeds.vote` or its folder, of which the majorities are taken where
+            there are votes; a dict or Series from label to class or number; or a table, as for `dseeds.paint`.
+        column : str, optional
+            The column of that table.
+        split : sequence of float or dict, optional
+            The shares of the nodes for training, validation and test, such as ``(0.6, 0.2, 0.2)``, by chance, of each
+            class by itself, among those with a known `y`; or the labels of ``"train"``, ``"val"`` and ``"test"``.
+        seed : int, default 0
+            What chance depends on.
+        k : int, optional
+            Connect each supervoxel with this many nearest ones by their centroids in mm, instead of those it touches.
 
         Returns
         -------
         dict of str to ndarray
-            ``x`` float32 (n, features); ``edge_index`` int64 (2, 2 m), each edge in both directions, sorted;
-            ``edge_attr`` float32 (2 m, columns); and ``pos`` float32 (n, 3), the centroids in voxels (z, y, x), if
-            they were loaded.
+            ``x`` float32 (n, features); ``edge_index`` int64 (2, e), each edge in both directions, sorted;
+            ``edge_attr`` float32 (e, columns); ``pos`` float32 (n, 3), the centroids in voxels (z, y, x), if they were
+            loaded; ``y`` (n,), int64, -1 where unknown, or float32 and NaN if not all are whole numbers; and
+            ``train_mask``, ``val_mask`` and ``test_mask`` bool (n,).
 
         Raises
         ------
+        ImportError
+            If SciPy is not installed, for `k`.
         ValueError
-            If a column is not loaded.
+            If a column is not loaded, `y` is of other labels, or a parameter is out of range.
         """
         if columns is None:
             columns = [name for name in self.nodes if not is_position(name)]
-        index, order = self._directed_edges()
-        features = self.matrix(columns)
-        attributes = _matrix(self.edges, edge_columns, "edges", len(self.pairs))
+        index = self._directed_edges() if k is None else nearest_edges(self.places, k)
+        if edge_columns is None:
+            edge_columns = list(self.edges) if k is None else [DISTANCE, OFFSET]
         arrays: dict[str, NDArray[Any]] = {
-            "x": features,
+            "x": self.matrix(columns),
             "edge_index": index,
-            "edge_attr": np.tile(attributes, (2, 1))[order],
+            "edge_attr": self._edge_matrix(list(edge_columns), index),
         }
         if set(CENTROID) <= set(self.nodes):
             arrays["pos"] = self.matrix(CENTROID)
+        if y is not None:
+            arrays["y"] = read_targets(y, column, self.labels, self.origin)
+        if split is not None:
+            arrays |= split_nodes(split, seed, self.labels, arrays.get("y"))
         return arrays
+
+    @property
+    def places(self) -> NDArray[np.float64]:
+        """The centroids in mm along (x, y, z), float64 (n, 3); raise a ValueError if they are not loaded."""
+        return np.column_stack([self.node_column(name) for name in CENTROID_WORLD]).astype(np.float64)
+
+    def _edge_matrix(self, names: Sequence[str], index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the columns of edges (2, e), side by side, float32."""
+        parts = [np.empty((index.shape[1], 0))]
+        for name in names:
+            if name in (DISTANCE, OFFSET) and name not in self.edges:
+                parts.append(edge_geometry(name, index, self.places))
+            else:
+                parts.append(spread_contacts(self.edge_column(name), self.pairs, index, len(self.labels)))
+        return np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")
 
     def matrix(self, columns: Iterable[str] | None = None) -> NDArray[np.float32]:
         """Return columns of the supervoxels side by side, for classifiers and networks.
@@ -222,14 +280,10 @@ class AdjacencyGraph:
         """Return a column of the edges; raise a ValueError if it is not loaded."""
         return _column(self.edges, name, "edges")
 
-    def _directed_edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return every edge in both directions (2, 2 m), sorted, and the order that sorts them.
-
-        The order refers to all edges, followed by all reversed edges.
-        """
+    def _directed_edges(self) -> NDArray[np.int64]:
+        """Return every edge in both directions (2, 2 m), sorted."""
         index = np.concatenate([self.pairs, self.pairs[:, ::-1]]).T
-        order = np.lexsort((index[1], index[0]))
-        return np.ascontiguousarray(index[:, order]), order
+        return np.ascontiguousarray(index[:, np.lexsort((index[1], index[0]))])
 
 
 def load_graph(
@@ -288,7 +342,7 @@ def load_graph(
             f"{features}/{EDGES} has an edge of supervoxel {ends[~known][0]}, which is missing in {TABLE}."
         )
     try:
-        return AdjacencyGraph(labels, np.searchsorted(labels, ends), nodes, edges)
+        return AdjacencyGraph(labels, np.searchsorted(labels, ends), nodes, edges, _find_origin(features))
     except ValueError as error:
         raise ValueError(f"{features} is damaged, make the features again: {error}") from error
 
@@ -301,6 +355,14 @@ def column_names(features: str | os.PathLike[str] | Features, table: str = TABLE
 def is_position(column: str) -> bool:
     """Return whether a column of supervoxels says where they are, not what they are like."""
     return column.partition("-")[0] in POSITIONS
+
+
+def _find_origin(features: str | os.PathLike[str] | Features) -> TableOrigin | None:
+    """Return which labels the features were measured on; None if that is not recorded."""
+    if not isinstance(features, str | os.PathLike):
+        return features.origin
+    dataset = Dataset(open_location(features))
+    return None if dataset.location.read(dataset.kind.note) is None else folder_origin(dataset)
 
 
 def _load(

@@ -21,6 +21,8 @@ from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
 from dseeds.io import Source
 from dseeds.io.labels import check_still_unedited
+from dseeds.measure.annotated_matrix import AnnotatedMatrix
+from dseeds.measure.identity import LabelHash, LabelIdentity, TableOrigin, folder_origin
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_records import BatchIndex, LabelRange
@@ -28,6 +30,8 @@ from dseeds.storage.location import open_location
 from dseeds.storage.parquet_dataset import TABLE, Dataset, DatasetKind
 
 if TYPE_CHECKING:
+    import anndata
+
     from dseeds.parallel.clients import ClientLike
 
 
@@ -66,6 +70,47 @@ class SupervoxelTables:
     def supervoxels(self) -> int:
         """The number of supervoxels."""
         return self._count("supervoxels", TABLE)
+
+    @property
+    def origin(self) -> TableOrigin | None:
+        """The labels that the tables were made from; None if they were made before this was recorded."""
+        if self.address is not None:
+            return folder_origin(Dataset(open_location(self.address), self.kind))
+        identity = LabelIdentity.of_note(self._kept or {})
+        return None if identity is None else TableOrigin.of_kind(identity, self.kind)
+
+    def to_anndata(self, region: str = "labels") -> anndata.AnnData:
+        """Return the table as an AnnData matrix, for scanpy, squidpy and as a table of SpatialData.
+
+        Parameters
+        ----------
+        region : str, default "labels"
+            The name that the labels have, or will have, as an element of a SpatialData object.
+
+        Returns
+        -------
+        anndata.AnnData
+            A row for each supervoxel, named by its label. The columns of `X` are those of the table that are numbers,
+            float64; for the result of `pool`, the channels of its first statistic, the others being layers. `obs` has
+            the columns ``label`` and ``num_pixels``, positions, and SpatialData's keys ``region`` and ``instance_id``.
+            Histograms are in `obsm`. With features, ``obsm["spatial"]`` are the centroids (x, y, z) in mm, and the
+            graph is in `obsp`: ``spatial_connectivities`` and ``spatial_distances`` as squidpy names them, the distance
+            being that of the centroids in mm, and ``contact_area`` in mm^2.
+
+        Raises
+        ------
+        ImportError
+            If anndata is not installed.
+        """
+        table = self.table
+        return self._matrix(table).to_anndata(table, region, self._edges(), self.origin)
+
+    def _matrix(self, table: pa.Table) -> AnnotatedMatrix:
+        return AnnotatedMatrix.of(table)
+
+    def _edges(self) -> pa.Table | None:
+        """Return the edges of the graph, if there is one."""
+        return None
 
     def _read(self, name: str) -> pa.Table:
         if self.address is None:
@@ -117,6 +162,14 @@ class RegionJob(Protocol):
         """The tables."""
 
 
+class RegionRows(NamedTuple):
+    """What the task of a region returns: the region, an index for each kind of rows, and the hash of its labels."""
+
+    number: int
+    indices: tuple[BatchIndex, ...]
+    part: LabelHash
+
+
 class Measurement(NamedTuple):
     """What a measurement writes to, and what runs its tasks."""
 
@@ -156,22 +209,23 @@ def begin_measurement(
 
 
 def count_regions(
-    executor: Executor, stage: str, function: Callable[..., tuple[int, Sequence[BatchIndex]]], job: RegionJob
-) -> list[dict[int, BatchIndex]]:
-    """Call a function with the job and each region's number, and return the indices of the rows that it has written.
+    executor: Executor, stage: str, function: Callable[..., RegionRows], job: RegionJob
+) -> tuple[list[dict[int, BatchIndex]], LabelHash]:
+    """Call a function with the job and each region's number.
 
-    The function returns the region's number and an index for each kind of rows.
+    Returns the indices of the rows that it has written, for each kind of rows by region, and the hash of the labels.
     """
     regions = [(job, number) for number in range(len(job.tiling))]
     results: list[dict[int, BatchIndex]] = []
-    for number, indices in executor.map_unordered(stage, function, regions, len(regions)):
-        results = results or [{} for _ in indices]
+    sums = LabelHash()
+    for number, indices, part in executor.map_unordered(stage, function, regions, len(regions)):
+        results, sums = results or [{} for _ in indices], sums + part
         for batches, index in zip(results, indices, strict=True):
             if len(index):
                 batches[number] = index
     if not results[0]:
         raise ValueError("labels has no supervoxel: every voxel is 0, masked out.")
-    return results
+    return results, sums
 
 
 def write_parts(executor: Executor, stage: str, function: Callable[..., Any], job: Any, parts: Sequence[Any]) -> list:
@@ -190,6 +244,7 @@ def publish_supervoxels(
     job: RegionJob,
     parts: Sequence[LabelRange],
     names: Mapping[str, Any],
+    identity: LabelIdentity,
 ) -> None:
     """Write the tables of all ranges of labels, and publish them with the `names` of what they were made from.
 
@@ -197,4 +252,4 @@ def publish_supervoxels(
     """
     sizes = write_parts(executor, "table", function, job, parts)
     check_still_unedited(job.labels)
-    job.dataset.publish({"supervoxels": sum(sizes), **names, "version": __version__})
+    job.dataset.publish({"supervoxels": sum(sizes), **names, **identity.to_note(), "version": __version__})

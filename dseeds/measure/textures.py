@@ -27,15 +27,22 @@ from dseeds.io.labels import (
     open_labels,
     read_labels,
 )
+from dseeds.measure.identity import LabelHash, LabelIdentity, find_run, hash_box
 from dseeds.measure.kernels import textures as kernel
 from dseeds.measure.kernels.numbering import count_numbers, number_labels
-from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, publish_supervoxels
+from dseeds.measure.region_tables import (
+    RegionRows,
+    SupervoxelTables,
+    begin_measurement,
+    count_regions,
+    publish_supervoxels,
+)
 from dseeds.measure.votes import add_up_pairs
 from dseeds.measure.windows import begin_search, search_windows
 from dseeds.parallel.capacity import parse_memory
 from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.intensity_windows import Limits
-from dseeds.storage.label_records import BatchIndex, LabelRange, LabelRecords, label_ranges
+from dseeds.storage.label_records import LabelRange, LabelRecords, label_ranges
 from dseeds.storage.parquet_dataset import TABLE, TEXTURES, Dataset
 
 if TYPE_CHECKING:
@@ -188,24 +195,26 @@ def textures(
             dataset,
         )
         job = replace(job, windows=search_windows(job, search, executor))
-        [indices] = count_regions(executor, "count", count_texture_region, job)
+        [indices], sums = count_regions(executor, "count", count_texture_region, job)
+        identity = LabelIdentity.of(shape, sums, find_run(label_source))
         names = {"labels": label_source.name, "image": image.name, "windows": job.windows}
-        publish_supervoxels(executor, write_textures, job, list(label_ranges(indices)), names)
+        publish_supervoxels(executor, write_textures, job, list(label_ranges(indices)), names, identity)
         return Textures.of(dataset, target)
 
 
-def count_texture_region(job: TextureJob, number: int) -> tuple[int, tuple[BatchIndex]]:
+def count_texture_region(job: TextureJob, number: int) -> RegionRows:
     """Count the pairs of grey levels in a region, and write them to scratch."""
     box = job.tiling.box(number)
     # The neighbours of its voxels.
     window = box.grow(1, within=job.tiling.shape)
     labels = read_labels(job.labels, window, narrow=True)
-    rows = np.zeros((0, 3), np.int64)
+    rows, part = np.zeros((0, 3), np.int64), LabelHash()
     if labels[box.relative_to(window.lo).slices].any():
+        part = hash_box(labels, window.lo, box, job.tiling.shape)
         rows = count_textures(labels, job.image.read(window.slices), box.relative_to(window.lo), job.windows)
     # A task of an abandoned run may arrive late.
     job.dataset.check_own()
-    return number, (job.records.write(number, rows),)
+    return RegionRows(number, (job.records.write(number, rows),), part)
 
 
 def count_textures(

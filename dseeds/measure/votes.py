@@ -21,10 +21,17 @@ from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
 from dseeds.io import Source
 from dseeds.io.labels import TASK_BYTES, align_sources, choose_tiling, materialise, open_labels, read_labels
-from dseeds.measure.region_tables import SupervoxelTables, begin_measurement, count_regions, publish_supervoxels
+from dseeds.measure.identity import LabelHash, LabelIdentity, find_run, hash_box
+from dseeds.measure.region_tables import (
+    RegionRows,
+    SupervoxelTables,
+    begin_measurement,
+    count_regions,
+    publish_supervoxels,
+)
 from dseeds.parallel.capacity import parse_memory
 from dseeds.seeds.kernels.pair_counts import count_pairs
-from dseeds.storage.label_records import BatchIndex, LabelRange, LabelRecords, label_ranges
+from dseeds.storage.label_records import LabelRange, LabelRecords, label_ranges
 from dseeds.storage.parquet_dataset import COUNTS, TABLE, VOTES, Dataset
 
 if TYPE_CHECKING:
@@ -205,22 +212,24 @@ def vote(
             for name, source in {"labels": label_source, **sources}.items()
         }
         job = VoteJob(**copies, tiling=Tiling(label_source.shape, tile), dataset=dataset, ignore=ignore)
-        [indices] = count_regions(executor, "count", count_vote_region, job)
+        [indices], sums = count_regions(executor, "count", count_vote_region, job)
+        identity = LabelIdentity.of(label_source.shape, sums, find_run(label_source))
         names = {"labels": label_source.name, "annotation": sources["annotation"].name, "ignore": ignore}
-        publish_supervoxels(executor, write_votes, job, list(label_ranges(indices)), names)
+        publish_supervoxels(executor, write_votes, job, list(label_ranges(indices)), names, identity)
         return Votes.of(dataset, target)
 
 
-def count_vote_region(job: VoteJob, number: int) -> tuple[int, tuple[BatchIndex]]:
+def count_vote_region(job: VoteJob, number: int) -> RegionRows:
     """Count the pairs of labels and classes in a region, and write them to scratch."""
     box = job.tiling.box(number)
     labels = read_labels(job.labels, box)
-    rows = np.zeros((0, 3), np.int64)
+    rows, part = np.zeros((0, 3), np.int64), LabelHash()
     if labels.any():
+        part = hash_box(labels, box.lo, box, job.tiling.shape)
         rows = count_pairs(labels, read_labels(job.annotation, box, "annotation"))
     # A task of an abandoned run may arrive late.
     job.dataset.check_own()
-    return number, (job.records.write(number, rows),)
+    return RegionRows(number, (job.records.write(number, rows),), part)
 
 
 def write_votes(job: VoteJob, number: int, part: LabelRange) -> tuple[int, int]:

@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from dseeds.api.segment import segment
 from dseeds.core.geometry import Box, Triple, triple
+from dseeds.io.labels import open_labels
+from dseeds.measure.identity import TableOrigin, check_same_labels
 from dseeds.measure.painting import paint
 from dseeds.measure.propagation import CLASSES, Propagated, RandomWalker
 from dseeds.measure.region_graph import AdjacencyGraph
-from dseeds.storage.table_file import check_table_file, read_table_file
+from dseeds.storage.table_file import check_table_file, read_note, read_table_file
 
 # Bytes of probabilities that undo keeps; of states before these, only the annotations are kept.
 UNDO_BYTES = 1 << 28
@@ -172,11 +174,17 @@ class AnnotationFolder:
                 f"{self.path} does not hold {self.labels.name} and {self.features.name}: cut a layer into it first."
             )
         classes: dict[int, int] = {}
+        origin = None
         if self.table.exists():
             table = read_table_file(self.table, CLASSES)
+            origin = TableOrigin.of_file(read_note(table.schema), str(self.table))
             given = table.filter(table["annotated"])
             classes = dict(zip(given["label"].to_pylist(), given["class"].to_pylist(), strict=True))
-        return AnnotationSession(self.features, classes)
+        session = AnnotationSession(self.features, classes)
+        check_same_labels(origin, session.graph.origin)
+        if session.graph.origin is not None:
+            session.graph.origin.check_labels(open_labels(self.labels), whole=False)
+        return session
 
     def save(self, session: AnnotationSession) -> None:
         """Propagate, and write the classes as a table and as a volume, in place of those saved before."""

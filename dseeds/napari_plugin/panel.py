@@ -374,6 +374,8 @@ class SupervoxelPanel(Container):
         self._update_buttons()
 
     def _paint(self, table: Any, column: str | None) -> list[da.Array]:
+        # Coarser levels are no labels that a table was made from: that they belong together is checked when they open.
+        table = getattr(table, "table", table)
         return [paint(level, table, column=column) for level in self._levels]
 
     def _show(self, name: str, levels: Sequence[da.Array], *, is_labels: bool) -> None:

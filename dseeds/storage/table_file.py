@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,10 +30,13 @@ def _is_our_table(location: Location, name: str) -> bool:
     return _kind(content) is not None
 
 
-def write_table_file(address: str | os.PathLike[str], table: pa.Table, kind: str) -> None:
-    """Write a table of some kind. Call `check_table_file` first."""
+def write_table_file(
+    address: str | os.PathLike[str], table: pa.Table, kind: str, note: Mapping[str, Any] | None = None
+) -> None:
+    """Write a table of some kind, with a note in its metadata. Call `check_table_file` first."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps({"kind": kind})}), sink, compression="zstd")
+    metadata = {_METADATA_KEY: json.dumps({"kind": kind, **(note or {})})}
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
     location, name = open_parent(address)
     location.write(name, sink.getvalue().to_pybytes())
 
@@ -47,10 +52,17 @@ def read_table_file(address: str | os.PathLike[str], kind: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(content))
 
 
+def read_note(schema: pa.Schema) -> dict[str, Any]:
+    """Return the note in the metadata of a table that this program wrote; empty for any other table."""
+    try:
+        return dict(json.loads((schema.metadata or {})[_METADATA_KEY]))
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
 def _kind(content: bytes) -> str | None:
     """Return the kind of a table that this program wrote, or None for any other file."""
     try:
-        metadata = (pq.read_schema(pa.BufferReader(content)).metadata or {})[_METADATA_KEY]
-        return str(json.loads(metadata)["kind"])
-    except (pa.ArrowException, ValueError, KeyError, TypeError):
+        return str(read_note(pq.read_schema(pa.BufferReader(content)))["kind"])
+    except (pa.ArrowException, KeyError):
         return None

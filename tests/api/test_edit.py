@@ -314,14 +314,17 @@ def test_features_that_are_updated_are_those_measured_anew(tmp_path, image, opti
             act(edits, voxels(target), step)
             continue
         edits.update_features(image=image)
-        assert Dataset(open_location(folder)).note()["edits"] == 2
+        assert Dataset(open_location(folder)).note()["identity"]["edits"] == 2
     updated = edits.update_features(image=image)
     parts = len(Dataset(open_location(folder)).parts("table.parquet"))
     assert parts > 3
     again = dseeds.features(target, image, **options)
     assert_same_tables(updated, again)
     assert (updated.supervoxels, updated.contacts) == (again.supervoxels, again.contacts)
-    assert_same_tables(in_memory.update_features(kept, image), again)
+    assert updated.origin.identity == again.origin.identity
+    also_updated = in_memory.update_features(kept, image)
+    assert_same_tables(also_updated, again)
+    assert also_updated.origin.identity.is_same(again.origin.identity)
     while open_edits(edits.log):
         edits.undo()
     assert_same_tables(edits.update_features(image=image), kept)

@@ -6,6 +6,7 @@ That all links lead somewhere is for `make docs` to find, whose warnings are err
 import re
 import runpy
 import sys
+from importlib.util import find_spec
 
 import matplotlib as mpl
 import numpy as np
@@ -73,7 +74,9 @@ def test_the_analyses(tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.nii.gz").symlink_to(DATA / "hippocampus" / f"{source}_001.nii.gz")
     names = {}
     for part in blocks("docs/how_to/analyse.md", "python"):
-        exec(compile(part, "analyse.md", "exec"), names)
+        # SpatialData and PyTorch have many dependencies, and are not among those of the tests.
+        if all(f"import {name}" not in part or find_spec(name) for name in ("spatialdata", "torch")):
+            exec(compile(part, "analyse.md", "exec"), names)
     # As the page says.
     first, *more = capsys.readouterr().out.splitlines()
     assert first == "765 of 1053 have votes"
@@ -92,6 +95,10 @@ def test_the_analyses(tmp_path, monkeypatch, capsys):
     assert names["vectors"].shape == (len(names["dataset"]["label"]), 2)
     # A single voxel has no pairs.
     assert names["textures"]["entropy"].dropna().between(0, np.log(64 * 64)).all()
+    np.testing.assert_array_equal(names["clusters"] == 2, names["bright"][names["labels"] - 1])
+    assert names["batch"].image.shape == (64, 1, 16, 16, 16)
+    assert names["wide"].size == (40, 40, 40)
+    assert names["matrix_of_tokens"].shape == (1053, 216)
     assert names["relevance"].shape == names["image"].shape
 
 
