@@ -35,6 +35,7 @@ from dseeds.cli import (
     report,
     segment,
     textures,
+    tokens,
     view,
     vote,
 )
@@ -73,6 +74,7 @@ COMMANDS: dict[str, tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...]
         ("vote", vote.vote_command, vote.EXAMPLES),
         ("pool", pool.pool_command, pool.EXAMPLES),
         ("textures", textures.textures_command, textures.EXAMPLES),
+        ("tokens", tokens.tokens_command, tokens.EXAMPLES),
         ("agglomerate", agglomerate.agglomerate_command, agglomerate.EXAMPLES),
         ("propagate", propagate.propagate_command, propagate.EXAMPLES),
         ("map", map.map_command, map.EXAMPLES),

@@ -227,8 +227,8 @@ def _read_resolution(resolution: float | Sequence[float]) -> NDArray[np.float64]
     return np.array(check_spacing([numbers] * 3 if np.ndim(numbers) == 0 else numbers), np.float64)
 
 
-def read_size(size: int | Sequence[int] | str, spacing: NDArray[np.float64]) -> Triple:
-    """Return the voxels along (z, y, x) of a size that `crops` takes.
+def read_size(size: int | Sequence[int] | str, spacing: NDArray[np.float64], name: str = "size") -> Triple:
+    """Return the voxels along (z, y, x) of a size that `crops` takes, under the name of its parameter.
 
     >>> read_size("20mm", np.array([5.0, 0.8, 0.8]))
     (4, 25, 25)
@@ -241,7 +241,9 @@ def read_size(size: int | Sequence[int] | str, spacing: NDArray[np.float64]) -> 
         numbers = [max(1, round(length / one)) for one in spacing]
     numbers = [numbers] * 3 if np.ndim(numbers) == 0 else list(numbers)
     if len(numbers) != 3 or any(isinstance(n, bool) or not is_whole_number(n) or n < 1 for n in numbers):
-        raise ValueError(f"size must be a whole number of voxels from 1, or three of them for (z, y, x), got {size!r}.")
+        raise ValueError(
+            f"{name} must be a whole number of voxels from 1, or three of them for (z, y, x), got {size!r}."
+        )
     if np.prod([float(n) for n in numbers]) > MOST_VOXELS:
         raise ValueError(f"a crop of {size!r} has more than {MOST_VOXELS} voxels: choose a smaller one.")
     return triple(numbers)

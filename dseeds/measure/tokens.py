@@ -174,7 +174,7 @@ def tokens(
     label_source = open_labels(labels)
     opened = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0, planes=True)
     opened = align_image(opened, label_source)
-    grid = read_size(shape, np.ones(3))
+    grid = read_size(shape, np.ones(3), "shape")
     origin = open_values(table, BOUNDS[0]).origin
     rows = read_columns(table, BOUNDS, label_source, whole=True)
     reader = VolumeReader(label_source, opened)

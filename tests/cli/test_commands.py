@@ -290,6 +290,23 @@ def test_evaluate(call, tmp_path):
     assert_one_sentence(err)
 
 
+def test_tokens(call, tmp_path):
+    labels, image = np.zeros((4, 6, 8), np.int32), np.arange(192.0).reshape(4, 6, 8)
+    labels[1:3, 2:5, 1:7] = 3
+    paths = [tmp_path / f"{name}.npy" for name in ("labels", "image")]
+    for path, values in zip(paths, (labels, image), strict=True):
+        np.save(path, values)
+    assert call("features", paths[0], "-o", tmp_path / "features", "-q")[0] == 0
+    command = ["tokens", paths[0], tmp_path / "features", tmp_path / "tokens.zarr", paths[1]]
+    code, out, _ = call(*command, "--shape", "2,3,6", "--json")
+    assert (code, json.loads(out)["shape"]) == (0, [1, 1, 2, 3, 6])
+    values = zarr.open_group(tmp_path / "tokens.zarr", mode="r")["values"][0, 0]
+    np.testing.assert_array_equal(values, image[1:3, 2:5, 1:7])
+    code, _, err = call(*command, "--shape", "0", "--overwrite")
+    assert code == 1
+    assert "shape must be a whole number of voxels from 1" in err
+
+
 def test_names_that_the_terminal_cannot_encode(tmp_path, monkeypatch):
     """Every command ends well where names have letters that the output has not."""
     folder = tmp_path / "Schädel-脳"
