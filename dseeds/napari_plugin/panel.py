@@ -17,13 +17,21 @@ from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 from napari.qt.threading import create_worker
 from napari.utils import cancelable_progress
+from numpy.typing import NDArray
 from qtpy.QtCore import QTimer  # type: ignore[attr-defined, unused-ignore]
 
 from dseeds.core.geometry import Triple
 from dseeds.io.labels import open_labels
+from dseeds.io.resolution_levels import read_resolution_levels
 from dseeds.measure.painting import paint
 from dseeds.measure.propagation import Propagated
-from dseeds.napari_plugin.annotation import AnnotationFolder, AnnotationSession, FolderSettings, scribbled_labels
+from dseeds.napari_plugin.annotation import (
+    AnnotationFolder,
+    AnnotationSession,
+    AnnotationState,
+    FolderSettings,
+    scribbled_labels,
+)
 from dseeds.napari_plugin.cut_progress import CutProgress
 from dseeds.napari_plugin.layer_choice import LayerChoice, placement_of, plane_of, spacing_of
 from dseeds.napari_plugin.visible import Crop, CropLabels, choose_crop, cut_crop, describe_windows, visible_box
@@ -85,7 +93,9 @@ class SupervoxelPanel(Container):
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         self.viewer = napari_viewer
         self.session: AnnotationSession | None = None
+        # The resolution levels of the supervoxels, as arrays and by their paths.
         self._levels: list[Any] = []
+        self._painted_levels: list[Any] = []
         self._saved_in: AnnotationFolder | None = None
         self._place: dict[str, Any] = {}
         self._is_busy = self._is_previewing = False
@@ -94,6 +104,7 @@ class SupervoxelPanel(Container):
         self._windows: dict[Any, str] = {}
         self._pending_windows: set[Any] = set()
         self._suggestions: Suggestions | None = None
+        self._shown_state: AnnotationState | None = None
         self._progress: CutProgress | None = None
         self._bar: cancelable_progress | None = None
         self._make_widgets()
@@ -418,7 +429,10 @@ class SupervoxelPanel(Container):
         self._show_session(folder, place, session)
 
     def _show_session(self, folder: AnnotationFolder, place: dict[str, Any], session: AnnotationSession) -> None:
-        self.session, self._levels = session, level_arrays(open_labels(folder.labels))
+        labels = open_labels(folder.labels)
+        self.session, self._levels = session, level_arrays(labels)
+        # Painted from these, a plane of a chunk is painted alone.
+        self._painted_levels = [level.source.path for level in read_resolution_levels(labels)]
         self._saved_in, self._place, self._suggestions = folder, place, None
         self.preview_box.value = False
         self._remove_own(LABELS, GIVEN, ANSWER, PROBABILITY, UNCERTAINTY, SUGGESTION)
@@ -492,28 +506,36 @@ class SupervoxelPanel(Container):
     def _show_suggestion(self, suggestions: Suggestions) -> None:
         assert self.session is not None
         self._suggestions = suggestions
-        self._show_answer()
+        # Every layer that is shown anew reads its plane again.
+        if self._shown_state is not self.session.state:
+            self._show_answer()
         if not suggestions.left:
             self.status_label.value = "There is nothing to suggest: all classes are certain."
             return
         label, voxel = suggestions.left.pop(0)
-        self._show(SUGGESTION, self._paint({label: 1}, None), is_labels=True)
-        self._own_layer(SUGGESTION).contour = 2
-        layer, dims = self._own_layer(LABELS), self.viewer.dims
+        layer = self._own_layer(LABELS)
         if layer is None:
             self.status_label.value = f"Supervoxel {label} at {voxel}: the layer {LABELS} that shows it was removed."
             return
-        place = np.asarray(layer.data_to_world(voxel))
-        axes = range(dims.ndim - 3, dims.ndim)
-        dims.set_point(list(axes), [float(value) for value in place[-3:]])
-        displayed = [axis - dims.ndim + 3 for axis in dims.displayed]
-        self.viewer.scene.camera.center = (0.0, *place[displayed]) if len(displayed) == 2 else tuple(place[displayed])
+        self._move_to(np.asarray(layer.data_to_world(voxel))[-3:])
+        self._show(SUGGESTION, self._paint({label: 1}, None), is_labels=True)
+        self._own_layer(SUGGESTION).contour = 2
         row = int(np.searchsorted(suggestions.answer.labels, label))
         uncertainty = float(suggestions.answer.uncertainty[row])
         self.status_label.value = (
             f"Supervoxel {label} would help most, with an uncertainty of {uncertainty:.2f}: annotate it, or press "
             "Suggest for another."
         )
+
+    def _move_to(self, place: NDArray[np.float64]) -> None:
+        """Have a place (z, y, x) in the space of the viewer in the middle of the view."""
+        dims = self.viewer.dims
+        shift = dims.ndim - 3
+        hidden = [axis for axis in range(shift, dims.ndim) if axis not in dims.displayed]
+        if hidden:
+            dims.set_point(hidden, [float(place[axis - shift]) for axis in hidden])
+        centre = tuple(float(place[axis - shift]) for axis in dims.displayed)
+        self.viewer.scene.camera.center = (0.0, *centre) if len(centre) == 2 else centre
 
     def _undo(self, *_: Any) -> None:
         if self.session is not None and not self._is_busy:
@@ -531,7 +553,7 @@ class SupervoxelPanel(Container):
         """Show annotations, classes and probabilities; voxels are painted when they come into view."""
         if self.session is None:
             return
-        state = self.session.state
+        state = self._shown_state = self.session.state
         self._show(GIVEN, self._paint(dict(state.classes) or {1: 0}, None), is_labels=True)
         if state.answer is not None:
             name = f"probability-{self.class_box.value}"
@@ -546,7 +568,7 @@ class SupervoxelPanel(Container):
         self._update_buttons()
 
     def _paint(self, table: Any, column: str | None) -> list[da.Array]:
-        return [paint(level, table, column=column) for level in self._levels]
+        return [paint(level, table, column=column) for level in self._painted_levels]
 
     def _show(self, name: str, levels: Sequence[da.Array], *, is_labels: bool) -> None:
         is_multiscale = len(levels) > 1
@@ -556,6 +578,8 @@ class SupervoxelPanel(Container):
             shown.data = data
             return
         options: dict[str, Any] = {"name": name, "multiscale": is_multiscale, "metadata": {OWN: name}, **self._place}
+        # What is painted changes with every answer, and would fill the memory that napari keeps for what it has shown.
+        options["cache"] = name == LABELS
         with self._keeping_selection():
             if is_labels:
                 self.viewer.add_labels(data, opacity=1.0 if name == LABELS else OPACITY, **options)
