@@ -519,7 +519,8 @@ class SupervoxelPanel(Container):
             return
         self._move_to(np.asarray(layer.data_to_world(voxel))[-3:])
         self._show(SUGGESTION, self._paint({label: 1}, None), is_labels=True)
-        self._own_layer(SUGGESTION).contour = 2
+        shown = self._own_layer(SUGGESTION)
+        shown.contour, shown.opacity, shown.colormap = 3, 1.0, {1: "yellow", None: "transparent"}
         row = int(np.searchsorted(suggestions.answer.labels, label))
         uncertainty = float(suggestions.answer.uncertainty[row])
         self.status_label.value = (

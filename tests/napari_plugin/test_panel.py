@@ -51,7 +51,13 @@ def test_the_panel_in_a_window(tmp_path):
             check=False,
         )
     assert process.returncode == 0, process.stdout + process.stderr
-    assert {path.name for path in tmp_path.glob("*.png")} == {"preview.png", "classes.png", "channels.png", "large.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "preview.png",
+        "classes.png",
+        "suggestion.png",
+        "channels.png",
+        "large.png",
+    }
 
 
 def test_the_manifest_names_what_exists():

@@ -313,6 +313,7 @@ def main(folder):
     check_classes(viewer, panel, expected)
     viewer.screenshot(folder / "classes.png", canvas_only=False, flash=False)
     check_suggestion(viewer, panel, expected)
+    viewer.screenshot(folder / "suggestion.png", canvas_only=False, flash=False)
     check_saved(viewer, panel, results)
     check_channels(viewer, panel, folder)
     viewer.screenshot(folder / "channels.png", canvas_only=False, flash=False)
