@@ -16,8 +16,8 @@ from tests.support.leaks import LeakGuard
 from tests.support.paths import DATA, ROOT
 from tests.support.volumes import read_volume
 
-# Scripts, which import each other by their own names, and one that opens a window in a process of its own.
-collect_ignore = ["benchmarks", "napari_plugin/window.py"]
+# Scripts, which import each other by their own names, and those that open a window in a process of its own.
+collect_ignore = ["benchmarks", "napari_plugin/gui.py", "napari_plugin/window.py"]
 
 # No deadline: the first example of a test waits for Numba to compile. To explain a failure takes longer than tests may.
 settings.register_profile("dseeds", deadline=None, phases=set(Phase) - {Phase.explain})

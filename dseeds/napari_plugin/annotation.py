@@ -14,15 +14,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from dseeds.api.segment import segment
 from dseeds.core.geometry import Box, Triple, triple
+from dseeds.core.progress import Progress
+from dseeds.engine.run import LAYOUT_OPTIONS, ResolvedTarget
+from dseeds.engine.run_directory import RunMismatch, read_spec
 from dseeds.io.labels import open_labels
 from dseeds.measure.identity import TableOrigin, check_same_labels
 from dseeds.measure.painting import paint
 from dseeds.measure.propagation import CLASSES, Propagated, RandomWalker
-from dseeds.measure.region_graph import AdjacencyGraph
+from dseeds.measure.region_graph import CENTROID, AdjacencyGraph, load_graph
+from dseeds.napari_plugin.stored_volumes import choose_source, stored_or_array
 from dseeds.storage.table_file import check_table_file, read_note, read_table_file
 
 # Bytes of probabilities that undo keeps; of states before these, only the annotations are kept.
 UNDO_BYTES = 1 << 28
+BOUNDING_BOX = tuple(f"bbox-{number}" for number in range(6))
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,19 @@ class AnnotationSession:
 
 
 @dataclass(frozen=True)
+class FolderSettings:
+    """The settings of a cut, under the names of the parameters of `dseeds.segment`."""
+
+    step: Triple
+    window: Any
+    compactness: float
+    spacing: Sequence[float]
+    mask: Any = None
+    boundaries: Any = None
+    memory: str | None = None
+
+
+@dataclass(frozen=True)
 class AnnotationFolder:
     """The folder of a volume's supervoxels, their features, and the classes given to them."""
 
@@ -157,15 +175,43 @@ class AnnotationFolder:
         return self.path / "classes.zarr"
 
     def cut(
-        self, image: Any, *, step: Triple, window: Any, compactness: float, spacing: Sequence[float]
+        self, channels: Sequence[Any], settings: FolderSettings, progress: Progress | None = None
     ) -> AnnotationSession:
-        """Cut an image into supervoxels, in this process or on local workers, and return a new session."""
+        """Cut an image of some channels into supervoxels, in this process or on local workers; return a new session.
+
+        A cut that was cancelled or killed is resumed. A ValueError is raised if it was begun with other settings.
+        """
         if self.table.exists() or self.classes.exists():
             raise FileExistsError(
                 f"{self.path} holds classes of other supervoxels: choose another folder, or open this one."
             )
-        segment(image, self.labels, step=step, window=window, compactness=compactness, spacing=spacing, features=True)
+        source = choose_source(channels)
+        options = vars(settings) | {
+            "mask": stored_or_array(settings.mask),
+            "boundaries": stored_or_array(settings.boundaries),
+            "volume": source.volume,
+            "channel_axis": source.channel_axis,
+        }
+        try:
+            self._check_unfinished({name for name, value in options.items() if value is not None})
+            segment(source.image, self.labels, **options, features=True, resume=True, progress=progress)
+        except RunMismatch as error:
+            raise ValueError(
+                f"{self.path} holds an unfinished cut of another image, with other settings or by another version: "
+                "choose the same to finish it, or choose another folder."
+            ) from error
         return AnnotationSession(self.features)
+
+    def _check_unfinished(self, given: set[str]) -> None:
+        """Raise a `RunMismatch` if an unfinished cut has options that are not given: they would be taken from it."""
+        earlier = read_spec(ResolvedTarget.at(self.labels).run_folder)
+        if earlier is None:
+            return
+        before = set(earlier.options.given()) - LAYOUT_OPTIONS
+        for name in ("mask", "boundaries"):
+            before |= {name} if getattr(earlier.parameters, name) is not None else set()
+        if before - given:
+            raise RunMismatch(f"the unfinished run has {', '.join(sorted(before - given))}.")
 
     def open(self) -> AnnotationSession:
         """Return a session of supervoxels that are in the folder, with the annotations that were saved."""
@@ -185,6 +231,20 @@ class AnnotationFolder:
         if session.graph.origin is not None:
             session.graph.origin.check_labels(open_labels(self.labels), whole=False)
         return session
+
+    def locate(self, labels: NDArray[np.int64]) -> list[Triple]:
+        """Return a voxel of each of some supervoxels: the one that is nearest to the centroid."""
+        graph = load_graph(self.features, columns=[*CENTROID, *BOUNDING_BOX], edge_columns=[])
+        rows = np.searchsorted(graph.labels, labels)
+        centroids, corners = (
+            np.stack([graph.nodes[name][rows] for name in names], axis=1) for names in (CENTROID, BOUNDING_BOX)
+        )
+        source, voxels = open_labels(self.labels), []
+        for label, centroid, corner in zip(labels, centroids, corners, strict=True):
+            lo, hi = corner[:3], corner[3:]
+            inside = np.argwhere(source.read(Box(triple(lo), triple(hi)).slices) == label) + lo
+            voxels.append(triple(inside[np.square(inside - centroid).sum(axis=1).argmin()]))
+        return voxels
 
     def save(self, session: AnnotationSession) -> None:
         """Propagate, and write the classes as a table and as a volume, in place of those saved before."""

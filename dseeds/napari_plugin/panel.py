@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,45 +12,73 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 from magicgui.types import FileDialogMode
-from magicgui.widgets import CheckBox, Container, FileEdit, FloatSpinBox, Label, LineEdit, PushButton, SpinBox
+from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSpinBox, Label, LineEdit, PushButton, SpinBox
 from napari.layers import Image as ImageLayer
+from napari.layers import Labels as LabelsLayer
 from napari.qt.threading import create_worker
+from napari.utils import cancelable_progress
+from numpy.typing import NDArray
 from qtpy.QtCore import QTimer  # type: ignore[attr-defined, unused-ignore]
 
-from dseeds.core.geometry import Lattice, triple
+from dseeds.core.geometry import Triple
 from dseeds.io.labels import open_labels
+from dseeds.io.resolution_levels import read_resolution_levels
 from dseeds.measure.painting import paint
-from dseeds.napari_plugin.annotation import AnnotationFolder, AnnotationSession, scribbled_labels
-from dseeds.napari_plugin.visible import Crop, CropLabels, choose_crop, choose_window, cut_crop, visible_box
-from dseeds.seeds.cell_size import DEFAULT_STEP, choose_step
+from dseeds.measure.propagation import Propagated
+from dseeds.napari_plugin.annotation import (
+    AnnotationFolder,
+    AnnotationSession,
+    AnnotationState,
+    FolderSettings,
+    scribbled_labels,
+)
+from dseeds.napari_plugin.cut_progress import CutProgress
+from dseeds.napari_plugin.layer_choice import LayerChoice, placement_of, plane_of, spacing_of
+from dseeds.napari_plugin.visible import Crop, CropLabels, choose_crop, cut_crop, describe_windows, visible_box
+from dseeds.seeds.cell_size import DEFAULT_STEP
 from dseeds.seeds.intensity_windows import read_windows
 from dseeds.viz.viewers import OPACITY, level_arrays
 
 if TYPE_CHECKING:
     import napari
 
-PREVIEW, LABELS, GIVEN, ANSWER, PROBABILITY, UNCERTAINTY = (
+PREVIEW, LABELS, GIVEN, ANSWER, PROBABILITY, UNCERTAINTY, SUGGESTION = (
     "preview of supervoxels",
     "supervoxels",
     "annotations",
     "classes",
     "probability",
     "uncertainty",
+    "suggestion",
 )
 # Where a layer of the panel's says which of these it is: others may have the same names.
 OWN = "dseeds"
 # Milliseconds for which nothing must change before a preview begins.
 PATIENCE = 150
+CUT, CANCEL = "Cut the selected layers", "Cancel"
+# Milliseconds between two looks at the progress of a cut.
+LOOK = 100
+# Supervoxels that are suggested at once; the next ones take account of the answers to these.
+SUGGESTED = 10
 
 
 @dataclass(frozen=True)
 class PreviewRequest:
     """What a preview shows: of two that are equal, one is enough."""
 
-    layer: str
+    image: tuple[Any, ...]
+    further: tuple[Any, ...]
     crop: Crop
-    window: tuple[float, float] | None
+    window: tuple[tuple[float, float] | None, ...]
     compactness: float
+
+
+@dataclass
+class Suggestions:
+    """The supervoxels to annotate next for an answer, with a voxel of each; those that were shown are removed."""
+
+    answer: Propagated
+    left: list[tuple[int, Triple]] = field(default_factory=list)
 
 
 class SupervoxelPanel(Container):
@@ -65,50 +93,73 @@ class SupervoxelPanel(Container):
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         self.viewer = napari_viewer
         self.session: AnnotationSession | None = None
+        # The resolution levels of the supervoxels, as arrays and by their paths.
         self._levels: list[Any] = []
+        self._painted_levels: list[Any] = []
         self._saved_in: AnnotationFolder | None = None
         self._place: dict[str, Any] = {}
         self._is_busy = self._is_previewing = False
         self._last_request: PreviewRequest | None = None
+        # By choice of layers the windows that were chosen for it, and the choices whose windows are being chosen.
         self._windows: dict[Any, str] = {}
+        self._pending_windows: set[Any] = set()
+        self._suggestions: Suggestions | None = None
+        self._shown_state: AnnotationState | None = None
+        self._progress: CutProgress | None = None
+        self._bar: cancelable_progress | None = None
         self._make_widgets()
         super().__init__(widgets=self._rows, labels=True)
-        self._timer = QTimer(self.native)
+        self._timer = self._make_timer(PATIENCE, self._start_preview)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(PATIENCE)
-        self._timer.timeout.connect(self._start_preview)
+        self._look_timer = self._make_timer(LOOK, self._show_progress)
         self._connect_viewer()
         self._update_buttons()
+
+    def _make_timer(self, milliseconds: int, action: Callable[[], None]) -> QTimer:
+        timer = QTimer(self.native)
+        timer.setInterval(milliseconds)
+        timer.timeout.connect(action)
+        return timer
 
     def _make_widgets(self) -> None:
         self.step_box = SpinBox(value=DEFAULT_STEP, min=2, max=340, label="step", tooltip="voxels of a cell's side")
         self.compactness_box = FloatSpinBox(value=0.0, min=0.0, max=30.0, step=0.1, label="compactness")
-        self.window_box = LineEdit(label="window", tooltip="LOW:HIGH, or abdomen, lung, bone or brain")
+        self.window_box = LineEdit(
+            label="window", tooltip="LOW:HIGH, or abdomen, lung, bone or brain; of several channels with ; in between"
+        )
+        self.mask_box = self._make_layer_box("mask", LabelsLayer, "labels, of which 0 is outside")
+        self.boundaries_box = self._make_layer_box("boundaries", ImageLayer, "a map that is high where supervoxels end")
         self.preview_box = CheckBox(text="live preview", value=False)
         self.folder_box = FileEdit(mode=FileDialogMode.EXISTING_DIRECTORY, label="folder")
-        self.cut_button = PushButton(text="Cut the selected layer")
+        self.memory_box = LineEdit(
+            label="memory", tooltip="such as 2GiB, of this process or of each worker; empty: what is free"
+        )
+        self.cut_button = PushButton(text=CUT)
         self.open_button = PushButton(text="Open the folder")
         self.annotate_box = CheckBox(text="annotate: click or scribble", value=False)
         self.class_box = SpinBox(value=1, min=0, max=255, label="class", tooltip="0 removes a class")
         self.live_box = CheckBox(text="propagate after each scribble", value=False)
         self.propagate_button = PushButton(text="Propagate")
         self.undo_button, self.redo_button = PushButton(text="Undo"), PushButton(text="Redo")
+        self.suggest_button = PushButton(text="Suggest", tooltip="go to the supervoxel whose class would help most")
         self.save_button = PushButton(text="Save classes and table")
         self.status_label = Label(value="Select an image layer.")
-        buttons = Container(widgets=[self.undo_button, self.redo_button], layout="horizontal", labels=False)
-        buttons.margins = (0, 0, 0, 0)
+        buttons = self._make_line(self.undo_button, self.redo_button)
         self._rows = [
             self.step_box,
             self.compactness_box,
             self.window_box,
+            self.mask_box,
+            self.boundaries_box,
             self.preview_box,
             self.folder_box,
+            self.memory_box,
             self.cut_button,
             self.open_button,
             self.class_box,
             self.annotate_box,
             self.live_box,
-            self.propagate_button,
+            self._make_line(self.propagate_button, self.suggest_button),
             buttons,
             self.save_button,
             self.status_label,
@@ -117,13 +168,33 @@ class SupervoxelPanel(Container):
         # Room for three lines, so that nothing moves when they come and go.
         self.status_label.min_height = 60
 
+    def _make_layer_box(self, label: str, kind: Any, tooltip: str) -> ComboBox:
+        def choices(_: Any) -> list[tuple[str, Any]]:
+            return [(layer.name, layer) for layer in self.viewer.layers if self._is_chosen(layer, kind)]
+
+        return ComboBox(label=label, choices=choices, nullable=True, value=None, tooltip=tooltip)
+
+    @staticmethod
+    def _make_line(*buttons: PushButton) -> Container:
+        line = Container(widgets=list(buttons), layout="horizontal", labels=False)
+        line.margins = (0, 0, 0, 0)
+        return line
+
     def _connect_viewer(self) -> None:
-        for box in (self.step_box, self.compactness_box, self.window_box, self.preview_box):
+        for box in (
+            self.step_box,
+            self.compactness_box,
+            self.window_box,
+            self.preview_box,
+            self.mask_box,
+            self.boundaries_box,
+        ):
             box.changed.connect(self._request_preview)
         for button, action in (
-            (self.cut_button, self._cut),
+            (self.cut_button, self._cut_or_cancel),
             (self.open_button, self._open),
             (self.propagate_button, self._propagate),
+            (self.suggest_button, self._suggest),
             (self.undo_button, self._undo),
             (self.redo_button, self._redo),
             (self.save_button, self._save),
@@ -134,14 +205,33 @@ class SupervoxelPanel(Container):
         camera, dims = self.viewer.scene.camera, self.viewer.dims
         for event in (camera.events.zoom, camera.events.center, dims.events.point, dims.events.order):
             event.connect(self._request_preview)
-        self.viewer.layers.selection.events.active.connect(self._request_preview)
+        layers = self.viewer.layers
+        layers.selection.events.changed.connect(self._follow_selection)
+        for event in (layers.events.inserted, layers.events.removed, layers.events.renamed):
+            event.connect(self._reset_choices)
 
-    # The selected layer
+    def _reset_choices(self, _: Any) -> None:
+        for box in (self.mask_box, self.boundaries_box):
+            box.reset_choices()
 
-    def _image_layer(self) -> Any:
-        """Return the selected image layer, or None."""
-        layer = self.viewer.layers.selection.active
-        return layer if isinstance(layer, ImageLayer) and not layer.rgb and OWN not in layer.metadata else None
+    # The selected layers
+
+    @staticmethod
+    def _is_chosen(layer: Any, kind: Any) -> bool:
+        """Return whether a layer is of a kind, and the user's."""
+        return isinstance(layer, kind) and OWN not in layer.metadata
+
+    def _choice(self) -> LayerChoice:
+        """Return the selected image layers, with mask and boundaries; raise a ValueError if they cannot be cut."""
+        boundaries = self.boundaries_box.value
+        layers = [
+            layer
+            for layer in self.viewer.layers
+            if layer in self.viewer.layers.selection and self._is_chosen(layer, ImageLayer)
+        ]
+        # A map that is selected as well is no channel.
+        layers = [layer for layer in layers if layer is not boundaries] or layers
+        return LayerChoice(layers, self.mask_box.value, boundaries)
 
     def _own_layer(self, name: str) -> Any:
         """Return a layer of the panel's, or None."""
@@ -151,33 +241,43 @@ class SupervoxelPanel(Container):
         for layer in filter(None, map(self._own_layer, names)):
             self.viewer.layers.remove(layer)
 
-    def _volume(self, layer: Any) -> list[Any]:
-        """Return the levels of a layer (z, y, x), the finest first."""
-        if layer is None:
-            raise ValueError("Select an image layer, of one channel.")
-        levels = list(layer.data) if layer.multiscale else [layer.data]
-        if layer.ndim != 3 or self.viewer.dims.ndim != 3:
-            raise ValueError(f"{layer.name} has {layer.ndim} axes: show a volume of three axes (z, y, x) alone.")
-        return levels
+    def _window_text(self, choice: LayerChoice) -> str | None:
+        """Return the window of a choice, which preview and result share; None if it has yet to be chosen."""
+        text = self.window_box.value.strip()
+        # That of other layers is not the user's choice.
+        if not text or text in {window for other, window in self._windows.items() if other != choice.key}:
+            return self._windows.get(choice.key)
+        return text
 
-    def _window(self, layer: Any) -> tuple[float, float] | None:
-        """Return the intensity window, which preview and result share."""
-        key, text = layer.unique_id, self.window_box.value.strip()
-        # That of another layer is not the user's choice.
-        if not text or text in {window for other, window in self._windows.items() if other != key}:
-            if key not in self._windows:
-                low, high = map(float, choose_window(self._volume(layer)))
-                if low == high:
-                    raise ValueError(f"Most voxels of {layer.name} are {low!r}: enter a window, LOW:HIGH.")
-                self._windows[key] = f"{low!r}:{high!r}"
-            # Shown, so that it can be changed; blocked, since it changes nothing.
-            with self.window_box.changed.blocked():
-                self.window_box.value = self._windows[key]
-        return read_windows(self.window_box.value, 1)[0]
+    def _read_windows(self, choice: LayerChoice) -> tuple[tuple[float, float] | None, ...]:
+        """Return the windows of a choice that are known, and show them in the box."""
+        text = self._window_text(choice)
+        assert text is not None
+        # Shown, so that it can be changed; blocked, since it changes nothing.
+        with self.window_box.changed.blocked():
+            self.window_box.value = text
+        return read_windows(text, len(choice.channels))
 
-    def _lattice(self, layer: Any) -> Lattice:
-        shape = triple(self._volume(layer)[0].shape)
-        return Lattice(shape, choose_step(shape, step=self.step_box.value, spacing=tuple(map(float, layer.scale))))
+    def _choose_window(self, choice: LayerChoice) -> None:
+        """Choose the window of a choice in a thread, then ask for a preview: of whatever is selected by then."""
+        if choice.key in self._pending_windows:
+            return
+        self._pending_windows.add(choice.key)
+        self.status_label.value = f"Reading the intensities of {choice.name} ..."
+
+        def end(text: str) -> None:
+            self._pending_windows.discard(choice.key)
+            self._windows[choice.key] = text
+            self._request_preview()
+
+        def fail(error: BaseException) -> None:
+            self._pending_windows.discard(choice.key)
+            with self._showing_errors():
+                # Of other layers, it is no longer of interest.
+                if self._choice().key == choice.key:
+                    self.status_label.value = str(error)
+
+        start_thread(partial(describe_windows, choice.channels, choice.channel_names), end, fail)
 
     # The preview
 
@@ -188,60 +288,79 @@ class SupervoxelPanel(Container):
             self._remove_own(PREVIEW)
             self._last_request = None
 
+    def _follow_selection(self, *_: Any) -> None:
+        # Napari changes the selection while it removes a layer, when none other may be removed.
+        if self.preview_box.value:
+            self._timer.start()
+
     def _start_preview(self) -> None:
-        layer = self._image_layer()
         # Another one follows when the one that runs has ended.
-        if self._is_previewing or layer is None or not self.preview_box.value:
+        if self._is_previewing or not self.preview_box.value:
             return
         with self._showing_errors():
-            request = self._read_request(layer)
+            choice = self._choice()
+            if self._window_text(choice) is None:
+                self._choose_window(choice)
+                return
+            request = self._read_request(choice)
             if request == self._last_request:
                 return
+            work = partial(
+                cut_crop,
+                [levels[0] for levels in choice.channels],
+                request.crop,
+                window=request.window,
+                compactness=request.compactness,
+                **choice.further(),
+            )
             self._is_previewing, self._last_request = True, request
-            image = self._volume(layer)[0]
-            work = partial(cut_crop, image, request.crop, window=request.window, compactness=request.compactness)
             start_thread(work, partial(self._end_preview, request), self._fail_preview)
 
-    def _read_request(self, layer: Any) -> PreviewRequest:
-        shape = triple(self._volume(layer)[0].shape)
-        point = layer.world_to_data(self.viewer.dims.point)
-        displayed = self.viewer.dims.displayed
-        plane = {axis: round(float(point[axis])) for axis in range(3) if axis not in displayed}
-        factors = layer.downsample_factors[layer.data_level] if layer.multiscale else (1.0, 1.0, 1.0)
-        crop = choose_crop(self._lattice(layer), visible_box(layer.corner_pixels, factors, plane, shape))
-        return PreviewRequest(layer.name, crop, self._window(layer), self.compactness_box.value)
+    def _read_request(self, choice: LayerChoice) -> PreviewRequest:
+        layer = choice.first
+        factors = layer.downsample_factors[layer.data_level][-3:] if layer.multiscale else (1.0, 1.0, 1.0)
+        plane = plane_of(self.viewer.dims, layer)
+        visible = visible_box(layer.corner_pixels[:, -3:], factors, dict(plane), choice.shape)
+        crop = choose_crop(choice.lattice(self.step_box.value), visible)
+        further = tuple(layer.unique_id for layer in (choice.mask, choice.boundaries) if layer is not None)
+        return PreviewRequest(choice.key, further, crop, self._read_windows(choice), self.compactness_box.value)
 
     def _end_preview(self, request: PreviewRequest, preview: CropLabels) -> None:
         self._is_previewing = False
-        layer = self._image_layer()
-        if layer is None or not self.preview_box.value:
+        if not self.preview_box.value:
             return
         with self._showing_errors():
-            if self._read_request(layer) != request:
+            choice = self._choice()
+            if self._window_text(choice) is None or self._read_request(choice) != request:
                 # What is shown by now is something else: this preview is dropped.
                 self._start_preview()
                 return
-            self._show_preview(layer, preview)
-            crop = request.crop
-            kind = (
-                "as the result will be"
-                if crop.is_exact
-                else f"nearly as the result will be (cut with {crop.margin} cells around it)"
-            )
-            self.status_label.value = f"Preview: {kind}. {crop.lattice.size} supervoxels in all."
+            self._show_preview(choice.first, preview)
+            self.status_label.value = f"Preview: {describe_kind(request.crop, choice)}."
 
     def _show_preview(self, layer: Any, preview: CropLabels) -> None:
-        scale = np.asarray(layer.scale)
-        place = np.asarray(layer.translate) + scale * preview.box.lo
+        place = placement_of(layer, preview.box.lo)
         shown = self._own_layer(PREVIEW)
         if shown is not None:
-            shown.data, shown.translate = preview.labels, place
+            shown.data = preview.labels
+            for name, value in place.items():
+                setattr(shown, name, value)
             return
-        place_of = {"scale": scale, "translate": place, "metadata": {OWN: PREVIEW}}
-        added = self.viewer.add_labels(preview.labels, name=PREVIEW, **place_of)
+        with self._keeping_selection():
+            added = self.viewer.add_labels(preview.labels, name=PREVIEW, metadata={OWN: PREVIEW}, **place)
         added.contour = 1
         added.opacity = 1
-        self.viewer.layers.selection.active = layer
+
+    @contextmanager
+    def _keeping_selection(self) -> Iterator[None]:
+        """Select the layers again that were selected before one was added."""
+        selection = self.viewer.layers.selection
+        before, active = set(selection), selection.active
+        yield
+        selection.intersection_update(before)
+        selection.update(before & set(self.viewer.layers))
+        if active in self.viewer.layers and len(before) == 1:
+            selection.active = active
 
     def _fail_preview(self, error: BaseException) -> None:
         self._is_previewing = False
@@ -258,36 +377,65 @@ class SupervoxelPanel(Container):
             raise FileNotFoundError(f"{path} does not exist: create the folder, or choose another one.")
         return AnnotationFolder(path)
 
-    def _cut(self, *_: Any) -> None:
+    def _cut_or_cancel(self, *_: Any) -> None:
+        if self._progress is not None:
+            self._progress.cancel()
+            self.status_label.value = "Cancelling: the cut ends with its next task ..."
+            self._update_buttons()
+            return
         with self._showing_errors():
-            layer, folder = self._image_layer(), self._folder()
-            image, lattice = self._volume(layer)[0], self._lattice(layer)
+            folder, choice = self._folder(), self._choice()
+            settings = {
+                "step": choice.lattice(self.step_box.value).step,
+                "compactness": self.compactness_box.value,
+                "spacing": spacing_of(choice.first),
+                "memory": self.memory_box.value.strip() or None,
+                **choice.further(),
+            }
+            text = self._window_text(choice)
+            if text is not None:
+                self._read_windows(choice)
+            progress = CutProgress()
+            place = placement_of(choice.first)
             self._run(
                 "Cutting ...",
-                partial(
-                    folder.cut,
-                    image,
-                    step=lattice.step,
-                    window=self._window(layer),
-                    compactness=self.compactness_box.value,
-                    spacing=tuple(map(float, layer.scale)),
-                ),
-                partial(self._show_session, folder, np.asarray(layer.scale), np.asarray(layer.translate)),
+                partial(cut_choice, folder, choice, text, settings, progress),
+                partial(self._end_cut, folder, choice.key, place),
+                progress,
             )
+
+    def _end_cut(
+        self, folder: AnnotationFolder, key: Any, place: dict[str, Any], result: tuple[str, AnnotationSession]
+    ) -> None:
+        text, session = result
+        with self.window_box.changed.blocked():
+            self._windows[key] = self.window_box.value = text
+        self._show_session(folder, place, session)
 
     def _open(self, *_: Any) -> None:
         with self._showing_errors():
-            folder, layer = self._folder(), self._image_layer()
-            spacing = open_labels(folder.labels).spacing if folder.labels.exists() else None
-            scale = np.asarray(spacing or (1.0, 1.0, 1.0))
-            place = np.zeros(3) if layer is None else np.asarray(layer.translate)
-            self._run("Opening ...", folder.open, partial(self._show_session, folder, scale, place))
+            folder = self._folder()
+            self._run("Opening ...", partial(open_folder, folder), partial(self._end_open, folder))
 
-    def _show_session(self, folder: AnnotationFolder, scale: Any, place: Any, session: AnnotationSession) -> None:
-        self.session, self._levels = session, level_arrays(open_labels(folder.labels))
-        self._saved_in, self._place = folder, {"scale": scale, "translate": place}
+    def _end_open(
+        self, folder: AnnotationFolder, result: tuple[AnnotationSession, Triple, tuple[float, float, float] | None]
+    ) -> None:
+        session, shape, spacing = result
+        place: dict[str, Any] = {"scale": spacing or (1.0, 1.0, 1.0)}
+        # The labels of an image that is selected lie where it lies.
+        with suppress(ValueError):
+            choice = self._choice()
+            place = placement_of(choice.first) if choice.shape == shape else place
+        self._show_session(folder, place, session)
+
+    def _show_session(self, folder: AnnotationFolder, place: dict[str, Any], session: AnnotationSession) -> None:
+        labels = open_labels(folder.labels)
+        self.session, self._levels = session, level_arrays(labels)
+        # Painted from these, a plane of a chunk is painted alone.
+        self._painted_levels = [level.source.path for level in read_resolution_levels(labels)]
+        self._saved_in, self._place, self._suggestions = folder, place, None
         self.preview_box.value = False
-        self._remove_own(LABELS, GIVEN, ANSWER, PROBABILITY, UNCERTAINTY)
+        self._remove_own(LABELS, GIVEN, ANSWER, PROBABILITY, UNCERTAINTY, SUGGESTION)
         self._show(LABELS, self._levels, is_labels=True)
         self._own_layer(LABELS).contour = 1
         self._show_answer()
@@ -343,6 +491,53 @@ class SupervoxelPanel(Container):
         self.status_label.value = "Propagated. Annotate what is wrong, and propagate again."
         self._show_answer()
 
+    def _suggest(self, *_: Any) -> None:
+        """Go to the next supervoxel that is suggested, after propagating what has been annotated since."""
+        session, folder = self.session, self._saved_in
+        if session is None or folder is None:
+            return
+        suggestions = self._suggestions
+        is_current = suggestions is not None and session.state.is_current and suggestions.answer is session.state.answer
+        if suggestions is not None and is_current and suggestions.left:
+            self._show_suggestion(suggestions)
+            return
+        self._run("Looking for what to annotate ...", partial(suggest_voxels, session, folder), self._show_suggestion)
+
+    def _show_suggestion(self, suggestions: Suggestions) -> None:
+        assert self.session is not None
+        self._suggestions = suggestions
+        # Every layer that is shown anew reads its plane again.
+        if self._shown_state is not self.session.state:
+            self._show_answer()
+        if not suggestions.left:
+            self.status_label.value = "There is nothing to suggest: all classes are certain."
+            return
+        label, voxel = suggestions.left.pop(0)
+        layer = self._own_layer(LABELS)
+        if layer is None:
+            self.status_label.value = f"Supervoxel {label} at {voxel}: the layer {LABELS} that shows it was removed."
+            return
+        self._move_to(np.asarray(layer.data_to_world(voxel))[-3:])
+        self._show(SUGGESTION, self._paint({label: 1}, None), is_labels=True)
+        shown = self._own_layer(SUGGESTION)
+        shown.contour, shown.opacity, shown.colormap = 3, 1.0, {1: "yellow", None: "transparent"}
+        row = int(np.searchsorted(suggestions.answer.labels, label))
+        uncertainty = float(suggestions.answer.uncertainty[row])
+        self.status_label.value = (
+            f"Supervoxel {label} would help most, with an uncertainty of {uncertainty:.2f}: annotate it, or press "
+            "Suggest for another."
+        )
+
+    def _move_to(self, place: NDArray[np.float64]) -> None:
+        """Have a place (z, y, x) in the space of the viewer in the middle of the view."""
+        dims = self.viewer.dims
+        shift = dims.ndim - 3
+        hidden = [axis for axis in range(shift, dims.ndim) if axis not in dims.displayed]
+        if hidden:
+            dims.set_point(hidden, [float(place[axis - shift]) for axis in hidden])
+        centre = tuple(float(place[axis - shift]) for axis in dims.displayed)
+        self.viewer.scene.camera.center = (0.0, *centre) if len(centre) == 2 else centre
+
     def _undo(self, *_: Any) -> None:
         if self.session is not None and not self._is_busy:
             self.status_label.value = "Undone." if self.session.undo() else "There is nothing to undo."
@@ -359,7 +554,7 @@ class SupervoxelPanel(Container):
         """Show annotations, classes and probabilities; voxels are painted when they come into view."""
         if self.session is None:
             return
-        state = self.session.state
+        state = self._shown_state = self.session.state
         self._show(GIVEN, self._paint(dict(state.classes) or {1: 0}, None), is_labels=True)
         if state.answer is not None:
             name = f"probability-{self.class_box.value}"
@@ -376,7 +571,7 @@ class SupervoxelPanel(Container):
     def _paint(self, table: Any, column: str | None) -> list[da.Array]:
         # Coarser levels are no labels that a table was made from: that they belong together is checked when they open.
         table = getattr(table, "table", table)
-        return [paint(level, table, column=column) for level in self._levels]
+        return [paint(level, table, column=column) for level in self._painted_levels]
 
     def _show(self, name: str, levels: Sequence[da.Array], *, is_labels: bool) -> None:
         is_multiscale = len(levels) > 1
@@ -385,55 +580,93 @@ class SupervoxelPanel(Container):
         if shown is not None:
             shown.data = data
             return
-        selected = self.viewer.layers.selection.active
         options: dict[str, Any] = {"name": name, "multiscale": is_multiscale, "metadata": {OWN: name}, **self._place}
-        if is_labels:
-            self.viewer.add_labels(data, opacity=1.0 if name == LABELS else OPACITY, **options)
-        else:
-            self.viewer.add_image(
-                data,
-                contrast_limits=(0.0, 1.0),
-                colormap="viridis",
-                opacity=0.5,
-                visible=False,
-                projection_mode="none",
-                **options,
-            )
-        self.viewer.layers.selection.active = selected
+        # What is painted changes with every answer, and would fill the memory that napari keeps for what it has shown.
+        options["cache"] = name == LABELS
+        with self._keeping_selection():
+            if is_labels:
+                self.viewer.add_labels(data, opacity=1.0 if name == LABELS else OPACITY, **options)
+            else:
+                self.viewer.add_image(
+                    data,
+                    contrast_limits=(0.0, 1.0),
+                    colormap="viridis",
+                    opacity=0.5,
+                    visible=False,
+                    projection_mode="none",
+                    **options,
+                )
 
     # Work in threads
 
-    def _run(self, note: str, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """Do work in a thread, then something in the window; one at a time."""
+    def _run(
+        self,
+        note: str,
+        work: Callable[[], Any],
+        then: Callable[[Any], None],
+        progress: CutProgress | None = None,
+    ) -> None:
+        """Do work in a thread, then something in the window; one at a time. With progress it can be cancelled."""
         if self._is_busy:
             return
-        self._is_busy, self.status_label.value = True, note
+        self._is_busy, self.status_label.value, self._progress = True, note, progress
+        if progress is not None:
+            self._bar = cancelable_progress(total=0, desc=note)
+            self._look_timer.start()
         self._update_buttons()
 
         def end(result: Any) -> None:
-            self._is_busy = False
+            self._end_work()
             with self._showing_errors():
                 then(result)
             self._update_buttons()
 
         def fail(error: BaseException) -> None:
-            self._is_busy, self.status_label.value = False, str(error)
+            self._end_work()
+            self.status_label.value = str(error)
             self._update_buttons()
 
         start_thread(work, end, fail)
+
+    def _end_work(self) -> None:
+        self._is_busy, self._progress = False, None
+        self._look_timer.stop()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show_progress(self) -> None:
+        """Show how far a cut has come; a thread may not touch the window itself."""
+        progress, bar = self._progress, self._bar
+        if progress is None or bar is None:
+            return
+        # The button beside napari's bar.
+        if bar.is_canceled and not progress.is_cancelled:
+            self._cut_or_cancel()
+        stage, count, total = progress.state()
+        if not stage or progress.is_cancelled:
+            return
+        if bar.total != total:
+            bar.total = total
+        bar.set_description(f"Cutting: {stage}")
+        bar.update(count - bar.n)
+        self.status_label.value = f"Cutting: {stage}, {count} of {total}."
 
     def _update_buttons(self) -> None:
         has_session = self.session is not None
         has_classes = self.session is not None and bool(self.session.state.classes)
         for button, is_enabled in (
-            (self.cut_button, True),
             (self.open_button, True),
             (self.undo_button, has_session),
             (self.redo_button, has_session),
             (self.propagate_button, has_classes),
+            (self.suggest_button, has_classes),
             (self.save_button, has_classes),
         ):
             button.enabled = is_enabled and not self._is_busy
+        progress = self._progress
+        self.cut_button.text = CUT if progress is None else CANCEL
+        self.cut_button.enabled = not self._is_busy if progress is None else not progress.is_cancelled
 
     @contextmanager
     def _showing_errors(self) -> Iterator[None]:
@@ -441,6 +674,41 @@ class SupervoxelPanel(Container):
             yield
         except (ValueError, OSError, TypeError) as error:
             self.status_label.value = str(error)
+
+
+def describe_kind(crop: Crop, choice: LayerChoice) -> str:
+    """Return how near a preview is to the result, and how many supervoxels that has."""
+    count = f"{crop.lattice.size} supervoxels in all"
+    if crop.is_exact and choice.has_one_dtype:
+        return f"as the result will be. {count}"
+    if choice.boundaries is not None and not crop.is_exact:
+        return f"a rough one, with the boundaries' range in what is in view. {count}"
+    return f"nearly as the result will be (cut with {crop.margin} cells around it). {count}"
+
+
+def cut_choice(
+    folder: AnnotationFolder, choice: LayerChoice, window: str | None, settings: dict[str, Any], progress: CutProgress
+) -> tuple[str, AnnotationSession]:
+    """Cut the layers of a choice into a folder, after choosing their window if there is none, and return both."""
+    text = describe_windows(choice.channels, choice.channel_names) if window is None else window
+    windows = read_windows(text, len(choice.channels))
+    session = folder.cut(
+        [levels[0] for levels in choice.channels], FolderSettings(window=windows, **settings), progress
+    )
+    return text, session
+
+
+def open_folder(folder: AnnotationFolder) -> tuple[AnnotationSession, Triple, tuple[float, float, float] | None]:
+    """Open the session of a folder, with the shape and the spacing of its labels."""
+    session, labels = folder.open(), open_labels(folder.labels)
+    return session, labels.shape, labels.spacing
+
+
+def suggest_voxels(session: AnnotationSession, folder: AnnotationFolder) -> Suggestions:
+    """Propagate, and return the supervoxels to annotate next."""
+    answer = session.propagate()
+    labels = answer.suggest(SUGGESTED)
+    return Suggestions(answer, list(zip(labels.tolist(), folder.locate(labels), strict=True)))
 
 
 def start_thread(work: Callable[[], Any], end: Callable[[Any], None], fail: Callable[[BaseException], None]) -> None:

@@ -102,21 +102,34 @@ def _shrink(cells: Box) -> Box:
     return Box(triple(lo), triple(hi))
 
 
-def cut_crop(image: Any, crop: Crop, *, window: Any, compactness: float) -> CropLabels:
-    """Read what a preview needs of an image (z, y, x), cut it, and return the labels of what it shows.
+def cut_crop(
+    channels: Sequence[Any], crop: Crop, *, window: Any, compactness: float, mask: Any = None, boundaries: Any = None
+) -> CropLabels:
+    """Read what a preview needs of an image's channels (z, y, x), cut it, and return the labels of what it shows.
+
+    Mask and boundary map are arrays of the same shape.
 
     >>> image = np.zeros((16, 16, 16), np.uint8)
     >>> image[:, :, 6:] = 200
     >>> crop = choose_crop(Lattice((16, 16, 16), (8, 8, 8)), Box((9, 0, 0), (10, 16, 16)))
-    >>> preview = cut_crop(image, crop, window=(0, 255), compactness=0)
+    >>> preview = cut_crop([image], crop, window=(0, 255), compactness=0)
     >>> preview.box
     Box(lo=(8, 0, 0), hi=(16, 16, 16))
     >>> bool((preview.labels == supervoxels(image, step=8, window=(0, 255))[8:]).all())
     True
     """
     read, shown = crop.voxels(crop.cut), crop.voxels(crop.shown)
-    values = np.asarray(image[read.slices])
-    labels = supervoxels(values, step=crop.lattice.step, window=window, compactness=compactness)
+    values = [np.asarray(channel[read.slices]) for channel in channels]
+    inside, height = (None if array is None else np.asarray(array[read.slices]) for array in (mask, boundaries))
+    labels = supervoxels(
+        values[0] if len(values) == 1 else np.stack(values),
+        step=crop.lattice.step,
+        window=window,
+        compactness=compactness,
+        channel_axis=None if len(values) == 1 else 0,
+        mask=inside,
+        boundaries=height,
+    )
     # Of all that is cut, for masked voxels change the numbering.
     if labels.min() > 0 and labels.max() == crop.cut.size:
         labels = _renumber(labels, crop)
@@ -150,6 +163,21 @@ def choose_window(levels: Sequence[Any]) -> tuple[float, float]:
         raise ValueError("the layer holds no finite value in its middle: enter a window.")
     low, high = np.percentile(finite, (0.5, 99.5))
     return float(low), float(high)
+
+
+def describe_windows(channels: Sequence[Sequence[Any]], names: Sequence[str]) -> str:
+    """Choose the window of each channel, of which all levels are given, and return them as the user would write them.
+
+    >>> describe_windows([[np.arange(1001.0).reshape(1, 1, 1001)]] * 2, ["one", "other"])
+    '5.0:995.0;5.0:995.0'
+    """
+    windows = []
+    for levels, name in zip(channels, names, strict=True):
+        low, high = choose_window(levels)
+        if low == high:
+            raise ValueError(f"Most voxels of {name} are {low!r}: enter a window, LOW:HIGH.")
+        windows.append(f"{low!r}:{high!r}")
+    return ";".join(windows)
 
 
 def visible_box(corners: NDArray[Any], factors: Sequence[float], plane: dict[int, int], shape: Triple) -> Box:

@@ -1,16 +1,20 @@
 """Annotations of supervoxels: undo, answers that are kept only for what they answer, and the folder of a volume."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
 import dseeds
 from dseeds.measure.region_graph import AdjacencyGraph
 from dseeds.napari_plugin import annotation
-from dseeds.napari_plugin.annotation import AnnotationFolder, AnnotationSession, scribbled_labels
+from dseeds.napari_plugin.annotation import AnnotationFolder, AnnotationSession, FolderSettings, scribbled_labels
+from dseeds.napari_plugin.cut_progress import CutCancelled, CutProgress
 
 COUNT = 6
 GRAPH = AdjacencyGraph(
@@ -19,6 +23,7 @@ GRAPH = AdjacencyGraph(
     {},
     {"area": np.arange(1.0, COUNT)},
 )
+SETTINGS = FolderSettings(step=(8, 8, 8), window=(0.0, 255.0), compactness=0.0, spacing=(1.0, 1.0, 1.0))
 labels = st.lists(st.integers(0, COUNT), max_size=3)
 steps = st.one_of(st.tuples(labels, st.integers(0, 3)), st.sampled_from(["undo", "redo", "propagate"]))
 
@@ -84,8 +89,7 @@ def test_a_folder_keeps_everything(tmp_path):
     folder = AnnotationFolder(tmp_path)
     with pytest.raises(FileNotFoundError, match="cut a layer into it first"):
         folder.open()
-    settings = {"step": (8, 8, 8), "window": (0.0, 255.0), "compactness": 0.0, "spacing": (1.0, 1.0, 1.0)}
-    session = folder.cut(image, **settings)
+    session = folder.cut([image], SETTINGS)
     cells = zarr.open_array(folder.labels / "0", mode="r")[:]
     assert np.array_equal(cells, dseeds.supervoxels(image, step=8, window=(0, 255)))
     session.annotate([cells[0, 0, 0]], 1)
@@ -98,7 +102,51 @@ def test_a_folder_keeps_everything(tmp_path):
     assert again.state.classes == session.state.classes
     folder.save(again)
     with pytest.raises(FileExistsError, match="choose another folder"):
-        folder.cut(image, **settings)
+        folder.cut([image], SETTINGS)
+
+
+def test_a_cancelled_cut_goes_on_only_with_the_same_settings(tmp_path):
+    image = np.random.default_rng(0).integers(0, 200, (32, 32, 32), np.uint8)
+    mask = np.ones(image.shape, np.uint8)
+    mask[:, :8] = 0
+    image_array, mask_array = (
+        zarr.create_array(tmp_path / f"{name}.zarr", data=values, chunks=(16, 16, 16))
+        for name, values in (("image", image), ("mask", mask))
+    )
+    folder = AnnotationFolder(tmp_path / "folder")
+    folder.path.mkdir()
+    masked = replace(SETTINGS, mask=mask_array)
+
+    class CancelledLate(CutProgress):
+        def advance(self, stage):
+            if stage not in ("quantise", "windows"):
+                self.cancel()
+            super().advance(stage)
+
+    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0"):
+        with pytest.raises(CutCancelled):
+            folder.cut([image_array], masked, CancelledLate())
+        assert not folder.labels.exists()
+        # Resumed, it would silently keep the mask.
+        for other in (SETTINGS, replace(masked, compactness=1.0)):
+            with pytest.raises(ValueError, match="unfinished cut"):
+                folder.cut([image_array], other)
+        folder.cut([image_array], masked)
+    expected = dseeds.supervoxels(image, step=8, window=(0, 255), mask=mask)
+    assert np.array_equal(zarr.open_array(folder.labels / "0", mode="r")[:], expected)
+
+
+def test_voxels_of_suggestions_lie_in_them(tmp_path):
+    image = np.random.default_rng(1).integers(0, 200, (24, 40, 40), np.uint8)
+    folder = AnnotationFolder(tmp_path)
+    session = folder.cut([image], SETTINGS)
+    cells = zarr.open_array(folder.labels / "0", mode="r")[:]
+    everything = session.graph.labels
+    for label, voxel in zip(everything, folder.locate(everything), strict=True):
+        assert cells[voxel] == label
+        inside = np.argwhere(cells == label)
+        distances = np.linalg.norm(inside - inside.mean(axis=0), axis=1)
+        assert np.linalg.norm(voxel - inside.mean(axis=0)) == pytest.approx(distances.min(), abs=1e-4)
 
 
 def test_scribbles_read_only_their_box():

@@ -15,7 +15,7 @@ import yaml
 from tests.support.paths import ROOT
 
 MISSING = [
-    *(name for name in ("napari", "PyQt6") if importlib.util.find_spec(name) is None),
+    *(name for name in ("napari", "PyQt6", "napari_ome_zarr") if importlib.util.find_spec(name) is None),
     *(name for name in ("Xvfb",) if shutil.which(name) is None),
 ]
 
@@ -51,7 +51,13 @@ def test_the_panel_in_a_window(tmp_path):
             check=False,
         )
     assert process.returncode == 0, process.stdout + process.stderr
-    assert {path.name for path in tmp_path.glob("*.png")} == {"preview.png", "classes.png", "large.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "preview.png",
+        "classes.png",
+        "suggestion.png",
+        "channels.png",
+        "large.png",
+    }
 
 
 def test_the_manifest_names_what_exists():

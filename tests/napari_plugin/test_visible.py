@@ -33,7 +33,7 @@ class Recorder:
 
 def preview(image, visible, **options):
     crop = choose_crop(Lattice(image.array.shape, (STEP,) * 3), visible, **options)
-    return crop, cut_crop(image, crop, window=WINDOW, compactness=1.0)
+    return crop, cut_crop([image], crop, window=WINDOW, compactness=1.0)
 
 
 def test_a_small_volume_is_previewed_exactly(volume):

@@ -5,55 +5,21 @@ well, and leaves screenshots in the folder.
 """
 
 import sys
-import time
+import threading
 from pathlib import Path
 
+import dask
 import dask.array as da
 import napari
 import numpy as np
 import zarr
-from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 
 import dseeds
 from dseeds.napari_plugin import panel as panel_module
+from tests.napari_plugin.gui import press, stroke, wait, wait_for_preview, wait_for_work
 
 STEP = 8
-
-
-def wait(condition, seconds=180):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "nothing happened for too long"
-        QTest.qWait(20)
-
-
-def press(button):
-    assert button.enabled, button.text
-    QTest.mouseClick(button.native, Qt.MouseButton.LeftButton)
-
-
-def canvas_point(viewer, voxel):
-    """Return where a voxel (z, y, x) of the plane in view is on the canvas."""
-    canvas = viewer.window._qt_viewer.canvas
-    view = canvas.view
-    y, x = (voxel[1], voxel[2])
-    place = view.scene.transform.map((x, y, 0, 1))
-    return QPoint(round(place[0] / place[3]), round(place[1] / place[3]))
-
-
-def stroke(viewer, *voxels):
-    """Press, drag and release the left button over voxels."""
-    native = viewer.window._qt_viewer.canvas.native
-    points = [canvas_point(viewer, voxel) for voxel in voxels]
-    QTest.mouseMove(native, points[0])
-    QTest.qWait(30)
-    QTest.mousePress(native, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, points[0])
-    for point in points[1:]:
-        QTest.mouseMove(native, point)
-        QTest.qWait(30)
-    QTest.mouseRelease(native, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, points[-1])
-    QTest.qWait(30)
 
 
 def make_image(folder):
@@ -72,7 +38,7 @@ def check_preview(viewer, panel, image):
     for compactness in (0.5, 1.0, 2.0):
         panel.compactness_box.value = compactness
         QTest.qWait(30)
-    wait(lambda: panel_module.PREVIEW in viewer.layers and not panel._is_previewing and not panel._timer.isActive())
+    wait_for_preview(viewer, panel)
     window = tuple(map(float, panel.window_box.value.split(":")))
     expected = dseeds.supervoxels(image, step=STEP, compactness=2.0, window=window)
     shown = viewer.layers[panel_module.PREVIEW]
@@ -82,13 +48,64 @@ def check_preview(viewer, panel, image):
     return expected
 
 
-def check_cut(viewer, panel, folder, expected):
+class Slow:
+    """An image that lies far away: it answers a thread only when it is released."""
+
+    shape, dtype, ndim, size = (64, 64, 64), np.dtype(np.uint8), 3, 64**3
+
+    def __init__(self):
+        self.released, self.asked = threading.Event(), threading.Event()
+
+    def __getitem__(self, index):
+        values = np.arange(64**3, dtype=np.uint8).reshape(self.shape)[index]
+        # In its own thread the window reads what it shows; for a preview it would never ask.
+        if threading.current_thread() is not threading.main_thread():
+            self.asked.set()
+            assert self.released.wait(60)
+        return values
+
+
+def check_slow(viewer, panel):
+    """While the window of a slow image is chosen, others are previewed; what comes late changes nothing."""
+    slow, ball, text = Slow(), viewer.layers["ball"], panel.window_box.value
+    with dask.config.set(scheduler="synchronous"):
+        viewer.add_image(da.from_array(slow, chunks=-1, name=False), name="slow", contrast_limits=(0, 255))
+        wait(slow.asked.is_set)
+        assert "Reading the intensities of slow" in panel.status_label.value
+        shown = viewer.layers[panel_module.PREVIEW].data
+        viewer.layers.selection.active = ball
+        panel.compactness_box.value = 1.5
+        wait(lambda: viewer.layers[panel_module.PREVIEW].data is not shown and not panel._is_previewing)
+        shown = viewer.layers[panel_module.PREVIEW].data
+        assert panel._pending_windows
+        slow.released.set()
+        wait_for_preview(viewer, panel)
+        assert viewer.layers[panel_module.PREVIEW].data is shown
+        assert panel.window_box.value == text
+    viewer.layers.remove("slow")
+    viewer.layers.selection.active = ball
+    panel.compactness_box.value = 2.0
+    wait_for_preview(viewer, panel)
+
+
+def check_cancel(viewer, panel, folder):
     press(panel.cut_button)
     assert panel.status_label.value == "Choose a folder for the supervoxels."
     panel.folder_box.value = folder
     press(panel.cut_button)
+    press(panel.cut_button)
     assert not panel.cut_button.enabled
-    wait(lambda: not panel._is_busy)
+    wait_for_work(panel)
+    assert "Cancelled." in panel.status_label.value, panel.status_label.value
+    assert panel.session is None
+    assert not list(folder.iterdir())
+
+
+def check_cut(viewer, panel, folder, expected):
+    panel.folder_box.value = folder
+    press(panel.cut_button)
+    assert panel.cut_button.text == panel_module.CANCEL
+    wait_for_work(panel)
     assert panel.session is not None, panel.status_label.value
     written = zarr.open_array(folder / "supervoxels.zarr" / "0", mode="r")[:]
     assert np.array_equal(written, expected)
@@ -108,7 +125,7 @@ def check_classes(viewer, panel, expected):
     assert panel.session.state.classes == given | {int(expected[plane, 8, 8]): 2}
     assert np.array_equal(viewer.scene.camera.center, centre), "a stroke must not move the view"
     press(panel.propagate_button)
-    wait(lambda: not panel._is_busy)
+    wait_for_work(panel)
     classes = np.asarray(viewer.layers[panel_module.ANSWER].data)
     assert classes[plane, 48, 48] == 1
     assert classes[plane, 90, 90] == 2
@@ -130,15 +147,110 @@ def check_undo(viewer, panel, plane):
 
 def check_saved(viewer, panel, folder):
     press(panel.save_button)
-    wait(lambda: not panel._is_busy)
+    wait_for_work(panel)
     classes = np.asarray(viewer.layers[panel_module.ANSWER].data)
     assert np.array_equal(zarr.open_array(folder / "classes.zarr" / "0", mode="r")[:], classes), (
         panel.status_label.value
     )
     given = panel.session.state.classes
     press(panel.open_button)
-    wait(lambda: not panel._is_busy)
+    wait_for_work(panel)
     assert panel.session.state.classes == given
+
+
+def check_suggestion(viewer, panel, expected):
+    suggested = panel.session.state.answer.suggest(2).tolist()
+    for label in suggested:
+        press(panel.suggest_button)
+        wait_for_work(panel)
+        shown = viewer.layers[panel_module.LABELS]
+        place = (viewer.dims.point[0], *viewer.scene.camera.center[1:])
+        voxel = tuple(round(float(index)) for index in shown.world_to_data(place))
+        assert expected[voxel] == label, panel.status_label.value
+        assert np.array_equal(np.asarray(viewer.layers[panel_module.SUGGESTION].data), expected == label)
+
+
+def write_channels(folder):
+    """Write an OME-Zarr image of two channels, and return them."""
+    channels = np.random.default_rng(2).integers(0, 200, (2, 24, 48, 48), np.uint16)
+    channels[:, :, 20:] += 100
+    group = zarr.create_group(folder / "channels.zarr")
+    group.create_array("0", data=channels, chunks=(1, 8, 16, 16))
+    transform = {"type": "scale", "scale": [1.0, 2.0, 1.0, 1.0]}, {"type": "translation", "translation": [0, 5, 6, 7.0]}
+    axes = [{"name": "c", "type": "channel"}, *({"name": axis, "type": "space"} for axis in "zyx")]
+    datasets = [{"path": "0", "coordinateTransformations": list(transform)}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"name": "two", "axes": axes, "datasets": datasets}]}
+    return channels
+
+
+def check_channels(viewer, panel, folder):
+    """Several layers are cut together, within a mask, in place, and lie where the image lies."""
+    channels = write_channels(folder)
+    viewer.layers.clear()
+    panel.preview_box.value, panel.window_box.value, panel.compactness_box.value = False, "", 0.0
+    viewer.open(folder / "channels.zarr", plugin="napari-ome-zarr")
+    images = list(viewer.layers)
+    # Turned in its plane, as no metadata of OME-Zarr 0.5 can say.
+    turned = np.eye(4)
+    turned[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    for image in images:
+        image.affine = turned @ image.affine.affine_matrix
+    mask = np.zeros(channels.shape[1:], np.uint8)
+    mask[:, 4:, 3:40] = 7
+    place = {"scale": images[0].scale, "affine": images[0].affine.affine_matrix}
+    viewer.add_labels(mask, name="mask", **place)
+    viewer.add_labels(mask[:-1], name="smaller", **place)
+    viewer.add_labels(mask, name="elsewhere")
+    viewer.layers.selection = set(images)
+    panel.preview_box.value = True
+    for name, message in (("smaller", "choose layers of one shape"), ("elsewhere", "does not lie where")):
+        panel.mask_box.value = viewer.layers[name]
+        wait(lambda message=message: message in panel.status_label.value)
+    panel.mask_box.value = viewer.layers["mask"]
+    wait_for_preview(viewer, panel)
+    assert set(viewer.layers.selection) == set(images)
+    options = {"step": STEP, "window": panel.window_box.value, "channel_axis": 0, "mask": mask, "spacing": (2, 1, 1)}
+    assert options["window"].count(";") == 1
+    expected = dseeds.supervoxels(channels, **options)
+    shown = viewer.layers[panel_module.PREVIEW]
+    assert_preview(shown, images[0], expected)
+    results = folder / "channels"
+    results.mkdir()
+    panel.folder_box.value = results
+    press(panel.cut_button)
+    wait_for_work(panel)
+    written = zarr.open_group(results / "supervoxels.zarr", mode="r")
+    assert np.array_equal(written["0"][:], expected), panel.status_label.value
+    assert str(folder / "channels.zarr") in str(written.attrs.asdict())
+    labels = viewer.layers[panel_module.LABELS]
+    corner = np.array([23, 47, 47])
+    for voxel in (corner * 0, corner):
+        assert np.allclose(labels.data_to_world(voxel), images[0].data_to_world(voxel))
+
+
+def assert_preview(shown, image, expected):
+    """Assert that a preview is a part of the expected labels, and lies where the image has it."""
+    place = image.world_to_data(shown.data_to_world((0, 0, 0)))
+    box = tuple(slice(round(lo), round(lo) + n) for lo, n in zip(place, shown.data.shape, strict=True))
+    assert np.array_equal(shown.data, expected[box]), place
+
+
+def check_boundaries(viewer, panel, folder):
+    """Supervoxels end where another layer is high."""
+    values = np.random.default_rng(3).integers(0, 200, (2, 24, 48, 48), np.uint8)
+    viewer.layers.clear()
+    image, edges = (viewer.add_image(part, name=name) for part, name in zip(values, ("image", "edges"), strict=True))
+    viewer.layers.selection.active = image
+    panel.preview_box.value = True
+    panel.boundaries_box.value = edges
+    wait_for_preview(viewer, panel)
+    window = panel.window_box.value
+    expected = dseeds.supervoxels(values[0], step=STEP, window=window, boundaries=values[1])
+    assert not np.array_equal(expected, dseeds.supervoxels(values[0], step=STEP, window=window))
+    assert_preview(viewer.layers[panel_module.PREVIEW], image, expected)
+    panel.compactness_box.value = 1.0
+    wait(lambda: "leave out compactness" in panel.status_label.value)
+    panel.boundaries_box.value, panel.compactness_box.value = None, 0.0
 
 
 class Recorder:
@@ -167,7 +279,7 @@ def check_large(viewer, panel):
     viewer.scene.camera.zoom = 4
     panel.window_box.value = ""
     panel.preview_box.value = True
-    wait(lambda: panel_module.PREVIEW in viewer.layers and not panel._is_previewing and not panel._timer.isActive())
+    wait_for_preview(viewer, panel)
     shown = viewer.layers[panel_module.PREVIEW]
     assert "nearly as the result will be" in panel.status_label.value
     assert shown.data.shape[1] < 512
@@ -193,10 +305,19 @@ def main(folder):
     results.mkdir()
     expected = check_preview(viewer, panel, image)
     viewer.screenshot(folder / "preview.png", canvas_only=False, flash=False)
+    check_slow(viewer, panel)
+    cancelled = folder / "cancelled"
+    cancelled.mkdir()
+    check_cancel(viewer, panel, cancelled)
     check_cut(viewer, panel, results, expected)
     check_classes(viewer, panel, expected)
     viewer.screenshot(folder / "classes.png", canvas_only=False, flash=False)
+    check_suggestion(viewer, panel, expected)
+    viewer.screenshot(folder / "suggestion.png", canvas_only=False, flash=False)
     check_saved(viewer, panel, results)
+    check_channels(viewer, panel, folder)
+    viewer.screenshot(folder / "channels.png", canvas_only=False, flash=False)
+    check_boundaries(viewer, panel, folder)
     check_large(viewer, panel)
     viewer.screenshot(folder / "large.png", canvas_only=False, flash=False)
     viewer.close()
