@@ -134,6 +134,16 @@ def perturbed(image, labels, folder):
     return (dseeds.perturb(image, labels, np.arange(LABELS.max() + 1) % 2 == 0),)
 
 
+def cropped(image, labels, folder, **options):
+    around = dseeds.crops(labels, image, dseeds.features(labels), size=4, **options)
+    return [array for number in (0, 9) for array in (around[number].image, around[number].mask)]
+
+
+def tokenised(image, labels, folder, **options):
+    made = dseeds.tokens(labels, image, dseeds.features(labels), shape=2, **options)
+    return made.labels, made.values, made.masks
+
+
 FUNCTIONS = {
     "supervoxels": lambda image, labels, folder, **o: (dseeds.supervoxels(image, step=5, **o),),
     "segment": segmented,
@@ -148,11 +158,14 @@ FUNCTIONS = {
     "vote": lambda image, labels, folder: [np.array(column) for column in dseeds.vote(labels, labels).table.columns],
     "pool": pooled,
     "textures": textured,
+    "crops": cropped,
+    "tokens": tokenised,
+    "edit": lambda image, labels, folder: (dseeds.edit(labels).labels,),
     "feature_mask": lambda image, labels, folder: dseeds.feature_mask(labels),
     "perturb": perturbed,
     "fill_features": lambda image, labels, folder: (dseeds.fill_features(image, labels),),
 }
-WITH_CHANNELS = ("supervoxels", "segment", "plan", "features", "import_volume", "pool", "textures")
+WITH_CHANNELS = ("supervoxels", "segment", "plan", "features", "import_volume", "pool", "textures", "crops", "tokens")
 # These take addresses, tables and graphs.
 OTHERS = {"segment_many", "agglomerate", "load_graph", "propagate"}
 
