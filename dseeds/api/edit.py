@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.checks import check_threads
-from dseeds.core.geometry import Box
+from dseeds.core.geometry import Box, triple
 from dseeds.engine.run_directory import hold_labels
 from dseeds.io import Image, open_image
 from dseeds.io.editable_labels import ArrayLabels, EditableLabels, EditState, GroupLabels
@@ -31,6 +31,7 @@ from dseeds.measure.edits import (
     survey_labels,
     take_parts,
 )
+from dseeds.measure.label_hash import MODULUS, hash_moves
 from dseeds.storage.edit_log import EditRecord
 from dseeds.storage.label_group import EDITING, own_attribute
 from dseeds.storage.location import Location, open_location
@@ -222,7 +223,16 @@ class Edits:
             return _carry_out(opened, plan_merge(opened, survey, apart=apart))
 
     def split(
-        self, label: int, *, seeds: Any = None, parts: Any = None, image: Any = None, pieces: bool = False
+        self,
+        label: int,
+        *,
+        seeds: Any = None,
+        parts: Any = None,
+        image: Any = None,
+        pieces: bool = False,
+        volume: int | None = None,
+        level: int | None = None,
+        channel_axis: int | str | None = None,
     ) -> EditRecord:
         """Split a supervoxel into parts: the first keeps the label, the others get new ones that were never used.
 
@@ -244,6 +254,8 @@ class Edits:
             the channel where they differ most.
         pieces : bool, default False
             Make each piece of a part that is not connected a part of its own. Otherwise such a part is refused.
+        volume, level, channel_axis : optional
+            Of the image, as for `features`.
 
         Returns
         -------
@@ -267,7 +279,8 @@ class Edits:
             if parts is not None:
                 numbers = take_parts(opened, own, box, parts, pieces=pieces)
             else:
-                measured = None if image is None else _open_aligned(image, opened)
+                where = {"volume": volume, "level": level or 0, "channel_axis": channel_axis}
+                measured = None if image is None else _open_aligned(image, opened, **where)
                 numbers = grow_from_seeds(opened, own, box, seeds, image=measured, pieces=pieces)
             return _carry_out(opened, plan_split(opened, own, box, numbers))
 
@@ -291,7 +304,7 @@ class Edits:
             last = opened.log.last_done(state.edits)
             if last is None:
                 raise ValueError("there is no edit that could be undone.")
-            record = plan_undo(state, last)
+            record = _with_moves(opened, plan_undo(state, last))
             # Nothing is begun that could not be finished.
             for _ in _changed_pieces(opened, record):
                 pass
@@ -347,7 +360,7 @@ class Edits:
         [35.0, 90.0]
         """
         # Here, not above: Arrow takes its time to import.
-        from dseeds.measure.feature_updates import records_since, update_tables
+        from dseeds.measure.feature_updates import check_current, records_since, update_tables
         from dseeds.measure.features import Features
 
         chosen = self._features if features is None else features
@@ -356,9 +369,10 @@ class Edits:
         with self._hold() as opened, open_features(chosen) as dataset:
             dataset.finish_update()
             records = records_since(dataset, opened)
+            where = {"volume": volume, "level": level or 0, "channel_axis": channel_axis}
+            measured = None if image is None else _open_aligned(image, opened, **where)
+            check_current(dataset, opened, measured, records)
             if records:
-                where = {"volume": volume, "level": level or 0, "channel_axis": channel_axis}
-                measured = None if image is None else _open_aligned(image, opened, **where)
                 update_tables(dataset, opened, measured, records, threads=self._threads)
             in_memory = isinstance(chosen, Features) and chosen.address is None
             result = Features.of(dataset, None if in_memory else dataset.address)
@@ -385,6 +399,7 @@ class Edits:
         from dseeds.measure.feature_updates import check_counts, find_places, records_since
 
         with open_features(self._features) as dataset:
+            dataset.finish_update()
             places = find_places(dataset, records_since(dataset, opened), chosen)
             boxes: Mapping[int, Box] = {label: places.boxes.get(label, Box((0, 0, 0), (0, 0, 0))) for label in chosen}
             survey = survey_labels(opened.source, chosen, boxes, threads=self._threads)
@@ -434,7 +449,7 @@ def _carry_out(labels: EditableLabels, planned: PlannedEdit) -> EditRecord:
     for piece, (box, codes) in enumerate(planned.pieces):
         log.write_piece(number, piece, codes)
         boxes.append(box)
-    record = replace(planned.record, pieces=tuple(boxes))
+    record = _with_moves(labels, replace(planned.record, pieces=tuple(boxes)))
     log.write(record)
     labels.set_state(replace(state, editing=number))
     _complete(labels)
@@ -449,7 +464,13 @@ def _complete(labels: EditableLabels) -> None:
         labels.write(box, values)
     labels.finish(record.pieces)
     count = state.supervoxels + record.net
-    labels.set_state(EditState(count, record.largest, record.number))
+    labels.set_state(EditState(count, record.largest, record.number, moved=record.moved))
+
+
+def _with_moves(labels: EditableLabels, record: EditRecord) -> EditRecord:
+    """Return a record with what all edits up to it have moved."""
+    change = hash_moves(labels.log, [record], triple(labels.source.shape))
+    return replace(record, moved=f"{(int(labels.state.moved, 16) + change.total) % MODULUS:016x}")
 
 
 def _changed_pieces(labels: EditableLabels, record: EditRecord) -> Iterator[tuple[Box, NDArray[Any]]]:

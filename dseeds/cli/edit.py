@@ -33,10 +33,11 @@ EXAMPLES = (
     "dseeds edit labels.zarr split 17 --seeds scribbles.zarr --by-contrast --image embryo.zarr",
     "dseeds edit labels.zarr split 17 --parts drawn.zarr",
     "dseeds edit labels.zarr merge 12 40 --features labels.features --image embryo.zarr",
+    "dseeds edit labels.zarr update --features labels.features --image embryo.zarr",
     "dseeds edit labels.zarr undo",
     "dseeds edit labels.zarr log",
 )
-ACTIONS = ("merge", "split", "undo", "log")
+ACTIONS = ("merge", "split", "undo", "update", "log")
 
 Points: TypeAlias = list[tuple[int, ...]]
 
@@ -63,8 +64,8 @@ def edit_command(
     action: Annotated[
         str,
         typer.Argument(
-            metavar="merge|split|undo|log",
-            help="Merge supervoxels, split one, undo the last edit, or list all edits.",
+            metavar="merge|split|undo|update|log",
+            help="Merge supervoxels, split one, undo the last edit, bring features up to date, or list all edits.",
             autocompletion=complete_from(*ACTIONS),
         ),
     ],
@@ -120,20 +121,27 @@ def edit_command(
     that was interrupted is completed first, by any of the actions. A new part gets a label that was never used before.
     """
     _check_arguments(action, chosen or [], seed, seeds, parts)
+    if action == "update" and features is None:
+        raise typer.BadParameter("an update takes --features", param_hint="'update'")
     if by_contrast and not image:
         raise typer.BadParameter("it needs an --image", param_hint="'--by-contrast'")
     from dseeds.api.edit import edit
 
     edits = edit(labels, features=features, threads=threads)
     intensities = one_or_several(image) if image else None
+    where: Any = {"volume": volume, "level": level, "channel_axis": channel_axis}
     split = {"seeds": list(seed) if seed else seeds, "parts": parts, "pieces": pieces}
     if by_contrast:
-        split["image"] = intensities
-    record = _perform(edits, action, chosen or [], split, apart)
+        split |= {"image": intensities, **where}
     if features is not None and action != "log":
-        where: Any = {"volume": volume, "level": level, "channel_axis": channel_axis}
+        # First, so that nothing is edited that cannot be measured.
         edits.update_features(image=intensities, **where)
-    if record is None:
+    record = _perform(edits, action, chosen or [], split, apart)
+    if features is not None and record is not None:
+        edits.update_features(image=intensities, **where)
+    if action == "update":
+        output.print_result(json.dumps({"features": features}), partial(print, f"features up to date: {features}"))
+    elif record is None:
         log = edits.log
         document = json.dumps([_summarise(one) for one in log], indent=2)
         output.print_result(document, partial(_print_log, log))
@@ -154,7 +162,7 @@ def _check_arguments(
         raise typer.BadParameter("seeds and parts are for a split", param_hint=f"'{action}'")
     if action == "merge" and len(chosen) < 2:
         raise typer.BadParameter("a merge takes two or more labels", param_hint="'merge'")
-    if action in ("undo", "log") and chosen:
+    if action in ("undo", "update", "log") and chosen:
         raise typer.BadParameter(f"{action} takes no labels", param_hint=f"'{action}'")
 
 

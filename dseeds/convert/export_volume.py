@@ -27,7 +27,7 @@ from dseeds.io.formats.nrrd_writer import is_our_nrrd, write_meta, write_nrrd
 from dseeds.io.formats.precomputed import add_scale, check_precomputed_target, import_tensorstore, partial_folder
 from dseeds.io.formats.tiff import is_our_tiff, write_tiff
 from dseeds.io.image import common_dtype, open_channels
-from dseeds.io.labels import check_no_edit
+from dseeds.io.labels import check_no_edit, check_still_unedited
 from dseeds.io.source import SourceQuery
 from dseeds.storage.location import is_remote
 from dseeds.storage.ownership import check_apart
@@ -202,6 +202,8 @@ def export_volume(
         write = chosen.write if dataset is None else partial(chosen.write, dataset=dataset)
         with partial_file(path, lambda: chosen.check(path, overwrite)) as partial_path:
             write(partial_path, reader.slabs(EXPORT_STAGE, content.dtype), content)
+            for part in image.parts:
+                check_still_unedited(part)
     return ExportReport(
         target=str(target),
         shape=content.shape,

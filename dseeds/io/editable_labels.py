@@ -18,10 +18,11 @@ from dseeds.io.open import open_voxels
 from dseeds.io.pyramid import update_pyramid
 from dseeds.io.pyramid_levels import PyramidLevel, compute_resolutions, match_levels
 from dseeds.io.source import ArraySource, Source, SourceQuery
-from dseeds.storage.edit_log import EditLog, FilesInMemory
+from dseeds.storage.edit_log import UNMOVED, EditLog, FilesInMemory
 from dseeds.storage.label_group import (
     EDITING,
     EDITS,
+    MOVED,
     has_metadata,
     own_attribute,
     parents_name,
@@ -39,12 +40,16 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class EditState:
-    """The numbers of supervoxels, of the largest label ever used, of edits, and of an edit that is unfinished, or 0."""
+    """The numbers of supervoxels, of the largest label ever used, of edits, and of an edit that is unfinished, or 0.
+
+    `moved` is what the edits have moved, as in the record of the last one.
+    """
 
     supervoxels: int
     largest: int
     edits: int = 0
     editing: int = 0
+    moved: str = UNMOVED
 
 
 class EditableLabels(Protocol):
@@ -144,12 +149,13 @@ class GroupLabels(EditableLabels):
         count = int(attribute["supervoxels"])
         # A run numbers its supervoxels from 1.
         largest = int(attribute.get(LARGEST, count))
-        return EditState(count, largest, int(attribute.get(EDITS, 0)), int(attribute.get(EDITING, 0)))
+        edits, editing = (int(attribute.get(key, 0)) for key in (EDITS, EDITING))
+        return EditState(count, largest, edits, editing, str(attribute.get(MOVED, UNMOVED)))
 
     @override
     def set_state(self, state: EditState) -> None:
         self._confirm()
-        entries = {"supervoxels": state.supervoxels, LARGEST: state.largest, EDITS: state.edits}
+        entries = {"supervoxels": state.supervoxels, LARGEST: state.largest, EDITS: state.edits, MOVED: state.moved}
         update_own_attribute(self.location, {**entries, EDITING: state.editing or None})
 
     @override

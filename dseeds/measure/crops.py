@@ -87,6 +87,8 @@ class Crops(Sequence[SupervoxelCrop]):
 
     def __getitem__(self, number: SupportsIndex) -> SupervoxelCrop:  # type: ignore[override]
         """Return the crop around a supervoxel by its position in `labels`."""
+        if isinstance(number, slice):
+            raise TypeError("crops are read one at a time, or by batches: index them by a number.")
         position = range(len(self))[number]
         points = self._points(position)
         shape = self._reader.shape

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dseeds._version import __version__
-from dseeds.core.geometry import Box, Tiling, Triple, triple
+from dseeds.core.geometry import Box, Tiling, triple
 from dseeds.io import Image, Source
 from dseeds.io.editable_labels import EditableLabels
 from dseeds.io.labels import TASK_BYTES, choose_tiling, read_labels
@@ -32,11 +32,12 @@ from dseeds.measure.columns import (
 )
 from dseeds.measure.edits import bound_within
 from dseeds.measure.features import voxel_bytes
-from dseeds.measure.identity import LabelHash, LabelIdentity, find_run, hash_box
+from dseeds.measure.identity import LabelIdentity, TableOrigin, find_run
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
+from dseeds.measure.label_hash import hash_moves
 from dseeds.parallel.executor import Executor
-from dseeds.storage.edit_log import EditLog, EditRecord
+from dseeds.storage.edit_log import UNMOVED, EditRecord
 from dseeds.storage.label_records import RANGE
 from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
 
@@ -72,8 +73,10 @@ def records_since(dataset: Dataset, labels: EditableLabels) -> list[EditRecord]:
     note, name, count = dataset.note(), labels.source.name, labels.state.edits
     if note.get("labels") != name:
         raise ValueError(f"{dataset.address} has the features of {note.get('labels')}, not of {name}: name others.")
-    run, measured = _read_identity(dataset, note).written
-    if measured > count or run not in (None, find_run(labels.source).run):
+    run, measured, moved = _read_identity(dataset, note).written
+    last = labels.log.read(measured) if 0 < measured <= count else None
+    is_ours = run in (None, find_run(labels.source).run) and moved == (UNMOVED if last is None else last.moved)
+    if measured > count or not is_ours:
         raise ValueError(
             f"the features in {dataset.address} were measured after {measured} edits of labels that were replaced by "
             f"{name}, which has {count}: {_MEASURE_AGAIN}."
@@ -87,6 +90,20 @@ def _read_identity(dataset: Dataset, note: Mapping[str, Any]) -> LabelIdentity:
     if identity is None or "affine" not in note:
         raise ValueError(f"{dataset.address} was written by an older version: {_MEASURE_AGAIN}.")
     return identity
+
+
+def _identity_after(dataset: Dataset, labels: EditableLabels, records: Sequence[EditRecord]) -> LabelIdentity:
+    """Return what features record of their labels, after edits."""
+    identity, state = _read_identity(dataset, dataset.note()), labels.state
+    return identity.after(hash_moves(labels.log, records, triple(labels.source.shape)), state.edits, state.moved)
+
+
+def check_current(dataset: Dataset, labels: EditableLabels, image: Image | None, records: Sequence[EditRecord]) -> None:
+    """Raise a ValueError unless features, after edits, are those of the labels as they are, and of an image."""
+    _read_space(dataset, dataset.note(), image)
+    name = None if labels.source.kind == "array" else dataset.address
+    origin = TableOrigin.of_kind(_identity_after(dataset, labels, records), dataset.kind, name)
+    origin.check_labels(labels.source, whole=True)
 
 
 def find_places(dataset: Dataset, records: Sequence[EditRecord], chosen: Sequence[int]) -> LabelPlaces:
@@ -139,7 +156,7 @@ def update_tables(
 ) -> None:
     """Bring the features of labels up to date with edits, whose records begin where the features end."""
     note, labels = dataset.note(), edited.source
-    identity = _read_identity(dataset, note).moved(_hash_moves(edited.log, records, labels.shape), records[-1].number)
+    identity = _identity_after(dataset, edited, records)
     space = _read_space(dataset, note, image)
     changed = np.array(sorted({label for record in records for label in (*record.before, *record.after)}), np.int64)
     places = find_places(dataset, records, changed.tolist())
@@ -159,18 +176,6 @@ def update_tables(
     totals = {"supervoxels": note["supervoxels"] + rows, "contacts": note["contacts"] + edges_more}
     kept = {key: note[key] for key in (*_KEPT, *(() if image is None else ("image",)))}
     update.publish_update({**totals, **kept, **identity.to_note(), "version": __version__})
-
-
-def _hash_moves(log: EditLog, records: Sequence[EditRecord], shape: Triple) -> LabelHash:
-    """Return by how much edits change the hash of labels of a shape (z, y, x)."""
-    sums = LabelHash()
-    for record in records:
-        old, new = ([0, *(move[end] for move in record.moves)] for end in range(2))
-        for piece, box in enumerate(record.pieces):
-            codes = log.read_piece(record.undoes or record.number, piece, box)
-            before, after = (hash_box(np.array(ids, np.int64)[codes], box.lo, box, shape) for ids in (old, new))
-            sums += after - before
-    return sums
 
 
 def _read_space(dataset: Dataset, note: Mapping[str, Any], image: Image | None) -> Space:

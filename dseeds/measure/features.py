@@ -39,9 +39,10 @@ from dseeds.measure.columns import (
     count_features,
     sort_contacts,
 )
-from dseeds.measure.identity import LabelHash, LabelIdentity, LabelRun, find_run, hash_box
+from dseeds.measure.identity import LabelIdentity, LabelRun, find_run
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
+from dseeds.measure.label_hash import LabelHash, hash_box
 from dseeds.measure.region_tables import RegionRows, SupervoxelTables, begin_measurement, count_regions, write_parts
 from dseeds.measure.windows import begin_search, search_windows
 from dseeds.parallel.capacity import parse_memory

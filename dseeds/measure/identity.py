@@ -7,47 +7,33 @@ boxes of them are compared, or the run and the number of edits that labels of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Triple, triple
 from dseeds.io import ArraySource, Source, ZarrSource
 from dseeds.io.labels import label_attributes, read_labels
-from dseeds.measure.kernels.identity import hash_labels
-from dseeds.storage.parquet_dataset import TABLE, Dataset, DatasetKind
+from dseeds.measure.label_hash import MODULUS, LabelHash, hash_box, sample_boxes
+from dseeds.storage.edit_log import UNMOVED
+from dseeds.storage.label_group import EDITS, MOVED
+from dseeds.storage.parquet_dataset import FEATURES, TABLE, Dataset, DatasetKind
 from dseeds.storage.slabs import slab_thickness
 
 # The key of an identity in the notes of folders and in the metadata of files.
 IDENTITY = "identity"
-# Hashes are numbers modulo this one.
-MODULUS = 1 << 64
-# Voxels along each axis of the boxes that are compared if the labels are not read whole.
-SAMPLE = 32
-
-
-class LabelHash(NamedTuple):
-    """The hash of labels, or of a part of them, and what of it is due to the boxes of `sample_boxes`."""
-
-    total: int = 0
-    sample: int = 0
-
-    def __add__(self, other: tuple[Any, ...]) -> LabelHash:
-        """Return the hash of two parts together."""
-        return LabelHash(*((a + b) % MODULUS for a, b in zip(self, other, strict=True)))
-
-    def __sub__(self, other: LabelHash) -> LabelHash:
-        """Return the hash without that of a part."""
-        return LabelHash(*((a - b) % MODULUS for a, b in zip(self, other, strict=True)))
 
 
 class LabelRun(NamedTuple):
-    """The run of this program that wrote labels, None if unknown, and how often they were edited since."""
+    """The run of this program that wrote labels, None if unknown; how often they were edited since, and what moved.
+
+    The runs of two outputs are equal if their labels were. What edits changed is told by the hash, see
+    `dseeds.storage.edit_log.EditRecord`.
+    """
 
     run: str | None = None
     edits: int = 0
+    moved: str = UNMOVED
 
 
 UNKNOWN = LabelRun()
@@ -89,7 +75,7 @@ class LabelIdentity:
         """Return the identity in the note of a folder, or in the metadata of a file; None if it has none."""
         try:
             entry = dict(note[IDENTITY])
-            written = LabelRun(entry["run"] and str(entry["run"]), int(entry["edits"]))
+            written = LabelRun(entry["run"] and str(entry["run"]), int(entry["edits"]), str(entry["moved"]))
             return cls(triple(entry["shape"]), str(entry["total"]), str(entry["sample"]), written)
         except (KeyError, TypeError, ValueError):
             return None
@@ -99,10 +85,10 @@ class LabelIdentity:
         entry = {"shape": self.shape, "total": self.total, "sample": self.sample}
         return {IDENTITY: {**entry, **self.written._asdict()}}
 
-    def moved(self, change: LabelHash, edits: int) -> LabelIdentity:
-        """Return the identity after edits that change the hash, when there have been so many edits in all."""
+    def after(self, change: LabelHash, edits: int, moved: str) -> LabelIdentity:
+        """Return the identity after a change of the hash, by so many edits in all, and what these moved in all."""
         sums = LabelHash(int(self.total, 16), int(self.sample, 16)) + change
-        return LabelIdentity.of(self.shape, sums, LabelRun(self.written.run, edits))
+        return LabelIdentity.of(self.shape, sums, LabelRun(self.written.run, edits, moved))
 
     def is_same(self, other: LabelIdentity) -> bool:
         """Return whether both are of the same voxels."""
@@ -116,12 +102,17 @@ class TableOrigin:
     identity: LabelIdentity
     name: str = "the table"
     remedy: str = "make it again from a table of these labels"
+    # What to do if the labels were edited since.
+    update: str = "make it again"
 
     @classmethod
     def of_kind(cls, identity: LabelIdentity, kind: DatasetKind, name: str | None = None) -> TableOrigin:
         """Return the origin of tables of a kind, in the folder of a name or in memory."""
         rows = f"its rows alone, {'.table' if name is None else TABLE}, are taken for any labels"
-        return cls(identity, name or f"the result of dseeds {kind.name}", f"run dseeds {kind.name} on these; {rows}")
+        name, update = name or f"the result of dseeds {kind.name}", f"run dseeds {kind.name} again"
+        if kind == FEATURES:
+            update = "bring it up to date with dseeds edit and its action update, or " + update
+        return cls(identity, name, f"run dseeds {kind.name} on these; {rows}", update)
 
     @classmethod
     def of_file(cls, note: Mapping[str, Any], address: str) -> TableOrigin | None:
@@ -148,8 +139,8 @@ class TableOrigin:
                 f"shape {shape}: {self.remedy}."
             )
         if written.run is not None and written.run == self.identity.written.run:
-            if written.edits != self.identity.written.edits:
-                raise ValueError(f"{_name(labels)} was edited after {self.name} was made from it: {self.remedy}.")
+            if written.moved != self.identity.written.moved:
+                raise ValueError(f"{_name(labels)} was edited after {self.name} was made from it: {self.update}.")
             return
         if labels.kind == "array" and not isinstance(labels, ArraySource):
             # Dask would compute it.
@@ -195,30 +186,6 @@ def check_same_labels(first: TableOrigin | None, second: TableOrigin | None) -> 
         )
 
 
-def sample_boxes(shape: Triple) -> Iterable[Box]:
-    """Return three small boxes of a volume of a shape (z, y, x), which lie on its diagonal.
-
-    >>> [box.lo for box in sample_boxes((400, 40, 4))]
-    [(84, 0, 0), (184, 4, 0), (284, 8, 0)]
-    """
-    for quarter in (1, 2, 3):
-        lo = triple(min(max(0, n * quarter // 4 - SAMPLE // 2), max(0, n - SAMPLE)) for n in shape)
-        yield Box(lo, triple(min(n, a + SAMPLE) for n, a in zip(shape, lo, strict=True)))
-
-
-def hash_box(labels: NDArray[Any], lo: Triple, box: Box, shape: Triple) -> LabelHash:
-    """Return the hash of a box of a volume of a shape (z, y, x).
-
-    `labels`, uint32 or int64, C-contiguous, are a window (z, y, x) that begins at `lo` and contains the box.
-    """
-
-    def add_up(part: Box) -> int:
-        return int(hash_labels(labels, part.relative_to(lo).lo, part.shape, part.lo, shape)) % MODULUS
-
-    parts = (box.intersection(sample) for sample in sample_boxes(shape) if box.overlaps(sample))
-    return LabelHash(add_up(box), sum(map(add_up, parts)) % MODULUS)
-
-
 def hash_source(labels: Source) -> LabelHash:
     """Return the hash of labels, which are read once from end to end."""
     shape, sums = triple(labels.shape), LabelHash()
@@ -238,9 +205,9 @@ def identify(labels: Source) -> LabelIdentity:
 def find_run(labels: Source) -> LabelRun:
     """Return the run that wrote labels, and how often they were edited since, as they record it themselves."""
     attributes = label_attributes(labels)
-    run, edits = attributes.get("run"), attributes.get("edits", 0)
-    is_known = isinstance(run, str) and isinstance(edits, int)
-    return LabelRun(run, edits) if is_known else UNKNOWN
+    run, edits, moved = attributes.get("run"), attributes.get(EDITS, 0), attributes.get(MOVED, UNMOVED)
+    is_known = isinstance(run, str) and isinstance(edits, int) and isinstance(moved, str)
+    return LabelRun(run, edits, moved) if is_known else UNKNOWN
 
 
 def finest_level(labels: Source) -> Source:

@@ -27,10 +27,11 @@ from dseeds.io.affine import affine_attributes
 from dseeds.io.formats.dask_array import DaskSource
 from dseeds.io.formats.file_writer import remove_partial
 from dseeds.io.formats.nifti import is_nifti
-from dseeds.io.labels import TASK_BYTES, choose_tiling, materialise, open_labels, read_labels
+from dseeds.io.labels import TASK_BYTES, check_still_unedited, choose_tiling, materialise, open_labels, read_labels
 from dseeds.io.source import shorten
-from dseeds.measure.identity import LabelHash, hash_box
+from dseeds.measure.identity import finest_level
 from dseeds.measure.kernels.painting import paint_voxels
+from dseeds.measure.label_hash import LabelHash, hash_box
 from dseeds.measure.lookup import LookupTable, open_values
 from dseeds.parallel.capacity import local_capacity, parse_memory
 from dseeds.parallel.clients import open_client
@@ -137,7 +138,8 @@ class PaintJob:
 
     def check_hash(self, sums: LabelHash) -> None:
         """Raise a ValueError if the hash of all labels is not that of the labels that the table was made from."""
-        if self.values.origin is not None:
+        # A coarser level has been compared by its full resolution.
+        if self.values.origin is not None and finest_level(self.labels) is self.labels:
             self.values.origin.check_hash(self.labels, sums)
 
     def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
@@ -328,6 +330,7 @@ def _paint_zarr(
         missing, sums = 0, LabelHash()
         for count, part in executor.map_unordered("paint", paint_region, calls, len(tiling)):
             missing, sums = missing + count, sums + part
+        check_still_unedited(labels)
         job.check_hash(sums)
         check_written_by(place, run)
         place.clear(SCRATCH)
@@ -365,6 +368,7 @@ def _paint_nifti(
             if progress:
                 progress.advance("paint")
         # Here, since the file is published as soon as it has all slabs.
+        check_still_unedited(source)
         job.check_hash(sums)
 
     if progress:

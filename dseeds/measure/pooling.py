@@ -35,9 +35,10 @@ from dseeds.io.labels import (
 )
 from dseeds.io.source import SourceQuery
 from dseeds.measure.annotated_matrix import AnnotatedMatrix, read_lists
-from dseeds.measure.identity import LabelIdentity, find_run, hash_box
+from dseeds.measure.identity import LabelIdentity, find_run
 from dseeds.measure.kernels import pooling as kernel
 from dseeds.measure.kernels.numbering import LabelRuns, find_lines, find_runs, number_labels
+from dseeds.measure.label_hash import hash_box
 from dseeds.measure.region_tables import (
     RegionRows,
     SupervoxelTables,

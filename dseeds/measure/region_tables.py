@@ -22,7 +22,8 @@ from dseeds.core.progress import Progress
 from dseeds.io import Source
 from dseeds.io.labels import check_still_unedited
 from dseeds.measure.annotated_matrix import AnnotatedMatrix
-from dseeds.measure.identity import LabelHash, LabelIdentity, TableOrigin, folder_origin
+from dseeds.measure.identity import LabelIdentity, TableOrigin, folder_origin
+from dseeds.measure.label_hash import LabelHash
 from dseeds.parallel.clients import open_client
 from dseeds.parallel.executor import Executor, open_executor
 from dseeds.storage.label_records import BatchIndex, LabelRange

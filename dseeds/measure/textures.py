@@ -27,9 +27,10 @@ from dseeds.io.labels import (
     open_labels,
     read_labels,
 )
-from dseeds.measure.identity import LabelHash, LabelIdentity, find_run, hash_box
+from dseeds.measure.identity import LabelIdentity, find_run
 from dseeds.measure.kernels import textures as kernel
 from dseeds.measure.kernels.numbering import count_numbers, number_labels
+from dseeds.measure.label_hash import LabelHash, hash_box
 from dseeds.measure.region_tables import (
     RegionRows,
     SupervoxelTables,

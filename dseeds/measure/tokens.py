@@ -16,7 +16,7 @@ from dseeds.core.checks import check_threads
 from dseeds.core.geometry import Box, Triple, triple
 from dseeds.core.progress import Progress
 from dseeds.io import open_image
-from dseeds.io.labels import TASK_BYTES, align_image, open_labels
+from dseeds.io.labels import TASK_BYTES, align_image, check_still_unedited, open_labels
 from dseeds.measure.crops import read_size
 from dseeds.measure.identity import LabelIdentity, TableOrigin, note_of
 from dseeds.measure.lookup import open_values
@@ -187,6 +187,7 @@ def tokens(
     if target is None:
         arrays = {name: np.empty(shapes[name], dtypes[name]) for name in shapes}
         run_batches(TokenJob(reader, rows, grid, outside, arrays, batch), number, progress)
+        check_still_unedited(label_source)
         return Tokens(None, {LABELS: rows.labels, **arrays}, origin)
     check_apart(str(target), label_source.path, *opened.paths)
     group = TokenGroup(open_location(target))
@@ -195,6 +196,7 @@ def tokens(
         stored = {name: group.create(name, shapes[name], dtypes[name], batch) for name in shapes}
         run_batches(TokenJob(reader, rows, grid, outside, stored, batch), number, progress)
         names = {"labels": label_source.name, "image": opened.name}
+        check_still_unedited(label_source)
         group.publish({TOKENS: count, **names, **note_of(origin), "version": __version__})
     return Tokens(group.location.address)
 

@@ -21,7 +21,8 @@ from dseeds.core.geometry import Tiling
 from dseeds.core.progress import Progress
 from dseeds.io import Source
 from dseeds.io.labels import TASK_BYTES, align_sources, choose_tiling, materialise, open_labels, read_labels
-from dseeds.measure.identity import LabelHash, LabelIdentity, find_run, hash_box
+from dseeds.measure.identity import LabelIdentity, find_run
+from dseeds.measure.label_hash import LabelHash, hash_box
 from dseeds.measure.region_tables import (
     RegionRows,
     SupervoxelTables,

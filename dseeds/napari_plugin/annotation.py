@@ -18,7 +18,7 @@ from dseeds.core.progress import Progress
 from dseeds.engine.run import LAYOUT_OPTIONS, ResolvedTarget
 from dseeds.engine.run_directory import RunMismatch, read_spec
 from dseeds.io.labels import open_labels
-from dseeds.measure.identity import TableOrigin, check_same_labels
+from dseeds.measure.identity import TableOrigin
 from dseeds.measure.painting import paint
 from dseeds.measure.propagation import CLASSES, Propagated, RandomWalker
 from dseeds.measure.region_graph import CENTROID, AdjacencyGraph, load_graph
@@ -227,9 +227,14 @@ class AnnotationFolder:
             given = table.filter(table["annotated"])
             classes = dict(zip(given["label"].to_pylist(), given["class"].to_pylist(), strict=True))
         session = AnnotationSession(self.features, classes)
-        check_same_labels(origin, session.graph.origin)
-        if session.graph.origin is not None:
-            session.graph.origin.check_labels(open_labels(self.labels), whole=False)
+        own = session.graph.origin
+        if origin is not None and own is not None and not origin.identity.is_same(own.identity):
+            raise ValueError(
+                f"{self.table.name} has the classes of other labels than {self.labels.name} has, or had before it was "
+                "edited: take the edits back, or move the file away and annotate again."
+            )
+        if own is not None:
+            own.check_labels(open_labels(self.labels), whole=False)
         return session
 
     def locate(self, labels: NDArray[np.int64]) -> list[Triple]:

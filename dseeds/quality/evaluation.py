@@ -25,7 +25,15 @@ from dseeds.core.exact_sum import totals
 from dseeds.core.geometry import Tiling, Triple, check_spacing, triple
 from dseeds.core.progress import Progress
 from dseeds.io import Source
-from dseeds.io.labels import TASK_BYTES, align_sources, choose_tiling, label_parameters, materialise, open_labels
+from dseeds.io.labels import (
+    TASK_BYTES,
+    align_sources,
+    check_still_unedited,
+    choose_tiling,
+    label_parameters,
+    materialise,
+    open_labels,
+)
 from dseeds.io.open import open_voxels
 from dseeds.io.source import SourceQuery
 from dseeds.parallel.capacity import parse_memory
@@ -252,6 +260,7 @@ def measure_quality(
         figures["seam_step"] = None if step is None else list(step)
         worst = seams.find_worst_planes(between, chunks, step)
         figures["worst_seams"] = seams.locate_seams(job, worst, chunks, executor)
+    check_still_unedited(job.labels)
     return figures
 
 

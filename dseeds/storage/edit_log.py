@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from dseeds.core.geometry import Box, triple
 
 RECORD = "edit.json"
+# What no edits have moved.
+UNMOVED = f"{0:016x}"
 EditKind: TypeAlias = Literal["merge", "split", "undo"]
 
 
@@ -57,6 +59,8 @@ class EditRecord:
         The boxes that the changed voxels lie in, none of which overlap.
     undoes : int or None
         The number of the edit that it undid.
+    moved : str
+        By how much this edit and all before it changed the hash of the labels, as 16 hexadecimal digits.
 
     Examples
     --------
@@ -79,6 +83,7 @@ class EditRecord:
     version: str
     pieces: tuple[Box, ...] = field(repr=False)
     undoes: int | None = None
+    moved: str = field(default=UNMOVED, repr=False)
 
     @property
     def net(self) -> int:

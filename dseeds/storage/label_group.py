@@ -59,6 +59,8 @@ _PARTIAL = re.compile(r"(?:zarr|\d+)\.[0-9a-f]{32}\.partial")
 # The folder for the records of edits. Among this program's attributes, `EDITS` is the number of edits so far, of which
 # each undoing is one, and `EDITING` the number of one that is unfinished: some of its voxels may be changed.
 EDITS, EDITING = "edits", "editing"
+# What all edits together have moved, see `dseeds.storage.edit_log.EditRecord`.
+MOVED = "moved"
 # A file of our own that was being written when the process was killed.
 _UNRENAMED = re.compile(r"\.[0-9a-f]{32}\.partial")
 _EDIT_FILE = re.compile(rf"\d{{6,}}(?:/(?:edit\.json|\d+|{_UNRENAMED.pattern}))?")

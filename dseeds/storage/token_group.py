@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +25,10 @@ else:
 TOKENS = "tokens"
 LABELS, VALUES, MASKS = ARRAYS = ("labels", "values", "masks")
 _METADATA, _ATTRIBUTE = "zarr.json", "dseeds"
+# The files of a group, also one that Zarr was writing when it was killed.
+_OWN_NAME = re.compile(
+    rf"{re.escape(MARKER)}|{re.escape(_METADATA)}|({'|'.join(ARRAYS)})/(zarr\.json|c(/\d+)+|.*\.partial)"
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,7 @@ class TokenGroup:
         check_folder(self.location)
         names = list(self.location.names())
         if names:
-            stranger = next(
-                (name for name in names if name.partition("/")[0] not in (*ARRAYS, _METADATA, MARKER)), None
-            )
+            stranger = next((name for name in names if not _OWN_NAME.fullmatch(name)), None)
             check_overwrite(self.location.address, overwrite, is_ours=self._is_ours(), stranger=stranger)
 
     def _is_ours(self) -> bool:

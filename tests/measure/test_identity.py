@@ -1,6 +1,7 @@
 """A table is known by the voxels of the labels that it was made from, and refused for others."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from dseeds.cli import app
 from dseeds.io import ArraySource
 from dseeds.io.labels import open_labels
 from dseeds.measure.identity import identify
-from dseeds.napari_plugin.annotation import AnnotationFolder
+from dseeds.napari_plugin.annotation import AnnotationFolder, FolderSettings
+from dseeds.storage.edit_log import UNMOVED
 from dseeds.storage.label_group import ATTRIBUTE
 from tests.support.clusters import in_process
 
@@ -201,11 +203,12 @@ def test_labels_are_recognised_in_every_format_and_at_every_level(segmented):
     features = segmented / "labels.features"
     written = dseeds.Features(str(features)).origin.identity.written
     group = zarr.open_group(str(segmented / "labels.zarr"), mode="r")
-    assert written == (group.attrs[ATTRIBUTE]["run"], 0)
+    assert written == (group.attrs[ATTRIBUTE]["run"], 0, UNMOVED)
     levels = len(group.attrs["ome"]["multiscales"][0]["datasets"])
     assert levels > 1
     for level in range(levels):
         dseeds.paint(segmented / f"labels.zarr/{level}", features, column="area")
+        dseeds.paint(segmented / f"labels.zarr/{level}", features, segmented / f"areas-{level}.zarr", column="area")
         dseeds.paint(group[str(level)], features, column="area")
     for name in ("labels.nii.gz", "labels.nrrd", "labels.tif"):
         dseeds.export_volume(segmented / "labels.zarr", segmented / name)
@@ -237,13 +240,48 @@ def test_edited_labels(segmented, tmp_path):
         dseeds.paint(tmp_path / "labels.zarr", features, tmp_path / "bad.zarr", column="area")
     assert not (tmp_path / "bad.zarr").exists()
     measured = dseeds.features(tmp_path / "labels.zarr", target=tmp_path / "own.features")
-    group = zarr.open_group(str(tmp_path / "labels.zarr"), mode="a")
-    group.attrs[ATTRIBUTE] = {**group.attrs[ATTRIBUTE], "edits": 1}
+    edits = dseeds.edit(tmp_path / "labels.zarr")
+    edits.merge(neighbours(tmp_path / "labels.zarr"))
     for target in (None, tmp_path / "bad.zarr"):
-        with pytest.raises(ValueError, match=r"labels\.zarr was edited after own\.features was made from it: run"):
+        with pytest.raises(ValueError, match=r"labels\.zarr was edited after own\.features was made from it: bring"):
             dseeds.paint(tmp_path / "labels.zarr", measured, target, column="area")
-    dseeds.features(tmp_path / "labels.zarr", target=tmp_path / "own.features", overwrite=True)
+    # An edit that is taken back has changed nothing.
+    edits.undo()
     dseeds.paint(tmp_path / "labels.zarr", measured, tmp_path / "good.zarr", column="area")
+    edits.merge(neighbours(tmp_path / "labels.zarr"))
+    edits.update_features(measured)
+    dseeds.paint(tmp_path / "labels.zarr", measured, tmp_path / "better.zarr", column="area")
+
+
+def neighbours(address):
+    row = zarr.open_array(str(address / "0"), mode="r")[3, 3]
+    return [int(row[0]), int(row[np.flatnonzero(np.diff(row))[0] + 1])]
+
+
+def test_the_same_number_of_edits_is_not_the_same_edits(segmented, tmp_path):
+    """Labels that are made again have the run of those before, and may have as many edits."""
+    target, copy = tmp_path / "labels.zarr", tmp_path / "copy"
+    shutil.copytree(segmented / "labels.zarr", target)
+    shutil.copytree(segmented / "labels.zarr", copy)
+    dseeds.edit(target).merge(neighbours(target))
+    kept = dseeds.features(target, target=tmp_path / "labels.features")
+    shutil.rmtree(target)
+    shutil.copytree(copy, target)
+    edits = dseeds.edit(target)
+    labels = zarr.open_array(str(target / "0"), mode="r")[...]
+    row = labels[-3, -3]
+    edits.merge([int(row[-1]), int(row[np.flatnonzero(np.diff(row))[-1]])])
+    with pytest.raises(ValueError, match=r"labels\.zarr was edited after labels\.features"):
+        dseeds.paint(target, kept, column="area")
+    with pytest.raises(ValueError, match="measured after 1 edits of labels that were replaced"):
+        edits.update_features(kept)
+
+
+def test_features_of_another_array_are_not_brought_up_to_date():
+    table, one, other = dseeds.features(LABELS), *np.unique(LABELS)[1:3]
+    swapped = np.where(one == LABELS, other, np.where(other == LABELS, one, LABELS))
+    with pytest.raises(ValueError, match="made from other labels than the array"):
+        dseeds.edit(swapped).update_features(table)
 
 
 def test_a_cluster_hashes_the_same(tmp_path):
@@ -257,15 +295,15 @@ def test_a_cluster_hashes_the_same(tmp_path):
 
 def test_annotations_open_with_their_own_labels_alone(tmp_path):
     folder = AnnotationFolder(tmp_path)
-    session = folder.cut(IMAGE, step=(6, 6, 6), window=None, compactness=0, spacing=(1, 1, 1))
+    session = folder.cut([IMAGE], FolderSettings((6, 6, 6), None, 0, (1, 1, 1)))
     session.annotate([1], 1)
     folder.save(session)
     assert folder.open().state.classes == {1: 1}
     change(folder.labels, np.s_[10:14, 10:14, 10:14])
     group = zarr.open_group(str(folder.labels), mode="a")
-    group.attrs[ATTRIBUTE] = {**group.attrs[ATTRIBUTE], "edits": 1}
+    group.attrs[ATTRIBUTE] = {**group.attrs[ATTRIBUTE], "edits": 1, "moved": "1"}
     with pytest.raises(ValueError, match="was edited after"):
         folder.open()
     dseeds.features(folder.labels, IMAGE, folder.features, overwrite=True)
-    with pytest.raises(ValueError, match=r"classes\.parquet and .*\.features were made from different labels"):
+    with pytest.raises(ValueError, match=r"classes\.parquet has the classes of other labels"):
         folder.open()
