@@ -85,7 +85,7 @@ class Crops(Sequence[SupervoxelCrop]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, number: SupportsIndex) -> SupervoxelCrop:  # type: ignore[override]
+    def __getitem__(self, number: SupportsIndex | slice) -> SupervoxelCrop:  # type: ignore[override]
         """Return the crop around a supervoxel by its position in `labels`."""
         if isinstance(number, slice):
             raise TypeError("crops are read one at a time, or by batches: index them by a number.")
