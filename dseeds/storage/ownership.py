@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from dseeds.storage.location import LocalLocation, Location, is_remote, open_parent
@@ -16,6 +17,14 @@ from dseeds.storage.location import LocalLocation, Location, is_remote, open_par
 MARKER = "dseeds-incomplete.json"
 # The folder in an unfinished output for intermediate data.
 SCRATCH = "scratch"
+
+
+def remove_marker(location: Location) -> None:
+    """Remove the marker of an unfinished output, the last of its files, and its folder if nothing else is left."""
+    location.delete([MARKER])
+    if isinstance(location, LocalLocation):
+        with suppress(OSError):
+            location.path.rmdir()
 
 
 def check_overwrite(

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dseeds.storage.location import LocalLocation, Location
-from dseeds.storage.ownership import MARKER, SCRATCH, check_folder, check_overwrite
+from dseeds.storage.ownership import MARKER, SCRATCH, check_folder, check_overwrite, remove_marker
 
 TABLE, EDGES, COUNTS = "table.parquet", "edges.parquet", "counts.parquet"
 # The folder for parts that are to replace others.
@@ -119,10 +119,7 @@ class Dataset:
         if not self._is_own():
             return
         self._clear()
-        self.location.delete([MARKER])
-        if isinstance(self.location, LocalLocation):
-            with suppress(OSError):
-                self.location.path.rmdir()
+        remove_marker(self.location)
 
     def _clear(self) -> None:
         # The note goes first: without it, the folder does not pass for complete.

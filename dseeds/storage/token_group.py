@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dseeds.core.lazy_module import LazyModule
-from dseeds.storage.location import LocalLocation, Location
-from dseeds.storage.ownership import MARKER, check_folder, check_overwrite
+from dseeds.storage.location import Location
+from dseeds.storage.ownership import MARKER, check_folder, check_overwrite, remove_marker
 
 if TYPE_CHECKING:
     import zarr
@@ -78,10 +78,7 @@ class TokenGroup:
         if json.loads(self.location.read(MARKER) or b"{}").get("run") != run:
             return
         self._clear()
-        self.location.delete([MARKER])
-        if isinstance(self.location, LocalLocation):
-            with suppress(OSError):
-                self.location.path.rmdir()
+        remove_marker(self.location)
 
     def _clear(self) -> None:
         # The metadata goes first: without it, the folder does not pass for a group.
