@@ -5,7 +5,7 @@ import time
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 
-from dseeds.napari_plugin import panel as panel_module
+from dseeds.napari_plugin.panel.layers import PREVIEW
 
 
 def wait(condition, seconds=180):
@@ -45,15 +45,8 @@ def stroke(viewer, *voxels):
 
 def wait_for_preview(viewer, panel):
     """Wait until the preview of what is in view is shown, and nothing else is to come."""
-    wait(
-        lambda: (
-            panel_module.PREVIEW in viewer.layers
-            and not panel._is_previewing
-            and not panel._timer.isActive()
-            and not panel._pending_windows
-        )
-    )
+    wait(lambda: PREVIEW in viewer.layers and panel.preview.is_settled)
 
 
 def wait_for_work(panel):
-    wait(lambda: not panel._is_busy)
+    wait(lambda: not panel.work.is_busy)
