@@ -4,6 +4,7 @@ It runs in a process of its own, since a window needs a display and Qt ends with
 well, and leaves screenshots in the folder.
 """
 
+import faulthandler
 import sys
 import threading
 from pathlib import Path
@@ -18,7 +19,7 @@ from qtpy.QtTest import QTest
 import dseeds
 from dseeds.napari_plugin.panel.layers import ANSWER, LABELS, PREVIEW, PROBABILITY, SUGGESTION
 from dseeds.napari_plugin.panel.widgets import CANCEL
-from tests.napari_plugin.gui import press, stroke, wait, wait_for_preview, wait_for_work
+from tests.napari_plugin.gui import LIMIT, annotate, press, wait, wait_for_preview, wait_for_window, wait_for_work
 
 STEP = 8
 
@@ -38,6 +39,7 @@ def check_preview(viewer, panel, image):
     panel.preview_box.native.click()
     for compactness in (0.5, 1.0, 2.0):
         panel.compactness_box.value = compactness
+        # The window goes on meanwhile; whether a preview begins is left to chance, and changes nothing.
         QTest.qWait(30)
     wait_for_preview(viewer, panel)
     window = tuple(map(float, panel.window_box.value.split(":")))
@@ -62,7 +64,7 @@ class Slow:
         # In its own thread the window reads what it shows; for a preview it would never ask.
         if threading.current_thread() is not threading.main_thread():
             self.asked.set()
-            assert self.released.wait(60)
+            assert self.released.wait(LIMIT)
         return values
 
 
@@ -115,14 +117,14 @@ def check_cut(viewer, panel, folder, expected):
 def check_classes(viewer, panel, expected):
     """Clicks and strokes give classes, which are propagated, corrected and undone."""
     plane = round(float(viewer.dims.point[0]))
-    stroke(viewer, (plane, 48, 44), (plane, 48, 52))
+    annotate(viewer, panel, (plane, 48, 44), (plane, 48, 52))
     inside = set(expected[plane, 48, 44:53].tolist())
     given = dict(panel.session.state.classes)
     assert set(given.values()) == {1}, panel.status_label.value
     assert {expected[plane, 48, 44], expected[plane, 48, 52]} <= set(given) <= inside
     centre = np.array(viewer.scene.camera.center)
     panel.class_box.value = 2
-    stroke(viewer, (plane, 8, 8))
+    annotate(viewer, panel, (plane, 8, 8))
     assert panel.session.state.classes == given | {int(expected[plane, 8, 8]): 2}
     assert np.array_equal(viewer.scene.camera.center, centre), "a stroke must not move the view"
     press(panel.propagate_button)
@@ -137,7 +139,7 @@ def check_classes(viewer, panel, expected):
 
 def check_undo(viewer, panel, plane):
     before = panel.session.state
-    stroke(viewer, (plane, 90, 90))
+    annotate(viewer, panel, (plane, 90, 90))
     assert panel.session.state.classes != before.classes
     press(panel.undo_button)
     assert panel.session.state is before
@@ -275,10 +277,12 @@ def check_large(viewer, panel):
     # Napari cuts a level to the view before it takes a plane of it, which lazy arrays make one read.
     arrays = [da.from_array(level, chunks=(16, 128, 128), name=False) for level in levels]
     viewer.layers.clear()
-    viewer.add_image(arrays, name="large", multiscale=True, contrast_limits=(0, 200))
+    panel.preview_box.value, panel.window_box.value = False, ""
+    layer = viewer.add_image(arrays, name="large", multiscale=True, contrast_limits=(0, 200))
     viewer.scene.camera.center = (0, 512, 512)
     viewer.scene.camera.zoom = 4
-    panel.window_box.value = ""
+    # A layer knows what is in view when napari has drawn it.
+    wait(lambda: layer.data_level == 0 and layer.corner_pixels[0, 1] > 256)
     panel.preview_box.value = True
     wait_for_preview(viewer, panel)
     shown = viewer.layers[PREVIEW]
@@ -300,8 +304,7 @@ def main(folder):
     _, panel = window.add_plugin_dock_widget("dseeds", "Supervoxels")
     image, array = make_image(folder)
     viewer.add_image(array, name="ball")
-    wait(window._qt_window.isVisible)
-    QTest.qWait(200)
+    wait_for_window(window)
     results = folder / "results"
     results.mkdir()
     expected = check_preview(viewer, panel, image)
@@ -325,4 +328,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    # What hangs outside of a wait shows where.
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
     main(Path(sys.argv[1]))
