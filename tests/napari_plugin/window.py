@@ -14,6 +14,7 @@ import dask.array as da
 import napari
 import numpy as np
 import zarr
+from qtpy.QtCore import QThreadPool
 from qtpy.QtTest import QTest
 
 import dseeds
@@ -298,6 +299,8 @@ def check_large(viewer, panel):
 
 
 def main(folder):
+    # On one core it would be one thread, and a slow image would keep all others waiting.
+    QThreadPool.globalInstance().setMaxThreadCount(4)
     viewer = napari.Viewer(show=True)
     window = viewer.window
     window.resize(1200, 800)
