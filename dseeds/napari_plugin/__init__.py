@@ -5,5 +5,5 @@
 - `visible`: the part of a volume that is in view, and its preview; knows no napari.
 - `annotation`: the annotated supervoxels of a volume, with undo, propagation and files; knows no napari.
 - `cut_progress`: the progress of a cut, which the window reads and may cancel; knows no napari.
-- `panel`: the window's panel, which `napari.yaml` declares.
+- `panel`: the window's panel, which `napari.yaml` declares; its `layers` and `background` alone import napari.
 """

@@ -36,6 +36,7 @@ def virtual_display():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.skipif(bool(MISSING), reason=f"THE PANEL IN NAPARI IS NOT TESTED: {', '.join(MISSING)} missing")
 def test_the_panel_in_a_window(tmp_path):
     script = Path(__file__).with_name("window.py")
@@ -47,7 +48,7 @@ def test_the_panel_in_a_window(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=1400,
             check=False,
         )
     assert process.returncode == 0, process.stdout + process.stderr

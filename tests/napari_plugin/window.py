@@ -4,6 +4,7 @@ It runs in a process of its own, since a window needs a display and Qt ends with
 well, and leaves screenshots in the folder.
 """
 
+import faulthandler
 import sys
 import threading
 from pathlib import Path
@@ -13,11 +14,13 @@ import dask.array as da
 import napari
 import numpy as np
 import zarr
+from qtpy.QtCore import QThreadPool
 from qtpy.QtTest import QTest
 
 import dseeds
-from dseeds.napari_plugin import panel as panel_module
-from tests.napari_plugin.gui import press, stroke, wait, wait_for_preview, wait_for_work
+from dseeds.napari_plugin.panel.layers import ANSWER, LABELS, PREVIEW, PROBABILITY, SUGGESTION
+from dseeds.napari_plugin.panel.widgets import CANCEL
+from tests.napari_plugin.gui import LIMIT, annotate, press, wait, wait_for_preview, wait_for_window, wait_for_work
 
 STEP = 8
 
@@ -37,11 +40,12 @@ def check_preview(viewer, panel, image):
     panel.preview_box.native.click()
     for compactness in (0.5, 1.0, 2.0):
         panel.compactness_box.value = compactness
+        # The window goes on meanwhile; whether a preview begins is left to chance, and changes nothing.
         QTest.qWait(30)
     wait_for_preview(viewer, panel)
     window = tuple(map(float, panel.window_box.value.split(":")))
     expected = dseeds.supervoxels(image, step=STEP, compactness=2.0, window=window)
-    shown = viewer.layers[panel_module.PREVIEW]
+    shown = viewer.layers[PREVIEW]
     place = tuple(slice(round(lo), round(lo) + n) for lo, n in zip(shown.translate, shown.data.shape, strict=True))
     assert np.array_equal(shown.data, expected[place]), (place, panel.status_label.value)
     assert "as the result will be" in panel.status_label.value
@@ -61,7 +65,7 @@ class Slow:
         # In its own thread the window reads what it shows; for a preview it would never ask.
         if threading.current_thread() is not threading.main_thread():
             self.asked.set()
-            assert self.released.wait(60)
+            assert self.released.wait(LIMIT)
         return values
 
 
@@ -72,15 +76,15 @@ def check_slow(viewer, panel):
         viewer.add_image(da.from_array(slow, chunks=-1, name=False), name="slow", contrast_limits=(0, 255))
         wait(slow.asked.is_set)
         assert "Reading the intensities of slow" in panel.status_label.value
-        shown = viewer.layers[panel_module.PREVIEW].data
+        shown = viewer.layers[PREVIEW].data
         viewer.layers.selection.active = ball
         panel.compactness_box.value = 1.5
-        wait(lambda: viewer.layers[panel_module.PREVIEW].data is not shown and not panel._is_previewing)
-        shown = viewer.layers[panel_module.PREVIEW].data
-        assert panel._pending_windows
+        wait(lambda: viewer.layers[PREVIEW].data is not shown and not panel.preview.is_running)
+        shown = viewer.layers[PREVIEW].data
+        assert panel.windows.pending
         slow.released.set()
         wait_for_preview(viewer, panel)
-        assert viewer.layers[panel_module.PREVIEW].data is shown
+        assert viewer.layers[PREVIEW].data is shown
         assert panel.window_box.value == text
     viewer.layers.remove("slow")
     viewer.layers.selection.active = ball
@@ -104,7 +108,7 @@ def check_cancel(viewer, panel, folder):
 def check_cut(viewer, panel, folder, expected):
     panel.folder_box.value = folder
     press(panel.cut_button)
-    assert panel.cut_button.text == panel_module.CANCEL
+    assert panel.cut_button.text == CANCEL
     wait_for_work(panel)
     assert panel.session is not None, panel.status_label.value
     written = zarr.open_array(folder / "supervoxels.zarr" / "0", mode="r")[:]
@@ -114,29 +118,29 @@ def check_cut(viewer, panel, folder, expected):
 def check_classes(viewer, panel, expected):
     """Clicks and strokes give classes, which are propagated, corrected and undone."""
     plane = round(float(viewer.dims.point[0]))
-    stroke(viewer, (plane, 48, 44), (plane, 48, 52))
+    annotate(viewer, panel, (plane, 48, 44), (plane, 48, 52))
     inside = set(expected[plane, 48, 44:53].tolist())
     given = dict(panel.session.state.classes)
     assert set(given.values()) == {1}, panel.status_label.value
     assert {expected[plane, 48, 44], expected[plane, 48, 52]} <= set(given) <= inside
     centre = np.array(viewer.scene.camera.center)
     panel.class_box.value = 2
-    stroke(viewer, (plane, 8, 8))
+    annotate(viewer, panel, (plane, 8, 8))
     assert panel.session.state.classes == given | {int(expected[plane, 8, 8]): 2}
     assert np.array_equal(viewer.scene.camera.center, centre), "a stroke must not move the view"
     press(panel.propagate_button)
     wait_for_work(panel)
-    classes = np.asarray(viewer.layers[panel_module.ANSWER].data)
+    classes = np.asarray(viewer.layers[ANSWER].data)
     assert classes[plane, 48, 48] == 1
     assert classes[plane, 90, 90] == 2
-    probability = np.asarray(viewer.layers[panel_module.PROBABILITY].data)
+    probability = np.asarray(viewer.layers[PROBABILITY].data)
     assert probability[plane, 48, 48] < 0.5 < probability[plane, 8, 8]
     check_undo(viewer, panel, plane)
 
 
 def check_undo(viewer, panel, plane):
     before = panel.session.state
-    stroke(viewer, (plane, 90, 90))
+    annotate(viewer, panel, (plane, 90, 90))
     assert panel.session.state.classes != before.classes
     press(panel.undo_button)
     assert panel.session.state is before
@@ -148,7 +152,7 @@ def check_undo(viewer, panel, plane):
 def check_saved(viewer, panel, folder):
     press(panel.save_button)
     wait_for_work(panel)
-    classes = np.asarray(viewer.layers[panel_module.ANSWER].data)
+    classes = np.asarray(viewer.layers[ANSWER].data)
     assert np.array_equal(zarr.open_array(folder / "classes.zarr" / "0", mode="r")[:], classes), (
         panel.status_label.value
     )
@@ -163,11 +167,11 @@ def check_suggestion(viewer, panel, expected):
     for label in suggested:
         press(panel.suggest_button)
         wait_for_work(panel)
-        shown = viewer.layers[panel_module.LABELS]
+        shown = viewer.layers[LABELS]
         place = (viewer.dims.point[0], *viewer.scene.camera.center[1:])
         voxel = tuple(round(float(index)) for index in shown.world_to_data(place))
         assert expected[voxel] == label, panel.status_label.value
-        assert np.array_equal(np.asarray(viewer.layers[panel_module.SUGGESTION].data), expected == label)
+        assert np.array_equal(np.asarray(viewer.layers[SUGGESTION].data), expected == label)
 
 
 def write_channels(folder):
@@ -212,7 +216,7 @@ def check_channels(viewer, panel, folder):
     options = {"step": STEP, "window": panel.window_box.value, "channel_axis": 0, "mask": mask, "spacing": (2, 1, 1)}
     assert options["window"].count(";") == 1
     expected = dseeds.supervoxels(channels, **options)
-    shown = viewer.layers[panel_module.PREVIEW]
+    shown = viewer.layers[PREVIEW]
     assert_preview(shown, images[0], expected)
     results = folder / "channels"
     results.mkdir()
@@ -222,7 +226,7 @@ def check_channels(viewer, panel, folder):
     written = zarr.open_group(results / "supervoxels.zarr", mode="r")
     assert np.array_equal(written["0"][:], expected), panel.status_label.value
     assert str(folder / "channels.zarr") in str(written.attrs.asdict())
-    labels = viewer.layers[panel_module.LABELS]
+    labels = viewer.layers[LABELS]
     corner = np.array([23, 47, 47])
     for voxel in (corner * 0, corner):
         assert np.allclose(labels.data_to_world(voxel), images[0].data_to_world(voxel))
@@ -247,7 +251,7 @@ def check_boundaries(viewer, panel, folder):
     window = panel.window_box.value
     expected = dseeds.supervoxels(values[0], step=STEP, window=window, boundaries=values[1])
     assert not np.array_equal(expected, dseeds.supervoxels(values[0], step=STEP, window=window))
-    assert_preview(viewer.layers[panel_module.PREVIEW], image, expected)
+    assert_preview(viewer.layers[PREVIEW], image, expected)
     panel.compactness_box.value = 1.0
     wait(lambda: "leave out compactness" in panel.status_label.value)
     panel.boundaries_box.value, panel.compactness_box.value = None, 0.0
@@ -274,13 +278,15 @@ def check_large(viewer, panel):
     # Napari cuts a level to the view before it takes a plane of it, which lazy arrays make one read.
     arrays = [da.from_array(level, chunks=(16, 128, 128), name=False) for level in levels]
     viewer.layers.clear()
-    viewer.add_image(arrays, name="large", multiscale=True, contrast_limits=(0, 200))
+    panel.preview_box.value, panel.window_box.value = False, ""
+    layer = viewer.add_image(arrays, name="large", multiscale=True, contrast_limits=(0, 200))
     viewer.scene.camera.center = (0, 512, 512)
     viewer.scene.camera.zoom = 4
-    panel.window_box.value = ""
+    # A layer knows what is in view when napari has drawn it.
+    wait(lambda: layer.data_level == 0 and layer.corner_pixels[0, 1] > 256)
     panel.preview_box.value = True
     wait_for_preview(viewer, panel)
-    shown = viewer.layers[panel_module.PREVIEW]
+    shown = viewer.layers[PREVIEW]
     assert "nearly as the result will be" in panel.status_label.value
     assert shown.data.shape[1] < 512
     lo, hi = shown.translate, shown.translate + shown.data.shape
@@ -293,14 +299,15 @@ def check_large(viewer, panel):
 
 
 def main(folder):
+    # On one core it would be one thread, and a slow image would keep all others waiting.
+    QThreadPool.globalInstance().setMaxThreadCount(4)
     viewer = napari.Viewer(show=True)
     window = viewer.window
     window.resize(1200, 800)
     _, panel = window.add_plugin_dock_widget("dseeds", "Supervoxels")
     image, array = make_image(folder)
     viewer.add_image(array, name="ball")
-    wait(window._qt_window.isVisible)
-    QTest.qWait(200)
+    wait_for_window(window)
     results = folder / "results"
     results.mkdir()
     expected = check_preview(viewer, panel, image)
@@ -324,4 +331,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    # What hangs outside of a wait shows where.
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
     main(Path(sys.argv[1]))

@@ -64,6 +64,24 @@ def test_kernels_take_constants_only_from_what_names_their_compiled_code():
         )
 
 
+def test_of_the_plugin_only_the_modules_named_in_the_documentation_import_napari():
+    """Outside of the panel everything runs, and is tested, where neither napari nor Qt is installed."""
+    folder = PACKAGE / "napari_plugin"
+    libraries = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix(): {
+            module.partition(".")[0] for module in imported(ast.parse(path.read_text(encoding="utf-8")))
+        }
+        for path in folder.rglob("*.py")
+    }
+    assert {name for name, used in libraries.items() if used & {"napari", "magicgui", "qtpy"}} <= {
+        name for name in libraries if name.startswith("napari_plugin/panel/")
+    }
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    [row] = re.findall(r"^\| `napari_plugin` .*", text, re.M)
+    named = set(re.findall(r"`(napari_plugin/panel/\w+)`", row))
+    assert named == {name for name, used in libraries.items() if "napari" in used}
+
+
 def test_no_class_or_function_shares_its_name():
     places = defaultdict(set)
     for path in MODULES:
