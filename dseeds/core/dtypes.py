@@ -22,6 +22,8 @@ def unmask(values: NDArray[Any], *, is_image: bool) -> NDArray[Any]:
 
     >>> unmask(np.ma.masked_less([3, 7], 5), is_image=True), unmask(np.ma.masked_less([3, 7], 5), is_image=False)
     (array([nan,  7.]), array([0, 7]))
+    >>> unmask(np.ma.masked_all(2, np.int64), is_image=True)
+    array([nan, nan])
     """
     if not isinstance(values, np.ma.MaskedArray):
         return values
@@ -30,12 +32,14 @@ def unmask(values: NDArray[Any], *, is_image: bool) -> NDArray[Any]:
     if values.dtype.kind not in "iuf" or not np.ma.is_masked(values):
         return np.asarray(values.data)
     dtype = unmasked_dtype(values.dtype)
-    low, high = values.min(), values.max()
-    if values.dtype.itemsize == 8 and values.dtype.kind != "f" and max(-int(low), int(high)) > LARGEST_EXACT:
-        raise ValueError(
-            f"the masked image holds integers beyond 2^53 ({low} to {high}): subtract their minimum, or pass the image "
-            "without its mask and the voxels inside as mask="
-        )
+    # What is masked as a whole has no minimum.
+    if values.dtype.itemsize == 8 and values.dtype.kind != "f" and values.count():
+        low, high = values.min(), values.max()
+        if max(-int(low), int(high)) > LARGEST_EXACT:
+            raise ValueError(
+                f"the masked image holds integers beyond 2^53 ({low} to {high}): subtract their minimum, or pass the "
+                "image without its mask and the voxels inside as mask="
+            )
     return np.where(np.ma.getmaskarray(values), dtype.type(np.nan), values.data.astype(dtype))
 
 
