@@ -31,8 +31,8 @@ from dseeds.measure.edits import (
     survey_labels,
     take_parts,
 )
-from dseeds.measure.label_hash import MODULUS, hash_moves
-from dseeds.storage.edit_log import EditRecord
+from dseeds.measure.label_hash import LabelHash, hash_change
+from dseeds.storage.edit_log import UNMOVED, EditRecord
 from dseeds.storage.label_group import EDITING, own_attribute
 from dseeds.storage.location import Location, open_location
 
@@ -304,7 +304,10 @@ class Edits:
             last = opened.log.last_done(state.edits)
             if last is None:
                 raise ValueError("there is no edit that could be undone.")
-            record = _with_moves(opened, plan_undo(state, last))
+            before = UNMOVED if last.number == 1 else opened.log.require(last.number - 1).moved
+            undone = LabelHash.of_text(last.moved) - LabelHash.of_text(before)
+            moved = LabelHash.of_text(state.moved) - undone
+            record = replace(plan_undo(state, last), moved=moved.to_text())
             # Nothing is begun that could not be finished.
             for _ in _changed_pieces(opened, record):
                 pass
@@ -360,7 +363,7 @@ class Edits:
         [35.0, 90.0]
         """
         # Here, not above: Arrow takes its time to import.
-        from dseeds.measure.feature_updates import check_current, records_since, update_tables
+        from dseeds.measure.feature_updates import records_since, update_tables
         from dseeds.measure.features import Features
 
         chosen = self._features if features is None else features
@@ -371,9 +374,7 @@ class Edits:
             records = records_since(dataset, opened)
             where = {"volume": volume, "level": level or 0, "channel_axis": channel_axis}
             measured = None if image is None else _open_aligned(image, opened, **where)
-            check_current(dataset, opened, measured, records)
-            if records:
-                update_tables(dataset, opened, measured, records, threads=self._threads)
+            update_tables(dataset, opened, measured, records, threads=self._threads)
             in_memory = isinstance(chosen, Features) and chosen.address is None
             result = Features.of(dataset, None if in_memory else dataset.address)
         if features is None and in_memory:
@@ -445,11 +446,12 @@ def _carry_out(labels: EditableLabels, planned: PlannedEdit) -> EditRecord:
     """Log a planned edit, then change the labels."""
     state, log, number = labels.state, labels.log, planned.record.number
     log.discard(number)
-    boxes = []
+    boxes, moved, shape = [], LabelHash.of_text(state.moved), triple(labels.source.shape)
     for piece, (box, codes) in enumerate(planned.pieces):
         log.write_piece(number, piece, codes)
         boxes.append(box)
-    record = _with_moves(labels, replace(planned.record, pieces=tuple(boxes)))
+        moved += hash_change(planned.record.moves, codes, box, shape)
+    record = replace(planned.record, pieces=tuple(boxes), moved=moved.to_text())
     log.write(record)
     labels.set_state(replace(state, editing=number))
     _complete(labels)
@@ -465,12 +467,6 @@ def _complete(labels: EditableLabels) -> None:
     labels.finish(record.pieces)
     count = state.supervoxels + record.net
     labels.set_state(EditState(count, record.largest, record.number, moved=record.moved))
-
-
-def _with_moves(labels: EditableLabels, record: EditRecord) -> EditRecord:
-    """Return a record with what all edits up to it have moved."""
-    change = hash_moves(labels.log, [record], triple(labels.source.shape))
-    return replace(record, moved=f"{(int(labels.state.moved, 16) + change.total) % MODULUS:016x}")
 
 
 def _changed_pieces(labels: EditableLabels, record: EditRecord) -> Iterator[tuple[Box, NDArray[Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,10 +105,7 @@ class ArrayLabels(EditableLabels):
 
     @override
     def split_boxes(self, boxes: Sequence[Box]) -> Iterable[Box]:
-        whole = boxes[0]
-        for box in boxes:
-            whole = whole.bounding(box)
-        return [whole]
+        return [reduce(Box.bounding, boxes)]
 
     @override
     def write(self, box: Box, values: NDArray[Any]) -> None:

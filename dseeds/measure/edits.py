@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -81,12 +82,8 @@ class PlannedEdit:
 
 def bound_within(tile: Box, boxes: Iterable[Box]) -> Box | None:
     """Return the bounding box of what lies of boxes in a tile; None if nothing does."""
-    bound = None
-    for box in boxes:
-        if box.overlaps(tile):
-            part = box.intersection(tile)
-            bound = part if bound is None else bound.bounding(part)
-    return bound
+    parts = [box.intersection(tile) for box in boxes if box.overlaps(tile)]
+    return reduce(Box.bounding, parts) if parts else None
 
 
 def survey_labels(
@@ -188,15 +185,12 @@ def _describe(
     moves: Sequence[Move],
     boxes: Sequence[Box],
 ) -> EditRecord:
-    bound = boxes[0]
-    for box in boxes:
-        bound = bound.bounding(box)
     return EditRecord(
         number=state.edits + 1,
         kind=kind,
         before=tuple(before),
         after=tuple(after),
-        box=bound,
+        box=reduce(Box.bounding, boxes),
         voxels=sum(move.voxels for move in moves),
         moves=tuple(moves),
         largest=max(state.largest, *after),

@@ -35,7 +35,6 @@ from dseeds.measure.features import voxel_bytes
 from dseeds.measure.identity import LabelIdentity, TableOrigin, find_run
 from dseeds.measure.kernels import features as kernel
 from dseeds.measure.kernels.features import combine_contacts, combine_voxels
-from dseeds.measure.label_hash import hash_moves
 from dseeds.parallel.executor import Executor
 from dseeds.storage.edit_log import UNMOVED, EditRecord
 from dseeds.storage.label_records import RANGE
@@ -92,20 +91,6 @@ def _read_identity(dataset: Dataset, note: Mapping[str, Any]) -> LabelIdentity:
     return identity
 
 
-def _identity_after(dataset: Dataset, labels: EditableLabels, records: Sequence[EditRecord]) -> LabelIdentity:
-    """Return what features record of their labels, after edits."""
-    identity, state = _read_identity(dataset, dataset.note()), labels.state
-    return identity.after(hash_moves(labels.log, records, triple(labels.source.shape)), state.edits, state.moved)
-
-
-def check_current(dataset: Dataset, labels: EditableLabels, image: Image | None, records: Sequence[EditRecord]) -> None:
-    """Raise a ValueError unless features, after edits, are those of the labels as they are, and of an image."""
-    _read_space(dataset, dataset.note(), image)
-    name = None if labels.source.kind == "array" else dataset.address
-    origin = TableOrigin.of_kind(_identity_after(dataset, labels, records), dataset.kind, name)
-    origin.check_labels(labels.source, whole=True)
-
-
 def find_places(dataset: Dataset, records: Sequence[EditRecord], chosen: Sequence[int]) -> LabelPlaces:
     """Return where labels are after edits, whose records begin where the features in a folder end."""
     ids = np.array(sorted(set(chosen)), np.int64)
@@ -154,10 +139,17 @@ def check_counts(dataset: Dataset, expected: Mapping[int, int], counts: Mapping[
 def update_tables(
     dataset: Dataset, edited: EditableLabels, image: Image | None, records: Sequence[EditRecord], *, threads: int
 ) -> None:
-    """Bring the features of labels up to date with edits, whose records begin where the features end."""
-    note, labels = dataset.note(), edited.source
-    identity = _identity_after(dataset, edited, records)
+    """Bring the features of labels up to date with edits, whose records begin where the features end.
+
+    Raise a ValueError unless the features, after the edits, are those of the labels as they are, and of the image.
+    """
+    note, labels, state = dataset.note(), edited.source, edited.state
     space = _read_space(dataset, note, image)
+    identity = _read_identity(dataset, note).after(state.edits, state.moved)
+    name = None if labels.kind == "array" else dataset.address
+    TableOrigin.of_kind(identity, dataset.kind, name).check_labels(labels, whole=True)
+    if not records:
+        return
     changed = np.array(sorted({label for record in records for label in (*record.before, *record.after)}), np.int64)
     places = find_places(dataset, records, changed.tolist())
     job = UpdateJob(labels, image, space, changed)

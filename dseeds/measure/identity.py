@@ -85,9 +85,10 @@ class LabelIdentity:
         entry = {"shape": self.shape, "total": self.total, "sample": self.sample}
         return {IDENTITY: {**entry, **self.written._asdict()}}
 
-    def after(self, change: LabelHash, edits: int, moved: str) -> LabelIdentity:
-        """Return the identity after a change of the hash, by so many edits in all, and what these moved in all."""
-        sums = LabelHash(int(self.total, 16), int(self.sample, 16)) + change
+    def after(self, edits: int, moved: str) -> LabelIdentity:
+        """Return the identity after so many edits in all, and what these moved in all."""
+        change = LabelHash.of_text(moved) - LabelHash.of_text(self.written.moved)
+        sums = LabelHash.of_text(self.total + self.sample) + change
         return LabelIdentity.of(self.shape, sums, LabelRun(self.written.run, edits, moved))
 
     def is_same(self, other: LabelIdentity) -> bool:

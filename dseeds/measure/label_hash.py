@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dseeds.core.geometry import Box, Triple, triple
 from dseeds.measure.kernels.identity import hash_labels
-from dseeds.storage.edit_log import EditLog, EditRecord
+from dseeds.storage.edit_log import Move
 
 # Hashes are numbers modulo this one.
 MODULUS = 1 << 64
@@ -23,6 +23,19 @@ class LabelHash(NamedTuple):
 
     total: int = 0
     sample: int = 0
+
+    @classmethod
+    def of_text(cls, text: str) -> LabelHash:
+        """Return the hash that `to_text` has written.
+
+        >>> LabelHash.of_text(LabelHash(3, 16).to_text())
+        LabelHash(total=3, sample=16)
+        """
+        return cls(int(text[:16], 16), int(text[16:], 16))
+
+    def to_text(self) -> str:
+        """Return both numbers as 16 hexadecimal digits each."""
+        return f"{self.total:016x}{self.sample:016x}"
 
     def __add__(self, other: tuple[Any, ...]) -> LabelHash:
         """Return the hash of two parts together."""
@@ -57,13 +70,9 @@ def hash_box(labels: NDArray[Any], lo: Triple, box: Box, shape: Triple) -> Label
     return LabelHash(add_up(box), sum(map(add_up, parts)) % MODULUS)
 
 
-def hash_moves(log: EditLog, records: Sequence[EditRecord], shape: Triple) -> LabelHash:
-    """Return by how much edits change the hash of labels of a shape (z, y, x)."""
-    sums = LabelHash()
-    for record in records:
-        old, new = ([0, *(move[end] for move in record.moves)] for end in range(2))
-        for piece, box in enumerate(record.pieces):
-            codes = log.read_piece(record.undoes or record.number, piece, box)
-            before, after = (hash_box(np.array(ids, np.int64)[codes], box.lo, box, shape) for ids in (old, new))
-            sums += after - before
-    return sums
+def hash_change(moves: Sequence[Move], codes: NDArray[Any], box: Box, shape: Triple) -> LabelHash:
+    """Return by how much the hash changes in a box of an edit, whose codes there are those of its moves."""
+    before, after = (
+        hash_box(np.array([0, *(move[end] for move in moves)], np.int64)[codes], box.lo, box, shape) for end in range(2)
+    )
+    return after - before

@@ -19,7 +19,7 @@ from dseeds.core.geometry import Box, triple
 
 RECORD = "edit.json"
 # What no edits have moved.
-UNMOVED = f"{0:016x}"
+UNMOVED = f"{0:032x}"
 EditKind: TypeAlias = Literal["merge", "split", "undo"]
 
 
@@ -60,7 +60,8 @@ class EditRecord:
     undoes : int or None
         The number of the edit that it undid.
     moved : str
-        By how much this edit and all before it changed the hash of the labels, as 16 hexadecimal digits.
+        By how much this edit and all before it changed the hash of the labels, as text of
+        `dseeds.measure.label_hash.LabelHash`.
 
     Examples
     --------
