@@ -115,7 +115,8 @@ def _describe_suggestions(result: Propagated, features: str, count: int) -> list
     """Return the suggested supervoxels, with the voxels at their centroids."""
     import numpy as np
 
-    from dseeds.measure.region_graph import CENTROID, load_graph
+    from dseeds.measure.columns import CENTROID
+    from dseeds.measure.region_graph import load_graph
 
     labels = result.suggest(count)
     places = np.searchsorted(result.labels, labels)

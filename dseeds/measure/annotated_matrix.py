@@ -14,12 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dseeds.core.optional import import_optional
+from dseeds.measure.columns import CENTROID_WORLD
 from dseeds.measure.identity import TableOrigin, note_of
 
 if TYPE_CHECKING:
     import anndata
 
-CENTROID_WORLD = ("centroid_world-0", "centroid_world-1", "centroid_world-2")
 # Columns, without the number at their end, that say which supervoxel it is, where it is or of which class.
 OF_ROWS = ("label", "num_pixels", "centroid", "bbox", "centroid_world", "bbox_world", "border", "majority")
 # The entry of `uns` that tells which labels a matrix is of.

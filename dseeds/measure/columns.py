@@ -24,6 +24,9 @@ from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.intensity_windows import Limits
 from dseeds.seeds.kernels.voxels import BINS
 
+# The columns of a centroid and of a bounding box, in voxels along (z, y, x), and of a centroid in mm along (x, y, z).
+CENTROID, CENTROID_WORLD = (tuple(f"{name}-{axis}" for axis in range(3)) for name in ("centroid", "centroid_world"))
+BOUNDING_BOX = tuple(f"bbox-{end}" for end in range(6))
 TABLE_PERCENTILES = (5, 25, 50, 75, 95)
 # The mean above the window's low end, for integers that float64 does not hold.
 ABOVE = "intensity_mean_above_window"

@@ -12,10 +12,10 @@ from dseeds.core.checks import is_whole_number
 from dseeds.core.geometry import Box, Triple, check_spacing, triple
 from dseeds.io import open_image
 from dseeds.io.labels import align_image, open_labels
+from dseeds.measure.columns import CENTROID
 from dseeds.measure.sampling import VolumeReader, interpolate, read_columns
 from dseeds.seeds.cell_size import millimetres
 
-CENTROID = ("centroid-0", "centroid-1", "centroid-2")
 MOST_VOXELS = 1 << 28
 
 

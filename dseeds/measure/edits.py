@@ -35,6 +35,7 @@ from dseeds.measure.kernels.regrowth import (
 from dseeds.parallel.executor import Executor
 from dseeds.seeds.binning import quantise_box
 from dseeds.seeds.intensity_windows import exact_number
+from dseeds.seeds.kernels.hierarchy import group_components
 from dseeds.storage.edit_log import EditKind, EditRecord, Move
 
 # Bytes of a voxel while labels are surveyed.
@@ -60,16 +61,8 @@ class LabelSurvey:
 
     def is_connected(self) -> bool:
         """Return whether all labels are joined by contacts."""
-        groups = list(range(len(self.chosen)))
-
-        def find(item: int) -> int:
-            while groups[item] != item:
-                groups[item] = item = groups[groups[item]]
-            return item
-
-        for a, b in self.contacts:
-            groups[find(a)] = find(b)
-        return len({find(item) for item in groups}) == 1
+        pairs = np.array(sorted(self.contacts), np.int64).reshape(-1, 2)
+        return not group_components(np.zeros(len(self.chosen), np.int64), pairs).any()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from dseeds.core.geometry import Box, Tiling, triple
 from dseeds.io import Image, Source
 from dseeds.io.editable_labels import EditableLabels
 from dseeds.io.labels import TASK_BYTES, choose_tiling, read_labels
+from dseeds.measure.annotated_matrix import read_lists
 from dseeds.measure.columns import (
+    BOUNDING_BOX,
     CountRows,
     Space,
     are_small_integers,
@@ -42,7 +44,6 @@ from dseeds.storage.parquet_dataset import EDGES, TABLE, Dataset
 
 # What the note of features says after an update as before; of the product of a run, they are no longer.
 _KEPT = ("labels", "spacing", "affine", "windows")
-BOX_COLUMNS = tuple(f"bbox-{axis}" for axis in range(6))
 _MEASURE_AGAIN = "measure them again with dseeds features"
 
 
@@ -94,10 +95,10 @@ def _read_identity(dataset: Dataset, note: Mapping[str, Any]) -> LabelIdentity:
 def find_places(dataset: Dataset, records: Sequence[EditRecord], chosen: Sequence[int]) -> LabelPlaces:
     """Return where labels are after edits, whose records begin where the features in a folder end."""
     ids = np.array(sorted(set(chosen)), np.int64)
-    rows = dataset.read_rows(ids, ["num_pixels", *BOX_COLUMNS], part_ends(dataset, TABLE, "label"), missing_ok=True)
+    rows = dataset.read_rows(ids, ["num_pixels", *BOUNDING_BOX], part_ends(dataset, TABLE, "label"), missing_ok=True)
     counts, boxes = dict.fromkeys(ids.tolist(), 0), {}
     for row in rows.to_pylist():
-        corners = [row[name] for name in BOX_COLUMNS]
+        corners = [row[name] for name in BOUNDING_BOX]
         counts[row["label"]] = row["num_pixels"]
         boxes[row["label"]] = Box(triple(corners[:3]), triple(corners[3:]))
     for record in records:
@@ -225,19 +226,12 @@ def _check_image(
     columns = [name for name in table.column_names if name.startswith("histogram")]
     before = dataset.read_rows(changed, columns, ends, missing_ok=True)
     for name in columns:
-        one, other = (_sum_histograms(rows[name]) for rows in (before, table))
+        one, other = (read_lists(rows, name).sum(axis=0) for rows in (before, table))
         if not np.array_equal(one, other):
             raise ValueError(
                 f"the features in {dataset.address} were measured from other intensities than those of the image now: "
                 f"pass the same image, or {_MEASURE_AGAIN}."
             )
-
-
-def _sum_histograms(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    width = column.type.list_size
-    histograms: NDArray[np.int64] = column.combine_chunks().flatten().to_numpy().reshape(-1, width)
-    total: NDArray[np.int64] = histograms.sum(axis=0)
-    return total
 
 
 def _measure_edges(

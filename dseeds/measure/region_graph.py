@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from dseeds.core.optional import import_optional
-from dseeds.measure.annotated_matrix import CENTROID_WORLD
+from dseeds.measure.columns import CENTROID, CENTROID_WORLD
 from dseeds.measure.identity import TableOrigin, folder_origin
 from dseeds.measure.lookup import is_numeric
 from dseeds.measure.network_graph import (
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from dseeds.measure.features import Features
 
 HISTOGRAM = "histogram"
-CENTROID = ("centroid-0", "centroid-1", "centroid-2")
 # Columns with positions, which do not describe what a supervoxel is like.
 POSITIONS = ("centroid", "bbox", "centroid_world", "bbox_world")
 

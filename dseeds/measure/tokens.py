@@ -17,6 +17,7 @@ from dseeds.core.geometry import Box, Triple, triple
 from dseeds.core.progress import Progress
 from dseeds.io import open_image
 from dseeds.io.labels import TASK_BYTES, align_image, check_still_unedited, open_labels
+from dseeds.measure.columns import BOUNDING_BOX
 from dseeds.measure.crops import read_size
 from dseeds.measure.identity import LabelIdentity, TableOrigin, note_of
 from dseeds.measure.lookup import open_values
@@ -26,7 +27,6 @@ from dseeds.storage.location import open_location
 from dseeds.storage.ownership import check_apart
 from dseeds.storage.token_group import LABELS, MASKS, TOKENS, VALUES, TokenGroup
 
-BOUNDS = tuple(f"bbox-{side}" for side in range(6))
 # Tokens and bytes of a batch, which is a chunk of the target.
 MOST_TOKENS, BATCH_BYTES = 1024, 1 << 24
 
@@ -50,7 +50,7 @@ class Tokens:
 
     Examples
     --------
-    >>> table = {"label": [4], **dict(zip(BOUNDS, [[0], [0], [1], [1], [1], [4]]))}
+    >>> table = {"label": [4], **dict(zip(BOUNDING_BOX, [[0], [0], [1], [1], [1], [4]]))}
     >>> made = tokens(np.array([[[0, 4, 4, 0]]]), np.array([[[5, 6, 7, 8]]]), table, shape=(1, 1, 3))
     >>> made.labels, made.values.tolist(), made.masks.tolist()
     (array([4]), [[[[[6.0, 7.0, 8.0]]]]], [[[[True, True, False]]]])
@@ -175,8 +175,8 @@ def tokens(
     opened = open_image(image, volume=volume, channel_axis=channel_axis, level=level or 0, planes=True)
     opened = align_image(opened, label_source)
     grid = read_size(shape, np.ones(3), "shape")
-    origin = open_values(table, BOUNDS[0]).origin
-    rows = read_columns(table, BOUNDS, label_source, whole=True)
+    origin = open_values(table, BOUNDING_BOX[0]).origin
+    rows = read_columns(table, BOUNDING_BOX, label_source, whole=True)
     reader = VolumeReader(label_source, opened)
     check_boxes(rows, reader)
     count, channels = len(rows.labels), opened.channels

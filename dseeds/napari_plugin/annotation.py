@@ -18,16 +18,16 @@ from dseeds.core.progress import Progress
 from dseeds.engine.run import LAYOUT_OPTIONS, ResolvedTarget
 from dseeds.engine.run_directory import RunMismatch, read_spec
 from dseeds.io.labels import open_labels
+from dseeds.measure.columns import BOUNDING_BOX, CENTROID
 from dseeds.measure.identity import TableOrigin
 from dseeds.measure.painting import paint
 from dseeds.measure.propagation import CLASSES, Propagated, RandomWalker
-from dseeds.measure.region_graph import CENTROID, AdjacencyGraph, load_graph
+from dseeds.measure.region_graph import AdjacencyGraph, load_graph
 from dseeds.napari_plugin.stored_volumes import choose_source, stored_or_array
 from dseeds.storage.table_file import check_table_file, read_note, read_table_file
 
 # Bytes of probabilities that undo keeps; of states before these, only the annotations are kept.
 UNDO_BYTES = 1 << 28
-BOUNDING_BOX = tuple(f"bbox-{number}" for number in range(6))
 
 
 @dataclass(frozen=True)
