@@ -143,9 +143,9 @@ def test_each_contact_is_measured_as_by_itself(volume, region):
             x = channel.astype(np.float64)
             with np.errstate(invalid="ignore", over="ignore"):
                 along = [abs(x[a] - x[b]) / spacing[axis] for axis, a, b in faces]
+                both = [x[a] / 2 + x[b] / 2 for _, a, b in faces if np.isfinite(abs(x[a] - x[b]))]
             along = [value for value in along if np.isfinite(value)]
             expected = np.mean(along) if along else np.nan
-            both = [x[a] / 2 + x[b] / 2 for _, a, b in faces if np.isfinite(abs(x[a] - x[b]))]
             near = float(np.mean(np.array(both, np.longdouble))) if both else np.nan
             largest = max(map(abs, both), default=0)
             found = row[f"intensity_mean{name}"]
